@@ -1,0 +1,105 @@
+"""What criteria and budgets see of a dependency group.
+
+Plain data, so that a criterion or a budget needs neither the graph nor an op table.
+
+Index spaces: a *unit* (``0 .. units - 1``) is the smallest thing that can be cut, such as a channel, a head or a whole
+group of a grouped convolution. A *position* is an index on one axis of one tensor, in the original model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+__all__ = ["Extent", "Group", "Indices", "Member"]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """The slices of one weight that go when units of a group go.
+
+    Attributes
+    ----------
+    tensor : str
+        Name of the weight (initializer, or the output of a Constant node).
+    axis : int
+        Axis of that weight, not negative.
+    index : int64[k]
+        Positions on that axis, in the original model.
+    unit : int64[k]
+        The unit that owns each of these positions.
+    role : str
+        What the weight is to its op: ``weight``, ``bias``, ``scale``, ``mean``, ``var`` or ``data``.
+    contracted : bool
+        True where the axis is read and summed over (a consumer), False where it is produced.
+    """
+
+    tensor: str
+    axis: int
+    index: Indices
+    unit: Indices
+    role: str
+    contracted: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """One axis of an activation or weight whose length shrinks with the group.
+
+    Attributes
+    ----------
+    axis_id : int
+        Equal for equal axes, so that groups which share an axis (a concatenation) can be counted together.
+    size : int
+        Length of the axis over all groups, frozen positions included.
+    per_unit : int64[units]
+        How many positions on it each unit holds.
+    label : str
+        ``tensor:axis``, for people.
+    """
+
+    axis_id: int
+    size: int
+    per_unit: Indices
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What must be cut together, unit by unit.
+
+    Attributes
+    ----------
+    name : str
+        Unique and stable over runs, such as ``layer1.0.conv1.weight:0``.
+    units : int
+        Number of units.
+    kind : str
+        ``channels``, ``heads``, ``groups``, ...
+    members : tuple of Member
+        Every slice of every weight that goes with a unit.
+    extents : tuple of Extent
+        Every axis that shrinks.
+    component : int
+        Groups with the same number are coupled through a shared axis.
+    params : int64[units]
+        Parameters that go when only that unit goes.
+    macs : float64[units]
+        Multiply-accumulate operations that go when only that unit goes.
+    inexact : bool
+        True where a cut changes an average (opt-in only).
+    """
+
+    name: str
+    units: int
+    kind: str
+    members: tuple[Member, ...]
+    extents: tuple[Extent, ...]
+    component: int
+    params: Indices
+    macs: NDArray[np.float64]
+    inexact: bool = False
