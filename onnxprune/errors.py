@@ -1,0 +1,86 @@
+"""The errors that onnxprune raises, one exit code each.
+
+::
+
+    OnnxPruneError           1   anything else that onnxprune reports
+    ├── UsageError           2   an option or an argument is wrong
+    ├── ModelError           3   the input isn't a sound ONNX model
+    ├── NothingToPrune       4   nothing in the model can be cut as asked
+    ├── VerificationError    5   the result doesn't compute what it must
+    ├── PlanError            6   a plan is malformed or belongs to another model
+    ├── OutputError          7   the output can't be written, or would overwrite the input
+    ├── CalibrationError     8   the samples don't fit the model
+    └── NotFaster            9   the result is sound, but no faster than the input
+
+A message is one sentence: what, where, why, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CalibrationError",
+    "ModelError",
+    "NotFaster",
+    "NothingToPrune",
+    "OnnxPruneError",
+    "OutputError",
+    "PlanError",
+    "UsageError",
+    "VerificationError",
+]
+
+
+class OnnxPruneError(Exception):
+    """Base of every error that onnxprune raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(OnnxPruneError):
+    """An option or an argument is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(OnnxPruneError):
+    """The input isn't a sound ONNX model, or holds what can't be read safely."""
+
+    exit_code = 3
+
+
+class NothingToPrune(OnnxPruneError):
+    """Nothing in the model can be cut as asked."""
+
+    exit_code = 4
+
+
+class VerificationError(OnnxPruneError):
+    """The result doesn't compute what the plan promises."""
+
+    exit_code = 5
+
+
+class PlanError(OnnxPruneError):
+    """A plan is malformed, inconsistent, or belongs to another model."""
+
+    exit_code = 6
+
+
+class OutputError(OnnxPruneError):
+    """The output can't be written, or would overwrite the input."""
+
+    exit_code = 7
+
+
+class CalibrationError(OnnxPruneError):
+    """The given samples don't fit the model."""
+
+    exit_code = 8
+
+
+class NotFaster(OnnxPruneError):
+    """The result is sound, but not faster than the input."""
+
+    exit_code = 9
