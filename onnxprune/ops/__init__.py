@@ -1,0 +1,11 @@
+"""The op table: one row an op. Importing this package fills it."""
+
+from onnxprune.ops.base import (
+    EMITTERS, TABLE, Cut, Edit, Map, Node, Refusal, Row, SetAttr, SetInput, emit, lookup,
+)  # fmt: skip
+from onnxprune.ops.notation import NotationError, parse
+
+__all__ = [
+    "EMITTERS", "TABLE", "Cut", "Edit", "Map", "Node", "NotationError", "Refusal", "Row", "SetAttr", "SetInput",
+    "emit", "lookup", "parse",
+]  # fmt: skip

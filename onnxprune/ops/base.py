@@ -1,0 +1,245 @@
+"""What an op says about itself: a row, or a refusal with its reason.
+
+``TABLE`` maps (domain, op type) to a rule; importing :mod:`onnxprune.ops` fills it. A rule reads a :class:`Node` (shapes,
+attributes, known values) and returns a :class:`Row`. What it doesn't know it refuses; nothing is ever guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "EMITTERS", "TABLE", "Cut", "Edit", "Map", "Node", "Refusal", "Row", "SetAttr", "SetInput", "Unknown",
+    "emit", "emitter", "literal", "lookup", "op",
+]  # fmt: skip
+
+Indices: TypeAlias = NDArray[np.int64]
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Unknown(ValueError):
+    """A rule needs something (a shape, a value) that is not known before the model runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """An output letter that takes elements of an input letter: ``d[j] = source[index[j]]``; -1 has no source."""
+
+    source: str
+    index: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One op, described: see :mod:`onnxprune.ops.notation` for ``text``.
+
+    Attributes
+    ----------
+    text : the signature.
+    sizes : sizes of letters that shapes alone do not give (the number of groups).
+    maps : output letter -> where its elements come from (Slice, Gather, Pad).
+    pinned : letter -> indices of it that must stay (a scalar Gather's element); the others are free.
+    attrs : attribute -> letter whose kept count is the attribute's new value.
+    why : letter (or ``*star``'s name) -> reason of its lock.
+    zeros : input slot -> input slot of the zero point that is its zero.
+    roles : role of each input: "data", "weight", "bias", "scale", "mean", "var", "shape", "quant".
+    """
+
+    text: str
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    maps: Mapping[str, Map] = field(default_factory=dict)
+    pinned: Mapping[str, Indices] = field(default_factory=dict)
+    attrs: Mapping[str, str] = field(default_factory=dict)
+    why: Mapping[str, str] = field(default_factory=dict)
+    zeros: Mapping[int, int] = field(default_factory=dict)
+    roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No row: every axis that the node touches is frozen, for this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a rule may look at. Slots that are absent or unknown hold None."""
+
+    op: str
+    domain: str
+    opset: int
+    name: str
+    attrs: Mapping[str, Any]
+    shapes: tuple[Shape | None, ...]
+    out_shapes: tuple[Shape | None, ...]
+    values: tuple[NDArray[Any] | None, ...]
+    constant: tuple[bool, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def has(self, slot: int) -> bool:
+        """Whether the optional input ``slot`` is given."""
+        return slot < len(self.inputs) and self.inputs[slot] != ""
+
+    def gives(self, slot: int) -> bool:
+        """Whether the optional output ``slot`` is asked for."""
+        return slot < len(self.outputs) and self.outputs[slot] != ""
+
+    def shape(self, slot: int) -> Shape:
+        """Return the shape of an input, or raise :class:`Unknown`."""
+        found = self.shapes[slot] if slot < len(self.shapes) else None
+        if found is None:
+            raise Unknown(f"the shape of input {slot} is unknown")
+        return found
+
+    def out_shape(self, slot: int = 0) -> Shape:
+        """Return the shape of an output, or raise :class:`Unknown`."""
+        found = self.out_shapes[slot] if slot < len(self.out_shapes) else None
+        if found is None:
+            raise Unknown(f"the shape of output {slot} is unknown")
+        return found
+
+    def rank(self, slot: int = 0) -> int:
+        """Return the rank of an input, or raise :class:`Unknown`."""
+        return len(self.shape(slot))
+
+    def value(self, slot: int) -> NDArray[Any]:
+        """Return the value of an input, or raise :class:`Unknown`."""
+        found = self.values[slot] if slot < len(self.values) else None
+        if found is None:
+            raise Unknown(f"the value of input {slot} is computed at run time")
+        return found
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """Return an attribute or its default."""
+        return self.attrs.get(name, default)
+
+    def ints(self, name: str, slot: int, since: int) -> list[int] | None:
+        """Return a list that was attribute ``name`` before opset ``since`` and is input ``slot`` from it; None: absent."""
+        if self.opset < since or name in self.attrs:
+            found = self.attrs.get(name)
+            return None if found is None else [int(i) for i in found]
+        return [int(i) for i in self.value(slot).reshape(-1)] if self.has(slot) else None
+
+    def axis(self, default: int, rank: int | None = None, name: str = "axis") -> int:
+        """Return an axis attribute, counted from the front.
+
+        Raises
+        ------
+        ValueError
+            If it is out of range.
+        """
+        rank = self.rank() if rank is None else rank
+        return normal(int(self.attrs.get(name, default)), rank)
+
+
+def normal(axis: int, rank: int) -> int:
+    """Count an axis from the front; ValueError when it is out of range."""
+    if not -rank <= axis < max(rank, 1):
+        raise ValueError(f"axis {axis} is out of range for rank {rank}")
+    return axis + rank if axis < 0 else axis
+
+
+@dataclass(frozen=True, slots=True)
+class SetInput:
+    """Input ``slot`` must become this constant. Entries equal to the old value need no change."""
+
+    slot: int
+    array: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SetAttr:
+    """Attribute ``name`` must become this value."""
+
+    name: str
+    value: Any
+
+
+Edit: TypeAlias = SetInput | SetAttr
+
+
+class Cut(Protocol):
+    """What an emitter may ask about a decided cut."""
+
+    def kept(self, slot: int, axis: int) -> Indices:
+        """Indices kept on an input's axis, ascending."""
+        ...
+
+    def kept_out(self, slot: int, axis: int) -> Indices:
+        """Indices kept on an output's axis, ascending."""
+        ...
+
+    def new_shape(self, slot: int) -> Shape:
+        """Shape of an input after the cut."""
+        ...
+
+    def new_out_shape(self, slot: int) -> Shape:
+        """Shape of an output after the cut."""
+        ...
+
+
+Rule: TypeAlias = Callable[[Node], Row | Refusal]
+Emitter: TypeAlias = Callable[[Node, Cut], list[Edit]]
+TABLE: dict[tuple[str, str], Rule] = {}
+EMITTERS: dict[tuple[str, str], Emitter] = {}
+
+
+def op(*names: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Register a rule under one or several op types of a domain."""
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            if (domain, name) in TABLE:
+                raise ValueError(f"{domain}::{name} has two rules")
+            TABLE[domain, name] = rule
+        return rule
+
+    return register
+
+
+def emitter(*names: str, domain: str = "") -> Callable[[Emitter], Emitter]:
+    """Register what rewrites an op's constants that encode sizes."""
+
+    def register(rule: Emitter) -> Emitter:
+        for name in names:
+            if (domain, name) in EMITTERS:
+                raise ValueError(f"{domain}::{name} has two emitters")
+            EMITTERS[domain, name] = rule
+        return rule
+
+    return register
+
+
+def literal(text: str, names: Iterable[str], domain: str = "", **fields: Any) -> None:
+    """Register a row that doesn't depend on the node."""
+    row = Row(text, **fields)
+    op(*names, domain=domain)(lambda node: row)
+
+
+def _key(node: Node) -> tuple[str, str]:
+    return ("" if node.domain == "ai.onnx" else node.domain, node.op)
+
+
+def lookup(node: Node) -> Row | Refusal:
+    """Return the row of a node, or the reason why it has none."""
+    key = _key(node)
+    rule = TABLE.get(key)
+    if rule is None:
+        return Refusal(f"no row for {key[0] or 'ai.onnx'}::{node.op}: all its axes are frozen")
+    try:
+        return rule(node)
+    except (KeyError, IndexError, ValueError, TypeError) as reason:
+        return Refusal(f"{node.op}: {reason}")
+
+
+def emit(node: Node, cut: Cut) -> list[Edit]:
+    """Return the edits that a cut needs on constants and attributes that encode sizes; empty: none."""
+    rule = EMITTERS.get(_key(node))
+    return [] if rule is None else rule(node, cut)
