@@ -92,6 +92,8 @@ class Group:
         Multiply-accumulate operations that go when only that unit goes.
     inexact : bool
         True where a cut changes an average (opt-in only).
+    alternative : bool
+        True where the same axes are cut by default through other groups (whole heads rather than head width).
     """
 
     name: str
@@ -103,3 +105,4 @@ class Group:
     params: Indices
     macs: NDArray[np.float64]
     inexact: bool = False
+    alternative: bool = False

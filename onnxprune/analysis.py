@@ -1,0 +1,154 @@
+"""Everything that is known of a model before a decision: shapes, couplings, groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from onnxprune import binding
+from onnxprune.coupling import Coupling, couple
+from onnxprune.errors import ModelError
+from onnxprune.groups import Grouping, group
+from onnxprune.model import Model
+from onnxprune.trace import Shape, TraceError, Tracer, Typed, Weight, is_small
+
+
+@dataclass
+class Analysis:
+    """A model, traced and grouped.
+
+    Attributes
+    ----------
+    model : Model
+    tracer : Tracer
+        Shapes and small values under ``inputs``.
+    coupling : Coupling
+    grouping : Grouping
+    inputs : dict
+        The shapes that the inputs were bound to.
+    given : dict
+        Those of them that the user said.
+    """
+
+    model: Model
+    tracer: Tracer
+    coupling: Coupling
+    grouping: Grouping
+    inputs: dict[str, Shape]
+    given: dict[str, Shape] = field(default_factory=dict)
+
+    def other_values(self) -> Mapping[str, NDArray[Any]] | None:
+        """Values of small tensors under another binding; None where no axis is dynamic."""
+        other = self.other_trace()
+        return None if other is None else other.values
+
+    def other_trace(self) -> Tracer | None:
+        """Trace under another binding of the dynamic axes, None where there is none that fits."""
+        graph = self.model.proto.graph
+        if not binding.is_dynamic(graph, self.given):
+            return None
+        for inputs in binding.bindings(graph, self.given, other=True):
+            if inputs == self.inputs:
+                continue
+            tracer = _tracer(self.model, self.tracer.weights, inputs, {})
+            try:
+                for applied in self.coupling.nodes:
+                    tracer.visit(applied.proto)
+            except TraceError:
+                continue
+            return tracer
+        return None
+
+
+def analyse(
+    model: Model, *, input_shapes: Mapping[str, Shape] | None = None, allow_inexact: bool = False
+) -> Analysis:
+    """Trace a model, apply the rows, and find its dependency groups.
+
+    Parameters
+    ----------
+    model : Model
+    input_shapes : mapping, optional
+        Input -> shape, for dynamic axes that no guess fits.
+    allow_inexact : bool
+        Open axes that an average runs over.
+
+    Raises
+    ------
+    UsageError
+        If an input shape contradicts the model.
+    ModelError
+        If the shapes of the graph don't agree under any binding that was tried.
+    """
+    graph = model.proto.graph
+    given = dict(input_shapes or {})
+    binding.check_given(graph, given)
+    weights = weights_of(model)
+    nodes = [graph.node[i] for i in model.order]
+    outputs = [v.name for v in graph.output]
+    failure: TraceError | None = None
+    for inputs in binding.bindings(graph, given):
+        tracer = _tracer(model, weights, inputs, {})
+        try:
+            coupling = _couple(model, tracer, nodes, inputs, outputs)
+        except TraceError as error:
+            failure = failure or error
+            continue
+        elements = {name: weight.elem for name, weight in weights.items()}
+        return Analysis(model, tracer, coupling, group(coupling, elements, allow_inexact=allow_inexact), inputs, given)
+    raise ModelError(
+        f"The shapes of the graph do not agree ({failure}): give the shapes of its inputs with --input-shape, or repair the model."
+    )
+
+
+def _couple(
+    model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], outputs: list[str]
+) -> Coupling:
+    """Couple the graph; where inference leaves shapes open, take them from one run of the model."""
+    coupling = couple(tracer, nodes, inputs, outputs)
+    unknown = [n for a in coupling.nodes for n in a.node.outputs if n and tracer.types.get(n, (0, None))[1] is None]
+    if not unknown:
+        return coupling
+    from onnxprune.runtime import probe_types
+
+    hints = probe_types(model, inputs, unknown)
+    if not hints:
+        return coupling
+    again = _tracer(model, tracer.weights, inputs, hints)
+    coupling = couple(again, nodes, inputs, outputs)
+    tracer.__dict__.update(again.__dict__)
+    return coupling
+
+
+def _tracer(model: Model, weights: Mapping[str, Weight], inputs: Mapping[str, Shape], hints: Mapping[str, Typed]) -> Tracer:
+    opsets = {o.domain.replace("ai.onnx", "") if o.domain == "ai.onnx" else o.domain: o.version for o in model.proto.opset_import}
+    types: dict[str, Typed] = {}
+    for value in binding.real_inputs(model.proto.graph):
+        if value.name in inputs and value.type.HasField("tensor_type"):
+            types[value.name] = (value.type.tensor_type.elem_type, inputs[value.name])
+    return Tracer(opsets, weights, types=types, hints=hints)
+
+
+def weights_of(model: Model) -> dict[str, Weight]:
+    """Return what rules may know of a model's weights."""
+    found: dict[str, Weight] = {}
+    for name in model.names():
+        info = model.info(name)
+        shape = tuple(info.dims)
+        value = None
+        if is_small(info.elem_type, shape) and info.elem_type in _READABLE:
+            value = np.asarray(model.weight(name)).reshape(shape)
+        found[name] = Weight(info.elem_type, shape, value)
+    return found
+
+
+_READABLE = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL,
+     onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
+)  # fmt: skip

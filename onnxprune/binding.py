@@ -1,0 +1,137 @@
+"""Concrete sizes for the dynamic axes of a model's inputs.
+
+Any sizes under which the graph's shapes agree will do: no axis of an input is ever cut. Sizes are tried in turn, since a
+graph may demand a multiple of 32 or a window of 7; ``--input-shape`` says them where no guess fits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import onnx
+
+from onnxprune.errors import UsageError
+
+Shape = tuple[int, ...]
+
+#: (batch, sizes of large axes such as height and width, sizes of other axes), tried in this order.
+_GUESSES = (
+    (2, 64, 12), (1, 64, 12), (2, 224, 16), (1, 224, 16), (1, 256, 64), (1, 192, 128), (1, 640, 256), (1, 16000, 100), (1, 1, 1),
+)  # fmt: skip
+#: A second binding, to tell sizes that follow the input from those that don't.
+_OTHERS = ((3, 96, 20), (3, 128, 24), (2, 448, 32), (1, 96, 20), (1, 128, 24), (1, 320, 24), (3, 64, 12), (2, 64, 12))
+
+
+def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that are not initializers as well."""
+    weights = {t.name for t in graph.initializer}
+    return [v for v in graph.input if v.name not in weights]
+
+
+def declared(value: onnx.ValueInfoProto) -> tuple[int | str, ...] | None:
+    """Return an input's axes: a size, or a name for a dynamic one; None where even the rank is unknown."""
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        return None
+    found: list[int | str] = []
+    for n, dim in enumerate(tensor.shape.dim):
+        fixed = dim.HasField("dim_value") and dim.dim_value > 0
+        found.append(dim.dim_value if fixed else dim.dim_param or f"{value.name}.{n}")
+    return tuple(found)
+
+
+def check_given(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> None:
+    """Refuse input shapes that the model contradicts.
+
+    Raises
+    ------
+    UsageError
+        If a name isn't an input, or a rank or a fixed size differs.
+    """
+    inputs = {v.name: declared(v) for v in real_inputs(graph)}
+    for name, shape in given.items():
+        if name not in inputs:
+            raise UsageError(f"--input-shape names '{name}', which isn't an input of the model; its inputs are {', '.join(inputs)}.")
+        axes = inputs[name]
+        fits = axes is None or (
+            len(axes) == len(shape) and all(isinstance(a, str) or a == s for a, s in zip(axes, shape, strict=True))
+        )
+        if not fits or any(s < 1 for s in shape):
+            text = ",".join(map(str, axes or ()))
+            raise UsageError(
+                f"--input-shape {name}:{','.join(map(str, shape))} contradicts the model, whose input '{name}' has the shape "
+                f"({text}): give a size for each dynamic axis and leave the fixed ones as they are."
+            )
+
+
+def bindings(graph: onnx.GraphProto, given: Mapping[str, Shape], *, other: bool = False) -> Iterator[dict[str, Shape]]:
+    """Yield shapes for all inputs, the likeliest first; one only where no axis is dynamic.
+
+    Parameters
+    ----------
+    graph : GraphProto
+    given : mapping
+        Shapes that the user says.
+    other : bool
+        Yield sizes that differ from those of the first round.
+    """
+    inputs = {v.name: declared(v) for v in real_inputs(graph)}
+    open_ = [axes for name, axes in inputs.items() if name not in given]
+    if all(axes is not None and all(isinstance(a, int) for a in axes) for axes in open_):
+        yield {n: given.get(n) or tuple(int(a) for a in axes or ()) for n, axes in inputs.items()}
+        return
+    fixed = _said(inputs, given)
+    for guess in _OTHERS if other else _GUESSES:
+        sizes = dict(fixed)
+        yield {n: given.get(n) or _shape(axes, sizes, guess) for n, axes in inputs.items()}
+
+
+def is_dynamic(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> bool:
+    """Whether any input axis has no size of its own."""
+    return any(
+        axes is None or any(isinstance(a, str) for a in axes)
+        for v in real_inputs(graph) if v.name not in given for axes in (declared(v),)
+    )  # fmt: skip
+
+
+def _said(inputs: Mapping[str, tuple[int | str, ...] | None], given: Mapping[str, Shape]) -> dict[str, int]:
+    """Sizes of named axes that the given shapes fix for other inputs too."""
+    return {
+        axis: size
+        for name, shape in given.items()
+        for axis, size in zip(inputs[name] or (), shape, strict=False)
+        if isinstance(axis, str)
+    }
+
+
+_BATCH = re.compile(r"batch|^n$|^b$|^N$|^bs$|unk__|DynamicDimension\.0$", re.IGNORECASE)
+
+
+def _shape(axes: tuple[int | str, ...] | None, sizes: dict[str, int], guess: tuple[int, int, int]) -> Shape:
+    batch, large, small = guess
+    found = []
+    for n, axis in enumerate(axes or ()):
+        if isinstance(axis, int):
+            found.append(axis)
+            continue
+        if axis not in sizes:
+            total = _sum(axis, sizes)
+            first = _BATCH.search(axis) or (n == 0 and len(axes or ()) > 1)
+            sizes[axis] = total if total is not None else batch if first else large if len(axes or ()) >= 4 else small
+        found.append(sizes[axis])
+    return tuple(found)
+
+
+def _sum(axis: str, sizes: Mapping[str, int]) -> int | None:
+    """Value of an axis named like ``past_length + 1``, where its terms are known."""
+    if "+" not in axis:
+        return None
+    total = 0
+    for term in axis.split("+"):
+        term = term.strip(" ()")
+        size = int(term) if term.isdigit() else sizes.get(term)
+        if size is None:
+            return None
+        total += size
+    return total

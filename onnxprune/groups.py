@@ -1,0 +1,402 @@
+"""Dependency groups: the units of a space, with the weights, axes and costs that go with them.
+
+Two families of units are sought where an axis is a product with more than one factor that may go: the outermost (whole
+heads, whole groups of a convolution) and the innermost (head width, channels within each group). Both are reported; by
+default the outermost is cut unless it is too coarse to follow a ratio, and the other stands by as an alternative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.coupling import Coupling, Instance, uses_of
+from onnxprune.group_types import Extent, Group, Indices, Member
+from onnxprune.space import Solution, Space, solve
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+#: An outer family with fewer units than this on some axis is too coarse to follow a ratio.
+COARSE = 4
+
+_FLOATS = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
+_QUANTISED = frozenset({2, 3, 21, 22})
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An axis of a weight that must not be cut, and why."""
+
+    tensor: str
+    axis: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """The groups found under one choice of factors."""
+
+    solution: Solution
+    groups: tuple[Group, ...]
+    numbers: Mapping[str, Indices]  # group name -> its units' numbers in the solution
+
+
+@dataclass
+class Grouping:
+    """All groups of a graph.
+
+    Attributes
+    ----------
+    coupling : Coupling
+    families : tuple of Family
+        One, or two where some axis could be cut along two factors.
+    groups : list of Group
+        Of all families; ``alternative`` marks those that are not cut unless asked for.
+    frozen : list of Frozen
+        Axes of weights that no family may cut.
+    """
+
+    coupling: Coupling
+    families: tuple[Family, ...]
+    groups: list[Group] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
+
+    def dead(self, removed: Mapping[str, Iterable[int]]) -> dict[int, NDArray[np.bool_]]:
+        """Return which indices of each root dim go when these units of these groups go.
+
+        Raises
+        ------
+        ValueError
+            If the set isn't closed under all relations, or an axis would lose all of its elements.
+        """
+        space = self.coupling.space
+        masks: dict[int, NDArray[np.bool_]] = {}
+        for family in self.families:
+            gone = np.zeros(family.solution.inexact.size + 1, bool)  # the last one stands for "frozen"
+            for name, units in removed.items():
+                if name in family.numbers:
+                    gone[family.numbers[name][np.asarray(list(units), np.int64)]] = True
+            if not gone.any():
+                continue
+            for root in family.solution.start:
+                mask = gone[family.solution.units_of(root, space.sizes[root])]
+                if mask.any():
+                    masks[root] = masks[root] | mask if root in masks else mask
+        _check_closed(space, masks)
+        return masks
+
+
+def group(coupling: Coupling, elements: Mapping[str, int], *, allow_inexact: bool = False) -> Grouping:
+    """Find the dependency groups of a coupled graph.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    elements : mapping
+        Weight -> its ONNX element type: only floats and quantised integers count as parameters.
+    allow_inexact : bool
+        Open axes that an average runs over (LayerNorm width); groups that need it are marked inexact.
+    """
+    space = coupling.space
+    weights = _Weights(coupling, elements)
+    outer = solve(space, allow_inexact=allow_inexact)
+    component = _components(coupling, outer)
+    families = [_family(weights, outer, component, {})]
+    alternative: dict[str, bool] = {}
+    if outer.ambiguous:
+        inner = solve(space, allow_inexact=allow_inexact, inner_first=True)
+        touched = {component[space.find(space.products[n].whole)] for n in outer.ambiguous}
+        family = _family(weights, inner, component, {g.name: 1 for g in families[0].groups})
+        family = replace(family, groups=tuple(g for g in family.groups if g.component in touched))
+        families.append(family)
+        for number in touched:
+            coarse = _too_coarse(space, component, number, outer, inner)
+            for n, fam in enumerate(families):
+                alternative |= {g.name: coarse != bool(n) for g in fam.groups if g.component == number}
+    found = [replace(g, alternative=alternative.get(g.name, False)) for f in families for g in f.groups]
+    return Grouping(coupling, tuple(families), found, _frozen(weights, families))
+
+
+def graph(coupling: Coupling) -> nx.Graph:
+    """Return the coupling graph: nodes are root dims, edges are the links and products between them."""
+    import networkx as nx
+
+    space, found = coupling.space, nx.Graph()
+    found.add_nodes_from(d for d in range(len(space.sizes)) if space.find(d) == d)
+    found.add_edges_from((space.find(x.a), space.find(x.b)) for x in space.links)
+    found.add_edges_from((space.find(p.whole), space.find(f)) for p in space.products for f in p.factors)
+    return found
+
+
+def _components(coupling: Coupling, solution: Solution) -> dict[int, int]:
+    """Number of the connected component of each root dim that isn't frozen as a whole."""
+    import networkx as nx
+
+    net = graph(coupling)
+    net.remove_nodes_from([n for n in net if n not in solution.start])
+    return {dim: number for number, part in enumerate(nx.connected_components(net)) for dim in part}
+
+
+def _too_coarse(space: Space, component: Mapping[int, int], number: int, outer: Solution, inner: Solution) -> bool:
+    wholes = [space.find(space.products[n].whole) for n in outer.ambiguous]
+    wholes = [w for w in wholes if component[w] == number]
+
+    def fewest(solution: Solution) -> int:
+        counts = [np.unique(u[u >= 0]).size for u in (solution.units_of(w, space.sizes[w]) for w in wholes)]
+        return min(counts, default=0)
+
+    return fewest(outer) < COARSE and fewest(inner) > fewest(outer)
+
+
+class _Weights:
+    """What is known of the weights: parameters, roles, and which of their axes are contracted."""
+
+    def __init__(self, coupling: Coupling, elements: Mapping[str, int]) -> None:
+        self.coupling = coupling
+        self.uses = uses_of(coupling)
+        self._facts: dict[tuple[int, int], tuple[str, bool, bool]] = {}
+        kinds = _FLOATS | _QUANTISED
+        self.instances = [i for i in coupling.instances if i.dims and elements.get(i.tensor, 0) in kinds and (i.uses or i.outer)]
+        order = {id(i): min(i.uses, default=(1 << 60, 0)) for i in self.instances}
+        self.instances.sort(key=lambda i: order[id(i)])
+
+    def facts(self, instance: Instance, axis: int) -> tuple[str, bool, bool]:
+        """Role of a weight, whether this axis is summed over, and whether its op multiplies and accumulates."""
+        key = (id(instance), axis)
+        if key not in self._facts:
+            self._facts[key] = self._follow(instance, axis)
+        return self._facts[key]
+
+    def _follow(self, instance: Instance, axis: int) -> tuple[str, bool, bool]:
+        space, nodes = self.coupling.space, self.coupling.nodes
+        root = space.find(instance.dims[axis])
+        stack, seen = list(instance.uses), set(instance.uses)
+        role, contracted, dense = "", False, False
+        while stack:
+            number, slot = stack.pop(0)
+            applied = nodes[number]
+            if applied.row is None:
+                continue
+            node = applied.node
+            derived = all(n == "" or n in self.constants for n in node.inputs)
+            if derived:
+                following = [use for name in node.outputs for use in self.uses.get(name, ()) if use not in seen]
+                seen.update(following)
+                stack += following
+            else:
+                role = role or (applied.row.roles[slot] if slot < len(applied.row.roles) else "data")
+                dims = applied.ins[slot] or ()
+                contracted |= any(s == slot and space.find(dims[a]) == root for s, a in applied.contracted)
+                dense |= bool(applied.macs)
+        return role or "data", contracted, dense
+
+    @cached_property
+    def constants(self) -> set[str]:
+        """Names of tensors that depend on weights alone."""
+        found = {i.tensor for i in self.coupling.instances}
+        for applied in self.coupling.nodes:
+            node = applied.node
+            if node.inputs and all(n == "" or n in found for n in node.inputs):
+                found.update(node.outputs)
+        return found
+
+
+def _family(weights: _Weights, solution: Solution, component: Mapping[int, int], taken: dict[str, int]) -> Family:
+    """Collect the units of a solution that own parameters into groups: same axes, same group."""
+    space = weights.coupling.space
+    units = solution.inexact.size
+    owned = np.zeros(units, bool)
+    for instance in weights.instances:
+        for dim in instance.dims:
+            number = solution.units_of(space.find(dim), space.sizes[dim])
+            owned[number[number >= 0]] = True
+    group_of, local, count = _by_signature(space, solution, owned)
+    members, names, params = _members(weights, solution, group_of, local, count)
+    extents = _extents(weights, solution, group_of, local, count)
+    macs = _macs(weights.coupling, solution, units)
+    parts = _component_of(solution, component, group_of, len(count))
+    kinds = _Kinds(weights.coupling, solution)
+    groups, numbers = [], {}
+    owners = np.flatnonzero(owned)
+    for g, at in enumerate(_slots(group_of[owned], len(count))):
+        mine = owners[at]
+        name = _unique(names[g], taken)
+        numbers[name] = mine
+        groups.append(
+            Group(name, int(count[g]), kinds.of(mine), tuple(members[g]), tuple(extents[g]), parts[g],
+                  np.round(params[mine]).astype(np.int64), macs[mine], bool(solution.inexact[mine].any()))
+        )  # fmt: skip
+    return Family(solution, tuple(groups), numbers)
+
+
+def _slots(group_of: Indices, count: int) -> list[Indices]:
+    order = np.argsort(group_of, kind="stable")
+    first = np.searchsorted(group_of[order], np.arange(count + 1))
+    return [order[first[g] : first[g + 1]] for g in range(count)]
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else f"{name}#{taken[name]}"
+
+
+def _by_signature(space: Space, solution: Solution, owned: NDArray[np.bool_]) -> tuple[Indices, Indices, Indices]:
+    """Number the groups; return the group of each unit (-1: none), its place in the group, and the groups' sizes."""
+    rng = np.random.default_rng(0)
+    signature = np.zeros(owned.size, np.uint64)
+    for root, first in solution.start.items():
+        unit = solution.unit[first : first + space.sizes[root]]
+        mark = rng.integers(1, 1 << 63, dtype=np.uint64)
+        np.add.at(signature, unit[unit >= 0], mark)  # wraps around: a random hash of the multiset of axes
+    group_of = np.full(owned.size, -1, np.int64)
+    if owned.any():
+        _, first_at, inverse = np.unique(signature[owned], return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(first_at))
+        group_of[owned] = rank[inverse.ravel()]
+    count = np.bincount(group_of[owned], minlength=0) if owned.any() else np.zeros(0, np.int64)
+    local = np.full(owned.size, -1, np.int64)
+    for mine in _slots(group_of[owned], len(count)):
+        local[np.flatnonzero(owned)[mine]] = np.arange(mine.size)
+    return group_of, local, count
+
+
+def _per_group(unit: Indices, group_of: Indices) -> Iterator[tuple[int, Indices]]:
+    """Yield each group on an axis with the positions that belong to it."""
+    mine = np.where(unit >= 0, group_of[unit], -1)
+    present = np.unique(mine)
+    for g in present[present >= 0]:
+        yield int(g), np.flatnonzero(mine == g)
+
+
+def _members(
+    weights: _Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
+) -> tuple[list[list[Member]], list[str], NDArray[np.float64]]:
+    space = weights.coupling.space
+    members: list[list[Member]] = [[] for _ in count]
+    names = [""] * len(count)
+    params = np.zeros(group_of.size)
+    for instance in weights.instances:
+        shape = [space.sizes[d] for d in instance.dims]
+        for axis, dim in enumerate(instance.dims):
+            unit = solution.units_of(space.find(dim), shape[axis])
+            if not (unit >= 0).any():
+                continue
+            role, contracted, dense = weights.facts(instance, axis)
+            slice_size = int(np.prod(shape, dtype=np.int64)) // shape[axis]
+            for g, at in _per_group(unit, group_of):
+                members[g].append(Member(instance.tensor, axis, at, local[unit[at]], role, contracted))
+                np.add.at(params, unit[at], slice_size)
+                if not names[g] or (names[g].startswith("~") and dense):
+                    names[g] = f"{'' if dense else '~'}{instance.tensor}:{axis}"
+    return members, [n.removeprefix("~") for n in names], params
+
+
+def _extents(
+    weights: _Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
+) -> list[list[Extent]]:
+    """Axes of the weights of multiplying ops: those whose length a kernel cares about."""
+    space = weights.coupling.space
+    found: list[list[Extent]] = [[] for _ in count]
+    done: set[int] = set()
+    for instance in weights.instances:
+        if sum(space.sizes[d] > 1 for d in instance.dims) < 2:
+            continue
+        for axis, dim in enumerate(instance.dims):
+            root = space.find(dim)
+            if root in done or root not in solution.start or not weights.facts(instance, axis)[2]:
+                continue
+            done.add(root)
+            unit = solution.units_of(root, space.sizes[root])
+            for g, at in _per_group(unit, group_of):
+                per_unit = np.bincount(local[unit[at]], minlength=int(count[g])).astype(np.int64)
+                found[g].append(Extent(root, space.sizes[root], per_unit, f"{instance.tensor}:{axis}"))
+    return found
+
+
+def _macs(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.float64]:
+    space, found = coupling.space, np.zeros(units)
+    for applied in coupling.nodes:
+        for dims in applied.macs:
+            total = float(np.prod([space.sizes[d] for d in dims], dtype=np.float64))
+            for dim in dims:
+                unit = solution.units_of(space.find(dim), space.sizes[dim])
+                np.add.at(found, unit[unit >= 0], total / space.sizes[dim])
+    return found
+
+
+def _component_of(solution: Solution, component: Mapping[int, int], group_of: Indices, count: int) -> list[int]:
+    found = [-1] * count
+    roots = sorted(solution.start.items(), key=lambda item: item[1])
+    for (root, first), last in zip(roots, [f for _, f in roots[1:]] + [solution.unit.size], strict=True):
+        unit = solution.unit[first:last]
+        for g in np.unique(group_of[unit[unit >= 0]]):
+            if g >= 0 and found[g] < 0:
+                found[g] = component.get(root, -1)
+    return found
+
+
+class _Kinds:
+    """Names the kind of a unit by where its axes stand in contractions of two activations, and in grouped convolutions."""
+
+    def __init__(self, coupling: Coupling, solution: Solution) -> None:
+        self.kind = np.zeros(solution.inexact.size, np.int64)
+        space = coupling.space
+        for applied in coupling.nodes:
+            if applied.row is None or not applied.macs:
+                continue
+            letters = applied.letters
+            if "group" in applied.row.attrs:
+                self._mark(space, solution, [letters[applied.row.attrs["group"]]], 1)
+            elif len(applied.ins) >= 2 and not any(applied.node.constant[:2]) and applied.ins[0] and applied.ins[1]:
+                left, right = ({space.find(d) for d in dims or ()} for dims in applied.ins[:2])
+                out = {space.find(d) for d in applied.outs[0] or ()}
+                self._mark(space, solution, (left ^ right) | ((left & right) - out), 2)
+                self._mark(space, solution, left & right & out, 3)
+
+    def _mark(self, space: Space, solution: Solution, dims: Iterable[int], kind: int) -> None:
+        for dim in dims:
+            unit = solution.units_of(space.find(dim), space.sizes[space.find(dim)])
+            np.maximum.at(self.kind, unit[unit >= 0], kind)
+
+    def of(self, units: Indices) -> str:
+        return ("channels", "conv groups", "head width", "heads")[int(self.kind[units].max(initial=0))]
+
+
+def _frozen(weights: _Weights, families: list[Family]) -> list[Frozen]:
+    space = weights.coupling.space
+    found: dict[tuple[str, int], str] = {}
+    for instance in weights.instances:
+        for axis, dim in enumerate(instance.dims):
+            root, size = space.find(dim), space.sizes[dim]
+            if size > 1 and all((f.solution.units_of(root, size) < 0).all() for f in families):
+                found.setdefault((instance.tensor, axis), families[0].solution.why(root))
+    return [Frozen(tensor, axis, reason) for (tensor, axis), reason in found.items()]
+
+
+def _check_closed(space: Space, masks: Mapping[int, NDArray[np.bool_]]) -> None:
+    def mask(dim: int) -> NDArray[np.bool_]:
+        return masks.get(space.find(dim), np.zeros(space.sizes[dim], bool))
+
+    for root, gone in masks.items():
+        if gone.all():
+            raise ValueError(f"all {space.sizes[root]} elements of an axis would go")
+    for link in space.links:
+        if not np.array_equal(mask(link.a)[link.ia], mask(link.b)[link.ib]):
+            raise ValueError("a cut is not the same on both sides of a concatenation, split or gather")
+    for product in space.products:
+        if space.find(product.whole) not in masks and not any(space.find(f) in masks for f in product.factors):
+            continue
+        want = np.zeros(tuple(space.sizes[f] for f in product.factors), bool)
+        for k, factor in enumerate(product.factors):
+            shape = [1] * want.ndim
+            shape[k] = -1
+            want = want | mask(factor).reshape(shape)
+        if not np.array_equal(want.ravel(), mask(product.whole)):
+            raise ValueError("a cut of a composite axis is not a union of whole slices")
+

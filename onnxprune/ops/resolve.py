@@ -1,0 +1,145 @@
+"""Fit a row to the shapes of a node: which letter has which size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from onnxprune.ops.base import Node, Row, Shape
+from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit, parse
+
+__all__ = ["Misfit", "expand", "fit", "out_shapes", "size_of"]
+
+Axes = tuple[Axis, ...]
+
+
+class Misfit(ValueError):
+    """A row and the shapes of a node don't agree."""
+
+
+@lru_cache(maxsize=None)
+def expand(text: str, ranks: tuple[int | None, ...], out_ranks: tuple[int | None, ...]) -> tuple[
+    tuple[Axes | None, ...], tuple[Axes | None, ...]
+]:  # fmt: skip
+    """Return the axes of each operand of a row for operands of these ranks (None: absent, or rank unknown).
+
+    Raises
+    ------
+    Misfit
+        If a rank doesn't fit, or a required operand is absent.
+    """
+    parsed = parse(text)
+    ins: list[Axes | None] = []
+    for n, operand in enumerate(parsed.inputs):
+        rank = ranks[n] if n < len(ranks) else None
+        if rank is None and not operand.optional:
+            raise Misfit(f"input {n} is absent, or its shape unknown")
+        ins.append(None if rank is None else _expand(operand.expand, rank))
+    outs = tuple(
+        None if n >= len(out_ranks) or (r := out_ranks[n]) is None else _expand(operand.expand, r)
+        for n, operand in enumerate(parsed.outputs)
+    )
+    return tuple(ins), outs
+
+
+def _expand(function: object, rank: int) -> Axes:
+    try:
+        return function(rank)  # type: ignore[operator, no-any-return]
+    except ValueError as error:
+        raise Misfit(str(error)) from error
+
+
+def size_of(axis: Axis, sizes: Mapping[str, int]) -> int | None:
+    """Return the length of an axis, None where a letter of it has no size yet."""
+    if isinstance(axis, Letter):
+        return sizes.get(axis.name)
+    if isinstance(axis, Unit):
+        return 1
+    parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ()
+    total = 1 if isinstance(axis, Product) else 0
+    for part in parts:
+        size = size_of(part, sizes)
+        if size is None:
+            return None
+        total = total * size if isinstance(axis, Product) else total + size
+    return total
+
+
+def _learn(axis: Axis, length: int, sizes: dict[str, int]) -> bool:
+    """Take what an axis of known length says about its letters; return whether all of them are known."""
+    if isinstance(axis, Letter):
+        if sizes.setdefault(axis.name, length) != length:
+            raise Misfit(f"axis '{axis.name}' has {sizes[axis.name]} channels here and {length} there")
+        return True
+    if isinstance(axis, Unit):
+        if length != 1:
+            raise Misfit(f"an axis of {length} where the row has a unit axis")
+        return True
+    known = size_of(axis, sizes)
+    if known is not None:
+        if known != length:
+            raise Misfit(f"a composite axis of {length} where its parts make {known}")
+        return True
+    product = isinstance(axis, Product)
+    parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ()
+    open_ = [p for p in parts if size_of(p, sizes) is None]
+    if len({id(p) if not isinstance(p, Letter) else p.name for p in open_}) != 1:
+        return False
+    rest = length
+    for part in parts:
+        size = size_of(part, sizes)
+        if size is not None:
+            if product and (size == 0 or rest % size):
+                raise Misfit(f"an axis of {length} is no multiple of {size}")
+            rest = rest // size if product else rest - size
+    if len(open_) > 1:
+        if product or rest % len(open_):
+            return False
+        rest //= len(open_)
+    return _learn(open_[0], rest, sizes)
+
+
+def fit(row: Row, node: Node, *, outputs: bool = True) -> tuple[dict[str, int], tuple[Axes | None, ...], tuple[Axes | None, ...]]:
+    """Return the letters' sizes and the axes of every operand.
+
+    Raises
+    ------
+    Misfit
+        If the row and the shapes contradict each other, or a letter's size stays unknown.
+    """
+    ranks = tuple(None if s is None else len(s) for s in node.shapes)
+    out_ranks = tuple(None if s is None else len(s) for s in node.out_shapes) if outputs else ()
+    ins, outs = expand(row.text, ranks, out_ranks)
+    pairs = [(a, n) for axes, shape in zip(ins, node.shapes, strict=False) if axes and shape for a, n in zip(axes, shape, strict=True)]
+    if outputs:
+        pairs += [
+            (a, n) for axes, shape in zip(outs, node.out_shapes, strict=False) if axes and shape
+            for a, n in zip(axes, shape, strict=True)
+        ]  # fmt: skip
+    sizes = dict(row.sizes)
+    for letter, mapped in row.maps.items():
+        sizes[letter] = len(mapped.index)
+    while pairs:
+        left = [(a, n) for a, n in pairs if not _learn(a, n, sizes)]
+        if len(left) == len(pairs):
+            raise Misfit("the sizes of the letters don't follow from the shapes")
+        pairs = left
+    return sizes, ins, outs
+
+
+def out_shapes(row: Row, node: Node) -> list[Shape | None]:
+    """Return the output shapes that a row gives from the input shapes alone; None where it doesn't say."""
+    sizes, _, _ = fit(row, node, outputs=False)
+    stars: dict[str, int] = {}
+    for letter in sizes:
+        name, dot, index = letter.partition(".")
+        if dot:
+            stars[name] = max(stars.get(name, 0), int(index) + 1)
+    found: list[Shape | None] = []
+    for operand in parse(row.text).outputs:
+        star = next((a.name for a in operand.axes if type(a).__name__ == "Star"), None)
+        rank = len(operand.axes) - (star is not None) + stars.get(star or "", 0)
+        shape = [size_of(a, sizes) for a in operand.expand(rank)]
+        found.append(None if any(s is None for s in shape) else tuple(s for s in shape if s is not None))
+    found += [None] * (len(node.outputs) - len(found))
+    return found[: len(node.outputs)]

@@ -1,0 +1,285 @@
+"""Concrete shapes and small values of every tensor, under one binding of the dynamic axes.
+
+Analysis is done on concrete numbers: every dynamic axis of an input is bound to a size, shapes follow node by node
+through ONNX's own inference, and small tensors that carry shapes are computed. No symbols, so no algebra that could fail;
+axes that depend on a dynamic input axis end at a graph input or output and are never cut, so the binding doesn't matter to the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
+
+from onnxprune.ops import Node, Refusal, lookup
+from onnxprune.ops.resolve import Misfit, out_shapes
+from onnxprune.values import MAX_ELEMENTS, evaluate
+
+Shape: TypeAlias = tuple[int, ...]
+Typed: TypeAlias = tuple[int, Shape | None]  # element type (0 unknown), shape (None unknown)
+
+#: Known integer constants up to this size are shown to rules (indices of Gather); floats up to `MAX_FLOATS`.
+MAX_CONSTANT = 1 << 20
+MAX_FLOATS = 64
+
+_FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+_ONNX_DOMAINS = ("", "ai.onnx")
+
+
+class TraceError(ValueError):
+    """Shapes contradict each other under this binding."""
+
+
+@dataclass
+class Weight:
+    """A tensor known at rest: an initializer, or the output of a Constant node."""
+
+    elem: int
+    shape: Shape
+    value: NDArray[Any] | None = None
+
+
+def attributes(proto: NodeProto) -> dict[str, Any]:
+    """Return a node's attributes as Python values: bytes as text, tensors as arrays, graphs as they are."""
+    found: dict[str, Any] = {}
+    for attr in proto.attribute:
+        kind = attr.type
+        if kind == AttributeProto.INT:
+            found[attr.name] = attr.i
+        elif kind == AttributeProto.INTS:
+            found[attr.name] = list(attr.ints)
+        elif kind == AttributeProto.FLOAT:
+            found[attr.name] = attr.f
+        elif kind == AttributeProto.STRING:
+            found[attr.name] = attr.s.decode("utf-8", "replace")
+        elif kind == AttributeProto.TENSOR:
+            small = int(np.prod(attr.t.dims, dtype=np.int64)) <= MAX_ELEMENTS
+            found[attr.name] = numpy_helper.to_array(attr.t) if small else attr.t
+        else:
+            found[attr.name] = onnx.helper.get_attribute_value(attr)
+    return found
+
+
+def subgraphs(proto: NodeProto) -> Iterable[onnx.GraphProto]:
+    """Yield the bodies that a node carries."""
+    for attr in proto.attribute:
+        if attr.type == AttributeProto.GRAPH:
+            yield attr.g
+        elif attr.type == AttributeProto.GRAPHS:
+            yield from attr.graphs
+
+
+def captured(proto: NodeProto) -> set[str]:
+    """Return the outer names that a node's bodies read."""
+    found: set[str] = set()
+    for body in subgraphs(proto):
+        own = {v.name for v in body.input} | {t.name for t in body.initializer}
+        own |= {t.values.name for t in body.sparse_initializer}
+        for node in body.node:
+            found |= (set(node.input) | captured(node)) - own
+            own |= set(node.output)
+        found |= {v.name for v in body.output} - own
+    return found - {""}
+
+
+def is_small(elem: int, shape: Shape) -> bool:
+    """Whether rules may see the value of a constant of this type and shape."""
+    count = int(np.prod(shape, dtype=np.int64))
+    integer = elem in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+    return count <= (MAX_CONSTANT if integer else MAX_FLOATS)
+
+
+@dataclass
+class Tracer:
+    """Walks nodes in topological order, each once.
+
+    Attributes
+    ----------
+    opsets : dict
+        Domain -> version.
+    weights : dict
+        Name -> what is known of a weight.
+    types : dict
+        Tensor name -> (element type, shape), growing as nodes are visited.
+    values : dict
+        Tensor name -> value, for small tensors that are known before the model runs.
+    hints : dict
+        Shapes of tensors that inference can't give (from a run of the model).
+    """
+
+    opsets: Mapping[str, int]
+    weights: Mapping[str, Weight]
+    types: dict[str, Typed] = field(default_factory=dict)
+    values: dict[str, NDArray[Any]] = field(default_factory=dict)
+    hints: Mapping[str, Typed] = field(default_factory=dict)
+    _inferred: dict[Any, list[Typed]] = field(default_factory=dict)
+    _schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            self.types[name] = (weight.elem, weight.shape)
+            if weight.value is not None:
+                self.values[name] = weight.value
+
+    def visit(self, proto: NodeProto) -> Node:
+        """Return what rules may see of a node, and record the types and values of its outputs.
+
+        Raises
+        ------
+        TraceError
+            If the node's input shapes contradict each other.
+        """
+        if proto.op_type == "Constant" and proto.domain in _ONNX_DOMAINS:
+            return self._constant(proto)
+        attrs = attributes(proto)
+        outputs = self._outputs(proto, attrs)
+        for name, typed in zip(proto.output, outputs, strict=True):
+            if name:
+                self.types[name] = typed
+        self._value(proto, attrs)
+        return self._node(proto, attrs, outputs)
+
+    def _constant(self, proto: NodeProto) -> Node:
+        name = proto.output[0]
+        elem, shape = self.types.get(name, (0, None))
+        return Node("Constant", "", 1, proto.name, {}, (), (shape,), (), (), (), (name,))
+
+    def _node(self, proto: NodeProto, attrs: dict[str, Any], outputs: list[Typed]) -> Node:
+        none: Typed = (0, None)
+        names = tuple(proto.input)
+        return Node(
+            op=proto.op_type,
+            domain="" if proto.domain in _ONNX_DOMAINS else proto.domain,
+            opset=self.opsets.get("" if proto.domain in _ONNX_DOMAINS else proto.domain, 1),
+            name=proto.name or (proto.output[0] if proto.output else ""),
+            attrs=attrs,
+            shapes=tuple(self.types.get(n, none)[1] if n else None for n in names),
+            out_shapes=tuple(shape for _, shape in outputs),
+            values=tuple(self.values.get(n) if n else None for n in names),
+            constant=tuple(n in self.weights for n in names),
+            inputs=names,
+            outputs=tuple(proto.output),
+        )
+
+    def _outputs(self, proto: NodeProto, attrs: dict[str, Any]) -> list[Typed]:
+        typed = [self.types.get(n, (0, None)) for n in proto.input]
+        small = {n: self.values[n] for n in proto.input if n and n in self.values}
+        small = {n: v for n, v in small.items() if v.size <= MAX_ELEMENTS}
+        key = (
+            proto.op_type, proto.domain, len(proto.output), tuple(bool(n) for n in proto.input), tuple(typed),
+            tuple(a.SerializeToString() for a in proto.attribute if a.type != AttributeProto.GRAPH),
+            tuple(v.tobytes() if (v := small.get(n)) is not None else None for n in proto.input),
+        )  # fmt: skip
+        found = None if any(True for _ in subgraphs(proto)) else self._inferred.get(key)
+        if found is None:
+            found = self._infer(proto, attrs, small)
+            self._inferred[key] = found
+        if any(shape is None for _, shape in found):
+            found = [self.hints.get(n, t) if t[1] is None else t for n, t in zip(proto.output, found, strict=True)]
+        return found
+
+    def _infer(self, proto: NodeProto, attrs: dict[str, Any], small: Mapping[str, NDArray[Any]]) -> list[Typed]:
+        found: list[Typed] = [(0, None)] * len(proto.output)
+        schema = self._schema(proto)
+        if schema is not None:
+            found = self._by_schema(schema, proto, small)
+        if any(shape is None for name, (_, shape) in zip(proto.output, found, strict=True) if name):
+            found = self._by_row(proto, attrs, found)
+        return found
+
+    def _schema(self, proto: NodeProto) -> onnx.defs.OpSchema | None:
+        key = (proto.domain, proto.op_type)
+        if key not in self._schemas:
+            fused = proto.domain == "com.microsoft" and proto.op_type in _FUSED
+            name, domain = (_FUSED[proto.op_type], "") if fused else (proto.op_type, proto.domain)
+            domain = "" if domain in _ONNX_DOMAINS else domain
+            try:
+                self._schemas[key] = onnx.defs.get_schema(name, self.opsets.get(domain, 1), domain)
+            except onnx.defs.SchemaError:
+                self._schemas[key] = None
+        return self._schemas[key]
+
+    def _by_schema(
+        self, schema: onnx.defs.OpSchema, proto: NodeProto, small: Mapping[str, NDArray[Any]]
+    ) -> list[Typed]:
+        types = {n: _type_proto(*self.types[n]) for n in proto.input if n and n in self.types}
+        data = {n: numpy_helper.from_array(np.ascontiguousarray(v)) for n, v in small.items()}
+        try:
+            inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
+        except onnx.shape_inference.InferenceError as error:
+            if all(self.types.get(n, (0, None))[1] is not None for n in proto.input if n):
+                text = str(error).splitlines()[-1]
+                raise TraceError(f"{proto.op_type} '{proto.name or proto.output[0]}': {text}") from error
+            return [(0, None)] * len(proto.output)
+        except (RuntimeError, ValueError, TypeError, KeyError):
+            return [(0, None)] * len(proto.output)
+        return [_typed(inferred.get(n)) for n in proto.output]
+
+    def _by_row(self, proto: NodeProto, attrs: dict[str, Any], found: list[Typed]) -> list[Typed]:
+        """Take missing output shapes from the op's row, where its letters give them."""
+        node = self._node(proto, attrs, found)
+        row = lookup(node)
+        if isinstance(row, Refusal):
+            return found
+        try:
+            shapes = out_shapes(row, node)
+        except Misfit:
+            return found
+        elem = self.types.get(proto.input[0], (0, None))[0] if proto.input else 0
+        return [t if t[1] is not None else (t[0] or elem, s) for t, s in zip(found, shapes, strict=True)]
+
+    def _value(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
+        if len(proto.output) != 1 or proto.domain not in _ONNX_DOMAINS:
+            if proto.op_type == "Split" and proto.domain in _ONNX_DOMAINS:
+                self._split_value(proto, attrs)
+            return
+        name = proto.output[0]
+        if proto.op_type in ("Shape", "Size"):
+            shape = self.types.get(proto.input[0], (0, None))[1]
+            if shape is not None:
+                part = shape[slice(attrs.get("start", 0), attrs.get("end"))]
+                whole = np.asarray(int(np.prod(shape, dtype=np.int64)), np.int64)
+                self.values[name] = np.asarray(part, np.int64) if proto.op_type == "Shape" else whole
+            return
+        if not any(n in self.values for n in proto.input):
+            return
+        inputs = [self.values.get(n) for n in proto.input]
+        value = evaluate(proto.op_type, attrs, inputs, [bool(n) for n in proto.input])
+        if value is not None and is_small(1, value.shape if value.dtype.kind == "f" else ()):
+            self.values[name] = value
+
+    def _split_value(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
+        value = self.values.get(proto.input[0])
+        shapes = [self.types[n][1] for n in proto.output if n]
+        if value is None or None in shapes or len(shapes) != len(proto.output):
+            return
+        axis = int(attrs.get("axis", 0))
+        ends = np.cumsum([s[axis] for s in shapes if s is not None])[:-1]
+        for name, part in zip(proto.output, np.split(value, ends, axis), strict=True):
+            self.values[name] = part
+
+
+def _type_proto(elem: int, shape: Shape | None) -> onnx.TypeProto:
+    proto = onnx.TypeProto()
+    proto.tensor_type.elem_type = elem
+    if shape is not None:
+        proto.tensor_type.shape.SetInParent()
+        for size in shape:
+            proto.tensor_type.shape.dim.add().dim_value = size
+    return proto
+
+
+def _typed(proto: onnx.TypeProto | None) -> Typed:
+    """Element type and shape of a tensor type; the shape is None unless every size is known."""
+    if proto is None or not proto.HasField("tensor_type"):
+        return (0, None)
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return (tensor.elem_type, None)
+    dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+    return (tensor.elem_type, None if any(d < 0 for d in dims) else dims)
