@@ -1,0 +1,236 @@
+"""The weights of a light ModelProto: found by name, read, replaced.
+
+In a light proto the data of a weight may be a *token*, in ``raw_data`` or, where the weight is external, in the
+location. A token names a `Payload` of the store. It moves and is copied with its tensor, so the graph may be edited
+freely.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxprune import payload, wire
+from onnxprune.errors import ModelError
+from onnxprune.external import Folder, is_external, point
+from onnxprune.payload import Array, Payload
+from onnxprune.protowalk import is_constant, tensors
+
+__all__ = ["DETACH_ABOVE", "Piece", "Store", "joined", "new_token", "stored", "token_of", "weights"]
+
+DETACH_ABOVE = 1024  # bytes; smaller weights (shapes, scalars) stay in the proto
+
+# A token is unique in this process and can't be forged by a file, which was written before.
+_PREFIX = f"onnxprune-weight-{secrets.token_hex(8)}-"
+_counter = itertools.count()
+_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data",
+           "external_data", "data_location")
+_VALUES: dict[str, tuple[str, Any]] = {"value_float": ("f", np.float32), "value_floats": ("floats", np.float32),
+                                       "value_int": ("i", np.int64), "value_ints": ("ints", np.int64)}
+
+Piece = memoryview | bytes | Payload
+
+
+def new_token() -> str:
+    """A token that no other weight has."""
+    return f"{_PREFIX}{next(_counter):016x}"
+
+
+def token_of(tensor: onnx.TensorProto) -> str | None:
+    """The token that stands for a tensor's data, if one does."""
+    if is_external(tensor):
+        return next((e.value for e in tensor.external_data if e.value.startswith(_PREFIX)), None)
+    if tensor.HasField("raw_data") and tensor.raw_data.startswith(_PREFIX.encode()):
+        return tensor.raw_data.decode()
+    return None
+
+
+def strip(tensor: onnx.TensorProto) -> None:
+    """Remove the data of a tensor, wherever it says it is."""
+    for field in _FIELDS:
+        tensor.ClearField(field)
+
+
+def constant_attribute(node: onnx.NodeProto) -> onnx.AttributeProto | None:
+    """The attribute of a Constant node that holds numbers; None for any other node, for strings and sparse values."""
+    if not is_constant(node) or not node.output:
+        return None
+    return next((a for a in node.attribute if a.name == "value" or a.name in _VALUES), None)
+
+
+def weights(graph: onnx.GraphProto) -> Iterator[tuple[str, bool, int]]:
+    """Name, whether it's a Constant node, and index, of every weight of a graph."""
+    for index, tensor in enumerate(graph.initializer):
+        yield tensor.name, False, index
+    for index, node in enumerate(graph.node):
+        if constant_attribute(node) is not None:
+            yield node.output[0], True, index
+
+
+def joined(light: bytes, payloads: Mapping[str, Payload]) -> tuple[int, list[Piece]]:
+    """The length and the pieces of a complete model, from a light one whose tokens are all in ``raw_data``."""
+    def lookup(token: bytes) -> tuple[int, int, Payload]:
+        data = payloads[token.decode()]
+        return data.slot, data.nbytes, data
+    return wire.join(light, _PREFIX.encode(), lookup)
+
+
+def stored(piece: Piece) -> memoryview | bytes:
+    """The bytes of a piece; a weight is read, and cut, here and not before."""
+    return piece.stored().data if isinstance(piece, Payload) else piece
+
+
+class Store:
+    """The weights of the main graph of a light proto.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+        The light proto; it's edited in place.
+    folder : Folder or None
+        Where external data is.
+    payloads : dict
+        Token -> data.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, folder: Folder | None, payloads: dict[str, Payload]) -> None:
+        self.proto = proto
+        self.folder = folder
+        self.payloads = payloads
+        self._index: dict[str, tuple[bool, int]] = {}
+        self._stamp = (-1, -1)
+
+    def refresh(self) -> dict[str, tuple[bool, int]]:
+        """Find all weights anew."""
+        graph = self.proto.graph
+        self._index = {name: (is_node, index) for name, is_node, index in weights(graph)}
+        self._stamp = (len(graph.initializer), len(graph.node))
+        return self._index
+
+    def find(self, name: str) -> tuple[bool, int] | None:
+        """Whether a weight is a Constant node, and its index; None where there is no such weight."""
+        graph = self.proto.graph
+        if self._stamp != (len(graph.initializer), len(graph.node)):
+            self.refresh()
+        place = self._index.get(name)
+        if place is None:
+            return None
+        is_node, index = place
+        if is_node:
+            node = graph.node[index]
+            same = bool(node.output) and node.output[0] == name and is_constant(node)
+        else:
+            same = graph.initializer[index].name == name
+        return place if same else self.refresh().get(name)  # the graph was edited at equal length
+
+    def place(self, name: str) -> tuple[bool, int]:
+        """As `find`, but a name that isn't a weight is an error."""
+        place = self.find(name)
+        if place is None:
+            raise ModelError(f"The model has no weight {name!r}: no initializer and no Constant node of its main "
+                             "graph has that name.")
+        return place
+
+    def tensor(self, name: str, edit: bool = False) -> onnx.TensorProto:
+        """The tensor of a weight; with `edit`, one that is part of the proto.
+
+        A Constant node may hold its value in another attribute than ``value``; to be edited it's moved there.
+        """
+        is_node, index = self.place(name)
+        tensor: onnx.TensorProto
+        if not is_node:
+            tensor = self.proto.graph.initializer[index]
+            return tensor
+        attribute = constant_attribute(self.proto.graph.node[index])
+        assert attribute is not None  # it's in the index
+        if attribute.name == "value":
+            return attribute.t
+        field, dtype = _VALUES[attribute.name]
+        tensor = numpy_helper.from_array(np.array(getattr(attribute, field), dtype))
+        if not edit:
+            return tensor
+        attribute.ClearField(field)
+        attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
+        attribute.t.CopyFrom(tensor)
+        return attribute.t
+
+    def payload(self, tensor: onnx.TensorProto, what: object) -> Payload | None:
+        """The data of a tensor, or None where the proto itself holds it."""
+        token = token_of(tensor)
+        if token is not None:
+            return self.payloads[token]
+        if not is_external(tensor):
+            return None
+        if self.folder is None:
+            raise ModelError(f"The data of {what} is external, but a model in memory has no folder to look in; "
+                             "load the model from its path, or give base_dir.")
+        dims, kind = tuple(tensor.dims), tensor.data_type
+        return Payload(self.folder.span(tensor, payload.nbytes(dims, kind), what), dims, kind)
+
+    def array(self, tensor: onnx.TensorProto, what: object) -> Array:
+        """The values of a tensor, read-only."""
+        data = self.payload(tensor, what)
+        if data is not None:
+            return data.array()
+        array = numpy_helper.to_array(tensor)
+        array.flags.writeable = False
+        return array
+
+    def hold(self, tensor: onnx.TensorProto, data: Payload) -> None:
+        """Give a tensor other data, embedded or external as it was; the rest of it stays."""
+        external = is_external(tensor)
+        old = token_of(tensor)
+        strip(tensor)
+        if old is not None:
+            self.payloads.pop(old, None)
+        tensor.dims[:] = data.kept_dims
+        tensor.data_type = data.elem_type
+        if external or data.nbytes > DETACH_ABOVE:
+            token = new_token()
+            self.payloads[token] = data
+            if external:
+                point(tensor, token)
+            else:
+                tensor.raw_data = token.encode()
+        else:
+            tensor.raw_data = data.stored().tobytes()
+
+    def put(self, tensor: onnx.TensorProto, array: Array) -> None:
+        """Give a tensor other values, of any shape and type."""
+        if array.dtype == object or array.dtype.kind in "US":
+            plain = numpy_helper.from_array(array)
+            strip(tensor)
+            tensor.dims[:], tensor.data_type = plain.dims, plain.data_type
+            tensor.string_data.extend(plain.string_data)
+            return
+        self.hold(tensor, payload.from_array(array, onnx.helper.np_dtype_to_tensor_dtype(array.dtype)))
+
+    def drop(self, names: set[str]) -> None:
+        """Remove initializers and Constant nodes."""
+        graph = self.proto.graph
+        for is_node, index in sorted((self.place(name) for name in names), reverse=True):
+            if is_node:
+                del graph.node[index]
+            else:
+                del graph.initializer[index]
+        self.refresh()
+
+    def embedded(self) -> tuple[onnx.ModelProto, dict[str, Payload]]:
+        """A light copy with no external tensor, and the payloads of its tokens."""
+        proto, payloads = onnx.ModelProto(), dict(self.payloads)
+        proto.CopyFrom(self.proto)
+        for place, tensor in tensors(proto):
+            if is_external(tensor):
+                data = self.payload(tensor, place)
+                assert data is not None  # it's external
+                strip(tensor)
+                token = new_token()
+                payloads[token] = data
+                tensor.raw_data = token.encode()
+        return proto, payloads
