@@ -185,10 +185,7 @@ class Store:
     def hold(self, tensor: onnx.TensorProto, data: Payload) -> None:
         """Give a tensor other data, embedded or external as it was; the rest of it stays."""
         external = is_external(tensor)
-        old = token_of(tensor)
-        strip(tensor)
-        if old is not None:
-            self.payloads.pop(old, None)
+        strip(tensor)  # the old payload stays: copies of this tensor may have the same token
         tensor.dims[:] = data.kept_dims
         tensor.data_type = data.elem_type
         if external or data.nbytes > DETACH_ABOVE:
