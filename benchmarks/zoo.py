@@ -202,7 +202,7 @@ def check(row: Row, file: Path, out: Path, report: dict[str, Any], args: argpars
     original, pruned = zoo_oracle.load(file), zoo_oracle.load(out)
     row.params, row.params_left = zoo_oracle.parameters(original), zoo_oracle.parameters(pruned)
     row.left = round(row.params_left / row.params, 4) if row.params else None
-    cuts = report["cuts"]
+    cuts = [*report["cuts"], *report.get("copies", [])]
     row.cuts, row.inexact = len(cuts), args.allow_inexact and _inexact(report)
     problems = zoo_oracle.interface_differences(original, pruned)
     before = zoo_compare.session(file)
@@ -256,7 +256,7 @@ def wrong(cuts: list[Any], original: onnx.ModelProto) -> list[Any]:
             total *= d
         return total
 
-    worst = max(range(len(cuts)), key=lambda i: size(cuts[i]))
+    worst = max(range(len(cuts)), key=lambda i: ("copy" not in cuts[i], size(cuts[i])))
     cut = cuts[worst]
     length = dims[cut["tensor"]][cut["axis"]]
     shifted = sorted((i + 1) % length for i in cut["removed"])

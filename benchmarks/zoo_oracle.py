@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-Cut = dict[str, Any]  # {"tensor", "axis", "removed"}
+Cut = dict[str, Any]  # {"tensor", "axis", "removed"} and, for some readers of a shared tensor only, "copy"
 Reader = tuple[int, int]  # node index, input slot
 
 CONTRACTIONS = {
@@ -126,6 +126,8 @@ def masked(
 ) -> onnx.ModelProto:
     """Return a copy of `original` in which the slices that `cuts` removes are zero.
 
+    A cut with a key "copy" holds only for those readers of the tensor that read a copy of it in `pruned`.
+
     Raises
     ------
     OracleError
@@ -175,45 +177,43 @@ def _mask_tensor(
 ) -> None:
     """Zero in place where all readers agree; otherwise give each kind of reader a copy of its own."""
     array = numpy_helper.to_array(tensor)
-    name = cuts[0]["tensor"]
-    variants: dict[tuple[int, ...], list[Reader]] = defaultdict(list)
-    axes = [cut["axis"] for cut in cuts]
+    options = _alternatives(cuts)
+    variants: dict[int, list[Reader]] = defaultdict(list)
     for node, slot in uses:
-        seen = (
-            after.weight(twin.graph.node[node], slot) if len(uses) > 1 or len(set(axes)) < len(axes) else None
-        )
-        variants[_chosen(array, cuts, seen)].append((node, slot))
+        look = len(uses) > 1 or len(options) > 1
+        seen = after.weight(twin.graph.node[node], slot) if look else None
+        variants[_chosen(array, options, seen)].append((node, slot))
     if len(variants) == 1:
         chosen = next(iter(variants))
-        _store(tensor, _zeroed(twin, array, [cuts[i] for i in chosen], uses))
+        _store(tensor, _zeroed(twin, array, options[chosen] if chosen >= 0 else [], uses))
         return
-    for number, (chosen, users) in enumerate(variants.items()):
+    for chosen, users in variants.items():
+        zeroed = _zeroed(twin, array, options[chosen] if chosen >= 0 else [], users)
         copy = twin.graph.initializer.add()
-        copy.CopyFrom(
-            numpy_helper.from_array(
-                _zeroed(twin, array, [cuts[i] for i in chosen], users), f"{name}__masked_{number}"
-            )
-        )
+        copy.CopyFrom(numpy_helper.from_array(zeroed, f"{cuts[0]['tensor']}__masked_{chosen}"))
         for node, slot in users:
             twin.graph.node[node].input[slot] = copy.name
 
 
-def _chosen(array: np.ndarray, cuts: list[Cut], seen: onnx.TensorProto | None) -> tuple[int, ...]:
-    """Return which cuts a reader saw: all, unless the pruned file's tensor there has other content."""
-    everything = tuple(range(len(cuts)))
+def _alternatives(cuts: list[Cut]) -> list[list[Cut]]:
+    """Return what a reader may have lost: what all lose, or that and what the readers of one copy lose."""
+    common = [cut for cut in cuts if "copy" not in cut]
+    copies: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        if "copy" in cut:
+            copies.setdefault(cut["copy"], list(common)).append(cut)
+    return [common, *copies.values()]
+
+
+def _chosen(array: np.ndarray, options: list[list[Cut]], seen: onnx.TensorProto | None) -> int:
+    """Return which of the alternatives a reader saw, by the content it has now; -1: the whole."""
     if seen is None:
-        return everything
+        return 0
     if list(seen.dims) == list(array.shape):
-        return ()
+        return -1
     found = numpy_helper.to_array(seen)
-    for chosen in [
-        everything,
-        *((i,) for i in everything),
-        *((i, j) for i in everything for j in everything if i < j),
-    ]:
-        if np.array_equal(_sliced(array, [cuts[i] for i in chosen]), found):
-            return chosen
-    return everything
+    matches = [i for i, cuts in enumerate(options) if np.array_equal(_sliced(array, cuts), found)]
+    return matches[0] if matches else 0
 
 
 def _sliced(array: np.ndarray, cuts: list[Cut]) -> np.ndarray:

@@ -24,6 +24,7 @@ CUTS: list[dict[str, Any]] = [
 ]
 CASES = (
     "right",
+    "right, as a copy",
     "wrong indices",
     "wrong axis size",
     "missing cut",
@@ -91,7 +92,9 @@ def law1(pruned: onnx.ModelProto, cuts: list[dict[str, Any]]) -> float:
 def verdict(case: str) -> str:
     """Return 'accepted' or 'refused' for one of CASES."""
     pruned, cuts = build(FIRST, SECOND), [dict(cut) for cut in CUTS]
-    if case == "wrong indices":
+    if case == "right, as a copy":
+        cuts[1]["copy"] = "own"
+    elif case == "wrong indices":
         cuts[3]["removed"] = [1, 2, 3]
     elif case == "wrong axis size":
         cuts[2]["removed"] = [1, 8]
@@ -115,7 +118,7 @@ def self_test() -> int:
     """Print each case's verdict; return 0 if only the right result is accepted."""
     wrong = 0
     for case in CASES:
-        expected = "accepted" if case == "right" else "refused"
+        expected = "accepted" if case.startswith("right") else "refused"
         found = verdict(case)
         wrong += found != expected
         print(f"{case:22} {found:9} {'' if found == expected else 'but it should be ' + expected}")
