@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import onnx
 
@@ -41,7 +42,7 @@ def check(proto: onnx.ModelProto) -> None:
     for function in proto.functions:
         where = f"function {function.name!r}"
         own = _Scope(where)
-        own.define(function.input, lambda name: f"an input of {where}")
+        own.define(function.input, "another input")
         _check_nodes(function.node, own, [])
         for name in function.output:
             if name not in own.defined:
@@ -67,11 +68,14 @@ class _Scope:
         self.defined: set[str] = set()
         self.producer: dict[str, int] = {}
 
-    def define(self, names: Iterable[str], what: Callable[[str], str]) -> None:
+    def refuse(self, name: str, what: str) -> NoReturn:
+        raise ModelError(f"The name {name!r} is defined twice in {self.where}, the second time as {what}; names "
+                         "must be unique, so export the model again or rename one.")
+
+    def define(self, names: Iterable[str], what: str) -> None:
         for name in names:
             if name in self.defined:
-                raise ModelError(f"The name {name!r} is defined twice in {self.where}, the second time as "
-                                 f"{what(name)}; names must be unique, so export the model again or rename one.")
+                self.refuse(name, what)
             self.defined.add(name)
 
 
@@ -87,9 +91,9 @@ def _check_graph(graph: onnx.GraphProto, outer: list[set[str]], where: str) -> s
     initializers = [t.name for t in graph.initializer] + [s.values.name for s in graph.sparse_initializer]
     if "" in initializers:
         raise ModelError(f"An initializer of {where} has no name; the file is damaged.")
-    scope.define(initializers, lambda name: "another initializer")
+    scope.define(initializers, "another initializer")
     inputs = _Scope(where)  # an input may have an initializer of its name: its default
-    inputs.define((value.name for value in graph.input), lambda name: "another input")
+    inputs.define((value.name for value in graph.input), "another input")
     scope.defined |= inputs.defined
     captured = _check_nodes(graph.node, scope, outer)
     for value in graph.output:
@@ -107,36 +111,32 @@ def _visible(name: str, outer: list[set[str]]) -> bool:
 
 
 def _check_nodes(nodes: Sequence[onnx.NodeProto], scope: _Scope, outer: list[set[str]]) -> set[str]:
+    defined, producer = scope.defined, scope.producer
     for index, node in enumerate(nodes):
-        outputs = [name for name in node.output if name]
-        scope.define(outputs, lambda name: f"an output of {describe(nodes[index], index)}")  # noqa: B023
-        for name in outputs:
-            scope.producer[name] = index
+        for name in node.output[:]:  # a slice is much faster than to iterate over a protobuf container
+            if name in defined:
+                scope.refuse(name, f"an output of {describe(node, index)}")
+            if name:  # an output left out has none
+                defined.add(name)
+                producer[name] = index
     captured: set[str] = set()
     needs: list[list[int]] = []
-    scopes = [*outer, scope.defined]
+    scopes = [*outer, defined]
     for index, node in enumerate(nodes):
-        deps: list[int] = []
-        for name in _reads(node, index, scopes):
-            if name in scope.defined:
-                if name in scope.producer:
-                    deps.append(scope.producer[name])
-            elif _visible(name, outer):
-                captured.add(name)
-            else:
-                raise ModelError(f"The input {name!r} of {describe(node, index)} in {scope.where} is computed by no "
-                                 "node and is no input or initializer; the file is damaged or was edited by hand.")
-        needs.append(deps)
+        names = node.input[:]
+        for graph in subgraphs(node) if len(node.attribute) else ():
+            names += sorted(_check_graph(graph, scopes, f"a subgraph of {describe(node, index)}"))
+        needs.append([producer[name] for name in names if name in producer])
+        for name in names:
+            if name in defined or not name:
+                continue
+            if not _visible(name, outer):
+                raise ModelError(f"The input {name!r} of {describe(node, index)} in {scope.where} is computed by "
+                                 "no node and is no input or initializer; the file is damaged or was edited by "
+                                 "hand.")
+            captured.add(name)
     _sort(nodes, needs, scope.where)
     return captured
-
-
-def _reads(node: onnx.NodeProto, index: int, scopes: list[set[str]]) -> Iterator[str]:
-    """What a node reads: its inputs, and what its subgraphs take from outside; checks the subgraphs."""
-    yield from (name for name in node.input if name)
-    if node.attribute:
-        for graph in subgraphs(node):
-            yield from sorted(_check_graph(graph, scopes, f"a subgraph of {describe(node, index)}"))
 
 
 def topological_order(graph: onnx.GraphProto) -> list[int]:
@@ -150,19 +150,19 @@ def topological_order(graph: onnx.GraphProto) -> list[int]:
     ModelError
         If the nodes form a cycle.
     """
-    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    producer = {name: index for index, node in enumerate(graph.node) for name in node.output[:] if name}
     needs = [[producer[name] for name in _names_read(node) if name in producer] for node in graph.node]
     return _sort(graph.node, needs, "the graph")
 
 
-def _names_read(node: onnx.NodeProto) -> Iterator[str]:
-    yield from node.input
-    for graph in subgraphs(node):
+def _names_read(node: onnx.NodeProto) -> list[str]:
+    names: list[str] = node.input[:]
+    for graph in subgraphs(node) if len(node.attribute) else ():
         own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
         own.update(name for inner in graph.node for name in inner.output)
-        for inner in graph.node:
-            yield from (name for name in _names_read(inner) if name not in own)
-        yield from (value.name for value in graph.output if value.name not in own)
+        inside = [name for inner in graph.node for name in _names_read(inner)]
+        names += [name for name in (*inside, *(value.name for value in graph.output)) if name not in own]
+    return names
 
 
 def _sort(nodes: Sequence[onnx.NodeProto], needs: list[list[int]], where: str) -> list[int]:
