@@ -17,7 +17,7 @@ from onnx import NodeProto
 
 from onnxprune.ops import Node, Refusal, Row, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit
-from onnxprune.ops.resolve import Axes, Misfit, expand, fit
+from onnxprune.ops.resolve import Fit, Misfit, fit
 from onnxprune.space import Space
 from onnxprune.trace import Tracer, captured
 
@@ -150,13 +150,13 @@ class _Builder:
             self.refuse(applied, found.reason)
             return
         try:
-            sizes, ins, outs = fit(found, node)
+            fitted = fit(found, node)
         except Misfit as error:
             self.refuse(applied, f"{node.op}: {error}")
             return
         applied.row = found
-        _Row(self.space, applied, found, sizes).run(ins, outs)
-        self.finish(applied, len(ins))
+        _Row(self.space, applied, found, fitted).run()
+        self.finish(applied, len(fitted.ins))
 
     def finish(self, applied: Applied, covered: int) -> None:
         node = applied.node
@@ -185,13 +185,13 @@ class _Builder:
 class _Row:
     """The letters of one row, bound to dims."""
 
-    def __init__(self, space: Space, applied: Applied, row: Row, sizes: Mapping[str, int]) -> None:
-        self.space, self.applied, self.row, self.sizes = space, applied, row, sizes
+    def __init__(self, space: Space, applied: Applied, row: Row, fitted: Fit) -> None:
+        self.space, self.applied, self.row, self.fitted, self.sizes = space, applied, row, fitted, fitted.sizes
         self.letters = applied.letters
         self.composites: dict[Axis, int] = {}
 
-    def run(self, ins: Sequence[Axes | None], outs: Sequence[Axes | None]) -> None:
-        applied, row = self.applied, self.row
+    def run(self) -> None:
+        applied, row, ins, outs = self.applied, self.row, self.fitted.ins, self.fitted.outs
         for axes, dims in zip(ins, applied.ins, strict=False):
             for axis, dim in zip(axes or (), dims or (), strict=True):
                 self.bind(axis, dim)
@@ -209,10 +209,10 @@ class _Row:
                 applied.outs.append(tuple(self.dim(a, n) for a, n in zip(axes, shape, strict=True)))
         for letter, index in row.pinned.items():
             self.space.lock(self.letters[letter], f"picked by {_title(applied.node)}", index=np.asarray(index, np.int64))
-        self.close(ins, outs)
+        self.close()
 
-    def close(self, ins: Sequence[Axes | None], outs: Sequence[Axes | None]) -> None:
-        facts = _facts(tuple(ins), tuple(outs))
+    def close(self) -> None:
+        facts = _facts(self.fitted)
         for name, lock in facts.locks:
             if name in self.letters:
                 why = self.row.why.get(name) or self.row.why.get(name.partition(".")[0]) or _LOCKED[lock]
@@ -305,10 +305,10 @@ def _leaves(axis: Axis) -> list[Letter]:
 
 
 @lru_cache(maxsize=None)
-def _facts(ins: tuple[Axes | None, ...], outs: tuple[Axes | None, ...]) -> _Facts:
+def _facts(fitted: Fit) -> _Facts:
     """Locks, contracted axes and MACs of a row: all from its letters."""
-    leaves = [[_leaves(a) for a in axes or ()] for axes in ins]
-    out = [leaf for axes in outs for a in axes or () for leaf in _leaves(a)]
+    leaves = [[_leaves(a) for a in axes or ()] for axes in fitted.ins]
+    out = [leaf for axes in fitted.outs for a in axes or () for leaf in _leaves(a)]
     everywhere = [leaf for slot in leaves for axis in slot for leaf in axis] + out
     locks = {leaf.name: leaf.lock for leaf in everywhere if leaf.lock}
     out_names = {leaf.name for leaf in out}
@@ -323,7 +323,7 @@ def _facts(ins: tuple[Axes | None, ...], outs: tuple[Axes | None, ...]) -> _Fact
                 sums = True
             extra += [x.name for x in axis if x.contract or x.name not in out_names]
         if slot and sums:
-            first = outs[0] or ()
+            first = fitted.outs[0] or ()
             macs.append(tuple(x.name for a in first for x in _leaves(a)) + tuple(extra))
     return _Facts(tuple(sorted(locks.items())), tuple(contracted), tuple(macs))
 
@@ -342,4 +342,4 @@ def uses_of(coupling: Coupling) -> dict[str, list[tuple[int, int]]]:
     return found
 
 
-__all__ = ["Applied", "Coupling", "Dims", "Instance", "couple", "expand", "uses_of"]
+__all__ = ["Applied", "Coupling", "Dims", "Instance", "couple", "uses_of"]

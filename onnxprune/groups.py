@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,7 +89,10 @@ class Grouping:
                 mask = gone[family.solution.units_of(root, space.sizes[root])]
                 if mask.any():
                     masks[root] = masks[root] | mask if root in masks else mask
-        _check_closed(space, masks)
+        for root, mask in masks.items():
+            if mask.all():
+                raise ValueError(f"all {space.sizes[root]} elements of an axis would go")
+        check_closed(space, masks)
         return masks
 
 
@@ -213,8 +217,8 @@ def _family(weights: _Weights, solution: Solution, component: Mapping[int, int],
     units = solution.inexact.size
     owned = np.zeros(units, bool)
     for instance in weights.instances:
-        for dim in instance.dims:
-            number = solution.units_of(space.find(dim), space.sizes[dim])
+        for root in _open(space, solution, instance.dims):
+            number = solution.units_of(root, space.sizes[root])
             owned[number[number >= 0]] = True
     group_of, local, count = _by_signature(space, solution, owned)
     members, names, params = _members(weights, solution, group_of, local, count)
@@ -261,14 +265,18 @@ def _by_signature(space: Space, solution: Solution, owned: NDArray[np.bool_]) ->
         group_of[owned] = rank[inverse.ravel()]
     count = np.bincount(group_of[owned], minlength=0) if owned.any() else np.zeros(0, np.int64)
     local = np.full(owned.size, -1, np.int64)
+    owners = np.flatnonzero(owned)
     for mine in _slots(group_of[owned], len(count)):
-        local[np.flatnonzero(owned)[mine]] = np.arange(mine.size)
+        local[owners[mine]] = np.arange(mine.size)
     return group_of, local, count
 
 
 def _per_group(unit: Indices, group_of: Indices) -> Iterator[tuple[int, Indices]]:
     """Yield each group on an axis with the positions that belong to it."""
     mine = np.where(unit >= 0, group_of[unit], -1)
+    if mine[0] >= 0 and (mine == mine[0]).all():  # nearly always: one group owns the whole axis
+        yield int(mine[0]), np.arange(mine.size)
+        return
     present = np.unique(mine)
     for g in present[present >= 0]:
         yield int(g), np.flatnonzero(mine == g)
@@ -284,11 +292,12 @@ def _members(
     for instance in weights.instances:
         shape = [space.sizes[d] for d in instance.dims]
         for axis, dim in enumerate(instance.dims):
-            unit = solution.units_of(space.find(dim), shape[axis])
-            if not (unit >= 0).any():
+            root = space.find(dim)
+            if root not in solution.start:
                 continue
+            unit = solution.units_of(root, shape[axis])
             role, contracted, dense = weights.facts(instance, axis)
-            slice_size = int(np.prod(shape, dtype=np.int64)) // shape[axis]
+            slice_size = prod(shape) // shape[axis]
             for g, at in _per_group(unit, group_of):
                 members[g].append(Member(instance.tensor, axis, at, local[unit[at]], role, contracted))
                 np.add.at(params, unit[at], slice_size)
@@ -323,11 +332,16 @@ def _macs(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.floa
     space, found = coupling.space, np.zeros(units)
     for applied in coupling.nodes:
         for dims in applied.macs:
-            total = float(np.prod([space.sizes[d] for d in dims], dtype=np.float64))
-            for dim in dims:
-                unit = solution.units_of(space.find(dim), space.sizes[dim])
-                np.add.at(found, unit[unit >= 0], total / space.sizes[dim])
+            total = float(prod(space.sizes[d] for d in dims))
+            for root in _open(space, solution, dims):
+                unit = solution.units_of(root, space.sizes[root])
+                np.add.at(found, unit[unit >= 0], total / space.sizes[root])
     return found
+
+
+def _open(space: Space, solution: Solution, dims: Iterable[int]) -> list[int]:
+    """Roots of those dims that aren't frozen as a whole."""
+    return [root for d in dims if (root := space.find(d)) in solution.start]
 
 
 def _component_of(solution: Solution, component: Mapping[int, int], group_of: Indices, count: int) -> list[int]:
@@ -360,8 +374,8 @@ class _Kinds:
                 self._mark(space, solution, left & right & out, 3)
 
     def _mark(self, space: Space, solution: Solution, dims: Iterable[int], kind: int) -> None:
-        for dim in dims:
-            unit = solution.units_of(space.find(dim), space.sizes[space.find(dim)])
+        for root in _open(space, solution, dims):
+            unit = solution.units_of(root, space.sizes[root])
             np.maximum.at(self.kind, unit[unit >= 0], kind)
 
     def of(self, units: Indices) -> str:
@@ -374,18 +388,21 @@ def _frozen(weights: _Weights, families: list[Family]) -> list[Frozen]:
     for instance in weights.instances:
         for axis, dim in enumerate(instance.dims):
             root, size = space.find(dim), space.sizes[dim]
-            if size > 1 and all((f.solution.units_of(root, size) < 0).all() for f in families):
+            if size > 1 and all(_all_frozen(f.solution, root, size) for f in families):
                 found.setdefault((instance.tensor, axis), families[0].solution.why(root))
     return [Frozen(tensor, axis, reason) for (tensor, axis), reason in found.items()]
 
 
-def _check_closed(space: Space, masks: Mapping[int, NDArray[np.bool_]]) -> None:
+def _all_frozen(solution: Solution, root: int, size: int) -> bool:
+    return root not in solution.start or bool((solution.units_of(root, size) < 0).all())
+
+
+def check_closed(space: Space, masks: Mapping[int, NDArray[np.bool_]]) -> None:
+    """Check that a set of dead elements satisfies every relation of a space; ValueError where not."""
+
     def mask(dim: int) -> NDArray[np.bool_]:
         return masks.get(space.find(dim), np.zeros(space.sizes[dim], bool))
 
-    for root, gone in masks.items():
-        if gone.all():
-            raise ValueError(f"all {space.sizes[root]} elements of an axis would go")
     for link in space.links:
         if not np.array_equal(mask(link.a)[link.ia], mask(link.b)[link.ib]):
             raise ValueError("a cut is not the same on both sides of a concatenation, split or gather")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ from onnxprune.values import MAX_ELEMENTS, evaluate
 Shape: TypeAlias = tuple[int, ...]
 Typed: TypeAlias = tuple[int, Shape | None]  # element type (0 unknown), shape (None unknown)
 
-#: Known integer constants up to this size are shown to rules (indices of Gather); floats up to `MAX_FLOATS`.
+#: Known integer constants up to this size are shown to rules (indices of Gather); vectors of floats up to `MAX_FLOATS`.
 MAX_CONSTANT = 1 << 20
 MAX_FLOATS = 64
 
@@ -58,7 +59,7 @@ def attributes(proto: NodeProto) -> dict[str, Any]:
         elif kind == AttributeProto.STRING:
             found[attr.name] = attr.s.decode("utf-8", "replace")
         elif kind == AttributeProto.TENSOR:
-            small = int(np.prod(attr.t.dims, dtype=np.int64)) <= MAX_ELEMENTS
+            small = prod(attr.t.dims) <= MAX_FLOATS
             found[attr.name] = numpy_helper.to_array(attr.t) if small else attr.t
         else:
             found[attr.name] = onnx.helper.get_attribute_value(attr)
@@ -89,9 +90,8 @@ def captured(proto: NodeProto) -> set[str]:
 
 def is_small(elem: int, shape: Shape) -> bool:
     """Whether rules may see the value of a constant of this type and shape."""
-    count = int(np.prod(shape, dtype=np.int64))
     integer = elem in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-    return count <= (MAX_CONSTANT if integer else MAX_FLOATS)
+    return prod(shape) <= (MAX_CONSTANT if integer else MAX_FLOATS if len(shape) <= 1 else 1)
 
 
 @dataclass
@@ -243,7 +243,7 @@ class Tracer:
             shape = self.types.get(proto.input[0], (0, None))[1]
             if shape is not None:
                 part = shape[slice(attrs.get("start", 0), attrs.get("end"))]
-                whole = np.asarray(int(np.prod(shape, dtype=np.int64)), np.int64)
+                whole = np.asarray(prod(shape), np.int64)
                 self.values[name] = np.asarray(part, np.int64) if proto.op_type == "Shape" else whole
             return
         if not any(n in self.values for n in proto.input):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 from onnxprune.ops.base import Node, Row, Shape
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit, parse
 
-__all__ = ["Misfit", "expand", "fit", "out_shapes", "size_of"]
+__all__ = ["Fit", "Misfit", "expand", "fit", "out_shapes", "size_of"]
 
 Axes = tuple[Axis, ...]
 
@@ -99,37 +100,50 @@ def _learn(axis: Axis, length: int, sizes: dict[str, int]) -> bool:
     return _learn(open_[0], rest, sizes)
 
 
-def fit(row: Row, node: Node, *, outputs: bool = True) -> tuple[dict[str, int], tuple[Axes | None, ...], tuple[Axes | None, ...]]:
-    """Return the letters' sizes and the axes of every operand.
+@dataclass(frozen=True, eq=False, slots=True)
+class Fit:
+    """A row fitted to shapes: sizes of the letters, axes of the operands. Compared by identity."""
+
+    sizes: Mapping[str, int]
+    ins: tuple[Axes | None, ...]
+    outs: tuple[Axes | None, ...]
+
+
+def fit(row: Row, node: Node, *, outputs: bool = True) -> Fit:
+    """Fit a row to the shapes of a node.
 
     Raises
     ------
     Misfit
         If the row and the shapes contradict each other, or a letter's size stays unknown.
     """
-    ranks = tuple(None if s is None else len(s) for s in node.shapes)
-    out_ranks = tuple(None if s is None else len(s) for s in node.out_shapes) if outputs else ()
-    ins, outs = expand(row.text, ranks, out_ranks)
-    pairs = [(a, n) for axes, shape in zip(ins, node.shapes, strict=False) if axes and shape for a, n in zip(axes, shape, strict=True)]
-    if outputs:
-        pairs += [
-            (a, n) for axes, shape in zip(outs, node.out_shapes, strict=False) if axes and shape
-            for a, n in zip(axes, shape, strict=True)
-        ]  # fmt: skip
-    sizes = dict(row.sizes)
-    for letter, mapped in row.maps.items():
-        sizes[letter] = len(mapped.index)
+    given = tuple(row.sizes.items()) + tuple((letter, len(mapped.index)) for letter, mapped in row.maps.items())
+    return _fit(row.text, given, node.shapes, node.out_shapes if outputs else ())
+
+
+@lru_cache(maxsize=None)
+def _fit(
+    text: str, given: tuple[tuple[str, int], ...], shapes: tuple[Shape | None, ...], out_shapes: tuple[Shape | None, ...]
+) -> Fit:
+    ranks, out_ranks = (tuple(None if s is None else len(s) for s in side) for side in (shapes, out_shapes))
+    ins, outs = expand(text, ranks, out_ranks)
+    sides = ((ins, shapes), (outs, out_shapes))
+    pairs = [
+        pair for operands, known in sides for axes, shape in zip(operands, known, strict=False) if axes and shape
+        for pair in zip(axes, shape, strict=True)
+    ]  # fmt: skip
+    sizes = dict(given)
     while pairs:
         left = [(a, n) for a, n in pairs if not _learn(a, n, sizes)]
         if len(left) == len(pairs):
             raise Misfit("the sizes of the letters don't follow from the shapes")
         pairs = left
-    return sizes, ins, outs
+    return Fit(sizes, ins, outs)
 
 
 def out_shapes(row: Row, node: Node) -> list[Shape | None]:
     """Return the output shapes that a row gives from the input shapes alone; None where it doesn't say."""
-    sizes, _, _ = fit(row, node, outputs=False)
+    sizes = fit(row, node, outputs=False).sizes
     stars: dict[str, int] = {}
     for letter in sizes:
         name, dot, index = letter.partition(".")
