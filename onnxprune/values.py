@@ -31,7 +31,7 @@ def _unsqueeze(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
     axes, x = _axes(attrs, inputs), inputs[0]
     if axes is None or x is None:
         return None
-    return np.expand_dims(x, axes)
+    return np.asarray(np.expand_dims(x, axes))
 
 
 def _squeeze(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
@@ -63,7 +63,7 @@ def _gather(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
     x, index = inputs[0], inputs[1]
     if x is None or index is None:
         return None
-    return np.take(x, index.astype(np.int64), axis=attrs.get("axis", 0))
+    return np.asarray(np.take(x, index.astype(np.int64), axis=attrs.get("axis", 0)))
 
 
 def _concat(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
@@ -123,7 +123,7 @@ def _div(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
     if a.dtype.kind in "iu":
         if (b == 0).any():
             return None
-        return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)  # ONNX truncates toward zero
+        return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)), a.dtype)  # ONNX truncates toward zero
     return np.asarray(a / b)
 
 

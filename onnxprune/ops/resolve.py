@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from onnxprune.ops.base import Node, Row, Shape
-from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit, parse
+from onnxprune.ops.notation import Axis, Letter, Product, Star, Sum, Unit, parse
 
 __all__ = ["Fit", "Misfit", "expand", "fit", "out_shapes", "size_of"]
 
@@ -151,7 +151,7 @@ def out_shapes(row: Row, node: Node) -> list[Shape | None]:
             stars[name] = max(stars.get(name, 0), int(index) + 1)
     found: list[Shape | None] = []
     for operand in parse(row.text).outputs:
-        star = next((a.name for a in operand.axes if type(a).__name__ == "Star"), None)
+        star = next((a.name for a in operand.axes if isinstance(a, Star)), None)
         rank = len(operand.axes) - (star is not None) + stars.get(star or "", 0)
         shape = [size_of(a, sizes) for a in operand.expand(rank)]
         found.append(None if any(s is None for s in shape) else tuple(s for s in shape if s is not None))
