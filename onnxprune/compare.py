@@ -1,0 +1,92 @@
+"""Compare what two models compute, and refuse comparisons that would say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Difference", "compare", "worst"]
+
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two arrays are apart.
+
+    Attributes
+    ----------
+    error : float
+        Floats: max|a - b| / max|a| over finite elements. Integers and booleans: the share of elements that
+        differ. Infinite where shapes, types or the places of NaN and infinity differ.
+    void : str
+        Why equality would say nothing (empty, constant, nothing finite); empty where the comparison counts.
+    """
+
+    error: float
+    void: str = ""
+
+
+def compare(a: Array, b: Array) -> Difference:
+    """Compare an array with its reference.
+
+    Parameters
+    ----------
+    a : array
+        The reference.
+    b : array
+        What must equal it.
+
+    Returns
+    -------
+    Difference
+        An array that is void is compared all the same: only agreement is refused, a difference counts.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return Difference(np.inf)
+    if a.size == 0:
+        return Difference(0.0, "empty")
+    if not _is_float(a):
+        share = float(np.mean(a != b))
+        return Difference(share, "constant" if _constant(a) else "")
+    a, b = _as_float(a), _as_float(b)
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(
+        a[~finite], b[~finite], equal_nan=True
+    ):
+        return Difference(np.inf)
+    void = "NaN" if np.isnan(a).any() else ""
+    if not finite.all():
+        a, b = a[finite], b[finite]
+    if a.size == 0:
+        return Difference(0.0, void or "nothing finite")
+    gap, peak = float(np.abs(a - b).max()), float(np.abs(a).max())
+    error = 0.0 if gap == 0 else np.inf if peak == 0 else gap / peak
+    return Difference(error, void or ("constant" if _constant(a) else ""))
+
+
+def worst(found: Iterable[Difference]) -> Difference:
+    """Sum up one output over several inputs: the greatest error; void only where every comparison is."""
+    found = list(found)
+    if not found:
+        return Difference(0.0, "not compared")
+    voids = [d.void for d in found]
+    return Difference(max(d.error for d in found), voids[0] if all(voids) else "")
+
+
+def _is_float(a: Array) -> bool:
+    return a.dtype.kind == "f" or a.dtype.name in ("bfloat16",)
+
+
+def _as_float(a: Array) -> Array:
+    return a if a.dtype in (np.float32, np.float64) else a.astype(np.float32)
+
+
+def _constant(a: Array) -> bool:
+    """Whether all elements are equal; one element alone says something unless it is zero."""
+    return bool((a == a.flat[0]).all()) if a.size > 1 else bool(a.flat[0] == 0)

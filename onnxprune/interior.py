@@ -1,0 +1,224 @@
+"""Compare two models inside of their graphs: behind ops that jump, and where outputs say nothing.
+
+An op that jumps (Round, QuantizeLinear, TopK, a comparison) turns a difference in the last bit into a whole
+step, and all that follows differs, without anything being wrong. So a graph with such ops is compared piece
+by piece: the pruned model gets, behind each jump, the value that the masked twin has there, less the channels
+that were cut. Each piece is continuous and is compared up to rounding; equal pieces, one after the other,
+make equal models. What a jump itself makes of its nearly equal input is compared too, where it acts on each
+element: at most one element in a hundred may be one step off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxprune.analysis import Analysis
+from onnxprune.compare import Difference, compare, worst
+from onnxprune.coupling import Applied
+from onnxprune.model import Model
+from onnxprune.rewrite import Kept
+from onnxprune.runtime import Feeds, open_session
+
+__all__ = ["Case", "compare_any", "inside", "pieces"]
+
+#: Tensors that are compared where the outputs say nothing.
+MOST_INSIDE = 8
+#: Share of elements that a jump may put one step off.
+MOST_FLIPPED = 0.01
+
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_STEPS = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
+_ROUNDING = frozenset({"Round", "Floor", "Ceil", "Sign", "Mod", "Hardmax", "Shrink", "ThresholdedRelu"})
+_CHOOSING = frozenset({"TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Unique", "Compress"})
+_RANDOM = frozenset(
+    {
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+        "Dropout",
+    }
+)
+_PLAIN = frozenset({"Shape", "Size", "Constant", "ConstantOfShape"})
+
+
+@dataclass
+class Case:
+    """One input, and what the twin gives on it."""
+
+    feeds: Feeds
+    reference: dict[str, Any]
+
+
+def compare_any(a: Any, b: Any) -> Difference:
+    """Compare outputs of any type: tensors, or sequences and maps of them."""
+    if isinstance(a, np.ndarray):
+        if a.dtype.kind in "OUS":
+            return Difference(float(not np.array_equal(a, b)), "no numbers")
+        return compare(a, b)
+    if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
+        return _all(a.values(), b.values())
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return _all(a, b)
+    return compare(np.asarray(a), np.asarray(b)) if np.isscalar(a) else Difference(np.inf)
+
+
+def _all(a: Any, b: Any) -> Difference:
+    found = [compare_any(x, y) for x, y in zip(a, b, strict=True)]
+    return worst(found) if found else Difference(0.0, "empty")
+
+
+class _Inside:
+    """Names of tensors that both models have, and what the cut leaves of them."""
+
+    def __init__(self, analysis: Analysis, kept: Kept, models: tuple[Model, Model]) -> None:
+        self.analysis, self.kept = analysis, kept
+        self.twin, self.pruned = models
+        self.made = {o for n in self.pruned.proto.graph.node for o in n.output if o}
+        self.types = analysis.tracer.types
+
+    def shared(self, name: str) -> bool:
+        """Whether both models compute a tensor and its axes are known."""
+        known = name in self.analysis.coupling.dims and name not in self.analysis.tracer.weights
+        return known and name in self.made
+
+    def take(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        for axis, keep in self.kept.axes(self.analysis.coupling.dims[name]).items():
+            value = np.take(value, keep, axis=axis)
+        return value
+
+    def run_twin(self, cases: Sequence[Case], names: Sequence[str], prepack: bool) -> list[dict[str, Any]]:
+        session = open_session(self.twin, names, prepack=prepack)
+        runs = [session.run(case.feeds) for case in cases]
+        cut = {n for n in names if n in self.made}
+        return [{n: self.take(n, v) if n in cut else v for n, v in run.items()} for run in runs]
+
+
+def inside(
+    analysis: Analysis, kept: Kept, models: tuple[Model, Model], cases: Sequence[Case], prepack: bool
+) -> dict[str, Difference]:
+    """Compare the last float tensors of a graph, where its outputs say nothing.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    kept : Kept
+    models : (Model, Model)
+        The masked twin and the pruned model.
+    cases : sequence of Case
+    prepack : bool
+        See `onnxprune.runtime.open_session`.
+
+    Returns
+    -------
+    dict
+        Tensor -> difference, of those that say something.
+    """
+    look = _Inside(analysis, kept, models)
+    names = [
+        n for a in reversed(analysis.coupling.nodes) for n in a.node.outputs
+        if look.shared(n) and look.types.get(n, (0, None))[0] in _FLOATS
+    ][:MOST_INSIDE]  # fmt: skip
+    if not names:
+        return {}
+    want = look.run_twin(cases, names, prepack)
+    session = open_session(look.pruned, names, prepack=prepack)
+    have = [session.run(case.feeds) for case in cases]
+    found = {n: worst(compare_any(w[n], h[n]) for w, h in zip(want, have, strict=True)) for n in names}
+    return {n: d for n, d in found.items() if not d.void}
+
+
+def _jumps(look: _Inside) -> Iterator[tuple[Applied, str]]:
+    """Yield the nodes that jump, and how: "step" on each element, or "choice" between elements."""
+    for applied in look.analysis.coupling.nodes:
+        node = applied.node
+        outputs = [o for o in node.outputs if o]
+        # shape arithmetic is known before the model runs, and doesn't jump
+        if node.op in _PLAIN or all(o in look.analysis.tracer.values for o in outputs):
+            continue
+        if not outputs or not all(look.shared(o) for o in outputs):
+            continue
+        weights = look.analysis.tracer.weights
+        read = {look.types.get(n, (0, None))[0] for n in node.inputs if n and n not in weights}
+        made = {look.types.get(o, (0, None))[0] for o in outputs}
+        if node.op in _CHOOSING | _RANDOM:
+            yield applied, "choice"
+            continue
+        requantises = node.op.startswith("QLinear") and made & _STEPS
+        if node.op in _ROUNDING or requantises or (read & _FLOATS and made - _FLOATS):
+            yield applied, "step"
+
+
+def pieces(
+    analysis: Analysis, kept: Kept, models: tuple[Model, Model], cases: Sequence[Case], prepack: bool
+) -> dict[str, Difference]:
+    """Compare two models piece by piece between the ops that jump.
+
+    Parameters and result are those of `inside`; empty where nothing jumps. A difference of elements that a
+    jump put one step off counts as none.
+    """
+    look = _Inside(analysis, kept, models)
+    jumps = list(_jumps(look))
+    if not jumps:
+        return {}
+    forced = {o: how for applied, how in jumps for o in applied.node.outputs if o}
+    entries = [
+        n for applied, _ in jumps for n in applied.node.inputs
+        if n not in forced and look.shared(n) and look.types.get(n, (0, None))[0] in _FLOATS
+    ]  # fmt: skip
+    outputs = [v.name for v in analysis.model.proto.graph.output]
+    want = look.run_twin(cases, [*dict.fromkeys([*entries, *forced])], prepack)
+    cut, own = _cut_at(look, forced)
+    session = open_session(cut, [*dict.fromkeys(entries), *own.values()], prepack=prepack)
+    feeds = [{**case.feeds, **{n: w[n] for n in forced}} for case, w in zip(cases, want, strict=True)]
+    have = [session.run(f) for f in feeds]
+    found: dict[str, Difference] = {}
+    for name in dict.fromkeys([*outputs, *entries]):
+        if name not in forced:
+            found[name] = worst(compare_any(w[name], h[name]) for w, h in zip(want, have, strict=True))
+    for name, how in forced.items():
+        if how == "step":
+            found[name] = worst(_stepped(w[name], h[own[name]]) for w, h in zip(want, have, strict=True))
+    return found
+
+
+def _cut_at(look: _Inside, forced: dict[str, str]) -> tuple[Model, dict[str, str]]:
+    """Return the pruned model with these tensors as inputs, and the names under which it has its own."""
+    model = look.pruned.fork()
+    graph = model.proto.graph
+    own = {name: f"onnxprune/own/{i}" for i, name in enumerate(forced)}
+    for node in graph.node:
+        for i, name in enumerate(node.output):
+            if name in own:
+                node.output[i] = own[name]
+    for name in forced:
+        graph.input.append(onnx.helper.make_tensor_value_info(name, look.types[name][0], None))
+    for kind in (graph.output, graph.value_info):
+        for i in reversed(range(len(kind))):
+            if kind[i].name in own:
+                del kind[i]
+    return model, own
+
+
+def _stepped(a: NDArray[Any], b: NDArray[Any]) -> Difference:
+    """Compare what a jump makes of nearly equal inputs."""
+    plain = compare(a, b)
+    if plain.error == 0 or a.shape != b.shape or a.dtype != b.dtype or a.size == 0:
+        return plain
+    if a.dtype.kind == "f":
+        far = ~np.isclose(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(a).max()), equal_nan=True)
+        whole = True
+    else:
+        far = a != b
+        whole = a.dtype.kind == "b" or int(np.abs(a.astype(np.int64) - b.astype(np.int64)).max()) <= 1
+    few = int(far.sum()) <= max(1, int(MOST_FLIPPED * a.size))
+    return Difference(0.0 if few and whole else plain.error, plain.void)

@@ -1,0 +1,382 @@
+"""onnxruntime sessions at the least cost, random inputs, and types found by running.
+
+A session is made of the light bytes of a model and of its weights where they lie (mapped files, numpy
+arrays): nothing is copied. It is made for one run, not for speed: no graph optimisation (which also keeps two
+models comparable) and no repacked copies of weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from onnxprune.binding import real_inputs
+from onnxprune.model import Model
+from onnxprune.trace import Shape, Typed, subgraphs
+
+__all__ = [
+    "Feeds",
+    "RunError",
+    "Session",
+    "light_proto",
+    "open_session",
+    "probe_types",
+    "random_inputs",
+    "widen",
+]
+
+Array: TypeAlias = NDArray[Any]
+Feeds: TypeAlias = Mapping[str, Array]
+
+#: Random ids stay below this, whatever the size of the table that they look up.
+MAX_ID = 1000
+
+# Element types that onnxruntime takes from numpy as they are, and those that it takes under another name.
+_PLAIN = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13})
+_VIEWED: dict[int, type[np.generic]] = {
+    TensorProto.BFLOAT16: np.uint16,
+    TensorProto.FLOAT8E4M3FN: np.uint8,
+    TensorProto.FLOAT8E4M3FNUZ: np.uint8,
+    TensorProto.FLOAT8E5M2: np.uint8,
+    TensorProto.FLOAT8E5M2FNUZ: np.uint8,
+}
+_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+class RunError(ValueError):
+    """onnxruntime doesn't take a model, or fails to run it."""
+
+
+class Session:
+    """An onnxruntime session that keeps the arrays alive which it reads.
+
+    Attributes
+    ----------
+    outputs : tuple of str
+    types : dict
+        Output -> onnxruntime's name of its type, such as ``tensor(float)``.
+    """
+
+    def __init__(self, raw: Any, keep: object) -> None:
+        self._raw, self._keep = raw, keep
+        self.outputs = tuple(o.name for o in raw.get_outputs())
+        self.types = {o.name: str(o.type) for o in raw.get_outputs()}
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the values of outputs (all of them unless named).
+
+        Raises
+        ------
+        RunError
+            If onnxruntime fails.
+        """
+        wanted = list(names if names is not None else self.outputs)
+        try:
+            return dict(zip(wanted, self._raw.run(wanted, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime's errors have no common base but this
+            raise RunError(_line(error)) from error
+
+
+def light_proto(model: Model) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return a model as a proto whose large weights are external, and those weights.
+
+    Weights of Constant nodes become initializers; what onnxruntime can't take from an array stays in the
+    proto.
+    """
+    data, arrays = model.session_parts()
+    proto = onnx.ModelProto.FromString(data)
+    graph = proto.graph
+    constants = [n for n in graph.node if n.op_type == "Constant" and n.output and n.output[0] in arrays]
+    for node in constants:
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(next(a.t for a in node.attribute if a.name == "value"))
+        tensor.name = node.output[0]
+    if constants:
+        gone = {n.output[0] for n in constants}
+        for i in reversed(range(len(graph.node))):
+            if graph.node[i].op_type == "Constant" and graph.node[i].output[0] in gone:
+                del graph.node[i]
+    for tensor in graph.initializer:
+        if tensor.name in arrays and tensor.data_type not in _PLAIN and tensor.data_type not in _VIEWED:
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(arrays.pop(name)), name))
+    return proto, arrays
+
+
+def open_session(
+    model: Model | onnx.ModelProto | str | os.PathLike[str],
+    extra_outputs: Iterable[str] = (),
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    *,
+    prepack: bool = False,
+    optimise: bool = False,
+) -> Session:  # fmt: skip
+    """Open a session for a run or two.
+
+    Parameters
+    ----------
+    model : Model, ModelProto or path
+    extra_outputs : iterable of str
+        Tensors to be returned besides the graph's outputs, which come first.
+    threads : int, optional
+        Threads within an op; onnxruntime's default otherwise.
+    providers : sequence of str, optional
+        Execution providers, ``["CPUExecutionProvider"]`` by default.
+    prepack : bool
+        Let kernels keep repacked copies of weights. Without them results differ in the last bit, so two
+        models are to be compared under the same setting; few kernels need them.
+    optimise : bool
+        Let onnxruntime optimise the graph.
+
+    Raises
+    ------
+    RunError
+        If onnxruntime doesn't take the model.
+    """
+    import onnxruntime as ort
+
+    proto, arrays = light_proto(Model.load(model))
+    known = {v.name for v in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=n) for n in dict.fromkeys(extra_outputs) if n not in known
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        kinds = {t.name: t.data_type for t in proto.graph.initializer if t.name in arrays}
+        values = [_value(arrays[name], kind) for name, kind in kinds.items()]
+        if values:
+            options.add_external_initializers(list(kinds), values)
+        raw = ort.InferenceSession(
+            proto.SerializeToString(), options, providers=list(providers or ["CPUExecutionProvider"])
+        )
+    except Exception as error:  # see Session.run
+        raise RunError(_line(error)) from error
+    return Session(raw, values)
+
+
+def _value(array: Array, kind: int) -> Any:
+    import onnxruntime as ort
+
+    array = np.ascontiguousarray(array)
+    if kind in _PLAIN:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(_VIEWED[kind]), kind)
+
+
+def _line(error: Exception) -> str:
+    """Return the sentence in an error of onnxruntime."""
+    text = str(error).partition(" : ")[2] or str(error)
+    return " ".join(text.split())[:300]
+
+
+def random_inputs(
+    model: Model, shapes: Mapping[str, Shape], rng: np.random.Generator, *,
+    scale: float = 1.0, sizes: Mapping[str, Typed] | None = None, ones: bool = False,
+) -> dict[str, Array]:  # fmt: skip
+    """Draw values for the inputs of a model.
+
+    Floats are normal; booleans are drawn, integers too: ids that a Gather looks up stay within the table,
+    others are 0 or 1. Inputs named like a mask are ones, so that nothing is masked. Inputs that double as
+    initializers are left out.
+
+    Parameters
+    ----------
+    model : Model
+    shapes : mapping
+        Input -> shape.
+    rng : numpy.random.Generator
+    scale : float
+        Standard deviation of floats.
+    sizes : mapping, optional
+        Tensor -> (element type, shape), to find tables that are not weights.
+    ones : bool
+        Give ones to all integers.
+
+    Raises
+    ------
+    RunError
+        If an input is no tensor of numbers.
+    """
+    limits = _id_limits(model, sizes or {})
+    found: dict[str, Array] = {}
+    for value in real_inputs(model.proto.graph):
+        name, shape = value.name, shapes.get(value.name, ())
+        if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type == TensorProto.STRING:
+            raise RunError(
+                f"no random values can be drawn for the input '{name}', which is no tensor of numbers"
+            )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if dtype.kind in "biu":
+            flat = ones or "mask" in name.lower()
+            limit = 2 if dtype.kind == "b" else limits.get(name, 256 if dtype.itemsize == 1 else 2)
+            drawn = np.ones(shape) if flat else rng.integers(0, limit, shape)
+            found[name] = (
+                np.minimum(drawn, limit - 1).astype(dtype) if dtype.kind != "b" else drawn.astype(dtype)
+            )
+        else:
+            found[name] = np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
+    return found
+
+
+_CARRIES = frozenset(
+    {
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Concat",
+        "Expand",
+        "Add",
+        "Split",
+    }
+)
+
+
+def _id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
+    """Find the exclusive upper limit of each integer input that indexes a table."""
+    graph = model.proto.graph
+    limits: dict[str, int] = {}
+    integers = {
+        v.name
+        for v in real_inputs(graph)
+        if v.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
+    }
+    if not integers:
+        return limits
+    origin = {name: {name} for name in integers}
+    for index in model.order:
+        node = graph.node[index]
+        if node.op_type in _CARRIES:
+            sources = set().union(*(origin.get(n, set()) for n in node.input))
+            for name in node.output if sources else ():
+                origin[name] = sources
+        for table, axis, ids in _lookups(node):
+            shape = _shape(model, table, sizes)
+            for source in origin.get(ids, ()):
+                if shape:
+                    # half of the table, since an offset may be added on the way
+                    limits[source] = min(limits.get(source, MAX_ID), max(1, (shape[axis] + 1) // 2))
+    return limits
+
+
+def _lookups(node: onnx.NodeProto) -> list[tuple[str, int, str]]:
+    """Return (table, axis, ids) of each lookup that a node does."""
+    if node.op_type == "Gather" and len(node.input) == 2:
+        return [
+            (node.input[0], next((int(a.i) for a in node.attribute if a.name == "axis"), 0), node.input[1])
+        ]
+    if node.op_type == "EmbedLayerNormalization" and len(node.input) > 4:
+        return [(node.input[2], 0, node.input[0]), (node.input[4], 0, node.input[1])]
+    return []
+
+
+def _shape(model: Model, name: str, sizes: Mapping[str, Typed]) -> Shape | None:
+    return model.info(name).dims if name in model else sizes.get(name, (0, None))[1]
+
+
+def probe_types(model: Model, inputs: Mapping[str, Shape], names: Iterable[str]) -> dict[str, Typed]:
+    """Find the types of tensors by running the model once, on random inputs.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : mapping
+        Input -> shape.
+    names : iterable of str
+        Outputs of nodes of the main graph.
+
+    Returns
+    -------
+    dict
+        Tensor -> (element type, shape); empty where the model can't be run.
+    """
+    wanted = list(dict.fromkeys(names))
+    try:
+        types = open_session(model, wanted).types
+        elements = {n: _ELEMENTS[types[n]] for n in wanted if types.get(n) in _ELEMENTS}
+        probe = model.fork()  # asks for shapes, not for the tensors themselves
+        ask = {n: f"onnxprune/shape/{i}" for i, n in enumerate(elements)}
+        probe.proto.graph.node.extend(
+            onnx.helper.make_node("Shape", [n], [shape]) for n, shape in ask.items()
+        )
+        session = open_session(probe, ask.values())
+        feeds = random_inputs(model, inputs, np.random.default_rng(0))
+        found = session.run(feeds, list(ask.values()))
+    except RunError:
+        return {}
+    return {n: (elements[n], tuple(int(s) for s in found[ask[n]])) for n in elements}
+
+
+_ELEMENTS = {
+    f"tensor({name})": getattr(TensorProto, kind) for name, kind in {
+        "float": "FLOAT", "double": "DOUBLE", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "bool": "BOOL",
+        "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "uint8": "UINT8", "uint16":
+        "UINT16", "uint32": "UINT32", "uint64": "UINT64", "string": "STRING",
+    }.items()
+}  # fmt: skip
+
+
+def widen(model: Model) -> Model:
+    """Return a copy of a model in which all half floats (fp16, bf16) are fp32.
+
+    onnxruntime's CPU kernels lack many ops in bf16, and rounding to a half float hides what a comparison is
+    to find.
+    """
+    wide = model.fork()
+    for name in wide.names():
+        if wide.info(name).elem_type in _HALF:
+            wide.put(name, np.asarray(wide.weight(name)).astype(np.float32))
+    graph = wide.proto.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        _widen_value(value)
+    for function in wide.proto.functions:
+        for node in function.node:
+            _widen_node(node)
+    for node in graph.node:
+        _widen_node(node)
+    return wide
+
+
+def _widen_value(value: onnx.ValueInfoProto) -> None:
+    if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in _HALF:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def _widen_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type in _HALF and tensor.data_location != TensorProto.EXTERNAL:
+        tensor.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+        )
+
+
+def _widen_node(node: onnx.NodeProto) -> None:
+    for attr in node.attribute:
+        if attr.name in ("to", "dtype", "output_dtype") and attr.i in _HALF:
+            attr.i = TensorProto.FLOAT
+        elif attr.HasField("t"):
+            _widen_tensor(attr.t)
+    for body in subgraphs(node):
+        for value in (*body.input, *body.output, *body.value_info):
+            _widen_value(value)
+        for tensor in body.initializer:
+            _widen_tensor(tensor)
+        for inner in body.node:
+            _widen_node(inner)

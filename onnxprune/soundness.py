@@ -1,0 +1,125 @@
+"""Checks of a pruned model that need no run: its interface, ONNX's checker, strict shape inference.
+
+They look at a copy without weights, in which every large weight is declared like an input: the checker would
+serialise the whole model otherwise. That a weight holds as much data as its dimensions say is what
+`Model.load` and `Model.save` see to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import TensorProto, helper
+
+from onnxprune.model import Model
+from onnxprune.payload import nbytes
+from onnxprune.protowalk import tensors
+
+__all__ = ["check", "interface", "strict"]
+
+
+def interface(original: Model, pruned: Model) -> list[str]:
+    """Return what differs in the names, types or order of inputs and outputs, and in the versions."""
+    a, b = original.proto, pruned.proto
+    found = []
+    weights = {t.name for t in a.graph.initializer}
+    ins = [[v for v in p.graph.input if v.name not in weights] for p in (a, b)]
+    for what, before, after in (("inputs", *ins), ("outputs", list(a.graph.output), list(b.graph.output))):
+        if [_bytes(v) for v in before] != [_bytes(v) for v in after]:
+            found.append(f"the {what} differ: {_names(before)} became {_names(after)}")
+    if a.ir_version != b.ir_version or [*a.opset_import] != [*b.opset_import]:
+        found.append("the IR version or the opsets differ")
+    return found
+
+
+def _bytes(value: onnx.ValueInfoProto) -> bytes:
+    return bytes(value.SerializeToString(deterministic=True))
+
+
+def _names(values: Iterable[onnx.ValueInfoProto]) -> str:
+    return ", ".join(f"{v.name} {helper.printable_type(v.type)}" for v in values)[:200]
+
+
+def check(original: Model, pruned: Model) -> tuple[list[str], list[str]]:
+    """Run ONNX's checker; return failures and notes.
+
+    What the checker says about the original as well is a note: it isn't the cut's doing.
+    """
+    error = _checked(pruned)
+    if not error:
+        return [], []
+    if _checked(original):
+        return [], [f"ONNX's checker refuses the original too: {error}"]
+    return [f"ONNX's checker: {error}"], []
+
+
+def _checked(model: Model) -> str:
+    try:
+        onnx.checker.check_model(_bare(model))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        return _first_line(error)
+    return ""
+
+
+def strict(original: Model, pruned: Model) -> tuple[list[str], list[str]]:
+    """Run strict shape inference; return failures and notes, as `check`."""
+    if pruned.proto.graph.sparse_initializer:
+        return [], ["strict shape inference: skipped, it can't read sparse initializers"]
+    error = _inferred(pruned)
+    if not error:
+        return [], []
+    first = _inferred(original)
+    if first:
+        return [], [f"strict shape inference doesn't apply: of the original it says '{first}'"]
+    return [f"strict shape inference: {error}"], []
+
+
+def _inferred(model: Model) -> str:
+    try:
+        onnx.shape_inference.infer_shapes(_bare(model), check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        return _first_line(error)
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300]
+
+
+def _empty(tensor: TensorProto) -> bool:
+    """Whether a tensor's data was left out of a skeleton."""
+    typed = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data, tensor.double_data)
+    fields = (tensor.raw_data, *typed)
+    numbers = tensor.data_type not in (TensorProto.UNDEFINED, TensorProto.STRING)
+    return numbers and all(tensor.dims) and not any(len(f) for f in fields)
+
+
+def _bare(model: Model) -> onnx.ModelProto:
+    """Return a copy whose large weights are inputs; those of bodies hold zeros."""
+    proto = model.skeleton()
+    graph = proto.graph
+    declared = {v.name for v in graph.input}
+    for i in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[i]
+        if _empty(tensor):
+            _declare(graph, declared, tensor.name, tensor)
+            del graph.initializer[i]
+    for i in reversed(range(len(graph.node))):
+        node = graph.node[i]
+        if node.op_type == "Constant" and node.output:
+            value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
+            if value is not None and _empty(value):
+                _declare(graph, declared, node.output[0], value)
+                del graph.node[i]
+    for _, tensor in tensors(proto):
+        if _empty(tensor):
+            tensor.raw_data = bytes(nbytes(tensor.dims, tensor.data_type))
+    return proto
+
+
+def _declare(graph: onnx.GraphProto, declared: set[str], name: str, tensor: TensorProto) -> None:
+    if name not in declared:
+        graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tuple(tensor.dims)))
+        declared.add(name)

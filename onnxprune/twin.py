@@ -1,0 +1,226 @@
+"""The masked twin: the original graph with the channels that a cut removes zeroed where they are consumed.
+
+Law 1 says that the pruned graph equals it. So the masks are as few as possible: one operand of each
+contraction (and every bias that is added to such an operand), preferably an activation, so that no weight is
+touched. What is zero for a quantised operand is its zero point. Everything else of the twin is the original,
+and a row that wrongly claims that an op keeps channels apart shows.
+
+An axis that an average runs over has no such mask. Where such a cut was asked for (``--allow-inexact``) the
+twin wraps the op: kept channels are gathered, the op runs on them, and its output is put back into place. Law
+1 then says that the rewriting is consistent, not that the function is unchanged.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnxprune.analysis import Analysis
+from onnxprune.coupling import Applied, Dims
+from onnxprune.model import Model
+from onnxprune.ops import SetAttr, emit
+from onnxprune.ops.notation import Axis, Letter, Product, Sum
+from onnxprune.ops.resolve import fit
+from onnxprune.rewrite import Kept, _NodeCut
+
+__all__ = ["twin"]
+
+_PREFIX = "onnxprune/twin"
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
+
+
+def twin(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]]) -> Model:
+    """Return the masked twin of a model; the weights of the two are shared.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Of the original.
+    dead : mapping
+        Root dim -> which of its indices go.
+
+    References
+    ----------
+    docs/decisions, "law 1": the pruned graph equals the masked graph.
+    """
+    return _Twin(analysis, dead).build()
+
+
+def _leaves(axis: Axis) -> Iterator[Letter]:
+    if isinstance(axis, Letter):
+        yield axis
+    for part in axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ():
+        yield from _leaves(part)
+
+
+class _Twin:
+    def __init__(self, analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]]) -> None:
+        self.analysis, self.kept = analysis, Kept(analysis.coupling, dead)
+        self.model = analysis.model.fork()
+        self.types = analysis.tracer.types
+        self.weights = analysis.tracer.weights
+        self.nodes: list[onnx.NodeProto] = []
+        self.masked: dict[tuple[str, int, int], str] = {}  # (tensor, axis, root) -> its masked value
+        self.constants: dict[bytes, str] = {}
+        self.count = 0
+
+    def build(self) -> Model:
+        graph = self.model.proto.graph
+        protos = [graph.node[i] for i in self.model.order]
+        for applied, proto in zip(self.analysis.coupling.nodes, protos, strict=True):
+            touched = applied.row is not None and any(
+                self.kept.cut(d) for dims in applied.ins for d in dims or ()
+            )
+            self.nodes += self.visit(applied, proto) if touched else [proto]
+        copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in self.nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+        return self.model
+
+    def visit(self, applied: Applied, proto: onnx.NodeProto) -> list[onnx.NodeProto]:
+        row, node = applied.row, applied.node
+        assert row is not None
+        fitted = fit(row, node)
+        letters: defaultdict[str, list[tuple[int, int, bool]]] = defaultdict(
+            list
+        )  # letter -> (slot, axis, marked ^)
+        soft = False
+        for slot, axes in enumerate(fitted.ins):
+            for at, axis in enumerate(axes or ()):
+                for leaf in _leaves(axis):
+                    letters[leaf.name].append((slot, at, leaf.contract))
+                    soft |= leaf.lock == "~" and self.gone(applied, leaf.name)
+        if soft:
+            return self.wrap(applied, proto)
+        out = {leaf.name for axes in fitted.outs for axis in axes or () for leaf in _leaves(axis)}
+        places: set[tuple[int, int]] = set()
+        for name, found in letters.items():
+            if self.gone(applied, name):
+                summed = [(s, a) for s, a, mark in found if mark or name not in out]
+                places |= self.choose(applied, summed, places)
+        new: list[onnx.NodeProto] = []
+        for slot, at in sorted(places):
+            new += self.mask(applied, proto, slot, at)
+        return [*new, proto]
+
+    def gone(self, applied: Applied, letter: str) -> bool:
+        return letter in applied.letters and self.kept.cut(applied.letters[letter])
+
+    def choose(
+        self, applied: Applied, places: list[tuple[int, int]], have: set[tuple[int, int]]
+    ) -> set[tuple[int, int]]:
+        """Choose where to mask a letter: every bias, and one of the factors."""
+        row = applied.row
+        assert row is not None
+        roles = row.roles
+        places = [(s, a) for s, a in places if self.kept.cut((applied.ins[s] or ())[a])]
+        added = {(s, a) for s, a in places if s < len(roles) and roles[s] == "bias"}
+        factors = [p for p in places if p not in added]
+        if not factors or any(p in have for p in factors):
+            return added
+        return added | {min(factors, key=lambda p: (applied.node.inputs[p[0]] in self.weights, p))}
+
+    def mask(self, applied: Applied, proto: onnx.NodeProto, slot: int, axis: int) -> list[onnx.NodeProto]:
+        """Return the nodes that zero the dead channels of an operand, and make the node read their result."""
+        dims = applied.ins[slot] or ()
+        root = self.kept.root(dims[axis])
+        name = proto.input[slot]
+        zero = self.zero_point(applied, slot)
+        if (name, axis, root) in self.masked and not zero:
+            proto.input[slot] = self.masked[name, axis, root]
+            return []
+        keep = ~np.asarray(self.kept.dead[root])
+        keep = keep.reshape([-1 if a == axis else 1 for a in range(len(dims))])
+        elem = self.types.get(applied.node.inputs[slot], (0, None))[0]
+        if elem in _FLOATS:
+            dtype = helper.tensor_dtype_to_np_dtype(elem)
+            nodes, masked = self.nodes_of(("Mul", name, self.constant(keep.astype(dtype))))
+        else:  # onnxruntime has no Where for every integer type, but for int32
+            nodes, masked = self.nodes_of(("Cast", name, TensorProto.INT32))
+            level = [] if not zero else self.nodes_of(("Cast", zero, TensorProto.INT32))[0]
+            low = level[-1].output[0] if level else self.constant(np.zeros((), np.int32))
+            picked, masked = self.nodes_of(("Where", self.constant(keep), masked, low), ("Cast", "", elem))
+            nodes += level + picked
+        if not zero:
+            self.masked[name, axis, root] = masked
+        proto.input[slot] = masked
+        return nodes
+
+    def zero_point(self, applied: Applied, slot: int) -> str:
+        """Name of an operand's zero point, empty where its zero is zero."""
+        assert applied.row is not None
+        at = applied.row.zeros.get(slot)
+        if at is None or not applied.node.has(at):
+            return ""
+        return applied.node.inputs[at]
+
+    def nodes_of(self, *steps: tuple[str | int, ...]) -> tuple[list[onnx.NodeProto], str]:
+        """Return a chain of nodes and its result; an empty name is the step before, a number a type."""
+        nodes: list[onnx.NodeProto] = []
+        result = ""
+        for op, *operands in steps:
+            names = [(str(o) or result) for o in operands if not isinstance(o, int)]
+            to = [o for o in operands if isinstance(o, int)]
+            result = f"{_PREFIX}/{self.count}"
+            self.count += 1
+            nodes.append(helper.make_node(str(op), names, [result], name=result))
+            if to:
+                nodes[-1].attribute.append(helper.make_attribute("to", to[0]))
+        return nodes, result
+
+    def constant(self, array: NDArray[np.generic]) -> str:
+        key = f"{array.dtype}{array.shape}".encode() + array.tobytes()
+        if key not in self.constants:
+            self.constants[key] = self.model.add(f"{_PREFIX}/constant/{len(self.constants)}", array)
+        return self.constants[key]
+
+    def wrap(self, applied: Applied, proto: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Run a node on what is kept and put its outputs back in place; dead channels repeat a live one."""
+        before: list[onnx.NodeProto] = []
+        after: list[onnx.NodeProto] = []
+        row = applied.row
+        assert row is not None
+        for slot, dims in enumerate(applied.ins):
+            for axis, keep in self.kept.axes(dims or ()).items():
+                before.append(self.gather(proto.input[slot], keep, axis))
+                proto.input[slot] = before[-1].output[0]
+        attrs = {n: self.kept.size(applied.letters[x]) for n, x in row.attrs.items() if self.gone(applied, x)}
+        for edit in emit(applied.node, _NodeCut(applied, self.kept)):
+            if isinstance(edit, SetAttr):
+                attrs[edit.name] = edit.value
+            else:
+                proto.input[edit.slot] = self.constant(edit.array)
+        for name, value in attrs.items():
+            old = [a for a in proto.attribute if a.name == name]
+            for attr in old:
+                proto.attribute.remove(attr)
+            proto.attribute.append(helper.make_attribute(name, value))
+        for slot, dims in enumerate(applied.outs):
+            axes = self.kept.axes(dims or ()) if proto.output[slot] else {}
+            if axes:
+                after += self.put_back(proto, slot, dims or (), axes)
+        return [*before, proto, *after]
+
+    def put_back(
+        self, proto: onnx.NodeProto, slot: int, dims: Dims, axes: Mapping[int, NDArray[np.int64]]
+    ) -> list[onnx.NodeProto]:
+        name = proto.output[slot]
+        last = proto.output[slot] = f"{_PREFIX}/wrapped/{self.count}"
+        nodes = []
+        for axis, keep in axes.items():
+            back = np.zeros(self.analysis.coupling.space.sizes[dims[axis]], np.int64)
+            back[keep] = np.arange(len(keep))
+            nodes.append(self.gather(last, back, axis))
+            last = nodes[-1].output[0]
+        nodes[-1].output[0] = name
+        return nodes
+
+    def gather(self, name: str, index: NDArray[np.int64], axis: int) -> onnx.NodeProto:
+        result = f"{_PREFIX}/{self.count}"
+        self.count += 1
+        return helper.make_node("Gather", [name, self.constant(index)], [result], name=result, axis=axis)

@@ -1,0 +1,317 @@
+"""Prove a cut: the pruned model is sound, and computes what the masked original does (law 1).
+
+Tolerances are relative to the greatest magnitude of an output: 1e-4, or 1e-9 where all floats are double.
+Half floats are compared in fp32 (both models widened alike), or at 1e-2 where the model is too large for
+that. Two things may lift an error above rounding without a fault, and both are measured instead of tolerated:
+
+- Ops that jump (Round, QuantizeLinear, TopK, comparisons, ...) turn a difference of 1e-7 into a whole step.
+  Such a model is compared piece by piece: the pruned model gets the twin's values behind each jump
+  (`onnxprune.interior`).
+- A graph may amplify rounding. Then the twin is run once more with onnxruntime's optimisations, and the
+  tolerance is four times what these change, at most 1e-2.
+
+Where the outputs say nothing (empty, constant, NaN), tensors inside of the graph are compared; where these
+don't either, the verification does not pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxprune import interior, soundness
+from onnxprune.analysis import Analysis
+from onnxprune.compare import Difference, worst
+from onnxprune.interior import Case
+from onnxprune.model import Model
+from onnxprune.rewrite import Kept
+from onnxprune.runtime import Feeds, RunError, open_session, random_inputs, widen
+from onnxprune.twin import twin
+
+__all__ = ["TOLERANCE", "Verification", "verify"]
+
+Masks = Mapping[int, NDArray[np.bool_]]
+
+TOLERANCE = {"float": 1e-4, "double": 1e-9, "half": 1e-2}
+#: Models with more bytes of weights than this are not widened.
+MOST_WIDENED = 1_000_000_000
+#: The greatest tolerance that a graph's own amplification of rounding may ask for.
+MOST_TOLERANCE = 1e-2
+
+_ATTEMPTS = ((1.0, False), (0.1, False), (0.01, False), (1.0, True))  # (scale of floats, all integers one)
+_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+@dataclass
+class Verification:
+    """What was proved.
+
+    Attributes
+    ----------
+    status : str
+        ``passed``, ``failed``, ``not comparable`` or ``not run`` (onnxruntime can't run the original).
+    failures : list of str
+        What is wrong, a sentence each; empty unless the status is ``failed``.
+    max_relative_error : float
+        Of law 1, over all outputs and inputs; NaN where it wasn't measured.
+    tolerance : float
+    per_output : dict
+        Output -> its error.
+    n_inputs, n_random : int
+        Given and random inputs.
+    checks : list of str
+        The checks that were done.
+    notes : list of str
+    seconds : float
+    """
+
+    status: str = "not run"
+    failures: list[str] = field(default_factory=list)
+    max_relative_error: float = float("nan")
+    tolerance: float = float("nan")
+    per_output: dict[str, float] = field(default_factory=dict)
+    n_inputs: int = 0
+    n_random: int = 0
+    checks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything was checked and holds."""
+        return self.status == "passed"
+
+
+def verify(
+    analysis: Analysis, dead: Masks, pruned: Model | onnx.ModelProto | str | PathLike[str], *,
+    inputs: Iterable[Feeds] | None = None, samples: int = 1, seed: int = 0, rtol: float | None = None,
+) -> Verification:  # fmt: skip
+    """Check a pruned model against the original with the same channels masked.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Of the original.
+    dead : mapping
+        Root dim -> which of its indices are gone.
+    pruned : Model, ModelProto or path
+        A large model is best given as the file that was written: its weights are then mapped, not copied.
+    inputs : iterable of dict, optional
+        Inputs to compare on, besides the random ones.
+    samples : int
+        Random inputs; where axes are dynamic, one more with other sizes.
+    seed : int
+    rtol : float, optional
+        Relative tolerance, instead of those of the types.
+
+    Returns
+    -------
+    Verification
+        Never raises for what is wrong with the pruned model.
+    """
+    start = time.perf_counter()
+    result = Verification()
+    pruned = Model.load(pruned)
+    result.failures += soundness.interface(analysis.model, pruned)
+    for name, function in (("checker", soundness.check), ("strict shape inference", soundness.strict)):
+        failures, notes = function(analysis.model, pruned)
+        result.failures += failures
+        result.notes += notes
+        if not notes:
+            result.checks.append(name)
+    result.checks.insert(0, "names, types and order of inputs and outputs")
+    if not result.failures:
+        law = _Law(analysis, dead, pruned, result, rtol)
+        law.run(list(inputs or ()), samples, np.random.default_rng(seed))
+    if result.failures:
+        result.status = "failed"
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+class _Law:
+    """Law 1 on one cut."""
+
+    def __init__(
+        self, analysis: Analysis, dead: Masks, pruned: Model, result: Verification, rtol: float | None
+    ) -> None:
+        self.analysis, self.result, self.prepack = analysis, result, False
+        self.kept = Kept(analysis.coupling, dead)
+        self.twin, self.pruned = twin(analysis, dead), pruned
+        kinds = {elem for elem, _ in analysis.tracer.types.values()}
+        kind = "double" if TensorProto.DOUBLE in kinds and TensorProto.FLOAT not in kinds else "float"
+        if kinds & set(_HALF):
+            kind = self.widen()
+        result.tolerance = TOLERANCE[kind] if rtol is None else rtol
+
+    def widen(self) -> str:
+        model = self.analysis.model
+        if sum(model.info(n).nbytes for n in model.names()) > MOST_WIDENED:
+            return "half"
+        try:
+            open_session(model)
+        except RunError as error:
+            self.result.notes.append(f"onnxruntime doesn't run the model in half floats on a CPU ({error})")
+        else:
+            try:
+                open_session(self.pruned)
+            except RunError as error:
+                self.result.failures.append(f"onnxruntime doesn't load the pruned model: {error}")
+        self.twin, self.pruned = widen(self.twin), widen(self.pruned)
+        self.result.notes.append("half floats: law 1 was checked with both models widened to fp32")
+        return "float"
+
+    def run(self, given: Sequence[Feeds], samples: int, rng: np.random.Generator) -> None:
+        result = self.result
+        if result.failures:
+            return
+        try:
+            cases = self.references(given, samples, rng)
+        except RunError as error:
+            result.notes.append(f"law 1 was not checked: {error}")
+            return
+        result.n_inputs, result.n_random = len(given), len(cases) - len(given)
+        if not cases:
+            result.notes.append("law 1 was not checked: there are no inputs to check it on")
+            return
+        try:
+            session = open_session(self.pruned, prepack=self.prepack)
+            result.checks.append("onnxruntime loads it")
+            found = self.compared(cases, [session.run(case.feeds) for case in cases])
+            del session
+            found = self.second_look(cases, found)
+        except RunError as error:
+            result.failures.append(f"onnxruntime doesn't run the pruned model: {error}")
+            return
+        self.judge(found)
+
+    def judge(self, found: Mapping[str, Difference]) -> None:
+        result = self.result
+        result.checks.append("law 1")
+        result.per_output = {name: d.error for name, d in found.items()}
+        result.max_relative_error = max((d.error for d in found.values()), default=float("nan"))
+        result.notes += [f"'{name}' says nothing: it is {d.void}" for name, d in found.items() if d.void]
+        wrong = {name: d.error for name, d in found.items() if not d.error <= result.tolerance}
+        if wrong:
+            name = max(wrong, key=lambda n: wrong[n])
+            result.failures.append(
+                f"law 1 doesn't hold: '{name}' differs from the masked original by {wrong[name]:.3g} "
+                f"of its largest value, where {result.tolerance:.0e} is allowed"
+            )
+        elif all(d.void for d in found.values()):
+            result.status = "not comparable"
+        else:
+            result.status = "passed"
+
+    def compared(self, cases: Sequence[Case], outputs: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
+        names = [v.name for v in self.analysis.model.proto.graph.output]
+        pairs = list(zip([c.reference for c in cases], outputs, strict=True))
+        return {n: worst(interior.compare_any(a[n], b[n]) for a, b in pairs) for n in names}
+
+    def second_look(self, cases: Sequence[Case], found: dict[str, Difference]) -> dict[str, Difference]:
+        """Look inside where outputs say nothing, and behind jumps and rounding where they differ."""
+        result = self.result
+        if all(d.void for d in found.values()):
+            inside = interior.inside(self.analysis, self.kept, (self.twin, self.pruned), cases, self.prepack)
+            if inside:
+                result.notes.append(f"outputs say nothing: {len(inside)} tensors inside were compared")
+                found = {**found, **inside}
+        if all(d.error <= result.tolerance for d in found.values()):
+            return found
+        pieces = interior.pieces(self.analysis, self.kept, (self.twin, self.pruned), cases, self.prepack)
+        if pieces:
+            result.notes.append("the graph has ops that jump: it was compared piece by piece between them")
+            found = pieces
+        error = max(d.error for d in found.values())
+        if result.tolerance < error <= MOST_TOLERANCE and not pieces:
+            self.amplified(cases)
+        return found
+
+    def amplified(self, cases: Sequence[Case]) -> None:
+        """Set the tolerance by what onnxruntime's own rounding does to the twin."""
+        session = open_session(self.twin, prepack=True, optimise=True)
+        own = self.compared(cases, [session.run(case.feeds) for case in cases])
+        noise = max(d.error for d in own.values())
+        if noise * 4 > self.result.tolerance:
+            self.result.tolerance = min(4 * noise, MOST_TOLERANCE)
+            self.result.notes.append(
+                f"the graph amplifies rounding: onnxruntime's own optimisations change the masked original "
+                f"by {noise:.2g}, so {self.result.tolerance:.2g} is allowed"
+            )
+
+    def references(self, given: Sequence[Feeds], samples: int, rng: np.random.Generator) -> list[Case]:
+        """Run the twin."""
+        session = self.open_twin()
+        cases = []
+        for feeds in given:
+            feeds = self.cast(feeds)
+            cases.append(Case(feeds, session.run(feeds)))
+        shapes = [self.analysis.inputs] * samples
+        other = self.analysis.other_trace() if samples else None
+        if other is not None:
+            shapes.append({n: other.types[n][1] or () for n in self.analysis.inputs})
+        for number, shape in enumerate(shapes):
+            try:
+                cases.append(self.draw(session, shape, rng))
+            except RunError as error:
+                if number == 0 or number < samples:
+                    raise
+                self.result.notes.append(f"the model doesn't run with other sizes of its axes ({error})")
+        return cases
+
+    def open_twin(self) -> Any:
+        try:
+            return open_session(self.twin)
+        except RunError as error:
+            self.prepack = True
+            try:
+                return open_session(self.twin, prepack=True)
+            except RunError:
+                raise RunError(self.whose_fault(error)) from error
+
+    def whose_fault(self, error: RunError) -> str:
+        try:
+            open_session(self.analysis.model)
+        except RunError as own:
+            return f"onnxruntime can't load the original: {own}"
+        return f"onnxruntime can't load the masked original: {error}"
+
+    def cast(self, feeds: Feeds) -> dict[str, Any]:
+        """Bring given inputs to the types of the twin."""
+        types = {v.name: v.type.tensor_type.elem_type for v in self.twin.proto.graph.input}
+        return {
+            n: np.asarray(a).astype(onnx.helper.tensor_dtype_to_np_dtype(types[n])) if types.get(n) else a
+            for n, a in feeds.items()
+        }
+
+    def draw(self, session: Any, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> Case:
+        """Find random inputs that the twin can be run on, with outputs that say something if possible."""
+        best: Case | None = None
+        errors: list[str] = []
+        for scale, ones in _ATTEMPTS:
+            feeds = random_inputs(
+                self.twin, shapes, rng, scale=scale, ones=ones, sizes=self.analysis.tracer.types
+            )
+            try:
+                case = Case(feeds, session.run(feeds))
+            except RunError as error:
+                errors.append(str(error))
+                continue
+            voids = [interior.compare_any(a, a).void for a in case.reference.values()]
+            if best is None or not any(v == "NaN" for v in voids):
+                best = case
+            if not any(voids):
+                if scale != 1.0:
+                    self.result.notes.append(f"random inputs were scaled by {scale}")
+                return case
+        if best is None:
+            raise RunError(f"onnxruntime can't run the original: {errors[0]}")
+        return best

@@ -1,0 +1,155 @@
+"""Sessions without copies, random inputs, types found by running."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.model import Model
+from onnxprune.runtime import RunError, open_session, probe_types, random_inputs, widen
+
+RNG = np.random.default_rng(5)
+LARGE = RNG.standard_normal((40, 30)).astype(np.float32)  # more than 1 KiB: left out of light protos
+
+
+def model_of(nodes, inputs, outputs, weights=(), opset=17) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info(*i) for i in inputs], [helper.make_tensor_value_info(*o) for o in outputs],
+        [numpy_helper.from_array(a, n) for n, a in dict(weights).items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def matmul(constant: bool = False) -> onnx.ModelProto:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    if constant:
+        nodes.insert(0, helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(LARGE)))
+    weights = {} if constant else {"w": LARGE}
+    return model_of(nodes, [("x", 1, [2, 40])], [("y", 1, [2, 30])], weights)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weights_are_read_where_they_lie(constant: bool) -> None:
+    x = RNG.standard_normal((2, 40)).astype(np.float32)
+    y = open_session(matmul(constant)).run({"x": x})["y"]
+    np.testing.assert_allclose(y, x @ LARGE, rtol=1e-5, atol=1e-5)
+
+
+def test_external_data_and_cuts_in_memory(tmp_path: Path) -> None:
+    onnx.save(matmul(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    model = Model.load(tmp_path / "m.onnx")
+    x = RNG.standard_normal((2, 40)).astype(np.float32)
+    np.testing.assert_allclose(open_session(model).run({"x": x})["y"], x @ LARGE, rtol=1e-5, atol=1e-5)
+    keep = np.array([0, 3, 4, 20])
+    fork = model.fork()
+    fork.take("w", {1: keep})
+    fork.proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+    np.testing.assert_allclose(open_session(fork).run({"x": x})["y"], x @ LARGE[:, keep], rtol=1e-5, atol=1e-5)
+    assert open_session(model).run({"x": x})["y"].shape == (2, 30)
+
+
+def test_extra_outputs_come_after_the_graphs_own() -> None:
+    proto = model_of(
+        [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Neg", ["r"], ["y"])],
+        [("x", 1, [3])], [("y", 1, [3])],
+    )  # fmt: skip
+    session = open_session(proto, ["r", "y"])
+    assert session.outputs == ("y", "r")
+    found = session.run({"x": np.array([-1, 0, 2], np.float32)})
+    assert found["r"].tolist() == [0, 0, 2]
+    assert found["y"].tolist() == [0, 0, -2]
+
+
+def test_what_onnxruntime_refuses_is_one_error() -> None:
+    bad = model_of([helper.make_node("Nonsense", ["x"], ["y"], domain="nowhere")], [("x", 1, [3])], [("y", 1, [3])])
+    bad.opset_import.append(helper.make_opsetid("nowhere", 1))
+    with pytest.raises(RunError, match="Nonsense"):
+        open_session(bad)
+    session = open_session(matmul())
+    with pytest.raises(RunError):
+        session.run({"x": np.zeros((2, 41), np.float32)})
+
+
+def embedding() -> onnx.ModelProto:
+    return model_of(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["e"]),
+            helper.make_node("ReduceSum", ["e"], ["s"], keepdims=0),
+            helper.make_node("Cast", ["attention_mask"], ["m"], to=1),
+            helper.make_node("Cast", ["flag"], ["f"], to=1),
+            helper.make_node("ReduceSum", ["m"], ["n"], keepdims=0),
+            helper.make_node("Sum", ["s", "n", "f", "h"], ["y"]),
+        ],
+        [("ids", 7, ["b", 9]), ("attention_mask", 7, ["b", 9]), ("flag", 9, []), ("h", 1, []), ("bias", 1, [1])],
+        [("y", 1, None)],
+        {"table": RNG.standard_normal((50, 8)).astype(np.float32), "bias": np.zeros(1, np.float32)},
+    )
+
+
+def test_random_inputs_fit_what_reads_them() -> None:
+    shapes = {"ids": (200, 9), "attention_mask": (200, 9), "flag": (), "h": ()}
+    found = random_inputs(Model.load(embedding()), shapes, np.random.default_rng(0))
+    assert set(found) == set(shapes), "'bias' has an initializer"
+    assert found["ids"].dtype == np.int64
+    assert found["ids"].min() >= 0
+    assert 20 <= found["ids"].max() < 50
+    assert (found["attention_mask"] == 1).all()
+    assert found["flag"].dtype == np.bool_
+    assert found["h"].dtype == np.float32
+    open_session(embedding()).run(found)
+
+
+@pytest.mark.parametrize(("elem", "name"), [(10, "float16"), (11, "float64"), (16, "bfloat16")])
+def test_random_floats_have_the_inputs_type(elem: int, name: str) -> None:
+    proto = model_of([helper.make_node("Identity", ["x"], ["y"])], [("x", elem, [4, 5])], [("y", elem, [4, 5])])
+    found = random_inputs(Model.load(proto), {"x": (4, 5)}, np.random.default_rng(0))
+    assert found["x"].dtype.name == name
+    assert found["x"].shape == (4, 5)
+    small = random_inputs(Model.load(proto), {"x": (4, 5)}, np.random.default_rng(0), scale=0.01)
+    assert 0 < np.abs(small["x"].astype(float)).max() < 0.1
+
+
+def test_text_can_not_be_drawn() -> None:
+    proto = model_of([helper.make_node("Identity", ["x"], ["y"])], [("x", 8, [4])], [("y", 8, [4])])
+    with pytest.raises(RunError, match="'x'"):
+        random_inputs(Model.load(proto), {"x": (4,)}, np.random.default_rng(0))
+
+
+def test_types_are_found_by_running() -> None:
+    proto = model_of(
+        [
+            helper.make_node("NonZero", ["x"], ["at"]),
+            helper.make_node("Cast", ["at"], ["f"], to=TensorProto.DOUBLE),
+            helper.make_node("SequenceConstruct", ["x"], ["seq"]),
+            helper.make_node("SequenceLength", ["seq"], ["n"]),
+        ],
+        [("x", 1, [3, 4])], [("f", 11, None), ("n", 7, [])],
+    )  # fmt: skip
+    found = probe_types(Model.load(proto), {"x": (3, 4)}, ["at", "f", "seq", "n"])
+    assert found == {"at": (7, (2, 12)), "f": (11, (2, 12)), "n": (7, ())}
+
+
+def test_a_model_that_does_not_run_gives_no_types() -> None:
+    proto = model_of([helper.make_node("MatMul", ["x", "z"], ["y"])], [("x", 1, None), ("z", 1, None)], [("y", 1, None)])
+    assert probe_types(Model.load(proto), {"x": (3, 4), "z": (3, 4)}, ["y"]) == {}
+
+
+def test_half_floats_are_widened() -> None:
+    proto = model_of(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["a"]),
+            helper.make_node("Cast", ["a"], ["b"], to=TensorProto.BFLOAT16),
+            helper.make_node("Softplus", ["b"], ["y"]),
+        ],
+        [("x", 16, [2, 40])], [("y", 16, [2, 30])],
+    )  # fmt: skip
+    proto.graph.initializer.append(helper.make_tensor("w", 16, [40, 30], LARGE.ravel()))
+    wide = widen(Model.load(proto))
+    onnx.checker.check_model(wide.to_proto(), full_check=True)
+    x = RNG.standard_normal((2, 40)).astype(np.float32)
+    y = open_session(wide).run({"x": x})["y"]
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, np.log1p(np.exp(x @ LARGE)), rtol=0.05, atol=0.05)
