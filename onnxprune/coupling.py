@@ -111,7 +111,9 @@ class _Builder:
         self.coupling = Coupling(self.space, nodes, {}, [])
         self.shared: dict[str, Instance] = {}
         uses = Counter(n for a in nodes for n in a.node.inputs)
+        self.read = set(uses)
         inner = set().union(*(captured(a.proto) for a in nodes if a.proto.attribute)) | set(outputs)
+        self.read |= inner
         for name, weight in tracer.weights.items():
             vector = sum(size > 1 for size in weight.shape) <= 1
             if not vector or uses[name] <= 1 or name in inner:
@@ -154,6 +156,10 @@ class _Builder:
         except Misfit as error:
             self.refuse(applied, f"{node.op}: {error}")
             return
+        for name in node.outputs[len(fitted.outs) :]:
+            if name in self.read:
+                self.refuse(applied, f"the row of {node.op} does not describe its output '{name}'")
+                return
         applied.row = found
         _Row(self.space, applied, found, fitted).run()
         self.finish(applied, len(fitted.ins))
@@ -202,9 +208,7 @@ class _Row:
             if shape is None:
                 applied.outs.append(None)
             elif axes is None:
-                applied.outs.append(dims := tuple(self.space.new(size) for size in shape))
-                for dim in dims:
-                    self.space.lock(dim, f"an output that the row of {applied.node.op} does not describe")
+                applied.outs.append(None)  # nobody reads it, see `_Builder.apply`
             else:
                 applied.outs.append(tuple(self.dim(a, n) for a, n in zip(axes, shape, strict=True)))
         for letter, index in row.pinned.items():

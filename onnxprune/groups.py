@@ -273,6 +273,8 @@ def _by_signature(space: Space, solution: Solution, owned: NDArray[np.bool_]) ->
 
 def _per_group(unit: Indices, group_of: Indices) -> Iterator[tuple[int, Indices]]:
     """Yield each group on an axis with the positions that belong to it."""
+    if not group_of.size:
+        return
     mine = np.where(unit >= 0, group_of[unit], -1)
     if mine[0] >= 0 and (mine == mine[0]).all():  # nearly always: one group owns the whole axis
         yield int(mine[0]), np.arange(mine.size)
@@ -347,8 +349,8 @@ def _open(space: Space, solution: Solution, dims: Iterable[int]) -> list[int]:
 def _component_of(solution: Solution, component: Mapping[int, int], group_of: Indices, count: int) -> list[int]:
     found = [-1] * count
     roots = sorted(solution.start.items(), key=lambda item: item[1])
-    for (root, first), last in zip(roots, [f for _, f in roots[1:]] + [solution.unit.size], strict=True):
-        unit = solution.unit[first:last]
+    for n, (root, first) in enumerate(roots):
+        unit = solution.unit[first : roots[n + 1][1] if n + 1 < len(roots) else None]
         for g in np.unique(group_of[unit[unit >= 0]]):
             if g >= 0 and found[g] < 0:
                 found[g] = component.get(root, -1)

@@ -152,6 +152,9 @@ class _Writer:
         self.protos: list[NodeProto] = [graph.node[i] for i in model.order]
         self.before: dict[int, list[NodeProto]] = {}  # new nodes to be put in front of a node
         self.loose: list[str] = []  # names that lost a reader
+        self.uses = _readers(graph)
+        for value in graph.output:
+            self.uses[value.name] += 1
 
     def slice_weights(self) -> list[WeightCut]:
         by_name: defaultdict[str, list[Instance]] = defaultdict(list)
@@ -178,7 +181,7 @@ class _Writer:
             axes = self.kept.axes(same[0].dims)
             if not axes:
                 continue
-            array = np.ascontiguousarray(self.source.weight(name)[_index(axes, len(same[0].dims))])
+            array = np.asarray(self.source.weight(name)[_index(axes, len(same[0].dims))], order="C")
             copy = self.model.add(f"{name}_pruned", array)
             uses = [use for instance in same for use in instance.uses]
             for number, slot in uses:
@@ -189,6 +192,10 @@ class _Writer:
 
     def _removed(self, name: str, axis: int, kept: Indices) -> Indices:
         return np.setdiff1d(np.arange(self.source.info(name).dims[axis]), kept)
+
+    def sole_reader(self, name: str) -> bool:
+        """Whether a weight is read exactly once, so that it may get a new value in place."""
+        return self.uses[name] == 1 and name in self.model
 
     def set_input(self, number: int, slot: int, name: str) -> None:
         proto = self.protos[number]
@@ -210,22 +217,27 @@ class _Writer:
         """Put new nodes in place, and remove nodes and weights whose last reader is gone."""
         graph = self.model.proto.graph
         readers = _readers(graph)
+        for name in (name for nodes in self.before.values() for node in nodes for name in node.input):
+            readers[name] += 1
+        inputs = {v.name for v in graph.input}
         outputs = {v.name for v in graph.output}
         producer = {name: node for node in graph.node for name in node.output if name}
         gone: set[int] = set()
+        dropped: list[str] = []
         while self.loose:
             name = self.loose.pop()
             if not name or readers[name] > 0 or name in outputs:
                 continue
             node = producer.get(name)
             if node is None:
-                if name in self._weights():
-                    self.model.drop(name)
+                if name not in inputs and name in self.model:
+                    dropped.append(name)
             elif id(node) not in gone and not any(readers[o] > 0 or o in outputs for o in node.output if o):
                 gone.add(id(node))
                 for read in node.input:
                     readers[read] -= 1
                     self.loose.append(read)
+        self.model.drop(*dropped)
         if gone or self.before:
             place = {id(self.protos[n]): new for n, new in self.before.items()}
             nodes = [x for node in graph.node if id(node) not in gone for x in (*place.get(id(node), ()), node)]
@@ -233,13 +245,10 @@ class _Writer:
             del graph.node[:]
             graph.node.extend(copies)
 
-    def _weights(self) -> set[str]:
-        return set(self.model.names())
-
     def update_types(self) -> None:
         """Bring value_info (and inputs that double as initializers) up to the new shapes."""
         graph = self.model.proto.graph
-        known = set(self._weights()) | {o for n in graph.node for o in n.output}
+        known = set(self.model.names()) | {o for n in graph.node for o in n.output}
         stale = [i for i, v in enumerate(graph.value_info) if v.name not in known]
         for i in reversed(stale):
             del graph.value_info[i]
@@ -354,8 +363,13 @@ class _Mender:
         if have is None and old is None and not applied.node.constant[slot]:
             raise RewriteError(f"{applied.node.op} '{applied.node.name}': input {slot} is computed at run time")
         original = applied.node.inputs[slot]
+        if self.writer.sole_reader(name):
+            self.writer.model.put(name, np.asarray(want, order="C"))
+            self.new.values[name] = want
+            self.new.types[name] = (self.new.types[name][0], want.shape)
+            return
         if self._fixed(original, old):
-            new = self.writer.model.add(f"{original}_pruned", np.ascontiguousarray(want))
+            new = self.writer.model.add(f"{original}_pruned", np.asarray(want, order="C"))
             self.new.weights = {**self.new.weights, new: Weight(0, want.shape)}
         else:
             new = self._scaled(number, name, have, want)

@@ -208,7 +208,7 @@ class Tracer:
         self, schema: onnx.defs.OpSchema, proto: NodeProto, small: Mapping[str, NDArray[Any]]
     ) -> list[Typed]:
         types = {n: _type_proto(*self.types[n]) for n in proto.input if n and n in self.types}
-        data = {n: numpy_helper.from_array(np.ascontiguousarray(v)) for n, v in small.items()}
+        data = {n: numpy_helper.from_array(np.asarray(v, order="C")) for n, v in small.items()}
         try:
             inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
         except onnx.shape_inference.InferenceError as error:
