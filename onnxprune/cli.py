@@ -1,0 +1,64 @@
+"""The command line: ``onnxprune prune IN.onnx OUT.onnx --ratio 0.5`` and its parts.
+
+Nothing heavy is imported before the arguments are read, so ``--help`` answers at once. Results go to standard output
+(a table for a terminal, aligned text or JSON for a pipe), everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from onnxprune.cli_arguments import build
+from onnxprune.errors import OnnxPruneError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code; see `onnxprune.errors`.
+    """
+    verbose = False
+    try:
+        args = build().parse_args(argv)
+        verbose = bool(args.verbose)
+        from onnxprune import cli_commands
+
+        getattr(cli_commands, args.command)(args)
+        sys.stdout.flush()
+        return 0
+    except OnnxPruneError as error:
+        return _fail(str(error), error.exit_code, verbose)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written.", 130, False)
+    except BrokenPipeError:  # the reader of our output has gone, as in `onnxprune inspect m.onnx | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError:
+        return _fail("out of memory; close other programs or use a machine with more.", 1, verbose)
+    except Exception as error:
+        text = f"this is a bug of onnxprune ({type(error).__name__}: {error}); please report it"
+        return _fail(f"{text} with the output of the same command and -v.", 1, verbose)
+
+
+def _fail(text: str, code: int, verbose: bool) -> int:
+    if verbose:
+        import traceback
+
+        traceback.print_exc()
+    try:
+        print(f"onnxprune: error: {' '.join(text.split())}", file=sys.stderr)
+    except BrokenPipeError:
+        pass
+    return code

@@ -1,0 +1,268 @@
+"""What the command line accepts; options come from `onnxprune.options`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NoReturn
+
+from onnxprune.errors import UsageError
+from onnxprune.options import Options, flag, parse_shape
+
+__all__ = ["build", "options_from"]
+
+_CODES = """\
+exit codes:
+  0  done                                  5  the result failed verification
+  1  another error, or a bug               6  the plan is malformed or is another model's
+  2  an option or argument is wrong        7  the output can't be written, or is the input
+  3  the input isn't a sound ONNX model    8  the given inputs don't fit the model
+  4  nothing in the model can be cut       9  sound, but no faster than the input
+130  interrupted
+"""
+
+_PRUNE = """\
+examples:
+  onnxprune prune model.onnx small.onnx --ratio 0.5
+      remove half of the channels of every group; prove that nothing else changed
+  onnxprune prune model.onnx small.onnx --ratio 0.3 --ignore '^head' --report report.json
+      leave the layers alone whose name starts with 'head', and write down what was done
+  onnxprune prune bert.onnx small.onnx --ratio 0.5 --input-shape input_ids:1,128 --criterion l1
+      sizes for the dynamic axes of an input, where no guess fits
+
+The input is never changed. OUT appears complete or not at all.
+"""
+
+_INSPECT = """\
+examples:
+  onnxprune inspect model.onnx            groups, frozen axes with reasons, and the ceiling
+  onnxprune inspect model.onnx --json     the same for programs
+  onnxprune inspect --ops                 the op table
+"""
+
+_PLAN = """\
+examples:
+  onnxprune plan model.onnx -o plan.json --ratio 0.5
+  (edit "removed_units" in plan.json, and delete "cuts", which follows from it)
+  onnxprune apply model.onnx plan.json small.onnx
+"""
+
+_RUN = """\
+examples:
+  onnxprune run model.onnx small.onnx --passes "resolve_shapes,prune{ratio=0.5},shrink"
+
+Each pass is one file in onnxprune/passes; an option's value is written name=value, several are separated by a space or
+a comma. Known passes: PASSES.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UsageError`, so that every error looks the same."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see '{self.prog} --help'.")
+
+
+def build() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = _Parser(
+        prog="onnxprune", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_CODES,
+        description="Make an ONNX model smaller and faster by cutting channels, exactly: the result computes what the\n"
+        "original computes with those channels masked. No framework, no training code.",
+    )  # fmt: skip
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _prune(commands)
+    _inspect(commands)
+    _plan(commands)
+    _apply(commands)
+    _verify(commands)
+    _run(commands)
+    return top
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from onnxprune import __version__
+
+        print(f"onnxprune {__version__}")
+        parser.exit()
+
+
+def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"{epilog}\n{_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("-v", "--verbose", action="store_true", help="say each step, and tracebacks")
+    level.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    return parser
+
+
+def _add_options(
+    parser: argparse.ArgumentParser, stages: Collection[str], skip: Collection[str] = ()
+) -> None:
+    for spec in dataclasses.fields(Options):
+        if spec.metadata["stage"] in stages and spec.name not in skip:
+            _add_option(parser, spec)
+
+
+def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -> None:
+    text, name, kind = spec.metadata["help"].replace("%", "%%"), flag(spec), str(spec.type)
+    unit = f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
+    shared: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS}
+    if kind == "bool":
+        parser.add_argument(name, action="store_false" if spec.default else "store_true", help=text, **shared)
+        return
+    if kind.startswith("tuple") or kind == "Shapes":
+        parser.add_argument(
+            name, action="append", metavar=spec.metadata["metavar"], help=text + unit, **shared
+        )
+        return
+    missing = spec.default is dataclasses.MISSING
+    default = "" if missing or spec.default is None else f" (default {spec.default})"
+    parse: Callable[[str], Any] = {"float": _float, "int": _int}.get(kind.removesuffix(" | None"), str)
+    parser.add_argument(
+        name,
+        required=missing,
+        type=parse,
+        metavar=spec.metadata["metavar"],
+        help=text + unit + default,
+        **shared,
+    )
+
+
+def _int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def options_from(args: argparse.Namespace, **more: Any) -> Options:
+    """Return the options that were given on the command line.
+
+    Parameters
+    ----------
+    args : Namespace
+    more : dict
+        Values of options that the command doesn't have.
+    """
+    given = {
+        spec.name: getattr(args, spec.name)
+        for spec in dataclasses.fields(Options)
+        if hasattr(args, spec.name)
+    }
+    if "input_shapes" in given:
+        given["input_shapes"] = shapes_from(given["input_shapes"])
+    return Options(**{**given, **more})
+
+
+def shapes_from(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return input shapes from texts like ``name:1,3,224,224``.
+
+    Raises
+    ------
+    UsageError
+        If an input is given two shapes.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, shape = parse_shape(text)
+        if shapes.setdefault(name, shape) != shape:
+            raise UsageError(f"--input-shape gives the input {name!r} two shapes.")
+    return shapes
+
+
+def _files(parser: argparse.ArgumentParser, *files: tuple[str, str]) -> None:
+    for name, text in files:
+        parser.add_argument(name, metavar=name.upper(), help=text)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _prune(commands: Any) -> None:
+    parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", _PRUNE)
+    _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
+    _add_options(parser, ("decide", "verify", "write"))
+    parser.add_argument(
+        "--report", metavar="R.json", help="write the report: what was cut, what is frozen and why"
+    )
+    parser.add_argument("--plan", metavar="P.json", help="write the plan, for 'apply' and 'verify'")
+    _json(parser)
+
+
+def _inspect(commands: Any) -> None:
+    parser = _command(
+        commands, "inspect", "show what can be cut, what is frozen and why; writes nothing", _INSPECT
+    )
+    parser.add_argument("in", metavar="IN", nargs="?", help="the model")
+    _add_options(
+        parser, ("decide",), skip=("ratio", "criterion", "align", "scope", "cap", "ignore", "only", "seed")
+    )
+    parser.add_argument("--ops", action="store_true", help="print the op table; needs no model")
+    _json(parser)
+
+
+def _plan(commands: Any) -> None:
+    parser = _command(commands, "plan", "decide what to cut, and write it down; writes no model", _PLAN)
+    _files(parser, ("in", "the model"))
+    parser.add_argument(
+        "-o", "--output", metavar="P.json", required=True, help="where the plan goes; - is standard output"
+    )
+    _add_options(parser, ("decide",))
+
+
+def _apply(commands: Any) -> None:
+    parser = _command(commands, "apply", "cut what a plan says, verify, and write the smaller model", _PLAN)
+    _files(
+        parser,
+        ("in", "the model that the plan was made for"),
+        ("plan", "the plan"),
+        ("out", "where the result goes"),
+    )
+    _add_options(parser, ("verify", "write"))
+    parser.add_argument("--report", metavar="R.json", help="write the report")
+    _json(parser)
+
+
+def _verify(commands: Any) -> None:
+    parser = _command(commands, "verify", "prove that a pruned model equals the masked original, by its plan")
+    _files(parser, ("original", "the model before"), ("pruned", "the model after"))
+    parser.add_argument("--plan", metavar="P.json", required=True, help="the plan that says what was cut")
+    _add_options(parser, ("verify",), skip=("verify",))
+    parser.add_argument(
+        "--seed", type=_int, default=argparse.SUPPRESS, metavar="N", help="seed of the random inputs"
+    )
+    _json(parser)
+
+
+def _run(commands: Any) -> None:
+    parser = _command(
+        commands, "run", "run passes by name, one after the other", _RUN.replace("PASSES", _known_passes())
+    )
+    _files(parser, ("in", "the model"), ("out", "where the result goes"))
+    parser.add_argument(
+        "--passes", required=True, metavar="LIST", help='such as "resolve_shapes,prune{ratio=0.5},shrink"'
+    )
+    _add_options(parser, ("write",))
+
+
+def _known_passes() -> str:
+    from onnxprune import registry
+
+    try:
+        return ", ".join(registry.names("onnxprune.passes")) or "none"
+    except UsageError:
+        return "none"

@@ -1,0 +1,194 @@
+"""Every option, declared once: this feeds the command line, the Python API, the report's JSON and docs/options.md.
+
+This module imports nothing heavy, since the command line reads it before it knows what is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+from onnxprune.errors import UsageError
+
+__all__ = ["OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+#: What an option belongs to: the decision (recorded in the plan), the proof, or the file that is written.
+STAGES = ("decide", "verify", "write")
+
+
+def _option(default: Any, text: str, *, stage: str, metavar: str = "", unit: str = "", flag: str = "") -> Any:
+    metadata = {"help": text, "stage": stage, "metavar": metavar, "unit": unit, "flag": flag}
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata)
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What may be asked of a pruning run.
+
+    Raises
+    ------
+    UsageError
+        If a value is out of range; the sentence names the option.
+    """
+
+    ratio: float = _option(
+        dataclasses.MISSING, "share of the units (channels, heads, neurons) of every group to remove; 0 copies the file",
+        stage="decide", metavar="R", unit="0 <= R < 1",
+    )  # fmt: skip
+    criterion: str = _option(
+        "l2", "how units are ranked: random, l1, l2, lp, lamp, fpgm, bn_scale", stage="decide", metavar="NAME"
+    )
+    align: str | int | None = _option(
+        "auto", "keep widths on multiples of this many channels: 'auto' measures this machine's onnxruntime, 'none' is 1",
+        stage="decide", metavar="auto|none|N", unit="channels",
+    )  # fmt: skip
+    scope: str = _option(
+        "local", "rank the units within each group (local), or of the whole model together (global)",
+        stage="decide", metavar="local|global",
+    )  # fmt: skip
+    cap: float = _option(
+        0.9, "with --scope global: the largest share of any one group that may go", stage="decide", metavar="SHARE",
+        unit="0 < SHARE <= 1",
+    )  # fmt: skip
+    ignore: tuple[str, ...] = _option(
+        (), "leave alone what matches: the name of a group, weight or node (regular expression, repeatable)",
+        stage="decide", metavar="REGEX",
+    )  # fmt: skip
+    only: tuple[str, ...] = _option(
+        (), "cut nothing but the channels that a matching group, weight or node produces (repeatable)",
+        stage="decide", metavar="REGEX",
+    )  # fmt: skip
+    input_shapes: Shapes = _option(
+        {}, "sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)", stage="decide",
+        metavar="NAME:D,D,...", flag="--input-shape",
+    )  # fmt: skip
+    allow_inexact: bool = _option(
+        False,
+        "also cut axes that an average runs over (LayerNorm width); the result is marked inexact",
+        stage="decide",
+    )
+    seed: int = _option(
+        0, "seed of the random criterion and of the random test inputs", stage="decide", metavar="N"
+    )
+    verify: bool = _option(
+        True, "skip the proof that the result computes what it must", stage="verify", flag="--no-verify"
+    )
+    inputs: Any = _option(
+        None, "inputs to verify on, beside random ones: an .npz file with one array for each input",
+        stage="verify", metavar="FILE.npz",
+    )  # fmt: skip
+    rtol: float | None = _option(
+        None, "greatest relative error of law 1 that passes; by default 1e-4, or 1e-9 where all floats are double",
+        stage="verify", metavar="E", unit="of the largest output value",
+    )  # fmt: skip
+    in_place: bool = _option(False, "allow OUT to be the same file as IN", stage="write")
+    external_data_threshold: int | None = _option(
+        None, "move weights of at least this size to OUT.data", stage="write", metavar="BYTES", unit="bytes"
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges, and bring values to their own types."""
+        if not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio < 1:
+            raise UsageError(
+                f"--ratio must be at least 0 and below 1, since a group never loses all of it; got {self.ratio}."
+            )
+        if self.scope not in ("local", "global"):
+            raise UsageError(f"--scope must be 'local' or 'global'; got {self.scope!r}.")
+        if not 0 < self.cap <= 1:
+            raise UsageError(f"--cap must be above 0 and at most 1; got {self.cap}.")
+        if self.rtol is not None and not self.rtol > 0:
+            raise UsageError(f"--rtol must be above 0; got {self.rtol}.")
+        object.__setattr__(self, "align", parse_align(self.align))
+        object.__setattr__(self, "ignore", _patterns("--ignore", self.ignore))
+        object.__setattr__(self, "only", _patterns("--only", self.only))
+        object.__setattr__(
+            self, "input_shapes", {n: tuple(int(d) for d in s) for n, s in self.input_shapes.items()}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON values, in their order; given inputs only as a note that there were some."""
+        found: dict[str, Any] = {}
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if spec.name == "inputs":
+                value = value if isinstance(value, (str, type(None))) else "given"
+            elif isinstance(value, tuple):
+                value = list(value)
+            elif isinstance(value, Mapping):
+                value = {name: list(shape) for name, shape in value.items()}
+            found[spec.name] = value
+        return found
+
+
+class OptionFields(TypedDict, total=False):
+    """The fields of `Options`, as keyword arguments; a test holds the two together."""
+
+    ratio: float
+    criterion: str
+    align: str | int | None
+    scope: str
+    cap: float
+    ignore: tuple[str, ...]
+    only: tuple[str, ...]
+    input_shapes: Shapes
+    allow_inexact: bool
+    seed: int
+    verify: bool
+    inputs: Any
+    rtol: float | None
+    in_place: bool
+    external_data_threshold: int | None
+
+
+def flag(spec: dataclasses.Field[Any]) -> str:
+    """Return the command line's name of an option."""
+    return str(spec.metadata["flag"]) or "--" + spec.name.replace("_", "-")
+
+
+def parse_align(value: str | int | None) -> str | int:
+    """Return ``"auto"``, or a number of channels.
+
+    Examples
+    --------
+    >>> parse_align("16"), parse_align("none"), parse_align(None), parse_align("auto")
+    (16, 1, 1, 'auto')
+    """
+    text = "none" if value is None else str(value).strip().lower()
+    if text in ("auto", "none"):
+        return text if text == "auto" else 1
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
+        raise UsageError(f"--align must be 'auto', 'none' or a number of channels from 1; got {value!r}.")
+    return int(text)
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Split ``name:1,3,224,224``; a name may hold colons itself.
+
+    Examples
+    --------
+    >>> parse_shape("x:0:1,3,8,8")
+    ('x:0', (1, 3, 8, 8))
+    """
+    name, colon, sizes = text.rpartition(":")
+    if not colon or not name or not re.fullmatch(r"\s*[0-9]+\s*(,\s*[0-9]+\s*)*", sizes):
+        raise UsageError(f"--input-shape must look like name:1,3,224,224; got {text!r}.")
+    return name, tuple(int(size) for size in sizes.split(","))
+
+
+def _patterns(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    found = (given,) if isinstance(given, str) else tuple(given)
+    for pattern in found:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UsageError(f"{name} {pattern!r} isn't a regular expression: {error}.") from error
+    return found

@@ -1,0 +1,175 @@
+"""Passes as text: ``resolve_shapes,prune{ratio=0.5},shrink``.
+
+Grammar::
+
+    list    = pass , { "," , pass } ;
+    pass    = name , [ "{" , [ option , { ( " " | "," ) , option } ] , "}" ] ;
+    option  = name , "=" , value ;
+
+A pass is a module in ``passes/`` with one function ``run(model, **options) -> Model``; its options are that function's
+keyword arguments, and their annotations say how a value is read (int, float, bool, str, or a tuple of str, separated by "|").
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from onnxprune import registry
+from onnxprune.errors import OnnxPruneError, UsageError
+
+if TYPE_CHECKING:
+    from onnxprune.model import Model
+
+PACKAGE = "onnxprune.passes"
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_VALUE = re.compile(r'"[^"]*"|[^\s,{}]+')
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of a list, with its options as text."""
+
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def parse(text: str) -> list[Step]:
+    """Read a list of passes.
+
+    Parameters
+    ----------
+    text : str
+
+    Raises
+    ------
+    UsageError
+        With the place where the text can't be read.
+
+    Examples
+    --------
+    >>> parse("drop_dead, prune{ratio=0.5 align=none}")
+    [Step(name='drop_dead', options={}), Step(name='prune', options={'ratio': '0.5', 'align': 'none'})]
+    """
+    reader = _Reader(text)
+    steps = [reader.step()]
+    while not reader.done():
+        reader.expect(",")
+        steps.append(reader.step())
+    return steps
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+
+    def skip(self) -> None:
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+
+    def done(self) -> bool:
+        self.skip()
+        return self.at == len(self.text)
+
+    def fail(self, wanted: str) -> UsageError:
+        shown = self.text[: self.at] + " >>> " + self.text[self.at :]
+        return UsageError(f"--passes wants {wanted} at character {self.at + 1}: {shown.strip()}")
+
+    def match(self, pattern: re.Pattern[str], wanted: str) -> str:
+        self.skip()
+        found = pattern.match(self.text, self.at)
+        if not found:
+            raise self.fail(wanted)
+        self.at = found.end()
+        return found.group()
+
+    def sees(self, mark: str) -> bool:
+        self.skip()
+        return self.text.startswith(mark, self.at)
+
+    def expect(self, mark: str) -> None:
+        if not self.sees(mark):
+            raise self.fail(f"'{mark}'")
+        self.at += len(mark)
+
+    def step(self) -> Step:
+        name = self.match(_NAME, "the name of a pass")
+        options: dict[str, str] = {}
+        if self.sees("{"):
+            self.expect("{")
+            while not self.sees("}"):
+                key = self.match(_NAME, "an option or '}'").replace("-", "_")
+                self.expect("=")
+                if key in options:
+                    raise UsageError(f"--passes gives {key!r} of {name!r} twice.")
+                options[key] = self.match(_VALUE, f"a value of {key!r}").strip('"')
+                if self.sees(","):
+                    self.expect(",")
+            self.expect("}")
+        return Step(name, options)
+
+
+def apply(model: Model, steps: list[Step], progress: Callable[[str], None] | None = None) -> Model:
+    """Run passes one after the other.
+
+    Raises
+    ------
+    UsageError
+        If there is no pass of a name, or it has no such option; before any pass has run.
+    """
+    ready = [(step, *_bind(step)) for step in steps]
+    for step, function, options in ready:
+        if progress:
+            progress(f"pass {step.name}")
+        model = function(model, **options)
+    return model
+
+
+def _bind(step: Step) -> tuple[Callable[..., Model], dict[str, Any]]:
+    module = registry.load(PACKAGE, step.name)
+    function = getattr(module, "run", None)
+    if function is None:
+        raise OnnxPruneError(f"The pass {step.name!r} has no function run(model, **options).")
+    hints = typing.get_type_hints(function)
+    known = {p.name: p for p in list(inspect.signature(function).parameters.values())[1:]}
+    options = {}
+    for key, text in step.options.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UsageError(
+                f"The pass {step.name!r} has no option {key!r}; it has {', '.join(known) or 'none'}.{hint}"
+            )
+        options[key] = _read(step.name, key, text, hints.get(key, str))
+    missing = [p.name for p in known.values() if p.default is p.empty and p.name not in options]
+    if missing:
+        raise UsageError(
+            f"The pass {step.name!r} needs {missing[0]!r}, as in {step.name}{{{missing[0]}=...}}."
+        )
+    return function, options
+
+
+def _read(name: str, key: str, text: str, kind: Any) -> Any:
+    """Return an option's value as its annotation says."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    for one in (k for k in (bool, int, float, str) if k in kinds):
+        try:
+            return _BOOLS[text.lower()] if one is bool else one(text)
+        except (ValueError, KeyError):
+            continue
+    if any(typing.get_origin(k) is tuple for k in kinds):
+        return tuple(text.split("|"))
+    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+    raise UsageError(f"The option {key!r} of the pass {name!r} must be {wanted}; got {text!r}.")
+
+
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

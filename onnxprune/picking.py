@@ -1,0 +1,115 @@
+"""Which groups may be cut: ``--ignore``, ``--only``, and alternatives.
+
+A regular expression is searched in (not matched against all of) the names of groups, weights and nodes.
+
+- ``--ignore`` leaves alone whatever is named: every group that would change a matching weight, or an axis of a tensor that
+  a matching node reads or writes.
+- ``--only`` cuts what the named thing produces: groups of that name, groups whose channels a matching weight or node
+  makes. (A layer's weight is also sliced where it consumes the channels of the layer before; those aren't picked.)
+- Where an axis could be cut along two factors (whole heads, or head width), one of the two is an alternative, cut only
+  when ``--only`` picks nothing else of its component.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from onnxprune.coupling import Applied, Dims
+from onnxprune.errors import UsageError
+from onnxprune.group_types import Group
+from onnxprune.groups import Grouping
+
+__all__ = ["pick"]
+
+
+def pick(grouping: Grouping, ignore: Sequence[str] = (), only: Sequence[str] = ()) -> list[Group]:
+    """Return the groups that may be cut.
+
+    Parameters
+    ----------
+    grouping : Grouping
+    ignore, only : sequence of str
+        Regular expressions.
+
+    Raises
+    ------
+    UsageError
+        If one of them matches nothing in the model; the sentence lists near names.
+    """
+    if not ignore and not only:
+        return [g for g in grouping.groups if not g.alternative]
+    names = _Names(grouping)
+    spared = {name for pattern in ignore for name in names.search("--ignore", pattern, produced=False)}
+    wanted = {name for pattern in only for name in names.search("--only", pattern, produced=True)}
+    found = [g for g in grouping.groups if g.name not in spared and (not only or g.name in wanted)]
+    main = {g.component for g in found if not g.alternative}
+    return [g for g in found if not g.alternative or (only and g.component not in main)]
+
+
+class _Names:
+    """What there is to match, and the groups behind each name."""
+
+    def __init__(self, grouping: Grouping) -> None:
+        self.grouping = grouping
+        self.group_of_unit = []
+        for family in grouping.families:
+            owner = np.full(family.solution.inexact.size, -1, np.int64)
+            for number, group in enumerate(family.groups):
+                owner[family.numbers[group.name]] = number
+            self.group_of_unit.append(owner)
+
+    def search(self, option: str, pattern: str, *, produced: bool) -> set[str]:
+        """Return the names of the groups behind whatever a pattern matches."""
+        regex = re.compile(pattern)
+        coupling = self.grouping.coupling
+        hits = {g.name for g in self.grouping.groups if regex.search(g.name)}
+        known = bool(hits)
+        for group in self.grouping.groups:
+            for member in group.members:
+                if regex.search(member.tensor):
+                    known = True
+                    if not (produced and member.contracted):
+                        hits.add(group.name)
+        known = known or any(regex.search(i.tensor) for i in coupling.instances)
+        for applied in coupling.nodes:
+            if applied.node.name and regex.search(applied.node.name):
+                known = True
+                hits |= self._of_node(applied, produced)
+        if not known:
+            raise UsageError(self._unknown(option, pattern))
+        return hits
+
+    def _of_node(self, applied: Applied, produced: bool) -> set[str]:
+        axes: Iterable[Dims | None] = applied.outs if produced else (*applied.ins, *applied.outs)
+        space, found = self.grouping.coupling.space, set()
+        for dims in axes:
+            for dim in dims or ():
+                root = space.find(dim)
+                for family, owner in zip(self.grouping.families, self.group_of_unit, strict=True):
+                    unit = family.solution.units_of(root, space.sizes[root])
+                    numbers = np.unique(owner[unit[unit >= 0]])
+                    found |= {family.groups[n].name for n in numbers if n >= 0}
+        return found
+
+    def _unknown(self, option: str, pattern: str) -> str:
+        coupling = self.grouping.coupling
+        names = [g.name for g in self.grouping.groups]
+        names += [i.tensor for i in coupling.instances] + [a.node.name for a in coupling.nodes if a.node.name]
+        near = _near(pattern, names)
+        hint = f"; near names are {', '.join(repr(n) for n in near)}" if near else ""
+        return f"{option} {pattern!r} matches no group, weight or node of the model{hint}; 'onnxprune inspect' lists the groups."
+
+
+def _near(pattern: str, names: Iterable[str]) -> list[str]:
+    unique = list(dict.fromkeys(names))
+    plain = re.sub(r"[\\^$*+?()\[\]{}|]", "", pattern)
+    fold: defaultdict[str, list[str]] = defaultdict(list)
+    for name in unique[:20_000]:
+        fold[name.lower()].append(name)
+    close = difflib.get_close_matches(plain.lower(), fold, n=3, cutoff=0.4)
+    return [fold[name][0] for name in close] or unique[:3]
