@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -206,11 +207,13 @@ def _torch_export(job: Job, model: Any, built: zoo_models.Built, path: Path) -> 
     names, args = list(built.inputs), tuple(built.inputs.values())
     common: dict[str, Any] = {"input_names": names, "opset_version": OPSET[job.exporter]}
     if job.exporter == "dynamo":
-        shapes = {n: dict.fromkeys(built.dynamic.get(n, {}), torch.export.Dim.DYNAMIC) for n in names}
-        axes: Any = tuple(shapes.values()) if built.dynamic else None
-        torch.onnx.export(
-            model, args, str(path), dynamo=True, dynamic_shapes=axes, external_data=False, **common
+        shapes = tuple(dict.fromkeys(built.dynamic.get(n, {}), torch.export.Dim.DYNAMIC) for n in names)
+        variadic = any(
+            p.kind is p.VAR_POSITIONAL for p in inspect.signature(model.forward).parameters.values()
         )
+        common["dynamic_shapes"] = ((shapes,) if variadic else shapes) if built.dynamic else None
+        common["optimize"] = not job.dedup  # folding would remove the equal vectors that are to be shared
+        torch.onnx.export(model, args, str(path), dynamo=True, external_data=False, **common)
         return
     extra: dict[str, Any] = {}
     if job.dedup:  # keep BatchNorm nodes apart, so that their equal vectors are there to be shared
