@@ -1,8 +1,8 @@
 """Peak anonymous memory of pruning a 3 GB model that lies in external data.
 
-A chain of 48 MatMul of 64 MB each is written to a temporary folder, a command runs on it, and meanwhile the anonymous
-memory of the command (``RssAnon`` in ``/proc/<pid>/status``; mapped files don't count, the kernel takes those back at
-will) is sampled every few milliseconds. The folder is deleted at the end. Linux only.
+A chain of 48 MatMul of 64 MB each is written to a temporary folder, a command runs on it, and meanwhile the
+anonymous memory of the command (``RssAnon`` in ``/proc/<pid>/status``; mapped files don't count, the kernel
+takes those back at will) is sampled every few milliseconds. The folder is deleted at the end. Linux only.
 
     python benchmarks/memory.py                     the file layer alone: open, cut every weight by half, save
     python benchmarks/memory.py --command "onnxprune prune {input} {output} --ratio 0.5 --no-verify"
@@ -44,8 +44,8 @@ def write_model(folder: Path, layers: int, width: int) -> Path:
             for key, value in (("location", "model.onnx.data"), ("offset", layer * size), ("length", size)):
                 tensor.external_data.add(key=key, value=str(value))
             weights.append(tensor)
-            nodes.append(helper.make_node("MatMul", [last, tensor.name], [f"h{layer}"], name=f"matmul{layer}"))
-            nodes.append(helper.make_node("Relu", [f"h{layer}"], [f"a{layer}"], name=f"relu{layer}"))
+            nodes.append(helper.make_node("MatMul", [last, tensor.name], [f"h{layer}"]))
+            nodes.append(helper.make_node("Relu", [f"h{layer}"], [f"a{layer}"]))
             last = f"a{layer}"
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width]) for name in ("x", last)]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
@@ -104,7 +104,8 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 def main() -> int:
     """Measure, print, and fail if the target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--command", help="what to measure; {input} and {output} are filled in")
     parser.add_argument("--session", action="store_true", help="measure a plain onnxruntime session instead")
     parser.add_argument("--layers", type=int, default=48)
@@ -116,7 +117,8 @@ def main() -> int:
         target = Path(folder) / "out" / "model.onnx"
         target.parent.mkdir()
         inner = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import memory; memory."
-        call = (f"open_session({str(source)!r})" if options.session else f"cut_by_half({str(source)!r}, {str(target)!r})")
+        layer = f"cut_by_half({str(source)!r}, {str(target)!r})"
+        call = f"open_session({str(source)!r})" if options.session else layer
         command = [sys.executable, "-c", inner + call]
         if options.command:
             command = shlex.split(options.command.format(input=source, output=target))
@@ -125,8 +127,8 @@ def main() -> int:
     largest = options.width**2 * 4
     limit = (options.limit * MB) if options.limit else largest + TARGET
     print(f"{'model':>10} {'largest':>10} {'written':>10} {'peak anon':>10} {'limit':>10} {'time':>8}")
-    print(f"{largest * options.layers / MB:7.0f} MB {largest / MB:7.0f} MB {written / MB:7.0f} MB {peak / MB:7.0f} MB "
-          f"{limit / MB:7.0f} MB {seconds:6.1f} s")
+    print(f"{largest * options.layers / MB:7.0f} MB {largest / MB:7.0f} MB {written / MB:7.0f} MB "
+          f"{peak / MB:7.0f} MB {limit / MB:7.0f} MB {seconds:6.1f} s")
     return int(peak > limit and not options.session)
 
 

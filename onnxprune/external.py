@@ -1,9 +1,10 @@
 """External data: weights that lie in files beside the model, read safely.
 
-A location is a path out of an untrusted file. The rule is onnxruntime's own: it must be relative, hold no ``..``, and
-its real path must be within the folder of the model or within the folder of the model's real path. The latter is the
-layout of the Hugging Face cache, where ``snapshots/<revision>/model.onnx`` and its data are symlinks into ``blobs``.
-Hard links are fine. Nothing is read but the declared range, and that must be just as long as the tensor.
+A location is a path out of an untrusted file. The rule is onnxruntime's own: it must be relative, hold no
+``..``, and its real path must be within the folder of the model or within the folder of the model's real
+path. The latter is the layout of the Hugging Face cache, where ``snapshots/<revision>/model.onnx`` and its
+data are symlinks into ``blobs``. Hard links are fine. Nothing is read but the declared range, and that must
+be just as long as the tensor.
 """
 
 from __future__ import annotations
@@ -49,19 +50,21 @@ def parse(tensor: onnx.TensorProto, what: object) -> Location:
     entries: dict[str, str] = {}
     for entry in tensor.external_data:
         if entry.key in entries:
-            raise ModelError(f"The external data of {what} gives {entry.key!r} twice, so it's unclear what to read.")
+            raise ModelError(f"The external data of {what} gives {entry.key!r} twice, so it's unclear what "
+                             "to read.")
         if entry.key not in _KEYS and not entry.key.startswith("prepacked"):
-            raise ModelError(f"The external data of {what} has an unknown key {entry.key!r}; "
-                             f"onnxruntime knows {', '.join(_KEYS)} and refuses the file too.")
+            raise ModelError(f"The external data of {what} has an unknown key {entry.key!r}; onnxruntime "
+                             f"knows {', '.join(_KEYS)} and refuses the file too.")
         entries[entry.key] = entry.value
     if not entries.get("location"):
         raise ModelError(f"The data of {what} is said to be external, but no location is given.")
     for key in ("offset", "length"):
         if key in entries and not re.fullmatch(r"[0-9]{1,18}", entries[key]):
-            raise ModelError(f"The external data of {what} has {key} {entries[key]!r}, "
-                             "where a number of bytes is due.")
+            raise ModelError(f"The external data of {what} has {key} {entries[key]!r}, where a number of "
+                             "bytes is due.")
     length = entries.get("length")
-    return Location(entries["location"], int(entries.get("offset", 0)), None if length is None else int(length))
+    offset = int(entries.get("offset", 0))
+    return Location(entries["location"], offset, None if length is None else int(length))
 
 
 def point(tensor: onnx.TensorProto, location: str, offset: int = 0, length: int | None = None) -> None:
@@ -105,18 +108,18 @@ class Folder:
             return Path(self._real[location])
         parts = re.split(r"[/\\]", location)
         if "\0" in location or ".." in parts or parts[0] == "" or re.match(r"[A-Za-z]:", location):
-            raise ModelError(f"The external data of {what} is at {location!r}, which leads out of the model's folder; "
-                             "only files in that folder are read.")
+            raise ModelError(f"The external data of {what} is at {location!r}, which leads out of the "
+                             "model's folder; only files in that folder are read.")
         real = Path(os.path.realpath(self.path / location))
         if not any(real.is_relative_to(root) for root in self._roots):
             raise ModelError(
-                f"The external data of {what} is at {location!r}, a link to {str(real)!r} outside of the model's "
-                "folder; a link may lead to the folder of the model's own real path (as in the Hugging Face cache) "
-                "but to no other, so copy the file beside the model.")
+                f"The external data of {what} is at {location!r}, a link to {str(real)!r} outside of the "
+                "model's folder; a link may lead to the folder of the model's own real path (as in the "
+                "Hugging Face cache) but to no other, so copy the file beside the model.")
         if not real.is_file():
             problem = "isn't a file" if real.exists() else "doesn't exist"
-            raise ModelError(f"The external data of {what} should be at {str(self.path / location)!r}, "
-                             f"which {problem}; put it there, beside the model.")
+            raise ModelError(f"The external data of {what} should be at {str(self.path / location)!r}, which "
+                             f"{problem}; put it there, beside the model.")
         self._real[location] = str(real)
         return real
 
@@ -144,8 +147,8 @@ class Folder:
         """
         place = parse(tensor, what)
         if place.length is not None and place.length != nbytes:
-            raise ModelError(f"The external data of {what} is {place.length} bytes long, but its dimensions and type "
-                             f"need {nbytes}; the file is damaged or was made by a faulty tool.")
+            raise ModelError(f"The external data of {what} is {place.length} bytes long, but its dimensions "
+                             f"and type need {nbytes}; the file is damaged or was made by a faulty tool.")
         data = self.map(place.path, what)
         if place.offset + nbytes > len(data):
             raise ModelError(f"The external data of {what} is {nbytes} bytes from byte {place.offset} of "

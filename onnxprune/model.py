@@ -1,10 +1,11 @@
 """An ONNX model whose weights stay where they are.
 
-`Model.proto` is the truth, an ordinary ModelProto that may be edited in place, but a *light* one: the data of every
-weight of more than 1 KiB is left in the file, which is mapped and not read. In the light proto such a weight has its
-name, type and dimensions, and for data a short token that only its Model can resolve. So a proto of 100 MB parses,
-copies and goes through C++ in no time, and a model of any size fits in memory. Read data with `Model.weight`, never
-from the proto; a complete proto or file comes from `Model.to_proto` and `Model.save`.
+`Model.proto` is the truth, an ordinary ModelProto that may be edited in place, but a *light* one: the data of
+every weight of more than 1 KiB is left in the file, which is mapped and not read. In the light proto such a
+weight has its name, type and dimensions, and for data a short token that only its Model can resolve. So a
+proto of 100 MB parses, copies and goes through C++ in no time, and a model of any size fits in memory. Read
+data with `Model.weight`, never from the proto; a complete proto or file comes from `Model.to_proto` and
+`Model.save`.
 
 Tensors in external data keep ``data_location == EXTERNAL``, embedded ones stay embedded.
 """
@@ -78,7 +79,7 @@ class Model:
 
     @property
     def proto(self) -> onnx.ModelProto:
-        """The light proto; see the module's own text. Nodes, values and small tensors may be edited in place."""
+        """The light proto; see the module's text. Nodes, values and small tensors may be edited in place."""
         return self._store.proto
 
     @classmethod
@@ -127,11 +128,11 @@ class Model:
 
     @property
     def order(self) -> list[int]:
-        """Indices of ``proto.graph.node`` in an order in which the nodes can be computed; worked out at each call."""
+        """Indices of ``proto.graph.node`` in an order in which they can be computed, found at each call."""
         return checks.topological_order(self.proto.graph)
 
     def names(self) -> list[str]:
-        """Names of all weights of the main graph: initializers in their order, then Constant nodes in theirs."""
+        """Names of all weights of the main graph: initializers in order, then Constant nodes in order."""
         return list(self._store.refresh())
 
     def refresh(self) -> None:
@@ -153,7 +154,9 @@ class Model:
         tensor = self._store.tensor(name)
         dims, kind = tuple(tensor.dims), tensor.data_type
         size = payload.nbytes(dims, kind) if payload.known_type(kind) else 0
-        return WeightInfo(dims, kind, size, "constant" if is_node else "initializer", index if is_node else None)
+        if is_node:
+            return WeightInfo(dims, kind, size, "constant", index)
+        return WeightInfo(dims, kind, size, "initializer", None)
 
     def weight(self, name: str) -> Array:
         """The values of a weight, read-only; a view of the mapped file where possible.
@@ -173,7 +176,8 @@ class Model:
     def take(self, name: str, keep: Mapping[int, ArrayLike]) -> None:
         """Keep some positions of some axes of a weight, and cut the others away.
 
-        The dimensions change at once. External data is read when it's next needed, at the latest when it's written.
+        The dimensions change at once. External data is read when it's next needed, at the latest when it's
+        written.
 
         Parameters
         ----------
@@ -262,7 +266,7 @@ class Model:
         return twin
 
     def skeleton(self) -> onnx.ModelProto:
-        """A copy without weights: those of more than 1 KiB have a name, a type and dimensions, but no data."""
+        """A copy without weights: those of more than 1 KiB have a name, a type and dimensions, no data."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         for _, tensor in tensors(proto):
@@ -281,8 +285,8 @@ class Model:
         proto, payloads = self._store.embedded()
         length, pieces = joined(proto.SerializeToString(deterministic=True), payloads)
         if length > _MOST_BYTES:
-            raise ModelError(f"The model is {length / 1e9:.1f} GB, more than the 2 GB that protobuf holds in memory; "
-                             "work on its file instead.")
+            raise ModelError(f"The model is {length / 1e9:.1f} GB, more than the 2 GB that protobuf holds in "
+                             "memory; work on its file instead.")
         return b"".join(map(stored, pieces))
 
     def to_proto(self) -> onnx.ModelProto:
@@ -323,8 +327,8 @@ class Model:
         in_place : bool
             Whether the file that the model was loaded from may be replaced.
         external_threshold : int, optional
-            Bytes; embedded initializers of at least this size go to external data. Without it they stay embedded,
-            unless the file would be larger than protobuf allows.
+            Bytes; embedded initializers of at least this size go to external data. Without it they stay
+            embedded, unless the file would be larger than protobuf allows.
 
         Returns
         -------
@@ -337,7 +341,8 @@ class Model:
             If the output would overwrite the input, or can't be written.
         """
         pristine = None if self.edited else self._pristine()
-        return output.save(self._store, output.Job(Path(path), self.path, in_place, external_threshold, pristine))
+        job = output.Job(Path(path), self.path, in_place, external_threshold, pristine)
+        return output.save(self._store, job)
 
 
 def _cut(axis: int, positions: ArrayLike, dims: tuple[int, ...], name: str) -> tuple[int, NDArray[np.int64]]:

@@ -1,15 +1,15 @@
 """Write a model so that the output appears complete or not at all, and the input isn't touched.
 
-Everything is written under a temporary name in the folder of the output, flushed to the disk, and renamed: the data
-file first, the model last. Where both exist already, the old model is removed before its data is replaced, so that at no
-moment a model stands beside data that isn't its own.
+Everything is written under a temporary name in the folder of the output, flushed to the disk, and renamed:
+the data file first, the model last. Where both exist already, the old model is removed before its data is
+replaced, so that at no moment a model stands beside data that isn't its own.
 
-- An unedited model is a copy of the input, byte for byte. Its external data keeps its name: in another folder the data
-  files are copied, in the same folder they are shared. Where another file already has such a name, the data is written
-  as if the model were edited.
+- An unedited model is a copy of the input, byte for byte. Its external data keeps its name: in another folder
+  the data files are copied, in the same folder they are shared. Where another file already has such a name,
+  the data is written as if the model were edited.
 - An edited model with external data gets one data file of its own, ``<output name>.data``, tensor by tensor.
-- In place, the new data file gets a name that the input doesn't use, and the input's data file is removed if it's named
-  after the model (``<model name>.data``); another may belong to other models too, and stays.
+- In place, the new data file gets a name that the input doesn't use, and the input's data file is removed if
+  it's named after the model (``<model name>.data``); another may belong to other models too, and stays.
 """
 
 from __future__ import annotations
@@ -157,16 +157,17 @@ def _sources(store: Store) -> dict[str, Path]:
 def _refuse(store: Store, job: Job) -> None:
     path = job.path
     if job.source is not None and not job.in_place and _same(path, job.source):
-        raise OutputError(f"The output {str(path)!r} is the input itself; give another name, or --in-place to "
-                          "replace it.")
+        raise OutputError(f"The output {str(path)!r} is the input itself; give another name, or --in-place "
+                          "to replace it.")
     for location, real in _sources(store).items():
         if _same(path, real):
-            raise OutputError(f"The output {str(path)!r} is the input's external data {location!r}; give another "
-                              "name.")
+            raise OutputError(f"The output {str(path)!r} is the input's external data {location!r}; give "
+                              "another name.")
     if path.is_dir():
         raise OutputError(f"The output {str(path)!r} is a folder; give the name of a file.")
     if not path.parent.is_dir():
-        raise OutputError(f"The output {str(path)!r} is to be in a folder that doesn't exist; create it first.")
+        raise OutputError(f"The output {str(path)!r} is to be in a folder that doesn't exist; create it "
+                          "first.")
 
 
 def _emit(file: IO[bytes], pieces: Iterable[Piece]) -> str:
@@ -225,9 +226,10 @@ def _is_embedded(tensor: onnx.TensorProto) -> bool:
     return not is_external(tensor) and tensor.data_type != onnx.TensorProto.STRING
 
 
-def _outside(store: Store, proto: onnx.ModelProto, threshold: int | None) -> list[tuple[onnx.TensorProto, Payload]]:
+def _outside(store: Store, proto: onnx.ModelProto, threshold: int | None
+             ) -> list[tuple[onnx.TensorProto, Payload]]:
     """The tensors that go to the data file, in the order of the graph."""
-    found = [(tensor, store.payload(tensor, place)) for place, tensor in tensors(proto) if is_external(tensor)]
+    found = [(t, store.payload(t, place)) for place, t in tensors(proto) if is_external(t)]
     if threshold is None:
         length, _ = joined(proto.SerializeToString(deterministic=True), store.payloads)
         threshold = _MOVE_ABOVE if length > MOST_EMBEDDED else None
@@ -243,7 +245,7 @@ def _data(store: Store, tensor: onnx.TensorProto) -> Payload:
 
 
 def _layout(outside: list[tuple[onnx.TensorProto, Payload]], name: str) -> list[tuple[int, Payload]]:
-    """Point the tensors into the data file; give the offset of each. What lies in one place stays in one place."""
+    """Point the tensors into the data file, and give the offset of each; what was shared stays shared."""
     end, placed = 0, dict[tuple[int, int], int]()
     out: list[tuple[int, Payload]] = []
     for tensor, data in outside:

@@ -82,7 +82,7 @@ def _graph_tensors(graph: onnx.GraphProto, where: str) -> Iterator[tuple[Place, 
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[tuple[Place, onnx.TensorProto]]:
-    """Every TensorProto of a model: initializers, sparse ones, attributes, in subgraphs, functions and training graphs."""
+    """Every TensorProto of a model: initializers and attributes, in subgraphs and functions too."""
     yield from _graph_tensors(proto.graph, "")
     for function in proto.functions:
         for node in function.node:

@@ -1,7 +1,7 @@
 """Leaves found by name: one file in a package folder is one criterion, budget, method or pass.
 
-The folder is listed without importing anything in it; only the leaf that is asked for is imported. So adding a leaf
-is adding a file, and a leaf with a costly import costs nothing to those who don't use it.
+The folder is listed without importing anything in it; only the leaf that is asked for is imported. So adding
+a leaf is adding a file, and a leaf with a costly import costs nothing to those who don't use it.
 """
 
 from __future__ import annotations

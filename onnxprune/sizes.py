@@ -1,4 +1,4 @@
-"""Does a tensor hold as much data as its dimensions say? What the libraries read past the end of, or allocate."""
+"""Does a tensor hold as much data as its dimensions say? Libraries read past its end, if not."""
 
 from __future__ import annotations
 
@@ -59,17 +59,19 @@ def check_size(tensor: onnx.TensorProto, what: object, detached: int | None = No
     dims, kind = tuple(tensor.dims), tensor.data_type
     shown = "x".join(map(str, dims[:8])) + ("..." if len(dims) > 8 else "") if dims else "a scalar"
     if len(dims) > MOST_DIMS or any(dim < 0 for dim in dims):
-        raise ModelError(f"The dimensions of {what} are {shown}; there may be at most {MOST_DIMS}, none negative.")
-    if kind == _T.UNDEFINED and not is_external(tensor) and not tensor.HasField("raw_data") and detached is None:
+        raise ModelError(f"The dimensions of {what} are {shown}; there may be at most {MOST_DIMS}, none "
+                         "negative.")
+    here = not is_external(tensor) and detached is None
+    if kind == _T.UNDEFINED and here and not tensor.HasField("raw_data"):
         return 0  # an attribute that was never set
     if kind != _T.STRING and not payload.known_type(kind):
-        raise ModelError(f"The element type of {what} is {kind}, which the installed onnx {onnx.__version__} doesn't "
-                         "know; update onnx, or export the model again.")
+        raise ModelError(f"The element type of {what} is {kind}, which the installed onnx {onnx.__version__} "
+                         "doesn't know; update onnx, or export the model again.")
     need = 0 if kind == _T.STRING else payload.nbytes(dims, kind)
     if is_external(tensor):
         if kind == _T.STRING or tensor.HasField("raw_data"):
-            raise ModelError(f"The data of {what} is said to be external, but "
-                             f"{'strings must not be' if kind == _T.STRING else 'it also has data of its own'}; "
+            reason = "strings must not be" if kind == _T.STRING else "it also has data of its own"
+            raise ModelError(f"The data of {what} is said to be external, but {reason}; "
                              "export the model again.")
         return need  # compared with the file where it's mapped
     if detached is not None or (tensor.HasField("raw_data") and tensor.raw_data):
@@ -79,6 +81,6 @@ def check_size(tensor: onnx.TensorProto, what: object, detached: int | None = No
         (have, wanted), unit = _typed(tensor), "values"
     if have != wanted:
         name = _T.DataType.Name(kind)
-        raise ModelError(f"The dimensions of {what} ({shown}, {name}) need {wanted} {unit}, but it holds {have}; "
-                         "the file is damaged or was made by a faulty tool.")
+        raise ModelError(f"The dimensions of {what} ({shown}, {name}) need {wanted} {unit}, but it holds "
+                         f"{have}; the file is damaged or was made by a faulty tool.")
     return need

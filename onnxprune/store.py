@@ -1,8 +1,8 @@
 """The weights of a light ModelProto: found by name, read, replaced.
 
-In a light proto the data of a weight may be a *token*, in ``raw_data`` or, where the weight is external, in the
-location. A token names a `Payload` of the store. It moves and is copied with its tensor, so the graph may be edited
-freely.
+In a light proto the data of a weight may be a *token*, in ``raw_data`` or, where the weight is external, in
+the location. A token names a `Payload` of the store. It moves and is copied with its tensor, so the graph may
+be edited freely.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _PREFIX = f"onnxprune-weight-{secrets.token_hex(8)}-"
 _counter = itertools.count()
 _FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data",
            "external_data", "data_location")
-_VALUES: dict[str, tuple[str, Any]] = {"value_float": ("f", np.float32), "value_floats": ("floats", np.float32),
-                                       "value_int": ("i", np.int64), "value_ints": ("ints", np.int64)}
+_VALUES: dict[str, tuple[str, Any]] = {
+    "value_float": ("f", np.float32), "value_floats": ("floats", np.float32),
+    "value_int": ("i", np.int64), "value_ints": ("ints", np.int64)}
 
 Piece = memoryview | bytes | Payload
 
@@ -58,7 +59,7 @@ def strip(tensor: onnx.TensorProto) -> None:
 
 
 def constant_attribute(node: onnx.NodeProto) -> onnx.AttributeProto | None:
-    """The attribute of a Constant node that holds numbers; None for any other node, for strings and sparse values."""
+    """The attribute of a Constant node that holds numbers; None for any other node and other values."""
     if not is_constant(node) or not node.output:
         return None
     return next((a for a in node.attribute if a.name == "value" or a.name in _VALUES), None)
@@ -74,7 +75,7 @@ def weights(graph: onnx.GraphProto) -> Iterator[tuple[str, bool, int]]:
 
 
 def joined(light: bytes, payloads: Mapping[str, Payload]) -> tuple[int, list[Piece]]:
-    """The length and the pieces of a complete model, from a light one whose tokens are all in ``raw_data``."""
+    """The length and the pieces of a complete model, from a light one with its tokens in ``raw_data``."""
     def lookup(token: bytes) -> tuple[int, int, Payload]:
         data = payloads[token.decode()]
         return data.slot, data.nbytes, data
@@ -133,8 +134,8 @@ class Store:
         """As `find`, but a name that isn't a weight is an error."""
         place = self.find(name)
         if place is None:
-            raise ModelError(f"The model has no weight {name!r}: no initializer and no Constant node of its main "
-                             "graph has that name.")
+            raise ModelError(f"The model has no weight {name!r}: no initializer and no Constant node of its "
+                             "main graph has that name.")
         return place
 
     def tensor(self, name: str, edit: bool = False) -> onnx.TensorProto:
@@ -168,8 +169,8 @@ class Store:
         if not is_external(tensor):
             return None
         if self.folder is None:
-            raise ModelError(f"The data of {what} is external, but a model in memory has no folder to look in; "
-                             "load the model from its path, or give base_dir.")
+            raise ModelError(f"The data of {what} is external, but a model in memory has no folder to look "
+                             "in; load the model from its path, or give base_dir.")
         dims, kind = tuple(tensor.dims), tensor.data_type
         return Payload(self.folder.span(tensor, payload.nbytes(dims, kind), what), dims, kind)
 

@@ -1,15 +1,17 @@
 """Take the weights out of a serialised ModelProto, and put them back, without parsing them.
 
-A protobuf message is a run of fields, each a tag (number, wire type) and a value; a nested message is a field whose
-value is a length and that many bytes. So a weight can be cut out of the bytes by walking the tags down to its tensor,
-and the lengths on the way down are all that must be written anew. What remains is small, whatever the model weighs:
+A protobuf message is a run of fields, each a tag (number, wire type) and a value; a nested message is a field
+whose value is a length and that many bytes. So a weight can be cut out of the bytes by walking the tags down
+to its tensor, and the lengths on the way down are all that must be written anew. What remains is small,
+whatever the model weighs:
 
-- `split` gives those light bytes, in which every large weight is a short *token* in ``raw_data``, and for each token
-  the span of the weight in the original bytes, which are typically a memory-mapped file;
-- `join` is the inverse: it gives the pieces of a complete file, with the weights where the canonical order has them.
+- `split` gives those light bytes, in which every large weight is a short *token* in ``raw_data``, and for
+  each token the span of the weight in the original bytes, which are typically a memory-mapped file;
+- `join` is the inverse: it gives the pieces of a complete file, with the weights where the canonical order
+  has them.
 
-Only weights that lie in the file as plain little-endian values are taken out: ``raw_data``, and packed ``float_data``
-and ``double_data``. Reference: https://protobuf.dev/programming-guides/encoding/
+Only weights that lie in the file as plain little-endian values are taken out: ``raw_data``, and packed
+``float_data`` and ``double_data``. Reference: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class _Field:
 
 
 Payload = TypeVar("Payload")
+_Lookup = Callable[[bytes], tuple[int, int, Payload] | None]
 
 
 def _varint(data: memoryview, pos: int, end: int) -> tuple[int, int]:
@@ -122,11 +125,11 @@ class _Splitter:
             child = children.get(field.number)
             if child is None or field.wire != _LENGTH or field.end - field.start <= self.limit:
                 continue
-            inside = (self.tensor if child == "tensor" else self.message)(child, field.start, field.end, depth + 1)
+            walk = self.tensor if child == "tensor" else self.message
+            inside = walk(child, field.start, field.end, depth + 1)
             if inside is not None:
                 length = sum(map(len, inside))
-                out += [self.data[done:field.tag], _encode_varint(field.number << 3 | _LENGTH), _encode_varint(length)]
-                out += inside
+                out += [self.data[done:field.tag], _header(length, field.number), *inside]
                 done = field.end
         return [*out, self.data[done:end]] if out else None
 
@@ -137,7 +140,7 @@ class _Splitter:
                 found.append(field)
             elif field.number == _DATA_TYPE and field.wire == _VARINT:
                 data_type = _varint(self.data, field.start, field.end)[0]
-        if len(found) != 1 or found[0].wire != _LENGTH:  # none, or several to be merged: leave that to protobuf
+        if len(found) != 1 or found[0].wire != _LENGTH:  # none, or several to merge: left to protobuf
             return None
         field = found[0]
         length = field.end - field.start
@@ -146,10 +149,10 @@ class _Splitter:
             return None
         token = self.token(len(self.spans))
         self.spans[token] = Span(field.start, length, field.number)
-        return [self.data[start:field.tag], _raw_header(len(token)), token, self.data[field.end:end]]
+        return [self.data[start:field.tag], _header(len(token)), token, self.data[field.end:end]]
 
 
-def _raw_header(length: int, number: int = RAW_DATA) -> bytes:
+def _header(length: int, number: int = RAW_DATA) -> bytes:
     return _encode_varint(number << 3 | _LENGTH) + _encode_varint(length)
 
 
@@ -190,7 +193,7 @@ def _positions(light: bytes, prefix: bytes) -> list[int]:
     return found
 
 
-def join(light: bytes, prefix: bytes, payload: Callable[[bytes], tuple[int, int, Payload] | None]
+def join(light: bytes, prefix: bytes, payload: _Lookup[Payload]
          ) -> tuple[int, list[memoryview | bytes | Payload]]:
     """Put the weights back: the inverse of `split`.
 
@@ -222,7 +225,7 @@ def join(light: bytes, prefix: bytes, payload: Callable[[bytes], tuple[int, int,
             if child is None or field.wire != _LENGTH or here == len(spots) or spots[here] >= field.end:
                 continue
             length, inside = message(child, field.start, field.end)
-            header = _raw_header(length, field.number)
+            header = _header(length, field.number)
             out += [data[done:field.tag], header, *inside]
             total += field.tag - done + len(header) + length
             done = field.end
@@ -231,7 +234,7 @@ def join(light: bytes, prefix: bytes, payload: Callable[[bytes], tuple[int, int,
     return message("model", 0, len(data)) if spots else (len(light), [light])
 
 
-def _join_tensor(data: memoryview, start: int, end: int, payload: Callable[[bytes], tuple[int, int, Payload] | None]
+def _join_tensor(data: memoryview, start: int, end: int, payload: _Lookup[Payload]
                  ) -> tuple[int, list[memoryview | bytes | Payload]]:
     fields = list(_fields(data, start, end))
     token = next((f for f in fields if f.number == RAW_DATA), None)
@@ -243,7 +246,7 @@ def _join_tensor(data: memoryview, start: int, end: int, payload: Callable[[byte
     if known is None:
         return total, [data[f.tag:f.end] for f in rest]
     number, length, stand_in = known
-    header = _raw_header(length, number)
+    header = _header(length, number)
     before: list[memoryview | bytes | Payload] = [data[f.tag:f.end] for f in rest if f.number < number]
     after: list[memoryview | bytes | Payload] = [data[f.tag:f.end] for f in rest if f.number > number]
     return total + len(header) + length, [*before, header, stand_in, *after]
