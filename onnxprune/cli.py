@@ -1,11 +1,12 @@
 """The command line: ``onnxprune prune IN.onnx OUT.onnx --ratio 0.5`` and its parts.
 
-Nothing heavy is imported before the arguments are read, so ``--help`` answers at once. Results go to standard output
-(a table for a terminal, aligned text or JSON for a pipe), everything else to standard error.
+Nothing heavy is imported before the arguments are read, so ``--help`` answers at once. Results go to standard
+output (a table for a terminal, aligned text or JSON for a pipe), everything else to standard error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -57,8 +58,6 @@ def _fail(text: str, code: int, verbose: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    try:
+    with contextlib.suppress(BrokenPipeError):
         print(f"onnxprune: error: {' '.join(text.split())}", file=sys.stderr)
-    except BrokenPipeError:
-        pass
     return code

@@ -52,8 +52,8 @@ _RUN = """\
 examples:
   onnxprune run model.onnx small.onnx --passes "resolve_shapes,prune{ratio=0.5},shrink"
 
-Each pass is one file in onnxprune/passes; an option's value is written name=value, several are separated by a space or
-a comma. Known passes: PASSES.
+Each pass is one file in onnxprune/passes; an option's value is written name=value, several are separated by a
+space or a comma. Known passes: PASSES.
 """
 
 
@@ -67,10 +67,12 @@ class _Parser(argparse.ArgumentParser):
 def build() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     top = _Parser(
-        prog="onnxprune", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_CODES,
-        description="Make an ONNX model smaller and faster by cutting channels, exactly: the result computes what the\n"
-        "original computes with those channels masked. No framework, no training code.",
-    )  # fmt: skip
+        prog="onnxprune",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_CODES,
+        description="Make an ONNX model smaller and faster by cutting channels, exactly: the result\n"
+        "computes what the original computes with those channels masked. No framework, no training code.",
+    )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _prune(commands)
@@ -92,9 +94,13 @@ class _Version(argparse.Action):
 
 def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"{epilog}\n{_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"{epilog}\n{_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     level = parser.add_mutually_exclusive_group()
     level.add_argument("-v", "--verbose", action="store_true", help="say each step, and tracebacks")
     level.add_argument("-q", "--quiet", action="store_true", help="print errors only")

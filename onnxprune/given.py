@@ -30,9 +30,9 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
     graph : GraphProto
         Whose inputs they are for.
     given : path, dict, iterable of dicts, or reader
-        A path leads to an ``.npz`` file or a folder of ``.npy`` files, one array for each input; arrays that hold several
-        times the model's fixed batch are split into batches. A reader has ``get_next()``, as onnxruntime's
-        ``CalibrationDataReader``.
+        A path leads to an ``.npz`` file or a folder of ``.npy`` files, one array for each input; arrays that
+        hold several times the model's fixed batch are split into batches. A reader has ``get_next()``, as
+        onnxruntime's ``CalibrationDataReader``.
 
     Raises
     ------
@@ -123,6 +123,7 @@ def _batches(axes: Mapping[str, Any], feed: Feed) -> list[Feed]:
                 if isinstance(axis, int) and array.shape[at] != axis:
                     shape = ",".join(map(str, axes[name]))
                     raise CalibrationError(
-                        f"The given input {name!r} has the shape {array.shape}, but the model's has ({shape})."
+                        f"The given input {name!r} has the shape {array.shape}, "
+                        f"but the model's has ({shape})."
                     )
     return parts

@@ -1,4 +1,5 @@
-"""Every option, declared once: this feeds the command line, the Python API, the report's JSON and docs/options.md.
+"""Every option, declared once: this feeds the command line, the Python API, the report's JSON and
+docs/options.md.
 
 This module imports nothing heavy, since the command line reads it before it knows what is asked.
 """
@@ -41,36 +42,54 @@ class Options:
     """
 
     ratio: float = _option(
-        dataclasses.MISSING, "share of the units (channels, heads, neurons) of every group to remove; 0 copies the file",
-        stage="decide", metavar="R", unit="0 <= R < 1",
-    )  # fmt: skip
+        dataclasses.MISSING,
+        "share of the units (channels, heads, neurons) of every group to remove; 0 copies the file",
+        stage="decide",
+        metavar="R",
+        unit="0 <= R < 1",
+    )
     criterion: str = _option(
         "l2", "how units are ranked: random, l1, l2, lp, lamp, fpgm, bn_scale", stage="decide", metavar="NAME"
     )
     align: str | int | None = _option(
-        "auto", "keep widths on multiples of this many channels: 'auto' measures this machine's onnxruntime, 'none' is 1",
-        stage="decide", metavar="auto|none|N", unit="channels",
-    )  # fmt: skip
+        "auto",
+        "keep widths on multiples of this many channels: 'auto' suits this machine's onnxruntime, none is 1",
+        stage="decide",
+        metavar="auto|none|N",
+        unit="channels",
+    )
     scope: str = _option(
-        "local", "rank the units within each group (local), or of the whole model together (global)",
-        stage="decide", metavar="local|global",
-    )  # fmt: skip
+        "local",
+        "rank the units within each group (local), or of the whole model together (global)",
+        stage="decide",
+        metavar="local|global",
+    )
     cap: float = _option(
-        0.9, "with --scope global: the largest share of any one group that may go", stage="decide", metavar="SHARE",
+        0.9,
+        "with --scope global: the largest share of any one group that may go",
+        stage="decide",
+        metavar="SHARE",
         unit="0 < SHARE <= 1",
-    )  # fmt: skip
+    )
     ignore: tuple[str, ...] = _option(
-        (), "leave alone what matches: the name of a group, weight or node (regular expression, repeatable)",
-        stage="decide", metavar="REGEX",
-    )  # fmt: skip
+        (),
+        "leave alone what matches: the name of a group, weight or node (regular expression, repeatable)",
+        stage="decide",
+        metavar="REGEX",
+    )
     only: tuple[str, ...] = _option(
-        (), "cut nothing but the channels that a matching group, weight or node produces (repeatable)",
-        stage="decide", metavar="REGEX",
-    )  # fmt: skip
-    input_shapes: Shapes = _option(
-        {}, "sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)", stage="decide",
-        metavar="NAME:D,D,...", flag="--input-shape",
-    )  # fmt: skip
+        (),
+        "cut nothing but the channels that a matching group, weight or node produces (repeatable)",
+        stage="decide",
+        metavar="REGEX",
+    )
+    input_shapes: Shapes = _option(  # noqa: RUF009 - makes a field
+        {},
+        "sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)",
+        stage="decide",
+        metavar="NAME:D,D,...",
+        flag="--input-shape",
+    )
     allow_inexact: bool = _option(
         False,
         "also cut axes that an average runs over (LayerNorm width); the result is marked inexact",
@@ -82,14 +101,19 @@ class Options:
     verify: bool = _option(
         True, "skip the proof that the result computes what it must", stage="verify", flag="--no-verify"
     )
-    inputs: Any = _option(
-        None, "inputs to verify on, beside random ones: an .npz file with one array for each input",
-        stage="verify", metavar="FILE.npz",
-    )  # fmt: skip
+    inputs: Any = _option(  # noqa: RUF009 - makes a field
+        None,
+        "inputs to verify on, beside random ones: an .npz file with one array for each input",
+        stage="verify",
+        metavar="FILE.npz",
+    )
     rtol: float | None = _option(
-        None, "greatest relative error of law 1 that passes; by default 1e-4, or 1e-9 where all floats are double",
-        stage="verify", metavar="E", unit="of the largest output value",
-    )  # fmt: skip
+        None,
+        "greatest relative error of law 1 that passes; by default 1e-4, or 1e-9 where all floats are double",
+        stage="verify",
+        metavar="E",
+        unit="of the largest output value",
+    )
     in_place: bool = _option(False, "allow OUT to be the same file as IN", stage="write")
     external_data_threshold: int | None = _option(
         None, "move weights of at least this size to OUT.data", stage="write", metavar="BYTES", unit="bytes"
@@ -99,7 +123,8 @@ class Options:
         """Check ranges, and bring values to their own types."""
         if not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio < 1:
             raise UsageError(
-                f"--ratio must be at least 0 and below 1, since a group never loses all of it; got {self.ratio}."
+                f"--ratio must be at least 0 and below 1, since a group never loses all of it; "
+                f"got {self.ratio}."
             )
         if self.scope not in ("local", "global"):
             raise UsageError(f"--scope must be 'local' or 'global'; got {self.scope!r}.")
@@ -115,7 +140,9 @@ class Options:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON values, in their order; given inputs only as a note that there were some."""
+        """Return the options as JSON values, in their order; given inputs only as a note that there were
+        some.
+        """
         found: dict[str, Any] = {}
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)

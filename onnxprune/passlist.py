@@ -6,8 +6,9 @@ Grammar::
     pass    = name , [ "{" , [ option , { ( " " | "," ) , option } ] , "}" ] ;
     option  = name , "=" , value ;
 
-A pass is a module in ``passes/`` with one function ``run(model, **options) -> Model``; its options are that function's
-keyword arguments, and their annotations say how a value is read (int, float, bool, str, or a tuple of str, separated by "|").
+A pass is a module in ``passes/`` with one function ``run(model, **options) -> Model``; its options are that
+function's keyword arguments, and their annotations say how a value is read (int, float, bool, str, or a tuple
+of str, separated by "|").
 """
 
 from __future__ import annotations

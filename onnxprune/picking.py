@@ -2,11 +2,15 @@
 
 A regular expression is searched in (not matched against all of) the names of groups, weights and nodes.
 
-- ``--ignore`` leaves alone whatever is named: every group that would change a matching weight, or an axis of a tensor that
+- ``--ignore`` leaves alone whatever is named: every group that would change a matching weight, or an axis of
+a tensor that
   a matching node reads or writes.
-- ``--only`` cuts what the named thing produces: groups of that name, groups whose channels a matching weight or node
-  makes. (A layer's weight is also sliced where it consumes the channels of the layer before; those aren't picked.)
-- Where an axis could be cut along two factors (whole heads, or head width), one of the two is an alternative, cut only
+- ``--only`` cuts what the named thing produces: groups of that name, groups whose channels a matching weight
+or node
+  makes. (A layer's weight is also sliced where it consumes the channels of the layer before; those aren't
+  picked.)
+- Where an axis could be cut along two factors (whole heads, or head width), one of the two is an alternative,
+cut only
   when ``--only`` picks nothing else of its component.
 """
 
@@ -102,7 +106,10 @@ class _Names:
         names += [i.tensor for i in coupling.instances] + [a.node.name for a in coupling.nodes if a.node.name]
         near = _near(pattern, names)
         hint = f"; near names are {', '.join(repr(n) for n in near)}" if near else ""
-        return f"{option} {pattern!r} matches no group, weight or node of the model{hint}; 'onnxprune inspect' lists the groups."
+        return (
+            f"{option} {pattern!r} matches no group, weight or node of the model{hint}; "
+            "'onnxprune inspect' lists the groups."
+        )
 
 
 def _near(pattern: str, names: Iterable[str]) -> list[str]:

@@ -1,0 +1,74 @@
+"""Write docs/ops.md and docs/options.md from the code: ``python docs/tables.py``. A test compares them with
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def ops() -> str:
+    """Return docs/ops.md."""
+    from onnxprune.inspection import op_table
+
+    table = op_table()
+    count = Counter(kind for _, kind, _ in table)
+    known = [line for line in table if line[1] in ("row", "dynamic")]
+    lines = [
+        "# Ops",
+        "",
+        "Written by `python docs/tables.py` from the op table; don't edit. The notation is explained in",
+        "`onnxprune/ops/notation.py`. An op that isn't in the table freezes every axis that it touches.",
+        "",
+        f"{len(known)} ops have a row: {count['row']} always the same, {count['dynamic']} one that depends "
+        "on the node.",
+        "",
+        "| op | row |",
+        "|---|---|",
+    ]
+    for op, kind, text in known:
+        cell = text.replace("|", "\\|")
+        lines.append(f"| {op} | {'`' + cell + '`' if kind == 'row' else cell} |")
+    without = [f"{op} ({text})" if text else op for op, kind, text in table if kind not in ("row", "dynamic")]
+    lines += ["", f"Without a row, and so frozen ({len(without)}): {', '.join(without)}.", ""]
+    return "\n".join(lines)
+
+
+def options() -> str:
+    """Return docs/options.md."""
+    from onnxprune.options import Options, flag
+
+    lines = [
+        "# Options",
+        "",
+        "Written by `python docs/tables.py` from `onnxprune.Options`; don't edit.",
+        "",
+        "| command line | Python | default | unit | |",
+        "|---|---|---|---|---|",
+    ]
+    for spec in dataclasses.fields(Options):
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        factory = spec.default_factory is not dataclasses.MISSING
+        default = "required" if required else "`{}`" if factory else f"`{spec.default!r}`"
+        cells = [f"`{flag(spec)}`", f"`{spec.name}`", default, spec.metadata["unit"], spec.metadata["help"]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+FILES = {"ops.md": ops, "options.md": options}
+
+
+def main() -> None:
+    """Write the files."""
+    for name, make in FILES.items():
+        (HERE / name).write_text(make(), encoding="utf-8", newline="\n")
+        print(f"wrote docs/{name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

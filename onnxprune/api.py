@@ -1,0 +1,215 @@
+"""The functions of the front door; ``import onnxprune`` offers them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from onnxprune import pipeline
+from onnxprune.deciding import options_of
+from onnxprune.errors import UsageError
+from onnxprune.inspection import Inspection, inspect_analysis
+from onnxprune.model import Model
+from onnxprune.options import OptionFields, Options, Shapes
+from onnxprune.pipeline import Job, Progress, Result, Source
+from onnxprune.plan import Plan
+
+__all__ = ["apply", "inspect", "plan", "prune", "run", "verify"]
+
+Path_ = str | os.PathLike[str]
+
+
+def prune(
+    source: Source,
+    output: Path_ | None = None,
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[OptionFields],
+) -> Result:
+    """Cut channels out of a model, prove that nothing else changed, and write it if an output is given.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+    output : path, optional
+        Without it the result stays in memory, as ``Result.model``.
+    options : Options, optional
+    progress : callable, optional
+        Is told the name of each stage.
+    **fields
+        The fields of `Options`, such as ``ratio=0.5``; they replace those of ``options``.
+
+    Returns
+    -------
+    Result
+        With the pruned ``model`` (a ModelProto), the ``plan`` and the ``report``.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`; nothing is written then.
+    """
+    settings = _settings(options, fields)
+    job = Job.open(source, settings, progress)
+    return pipeline.prune(job, _path(output))
+
+
+def plan(
+    source: Source,
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[OptionFields],
+) -> Plan:
+    """Decide what to cut; writes nothing.
+
+    Parameters
+    ----------
+    source, options, progress, **fields
+        As for `prune`.
+
+    Returns
+    -------
+    Plan
+        For `apply` and `verify`; ``Plan.save`` writes it as JSON.
+    """
+    job = Job.open(source, _settings(options, fields), progress)
+    return pipeline.make_plan(job)[0]
+
+
+def apply(
+    source: Source,
+    plan: Plan | Path_,
+    output: Path_ | None = None,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[OptionFields],
+) -> Result:
+    """Cut what a plan says, prove it, and write the result if an output is given.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+        The model that the plan was made for.
+    plan : Plan or path
+    output, progress
+        As for `prune`.
+    **fields
+        Fields of `Options` that don't belong to the decision: ``verify``, ``inputs``, ``rtol``, ``in_place``,
+        ...
+
+    Raises
+    ------
+    PlanError
+        If the plan is another model's, or asks for a cut that isn't consistent.
+    """
+    found = plan if isinstance(plan, Plan) else Plan.load(plan)
+    settings = options_of(found, fields)
+    return pipeline.apply(Job.open(source, settings, progress), found, _path(output))
+
+
+def verify(
+    original: Source,
+    pruned: Source,
+    plan: Plan | Path_,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[OptionFields],
+) -> dict[str, Any]:
+    """Prove that a pruned model equals the masked original.
+
+    Parameters
+    ----------
+    original, pruned : path, ModelProto or Model
+    plan : Plan or path
+        Says what was cut.
+    progress, **fields
+        As for `apply`.
+
+    Returns
+    -------
+    dict
+        ``max_relative_error``, ``inputs`` (how many were tried), ``checks``.
+
+    Raises
+    ------
+    VerificationError
+        If the two differ.
+    """
+    found = plan if isinstance(plan, Plan) else Plan.load(plan)
+    settings = options_of(found, fields)
+    return pipeline.verify(Job.open(original, settings, progress), Model.load(pruned), found)
+
+
+def inspect(
+    source: Source,
+    *,
+    input_shapes: Shapes | None = None,
+    allow_inexact: bool = False,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Say what can be cut in a model, what is frozen and why, and how small it could get.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+    input_shapes : mapping, optional
+        Input -> shape, for dynamic axes.
+    allow_inexact : bool
+        Open axes that only an average runs over.
+    progress : callable, optional
+    """
+    shapes: Mapping[str, tuple[int, ...]] = input_shapes or {}
+    job = Job.open(source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact), progress)
+    return inspect_analysis(job.analyse(), pipeline.size_in_bytes(job.model))
+
+
+def run(
+    source: Source,
+    passes: str,
+    output: Path_ | None = None,
+    *,
+    in_place: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Run passes by name, one after the other, and write the result if an output is given.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+    passes : str
+        Such as ``"resolve_shapes,prune{ratio=0.5},shrink"``.
+    output : path, optional
+    in_place : bool
+        Allow the output to be the input.
+    progress : callable, optional
+
+    Returns
+    -------
+    Model
+        Its ``to_proto()`` is a complete ModelProto.
+    """
+    from onnxprune import passlist
+
+    steps = passlist.parse(passes)
+    source = Model.load(source)
+    model = passlist.apply(source, steps, progress)
+    if output is not None:
+        pipeline.refuse_overwrite(source, Path(output), in_place)
+        model.save(output, in_place=in_place)
+    return model
+
+
+def _path(output: Path_ | None) -> Path | None:
+    return None if output is None else Path(output)
+
+
+def _settings(options: Options | None, fields: OptionFields) -> Options:
+    try:
+        return Options(**fields) if options is None else dataclasses.replace(options, **fields)
+    except TypeError as error:
+        raise UsageError(f"{str(error).partition(') ')[2] or error}; see onnxprune.Options.") from error

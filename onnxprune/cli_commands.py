@@ -1,0 +1,157 @@
+"""What each command does; the front door `onnxprune.api` does the work."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onnxprune import api
+from onnxprune.cli_arguments import options_from, shapes_from
+from onnxprune.errors import OutputError, UsageError
+from onnxprune.options import OptionFields
+from onnxprune.pipeline import Result
+
+__all__ = ["apply", "inspect", "plan", "prune", "run", "verify"]
+
+
+def prune(args: Namespace) -> None:
+    """``onnxprune prune IN OUT --ratio R``."""
+    source = _input(args)
+    _side_files(source, args.out, args.report, args.plan)
+    result = api.prune(source, args.out, options_from(args), progress=_progress(args))
+    if args.plan:
+        result.plan.save(args.plan)
+    _finish(args, result)
+
+
+def apply(args: Namespace) -> None:
+    """``onnxprune apply IN PLAN OUT``."""
+    source = _input(args)
+    _side_files(source, args.out, args.report)
+    result = api.apply(source, args.plan, args.out, progress=_progress(args), **_given(args))
+    _finish(args, result)
+
+
+def plan(args: Namespace) -> None:
+    """``onnxprune plan IN -o PLAN``."""
+    source = _input(args)
+    _side_files(source, args.output if args.output != "-" else None)
+    found = api.plan(source, options_from(args), progress=_progress(args))
+    if args.output == "-":
+        sys.stdout.write(found.dumps())
+        return
+    found.save(args.output)
+    if not args.quiet:
+        removed, units = sum(len(g.removed_units) for g in found.groups), sum(g.units for g in found.groups)
+        print(f"{args.output}: {removed:,} of {units:,} units of {len(found.groups)} groups are to go")
+
+
+def verify(args: Namespace) -> None:
+    """``onnxprune verify ORIGINAL PRUNED --plan PLAN``."""
+    found = api.verify(args.original, args.pruned, args.plan, progress=_progress(args), **_given(args))
+    if args.json:
+        print(json.dumps(found, indent=1, allow_nan=False))
+    elif not args.quiet:
+        print(
+            f"law 1 holds: pruned = masked original within {found['max_relative_error']:.1e} (relative) "
+            f"on {found['inputs']} inputs"
+        )
+        for line in found["checks"]:
+            print(line)
+
+
+def inspect(args: Namespace) -> None:
+    """``onnxprune inspect IN`` or ``onnxprune inspect --ops``."""
+    if args.ops:
+        _ops(args)
+        return
+    if not _input(args):
+        raise UsageError(
+            "'inspect' needs a model, or --ops for the op table; see 'onnxprune inspect --help'."
+        )
+    found = api.inspect(
+        _input(args),
+        input_shapes=shapes_from(getattr(args, "input_shapes", [])),
+        allow_inexact=getattr(args, "allow_inexact", False),
+        progress=_progress(args),
+    )
+    if args.json:
+        sys.stdout.write(found.dumps())
+    else:
+        found.show()
+
+
+def run(args: Namespace) -> None:
+    """``onnxprune run IN OUT --passes LIST``."""
+    given = _given(args)
+    source = _input(args)
+    _side_files(source, args.out)
+    api.run(source, args.passes, args.out, in_place=given.get("in_place", False), progress=_progress(args))
+    if not args.quiet:
+        print(f"wrote {args.out} ({Path(args.out).stat().st_size:,} bytes)")
+
+
+def _ops(args: Namespace) -> None:
+    from onnxprune.inspection import op_table
+
+    table = op_table()
+    if args.json:
+        print(json.dumps([{"op": op, "kind": kind, "text": text} for op, kind, text in table], indent=1))
+        return
+    from onnxprune.table import show
+
+    show(["op", "kind", "row"], table, left=3)
+
+
+def _finish(args: Namespace, result: Result) -> None:
+    if args.report:
+        result.report.save(args.report)
+    if args.json:
+        sys.stdout.write(result.report.dumps())
+    elif not args.quiet:
+        result.report.show()
+        print(f"wrote {args.out}")
+
+
+def _input(args: Namespace) -> str:
+    return str(getattr(args, "in") or "")
+
+
+def _given(args: Namespace) -> OptionFields:
+    """Return the options that were given, of those that don't belong to a decision."""
+    names = ("verify", "inputs", "rtol", "in_place", "external_data_threshold", "seed")
+    given: Any = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    found: OptionFields = given
+    return found
+
+
+def _side_files(source: str, *targets: str | None) -> None:
+    """Refuse side files that would replace the input or each other, and folders that don't exist, before any
+    work.
+
+    The output itself is checked when it is written, since --in-place may allow it.
+    """
+    seen = [Path(t) for t in targets if t]
+    for number, path in enumerate(seen):
+        if not path.parent.is_dir():
+            raise OutputError(f"{str(path)!r} is to be in a folder that doesn't exist; create it first.")
+        if path in seen[:number]:
+            raise OutputError(f"{str(path)!r} is asked for twice; give each output a name of its own.")
+        if number and path.exists() and Path(source).exists() and path.samefile(source):
+            raise OutputError(f"{str(path)!r} is the input; give another name.")
+
+
+def _progress(args: Namespace) -> Callable[[str], None] | None:
+    if not args.verbose:
+        return None
+    start = time.perf_counter()
+
+    def tell(stage: str) -> None:
+        print(f"[{time.perf_counter() - start:6.2f} s] {stage}", file=sys.stderr)
+
+    return tell

@@ -1,0 +1,199 @@
+"""Left of the plan: pick groups, score their units, choose which go; and the way from a Plan back to that
+choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.analysis import Analysis
+from onnxprune.errors import NothingToPrune, PlanError
+from onnxprune.group_types import Group
+from onnxprune.groups import Frozen
+from onnxprune.model import Model
+from onnxprune.options import OptionFields, Options
+from onnxprune.picking import pick
+from onnxprune.plan import Plan, PlannedGroup
+from onnxprune.report import TensorCut, cuts_of, reasons
+
+__all__ = ["Decision", "Removed", "decide", "options_of", "plan_of", "resolve"]
+
+Removed = Mapping[str, NDArray[np.int64]]
+
+
+@dataclass
+class Decision:
+    """What shall be cut, before the rewriting.
+
+    Attributes
+    ----------
+    groups : list of Group
+        That might be cut.
+    removed : dict
+        Group -> the units that go; groups that lose none are left out.
+    align : int
+        The step of widths that was used.
+    """
+
+    groups: list[Group]
+    removed: dict[str, NDArray[np.int64]]
+    align: int = 1
+
+
+def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
+    """Pick the groups, score their units, and choose which go.
+
+    Raises
+    ------
+    UsageError
+        If a criterion or a pattern is unknown.
+    NothingToPrune
+        If no unit of any group may go; the sentence counts the main reasons.
+    """
+    groups = pick(analysis.grouping, options.ignore, options.only)
+    if options.ratio == 0:
+        return Decision(groups, {})
+    if not groups:
+        raise NothingToPrune(_nothing(analysis, options))
+    align = _step(options.align)
+    removed = _choose(groups, _scores(model, groups, options), options, align)
+    if not removed:
+        raise NothingToPrune(
+            f"No group can lose a unit at --ratio {options.ratio:g} on multiples of {align}: the largest of "
+            f"{len(groups)} has {max(g.units for g in groups)} units; ask for more, or give --align none."
+        )
+    return Decision(groups, removed, align)
+
+
+def _scores(model: Model, groups: Sequence[Group], options: Options) -> dict[str, NDArray[np.float64]]:
+    criterion = registry.load("onnxprune.criteria", options.criterion)
+    return {g.name: criterion.score(g, model.weight, np.random.default_rng(options.seed)) for g in groups}
+
+
+def _nothing(analysis: Analysis, options: Options) -> str:
+    if analysis.grouping.groups and (options.ignore or options.only):
+        return (
+            f"Nothing is left to prune: --ignore and --only leave none of the "
+            f"{len(analysis.grouping.groups)} groups; 'onnxprune inspect' lists them."
+        )
+    found = reasons(analysis.grouping.frozen)
+    text = "; ".join(f"{count} x {reason}" for reason, count in found[:4])
+    if not text:
+        return "Nothing in the model can be pruned: it has no weight with more than one channel."
+    more = " --allow-inexact opens the axes that are only averaged over." if "averag" in text else ""
+    return f"Nothing in the model can be pruned; its axes are frozen ({text}).{more}"
+
+
+def options_of(plan: Plan, fields: OptionFields) -> Options:
+    """Return the options that a plan was made with, and others for what comes after it."""
+    decided: OptionFields = {
+        "ratio": plan.ratio,
+        "criterion": plan.criterion,
+        "align": plan.align,
+        "scope": plan.scope,
+        "seed": plan.seed,
+        "allow_inexact": plan.inexact,
+        "input_shapes": {n: tuple(s) for n, s in plan.input_shapes.items()},
+    }
+    return dataclasses.replace(Options(**decided), **fields)
+
+
+def check_model(plan: Plan, sha256: str) -> None:
+    """Refuse a plan that was made for another model.
+
+    Raises
+    ------
+    PlanError
+        With both hashes.
+    """
+    if plan.model_sha256 != sha256:
+        raise PlanError(
+            f"The plan is for another model: it was made for sha256 {plan.model_sha256}, this one has "
+            f"{sha256}; make a new one with 'onnxprune plan'."
+        )
+
+
+def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: Decision) -> Plan:
+    """Return a decision as a plan.
+
+    Parameters
+    ----------
+    sha256 : str
+        Of the model.
+    options : Options
+    analysis : Analysis or None
+        None where nothing is cut and the model couldn't be analysed.
+    decision : Decision
+    """
+    groups = [
+        PlannedGroup(g.name, tuple(int(u) for u in decision.removed.get(g.name, ())), g.units)
+        for g in decision.groups
+    ]
+    cuts: tuple[TensorCut, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
+    if analysis is not None:
+        cuts = tuple(cuts_of(analysis.coupling, analysis.grouping.dead(decision.removed)))
+        frozen = tuple(analysis.grouping.frozen)
+    return Plan(
+        model_sha256=sha256,
+        criterion=options.criterion,
+        ratio=options.ratio,
+        align=decision.align,
+        seed=options.seed,
+        scope=options.scope,
+        inexact=options.allow_inexact,
+        groups=tuple(groups),
+        cuts=cuts,
+        frozen=frozen,
+        input_shapes=dict(options.input_shapes),
+    )
+
+
+def resolve(plan: Plan, analysis: Analysis) -> Decision:
+    """Return the decision that a plan holds, for the model as it was analysed now.
+
+    The units removed of each group are the decision. The plan's ``cuts`` follow from them: they may be left
+    out, and where they are given they must be what follows.
+
+    Raises
+    ------
+    PlanError
+        If a group or a unit isn't the model's, a group would lose all of its units, or the cuts disagree.
+    """
+    groups = {g.name: g for g in analysis.grouping.groups}
+    removed: dict[str, NDArray[np.int64]] = {}
+    for planned in plan.groups:
+        group = groups.get(planned.name)
+        if group is None:
+            near = difflib.get_close_matches(planned.name, groups, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise PlanError(f"The plan names a group {planned.name!r} that the model doesn't have.{hint}")
+        if group.units != planned.units:
+            raise PlanError(
+                f"The plan says that the group {planned.name!r} has {planned.units} units, "
+                f"but it has {group.units}."
+            )
+        if planned.removed_units:
+            removed[planned.name] = np.asarray(planned.removed_units, np.int64)
+    try:
+        dead = analysis.grouping.dead(removed)
+    except ValueError as error:
+        raise PlanError(f"The plan asks for a cut that isn't consistent: {error}.") from error
+    cuts = tuple(cuts_of(analysis.coupling, dead))
+    if plan.cuts and _as_set(plan.cuts) != _as_set(cuts):
+        raise PlanError(
+            'The plan\'s "cuts" aren\'t those that follow from the removed units of its "groups": after an '
+            'edit of "removed_units" delete the list "cuts", it\'s worked out anew.'
+        )
+    return Decision([groups[p.name] for p in plan.groups], removed, plan.align)
+
+
+def _as_set(cuts: Sequence[TensorCut]) -> set[tuple[str, int, tuple[int, ...]]]:
+    return {(c.tensor, c.axis, tuple(c.removed)) for c in cuts}

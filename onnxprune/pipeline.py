@@ -1,0 +1,341 @@
+"""The journey: load, analyse, decide = Plan, rewrite, verify, put back what fails, report, save.
+
+Left of the Plan everything only reads; right of it everything needs only the model and the plan.
+`onnxprune.api` is the front door to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from onnxprune.analysis import Analysis, analyse
+from onnxprune.carry import Carried, Dead, Failed, carry
+from onnxprune.deciding import Decision, check_model, decide, plan_of, resolve
+from onnxprune.errors import ModelError, OutputError, VerificationError
+from onnxprune.external import is_external, parse
+from onnxprune.given import feeds
+from onnxprune.group_types import Group
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.plan import Plan
+from onnxprune.protowalk import tensors
+from onnxprune.report import Report, Size, copies_of, count_macs, count_parameters, cuts_of
+from onnxprune.rewrite import Rewritten, rewrite
+
+if TYPE_CHECKING:
+    from onnxprune.verify import Verification
+
+__all__ = ["Job", "Progress", "Result", "Source", "apply", "make_plan", "prune", "verify"]
+
+Source = str | os.PathLike[str] | onnx.ModelProto | Model
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Result:
+    """What `onnxprune.prune` and `onnxprune.apply` give back.
+
+    Attributes
+    ----------
+    pruned : Model
+        The smaller model; its weights may still lie in the input's file.
+    plan : Plan
+    report : Report
+    path : Path or None
+        Where it was written.
+    """
+
+    pruned: Model
+    plan: Plan
+    report: Report
+    path: Path | None = None
+    _proto: onnx.ModelProto | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The smaller model as a complete ModelProto, its weights included."""
+        if self._proto is None:
+            self._proto = self.pruned.to_proto()
+        return self._proto
+
+
+@dataclass
+class Job:
+    """One model on its journey, with the clock."""
+
+    options: Options
+    model: Model
+    progress: Progress | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _hash: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, source: Source, options: Options, progress: Progress | None = None) -> Job:
+        """Load a model, and begin to hash it in another thread.
+
+        Raises
+        ------
+        ModelError
+            If it isn't a sound ONNX model.
+        """
+        start = time.perf_counter()
+        model = Model.load(source)
+        job = cls(options, model, progress)
+        job.seconds["load"] = time.perf_counter() - start
+        job._hash = threading.Thread(target=lambda: model.sha256, daemon=True)
+        job._hash.start()
+        return job
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, and tell of it."""
+        if self.progress:
+            self.progress(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def sha256(self) -> str:
+        """Return the hash of the input."""
+        if self._hash is not None:
+            self._hash.join()
+            self._hash = None
+        return self.model.sha256
+
+    def analyse(self) -> Analysis:
+        """Trace and group the model."""
+        with self.stage("analyse"):
+            return analyse(
+                self.model, input_shapes=self.options.input_shapes, allow_inexact=self.options.allow_inexact
+            )
+
+
+def refuse_overwrite(model: Model, output: Path | None, in_place: bool) -> None:
+    """Refuse to write over the input, before any work is done.
+
+    Raises
+    ------
+    OutputError
+        If the output is the input under any name, or can't be a file.
+    """
+    if output is None:
+        return
+    if model.path is not None and not in_place and output.exists() and output.samefile(model.path):
+        raise OutputError(
+            f"The output {str(output)!r} is the input itself; give another name, or --in-place to replace it."
+        )
+    if output.is_dir():
+        raise OutputError(f"The output {str(output)!r} is a folder; give the name of a file.")
+    if not output.absolute().parent.is_dir():
+        raise OutputError(
+            f"The output {str(output)!r} is to be in a folder that doesn't exist; create it first."
+        )
+
+
+def size_in_bytes(model: Model) -> int:
+    """Return the size of a model's files, external data included, or of its serialisation if it is in
+    memory.
+    """
+    if model.path is None:
+        return len(model.serialize())
+    folder = model.path.parent
+    found = {parse(tensor, place).path for place, tensor in tensors(model.proto) if is_external(tensor)}
+    return model.path.stat().st_size + sum((folder / name).stat().st_size for name in found)
+
+
+def prune(job: Job, output: Path | None) -> Result:
+    """Do the whole journey.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`.
+    """
+    refuse_overwrite(job.model, output, job.options.in_place)
+    if job.options.ratio == 0:
+        return _copy(job, output)
+    plan, analysis, decision = make_plan(job)
+    return _carry_out(job, analysis, plan, decision, output)
+
+
+def make_plan(job: Job) -> tuple[Plan, Analysis, Decision]:
+    """Do everything up to the decision."""
+    analysis = job.analyse()
+    with job.stage("decide"):
+        decision = decide(job.model, analysis, job.options)
+    return plan_of(job.sha256(), job.options, analysis, decision), analysis, decision
+
+
+def apply(job: Job, plan: Plan, output: Path | None) -> Result:
+    """Carry a plan out.
+
+    Raises
+    ------
+    PlanError
+        If the plan is another model's, or its closures aren't those of the model.
+    """
+    refuse_overwrite(job.model, output, job.options.in_place)
+    analysis, decision = _resolve(job, plan)
+    if not decision.removed:
+        return _copy(job, output)
+    return _carry_out(job, analysis, plan, decision, output)
+
+
+def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
+    """Prove that a pruned model is what its plan says.
+
+    Raises
+    ------
+    PlanError
+        If the plan is another model's.
+    VerificationError
+        If the models differ.
+    """
+    analysis, decision = _resolve(job, plan)
+    try:
+        with job.stage("verify"):
+            found = _prove(job, analysis, analysis.grouping.dead(decision.removed), pruned)
+    except Failed as failure:
+        raise VerificationError(f"The pruned model isn't what the plan says: {failure}") from failure
+    return _law1(found) | {"checks": found.checks, "notes": found.notes}
+
+
+def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
+    check_model(plan, job.sha256())
+    analysis = job.analyse()
+    return analysis, resolve(plan, analysis)
+
+
+def _prove(job: Job, analysis: Analysis, dead: Dead, pruned: Model | Path) -> Verification:
+    """Verify; raise where something is wrong, or where nothing could be said."""
+    from onnxprune.verify import verify as check
+
+    given = feeds(job.model.proto.graph, job.options.inputs)
+    found = check(analysis, dead, pruned, inputs=given, seed=job.options.seed, rtol=job.options.rtol)
+    if found.status == "failed":
+        raise Failed("; ".join(found.failures))
+    if not found.passed:
+        why = "; ".join(found.notes) or "the outputs say nothing"
+        raise VerificationError(
+            f"Verification says nothing ({found.status}: {why}); give inputs that exercise the model with "
+            "--inputs, or skip it with --no-verify."
+        )
+    return found
+
+
+def _law1(found: Verification) -> dict[str, Any]:
+    return {
+        "max_relative_error": found.max_relative_error,
+        "tolerance": found.tolerance,
+        "inputs": found.n_inputs + found.n_random,
+        "given_inputs": found.n_inputs,
+    }
+
+
+def _carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, output: Path | None) -> Result:
+    other: list[Any] = []
+
+    def cut(dead: Dead) -> Rewritten:
+        with job.stage("rewrite"):
+            if not other:
+                other.append(analysis.other_values())
+            return rewrite(job.model, analysis.coupling, analysis.tracer, dead, other[0])
+
+    def prove(rewritten: Rewritten, dead: Dead) -> Verification | None:
+        if not job.options.verify:
+            return None
+        with job.stage("verify"):
+            return _prove(job, analysis, dead, rewritten.model)
+
+    carried = carry(analysis, decision.removed, cut, prove)
+    if carried.put_back:
+        decision = Decision(decision.groups, carried.removed, decision.align)
+        plan = plan_of(job.sha256(), job.options, analysis, decision)
+    report = _report(job, analysis, decision, carried)
+    return _save(job, Result(carried.rewritten.model, plan, report, output))
+
+
+def _report(
+    job: Job, analysis: Analysis, decision: Decision, carried: Carried[Verification | None] | None
+) -> Report:
+    coupling, names = analysis.coupling, set(decision.removed)
+    before = Size(count_parameters(job.model), count_macs(coupling))
+    report = Report(
+        before,
+        before,
+        frozen=list(analysis.grouping.frozen),
+        groups=[
+            _group_line(g, decision) for g in analysis.grouping.groups if not g.alternative or g.name in names
+        ],
+        align=decision.align,
+        inexact=any(g.inexact for g in decision.groups if g.name in names),
+        input_shapes={name: list(shape) for name, shape in analysis.inputs.items()},
+    )
+    if carried is not None:
+        proof = carried.proof
+        report.after = Size(count_parameters(carried.rewritten.model), count_macs(coupling, carried.dead))
+        report.cuts, report.copies = cuts_of(coupling, carried.dead), copies_of(carried.rewritten.cuts)
+        report.put_back = [{"group": name, "reason": why} for name, why in carried.put_back.items()]
+        if proof is not None:
+            report.law1, report.checks, report.notes = _law1(proof), list(proof.checks), list(proof.notes)
+    return report
+
+
+def _group_line(group: Group, decision: Decision) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "units": group.units,
+        "removed": len(decision.removed.get(group.name, ())),
+        "params": int(group.params.sum()),
+        "macs": int(group.macs.sum()),
+        "inexact": group.inexact,
+    }
+
+
+def _save(job: Job, result: Result) -> Result:
+    """Write the result, and fill in the report what is known at the end: bytes, hashes, seconds."""
+    report, options, output = result.report, job.options, result.path
+    report.before = dataclasses.replace(
+        report.before, bytes=size_in_bytes(job.model)
+    )  # before it may be replaced
+    report.sha256["input"] = job.sha256()
+    if output is not None:
+        with job.stage("save"):
+            report.sha256["output"] = result.pruned.save(
+                output, in_place=options.in_place, external_threshold=options.external_data_threshold
+            )
+    after = size_in_bytes(result.pruned if output is None else Model.load(output))
+    report.after = dataclasses.replace(report.after, bytes=after)
+    report.options, report.seed, report.seconds = options.to_json(), options.seed, job.seconds
+    return result
+
+
+def _copy(job: Job, output: Path | None) -> Result:
+    """Give the input back, byte for byte, where nothing is to be cut."""
+    parameters = count_parameters(job.model)
+    try:
+        analysis = job.analyse()
+    except ModelError as error:  # nothing is to be cut, so this is no reason to fail
+        job.notes.append(str(error))
+        plan, size = plan_of(job.sha256(), job.options, None, Decision([], {})), Size(parameters, None)
+        report = Report(size, size)
+    else:
+        decision = decide(job.model, analysis, dataclasses.replace(job.options, ratio=0))
+        plan = plan_of(job.sha256(), job.options, analysis, decision)
+        report = _report(job, analysis, decision, None)
+    report.notes = list(job.notes)
+    return _save(job, Result(job.model, plan, report, output))

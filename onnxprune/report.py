@@ -1,0 +1,339 @@
+"""What was cut, what was left alone and why, and the proof that nothing else changed.
+
+`Report.to_json` is the file that ``--report`` writes; its keys are explained at `Report`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.coupling import Coupling
+from onnxprune.errors import OutputError
+from onnxprune.groups import _FLOATS, _QUANTISED, Frozen
+from onnxprune.model import Model
+from onnxprune.rewrite import Kept, WeightCut
+
+__all__ = [
+    "Report",
+    "Size",
+    "TensorCut",
+    "count_macs",
+    "count_parameters",
+    "cuts_of",
+    "reasons",
+    "write_text",
+]
+
+_COUNTED = _FLOATS | _QUANTISED
+
+
+@dataclass(frozen=True)
+class TensorCut:
+    """Positions that go from one axis of one weight, in the original's numbering."""
+
+    tensor: str
+    axis: int
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size: parameters (floats and quantised integers), MACs of one run, bytes of the files."""
+
+    parameters: int
+    macs: int | None
+    bytes: int | None = None
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes
+    ----------
+    cuts : list of TensorCut
+        For every weight that was sliced: what is gone for all of its uses.
+    copies : list of dict
+        Shared vectors whose uses differ: ``tensor``, the ``copy`` that some ``nodes`` read now, ``axis``,
+        ``removed``.
+    frozen : list of Frozen
+        Axes of weights that can't be cut, with the reason.
+    groups : list of dict
+        ``name``, ``kind``, ``units``, ``removed`` (a count), ``params`` and ``macs`` of all units,
+        ``inexact``.
+    before, after : Size
+    law1 : dict or None
+        ``max_relative_error`` and ``inputs`` (how many were tried); None where verification was skipped.
+    checks : list of str
+        What else was verified, or could not be, and why.
+    sha256 : dict
+        ``input`` and ``output``.
+    put_back : list of dict
+        ``group`` and ``reason``: cuts that were decided, failed verification and were undone.
+    seconds : dict
+        Stage -> wall-clock time.
+    """
+
+    before: Size
+    after: Size
+    options: dict[str, Any] = field(default_factory=dict)
+    cuts: list[TensorCut] = field(default_factory=list)
+    copies: list[dict[str, Any]] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    law1: dict[str, Any] | None = None
+    checks: list[str] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
+    input_shapes: dict[str, list[int]] = field(default_factory=dict)
+    align: int = 1
+    seed: int = 0
+    inexact: bool = False
+    put_back: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        both = {
+            name: {"before": getattr(self.before, name), "after": getattr(self.after, name)}
+            for name in ("parameters", "macs", "bytes")
+        }
+        return {
+            "format": 1,
+            "cuts": [{"tensor": c.tensor, "axis": c.axis, "removed": list(c.removed)} for c in self.cuts],
+            "copies": self.copies,
+            "frozen": [{"tensor": f.tensor, "axis": f.axis, "reason": f.reason} for f in self.frozen],
+            "groups": self.groups,
+            **both,
+            "law1": self.law1,
+            "checks": self.checks,
+            "inexact": self.inexact,
+            "put_back": self.put_back,
+            "notes": self.notes,
+            "options": self.options,
+            "align": self.align,
+            "seed": self.seed,
+            "input_shapes": self.input_shapes,
+            "sha256": self.sha256,
+            "versions": versions(),
+            "seconds": {name: round(seconds, 4) for name, seconds in self.seconds.items()},
+        }
+
+    def dumps(self) -> str:
+        """Return the report as JSON text."""
+        return dumps(self.to_json())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON, complete or not at all.
+
+        Raises
+        ------
+        OutputError
+            If the file can't be written.
+        """
+        write_text(Path(path), self.dumps())
+
+    def show(self, stream: TextIO | None = None) -> None:
+        """Print the before/after table and what matters beside it."""
+        import sys
+
+        from onnxprune.table import amount, share, show
+
+        stream = stream or sys.stdout
+        rows = [
+            [label, amount(old), amount(new), share(new, old)]
+            for label, old, new in (
+                ("parameters", self.before.parameters, self.after.parameters),
+                ("MACs", self.before.macs, self.after.macs),
+                ("bytes", self.before.bytes, self.after.bytes),
+            )
+        ]
+        show(["", "before", "after", "left"], rows, stream=stream)
+        stream.writelines(f"{line}\n" for line in self.lines())
+
+    def lines(self) -> list[str]:
+        """Return what the table doesn't say, a sentence a line."""
+        cut = [g for g in self.groups if g["removed"]]
+        removed, units = sum(g["removed"] for g in cut), sum(g["units"] for g in self.groups)
+        found = [
+            f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
+            + (f", on multiples of {self.align}" if self.align > 1 else "")
+        ]
+        found += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]
+        if self.inexact:
+            found.append(
+                "inexact: a cut changes an average, as --allow-inexact asked; this isn't the masked graph"
+            )
+        if self.law1 is not None:
+            found.append(
+                f"law 1: pruned = masked original within {self.law1['max_relative_error']:.1e} (relative) "
+                f"on {self.law1['inputs']} input{'s' if self.law1['inputs'] != 1 else ''}"
+            )
+        found += [f"put back: {entry['group']}: {entry['reason']}" for entry in self.put_back]
+        return found + [f"note: {note}" for note in self.notes]
+
+
+def dumps(values: Mapping[str, Any]) -> str:
+    """Return JSON with a line for each entry of each list, so that it can be read and compared.
+
+    Examples
+    --------
+    >>> print(dumps({"a": [{"b": [1, 2]}, {"b": []}], "c": {"d": 1}}), end="")
+    {
+    "a": [
+     {"b": [1, 2]},
+     {"b": []}],
+    "c": {"d": 1}}
+    """
+    lines = []
+    for key, value in values.items():
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        if isinstance(value, list) and any(isinstance(entry, (dict, list)) for entry in value):
+            entries = (json.dumps(entry, allow_nan=False, ensure_ascii=False) for entry in value)
+            text = "[\n " + ",\n ".join(entries) + "]"
+        lines.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "}\n"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import onnx
+
+    from onnxprune import __version__
+
+    try:
+        runtime = version("onnxruntime")
+    except PackageNotFoundError:  # a build of another name, such as onnxruntime-gpu
+        runtime = "unknown"
+    return {
+        "onnxprune": __version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": runtime,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def reasons(frozen: Iterable[Frozen]) -> list[tuple[str, int]]:
+    """Return why axes are frozen, names left out, with how often; the most frequent first.
+
+    Examples
+    --------
+    >>> reasons([Frozen("w", 0, "axis of the graph output 'y'"), Frozen("v", 0, "axis of the graph output
+    'z'")]) [('axis of the graph output', 2)]
+    """
+    return Counter(plain_reason(f.reason) for f in frozen).most_common()
+
+
+def plain_reason(reason: str) -> str:
+    """Return a reason without the names of nodes and tensors in it."""
+    return re.sub(r"\s*'[^']*'", "", reason)
+
+
+def cuts_of(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]]) -> list[TensorCut]:
+    """Return which positions of which weights go, for all uses of each weight.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    dead : mapping
+        Root dim -> which of its indices go.
+
+    Returns
+    -------
+    list of TensorCut
+        In the order of the weights. A shared vector whose uses differ is listed with what all of them lose,
+        if anything.
+    """
+    space = coupling.space
+    lost: defaultdict[str, list[dict[int, NDArray[np.bool_]]]] = defaultdict(list)
+    for instance in coupling.instances:
+        if instance.uses or instance.outer:
+            roots = ((axis, space.find(dim)) for axis, dim in enumerate(instance.dims))
+            lost[instance.tensor].append({axis: dead[root] for axis, root in roots if root in dead})
+    found = []
+    for tensor, uses in lost.items():
+        for axis in sorted(set.intersection(*(set(u) for u in uses))):
+            mask = np.logical_and.reduce([u[axis] for u in uses])
+            if mask.any():
+                found.append(TensorCut(tensor, axis, tuple(int(i) for i in np.flatnonzero(mask))))
+    return found
+
+
+def copies_of(cuts: Sequence[WeightCut]) -> list[dict[str, Any]]:
+    """Return the report's lines on shared vectors that got copies."""
+    return [
+        {
+            "tensor": c.tensor,
+            "copy": c.copy,
+            "axis": c.axis,
+            "removed": [int(i) for i in c.removed],
+            "nodes": list(c.nodes),
+        }
+        for c in cuts
+        if c.copy
+    ]
+
+
+def count_parameters(model: Model) -> int:
+    """Return the number of parameters: elements of floating-point and quantised weights, each weight once."""
+    total = 0
+    for name in model.names():
+        info = model.info(name)
+        if info.elem_type in _COUNTED:
+            total += int(np.prod(info.dims, dtype=np.int64))
+    return total
+
+
+def count_macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:
+    """Return the multiply-accumulates of one run at the bound input shapes, with the dead channels gone."""
+    kept = Kept(coupling, dead or {})
+    total = 0
+    for applied in coupling.nodes:
+        for dims in applied.macs:
+            product = 1
+            for dim in dims:
+                product *= kept.size(dim)
+            total += product
+    return total
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, complete or not at all.
+
+    Raises
+    ------
+    OutputError
+        If it can't be written.
+    """
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise OutputError(f"{str(path)!r} can't be written: {error.strerror or error}.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
