@@ -10,7 +10,7 @@ element: at most one element in a hundred may be one step off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from onnxprune.model import Model
 from onnxprune.rewrite import Kept
 from onnxprune.runtime import Feeds, open_session
 
-__all__ = ["Case", "compare_any", "inside", "pieces"]
+__all__ = ["Case", "compare_any", "inside", "pieces", "trouble"]
 
 #: Tensors that are compared where the outputs say nothing.
 MOST_INSIDE = 8
@@ -70,6 +70,15 @@ def compare_any(a: Any, b: Any) -> Difference:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return _all(a, b)
     return compare(np.asarray(a), np.asarray(b)) if np.isscalar(a) else Difference(np.inf)
+
+
+def trouble(a: Any) -> int:
+    """Return how little an output says: 0 if all of it is finite and varies."""
+    void = compare_any(a, a).void
+    if void in ("NaN", "nothing finite"):
+        return 100
+    infinite = isinstance(a, np.ndarray) and a.dtype.kind == "f" and not np.isfinite(a).all()
+    return 10 * bool(void) + infinite
 
 
 def _all(a: Any, b: Any) -> Difference:
@@ -159,12 +168,17 @@ def _jumps(look: _Inside) -> Iterator[tuple[Applied, str]]:
 
 
 def pieces(
-    analysis: Analysis, kept: Kept, models: tuple[Model, Model], cases: Sequence[Case], prepack: bool
+    analysis: Analysis,
+    kept: Kept,
+    models: tuple[Model, Model],
+    cases: Sequence[Case],
+    prepack: bool,
+    also: Iterable[str] = (),
 ) -> dict[str, Difference]:
     """Compare two models piece by piece between the ops that jump.
 
-    Parameters and result are those of `inside`; empty where nothing jumps. A difference of elements that a
-    jump put one step off counts as none.
+    Parameters and result are those of `inside`, ``also`` names tensors to be compared besides; empty where
+    nothing jumps. A difference of elements that a jump put one step off counts as none.
     """
     look = _Inside(analysis, kept, models)
     jumps = list(_jumps(look))
@@ -175,6 +189,7 @@ def pieces(
         n for applied, _ in jumps for n in applied.node.inputs
         if n not in forced and look.shared(n) and look.types.get(n, (0, None))[0] in _FLOATS
     ]  # fmt: skip
+    entries += [n for n in also if n not in forced]
     outputs = [v.name for v in analysis.model.proto.graph.output]
     want = look.run_twin(cases, [*dict.fromkeys([*entries, *forced])], prepack)
     cut, own = _cut_at(look, forced)

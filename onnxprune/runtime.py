@@ -8,6 +8,7 @@ models comparable) and no repacked copies of weights.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -179,7 +180,7 @@ def _value(array: Array, kind: int) -> Any:
 
 def _line(error: Exception) -> str:
     """Return the sentence in an error of onnxruntime."""
-    text = str(error).partition(" : ")[2] or str(error)
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     return " ".join(text.split())[:300]
 
 

@@ -219,6 +219,7 @@ class _Law:
     def second_look(self, cases: Sequence[Case], found: dict[str, Difference]) -> dict[str, Difference]:
         """Look inside where outputs say nothing, and behind jumps and rounding where they differ."""
         result = self.result
+        inside: dict[str, Difference] = {}
         if all(d.void for d in found.values()):
             inside = interior.inside(self.analysis, self.kept, (self.twin, self.pruned), cases, self.prepack)
             if inside:
@@ -226,7 +227,8 @@ class _Law:
                 found = {**found, **inside}
         if all(d.error <= result.tolerance for d in found.values()):
             return found
-        pieces = interior.pieces(self.analysis, self.kept, (self.twin, self.pruned), cases, self.prepack)
+        models = (self.twin, self.pruned)
+        pieces = interior.pieces(self.analysis, self.kept, models, cases, self.prepack, inside)
         if pieces:
             result.notes.append("the graph has ops that jump: it was compared piece by piece between them")
             found = pieces
@@ -294,24 +296,24 @@ class _Law:
 
     def draw(self, session: Any, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> Case:
         """Find random inputs that the twin can be run on, with outputs that say something if possible."""
-        best: Case | None = None
+        found: list[tuple[int, int, Case]] = []  # (trouble, number of the attempt, case): the least is best
         errors: list[str] = []
-        for scale, ones in _ATTEMPTS:
-            feeds = random_inputs(
-                self.twin, shapes, rng, scale=scale, ones=ones, sizes=self.analysis.tracer.types
-            )
+        for number, (scale, ones) in enumerate(_ATTEMPTS):
+            sizes = self.analysis.tracer.types
+            feeds = random_inputs(self.twin, shapes, rng, scale=scale, ones=ones, sizes=sizes)
             try:
                 case = Case(feeds, session.run(feeds))
             except RunError as error:
                 errors.append(str(error))
                 continue
-            voids = [interior.compare_any(a, a).void for a in case.reference.values()]
-            if best is None or not any(v == "NaN" for v in voids):
-                best = case
-            if not any(voids):
-                if scale != 1.0:
-                    self.result.notes.append(f"random inputs were scaled by {scale}")
-                return case
-        if best is None:
+            found.append((sum(interior.trouble(a) for a in case.reference.values()), number, case))
+            if not found[-1][0]:
+                break
+        if not found:
             raise RunError(f"onnxruntime can't run the original: {errors[0]}")
-        return best
+        _, number, case = min(found, key=lambda entry: entry[:2])
+        if number:
+            scale, ones = _ATTEMPTS[number]
+            how = "integer inputs were all one" if ones else f"random inputs were scaled by {scale:g}"
+            self.result.notes.append(f"{how}, since the original gives NaN, infinity or nothing otherwise")
+        return case

@@ -16,10 +16,12 @@ LARGE = RNG.standard_normal((40, 30)).astype(np.float32)  # more than 1 KiB: lef
 
 def model_of(nodes, inputs, outputs, weights=(), opset=17) -> onnx.ModelProto:
     graph = helper.make_graph(
-        nodes, "g",
-        [helper.make_tensor_value_info(*i) for i in inputs], [helper.make_tensor_value_info(*o) for o in outputs],
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*i) for i in inputs],
+        [helper.make_tensor_value_info(*o) for o in outputs],
         [numpy_helper.from_array(a, n) for n, a in dict(weights).items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
@@ -47,15 +49,18 @@ def test_external_data_and_cuts_in_memory(tmp_path: Path) -> None:
     fork = model.fork()
     fork.take("w", {1: keep})
     fork.proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
-    np.testing.assert_allclose(open_session(fork).run({"x": x})["y"], x @ LARGE[:, keep], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        open_session(fork).run({"x": x})["y"], x @ LARGE[:, keep], rtol=1e-5, atol=1e-5
+    )
     assert open_session(model).run({"x": x})["y"].shape == (2, 30)
 
 
 def test_extra_outputs_come_after_the_graphs_own() -> None:
     proto = model_of(
         [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Neg", ["r"], ["y"])],
-        [("x", 1, [3])], [("y", 1, [3])],
-    )  # fmt: skip
+        [("x", 1, [3])],
+        [("y", 1, [3])],
+    )
     session = open_session(proto, ["r", "y"])
     assert session.outputs == ("y", "r")
     found = session.run({"x": np.array([-1, 0, 2], np.float32)})
@@ -64,7 +69,9 @@ def test_extra_outputs_come_after_the_graphs_own() -> None:
 
 
 def test_what_onnxruntime_refuses_is_one_error() -> None:
-    bad = model_of([helper.make_node("Nonsense", ["x"], ["y"], domain="nowhere")], [("x", 1, [3])], [("y", 1, [3])])
+    bad = model_of(
+        [helper.make_node("Nonsense", ["x"], ["y"], domain="nowhere")], [("x", 1, [3])], [("y", 1, [3])]
+    )
     bad.opset_import.append(helper.make_opsetid("nowhere", 1))
     with pytest.raises(RunError, match="Nonsense"):
         open_session(bad)
@@ -83,7 +90,13 @@ def embedding() -> onnx.ModelProto:
             helper.make_node("ReduceSum", ["m"], ["n"], keepdims=0),
             helper.make_node("Sum", ["s", "n", "f", "h"], ["y"]),
         ],
-        [("ids", 7, ["b", 9]), ("attention_mask", 7, ["b", 9]), ("flag", 9, []), ("h", 1, []), ("bias", 1, [1])],
+        [
+            ("ids", 7, ["b", 9]),
+            ("attention_mask", 7, ["b", 9]),
+            ("flag", 9, []),
+            ("h", 1, []),
+            ("bias", 1, [1]),
+        ],
         [("y", 1, None)],
         {"table": RNG.standard_normal((50, 8)).astype(np.float32), "bias": np.zeros(1, np.float32)},
     )
@@ -104,7 +117,9 @@ def test_random_inputs_fit_what_reads_them() -> None:
 
 @pytest.mark.parametrize(("elem", "name"), [(10, "float16"), (11, "float64"), (16, "bfloat16")])
 def test_random_floats_have_the_inputs_type(elem: int, name: str) -> None:
-    proto = model_of([helper.make_node("Identity", ["x"], ["y"])], [("x", elem, [4, 5])], [("y", elem, [4, 5])])
+    proto = model_of(
+        [helper.make_node("Identity", ["x"], ["y"])], [("x", elem, [4, 5])], [("y", elem, [4, 5])]
+    )
     found = random_inputs(Model.load(proto), {"x": (4, 5)}, np.random.default_rng(0))
     assert found["x"].dtype.name == name
     assert found["x"].shape == (4, 5)
@@ -126,14 +141,17 @@ def test_types_are_found_by_running() -> None:
             helper.make_node("SequenceConstruct", ["x"], ["seq"]),
             helper.make_node("SequenceLength", ["seq"], ["n"]),
         ],
-        [("x", 1, [3, 4])], [("f", 11, None), ("n", 7, [])],
-    )  # fmt: skip
+        [("x", 1, [3, 4])],
+        [("f", 11, None), ("n", 7, [])],
+    )
     found = probe_types(Model.load(proto), {"x": (3, 4)}, ["at", "f", "seq", "n"])
     assert found == {"at": (7, (2, 12)), "f": (11, (2, 12)), "n": (7, ())}
 
 
 def test_a_model_that_does_not_run_gives_no_types() -> None:
-    proto = model_of([helper.make_node("MatMul", ["x", "z"], ["y"])], [("x", 1, None), ("z", 1, None)], [("y", 1, None)])
+    proto = model_of(
+        [helper.make_node("MatMul", ["x", "z"], ["y"])], [("x", 1, None), ("z", 1, None)], [("y", 1, None)]
+    )
     assert probe_types(Model.load(proto), {"x": (3, 4), "z": (3, 4)}, ["y"]) == {}
 
 
@@ -144,8 +162,9 @@ def test_half_floats_are_widened() -> None:
             helper.make_node("Cast", ["a"], ["b"], to=TensorProto.BFLOAT16),
             helper.make_node("Softplus", ["b"], ["y"]),
         ],
-        [("x", 16, [2, 40])], [("y", 16, [2, 30])],
-    )  # fmt: skip
+        [("x", 16, [2, 40])],
+        [("y", 16, [2, 30])],
+    )
     proto.graph.initializer.append(helper.make_tensor("w", 16, [40, 30], LARGE.ravel()))
     wide = widen(Model.load(proto))
     onnx.checker.check_model(wide.to_proto(), full_check=True)
