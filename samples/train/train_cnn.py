@@ -3,8 +3,8 @@
     pip install -e ".[train]"
     python samples/train/train_cnn.py
 
-A residual block, a depthwise separable block and a grouped convolution, exported with the TorchScript-based exporter at
-opset 17 and with BatchNormalization kept as a node, which is what many files in the wild look like.
+A residual block, a depthwise separable block and a grouped convolution, exported with the TorchScript-based
+exporter at opset 17 and with BatchNormalization kept as a node, which is what many files in the wild look like.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
     pip install -e ".[train]"
     python samples/train/train_transformer.py
 
-A small vision transformer: 16 patches of 2x2 pixels, width 64, two blocks of 4 heads of 16, feed-forward width 192, exported
-with PyTorch's newer (dynamo) exporter.
+A small vision transformer: 16 patches of 2x2 pixels, width 64, two blocks of 4 heads of 16, feed-forward width 192,
+exported with PyTorch's newer (dynamo) exporter.
 """
 
 from __future__ import annotations
 
+import onnx
 import torch
 from torch import Tensor, nn
 from training import SAMPLES, Slice, accuracy, digits, train
@@ -77,6 +78,14 @@ def unit_groups(net: DigitsTransformer) -> list[list[Slice]]:
     return groups
 
 
+def drop_stack_traces() -> None:
+    """Remove the exporter's notes on nodes: they hold the paths of the machine that trained the net."""
+    model = onnx.load(OUT)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    onnx.save(model, OUT)
+
+
 def main() -> None:
     """Train, print the held-out accuracy, export."""
     torch.manual_seed(0)
@@ -94,6 +103,7 @@ def main() -> None:
         dynamo=True,
         external_data=False,
     )
+    drop_stack_traces()
     print(f"{OUT.name}: {OUT.stat().st_size:,} bytes")
 
 

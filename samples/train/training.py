@@ -3,8 +3,8 @@
 The penalty is group sparsity (group lasso over everything that belongs to one channel, as in Fang et al.,
 "DepGraph: Towards Any Structural Pruning", CVPR 2023, section 3.3). It is ordinary regularisation: it
 pulls whole channels towards zero, so the nets keep most of their accuracy when channels are cut and
-nothing is trained afterwards. A net trained without it would lose more; do not read the samples' accuracy as a
-promise for such nets.
+nothing is trained afterwards. A net trained without it would lose more; do not read the samples' accuracy as
+a promise for such nets.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def digits() -> dict[str, Tensor]:
 def group_lasso(groups: list[list[Slice]]) -> Tensor:
     """Sum over units of ``weight * sqrt(parameters of the unit) * L2 norm of them``, per group.
 
-    The weakest unit of a group weighs 16 times as much as the strongest (equations 3 and 4 of the paper above), so
-    that a group parts into units that matter and units that don't.
+    The weakest unit of a group weighs 16 times as much as the strongest (equations 3 and 4 of the paper above),
+    so that a group parts into units that matter and units that don't.
     """
     total = torch.zeros(())
     for members in groups:
