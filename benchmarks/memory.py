@@ -57,6 +57,7 @@ def write_model(folder: Path, layers: int, width: int) -> Path:
 def cut_by_half(source: str, target: str) -> None:
     """The file layer alone: every inner width is halved."""
     from onnxprune.model import Model
+
     model = Model.load(source).fork()
     names = model.names()
     for layer, name in enumerate(names):
@@ -71,6 +72,7 @@ def cut_by_half(source: str, target: str) -> None:
 def open_session(source: str) -> None:
     """One plain session and one run."""
     import onnxruntime
+
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
     first = session.get_inputs()[0]
     session.run(None, {first.name: np.ones(first.shape, np.float32)})
@@ -127,8 +129,10 @@ def main() -> int:
     largest = options.width**2 * 4
     limit = (options.limit * MB) if options.limit else largest + TARGET
     print(f"{'model':>10} {'largest':>10} {'written':>10} {'peak anon':>10} {'limit':>10} {'time':>8}")
-    print(f"{largest * options.layers / MB:7.0f} MB {largest / MB:7.0f} MB {written / MB:7.0f} MB "
-          f"{peak / MB:7.0f} MB {limit / MB:7.0f} MB {seconds:6.1f} s")
+    print(
+        f"{largest * options.layers / MB:7.0f} MB {largest / MB:7.0f} MB {written / MB:7.0f} MB "
+        f"{peak / MB:7.0f} MB {limit / MB:7.0f} MB {seconds:6.1f} s"
+    )
     return int(peak > limit and not options.session)
 
 

@@ -46,8 +46,10 @@ def check(proto: onnx.ModelProto) -> None:
         _check_nodes(function.node, own, [])
         for name in function.output:
             if name not in own.defined:
-                raise ModelError(f"The output {name!r} of {where} is computed by none of its nodes; the file "
-                                 "is damaged or was edited by hand.")
+                raise ModelError(
+                    f"The output {name!r} of {where} is computed by none of its nodes; the file "
+                    "is damaged or was edited by hand."
+                )
     _check_graph(proto.graph, [], "the graph")
 
 
@@ -56,8 +58,10 @@ def _check_header(proto: onnx.ModelProto) -> None:
         missing = "graph" if proto.ir_version >= 1 else "IR version"
         raise ModelError(f"The input isn't an ONNX model: it has no {missing}; give a .onnx file.")
     if proto.ir_version >= 3 and not proto.opset_import:
-        raise ModelError("The model doesn't say which operator set it uses (opset_import is empty), so its "
-                         "nodes have no meaning; export it again.")
+        raise ModelError(
+            "The model doesn't say which operator set it uses (opset_import is empty), so its "
+            "nodes have no meaning; export it again."
+        )
 
 
 class _Scope:
@@ -69,8 +73,10 @@ class _Scope:
         self.producer: dict[str, int] = {}
 
     def refuse(self, name: str, what: str) -> NoReturn:
-        raise ModelError(f"The name {name!r} is defined twice in {self.where}, the second time as {what}; "
-                         "names must be unique, so export the model again or rename one.")
+        raise ModelError(
+            f"The name {name!r} is defined twice in {self.where}, the second time as {what}; "
+            "names must be unique, so export the model again or rename one."
+        )
 
     def define(self, names: Iterable[str], what: str) -> None:
         for name in names:
@@ -100,8 +106,10 @@ def _check_graph(graph: onnx.GraphProto, outer: list[set[str]], where: str) -> s
         if value.name in scope.defined:
             continue
         if not _visible(value.name, outer):
-            raise ModelError(f"The output {value.name!r} of {where} is computed by no node and is no input "
-                             "or initializer; the file is damaged or was edited by hand.")
+            raise ModelError(
+                f"The output {value.name!r} of {where} is computed by no node and is no input "
+                "or initializer; the file is damaged or was edited by hand."
+            )
         captured.add(value.name)
     return captured
 
@@ -131,9 +139,11 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], scope: _Scope, outer: list[set
             if name in defined or not name:
                 continue
             if not _visible(name, outer):
-                raise ModelError(f"The input {name!r} of {describe(node, index)} in {scope.where} is "
-                                 "computed by no node and is no input or initializer; the file is damaged "
-                                 "or was edited by hand.")
+                raise ModelError(
+                    f"The input {name!r} of {describe(node, index)} in {scope.where} is "
+                    "computed by no node and is no input or initializer; the file is damaged "
+                    "or was edited by hand."
+                )
             captured.add(name)
     _sort(nodes, needs, scope.where)
     return captured
@@ -183,8 +193,10 @@ def _sort(nodes: Sequence[onnx.NodeProto], needs: list[list[int]], where: str) -
             if not missing[user]:
                 heapq.heappush(ready, user)
     if len(order) < len(needs):
-        raise ModelError(f"The nodes of {where} form a cycle, so nothing can compute them: "
-                         f"{_cycle(nodes, needs, set(order))}; the file is damaged or was edited by hand.")
+        raise ModelError(
+            f"The nodes of {where} form a cycle, so nothing can compute them: "
+            f"{_cycle(nodes, needs, set(order))}; the file is damaged or was edited by hand."
+        )
     return order
 
 
@@ -196,7 +208,7 @@ def _cycle(nodes: Sequence[onnx.NodeProto], needs: list[list[int]], sound: set[i
         seen[index] = len(path)
         path.append(index)
         index = next(dep for dep in needs[index] if dep not in sound)
-    ring = [describe(nodes[i], i) for i in reversed(path[seen[index]:])]
+    ring = [describe(nodes[i], i) for i in reversed(path[seen[index] :])]
     shown = ring if len(ring) <= 4 else [*ring[:2], f"{len(ring) - 3} more", ring[-1]]
     return " -> ".join([*shown, ring[0]])
 
@@ -225,8 +237,10 @@ def _check_functions(proto: onnx.ModelProto) -> None:
     for function in proto.functions:
         key = (function.domain, function.name, function.overload)
         if key in bodies:
-            raise ModelError(f"The function {function.name!r} of domain {function.domain!r} is defined "
-                             "twice; export the model again or rename one.")
+            raise ModelError(
+                f"The function {function.name!r} of domain {function.domain!r} is defined "
+                "twice; export the model again or rename one."
+            )
         bodies[key] = _calls(function.node, keys)
     sizes: dict[_Key, int] = {}
     waiting = {key: len(calls) for key, (_, calls) in bodies.items()}
@@ -244,11 +258,15 @@ def _check_functions(proto: onnx.ModelProto) -> None:
                 ready.append(caller)
     if len(sizes) < len(keys):
         name = min(key for key in keys if key not in sizes)[1]
-        raise ModelError(f"The function {name!r} calls itself, directly or through others, which ONNX "
-                         "doesn't allow; the file is damaged or hostile.")
+        raise ModelError(
+            f"The function {name!r} calls itself, directly or through others, which ONNX "
+            "doesn't allow; the file is damaged or hostile."
+        )
     if _inlined(_calls(proto.graph.node, keys), sizes) > MOST_INLINED:
-        raise ModelError(f"The model's functions would inline to more than {MOST_INLINED:,} nodes; such a "
-                         "file exhausts every tool that opens it and is refused.")
+        raise ModelError(
+            f"The model's functions would inline to more than {MOST_INLINED:,} nodes; such a "
+            "file exhausts every tool that opens it and is refused."
+        )
 
 
 def _inlined(body: tuple[int, Counter[_Key]], sizes: dict[_Key, int]) -> int:

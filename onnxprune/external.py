@@ -50,18 +50,22 @@ def parse(tensor: onnx.TensorProto, what: object) -> Location:
     entries: dict[str, str] = {}
     for entry in tensor.external_data:
         if entry.key in entries:
-            raise ModelError(f"The external data of {what} gives {entry.key!r} twice, so it's unclear what "
-                             "to read.")
+            raise ModelError(
+                f"The external data of {what} gives {entry.key!r} twice, so it's unclear what to read."
+            )
         if entry.key not in _KEYS and not entry.key.startswith("prepacked"):
-            raise ModelError(f"The external data of {what} has an unknown key {entry.key!r}; onnxruntime "
-                             f"knows {', '.join(_KEYS)} and refuses the file too.")
+            raise ModelError(
+                f"The external data of {what} has an unknown key {entry.key!r}; onnxruntime "
+                f"knows {', '.join(_KEYS)} and refuses the file too."
+            )
         entries[entry.key] = entry.value
     if not entries.get("location"):
         raise ModelError(f"The data of {what} is said to be external, but no location is given.")
     for key in ("offset", "length"):
         if key in entries and not re.fullmatch(r"[0-9]{1,18}", entries[key]):
-            raise ModelError(f"The external data of {what} has {key} {entries[key]!r}, where a number of "
-                             "bytes is due.")
+            raise ModelError(
+                f"The external data of {what} has {key} {entries[key]!r}, where a number of bytes is due."
+            )
     length = entries.get("length")
     offset = int(entries.get("offset", 0))
     return Location(entries["location"], offset, None if length is None else int(length))
@@ -73,8 +77,11 @@ def point(tensor: onnx.TensorProto, location: str, offset: int = 0, length: int 
         tensor.ClearField(field)
     tensor.ClearField("external_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    values = {"location": location} if length is None else {
-        "location": location, "offset": str(offset), "length": str(length)}
+    values = (
+        {"location": location}
+        if length is None
+        else {"location": location, "offset": str(offset), "length": str(length)}
+    )
     for key, value in values.items():
         tensor.external_data.add(key=key, value=value)
 
@@ -108,18 +115,23 @@ class Folder:
             return Path(self._real[location])
         parts = re.split(r"[/\\]", location)
         if "\0" in location or ".." in parts or parts[0] == "" or re.match(r"[A-Za-z]:", location):
-            raise ModelError(f"The external data of {what} is at {location!r}, which leads out of the "
-                             "model's folder; only files in that folder are read.")
+            raise ModelError(
+                f"The external data of {what} is at {location!r}, which leads out of the "
+                "model's folder; only files in that folder are read."
+            )
         real = Path(os.path.realpath(self.path / location))
         if not any(real.is_relative_to(root) for root in self._roots):
             raise ModelError(
                 f"The external data of {what} is at {location!r}, a link to {str(real)!r} outside of the "
                 "model's folder; a link may lead to the folder of the model's own real path (as in the "
-                "Hugging Face cache) but to no other, so copy the file beside the model.")
+                "Hugging Face cache) but to no other, so copy the file beside the model."
+            )
         if not real.is_file():
             problem = "isn't a file" if real.exists() else "doesn't exist"
-            raise ModelError(f"The external data of {what} should be at {str(self.path / location)!r}, which "
-                             f"{problem}; put it there, beside the model.")
+            raise ModelError(
+                f"The external data of {what} should be at {str(self.path / location)!r}, which "
+                f"{problem}; put it there, beside the model."
+            )
         self._real[location] = str(real)
         return real
 
@@ -132,8 +144,9 @@ class Folder:
                 empty = real.stat().st_size == 0
                 known = np.empty(0, np.uint8) if empty else np.memmap(real, np.uint8, mode="r")
             except OSError as error:
-                raise ModelError(f"The external data of {what} at {str(real)!r} can't be read: "
-                                 f"{error.strerror or error}.") from error
+                raise ModelError(
+                    f"The external data of {what} at {str(real)!r} can't be read: {error.strerror or error}."
+                ) from error
             self._maps[str(real)] = known
         return known
 
@@ -147,14 +160,18 @@ class Folder:
         """
         place = parse(tensor, what)
         if place.length is not None and place.length != nbytes:
-            raise ModelError(f"The external data of {what} is {place.length} bytes long, but its dimensions "
-                             f"and type need {nbytes}; the file is damaged or was made by a faulty tool.")
+            raise ModelError(
+                f"The external data of {what} is {place.length} bytes long, but its dimensions "
+                f"and type need {nbytes}; the file is damaged or was made by a faulty tool."
+            )
         data = self.map(place.path, what)
         if place.offset + nbytes > len(data):
-            raise ModelError(f"The external data of {what} is {nbytes} bytes from byte {place.offset} of "
-                             f"{place.path!r}, but that file ends at byte {len(data)}; it's truncated or not "
-                             "the file that belongs to this model.")
-        return data[place.offset:place.offset + nbytes]
+            raise ModelError(
+                f"The external data of {what} is {nbytes} bytes from byte {place.offset} of "
+                f"{place.path!r}, but that file ends at byte {len(data)}; it's truncated or not "
+                "the file that belongs to this model."
+            )
+        return data[place.offset : place.offset + nbytes]
 
     def files(self) -> dict[str, Path]:
         """Location -> real path, of every data file that was looked up."""

@@ -68,8 +68,13 @@ class Model:
         The file that it was loaded from.
     """
 
-    def __init__(self, store: Store, path: Path | None, source: NDArray[np.uint8] | None,
-                 origin: tuple[bytes, Mapping[str, Payload]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        path: Path | None,
+        source: NDArray[np.uint8] | None,
+        origin: tuple[bytes, Mapping[str, Payload]],
+    ) -> None:
         self.path = path
         self._store = store
         self._source = source  # the bytes of the input
@@ -83,8 +88,11 @@ class Model:
         return self._store.proto
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes | onnx.ModelProto | Model,
-             base_dir: str | os.PathLike[str] | None = None) -> Model:
+    def load(
+        cls,
+        source: str | os.PathLike[str] | bytes | onnx.ModelProto | Model,
+        base_dir: str | os.PathLike[str] | None = None,
+    ) -> Model:
         """Open a model and check it.
 
         Parameters
@@ -120,6 +128,12 @@ class Model:
 
     def _pristine(self) -> list[Piece]:
         return joined(*self._origin)[1] if self._source is None else [self._source.data]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the complete model with all its weights, external ones too; nothing is read to find it."""
+        proto, payloads = self._store.embedded()
+        return joined(proto.SerializeToString(deterministic=True), payloads)[0]
 
     @property
     def edited(self) -> bool:
@@ -285,8 +299,10 @@ class Model:
         proto, payloads = self._store.embedded()
         length, pieces = joined(proto.SerializeToString(deterministic=True), payloads)
         if length > _MOST_BYTES:
-            raise ModelError(f"The model is {length / 1e9:.1f} GB, more than the 2 GB that protobuf holds in "
-                             "memory; work on its file instead.")
+            raise ModelError(
+                f"The model is {length / 1e9:.1f} GB, more than the 2 GB that protobuf holds in "
+                "memory; work on its file instead."
+            )
         return b"".join(map(stored, pieces))
 
     def to_proto(self) -> onnx.ModelProto:
@@ -317,8 +333,9 @@ class Model:
         _, pieces = joined(proto.SerializeToString(deterministic=True), payloads)
         return b"".join(map(stored, pieces)), arrays
 
-    def save(self, path: str | os.PathLike[str], in_place: bool = False,
-             external_threshold: int | None = None) -> str:
+    def save(
+        self, path: str | os.PathLike[str], in_place: bool = False, external_threshold: int | None = None
+    ) -> str:
         """Write the model, complete or not at all; see `onnxprune.output`.
 
         Parameters
@@ -350,6 +367,8 @@ def _cut(axis: int, positions: ArrayLike, dims: tuple[int, ...], name: str) -> t
     if not -len(dims) <= axis < len(dims):
         raise ValueError(f"weight {name!r} has dimensions {dims}, so no axis {axis}")
     if keep.ndim != 1 or (len(keep) and not 0 <= keep.min() <= keep.max() < dims[axis]):
-        raise ValueError(f"positions to keep on axis {axis} of weight {name!r} must be a list of numbers in "
-                         f"0 .. {dims[axis] - 1}")
+        raise ValueError(
+            f"positions to keep on axis {axis} of weight {name!r} must be a list of numbers in "
+            f"0 .. {dims[axis] - 1}"
+        )
     return axis % len(dims), keep

@@ -22,7 +22,7 @@ from onnxprune.errors import ModelError
 from onnxprune.external import Folder, is_external
 from onnxprune.payload import Payload
 from onnxprune.protowalk import tensors
-from onnxprune.sizes import check_size
+from onnxprune.sizes import check_dense, check_size
 from onnxprune.store import DETACH_ABOVE, Store, new_token, token_of
 
 __all__ = ["Opened", "open_model"]
@@ -68,14 +68,17 @@ def _from_bytes(data: NDArray[np.uint8], what: str, folder: Folder | None) -> Op
         light, spans = wire.split(data.data, DETACH_ABOVE, lambda _: new_token().encode())
         proto = onnx.ModelProto.FromString(light)
     except (wire.WireError, DecodeError) as error:
-        raise ModelError(f"{what} isn't an ONNX model{_looks_like(data)}, or is truncated ({error}); give a "
-                         "complete .onnx file.") from error
-    found = {token.decode(): (data[s.start:s.start + s.length], s.field) for token, s in spans.items()}
+        raise ModelError(
+            f"{what} isn't an ONNX model{_looks_like(data)}, or is truncated ({error}); give a "
+            "complete .onnx file."
+        ) from error
+    found = {token.decode(): (data[s.start : s.start + s.length], s.field) for token, s in spans.items()}
     return _admit(proto, found, folder, data)
 
 
-def _admit(proto: onnx.ModelProto, found: _Found, folder: Folder | None,
-           source: NDArray[np.uint8] | None) -> Opened:
+def _admit(
+    proto: onnx.ModelProto, found: _Found, folder: Folder | None, source: NDArray[np.uint8] | None
+) -> Opened:
     """Check a light proto, and note what its tokens stand for."""
     checks.check(proto)
     store = Store(proto, folder, {})
@@ -83,9 +86,12 @@ def _admit(proto: onnx.ModelProto, found: _Found, folder: Folder | None,
         token = token_of(tensor)
         data, slot = found.get(token or "", (None, 0))
         if token is not None and data is None:
-            raise ModelError(f"The data of {place} belongs to another Model, because this is the light proto "
-                             "of a Model (Model.proto); pass that Model itself, or its to_proto().")
+            raise ModelError(
+                f"The data of {place} belongs to another Model, because this is the light proto "
+                "of a Model (Model.proto); pass that Model itself, or its to_proto()."
+            )
         check_size(tensor, place, None if data is None else len(data))
+        check_dense(place.dense, place)
         if token is not None and data is not None:
             store.payloads[token] = Payload(data, tuple(tensor.dims), tensor.data_type, slot)
         elif is_external(tensor):
@@ -137,16 +143,20 @@ def _map_file(path: Path) -> NDArray[np.uint8]:
         # Windows doesn't replace a mapped file, so there --in-place must have it in memory.
         return np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, np.uint8, mode="r")
     except OSError as error:
-        raise ModelError(f"{str(path)!r} can't be read: {error.strerror or error}; give a .onnx "
-                         "file.") from error
+        raise ModelError(
+            f"{str(path)!r} can't be read: {error.strerror or error}; give a .onnx file."
+        ) from error
 
 
 def _looks_like(data: NDArray[np.uint8]) -> str:
     head = data[:64].tobytes()
-    known = {b"PK\x03\x04": "a zip archive (a PyTorch checkpoint, perhaps)",
-             b"\x89HDF": "an HDF5 file (Keras, perhaps)",
-             b"version https://git-lfs": "a Git LFS pointer, so the real file is still to be fetched",
-             b"<": "a web page or XML", b"{": "JSON"}
+    known = {
+        b"PK\x03\x04": "a zip archive (a PyTorch checkpoint, perhaps)",
+        b"\x89HDF": "an HDF5 file (Keras, perhaps)",
+        b"version https://git-lfs": "a Git LFS pointer, so the real file is still to be fetched",
+        b"<": "a web page or XML",
+        b"{": "JSON",
+    }
     kind = next((text for magic, text in known.items() if head.startswith(magic)), None)
     if kind is None and head[4:8] in (b"TFL3", b"ORTM"):
         kind = "a TensorFlow Lite model" if head[4:8] == b"TFL3" else "a model in ORT format"

@@ -101,8 +101,9 @@ class _Files:
         for folder in {target.parent for target in placed}:
             _sync_folder(folder)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for temporary, _, file in self._open:
             file.close()
             temporary.unlink(missing_ok=True)
@@ -139,8 +140,10 @@ def save(store: Store, job: Job) -> str:
                 return _copy(job, job.pristine, copies)
         return _write(store, job)
     except OSError as error:
-        raise OutputError(f"The output {str(job.path)!r} can't be written: {error.strerror or error}; "
-                          "nothing was left behind.") from error
+        raise OutputError(
+            f"The output {str(job.path)!r} can't be written: {error.strerror or error}; "
+            "nothing was left behind."
+        ) from error
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -157,17 +160,20 @@ def _sources(store: Store) -> dict[str, Path]:
 def _refuse(store: Store, job: Job) -> None:
     path = job.path
     if job.source is not None and not job.in_place and _same(path, job.source):
-        raise OutputError(f"The output {str(path)!r} is the input itself; give another name, or --in-place "
-                          "to replace it.")
+        raise OutputError(
+            f"The output {str(path)!r} is the input itself; give another name, or --in-place to replace it."
+        )
     for location, real in _sources(store).items():
         if _same(path, real):
-            raise OutputError(f"The output {str(path)!r} is the input's external data {location!r}; give "
-                              "another name.")
+            raise OutputError(
+                f"The output {str(path)!r} is the input's external data {location!r}; give another name."
+            )
     if path.is_dir():
         raise OutputError(f"The output {str(path)!r} is a folder; give the name of a file.")
     if not path.parent.is_dir():
-        raise OutputError(f"The output {str(path)!r} is to be in a folder that doesn't exist; create it "
-                          "first.")
+        raise OutputError(
+            f"The output {str(path)!r} is to be in a folder that doesn't exist; create it first."
+        )
 
 
 def _emit(file: IO[bytes], pieces: Iterable[Piece]) -> str:
@@ -226,8 +232,9 @@ def _is_embedded(tensor: onnx.TensorProto) -> bool:
     return not is_external(tensor) and tensor.data_type != onnx.TensorProto.STRING
 
 
-def _outside(store: Store, proto: onnx.ModelProto, threshold: int | None
-             ) -> list[tuple[onnx.TensorProto, Payload]]:
+def _outside(
+    store: Store, proto: onnx.ModelProto, threshold: int | None
+) -> list[tuple[onnx.TensorProto, Payload]]:
     """The tensors that go to the data file, in the order of the graph."""
     found = [(t, store.payload(t, place)) for place, t in tensors(proto) if is_external(t)]
     if threshold is None:

@@ -25,8 +25,15 @@ __all__ = ["Array", "Payload", "bits", "decode", "encode", "from_array", "known_
 Array = NDArray[Any]
 
 _T = onnx.TensorProto
-_SUB_BYTE: dict[int, int] = {_T.UINT2: 2, _T.INT2: 2, _T.UINT4: 4, _T.INT4: 4,
-                             _T.FLOAT4E2M1: 4, _T.FLOAT6E2M3: 6, _T.FLOAT6E3M2: 6}
+_SUB_BYTE: dict[int, int] = {
+    _T.UINT2: 2,
+    _T.INT2: 2,
+    _T.UINT4: 4,
+    _T.INT4: 4,
+    _T.FLOAT4E2M1: 4,
+    _T.FLOAT6E2M3: 6,
+    _T.FLOAT6E3M2: 6,
+}
 
 
 def known_type(elem_type: int) -> bool:
@@ -131,8 +138,8 @@ class Payload:
         array = decode(self.data, self.dims, self.elem_type)
         if array.flags.aligned:
             return array
-        # Weights inside of a model file lie anywhere, and numpy would copy them at every operation. Copied once,
-        # they're shared for as long as somebody holds them.
+        # Weights inside of a model file lie anywhere, and numpy would copy them at every operation.
+        # Copied once, they're shared for as long as somebody holds them.
         array = array.copy()
         self._aligned[:] = [weakref.ref(array)]
         return array

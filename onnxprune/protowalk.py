@@ -17,10 +17,14 @@ _NESTED = frozenset((_TENSOR, _GRAPH, _TENSORS, _GRAPHS, _SPARSE, _SPARSES))
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor was found, for a message: ``what`` it is, in what graph or function."""
+    """Where a tensor was found, for a message: ``what`` it is, in what graph or function.
+
+    The values of a sparse tensor also have the dimensions that it has when made dense.
+    """
 
     what: str
     where: str
+    dense: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.what} in {self.where}" if self.where else self.what
@@ -50,6 +54,13 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from attribute.graphs
 
 
+def _sparse_tensors(
+    sparse: onnx.SparseTensorProto, what: str, where: str
+) -> Iterator[tuple[Place, onnx.TensorProto]]:
+    yield Place(f"the values of {what}", where, tuple(sparse.dims)), sparse.values
+    yield Place(f"the indices of {what}", where), sparse.indices
+
+
 def _node_tensors(node: onnx.NodeProto, where: str) -> Iterator[tuple[Place, onnx.TensorProto]]:
     for attribute in node.attribute:
         kind = attribute.type
@@ -62,8 +73,7 @@ def _node_tensors(node: onnx.NodeProto, where: str) -> Iterator[tuple[Place, onn
             yield from ((Place(what, where), tensor) for tensor in attribute.tensors)
         elif kind in (_SPARSE, _SPARSES):
             for sparse in attribute.sparse_tensors if kind == _SPARSES else [attribute.sparse_tensor]:
-                yield Place(f"values of {what}", where), sparse.values
-                yield Place(f"indices of {what}", where), sparse.indices
+                yield from _sparse_tensors(sparse, what, where)
         else:
             for graph in attribute.graphs if kind == _GRAPHS else [attribute.g]:
                 yield from _graph_tensors(graph, f"a subgraph of {describe(node)}")
@@ -73,9 +83,7 @@ def _graph_tensors(graph: onnx.GraphProto, where: str) -> Iterator[tuple[Place, 
     for tensor in graph.initializer:
         yield Place(f"initializer {tensor.name!r}", where), tensor
     for sparse in graph.sparse_initializer:
-        what = f"sparse initializer {sparse.values.name!r}"
-        yield Place(f"values of {what}", where), sparse.values
-        yield Place(f"indices of {what}", where), sparse.indices
+        yield from _sparse_tensors(sparse, f"sparse initializer {sparse.values.name!r}", where)
     for node in graph.node:
         if node.attribute:
             yield from _node_tensors(node, where)

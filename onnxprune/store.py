@@ -29,11 +29,23 @@ DETACH_ABOVE = 1024  # bytes; smaller weights (shapes, scalars) stay in the prot
 # A token is unique in this process and can't be forged by a file, which was written before.
 _PREFIX = f"onnxprune-weight-{secrets.token_hex(8)}-"
 _counter = itertools.count()
-_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data",
-           "external_data", "data_location")
+_FIELDS = (
+    "raw_data",
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "uint64_data",
+    "double_data",
+    "string_data",
+    "external_data",
+    "data_location",
+)
 _VALUES: dict[str, tuple[str, Any]] = {
-    "value_float": ("f", np.float32), "value_floats": ("floats", np.float32),
-    "value_int": ("i", np.int64), "value_ints": ("ints", np.int64)}
+    "value_float": ("f", np.float32),
+    "value_floats": ("floats", np.float32),
+    "value_int": ("i", np.int64),
+    "value_ints": ("ints", np.int64),
+}
 
 Piece = memoryview | bytes | Payload
 
@@ -76,9 +88,11 @@ def weights(graph: onnx.GraphProto) -> Iterator[tuple[str, bool, int]]:
 
 def joined(light: bytes, payloads: Mapping[str, Payload]) -> tuple[int, list[Piece]]:
     """The length and the pieces of a complete model, from a light one with its tokens in ``raw_data``."""
+
     def lookup(token: bytes) -> tuple[int, int, Payload]:
         data = payloads[token.decode()]
         return data.slot, data.nbytes, data
+
     return wire.join(light, _PREFIX.encode(), lookup)
 
 
@@ -134,8 +148,10 @@ class Store:
         """As `find`, but a name that isn't a weight is an error."""
         place = self.find(name)
         if place is None:
-            raise ModelError(f"The model has no weight {name!r}: no initializer and no Constant node of its "
-                             "main graph has that name.")
+            raise ModelError(
+                f"The model has no weight {name!r}: no initializer and no Constant node of its "
+                "main graph has that name."
+            )
         return place
 
     def tensor(self, name: str, edit: bool = False) -> onnx.TensorProto:
@@ -169,8 +185,10 @@ class Store:
         if not is_external(tensor):
             return None
         if self.folder is None:
-            raise ModelError(f"The data of {what} is external, but a model in memory has no folder to look "
-                             "in; load the model from its path, or give base_dir.")
+            raise ModelError(
+                f"The data of {what} is external, but a model in memory has no folder to look "
+                "in; load the model from its path, or give base_dir."
+            )
         dims, kind = tuple(tensor.dims), tensor.data_type
         return Payload(self.folder.span(tensor, payload.nbytes(dims, kind), what), dims, kind)
 

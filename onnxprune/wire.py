@@ -105,8 +105,11 @@ def _fields(data: memoryview, start: int, end: int) -> Iterator[_Field]:
         else:
             raise WireError(f"wire type {wire} at byte {pos} isn't used by ONNX")
         if number == 0 or stop > end:
-            raise WireError(f"the field at byte {pos} runs {stop - end} bytes past the end of its message"
-                            if number else f"field number 0 at byte {pos}")
+            raise WireError(
+                f"the field at byte {pos} runs {stop - end} bytes past the end of its message"
+                if number
+                else f"field number 0 at byte {pos}"
+            )
         yield _Field(number, wire, pos, value, stop)
         pos = stop
 
@@ -129,7 +132,7 @@ class _Splitter:
             inside = walk(child, field.start, field.end, depth + 1)
             if inside is not None:
                 length = sum(map(len, inside))
-                out += [self.data[done:field.tag], _header(length, field.number), *inside]
+                out += [self.data[done : field.tag], _header(length, field.number), *inside]
                 done = field.end
         return [*out, self.data[done:end]] if out else None
 
@@ -149,7 +152,7 @@ class _Splitter:
             return None
         token = self.token(len(self.spans))
         self.spans[token] = Span(field.start, length, field.number)
-        return [self.data[start:field.tag], _header(len(token)), token, self.data[field.end:end]]
+        return [self.data[start : field.tag], _header(len(token)), token, self.data[field.end : end]]
 
 
 def _header(length: int, number: int = RAW_DATA) -> bytes:
@@ -193,8 +196,9 @@ def _positions(light: bytes, prefix: bytes) -> list[int]:
     return found
 
 
-def join(light: bytes, prefix: bytes, payload: _Lookup[Payload]
-         ) -> tuple[int, list[memoryview | bytes | Payload]]:
+def join(
+    light: bytes, prefix: bytes, payload: _Lookup[Payload]
+) -> tuple[int, list[memoryview | bytes | Payload]]:
     """Put the weights back: the inverse of `split`.
 
     Parameters
@@ -226,7 +230,7 @@ def join(light: bytes, prefix: bytes, payload: _Lookup[Payload]
                 continue
             length, inside = message(child, field.start, field.end)
             header = _header(length, field.number)
-            out += [data[done:field.tag], header, *inside]
+            out += [data[done : field.tag], header, *inside]
             total += field.tag - done + len(header) + length
             done = field.end
         return total + end - done, [*out, data[done:end]]
@@ -234,19 +238,20 @@ def join(light: bytes, prefix: bytes, payload: _Lookup[Payload]
     return message("model", 0, len(data)) if spots else (len(light), [light])
 
 
-def _join_tensor(data: memoryview, start: int, end: int, payload: _Lookup[Payload]
-                 ) -> tuple[int, list[memoryview | bytes | Payload]]:
+def _join_tensor(
+    data: memoryview, start: int, end: int, payload: _Lookup[Payload]
+) -> tuple[int, list[memoryview | bytes | Payload]]:
     fields = list(_fields(data, start, end))
     token = next((f for f in fields if f.number == RAW_DATA), None)
     if token is None:  # the prefix is elsewhere: in a location
         return end - start, [data[start:end]]
-    known = payload(bytes(data[token.start:token.end]))
+    known = payload(bytes(data[token.start : token.end]))
     rest = [f for f in fields if f is not token]
     total = sum(f.end - f.tag for f in rest)
     if known is None:
-        return total, [data[f.tag:f.end] for f in rest]
+        return total, [data[f.tag : f.end] for f in rest]
     number, length, stand_in = known
     header = _header(length, number)
-    before: list[memoryview | bytes | Payload] = [data[f.tag:f.end] for f in rest if f.number < number]
-    after: list[memoryview | bytes | Payload] = [data[f.tag:f.end] for f in rest if f.number > number]
+    before: list[memoryview | bytes | Payload] = [data[f.tag : f.end] for f in rest if f.number < number]
+    after: list[memoryview | bytes | Payload] = [data[f.tag : f.end] for f in rest if f.number > number]
     return total + len(header) + length, [*before, header, stand_in, *after]
