@@ -235,6 +235,18 @@ def test_jumps_are_compared_piece_by_piece() -> None:
     assert "'g'" in damaged.failures[0] or "'k'" in damaged.failures[0]
 
 
+def test_amplified_rounding_is_measured() -> None:
+    proto = jumping()
+    del proto.graph.node[-3:]
+    proto.graph.node.extend([node("Mul", "h large", "g"), node("Sin", "g", "y")])
+    proto.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.float32(60), "large"))
+    analysis, dead, rewritten = cut(proto)
+    found = verify(analysis, dead, rewritten.model)
+    assert found.passed, found
+    assert 1e-4 < found.max_relative_error < found.tolerance <= 1e-2
+    assert any("amplifies" in note for note in found.notes)
+
+
 @pytest.mark.parametrize("make", [quantised, qlinear, recurrent, grouped, attention])
 def test_law_1_on(make: Callable[[], onnx.ModelProto]) -> None:
     found = proved(make())
