@@ -1,7 +1,7 @@
 """Passes: one file each, each one transformation of a model.
 
-These files are installed as ``onnxprune.passes``. In a checkout they lie at the top, where anyone who wants to
-write one finds them.
+These files are installed as ``onnxprune.passes``. In a checkout they lie at the top, where anyone who
+wants to write one finds them.
 """
 
 if __name__ != "onnxprune.passes":

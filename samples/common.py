@@ -39,7 +39,7 @@ def onnxprune(*args: str | Path, show: bool = True) -> str:
     """Run ``onnxprune`` as on a command line, show what it prints, and return it."""
     print("$", shlex.join(["onnxprune", *map(shown, args)]), flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "onnxprune", *map(str, args)],
+        [sys.executable, "-P", "-m", "onnxprune", *map(str, args)],
         stdout=subprocess.PIPE,
         encoding="utf-8",
         check=False,

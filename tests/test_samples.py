@@ -1,6 +1,7 @@
 """Every sample runs, and what it claims is true."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ def run(name: str, out: Path) -> str:
         capture_output=True,
         encoding="utf-8",
         cwd=out,
+        env={**os.environ, "PYTHONPATH": str(SAMPLES.parent)},
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

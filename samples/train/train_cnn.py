@@ -4,7 +4,7 @@
     python samples/train/train_cnn.py
 
 A residual block, a depthwise separable block and a grouped convolution, exported with the TorchScript-based
-exporter at opset 17 and with BatchNormalization kept as a node, which is what many files in the wild look like.
+exporter at opset 17 and with BatchNormalization kept as a node, as in many files in the wild.
 """
 
 from __future__ import annotations

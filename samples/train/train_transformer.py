@@ -3,8 +3,8 @@
     pip install -e ".[train]"
     python samples/train/train_transformer.py
 
-A small vision transformer: 16 patches of 2x2 pixels, width 64, two blocks of 4 heads of 16, feed-forward width 192,
-exported with PyTorch's newer (dynamo) exporter.
+A small vision transformer: 16 patches of 2x2 pixels, width 64, two blocks of 4 heads of 16, feed-forward width
+192, exported with PyTorch's newer (dynamo) exporter.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ def digits() -> dict[str, Tensor]:
 def group_lasso(groups: list[list[Slice]]) -> Tensor:
     """Sum over units of ``weight * sqrt(parameters of the unit) * L2 norm of them``, per group.
 
-    The weakest unit of a group weighs 16 times as much as the strongest (equations 3 and 4 of the paper above),
-    so that a group parts into units that matter and units that don't.
+    The weakest unit of a group weighs 16 times as much as the strongest (equations 3 and 4 of the paper
+    above), so that a group parts into units that matter and units that don't.
     """
     total = torch.zeros(())
     for members in groups:
