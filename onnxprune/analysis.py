@@ -67,7 +67,11 @@ class Analysis:
 
 
 def analyse(
-    model: Model, *, input_shapes: Mapping[str, Shape] | None = None, allow_inexact: bool = False
+    model: Model,
+    *,
+    input_shapes: Mapping[str, Shape] | None = None,
+    allow_inexact: bool = False,
+    keep_blocks: bool = True,
 ) -> Analysis:
     """Trace a model, apply the rows, and find its dependency groups.
 
@@ -78,6 +82,8 @@ def analyse(
         Input -> shape, for dynamic axes that no guess fits.
     allow_inexact : bool
         Open axes that an average runs over.
+    keep_blocks : bool
+        See `onnxprune.groups.group`.
 
     Raises
     ------
@@ -101,7 +107,8 @@ def analyse(
             failure = failure or error
             continue
         elements = {name: weight.elem for name, weight in weights.items()}
-        return Analysis(model, tracer, coupling, group(coupling, elements, allow_inexact=allow_inexact), inputs, given)
+        grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+        return Analysis(model, tracer, coupling, grouping, inputs, given)
     raise ModelError(
         f"The shapes of the graph do not agree ({failure}): give the shapes of its inputs with --input-shape, or repair the model."
     )

@@ -1,12 +1,15 @@
 """Dependency groups: the units of a space, with the weights, axes and costs that go with them.
 
 Two families of units are sought where an axis is a product with more than one factor that may go: the outermost (whole
-heads, whole groups of a convolution) and the innermost (head width, channels within each group). Both are reported; by
-default the outermost is cut unless it is too coarse to follow a ratio, and the other stands by as an alternative.
+heads, whole groups of a convolution) and the innermost (head width, channels within each group). Both are reported; one
+is cut by default and the other stands by as an alternative. The outermost is the default (it keeps the shape of what is
+left: head width, channels per group) unless it is too coarse to follow a ratio, or, where no alignment is asked for, it
+would leave more parameters.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -96,7 +99,9 @@ class Grouping:
         return masks
 
 
-def group(coupling: Coupling, elements: Mapping[str, int], *, allow_inexact: bool = False) -> Grouping:
+def group(
+    coupling: Coupling, elements: Mapping[str, int], *, allow_inexact: bool = False, keep_blocks: bool = True
+) -> Grouping:
     """Find the dependency groups of a coupled graph.
 
     Parameters
@@ -106,6 +111,9 @@ def group(coupling: Coupling, elements: Mapping[str, int], *, allow_inexact: boo
         Weight -> its ONNX element type: only floats and quantised integers count as parameters.
     allow_inexact : bool
         Open axes that an average runs over (LayerNorm width); groups that need it are marked inexact.
+    keep_blocks : bool
+        Prefer whole groups of a convolution to channels within each group even where fewer parameters would go:
+        kernels that work on whole blocks of channels stay fast.
     """
     space = coupling.space
     weights = _Weights(coupling, elements)
@@ -117,12 +125,14 @@ def group(coupling: Coupling, elements: Mapping[str, int], *, allow_inexact: boo
         inner = solve(space, allow_inexact=allow_inexact, inner_first=True)
         touched = {component[space.find(space.products[n].whole)] for n in outer.ambiguous}
         family = _family(weights, inner, component, {g.name: 1 for g in families[0].groups})
-        family = replace(family, groups=tuple(g for g in family.groups if g.component in touched))
-        families.append(family)
+        left = [{} if keep_blocks else _left_at_half(weights, f, component) for f in (*families, family)]
+        families.append(replace(family, groups=tuple(g for g in family.groups if g.component in touched)))
         for number in touched:
-            coarse = _too_coarse(space, component, number, outer, inner)
+            prefer_inner = _too_coarse(space, component, number, outer, inner)
+            if not prefer_inner and not keep_blocks:
+                prefer_inner = left[1].get(number, np.inf) < 0.98 * left[0].get(number, np.inf)
             for n, fam in enumerate(families):
-                alternative |= {g.name: coarse != bool(n) for g in fam.groups if g.component == number}
+                alternative |= {g.name: prefer_inner != bool(n) for g in fam.groups if g.component == number}
     found = [replace(g, alternative=alternative.get(g.name, False)) for f in families for g in f.groups]
     return Grouping(coupling, tuple(families), found, _frozen(weights, families))
 
@@ -156,6 +166,22 @@ def _too_coarse(space: Space, component: Mapping[int, int], number: int, outer: 
         return min(counts, default=0)
 
     return fewest(outer) < COARSE and fewest(inner) > fewest(outer)
+
+
+def _left_at_half(weights: _Weights, family: Family, component: Mapping[int, int]) -> dict[int, float]:
+    """Parameters left in the weights that each component touches when half of the units of every group go."""
+    space, solution = weights.coupling.space, family.solution
+    gone = np.zeros(solution.inexact.size + 1, bool)
+    for g in family.groups:
+        gone[family.numbers[g.name][: g.units // 2]] = True
+    kept = {r: 1 - float(gone[solution.units_of(r, space.sizes[r])].mean()) for r in solution.start}
+    total: defaultdict[int, float] = defaultdict(float)
+    for instance in weights.instances:
+        roots = [space.find(d) for d in instance.dims]
+        left = prod(space.sizes[r] * kept.get(r, 1.0) for r in roots)
+        for number in {component[r] for r in roots if r in component}:
+            total[number] += left
+    return total
 
 
 class _Weights:
@@ -246,8 +272,12 @@ def _slots(group_of: Indices, count: int) -> list[Indices]:
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
-    taken[name] = taken.get(name, 0) + 1
-    return name if taken[name] == 1 else f"{name}#{taken[name]}"
+    found, number = name, 1
+    while found in taken:
+        number = taken[name] = taken[name] + 1
+        found = f"{name}#{number}"
+    taken[found] = 1
+    return found
 
 
 def _by_signature(space: Space, solution: Solution, owned: NDArray[np.bool_]) -> tuple[Indices, Indices, Indices]:
