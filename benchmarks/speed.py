@@ -60,12 +60,16 @@ def floor(source: str, target: str) -> dict[str, float]:
 def torch_pruning(_source: str, target: str) -> dict[str, float]:
     import torch
     import torch_pruning as tp
+    from zoo_init import define_torchvision_operators
+
+    define_torchvision_operators()
     import torchvision
 
+    torch.set_num_threads(1)  # faster here, since other processes share the cores
     model = torchvision.models.resnet50(weights=None).eval()
     example = torch.zeros(1, 3, 224, 224)
     start = time.perf_counter()
-    pruner = tp.pruner.MetaPruner(
+    pruner = tp.pruner.BasePruner(
         model,
         example,
         importance=tp.importance.MagnitudeImportance(p=2),
