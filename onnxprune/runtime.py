@@ -225,9 +225,7 @@ def random_inputs(
             flat = ones or "mask" in name.lower()
             limit = 2 if dtype.kind == "b" else limits.get(name, 256 if dtype.itemsize == 1 else 2)
             drawn = np.ones(shape) if flat else rng.integers(0, limit, shape)
-            found[name] = (
-                np.minimum(drawn, limit - 1).astype(dtype) if dtype.kind != "b" else drawn.astype(dtype)
-            )
+            found[name] = np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(dtype)
         else:
             found[name] = np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
     return found

@@ -106,6 +106,7 @@ def test_random_inputs_fit_what_reads_them() -> None:
     shapes = {"ids": (200, 9), "attention_mask": (200, 9), "flag": (), "h": ()}
     found = random_inputs(Model.load(embedding()), shapes, np.random.default_rng(0))
     assert set(found) == set(shapes), "'bias' has an initializer"
+    assert all(isinstance(a, np.ndarray) for a in found.values()), "onnxruntime takes no numpy scalars"
     assert found["ids"].dtype == np.int64
     assert found["ids"].min() >= 0
     assert 20 <= found["ids"].max() < 50
