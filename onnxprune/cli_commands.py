@@ -40,7 +40,7 @@ def apply(args: Namespace) -> None:
 def plan(args: Namespace) -> None:
     """``onnxprune plan IN -o PLAN``."""
     source = _input(args)
-    _side_files(source, args.output if args.output != "-" else None)
+    _side_files(source, None, args.output if args.output != "-" else None)
     found = api.plan(source, options_from(args), progress=_progress(args))
     if args.output == "-":
         sys.stdout.write(found.dumps())
@@ -130,20 +130,22 @@ def _given(args: Namespace) -> OptionFields:
     return found
 
 
-def _side_files(source: str, *targets: str | None) -> None:
-    """Refuse side files that would replace the input or each other, and folders that don't exist, before any
-    work.
+def _side_files(source: str, output: str | None, *targets: str | None) -> None:
+    """Refuse files that would replace the input or each other, and folders that don't exist, before any work.
 
-    The output itself is checked when it is written, since --in-place may allow it.
+    The output itself may be the input with --in-place; that is checked where it is written.
     """
-    seen = [Path(t) for t in targets if t]
-    for number, path in enumerate(seen):
-        if not path.parent.is_dir():
-            raise OutputError(f"{str(path)!r} is to be in a folder that doesn't exist; create it first.")
-        if path in seen[:number]:
+    sides = [Path(target) for target in targets if target]
+    seen = [Path(output)] if output else []
+    for path in sides:
+        if path in seen:
             raise OutputError(f"{str(path)!r} is asked for twice; give each output a name of its own.")
-        if number and path.exists() and Path(source).exists() and path.samefile(source):
+        if path.exists() and Path(source).exists() and path.samefile(source):
             raise OutputError(f"{str(path)!r} is the input; give another name.")
+        seen.append(path)
+    for path in seen:
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{str(path)!r} is to be in a folder that doesn't exist; create it first.")
 
 
 def _progress(args: Namespace) -> Callable[[str], None] | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.errors import NothingToPrune, PlanError
 from onnxprune.group_types import Group
 from onnxprune.groups import Frozen
+from onnxprune.machine import align_step
 from onnxprune.model import Model
 from onnxprune.options import OptionFields, Options
 from onnxprune.picking import pick
@@ -73,8 +75,17 @@ def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
 
 
 def _scores(model: Model, groups: Sequence[Group], options: Options) -> dict[str, NDArray[np.float64]]:
+    """Score the units of each group, with a generator of its own that doesn't depend on the other groups."""
     criterion = registry.load("onnxprune.criteria", options.criterion)
-    return {g.name: criterion.score(g, model.weight, np.random.default_rng(options.seed)) for g in groups}
+    found = {}
+    for group in groups:
+        rng = np.random.default_rng([options.seed, zlib.crc32(group.name.encode())])
+        found[group.name] = criterion.score(group, model.weight, rng)
+    return found
+
+
+def _step(align: str | int | None) -> int:
+    return align_step() if align == "auto" else int(align or 1)
 
 
 def _nothing(analysis: Analysis, options: Options) -> str:
@@ -103,21 +114,6 @@ def options_of(plan: Plan, fields: OptionFields) -> Options:
         "input_shapes": {n: tuple(s) for n, s in plan.input_shapes.items()},
     }
     return dataclasses.replace(Options(**decided), **fields)
-
-
-def check_model(plan: Plan, sha256: str) -> None:
-    """Refuse a plan that was made for another model.
-
-    Raises
-    ------
-    PlanError
-        With both hashes.
-    """
-    if plan.model_sha256 != sha256:
-        raise PlanError(
-            f"The plan is for another model: it was made for sha256 {plan.model_sha256}, this one has "
-            f"{sha256}; make a new one with 'onnxprune plan'."
-        )
 
 
 def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: Decision) -> Plan:

@@ -20,7 +20,7 @@ import onnx
 
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.carry import Carried, Dead, Failed, carry
-from onnxprune.deciding import Decision, check_model, decide, plan_of, resolve
+from onnxprune.deciding import Decision, decide, plan_of, resolve
 from onnxprune.errors import ModelError, OutputError, VerificationError
 from onnxprune.external import is_external, parse
 from onnxprune.given import feeds
@@ -214,7 +214,7 @@ def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
 
 
 def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
-    check_model(plan, job.sha256())
+    plan.check_model(job.sha256())
     analysis = job.analyse()
     return analysis, resolve(plan, analysis)
 

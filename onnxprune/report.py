@@ -233,8 +233,8 @@ def reasons(frozen: Iterable[Frozen]) -> list[tuple[str, int]]:
 
     Examples
     --------
-    >>> reasons([Frozen("w", 0, "axis of the graph output 'y'"), Frozen("v", 0, "axis of the graph output
-    'z'")]) [('axis of the graph output', 2)]
+    >>> reasons([Frozen(name, 0, f"axis of the graph output '{name}'") for name in "yz"])
+    [('axis of the graph output', 2)]
     """
     return Counter(plain_reason(f.reason) for f in frozen).most_common()
 

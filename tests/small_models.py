@@ -46,7 +46,9 @@ class Builder:
         y = self.op("MatMul", [x, self.weight(f"{name}.weight", cin, cout)], f"{name}.matmul")
         return self.op("Add", [y, self.weight(f"{name}.bias", cout)], f"{name}.add")
 
-    def model(self, inputs: dict[str, Sequence[int | str]], output: str, opset: int = 17) -> onnx.ModelProto:
+    def model(
+        self, inputs: dict[str, Sequence[int | str]], output: str, opset: int = 17, domain: str = ""
+    ) -> onnx.ModelProto:
         graph = helper.make_graph(
             self.nodes,
             "graph",
@@ -54,7 +56,8 @@ class Builder:
             [helper.make_tensor_value_info(output, FLOAT, None)],
             self.weights,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        opsets = [helper.make_opsetid("", opset)] + [helper.make_opsetid(domain, 1)] * bool(domain)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
         return onnx.shape_inference.infer_shapes(model)
 
 

@@ -1,0 +1,459 @@
+"""The command line: exit codes, sentences, streams, and files that appear complete or not at all."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from small_models import FLOAT, MODELS, Builder, attention, chain, residual
+
+from onnxprune.cli import main
+
+Args = list[str]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(chain(), path)
+    return path
+
+
+def ask(*args: object) -> int:
+    return main([str(a) for a in args])
+
+
+def test_prune_writes_a_smaller_model_and_says_what_it_did(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report, plan = tmp_path / "out.onnx", tmp_path / "report.json", tmp_path / "plan.json"
+    before = model.read_bytes()
+    assert (
+        ask("prune", model, out, "--ratio", 0.5, "--align", "none", "--report", report, "--plan", plan) == 0
+    )
+    shapes = {t.name: tuple(t.dims) for t in onnx.load(out).graph.initializer}
+    assert shapes["conv1.weight"] == (4, 3, 3, 3)
+    assert shapes["conv2.weight"] == (4, 4, 3, 3)
+    assert shapes["fc.weight"] == (10, 4)
+    assert model.read_bytes() == before
+    printed = capsys.readouterr()
+    assert re.search(r"^parameters +962 +342 +35\.6 %$", printed.out, re.MULTILINE)
+    assert "law 1: pruned = masked original within" in printed.out
+    assert printed.err == ""
+    found = json.loads(report.read_text())
+    assert {"tensor": "fc.weight", "axis": 0, "reason": "axis of the graph output 'fc_out'"} in found[
+        "frozen"
+    ]
+    assert {(c["tensor"], c["axis"]): len(c["removed"]) for c in found["cuts"]}["conv2.weight", 1] == 4
+    assert found["law1"]["inputs"] >= 1
+    assert found["law1"]["max_relative_error"] <= 1e-4
+    assert len(found["sha256"]["input"]) == len(found["sha256"]["output"]) == 64
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model.onnx",
+        "out.onnx",
+        "plan.json",
+        "report.json",
+    ]
+
+
+def test_json_goes_to_standard_output_alone(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5, "--json", "-v", "--align", "none") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["parameters"] == {"before": 962, "after": 342}
+    assert "verify" in printed.err
+
+
+def test_quiet_says_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5, "-q", "--align", "none") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_plan_apply_and_verify_meet_at_a_file(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, both, two = tmp_path / "plan.json", tmp_path / "both.onnx", tmp_path / "two.onnx"
+    options = ["--ratio", 0.5, "--criterion", "l1", "--align", "none"]
+    assert ask("prune", model, both, *options) == 0
+    assert ask("plan", model, "-o", plan, *options) == 0
+    assert ask("apply", model, plan, two) == 0
+    assert both.read_bytes() == two.read_bytes()
+    assert ask("verify", model, two, "--plan", plan) == 0
+    assert "law 1 holds" in capsys.readouterr().out
+
+
+def test_plan_can_be_edited_by_hand(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "out.onnx"
+    assert ask("plan", model, "-o", plan, "--ratio", 0.5, "--align", "none") == 0
+    found = json.loads(plan.read_text())
+    found["groups"][0]["removed_units"] = [1, 2]
+    plan.write_text(json.dumps(found))
+    assert ask("apply", model, plan, out) == 6
+    assert 'delete the list "cuts"' in capsys.readouterr().err
+    assert not out.exists()
+    found["cuts"] = []
+    plan.write_text(json.dumps(found))
+    assert ask("apply", model, plan, out) == 0
+    weights = {t.name: numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer}
+    original = {t.name: numpy_helper.to_array(t) for t in onnx.load(model).graph.initializer}
+    assert np.array_equal(weights["conv1.weight"], original["conv1.weight"][[0, 3, 4, 5, 6, 7]])
+
+
+def test_plan_of_another_model_is_refused_with_both_hashes(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, plan = tmp_path / "other.onnx", tmp_path / "plan.json"
+    onnx.save(residual(), other)
+    assert ask("plan", model, "-o", plan, "--ratio", 0.5, "--align", "none") == 0
+    assert ask("apply", other, plan, tmp_path / "out.onnx") == 6
+    assert len(re.findall(r"[0-9a-f]{64}", capsys.readouterr().err)) == 2
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_verify_refuses_a_model_that_is_not_what_the_plan_says(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "out.onnx"
+    assert ask("prune", model, out, "--ratio", 0.5, "--align", "none", "--plan", plan, "--seed", 1) == 0
+    wrong = onnx.load(out)
+    weight = next(t for t in wrong.graph.initializer if t.name == "conv2.weight")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), "conv2.weight"))
+    onnx.save(wrong, out)
+    assert ask("verify", model, out, "--plan", plan) == 5
+    assert "law 1 doesn't hold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ratio_zero_copies_the_file(name: str, tmp_path: Path) -> None:
+    path, out, report = tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "report.json"
+    onnx.save(MODELS[name](), path)
+    assert ask("prune", path, out, "--ratio", 0, "--report", report) == 0
+    assert out.read_bytes() == path.read_bytes()
+    found = json.loads(report.read_text())
+    assert found["cuts"] == []
+    assert found["sha256"]["input"] == found["sha256"]["output"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_bytes_twice(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.onnx"
+    onnx.save(MODELS[name](), path)
+    for out in ("a.onnx", "b.onnx"):
+        assert (
+            ask(
+                "prune",
+                path,
+                tmp_path / out,
+                "--ratio",
+                0.5,
+                "--align",
+                "none",
+                "--plan",
+                tmp_path / f"{out}.json",
+            )
+            == 0
+        )
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes() != path.read_bytes()
+    assert (tmp_path / "a.onnx.json").read_bytes() == (tmp_path / "b.onnx.json").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+def damaged(change: Callable[[onnx.ModelProto], object]) -> bytes:
+    model = chain()
+    change(model)
+    return model.SerializeToString()
+
+
+def make_cycle(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+
+
+def make_duplicate(model: onnx.ModelProto) -> None:
+    model.graph.node[1].output[0] = model.graph.node[0].output[0]
+
+
+def make_dangling(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[0] = "nowhere"
+
+
+def make_external(model: onnx.ModelProto) -> None:
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret.bin")
+
+
+BAD_FILES = {
+    "empty": (b"", 3, "empty"),
+    "truncated": (chain().SerializeToString()[:-40], 3, "truncated"),
+    "not onnx": (b"PK\x03\x04 this is a zip file, is it not?" * 10, 3, "isn't an ONNX model"),
+    "cycle": (damaged(make_cycle), 3, "cycle"),
+    "duplicate names": (damaged(make_duplicate), 3, "conv1_out"),
+    "dangling input": (damaged(make_dangling), 3, "'nowhere'"),
+    "external data outside": (damaged(make_external), 3, "'../secret.bin'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, code, words = BAD_FILES[kind]
+    path = tmp_path / "in.onnx"
+    path.write_bytes(data)
+    (tmp_path.parent / "secret.bin").write_bytes(b"secret" * 1000)
+    assert ask("prune", path, tmp_path / "out.onnx", "--ratio", 0.5, "--report", tmp_path / "r.json") == code
+    one_sentence(capsys, words)
+    assert path.read_bytes() == data
+    assert [p.name for p in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str], words: str) -> None:
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("onnxprune: error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.err.endswith(".\n")
+    assert words in printed.err
+    assert "bug" not in printed.err
+
+
+BAD_ARGUMENTS: dict[str, tuple[Args, int, str]] = {
+    "ratio of one": (["--ratio", "1"], 2, "--ratio must be at least 0 and below 1"),
+    "ratio below zero": (["--ratio", "-0.1"], 2, "--ratio must be at least 0 and below 1"),
+    "ratio not a number": (["--ratio", "nan"], 2, "--ratio must be at least 0 and below 1"),
+    "ratio a word": (["--ratio", "half"], 2, "must be a number, got 'half'"),
+    "no ratio": ([], 2, "--ratio"),
+    "unknown option": (["--ratio", "0.5", "--rato", "1"], 2, "--rato"),
+    "unknown criterion": (["--ratio", "0.5", "--criterion", "l3"], 2, "'l3'"),
+    "unknown name in ignore": (["--ratio", "0.5", "--ignore", "konv1"], 2, "near names are 'conv1"),
+    "unknown name in only": (["--ratio", "0.5", "--only", "konv1"], 2, "near names are 'conv1"),
+    "broken pattern": (["--ratio", "0.5", "--ignore", "conv1("], 2, "isn't a regular expression"),
+    "align zero": (["--ratio", "0.5", "--align", "0"], 2, "--align must be"),
+    "shape of unknown input": (["--ratio", "0.5", "--input-shape", "y:1,3,8,8"], 2, "'y'"),
+    "shape that contradicts": (["--ratio", "0.5", "--input-shape", "x:1,4,8,8"], 2, "contradicts the model"),
+    "shape of another rank": (["--ratio", "0.5", "--input-shape", "x:1,3,8"], 2, "contradicts the model"),
+    "shape without name": (["--ratio", "0.5", "--input-shape", "1,3,8,8"], 2, "name:1,3,224,224"),
+    "two shapes": (
+        ["--ratio", "0.5", "--input-shape", "x:1,3,8,8", "--input-shape", "x:2,3,8,8"],
+        2,
+        "two shapes",
+    ),
+    "nothing left": (
+        ["--ratio", "0.5", "--ignore", "conv"],
+        4,
+        "--ignore and --only leave none of the 2 groups",
+    ),
+    "too little": (["--ratio", "0.01", "--align", "none"], 4, "No group can lose a unit at --ratio 0.01"),
+    "inputs that do not fit": (
+        ["--ratio", "0.5", "--align", "none", "--inputs", "nowhere.npz"],
+        8,
+        "nowhere.npz",
+    ),
+    "out is a folder": (["--ratio", "0.5", "."], 2, "unrecognized arguments"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARGUMENTS)
+def test_bad_arguments(kind: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args, code, words = BAD_ARGUMENTS[kind]
+    before = model.read_bytes()
+    assert ask("prune", model, tmp_path / "out.onnx", *args, "--report", tmp_path / "r.json") == code
+    one_sentence(capsys, words)
+    assert model.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("prune", tmp_path / "nowhere.onnx", tmp_path / "out.onnx", "--ratio", 0.5) == 3
+    one_sentence(capsys, "nowhere.onnx")
+    assert ask("prune", tmp_path, tmp_path / "out.onnx", "--ratio", 0.5) == 3
+    one_sentence(capsys, str(tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
+def test_nothing_prunable_counts_the_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    b = Builder()
+    y = b.op("Gemm", ["x", b.weight("w", 6, 5)], "fc")
+    onnx.save(b.model({"x": [2, 6]}, y), tmp_path / "in.onnx")
+    assert ask("prune", tmp_path / "in.onnx", tmp_path / "out.onnx", "--ratio", 0.5) == 4
+    one_sentence(capsys, "1 x axis of the graph output")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
+def test_out_equal_to_in_is_refused(
+    link: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = model if link == "same" else tmp_path / "link.onnx"
+    try:
+        if link == "symbolic":
+            out.symlink_to(model)
+        elif link == "hard":
+            out.hardlink_to(model)
+    except OSError:
+        pytest.skip("this system has no such links")
+    before = model.read_bytes()
+    assert ask("prune", model, out, "--ratio", 0.5, "--align", "none") == 7
+    one_sentence(capsys, "--in-place")
+    assert model.read_bytes() == before
+
+
+def test_in_place(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = model.stat().st_size
+    assert ask("prune", model, model, "--ratio", 0.5, "--align", "none", "--in-place", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == {"before": size, "after": model.stat().st_size}
+    assert found["sha256"]["input"] != found["sha256"]["output"]
+    assert [p.name for p in model.parent.iterdir()] == ["model.onnx"]
+
+
+def test_side_files_never_replace_the_input(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = model.read_bytes()
+    out = tmp_path / "out.onnx"
+    assert ask("prune", model, out, "--ratio", 0.5, "--report", model) == 7
+    one_sentence(capsys, "is the input")
+    assert ask("prune", model, out, "--ratio", 0.5, "--report", tmp_path / "a", "--plan", tmp_path / "a") == 7
+    one_sentence(capsys, "asked for twice")
+    assert ask("prune", model, out, "--ratio", 0.5, "--report", tmp_path / "no" / "r.json") == 7
+    one_sentence(capsys, "a folder that doesn't exist")
+    assert ask("plan", model, "-o", model, "--ratio", 0.5) == 7
+    one_sentence(capsys, "is the input")
+    assert model.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_output_that_cannot_be_written(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    assert ask("prune", model, tmp_path / "folder", "--ratio", 0.5) == 7
+    one_sentence(capsys, "is a folder")
+    assert ask("prune", model, tmp_path / "no" / "out.onnx", "--ratio", 0.5) == 7
+    one_sentence(capsys, "a folder that doesn't exist")
+
+
+# ------------------------------------------------------------------------------------------------- the process
+
+
+def test_inspect_prints_tables_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "in.onnx"
+    onnx.save(attention(), path)
+    assert ask("inspect", path) == 0
+    text = capsys.readouterr().out
+    assert "heads" in text
+    assert "Ceiling" in text
+    assert ask("inspect", path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    kinds = {g["kind"]: g for g in found["groups"] if not g["alternative"]}
+    assert kinds["heads"]["units"] == 4
+    assert 0 < found["left"]["floor"]["parameters"] < found["left"]["half"]["parameters"] < 1
+    assert ask("inspect") == 2
+    assert "--ops" in capsys.readouterr().err
+
+
+def test_inspect_ops_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("inspect", "--ops", "--json") == 0
+    found = {line["op"]: line for line in json.loads(capsys.readouterr().out)}
+    assert found["Conv"]["kind"] == "dynamic"
+    assert found["NonZero"]["kind"] != "row"
+
+
+def test_unknown_op_is_frozen_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    b = Builder()
+    x = b.op("Relu", [b.conv("x", "conv1", 3, 8)], "relu")
+    b.nodes.append(helper.make_node("Mystery", [x], ["z"], name="mystery", domain="my.domain"))
+    model = b.model({"x": [1, 3, 8, 8]}, "z", domain="my.domain")
+    model.graph.value_info.append(helper.make_tensor_value_info("z", FLOAT, [1, 8, 8, 8]))
+    onnx.save(model, tmp_path / "in.onnx")
+    assert ask("inspect", tmp_path / "in.onnx", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["without_row"][0]["op"] == "my.domain::Mystery"
+    assert found["groups"] == []
+
+
+def process(*args: object, **more: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "onnxprune", *(str(a) for a in args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from onnxprune.cli import main\n"
+        "try: main(['prune', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'onnx', 'numpy', 'onnxruntime', 'networkx', 'rich', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exit codes:" in done.stdout
+    assert process("--version").stdout == "onnxprune 0.1.0\n"
+
+
+def test_pruning_does_not_load_what_it_does_not_need(model: Path, tmp_path: Path) -> None:
+    args = ["prune", str(model), str(tmp_path / "out.onnx"), "--ratio", "0.5", "--align", "none"]
+    code = (
+        f"import sys; from onnxprune.cli import main; code = main({args!r})\n"
+        "heavy = {'rich', 'scipy', 'onnx.reference', 'onnx_graphsurgeon', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    onnx.save(attention(), tmp_path / "in.onnx")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "onnxprune", "inspect", str(tmp_path / "in.onnx"), "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_unexpected_errors_ask_for_a_report(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr("onnxprune.pipeline.prune", fail)
+    assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 1
+    text = capsys.readouterr().err
+    assert "please report it" in text
+    assert "Traceback" not in text
+    assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5, "-v") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxprune.pipeline.prune", stop)
+    assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_run_passes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one.onnx", tmp_path / "two.onnx"
+    assert ask("run", model, one, "--passes", "prune{ratio=0.5 align=none}") == 0
+    assert ask("prune", model, two, "--ratio", 0.5, "--align", "none") == 0
+    assert one.read_bytes() == two.read_bytes()
+    assert ask("run", model, model, "--passes", "prune{ratio=0.5}") == 7
+    assert ask("run", model, one, "--passes", "prune{ratio=0.5") == 2
+    assert "at character" in capsys.readouterr().err

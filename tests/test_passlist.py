@@ -1,0 +1,59 @@
+import pytest
+from small_models import chain
+
+from onnxprune import passlist
+from onnxprune.errors import UsageError
+from onnxprune.model import Model
+from onnxprune.passlist import Step, parse
+
+
+def test_text_is_read() -> None:
+    assert parse("a") == [Step("a")]
+    assert parse(" a , b{x=1,y=two} ,c{}") == [Step("a"), Step("b", {"x": "1", "y": "two"}), Step("c")]
+    assert parse('b{x="one, two" allow-inexact=true}') == [
+        Step("b", {"x": "one, two", "allow_inexact": "true"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the name of a pass at character 1"),
+        ("a,", "the name of a pass at character 3"),
+        ("a b", "',' at character 3"),
+        ("a{x}", "'=' at character 4"),
+        ("a{x=}", "a value of 'x' at character 5"),
+        ("a{x=1", "an option or '}' at character 6"),
+        ("a{x=1 x=2}", "gives 'x' of 'a' twice"),
+    ],
+)
+def test_text_that_cannot_be_read_says_where(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("proon{ratio=0.5}", "There is no 'proon' in passes; known are: "),
+        ("prune{rtio=0.5}", "has no option 'rtio'"),
+        ("prune{rtio=0.5}", "Did you mean 'ratio'?"),
+        ("prune{ratio=half}", "must be float; got 'half'"),
+        ("prune{ratio=0.5 verify=perhaps}", "must be bool; got 'perhaps'"),
+        ("prune", "needs 'ratio', as in prune{ratio=...}"),
+    ],
+)
+def test_unknown_names_and_values_are_refused_before_anything_runs(text: str, words: str) -> None:
+    ran = []
+    with pytest.raises(UsageError) as caught:
+        passlist.apply(Model.load(chain()), parse(f"prune{{ratio=0}},{text}"), ran.append)
+    assert words in str(caught.value)
+    assert not ran
+
+
+def test_values_get_the_types_of_the_annotations() -> None:
+    step = Step("prune", {"ratio": "0.25", "align": "8", "ignore": "a|b", "verify": "no", "seed": "3"})
+    _, options = passlist._bind(step)
+    assert options == {"ratio": 0.25, "align": 8, "ignore": ("a", "b"), "verify": False, "seed": 3}
+    assert passlist._bind(Step("prune", {"ratio": "0.25", "align": "auto"}))[1]["align"] == "auto"
