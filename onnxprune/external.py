@@ -126,8 +126,13 @@ class Folder:
                 "model's folder; a link may lead to the folder of the model's own real path (as in the "
                 "Hugging Face cache) but to no other, so copy the file beside the model."
             )
-        if not real.is_file():
-            problem = "isn't a file" if real.exists() else "doesn't exist"
+        try:
+            problem = "" if real.is_file() else "isn't a file" if real.exists() else "doesn't exist"
+        except OSError as error:
+            raise ModelError(
+                f"The external data of {what} at {location[:80]!r} can't be read: {error.strerror or error}."
+            ) from error
+        if problem:
             raise ModelError(
                 f"The external data of {what} should be at {str(self.path / location)!r}, which "
                 f"{problem}; put it there, beside the model."

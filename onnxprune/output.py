@@ -132,8 +132,8 @@ def save(store: Store, job: Job) -> str:
     OutputError
         If the output would overwrite the input, or can't be written; nothing is left behind then.
     """
-    _refuse(store, job)
     try:
+        _refuse(store, job)
         if job.pristine is not None and job.threshold is None:
             copies = _copies(store, job)
             if copies is not None:

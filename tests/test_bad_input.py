@@ -1,13 +1,17 @@
 """Bad input: one clear sentence, its exit code, the input untouched, no output left."""
 
 import hashlib
+import re
 import stat
 import time
 from pathlib import Path
 
+import onnx
 import pytest
-from attacks import ATTACKS, Attack
+import small_models
+from attacks import ATTACKS, Attack, chain
 
+from onnxprune.cli import main
 from onnxprune.errors import ModelError
 from onnxprune.model import Model
 
@@ -52,6 +56,71 @@ def test_refused_in_one_sentence(attack: Attack, folder: Path) -> None:
     assert fingerprint(folder.parent) == before
 
 
+@every_attack
+def test_refused_on_the_command_line(
+    attack: Attack, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = attack.make(folder)
+    before = fingerprint(folder.parent)
+    assert main(["prune", str(path), str(folder / "out.onnx"), "--ratio", "0.5"]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1
+    assert re.search(attack.says, said.err)
+    assert fingerprint(folder.parent) == before
+
+
 def test_every_kind_of_attack_is_there() -> None:
     assert len(ATTACKS) > 60
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+
+
+def _path(folder: Path, model: onnx.ModelProto) -> str:
+    onnx.save(model, folder / "model.onnx")
+    return str(folder / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--ratio", "1.5"], 2, r"--ratio must be at least 0 and below 1, .*; got 1\.5"),
+        (["--ratio", "1"], 2, "--ratio must be at least 0 and below 1"),
+        (["--ratio", "-0.1"], 2, "--ratio must be at least 0 and below 1"),
+        (["--ratio", "nan"], 2, "--ratio must be at least 0 and below 1"),
+        (["--ignore", "nowhere"], 2, "--ignore 'nowhere' matches no group, weight or node"),
+        (["--only", "nowhere"], 2, "--only 'nowhere' matches no group, weight or node"),
+        (["--ignore", "("], 2, r"--ignore '\(' isn't a regular expression"),
+        (["--input-shape", "x:1,2,3"], 2, "--input-shape x:1,2,3 contradicts the model, whose input 'x' has"),
+        (["--input-shape", "q:1,2,3"], 2, "--input-shape names 'q', which isn't an input of the model"),
+        (["--criterion", "magic"], 2, "There is no 'magic' in criteria; known are: "),
+        (["--ignore", ".*"], 4, "Nothing in the model can be pruned"),
+    ],
+)
+def test_wrong_options(
+    options: list[str], code: int, says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _path(folder, small_models.chain())
+    before = fingerprint(folder)
+    arguments = ["prune", path, str(folder / "out.onnx"), *options]
+    found = main(arguments if "--ratio" in options else [*arguments, "--ratio", "0.5"])
+    said = capsys.readouterr()
+    assert re.search(says, said.err)
+    assert len(said.err.strip().splitlines()) == 1
+    assert found == code
+    assert fingerprint(folder) == before
+
+
+def test_nothing_prunable(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _path(folder, chain())
+    before = fingerprint(folder)
+    assert main(["prune", path, str(folder / "out.onnx"), "--ratio", "0.5"]) == 4
+    assert "Nothing in the model can be pruned" in capsys.readouterr().err
+    assert fingerprint(folder) == before
+
+
+def test_output_is_the_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _path(folder, small_models.chain())
+    before = fingerprint(folder)
+    assert main(["prune", path, path, "--ratio", "0.5"]) == 7
+    assert "is the input itself; give another name, or --in-place to replace it." in capsys.readouterr().err
+    assert fingerprint(folder) == before

@@ -88,6 +88,11 @@ def data_is_a_pipe(folder: Path) -> Path:
     return _with(folder, external(location="pipe"))
 
 
+@attack("can't be read: File name too long")
+def long_location(folder: Path) -> Path:
+    return _with(folder, external(location="w" * 5000))
+
+
 @attack("no location is given")
 def no_location(folder: Path) -> Path:
     return _with(folder, external(offset=0))

@@ -1,0 +1,133 @@
+"""External data behind links that are fine, and in subgraphs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from attacks import chain, external
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.model import Model
+
+SIZE = 32 * 32 * 4
+W = np.arange(1024, dtype=np.float32).reshape(32, 32)
+V = W[::-1].copy()
+
+
+def two_layers(folder: Path, location: str = "model.onnx.data") -> Path:
+    """x -> MatMul w -> MatMul v -> y with both weights in one data file, between them a gap."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "v"], ["y"])]
+    weights = [
+        external("w", location=location, offset=0, length=SIZE),
+        external("v", location=location, offset=8192, length=SIZE),
+    ]
+    folder.mkdir(exist_ok=True)
+    (folder / location).parent.mkdir(exist_ok=True)
+    (folder / location).write_bytes(W.tobytes().ljust(8192, b"\0") + V.tobytes())
+    onnx.save(chain(nodes, weights), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def embedded(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    onnx.save(chain(), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def halve(model: Model) -> Model:
+    """Cut the width between the layers."""
+    fork = model.fork()
+    fork.take("w", {1: range(16)})
+    if "v" in fork:
+        fork.take("v", {0: range(16)})
+    return fork
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def loads_halved(path: Path) -> None:
+    """The file is what `halve` made, for our reader, onnx's and onnxruntime's."""
+    import onnxruntime
+
+    model, loaded = Model.load(path), onnx.load(path)
+    w, v = (numpy_helper.to_array(tensor) for tensor in loaded.graph.initializer)
+    assert np.array_equal(w, W[:, :16])
+    assert np.array_equal(v, V[:16])
+    assert np.array_equal(model.weight("w"), w)
+    x = np.ones((1, 32), np.float32)
+    (y,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    assert np.allclose(y, x @ w @ v, rtol=1e-5)
+
+
+# ------------------------------------------------------------------ links that are fine
+
+
+def hugging_face_cache(folder: Path) -> Path:
+    """snapshots/<revision>/* are symlinks to blobs/<digest>."""
+    blobs, snapshot = folder / "blobs", folder / "snapshots" / "abc"
+    for path in (blobs, snapshot):
+        path.mkdir(parents=True)
+    source = two_layers(folder / "made")
+    for name, blob in (("model.onnx", "b0"), ("model.onnx.data", "b1")):
+        (source.parent / name).rename(blobs / blob)
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    return snapshot / "model.onnx"
+
+
+def linked_inside(folder: Path) -> Path:
+    source = two_layers(folder, "link.bin")
+    (folder / "link.bin").rename(folder / "real.bin")
+    (folder / "link.bin").symlink_to("real.bin")
+    return source
+
+
+def hard_linked(folder: Path) -> Path:
+    source = two_layers(folder / "in")
+    os.link(folder / "in" / "model.onnx.data", folder / "other.bin")
+    return source
+
+
+@pytest.mark.parametrize("make", [hugging_face_cache, linked_inside, hard_linked])
+def test_links_that_are_fine(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    source = make(tmp_path / "cache") if make is not hard_linked else make(tmp_path)
+    before = contents(tmp_path)
+    halve(Model.load(source)).save(tmp_path / "out.onnx")
+    loads_halved(tmp_path / "out.onnx")
+    after = contents(tmp_path)
+    assert after | before == after
+
+
+def test_in_place_in_a_cache_spares_the_blobs(tmp_path: Path) -> None:
+    source = hugging_face_cache(tmp_path)
+    blobs = contents(tmp_path / "blobs")
+    halve(Model.load(source)).save(source, in_place=True)
+    assert contents(tmp_path / "blobs") == blobs
+    assert not source.is_symlink()
+    loads_halved(source)
+
+
+def test_subgraph_tensors_follow_their_data(tmp_path: Path) -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        weight = external(f"{name}_w", location="w.bin", offset=0, length=SIZE)
+        node = helper.make_node("MatMul", ["x", weight.name], [name])
+        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, 1, None)], [weight])
+
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("Cast", ["m"], ["c"], to=TensorProto.BOOL),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch("t"), else_branch=branch("e")),
+    ]
+    (tmp_path / "w.bin").write_bytes(W.tobytes())
+    onnx.save(chain(nodes, []), tmp_path / "model.onnx")
+    model = Model.load(tmp_path / "model.onnx")
+    model.proto.doc_string = "edited"
+    (tmp_path / "out").mkdir()
+    model.save(tmp_path / "out" / "model.onnx")
+    assert (tmp_path / "out" / "model.onnx.data").read_bytes() == W.tobytes()
+    again = Model.load(tmp_path / "out" / "model.onnx").to_proto()
+    assert again.graph.node[2].attribute[0].g.initializer[0].raw_data == W.tobytes()

@@ -1,0 +1,57 @@
+"""Leaves are found by name, without importing the others."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnxprune.errors import UsageError
+from onnxprune.registry import load, names
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    folder = tmp_path / "leaves_of_test"
+    folder.mkdir()
+    for name in ("__init__", "first_one", "second", "_private"):
+        (folder / f"{name}.py").write_text(f"NAME = {name!r}\n")
+    (folder / "broken.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [m for m in sys.modules if m.startswith("leaves_of_test")]:
+        del sys.modules[module]
+    return "leaves_of_test"
+
+
+def test_names_are_sorted_and_nothing_is_imported(package: str) -> None:
+    assert names(package) == ["broken", "first_one", "second"]
+    assert f"{package}.second" not in sys.modules
+
+
+def test_load_imports_one_leaf(package: str) -> None:
+    assert load(package, "second").NAME == "second"
+    assert load(package, "first-one").NAME == "first_one"
+    assert f"{package}.broken" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "secnd",
+            r"^There is no 'secnd' in leaves_of_test; known are: .*, second\. Did you mean 'second'\?$",
+        ),
+        ("zzz", r"^There is no 'zzz' in leaves_of_test; known are: broken, first_one, second\.$"),
+        ("_private", "There is no '_private'"),
+        ("../second", r"There is no '\.\./second'"),
+    ],
+)
+def test_unknown_names(package: str, name: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        load(package, name)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["no_such_package_at_all", "no.such.package", "json.decoder"])
+def test_no_such_package(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^There is no package {name!r} to look for names in"):
+        names(name)
