@@ -281,18 +281,20 @@ def _write(store: Store, job: Job) -> str:
     name = _data_name(store, job)
     layout = _layout(outside, name)
     _, pieces = joined(proto.SerializeToString(deterministic=True), store.payloads)
+    old = _old_data(store, job, name)
     with _Files() as files:
         if layout:
             _emit_data(files.create(job.path.parent / name), layout)
         digest = _emit(files.create(job.path), pieces)
         files.commit()
-    if job.source is not None and job.in_place and _same(job.path, job.path.parent / job.source.name):
-        _remove_old_data(store, job, name)
+    for path in old:
+        path.unlink(missing_ok=True)
     return digest
 
 
-def _remove_old_data(store: Store, job: Job, name: str) -> None:
+def _old_data(store: Store, job: Job, name: str) -> list[Path]:
+    """The data files named after the input, which nothing needs once that is replaced."""
+    if job.source is None or job.path.absolute() != job.source.absolute() or job.path.stat().st_nlink > 1:
+        return []
     mine = re.compile(re.escape(job.path.name) + r"(\.[0-9]+)?\.data")
-    for location in _sources(store):
-        if location != name and mine.fullmatch(location):
-            (job.path.parent / location).unlink(missing_ok=True)
+    return [job.path.parent / x for x in _sources(store) if x != name and mine.fullmatch(x)]

@@ -273,6 +273,22 @@ def test_in_place_keeps_data_that_may_be_shared(tmp_path: Path) -> None:
     loads_halved(source)
 
 
+def test_in_place_keeps_data_that_a_hard_link_of_the_model_needs(tmp_path: Path) -> None:
+    source = two_layers(tmp_path)
+    os.link(source, tmp_path / "other.onnx")
+    halve(Model.load(source)).save(source, in_place=True)
+    loads_halved(source)
+    assert np.array_equal(Model.load(tmp_path / "other.onnx").weight("v"), V)
+
+
+def test_in_place_through_a_link_keeps_the_data_of_the_real_model(tmp_path: Path) -> None:
+    source = two_layers(tmp_path, "link.onnx.data")
+    (tmp_path / "link.onnx").symlink_to("model.onnx")
+    halve(Model.load(source)).save(tmp_path / "link.onnx", in_place=True)
+    loads_halved(tmp_path / "link.onnx")
+    assert np.array_equal(Model.load(source).weight("v"), V)
+
+
 # ------------------------------------------------------------------ interrupted
 
 
