@@ -6,12 +6,12 @@ Left of the Plan everything only reads; right of it everything needs only the mo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from onnxprune.plan import Plan
 from onnxprune.protowalk import tensors
 from onnxprune.report import Report, Size, copies_of, count_macs, count_parameters, cuts_of
 from onnxprune.rewrite import Rewritten, rewrite
+from onnxprune.staging import LARGE, Staging
 
 if TYPE_CHECKING:
     from onnxprune.verify import Verification
@@ -97,7 +98,7 @@ class Job:
         job._hash.start()
         return job
 
-    @contextmanager
+    @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage, and tell of it."""
         if self.progress:
@@ -137,6 +138,8 @@ def refuse_overwrite(model: Model, output: Path | None, in_place: bool) -> None:
         raise OutputError(
             f"The output {str(output)!r} is the input itself; give another name, or --in-place to replace it."
         )
+    if any(_same(output, path) for path in data_files(model)):
+        raise OutputError(f"The output {str(output)!r} is the input's external data; give another name.")
     if output.is_dir():
         raise OutputError(f"The output {str(output)!r} is a folder; give the name of a file.")
     if not output.absolute().parent.is_dir():
@@ -151,9 +154,18 @@ def size_in_bytes(model: Model) -> int:
     """
     if model.path is None:
         return len(model.serialize())
-    folder = model.path.parent
+    return model.path.stat().st_size + sum(path.stat().st_size for path in data_files(model))
+
+
+def data_files(model: Model) -> list[Path]:
+    """Return the files that hold a model's external data."""
+    folder = Path() if model.path is None else model.path.parent
     found = {parse(tensor, place).path for place, tensor in tensors(model.proto) if is_external(tensor)}
-    return model.path.stat().st_size + sum((folder / name).stat().st_size for name in found)
+    return [folder / name for name in sorted(found)]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def prune(job: Job, output: Path | None) -> Result:
@@ -257,15 +269,33 @@ def _carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, out
     def prove(rewritten: Rewritten, dead: Dead) -> Verification | None:
         if not job.options.verify:
             return None
+        pruned: Model | Path = rewritten.model
+        if staging is not None:
+            with job.stage("save"):
+                pruned = staging.write(rewritten.model)
         with job.stage("verify"):
-            return _prove(job, analysis, dead, rewritten.model)
+            return _prove(job, analysis, dead, pruned)
 
-    carried = carry(analysis, decision.removed, cut, prove)
-    if carried.put_back:
-        decision = Decision(decision.groups, carried.removed, decision.align)
-        plan = plan_of(job.sha256(), job.options, analysis, decision)
-    report = _report(job, analysis, decision, carried)
-    return _save(job, Result(carried.rewritten.model, plan, report, output))
+    with contextlib.ExitStack() as stack:
+        staging = _staging(job, output)
+        if staging is not None:
+            stack.enter_context(staging)
+        carried = carry(analysis, decision.removed, cut, prove)
+        if carried.put_back:
+            decision = Decision(decision.groups, carried.removed, decision.align)
+            plan = plan_of(job.sha256(), job.options, analysis, decision)
+        report = _report(job, analysis, decision, carried)
+        return _save(job, Result(carried.rewritten.model, plan, report, output), staging)
+
+
+def _staging(job: Job, output: Path | None) -> Staging | None:
+    """Return a place for a result that is verified as a file; None where it is verified in memory."""
+    options = job.options
+    if output is None or not options.verify or options.in_place:
+        return None
+    taken = any(_same(output.with_name(f"{output.name}.data"), path) for path in data_files(job.model))
+    large = sum(job.model.info(name).nbytes for name in job.model.names()) >= LARGE
+    return Staging(output, options.external_data_threshold) if large and not taken else None
 
 
 def _report(
@@ -306,18 +336,20 @@ def _group_line(group: Group, decision: Decision) -> dict[str, Any]:
     }
 
 
-def _save(job: Job, result: Result) -> Result:
+def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
     """Write the result, and fill in the report what is known at the end: bytes, hashes, seconds."""
     report, options, output = result.report, job.options, result.path
-    report.before = dataclasses.replace(
-        report.before, bytes=size_in_bytes(job.model)
-    )  # before it may be replaced
+    before = size_in_bytes(job.model)  # while it is still there
+    report.before = dataclasses.replace(report.before, bytes=before)
     report.sha256["input"] = job.sha256()
     if output is not None:
         with job.stage("save"):
-            report.sha256["output"] = result.pruned.save(
-                output, in_place=options.in_place, external_threshold=options.external_data_threshold
-            )
+            if staging is not None and staging.model is result.pruned:
+                report.sha256["output"] = staging.commit()
+            else:
+                report.sha256["output"] = result.pruned.save(
+                    output, in_place=options.in_place, external_threshold=options.external_data_threshold
+                )
     after = size_in_bytes(result.pruned if output is None else Model.load(output))
     report.after = dataclasses.replace(report.after, bytes=after)
     report.options, report.seed, report.seconds = options.to_json(), options.seed, job.seconds

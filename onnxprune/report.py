@@ -19,9 +19,10 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.belongings import _FLOATS, _QUANTISED
 from onnxprune.coupling import Coupling
 from onnxprune.errors import OutputError
-from onnxprune.groups import _FLOATS, _QUANTISED, Frozen
+from onnxprune.groups import Frozen
 from onnxprune.model import Model
 from onnxprune.rewrite import Kept, WeightCut
 
