@@ -1,0 +1,56 @@
+"""Streamed moments against the definition."""
+
+import numpy as np
+import pytest
+
+from onnxprune.calibrate.moments import Moments
+from onnxprune.errors import CalibrationError
+
+
+def test_blocks_agree_with_the_definition(monkeypatch):
+    monkeypatch.setattr("onnxprune.calibrate.moments.BLOCK", 37)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + 3
+    found = Moments.empty(6)
+    for part in np.array_split(rows, 7):
+        found.add(part)
+    assert found.n == 500
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.cov, np.cov(rows.T, bias=True), rtol=1e-12, atol=1e-12)
+
+
+def test_a_large_mean_costs_no_digits_in_float32():
+    rng = np.random.default_rng(1)
+    rows = (1000 + 0.1 * rng.standard_normal((20000, 3))).astype(np.float32)
+    found = Moments.empty(3)
+    found.add(rows)
+    exact = np.cov(rows.astype(np.float64).T, bias=True)
+    np.testing.assert_allclose(found.cov, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_shards_in_a_fixed_order_give_the_same_bits(tmp_path):
+    rows = np.random.default_rng(2).standard_normal((300, 4)).astype(np.float32)
+    one, two = Moments.empty(4), Moments.empty(4)
+    one.add(rows[:100])
+    two.add(rows[100:])
+    two.save(tmp_path / "two.npz")
+
+    def total():
+        whole = one.copy()
+        whole.merge(Moments.load(tmp_path / "two.npz"))
+        return whole
+
+    a, b = total(), total()
+    assert a.gram.tobytes() == b.gram.tobytes()
+    assert a.n == 300
+    np.testing.assert_allclose(a.cov, np.cov(rows.T, bias=True), rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_not_finite_or_no_moments_is_refused(tmp_path):
+    with pytest.raises(CalibrationError, match="NaN or infinity"):
+        Moments.empty(2).add(np.array([[1.0, np.nan]]))
+    np.savez(tmp_path / "x.npz", a=1)
+    with pytest.raises(CalibrationError, match="no saved moments"):
+        Moments.load(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match="width 3"):
+        Moments.empty(2).merge(Moments.empty(3))
