@@ -65,7 +65,15 @@ def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
     if not groups:
         raise NothingToPrune(_nothing(analysis, options))
     align = _step(options.align)
-    removed = _choose(groups, _scores(model, groups, options), options, align)
+    budget = registry.load("onnxprune.budgets", "ratio")
+    removed = budget.choose(
+        groups,
+        _scores(model, groups, options),
+        ratio=options.ratio,
+        align=align,
+        scope=options.scope,
+        cap=options.cap,
+    )
     if not removed:
         raise NothingToPrune(
             f"No group can lose a unit at --ratio {options.ratio:g} on multiples of {align}: the largest of "
@@ -97,7 +105,10 @@ def _nothing(analysis: Analysis, options: Options) -> str:
     found = reasons(analysis.grouping.frozen)
     text = "; ".join(f"{count} x {reason}" for reason, count in found[:4])
     if not text:
-        return "Nothing in the model can be pruned: it has no weight with more than one channel."
+        return (
+            "Nothing in the model can be pruned: outside of subgraphs (If, Loop, Scan) it has no weight with more than "
+            "one channel."
+        )
     more = " --allow-inexact opens the axes that are only averaged over." if "averag" in text else ""
     return f"Nothing in the model can be pruned; its axes are frozen ({text}).{more}"
 

@@ -120,7 +120,10 @@ class Job:
         """Trace and group the model."""
         with self.stage("analyse"):
             return analyse(
-                self.model, input_shapes=self.options.input_shapes, allow_inexact=self.options.allow_inexact
+                self.model,
+                input_shapes=self.options.input_shapes,
+                allow_inexact=self.options.allow_inexact,
+                keep_blocks=self.options.align != 1,
             )
 
 

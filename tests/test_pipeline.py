@@ -223,7 +223,7 @@ def test_given_inputs_that_do_not_fit(inputs: object, words: str) -> None:
 def test_nothing_to_prune() -> None:
     b = Builder()
     model = b.model({"x": [2, 3]}, b.op("Relu", ["x"], "relu"))
-    with pytest.raises(NothingToPrune, match="no weight with more than one channel"):
+    with pytest.raises(NothingToPrune, match="no weight with more than"):
         onnxprune.prune(model, ratio=0.5)
     assert onnxprune.prune(model, ratio=0).model == model
 
