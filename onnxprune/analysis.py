@@ -119,7 +119,9 @@ def _couple(
 ) -> Coupling:
     """Couple the graph; where inference leaves shapes open, take them from one run of the model."""
     coupling = couple(tracer, nodes, inputs, outputs)
-    unknown = [n for a in coupling.nodes for n in a.node.outputs if n and tracer.types.get(n, (0, None))[1] is None]
+    unknown = [
+        n for a in coupling.nodes for n in a.node.outputs if n and tracer.types.get(n, (0, None))[1] is None
+    ]
     if not unknown:
         return coupling
     from onnxprune.runtime import probe_types
@@ -133,8 +135,13 @@ def _couple(
     return coupling
 
 
-def _tracer(model: Model, weights: Mapping[str, Weight], inputs: Mapping[str, Shape], hints: Mapping[str, Typed]) -> Tracer:
-    opsets = {o.domain.replace("ai.onnx", "") if o.domain == "ai.onnx" else o.domain: o.version for o in model.proto.opset_import}
+def _tracer(
+    model: Model, weights: Mapping[str, Weight], inputs: Mapping[str, Shape], hints: Mapping[str, Typed]
+) -> Tracer:
+    opsets = {
+        o.domain.replace("ai.onnx", "") if o.domain == "ai.onnx" else o.domain: o.version
+        for o in model.proto.opset_import
+    }
     types: dict[str, Typed] = {}
     for value in binding.real_inputs(model.proto.graph):
         if value.name in inputs and value.type.HasField("tensor_type"):

@@ -20,7 +20,16 @@ _GUESSES = (
     (2, 64, 12), (1, 64, 12), (2, 224, 16), (1, 224, 16), (1, 256, 64), (1, 192, 128), (1, 640, 256), (1, 16000, 100), (1, 1, 1),
 )  # fmt: skip
 #: A second binding, to tell sizes that follow the input from those that don't.
-_OTHERS = ((3, 96, 20), (3, 128, 24), (2, 448, 32), (1, 96, 20), (1, 128, 24), (1, 320, 24), (3, 64, 12), (2, 64, 12))
+_OTHERS = (
+    (3, 96, 20),
+    (3, 128, 24),
+    (2, 448, 32),
+    (1, 96, 20),
+    (1, 128, 24),
+    (1, 320, 24),
+    (3, 64, 12),
+    (2, 64, 12),
+)
 
 
 def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -52,10 +61,13 @@ def check_given(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> None:
     inputs = {v.name: declared(v) for v in real_inputs(graph)}
     for name, shape in given.items():
         if name not in inputs:
-            raise UsageError(f"--input-shape names '{name}', which isn't an input of the model; its inputs are {', '.join(inputs)}.")
+            raise UsageError(
+                f"--input-shape names '{name}', which isn't an input of the model; its inputs are {', '.join(inputs)}."
+            )
         axes = inputs[name]
         fits = axes is None or (
-            len(axes) == len(shape) and all(isinstance(a, str) or a == s for a, s in zip(axes, shape, strict=True))
+            len(axes) == len(shape)
+            and all(isinstance(a, str) or a == s for a, s in zip(axes, shape, strict=True))
         )
         if not fits or any(s < 1 for s in shape):
             text = ",".join(map(str, axes or ()))
@@ -65,7 +77,9 @@ def check_given(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> None:
             )
 
 
-def bindings(graph: onnx.GraphProto, given: Mapping[str, Shape], *, other: bool = False) -> Iterator[dict[str, Shape]]:
+def bindings(
+    graph: onnx.GraphProto, given: Mapping[str, Shape], *, other: bool = False
+) -> Iterator[dict[str, Shape]]:
     """Yield shapes for all inputs, the likeliest first; one only where no axis is dynamic.
 
     Parameters
@@ -118,7 +132,9 @@ def _shape(axes: tuple[int | str, ...] | None, sizes: dict[str, int], guess: tup
         if axis not in sizes:
             total = _sum(axis, sizes)
             first = _BATCH.search(axis) or (n == 0 and len(axes or ()) > 1)
-            sizes[axis] = total if total is not None else batch if first else large if len(axes or ()) >= 4 else small
+            sizes[axis] = (
+                total if total is not None else batch if first else large if len(axes or ()) >= 4 else small
+            )
         found.append(sizes[axis])
     return tuple(found)
 

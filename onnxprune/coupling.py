@@ -166,7 +166,10 @@ class _Builder:
 
     def finish(self, applied: Applied, covered: int) -> None:
         node = applied.node
+        roles = applied.row.roles if applied.row is not None else ()
         for slot in range(covered, len(applied.ins)):
+            if slot < len(roles) and roles[slot] == "unread":
+                continue
             self.lock_all(applied.ins[slot], f"a parameter of {_title(node)}")
         for name, dims in zip(node.outputs, applied.outs, strict=False):
             if name and dims is not None:
@@ -192,7 +195,13 @@ class _Row:
     """The letters of one row, bound to dims."""
 
     def __init__(self, space: Space, applied: Applied, row: Row, fitted: Fit) -> None:
-        self.space, self.applied, self.row, self.fitted, self.sizes = space, applied, row, fitted, fitted.sizes
+        self.space, self.applied, self.row, self.fitted, self.sizes = (
+            space,
+            applied,
+            row,
+            fitted,
+            fitted.sizes,
+        )
         self.letters = applied.letters
         self.composites: dict[Axis, int] = {}
 
@@ -212,7 +221,9 @@ class _Row:
             else:
                 applied.outs.append(tuple(self.dim(a, n) for a, n in zip(axes, shape, strict=True)))
         for letter, index in row.pinned.items():
-            self.space.lock(self.letters[letter], f"picked by {_title(applied.node)}", index=np.asarray(index, np.int64))
+            self.space.lock(
+                self.letters[letter], f"picked by {_title(applied.node)}", index=np.asarray(index, np.int64)
+            )
         self.close()
 
     def close(self) -> None:
@@ -222,7 +233,9 @@ class _Row:
                 why = self.row.why.get(name) or self.row.why.get(name.partition(".")[0]) or _LOCKED[lock]
                 self.space.lock(self.letters[name], f"{why} ({_title(self.applied.node)})", soft=lock == "~")
         self.applied.contracted = facts.contracted
-        self.applied.macs = tuple(tuple(self.letters[n] for n in names if n in self.letters) for names in facts.macs)
+        self.applied.macs = tuple(
+            tuple(self.letters[n] for n in names if n in self.letters) for names in facts.macs
+        )
 
     def bind(self, axis: Axis, dim: int) -> None:
         """Say that an operand's axis is this dim."""

@@ -10,17 +10,17 @@ would leave more parameters.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.coupling import Coupling, Instance, uses_of
-from onnxprune.group_types import Extent, Group, Indices, Member
+from onnxprune.belongings import Kinds, Weights, extents_of, macs_of, members_of, open_roots
+from onnxprune.coupling import Coupling
+from onnxprune.group_types import Group, Indices
 from onnxprune.space import Solution, Space, solve
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 #: An outer family with fewer units than this on some axis is too coarse to follow a ratio.
 COARSE = 4
-
-_FLOATS = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
-_QUANTISED = frozenset({2, 3, 21, 22})
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,44 @@ class Grouping:
         ValueError
             If the set isn't closed under all relations, or an axis would lose all of its elements.
         """
+        space, masks = self.coupling.space, self._masks(removed)
+        for root, mask in masks.items():
+            if mask.all():
+                raise ValueError(f"all {space.sizes[root]} elements of an axis would go")
+        check_closed(space, masks)
+        return masks
+
+    def spare(
+        self, removed: Mapping[str, Indices], scores: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, Indices]:
+        """Put units back, the most important first, until no axis would lose all of its elements.
+
+        Axes that several groups share may be emptied by cuts that are sound one by one.
+        """
+        found = {name: np.asarray(units, np.int64) for name, units in removed.items()}
+        while True:
+            empty = [root for root, mask in self._masks(found).items() if mask.all()]
+            if not empty:
+                return found
+            for root in empty:
+                self._put_back(found, scores, root)
+
+    def _put_back(
+        self, removed: dict[str, Indices], scores: Mapping[str, NDArray[np.float64]], root: int
+    ) -> None:
+        best: tuple[float, str, int] | None = None
+        for family in self.families:
+            on_axis = set(family.solution.units_of(root, self.coupling.space.sizes[root]).tolist())
+            for name, units in removed.items():
+                numbers = family.numbers.get(name)
+                for unit in units if numbers is not None else ():
+                    if numbers is not None and int(numbers[unit]) in on_axis:
+                        found = (float(scores[name][unit]), name, int(unit))
+                        best = found if best is None or found > best else best
+        assert best is not None, "an axis is emptied by no unit"
+        removed[best[1]] = removed[best[1]][removed[best[1]] != best[2]]
+
+    def _masks(self, removed: Mapping[str, Iterable[int]]) -> dict[int, NDArray[np.bool_]]:
         space = self.coupling.space
         masks: dict[int, NDArray[np.bool_]] = {}
         for family in self.families:
@@ -92,10 +127,6 @@ class Grouping:
                 mask = gone[family.solution.units_of(root, space.sizes[root])]
                 if mask.any():
                     masks[root] = masks[root] | mask if root in masks else mask
-        for root, mask in masks.items():
-            if mask.all():
-                raise ValueError(f"all {space.sizes[root]} elements of an axis would go")
-        check_closed(space, masks)
         return masks
 
 
@@ -116,7 +147,7 @@ def group(
         kernels that work on whole blocks of channels stay fast.
     """
     space = coupling.space
-    weights = _Weights(coupling, elements)
+    weights = Weights(coupling, elements)
     outer = solve(space, allow_inexact=allow_inexact)
     component = _components(coupling, outer)
     families = [_family(weights, outer, component, {})]
@@ -157,7 +188,9 @@ def _components(coupling: Coupling, solution: Solution) -> dict[int, int]:
     return {dim: number for number, part in enumerate(nx.connected_components(net)) for dim in part}
 
 
-def _too_coarse(space: Space, component: Mapping[int, int], number: int, outer: Solution, inner: Solution) -> bool:
+def _too_coarse(
+    space: Space, component: Mapping[int, int], number: int, outer: Solution, inner: Solution
+) -> bool:
     wholes = [space.find(space.products[n].whole) for n in outer.ambiguous]
     wholes = [w for w in wholes if component[w] == number]
 
@@ -168,7 +201,7 @@ def _too_coarse(space: Space, component: Mapping[int, int], number: int, outer: 
     return fewest(outer) < COARSE and fewest(inner) > fewest(outer)
 
 
-def _left_at_half(weights: _Weights, family: Family, component: Mapping[int, int]) -> dict[int, float]:
+def _left_at_half(weights: Weights, family: Family, component: Mapping[int, int]) -> dict[int, float]:
     """Parameters left in the weights that each component touches when half of the units of every group go."""
     space, solution = weights.coupling.space, family.solution
     gone = np.zeros(solution.inexact.size + 1, bool)
@@ -184,74 +217,27 @@ def _left_at_half(weights: _Weights, family: Family, component: Mapping[int, int
     return total
 
 
-class _Weights:
-    """What is known of the weights: parameters, roles, and which of their axes are contracted."""
-
-    def __init__(self, coupling: Coupling, elements: Mapping[str, int]) -> None:
-        self.coupling = coupling
-        self.uses = uses_of(coupling)
-        self._facts: dict[tuple[int, int], tuple[str, bool, bool]] = {}
-        kinds = _FLOATS | _QUANTISED
-        self.instances = [i for i in coupling.instances if i.dims and elements.get(i.tensor, 0) in kinds and (i.uses or i.outer)]
-        order = {id(i): min(i.uses, default=(1 << 60, 0)) for i in self.instances}
-        self.instances.sort(key=lambda i: order[id(i)])
-
-    def facts(self, instance: Instance, axis: int) -> tuple[str, bool, bool]:
-        """Role of a weight, whether this axis is summed over, and whether its op multiplies and accumulates."""
-        key = (id(instance), axis)
-        if key not in self._facts:
-            self._facts[key] = self._follow(instance, axis)
-        return self._facts[key]
-
-    def _follow(self, instance: Instance, axis: int) -> tuple[str, bool, bool]:
-        space, nodes = self.coupling.space, self.coupling.nodes
-        root = space.find(instance.dims[axis])
-        stack, seen = list(instance.uses), set(instance.uses)
-        role, contracted, dense = "", False, False
-        while stack:
-            number, slot = stack.pop(0)
-            applied = nodes[number]
-            if applied.row is None:
-                continue
-            node = applied.node
-            derived = all(n == "" or n in self.constants for n in node.inputs)
-            if derived:
-                following = [use for name in node.outputs for use in self.uses.get(name, ()) if use not in seen]
-                seen.update(following)
-                stack += following
-            else:
-                role = role or (applied.row.roles[slot] if slot < len(applied.row.roles) else "data")
-                dims = applied.ins[slot] or ()
-                contracted |= any(s == slot and space.find(dims[a]) == root for s, a in applied.contracted)
-                dense |= bool(applied.macs)
-        return role or "data", contracted, dense
-
-    @cached_property
-    def constants(self) -> set[str]:
-        """Names of tensors that depend on weights alone."""
-        found = {i.tensor for i in self.coupling.instances}
-        for applied in self.coupling.nodes:
-            node = applied.node
-            if node.inputs and all(n == "" or n in found for n in node.inputs):
-                found.update(node.outputs)
-        return found
-
-
-def _family(weights: _Weights, solution: Solution, component: Mapping[int, int], taken: dict[str, int]) -> Family:
+def _family(
+    weights: Weights, solution: Solution, component: Mapping[int, int], taken: dict[str, int]
+) -> Family:
     """Collect the units of a solution that own parameters into groups: same axes, same group."""
     space = weights.coupling.space
     units = solution.inexact.size
     owned = np.zeros(units, bool)
     for instance in weights.instances:
-        for root in _open(space, solution, instance.dims):
+        for root in open_roots(space, solution, instance.dims):
             number = solution.units_of(root, space.sizes[root])
             owned[number[number >= 0]] = True
+    for root, first in solution.start.items():  # a unit that is a whole axis can't go
+        unit = solution.unit[first : first + space.sizes[root]]
+        if unit[0] >= 0 and (unit == unit[0]).all():
+            owned[unit[0]] = False
     group_of, local, count = _by_signature(space, solution, owned)
-    members, names, params = _members(weights, solution, group_of, local, count)
-    extents = _extents(weights, solution, group_of, local, count)
-    macs = _macs(weights.coupling, solution, units)
+    members, names, params = members_of(weights, solution, group_of, local, count)
+    extents = extents_of(weights, solution, group_of, local, count)
+    macs = macs_of(weights.coupling, solution, units)
     parts = _component_of(solution, component, group_of, len(count))
-    kinds = _Kinds(weights.coupling, solution)
+    kinds = Kinds(weights.coupling, solution)
     groups, numbers = [], {}
     owners = np.flatnonzero(owned)
     for g, at in enumerate(_slots(group_of[owned], len(count))):
@@ -280,7 +266,9 @@ def _unique(name: str, taken: dict[str, int]) -> str:
     return found
 
 
-def _by_signature(space: Space, solution: Solution, owned: NDArray[np.bool_]) -> tuple[Indices, Indices, Indices]:
+def _by_signature(
+    space: Space, solution: Solution, owned: NDArray[np.bool_]
+) -> tuple[Indices, Indices, Indices]:
     """Number the groups; return the group of each unit (-1: none), its place in the group, and the groups' sizes."""
     rng = np.random.default_rng(0)
     signature = np.zeros(owned.size, np.uint64)
@@ -301,82 +289,9 @@ def _by_signature(space: Space, solution: Solution, owned: NDArray[np.bool_]) ->
     return group_of, local, count
 
 
-def _per_group(unit: Indices, group_of: Indices) -> Iterator[tuple[int, Indices]]:
-    """Yield each group on an axis with the positions that belong to it."""
-    if not group_of.size:
-        return
-    mine = np.where(unit >= 0, group_of[unit], -1)
-    if mine[0] >= 0 and (mine == mine[0]).all():  # nearly always: one group owns the whole axis
-        yield int(mine[0]), np.arange(mine.size)
-        return
-    present = np.unique(mine)
-    for g in present[present >= 0]:
-        yield int(g), np.flatnonzero(mine == g)
-
-
-def _members(
-    weights: _Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
-) -> tuple[list[list[Member]], list[str], NDArray[np.float64]]:
-    space = weights.coupling.space
-    members: list[list[Member]] = [[] for _ in count]
-    names = [""] * len(count)
-    params = np.zeros(group_of.size)
-    for instance in weights.instances:
-        shape = [space.sizes[d] for d in instance.dims]
-        for axis, dim in enumerate(instance.dims):
-            root = space.find(dim)
-            if root not in solution.start:
-                continue
-            unit = solution.units_of(root, shape[axis])
-            role, contracted, dense = weights.facts(instance, axis)
-            slice_size = prod(shape) // shape[axis]
-            for g, at in _per_group(unit, group_of):
-                members[g].append(Member(instance.tensor, axis, at, local[unit[at]], role, contracted))
-                np.add.at(params, unit[at], slice_size)
-                if not names[g] or (names[g].startswith("~") and dense):
-                    names[g] = f"{'' if dense else '~'}{instance.tensor}:{axis}"
-    return members, [n.removeprefix("~") for n in names], params
-
-
-def _extents(
-    weights: _Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
-) -> list[list[Extent]]:
-    """Axes of the weights of multiplying ops: those whose length a kernel cares about."""
-    space = weights.coupling.space
-    found: list[list[Extent]] = [[] for _ in count]
-    done: set[int] = set()
-    for instance in weights.instances:
-        if sum(space.sizes[d] > 1 for d in instance.dims) < 2:
-            continue
-        for axis, dim in enumerate(instance.dims):
-            root = space.find(dim)
-            if root in done or root not in solution.start or not weights.facts(instance, axis)[2]:
-                continue
-            done.add(root)
-            unit = solution.units_of(root, space.sizes[root])
-            for g, at in _per_group(unit, group_of):
-                per_unit = np.bincount(local[unit[at]], minlength=int(count[g])).astype(np.int64)
-                found[g].append(Extent(root, space.sizes[root], per_unit, f"{instance.tensor}:{axis}"))
-    return found
-
-
-def _macs(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.float64]:
-    space, found = coupling.space, np.zeros(units)
-    for applied in coupling.nodes:
-        for dims in applied.macs:
-            total = float(prod(space.sizes[d] for d in dims))
-            for root in _open(space, solution, dims):
-                unit = solution.units_of(root, space.sizes[root])
-                np.add.at(found, unit[unit >= 0], total / space.sizes[root])
-    return found
-
-
-def _open(space: Space, solution: Solution, dims: Iterable[int]) -> list[int]:
-    """Roots of those dims that aren't frozen as a whole."""
-    return [root for d in dims if (root := space.find(d)) in solution.start]
-
-
-def _component_of(solution: Solution, component: Mapping[int, int], group_of: Indices, count: int) -> list[int]:
+def _component_of(
+    solution: Solution, component: Mapping[int, int], group_of: Indices, count: int
+) -> list[int]:
     found = [-1] * count
     roots = sorted(solution.start.items(), key=lambda item: item[1])
     for n, (root, first) in enumerate(roots):
@@ -387,34 +302,7 @@ def _component_of(solution: Solution, component: Mapping[int, int], group_of: In
     return found
 
 
-class _Kinds:
-    """Names the kind of a unit by where its axes stand in contractions of two activations, and in grouped convolutions."""
-
-    def __init__(self, coupling: Coupling, solution: Solution) -> None:
-        self.kind = np.zeros(solution.inexact.size, np.int64)
-        space = coupling.space
-        for applied in coupling.nodes:
-            if applied.row is None or not applied.macs:
-                continue
-            letters = applied.letters
-            if "group" in applied.row.attrs:
-                self._mark(space, solution, [letters[applied.row.attrs["group"]]], 1)
-            elif len(applied.ins) >= 2 and not any(applied.node.constant[:2]) and applied.ins[0] and applied.ins[1]:
-                left, right = ({space.find(d) for d in dims or ()} for dims in applied.ins[:2])
-                out = {space.find(d) for d in applied.outs[0] or ()}
-                self._mark(space, solution, (left ^ right) | ((left & right) - out), 2)
-                self._mark(space, solution, left & right & out, 3)
-
-    def _mark(self, space: Space, solution: Solution, dims: Iterable[int], kind: int) -> None:
-        for root in _open(space, solution, dims):
-            unit = solution.units_of(root, space.sizes[root])
-            np.maximum.at(self.kind, unit[unit >= 0], kind)
-
-    def of(self, units: Indices) -> str:
-        return ("channels", "conv groups", "head width", "heads")[int(self.kind[units].max(initial=0))]
-
-
-def _frozen(weights: _Weights, families: list[Family]) -> list[Frozen]:
+def _frozen(weights: Weights, families: list[Family]) -> list[Frozen]:
     space = weights.coupling.space
     found: dict[tuple[str, int], str] = {}
     for instance in weights.instances:
@@ -439,7 +327,9 @@ def check_closed(space: Space, masks: Mapping[int, NDArray[np.bool_]]) -> None:
         if not np.array_equal(mask(link.a)[link.ia], mask(link.b)[link.ib]):
             raise ValueError("a cut is not the same on both sides of a concatenation, split or gather")
     for product in space.products:
-        if space.find(product.whole) not in masks and not any(space.find(f) in masks for f in product.factors):
+        if space.find(product.whole) not in masks and not any(
+            space.find(f) in masks for f in product.factors
+        ):
             continue
         want = np.zeros(tuple(space.sizes[f] for f in product.factors), bool)
         for k, factor in enumerate(product.factors):
@@ -448,4 +338,3 @@ def check_closed(space: Space, masks: Mapping[int, NDArray[np.bool_]]) -> None:
             want = want | mask(factor).reshape(shape)
         if not np.array_equal(want.ravel(), mask(product.whole)):
             raise ValueError("a cut of a composite axis is not a union of whole slices")
-

@@ -19,9 +19,9 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.belongings import _FLOATS, _QUANTISED
 from onnxprune.coupling import Coupling
 from onnxprune.errors import OutputError
+from onnxprune.belongings import PARAMETER_TYPES
 from onnxprune.groups import Frozen
 from onnxprune.model import Model
 from onnxprune.rewrite import Kept, WeightCut
@@ -37,7 +37,7 @@ __all__ = [
     "write_text",
 ]
 
-_COUNTED = _FLOATS | _QUANTISED
+_COUNTED = PARAMETER_TYPES
 
 
 @dataclass(frozen=True)

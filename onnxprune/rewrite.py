@@ -240,7 +240,9 @@ class _Writer:
         self.model.drop(*dropped)
         if gone or self.before:
             place = {id(self.protos[n]): new for n, new in self.before.items()}
-            nodes = [x for node in graph.node if id(node) not in gone for x in (*place.get(id(node), ()), node)]
+            nodes = [
+                x for node in graph.node if id(node) not in gone for x in (*place.get(id(node), ()), node)
+            ]
             copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
             del graph.node[:]
             graph.node.extend(copies)
@@ -266,7 +268,9 @@ def _index(axes: Mapping[int, Indices], rank: int) -> tuple[Any, ...]:
     if len(axes) == 1:
         ((axis, kept),) = axes.items()
         return (slice(None),) * axis + (kept,)
-    return np.ix_(*(axes.get(a, slice(None)) for a in range(rank)))  # pragma: no cover - vectors have one cut axis
+    return np.ix_(
+        *(axes.get(a, slice(None)) for a in range(rank))
+    )  # pragma: no cover - vectors have one cut axis
 
 
 def _readers(graph: onnx.GraphProto) -> defaultdict[str, int]:
@@ -361,7 +365,9 @@ class _Mender:
         if have is not None and have.shape == want.shape and np.array_equal(have, want):
             return
         if have is None and old is None and not applied.node.constant[slot]:
-            raise RewriteError(f"{applied.node.op} '{applied.node.name}': input {slot} is computed at run time")
+            raise RewriteError(
+                f"{applied.node.op} '{applied.node.name}': input {slot} is computed at run time"
+            )
         original = applied.node.inputs[slot]
         if self.writer.sole_reader(name):
             self.writer.model.put(name, np.asarray(want, order="C"))
@@ -387,7 +393,9 @@ class _Mender:
         """Insert ``name * a / b``, for entries that follow the input (batch * heads)."""
         if have is None or have.shape != want.shape or have.dtype.kind not in "iu" or (have == 0).any():
             raise RewriteError(f"the size '{name}' follows the input in a way that cannot be rewritten")
-        over = np.array([gcd(int(w), int(h)) for w, h in zip(want.ravel(), have.ravel(), strict=True)]).reshape(want.shape)
+        over = np.array(
+            [gcd(int(w), int(h)) for w, h in zip(want.ravel(), have.ravel(), strict=True)]
+        ).reshape(want.shape)
         top = self.writer.model.add(f"{name}_kept", (want // over).astype(have.dtype))
         bottom = self.writer.model.add(f"{name}_of", (have // over).astype(have.dtype))
         product, ratio = f"{top}_product", f"{top}_ratio"

@@ -50,7 +50,9 @@ class Space:
     sizes: list[int] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
-    locks: list[tuple[int, Ints | None, bool, str]] = field(default_factory=list)  # dim, indices, soft, reason
+    locks: list[tuple[int, Ints | None, bool, str]] = field(
+        default_factory=list
+    )  # dim, indices, soft, reason
     _parent: list[int] = field(default_factory=list)
 
     def new(self, size: int) -> int:
@@ -248,18 +250,21 @@ def solve(space: Space, *, allow_inexact: bool = False, inner_first: bool = Fals
     for root in whole.soft:
         if root in start:
             soft[start[root] : start[root] + space.sizes[root]] = True
-    pick = [0] * len(options)
-    for _ in range(8):
-        label, reason = _classes(space, whole, start, options, pick, (base_u, base_v, base_reason))
-        worse = [
-            n for n, o in enumerate(options)
-            if pick[n] + 1 < len(o) and _all_frozen(space, start, reason, space.products[n].factors[o[pick[n]]])
-        ]  # fmt: skip
+    blocked: set[int] = set()
+    while True:
+        chosen = _choose(space, options, blocked)
+        label, reason = _classes(space, whole, start, chosen, (base_u, base_v, base_reason))
+        worse = {
+            root
+            for product, open_, k in zip(space.products, options, chosen, strict=True)
+            if k >= 0
+            and (root := space.find(product.factors[k])) not in blocked
+            and _all_frozen(space, start, reason, root)
+            and any(space.find(product.factors[j]) not in blocked for j in open_ if j != k)
+        }
         if not worse:
             break
-        for n in worse:
-            pick[n] += 1
-    chosen = [o[p] if o else -1 for o, p in zip(options, pick, strict=True)]
+        blocked |= worse
     unit, inexact = _units(label, reason, soft)
     ambiguous = frozenset(n for n, o in enumerate(options) if len(o) > 1)
     return Solution(start, unit, reason, inexact, whole.frozen, whole.reasons, chosen, ambiguous)
@@ -281,6 +286,23 @@ def _options(space: Space, frozen: dict[int, int], inner_first: bool) -> list[li
         open_ = space.find(product.whole) not in frozen
         options.append((free[::-1] if inner_first else free) if open_ else [])
     return options
+
+
+def _choose(space: Space, options: list[list[int]], blocked: set[int]) -> list[int]:
+    """Pick one factor for every product: one that another product has picked already, else the first that none has
+    passed over. A channel shuffle is two products of the same factors in opposite order, and must pick the same.
+    """
+    picked: set[int] = set()
+    passed: set[int] = set()
+    chosen = []
+    for product, open_ in zip(space.products, options, strict=True):
+        roots = {k: space.find(product.factors[k]) for k in open_}
+        order = sorted(open_, key=lambda k: (roots[k] in blocked, roots[k] not in picked, roots[k] in passed))
+        if len(open_) > 1:  # sorted() is stable: the preference of the family decides between equals
+            picked.add(roots[order[0]])
+            passed.update(roots[k] for k in order[1:])
+        chosen.append(order[0] if order else -1)
+    return chosen
 
 
 def _link_edges(space: Space, whole: _Whole, start: dict[int, int], total: int) -> tuple[Ints, Ints, Ints]:
@@ -311,17 +333,15 @@ def _classes(
     space: Space,
     whole: _Whole,
     start: dict[int, int],
-    options: list[list[int]],
-    pick: list[int],
+    chosen: list[int],
     base: tuple[Ints, Ints, Ints],
 ) -> tuple[Ints, Ints]:
     """Label of each element's class, and the least reason in its class, under one choice of factors."""
     us, vs, reason = [base[0]], [base[1]], base[2].copy()
     other = whole.number("this axis is cut along its other factor")
-    for product, open_, p in zip(space.products, options, pick, strict=True):
-        if not open_:
+    for product, k in zip(space.products, chosen, strict=True):
+        if k < 0:
             continue
-        k = open_[p]
         root, factor = space.find(product.whole), space.find(product.factors[k])
         sizes = tuple(space.sizes[f] for f in product.factors)
         us.append(start[root] + np.arange(space.sizes[root], dtype=np.int64))

@@ -146,7 +146,7 @@ class Tracer:
 
     def _constant(self, proto: NodeProto) -> Node:
         name = proto.output[0]
-        elem, shape = self.types.get(name, (0, None))
+        shape = self.types.get(name, (0, None))[1]
         return Node("Constant", "", 1, proto.name, {}, (), (shape,), (), (), (), (name,))
 
     def _node(self, proto: NodeProto, attrs: dict[str, Any], outputs: list[Typed]) -> Node:
@@ -180,10 +180,14 @@ class Tracer:
             found = self._infer(proto, attrs, small)
             self._inferred[key] = found
         if any(shape is None for _, shape in found):
-            found = [self.hints.get(n, t) if t[1] is None else t for n, t in zip(proto.output, found, strict=True)]
+            found = [
+                self.hints.get(n, t) if t[1] is None else t for n, t in zip(proto.output, found, strict=True)
+            ]
         return found
 
-    def _infer(self, proto: NodeProto, attrs: dict[str, Any], small: Mapping[str, NDArray[Any]]) -> list[Typed]:
+    def _infer(
+        self, proto: NodeProto, attrs: dict[str, Any], small: Mapping[str, NDArray[Any]]
+    ) -> list[Typed]:
         found: list[Typed] = [(0, None)] * len(proto.output)
         schema = self._schema(proto)
         if schema is not None:

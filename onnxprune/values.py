@@ -123,7 +123,9 @@ def _div(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
     if a.dtype.kind in "iu":
         if (b == 0).any():
             return None
-        return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)), a.dtype)  # ONNX truncates toward zero
+        return np.asarray(
+            np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)), a.dtype
+        )  # ONNX truncates toward zero
     return np.asarray(a / b)
 
 

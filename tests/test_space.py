@@ -15,7 +15,9 @@ from onnxprune.space import NONE, Space, components, solve
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60))
 def test_components_are_those_of_networkx(n: int, pairs: list[tuple[int, int]]) -> None:
     pairs = [(a % n, b % n) for a, b in pairs]
-    label = components(n, np.array([a for a, _ in pairs], np.int64), np.array([b for _, b in pairs], np.int64))
+    label = components(
+        n, np.array([a for a, _ in pairs], np.int64), np.array([b for _, b in pairs], np.int64)
+    )
     graph = nx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_edges_from(pairs)
@@ -96,7 +98,9 @@ def spaces(draw: st.DrawFn) -> Space:
         space.new(size)
     for _ in range(draw(st.integers(0, 4))):
         if len(space.sizes) > 1 and draw(st.booleans()):
-            factors = tuple(draw(st.lists(st.integers(0, len(space.sizes) - 1), min_size=2, max_size=3, unique=True)))
+            factors = tuple(
+                draw(st.lists(st.integers(0, len(space.sizes) - 1), min_size=2, max_size=3, unique=True))
+            )
             space.product(space.new(int(np.prod([space.sizes[f] for f in factors]))), factors)
         else:
             a, b = (draw(st.integers(0, len(space.sizes) - 1)) for _ in range(2))

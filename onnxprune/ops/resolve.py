@@ -117,13 +117,18 @@ def fit(row: Row, node: Node, *, outputs: bool = True) -> Fit:
     Misfit
         If the row and the shapes contradict each other, or a letter's size stays unknown.
     """
-    given = tuple(row.sizes.items()) + tuple((letter, len(mapped.index)) for letter, mapped in row.maps.items())
+    given = tuple(row.sizes.items()) + tuple(
+        (letter, len(mapped.index)) for letter, mapped in row.maps.items()
+    )
     return _fit(row.text, given, node.shapes, node.out_shapes if outputs else ())
 
 
 @lru_cache(maxsize=None)
 def _fit(
-    text: str, given: tuple[tuple[str, int], ...], shapes: tuple[Shape | None, ...], out_shapes: tuple[Shape | None, ...]
+    text: str,
+    given: tuple[tuple[str, int], ...],
+    shapes: tuple[Shape | None, ...],
+    out_shapes: tuple[Shape | None, ...],
 ) -> Fit:
     ranks, out_ranks = (tuple(None if s is None else len(s) for s in side) for side in (shapes, out_shapes))
     ins, outs = expand(text, ranks, out_ranks)

@@ -1,0 +1,186 @@
+"""What goes with the units of a group: slices of weights, axes of kernels, parameters and MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.coupling import Coupling, Instance, uses_of
+from onnxprune.group_types import Extent, Indices, Member
+from onnxprune.space import Solution, Space
+
+__all__ = ["FLOATS", "PARAMETER_TYPES", "QUANTISED", "Kinds", "Weights", "extents_of", "macs_of", "members_of", "open_roots", "per_group"]
+
+FLOATS = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
+QUANTISED = frozenset({2, 3, 21, 22})
+#: ONNX element types that count as parameters.
+PARAMETER_TYPES = FLOATS | QUANTISED
+
+
+class Weights:
+    """What is known of the weights: parameters, roles, and which of their axes are contracted."""
+
+    def __init__(self, coupling: Coupling, elements: Mapping[str, int]) -> None:
+        self.coupling = coupling
+        self.uses = uses_of(coupling)
+        self._facts: dict[tuple[int, int], tuple[str, bool, bool]] = {}
+        self.instances = [
+            i
+            for i in coupling.instances
+            if i.dims and elements.get(i.tensor, 0) in PARAMETER_TYPES and (i.uses or i.outer)
+        ]
+        order = {id(i): min(i.uses, default=(1 << 60, 0)) for i in self.instances}
+        self.instances.sort(key=lambda i: order[id(i)])
+
+    def facts(self, instance: Instance, axis: int) -> tuple[str, bool, bool]:
+        """Role of a weight, whether this axis is summed over, and whether its op multiplies and accumulates."""
+        key = (id(instance), axis)
+        if key not in self._facts:
+            self._facts[key] = self._follow(instance, axis)
+        return self._facts[key]
+
+    def _follow(self, instance: Instance, axis: int) -> tuple[str, bool, bool]:
+        space, nodes = self.coupling.space, self.coupling.nodes
+        root = space.find(instance.dims[axis])
+        stack, seen = list(instance.uses), set(instance.uses)
+        role, contracted, dense = "", False, False
+        while stack:
+            number, slot = stack.pop(0)
+            applied = nodes[number]
+            if applied.row is None:
+                continue
+            node = applied.node
+            derived = all(n == "" or n in self.constants for n in node.inputs)
+            if derived:
+                following = [
+                    use for name in node.outputs for use in self.uses.get(name, ()) if use not in seen
+                ]
+                seen.update(following)
+                stack += following
+            else:
+                role = role or (applied.row.roles[slot] if slot < len(applied.row.roles) else "data")
+                dims = applied.ins[slot] or ()
+                contracted |= any(s == slot and space.find(dims[a]) == root for s, a in applied.contracted)
+                dense |= bool(applied.macs)
+        return role or "data", contracted, dense
+
+    @cached_property
+    def constants(self) -> set[str]:
+        """Names of tensors that depend on weights alone."""
+        found = {i.tensor for i in self.coupling.instances}
+        for applied in self.coupling.nodes:
+            node = applied.node
+            if node.inputs and all(n == "" or n in found for n in node.inputs):
+                found.update(node.outputs)
+        return found
+
+
+def per_group(unit: Indices, group_of: Indices) -> Iterator[tuple[int, Indices]]:
+    """Yield each group on an axis with the positions that belong to it."""
+    if not group_of.size:
+        return
+    mine = np.where(unit >= 0, group_of[unit], -1)
+    if mine[0] >= 0 and (mine == mine[0]).all():  # nearly always: one group owns the whole axis
+        yield int(mine[0]), np.arange(mine.size)
+        return
+    present = np.unique(mine)
+    for g in present[present >= 0]:
+        yield int(g), np.flatnonzero(mine == g)
+
+
+def members_of(
+    weights: Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
+) -> tuple[list[list[Member]], list[str], NDArray[np.float64]]:
+    space = weights.coupling.space
+    members: list[list[Member]] = [[] for _ in count]
+    names = [""] * len(count)
+    params = np.zeros(group_of.size)
+    for instance in weights.instances:
+        shape = [space.sizes[d] for d in instance.dims]
+        for axis, dim in enumerate(instance.dims):
+            root = space.find(dim)
+            if root not in solution.start:
+                continue
+            unit = solution.units_of(root, shape[axis])
+            role, contracted, dense = weights.facts(instance, axis)
+            slice_size = prod(shape) // shape[axis]
+            for g, at in per_group(unit, group_of):
+                members[g].append(Member(instance.tensor, axis, at, local[unit[at]], role, contracted))
+                np.add.at(params, unit[at], slice_size)
+                if not names[g] or (names[g].startswith("~") and dense):
+                    names[g] = f"{'' if dense else '~'}{instance.tensor}:{axis}"
+    return members, [n.removeprefix("~") for n in names], params
+
+
+def extents_of(
+    weights: Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
+) -> list[list[Extent]]:
+    """Axes of the weights of multiplying ops: those whose length a kernel cares about."""
+    space = weights.coupling.space
+    found: list[list[Extent]] = [[] for _ in count]
+    done: set[int] = set()
+    for instance in weights.instances:
+        if sum(space.sizes[d] > 1 for d in instance.dims) < 2:
+            continue
+        for axis, dim in enumerate(instance.dims):
+            root = space.find(dim)
+            if root in done or root not in solution.start or not weights.facts(instance, axis)[2]:
+                continue
+            done.add(root)
+            unit = solution.units_of(root, space.sizes[root])
+            for g, at in per_group(unit, group_of):
+                per_unit = np.bincount(local[unit[at]], minlength=int(count[g])).astype(np.int64)
+                found[g].append(Extent(root, space.sizes[root], per_unit, f"{instance.tensor}:{axis}"))
+    return found
+
+
+def macs_of(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.float64]:
+    space, found = coupling.space, np.zeros(units)
+    for applied in coupling.nodes:
+        for dims in applied.macs:
+            total = float(prod(space.sizes[d] for d in dims))
+            for root in open_roots(space, solution, dims):
+                unit = solution.units_of(root, space.sizes[root])
+                np.add.at(found, unit[unit >= 0], total / space.sizes[root])
+    return found
+
+
+def open_roots(space: Space, solution: Solution, dims: Iterable[int]) -> list[int]:
+    """Roots of those dims that aren't frozen as a whole."""
+    return [root for d in dims if (root := space.find(d)) in solution.start]
+
+
+class Kinds:
+    """Names the kind of a unit by where its axes stand in contractions of two activations, and in grouped convolutions."""
+
+    def __init__(self, coupling: Coupling, solution: Solution) -> None:
+        self.kind = np.zeros(solution.inexact.size, np.int64)
+        space = coupling.space
+        for applied in coupling.nodes:
+            if applied.row is None or not applied.macs:
+                continue
+            letters = applied.letters
+            if "group" in applied.row.attrs:
+                self._mark(space, solution, [letters[applied.row.attrs["group"]]], 1)
+            elif (
+                len(applied.ins) >= 2
+                and not any(applied.node.constant[:2])
+                and applied.ins[0]
+                and applied.ins[1]
+            ):
+                left, right = ({space.find(d) for d in dims or ()} for dims in applied.ins[:2])
+                out = {space.find(d) for d in applied.outs[0] or ()}
+                self._mark(space, solution, (left ^ right) | ((left & right) - out), 2)
+                self._mark(space, solution, left & right & out, 3)
+
+    def _mark(self, space: Space, solution: Solution, dims: Iterable[int], kind: int) -> None:
+        for root in open_roots(space, solution, dims):
+            unit = solution.units_of(root, space.sizes[root])
+            np.maximum.at(self.kind, unit[unit >= 0], kind)
+
+    def of(self, units: Indices) -> str:
+        return ("channels", "conv groups", "head width", "heads")[int(self.kind[units].max(initial=0))]

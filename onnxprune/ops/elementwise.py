@@ -1,0 +1,62 @@
+"""Ops that work element by element: one rule for all. Equal axes, counted from the right, are tied; length 1 is broadcast."""
+
+from __future__ import annotations
+
+from onnxprune.ops.axes import broadcast, join, text
+from onnxprune.ops.base import Node, Refusal, Row, literal, op
+
+UNARY = """
+Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish
+Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign
+Sqrt Swish Tan Tanh ThresholdedRelu
+""".split()
+BROADCASTING = """
+Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or
+PRelu Pow StringConcat Sub Sum SwiGLU Where Xor
+""".split()
+RANDOM = ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
+ROLES = dict.fromkeys(("Add", "Sub", "Sum", "BiasGelu", "FastGelu", "BiasAdd"), "bias") | {"Mul": "scale", "Div": "scale"}
+
+literal("*s -> *s", UNARY)
+literal("*s -> *s", ["Gelu", "QuickGelu", "ScaledSiLU"], domain="com.microsoft")
+literal("*s, ()?, ()? -> *s", ["Clip"])
+literal("*s, *like -> *s", ["CastLike"], roles=("data", "unread"))
+
+
+@op(*BROADCASTING)
+@op("BiasGelu", "FastGelu", "BiasAdd", domain="com.microsoft")
+def elementwise(node: Node) -> Row | Refusal:
+    """Tie the axes as numpy broadcasts them."""
+    if node.opset < 7 and not node.domain and node.attr("broadcast"):
+        return Refusal("broadcasting of opset 6 and before is not described")
+    shapes = tuple(node.shape(i) if node.has(i) else None for i in range(len(node.inputs)))
+    role = ROLES.get(node.op, "data")
+    roles = tuple(role if constant else "data" for constant in node.constant)
+    if len(set(shapes)) == 1:
+        return Row(", ".join(["*s"] * len(shapes)) + " -> *s", roles=roles)
+    *inputs, output = broadcast(shapes)
+    operands = [text(axes) + "?" * (shape is None) for axes, shape in zip(inputs, shapes, strict=True)]
+    return Row(join(operands, [text(output)]), roles=roles)
+
+
+@op("Dropout")
+def dropout(node: Node) -> Row | Refusal:
+    """At inference the identity (with a mask of ones); in training it is random."""
+    if node.has(2) and node.value(2).any():
+        return Refusal("Dropout in training mode is random")
+    return Row("*s, ()?, ()? -> *s, *s")
+
+
+@op("BiasDropout", domain="com.microsoft")
+def bias_dropout(node: Node) -> Row | Refusal:
+    """Dropout(data + bias) + residual."""
+    if node.has(4) and node.value(4).any():
+        return Refusal("BiasDropout in training mode is random")
+    bias = "*s c" if node.rank(1) == node.rank(0) else "c"
+    return Row(f"*s c, {bias}, *s c?, ()?, ()? -> *s c, *s c", roles=("data", "bias", "data"))
+
+
+@op(*RANDOM)
+def random(node: Node) -> Refusal:
+    """No cut of a random tensor gives the elements that it had."""
+    return Refusal(f"{node.op} is random: its elements change with its shape")

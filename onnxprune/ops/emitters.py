@@ -1,0 +1,136 @@
+"""Constants that encode sizes, written anew after a cut. Nothing is emitted where nothing changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.ops.base import Cut, Edit, Node, SetAttr, SetInput, emitter
+from onnxprune.ops.movement import pads, slices
+
+__all__: list[str] = []
+
+
+def _set(node: Node, slot: int, old: NDArray[Any], new: NDArray[Any]) -> list[Edit]:
+    return [] if np.array_equal(old, new) else [SetInput(slot, new.astype(old.dtype).reshape(old.shape))]
+
+
+def _list(node: Node, name: str, slot: int, since: int, new: list[int]) -> list[Edit]:
+    """Write a list that was an attribute before opset ``since`` and is an input from it."""
+    old = node.ints(name, slot, since)
+    if old == new or old is None:
+        return []
+    if node.opset < since or name in node.attrs:
+        return [SetAttr(name, new)]
+    return [SetInput(slot, np.asarray(new, node.value(slot).dtype).reshape(node.value(slot).shape))]
+
+
+@emitter("Reshape")
+def reshape(node: Node, cut: Cut) -> list[Edit]:
+    """Entries 0 (as in the input) and -1 (the rest) stay where they are still right."""
+    target = node.ints("shape", 1, 5) or []
+    old, new = node.out_shape(), cut.new_out_shape(0)
+    before = cut.new_shape(0)
+    found = list(target)
+    for n, entry in enumerate(target):
+        copied = entry == 0 and not node.attr("allowzero", 0)
+        right = before[n] == new[n] if copied else entry == -1 or old[n] == new[n]
+        if not right:
+            found[n] = new[n]
+    return _list(node, "shape", 1, 5, found)
+
+
+@emitter("Expand")
+def expand(node: Node, cut: Cut) -> list[Edit]:
+    """An entry 1 leaves an axis as it is."""
+    target, old, new = node.value(1), node.out_shape(), cut.new_out_shape(0)
+    found, skip = target.copy(), len(old) - target.size
+    for n, entry in enumerate(target.reshape(-1)):
+        if entry != 1 and old[skip + n] != new[skip + n]:
+            found.reshape(-1)[n] = new[skip + n]
+    return _set(node, 1, target, found)
+
+
+@emitter("ConstantOfShape")
+def constant_of_shape(node: Node, cut: Cut) -> list[Edit]:
+    return _set(node, 0, node.value(0), np.asarray(cut.new_out_shape(0), np.int64))
+
+
+@emitter("Slice")
+def slice_(node: Node, cut: Cut) -> list[Edit]:
+    """What is kept of a slice of step 1 is again a slice."""
+    starts, ends = list(node.ints("starts", 1, 10) or []), list(node.ints("ends", 2, 10) or [])
+    shape, out = node.shape(0), node.out_shape()
+    for n, (axis, start, step) in enumerate(slices(node)):
+        kept = cut.kept(0, axis)
+        if step != 1 or len(kept) == shape[axis] or out[axis] == shape[axis]:
+            continue
+        starts[n] = int((kept < start).sum())
+        ends[n] = starts[n] + cut.new_out_shape(0)[axis]
+    return _list(node, "starts", 1, 10, starts) + _list(node, "ends", 2, 10, ends)
+
+
+@emitter("Split")
+def split(node: Node, cut: Cut) -> list[Edit]:
+    axis = node.axis(0)
+    old = [node.out_shape(n)[axis] for n in range(len(node.outputs))]
+    new = [cut.new_out_shape(n)[axis] for n in range(len(node.outputs))]
+    if old == new:
+        return []
+    if node.opset < 13:
+        return [] if "split" not in node.attrs and len(set(new)) == 1 else [SetAttr("split", new)]
+    if node.has(1):
+        return _list(node, "split", 1, 13, new)
+    return [] if len(set(new)) == 1 else [SetInput(1, np.asarray(new, np.int64))]
+
+
+@emitter("Pad")
+def pad(node: Node, cut: Cut) -> list[Edit]:
+    """Padding of a cut axis is what is kept of it, in front and behind."""
+    rank = node.rank()
+    axes = [int(a) % rank for a in node.value(3).reshape(-1)] if node.has(3) else list(range(rank))
+    found = list(node.ints("pads", 1, 11) or [])
+    for n, axis in enumerate(axes):
+        before, after = pads(node)[axis]
+        kept = cut.kept_out(0, axis)
+        if len(kept) == node.out_shape()[axis]:
+            continue
+        end = before + node.shape(0)[axis]
+        if before > 0:
+            found[n] = int((kept < before).sum())
+        if after > 0:
+            found[n + len(axes)] = int((kept >= end).sum())
+        if before < 0 or after < 0:  # cropped elements that are gone need no cropping
+            inside = cut.kept(0, axis)
+            found[n] = -int((inside < -before).sum()) if before < 0 else found[n]
+            found[n + len(axes)] = -int((inside >= node.shape(0)[axis] + after).sum()) if after < 0 else found[n + len(axes)]
+    return _list(node, "pads", 1, 11, found)
+
+
+@emitter("Gather")
+def gather(node: Node, cut: Cut) -> list[Edit]:
+    """Indices count anew on the shorter axis."""
+    index = node.values[1]
+    axis = node.axis(0)
+    size = node.shape(0)[axis]
+    kept = cut.kept(0, axis)
+    if index is None or len(kept) == size:
+        return []
+    place = np.full(size, -1, np.int64)
+    place[kept] = np.arange(len(kept))
+    found = place[np.where(index < 0, index + size, index)]
+    if index.ndim == 1:
+        found = found[cut.kept_out(0, axis)]
+    return [SetInput(1, found.astype(index.dtype).reshape(index.shape if index.ndim != 1 else -1))]
+
+
+@emitter("Resize")
+def resize(node: Node, cut: Cut) -> list[Edit]:
+    """Scales stay; sizes name the channels too."""
+    if not node.has(3) or node.values[3] is None or node.values[3].size == 0:
+        return []
+    axes = node.attr("axes") or range(node.rank())
+    sizes = node.value(3)
+    return _set(node, 3, sizes, np.asarray([cut.new_out_shape(0)[a] for a in axes]).reshape(sizes.shape))

@@ -1,0 +1,180 @@
+"""Ops that only move elements: a row says where the axes go, a `Map` where the indices go."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.ops.axes import broadcast, join, names, regroup, text
+from onnxprune.ops.base import Map, Node, Refusal, Row, normal, op
+
+_STEP = "taken in steps"
+_MODE = "padded with its own elements"
+_RUN_TIME = "its indices are computed at run time"
+
+
+@op("Transpose")
+def transpose(node: Node) -> Row:
+    axes = names(node.rank())
+    perm = node.attr("perm") or range(len(axes) - 1, -1, -1)
+    return Row(join([text(axes)], [text(axes[p] for p in perm)]))
+
+
+@op("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshape(node: Node) -> Row:
+    """Regroup the elements; the atoms of a composite axis are cut by themselves."""
+    left, right, sizes, locked = regroup(node.shape(0), node.out_shape())
+    why = {name: "reshaped without a common factor" for name in locked}
+    return Row(join([text(left)], [text(right)]), sizes=dict(sizes), why=why)
+
+
+@op("Concat")
+def concat(node: Node) -> Row:
+    axes, axis = names(node.rank()), node.axis(1)
+    parts = [f"p{n}" for n in range(len(node.inputs))]
+    ins = [text(p if n == axis else a for n, a in enumerate(axes)) for p in parts]
+    whole = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
+    return Row(join(ins, [text(whole if n == axis else a for n, a in enumerate(axes))]))
+
+
+@op("Split")
+def split(node: Node) -> Row:
+    axes, axis = names(node.rank()), node.axis(0)
+    parts = [f"p{n}" for n in range(len(node.outputs))]
+    outs = [text(p if n == axis else a for n, a in enumerate(axes)) for p in parts]
+    whole = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
+    return Row(join([text(whole if n == axis else a for n, a in enumerate(axes))], outs))
+
+
+def slices(node: Node) -> list[tuple[int, int, int]]:
+    """Return (axis, start, step) of each sliced axis, starts counted from the front and clamped."""
+    shape = node.shape(0)
+    starts = node.ints("starts", 1, 10) or []
+    axes = node.ints("axes", 3, 10) or list(range(len(starts)))
+    steps = (node.ints("steps", 4, 10) if node.opset >= 10 else None) or [1] * len(starts)
+    found = []
+    for axis, start, step in zip(axes, starts, steps, strict=True):
+        axis = normal(axis, len(shape))
+        start = start + shape[axis] if start < 0 else start
+        found.append((axis, min(max(start, 0), shape[axis] if step > 0 else shape[axis] - 1), step))
+    return found
+
+
+@op("Slice")
+def slice_(node: Node) -> Row:
+    shape, out = node.shape(0), node.out_shape()
+    left, right = list(names(len(shape))), list(names(len(shape)))
+    maps, why = {}, {}
+    for axis, start, step in slices(node):
+        if step == 1 and out[axis] == shape[axis]:
+            continue
+        right[axis] = f"s{axis}"
+        if step == 1:
+            maps[right[axis]] = Map(left[axis], start + np.arange(out[axis], dtype=np.int64))
+        else:
+            why[left[axis]] = why[right[axis]] = _STEP
+            left[axis] += "!"
+            right[axis] += "!"
+    return Row(join([text(left)], [text(right)]), maps=maps, why=why)
+
+
+@op("Gather")
+def gather(node: Node) -> Row:
+    data = list(names(node.rank()))
+    axis = node.axis(0)
+    size, index = node.shape(0)[axis], node.values[1]
+    if index is None:
+        found = [f"i{n}" for n in range(node.rank(1))]
+        why = {data[axis]: _RUN_TIME}
+        data[axis] += "!"
+        return Row(join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why)
+    index = np.where(index < 0, index + size, index).astype(np.int64)
+    rest = [*data[:axis], *data[axis + 1 :]]
+    if index.ndim == 0:
+        return Row(join([text(data), "()"], [text(rest)]), pinned={data[axis]: index.reshape(1)})
+    if index.ndim == 1:
+        out = text([*data[:axis], "q", *data[axis + 1 :]])
+        return Row(join([text(data), "r!"], [out]), maps={"q": Map(data[axis], index)})
+    found = [f"i{n}!" for n in range(index.ndim)]
+    why = {data[axis]: "picked by a table of indices"}
+    data[axis] += "!"
+    return Row(join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why)
+
+
+def pads(node: Node) -> list[tuple[int, int]]:
+    """Return (before, after) of each axis."""
+    rank = node.rank()
+    name = "pads" if "pads" in node.attrs or node.opset >= 2 else "paddings"
+    given = node.ints(name, 1, 11) or []
+    axes = [normal(int(a), rank) for a in node.value(3).reshape(-1)] if node.has(3) else list(range(rank))
+    found = [(0, 0)] * rank
+    for n, axis in enumerate(axes):
+        found[axis] = (given[n], given[n + len(axes)])
+    return found
+
+
+@op("Pad")
+def pad(node: Node) -> Row:
+    left, right = list(names(node.rank())), list(names(node.rank()))
+    maps, why = {}, {}
+    for axis, (before, after) in enumerate(pads(node)):
+        if not before and not after:
+            continue
+        right[axis] = f"s{axis}"
+        if node.attr("mode", "constant") == "constant":
+            index = np.arange(-before, node.shape(0)[axis] + after, dtype=np.int64)
+            maps[right[axis]] = Map(left[axis], np.where(index < node.shape(0)[axis], np.maximum(index, -1), -1))
+        else:
+            why[left[axis]] = why[right[axis]] = _MODE
+            left[axis] += "!"
+            right[axis] += "!"
+    return Row(join([text(left)], [text(right)]), maps=maps, why=why)
+
+
+@op("Expand")
+def expand(node: Node) -> Row:
+    """New axes, and those of length 1 that are repeated, are free: all their elements are equal."""
+    axes = broadcast((node.shape(0), node.out_shape()))
+    return Row(join([text(axes[0])], [text(axes[1])]))
+
+
+@op("Tile")
+def tile(node: Node) -> Row:
+    shape, out = node.shape(0), node.out_shape()
+    left = names(len(shape))
+    right = [a if size == wide else f"(r{n}! {a})" for n, (a, size, wide) in enumerate(zip(left, shape, out, strict=True))]
+    sizes = {f"r{n}": wide // size for n, (size, wide) in enumerate(zip(shape, out, strict=True)) if size != wide}
+    return Row(join([text(left)], [text(right)]), sizes=sizes, why={name: "repeated" for name in sizes})
+
+
+@op("DepthToSpace")
+def depth_to_space(node: Node) -> Row:
+    block = int(node.attrs["blocksize"])
+    depth = "(c p! q!)" if node.attr("mode", "DCR") == "CRD" else "(p! q! c)"
+    why = dict.fromkeys("pq", "the blocks of DepthToSpace become rows and columns")
+    return Row(f"n {depth} h w -> n c (h p!) (w q!)", sizes={"p": block, "q": block}, why=why)
+
+
+@op("SpaceToDepth")
+def space_to_depth(node: Node) -> Row:
+    block = int(node.attrs["blocksize"])
+    why = dict.fromkeys("pq", "rows and columns become blocks of channels")
+    return Row("n c (h p!) (w q!) -> n (p! q! c) h w", sizes={"p": block, "q": block}, why=why)
+
+
+@op("Shape", "Size")
+def shape(node: Node) -> Row:
+    """Reads no element; the tracer knows the values."""
+    return Row(f"-> {'q!' if node.op == 'Shape' else '()'}", roles=("unread",), why={"q": "the sizes of a tensor"})
+
+
+@op("ConstantOfShape")
+def constant_of_shape(node: Node) -> Row:
+    axes = broadcast((node.out_shape(),))[-1]
+    return Row(join(["q!"], [text(axes)]), why={"q": "the sizes of a tensor"})
+
+
+@op("Range")
+def range_(node: Node) -> Row | Refusal:
+    if any(node.has(n) and node.rank(n) != 0 for n in range(3)):
+        return Refusal("Range: its bounds must be scalars")
+    return Row("(), (), () -> q!", why={"q": "counted"})

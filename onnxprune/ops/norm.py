@@ -1,0 +1,116 @@
+"""Normalisations. What is averaged over is locked (softly: a cut is possible, but inexact); the rest is free."""
+
+from __future__ import annotations
+
+from onnxprune.ops.axes import join, mark, names, onto, text
+from onnxprune.ops.base import Node, Row, Shape, literal, normal, op
+
+WIDTH = "the normalisation averages over this axis"
+ALONE = "normalised over"
+ROLES = ("data", "scale", "bias")
+
+literal("n c *s!, c, c -> n c *s!", ["InstanceNormalization"], why={"s": WIDTH}, roles=ROLES)
+literal("n c! *s -> n c! *s", ["LRN"], why={"c": "each channel is divided by its neighbours"})
+
+
+@op("BatchNormalization")
+def batch_norm(node: Node) -> Row:
+    """With given statistics each channel is on its own."""
+    roles = ("data", "scale", "bias", "mean", "var")
+    if node.attr("training_mode", 0):  # statistics of the batch itself, as in weight standardisation
+        return Row("n! c *s!, c, c, c, c -> n! c *s!, c, c", why={"n": WIDTH, "s": WIDTH}, roles=roles)
+    if node.opset < 9 and not node.attr("spatial", 1):
+        return Row("n *s, *s, *s, *s, *s -> n *s", roles=roles)
+    return Row("n c *s, c, c, c, c -> n c *s, c, c, c, c" if node.gives(1) else "n c *s, c, c, c, c -> n c *s", roles=roles)
+
+
+@op("GroupNormalization")
+def group_norm(node: Node) -> Row:
+    """Whole groups are exact; channels of each group change its average."""
+    scale = "g" if node.opset < 21 else "(g c)"
+    row = f"n (g c~) *s!, {scale}, {scale} -> n (g c~) *s!"
+    return Row(row, {"g": int(node.attrs["num_groups"])}, attrs={"num_groups": "g"}, why={"c": WIDTH, "s": WIDTH}, roles=ROLES)
+
+
+@op("GroupNorm", "SkipGroupNorm", domain="com.microsoft")
+def group_norm_last(node: Node) -> Row:
+    """GroupNorm with the channels last; SkipGroupNorm adds a skip and a bias first, and gives the sum too."""
+    axes = "n *s! (g c~)" if node.attr("channels_last", 1) else "n (g c~) *s!"
+    row = f"{axes}, (g c), (g c) -> {axes}"
+    if node.op == "SkipGroupNorm":
+        whole = node.shape(0)
+        skip = node.shape(3)
+        other = axes if len(skip) == len(whole) and skip[1] == whole[1] else "n " + "1 " * (len(skip) - 2) + "(g c)"
+        row = f"{axes}, (g c), (g c), {other}, (g c)? -> {axes}, {axes}"
+    roles = (*ROLES, "data", "bias")
+    return Row(row, {"g": int(node.attrs["groups"])}, attrs={"groups": "g"}, why={"c": WIDTH, "s": WIDTH}, roles=roles)
+
+
+@op("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+@op("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
+def layer_norm(node: Node) -> Row:
+    """Normalise the axes from ``axis`` on; outputs 1 and 2 are statistics, with axes of length 1."""
+    shape = node.shape(0)
+    axis = node.axis(-1)
+    letters = names(len(shape))
+    axes = ["1" if size == 1 else name for size, name in zip(shape, mark(letters, range(axis, len(shape)), "~"), strict=True)]
+    affine = [text(onto(node.shape(slot), shape, letters)) for slot in (1, 2) if node.has(slot)]
+    rest = text([*axes[:axis], *["1"] * (len(shape) - axis)])
+    row = join([text(axes), *affine], [text(axes), rest, rest])
+    return Row(row, why=dict.fromkeys(letters[axis:], WIDTH), roles=ROLES)
+
+
+@op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def skip_layer_norm(node: Node) -> Row:
+    """Add a skip (and a bias), normalise the last axis. Outputs: result, mean, inverse deviation, sum."""
+    rank = node.rank()
+    letters = [*names(rank - 1), "z"]
+    whole = tuple(node.shape(0))
+    skip = text(onto(_same_rank(node.shape(1), rank), whole, letters)[rank - node.rank(1) :])
+    data = text(mark(letters, [rank - 1], "~"))
+    rest = text([*letters[:-1], "1"])
+    simplified = node.op != "SkipLayerNormalization"
+    affine = "z, z?" if simplified else "z, z?, z?"
+    roles = ("data", "data", "scale", "bias") if simplified else ("data", "data", "scale", "bias", "bias")
+    return Row(f"{data}, {skip}, {affine} -> {data}, {rest}, {rest}, {data}", why={"z": WIDTH}, roles=roles)
+
+
+def _same_rank(shape: Shape, rank: int) -> Shape:
+    return (1,) * (rank - len(shape)) + shape
+
+
+@op("LpNormalization")
+def lp_norm(node: Node) -> Row:
+    """Zeros add nothing to the norm, so the axis is summed over."""
+    letters = names(node.rank())
+    return Row(f"{text(mark(letters, [node.axis(-1)], '^'))} -> {text(letters)}")
+
+
+@op("MeanVarianceNormalization")
+def mean_variance(node: Node) -> Row:
+    """Normalise over some axes; by default over all but the channels."""
+    rank = node.rank()
+    axes = {normal(int(axis), rank) for axis in node.attr("axes", [0, 2, 3])}
+    row = text(mark(names(rank), axes, "~"))
+    return Row(f"{row} -> {row}", why={names(rank)[axis]: WIDTH for axis in axes})
+
+
+@op("Softmax", "LogSoftmax", "Hardmax")
+def softmax(node: Node) -> Row:
+    """Before opset 13 the axes from ``axis`` on are one."""
+    rank = node.rank()
+    axis = node.axis(-1 if node.opset >= 13 else 1)
+    locked = [axis] if node.opset >= 13 else range(axis, rank)
+    row = text(mark(names(rank), locked))
+    return Row(f"{row} -> {row}", why={names(rank)[i]: ALONE for i in locked})
+
+
+@op("BiasSoftmax", domain="com.microsoft")
+def bias_softmax(node: Node) -> Row:
+    """Softmax(data + bias); the bias is broadcast over axes that lie in front of ``axis``."""
+    rank, axis = node.rank(), node.axis(1)
+    letters = mark(names(rank), range(axis, rank))
+    whole, bias = node.shape(0), node.shape(1)
+    if len(bias) != rank:
+        bias = _same_rank(bias, rank)
+    return Row(join([text(letters), text(onto(bias, whole, letters)[rank - node.rank(1) :])], [text(letters)]))
