@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
 
-__all__ = ["OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
+__all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -156,10 +156,9 @@ class Options:
         return found
 
 
-class OptionFields(TypedDict, total=False):
-    """The fields of `Options`, as keyword arguments; a test holds the two together."""
+class MoreFields(TypedDict, total=False):
+    """The fields of `Options` but the ratio, as keyword arguments."""
 
-    ratio: float
     criterion: str
     align: str | int | None
     scope: str
@@ -174,6 +173,12 @@ class OptionFields(TypedDict, total=False):
     rtol: float | None
     in_place: bool
     external_data_threshold: int | None
+
+
+class OptionFields(MoreFields, total=False):
+    """The fields of `Options`, as keyword arguments; a test holds the two together."""
+
+    ratio: float
 
 
 def flag(spec: dataclasses.Field[Any]) -> str:

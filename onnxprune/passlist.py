@@ -139,7 +139,12 @@ def _bind(step: Step) -> tuple[Callable[..., Model], dict[str, Any]]:
     if function is None:
         raise OnnxPruneError(f"The pass {step.name!r} has no function run(model, **options).")
     hints = typing.get_type_hints(function)
-    known = {p.name: p for p in list(inspect.signature(function).parameters.values())[1:]}
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    known = dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:  # **options: Unpack[a TypedDict]
+            more = typing.get_type_hints(typing.get_args(hints[parameter.name])[0])
+            known, hints = known | dict.fromkeys(more), hints | more
     options = {}
     for key, text in step.options.items():
         if key not in known:
@@ -149,7 +154,8 @@ def _bind(step: Step) -> tuple[Callable[..., Model], dict[str, Any]]:
                 f"The pass {step.name!r} has no option {key!r}; it has {', '.join(known) or 'none'}.{hint}"
             )
         options[key] = _read(step.name, key, text, hints.get(key, str))
-    missing = [p.name for p in known.values() if p.default is p.empty and p.name not in options]
+    needed = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.default is p.empty]
+    missing = [name for name in needed if name not in options]
     if missing:
         raise UsageError(
             f"The pass {step.name!r} needs {missing[0]!r}, as in {step.name}{{{missing[0]}=...}}."

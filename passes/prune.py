@@ -1,30 +1,21 @@
 """Cut channels, exactly: ``prune{ratio=0.5}``.
 
-The options are those of ``onnxprune prune``: a tuple such as ``ignore`` is written with bars,
-``ignore=conv1|head``.
+The options are those of ``onnxprune prune``, in their Python spelling (docs/options.md); a list such as ``ignore`` is
+written with bars, ``ignore=conv1|head``.
 """
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from onnxprune import api
 from onnxprune.model import Model
+from onnxprune.options import MoreFields
 
 __all__ = ["run"]
 
 
-def run(
-    model: Model,
-    *,
-    ratio: float,
-    criterion: str = "l2",
-    align: int | str = "auto",
-    scope: str = "local",
-    ignore: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    allow_inexact: bool = False,
-    seed: int = 0,
-    verify: bool = True,
-) -> Model:
+def run(model: Model, *, ratio: float, **options: Unpack[MoreFields]) -> Model:
     """Return a pruned model.
 
     Parameters
@@ -32,7 +23,7 @@ def run(
     model : Model
     ratio : float
         Share of the units of every group to remove, ``0 <= ratio < 1``.
-    criterion, align, scope, ignore, only, allow_inexact, seed, verify
+    **options
         See `onnxprune.Options`.
 
     Raises
@@ -40,16 +31,4 @@ def run(
     OnnxPruneError
         As `onnxprune.prune`.
     """
-    result = api.prune(
-        model,
-        ratio=ratio,
-        criterion=criterion,
-        align=align,
-        scope=scope,
-        ignore=ignore,
-        only=only,
-        allow_inexact=allow_inexact,
-        seed=seed,
-        verify=verify,
-    )
-    return result.pruned
+    return api.prune(model, ratio=ratio, **options).pruned

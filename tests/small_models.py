@@ -96,20 +96,22 @@ def residual(width: int = 8) -> onnx.ModelProto:
 
 
 def attention(heads: int = 4, dim: int = 6, seq: int | str = "seq") -> onnx.ModelProto:
-    """Self-attention with separate projections, a residual sum, a LayerNorm and a feed-forward; opset 17."""
-    b, width = Builder(3), heads * dim
+    """Embedding, self-attention with separate projections, residual sums, LayerNorm, feed-forward, head; opset 17."""
+    b, width, inner = Builder(3), 20, heads * dim
+    x = b.linear("x", "embed", 16, width)
     shape = b.constant("split", np.array([0, -1, heads, dim], np.int64))
     parts = {}
     for name, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
-        y = b.op("Reshape", [b.linear("x", f"attn.{name}", 20, width), shape], f"{name}.reshape")
+        y = b.op("Reshape", [b.linear(x, f"attn.{name}", width, inner), shape], f"{name}.reshape")
         parts[name] = b.op("Transpose", [y], f"{name}.transpose", perm=perm)
     scores = b.op("Softmax", [b.op("MatMul", [parts["q"], parts["k"]], "scores")], "softmax", axis=-1)
     y = b.op("Transpose", [b.op("MatMul", [scores, parts["v"]], "mix")], "merge", perm=[0, 2, 1, 3])
-    y = b.op("Reshape", [y, b.constant("join", np.array([0, -1, width], np.int64))], "join_reshape")
-    x = b.op("Add", [b.linear(y, "attn.out", width, 20), "x"], "attn.add")
-    norm = b.op("LayerNormalization", [x, b.weight("ln.scale", 20, low=0.5), b.weight("ln.bias", 20)], "ln")
-    y = b.op("Relu", [b.linear(norm, "ffn.up", 20, 32)], "ffn.relu")
-    return b.model({"x": [1, seq, 20]}, b.op("Add", [b.linear(y, "ffn.down", 32, 20), x], "ffn.add"))
+    y = b.op("Reshape", [y, b.constant("join", np.array([0, -1, inner], np.int64))], "join_reshape")
+    x = b.op("Add", [b.linear(y, "attn.out", inner, width), x], "attn.add")
+    norm = [x, b.weight("ln.scale", width, low=0.5), b.weight("ln.bias", width)]
+    y = b.op("Relu", [b.linear(b.op("LayerNormalization", norm, "ln"), "ffn.up", width, 32)], "ffn.relu")
+    x = b.op("Add", [b.linear(y, "ffn.down", 32, width), x], "ffn.add")
+    return b.model({"x": [1, seq, 16]}, b.linear(x, "head", width, 5))
 
 
 MODELS = {"chain": chain, "residual": residual, "attention": attention}

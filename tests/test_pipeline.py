@@ -120,7 +120,10 @@ def test_golden_plans(name: str, criterion: str) -> None:
     path = GOLDEN / f"{name}_{criterion}.json"
     if os.environ.get("ONNXPRUNE_UPDATE_GOLDEN"):
         path.write_text(plan.dumps(), encoding="utf-8")
-    assert json.loads(plan.dumps()) == json.loads(path.read_text(encoding="utf-8"))
+    found, wanted = json.loads(plan.dumps()), json.loads(path.read_text(encoding="utf-8"))
+    assert found | {"model_sha256": ""} == wanted | {
+        "model_sha256": ""
+    }  # the test's own model may be written anew
 
 
 def test_ignore_leaves_a_weight_alone() -> None:
@@ -152,7 +155,16 @@ def test_alternative_groups_wait_for_only() -> None:
 def test_inexact_is_opt_in_and_marked() -> None:
     exact = onnxprune.prune(attention(), ratio=0.5, align=None)
     assert not exact.report.inexact
-    assert any("averag" in f.reason or "LayerNorm" in f.reason for f in exact.report.frozen)
+    assert {f.tensor for f in exact.report.frozen if "averages over" in f.reason} >= {
+        "ln.scale",
+        "embed.weight",
+    }
+    inexact = onnxprune.prune(attention(), ratio=0.5, align=None, allow_inexact=True)
+    assert inexact.report.inexact
+    assert shapes(inexact.model)["ln.scale"] == (10,)
+    text = io.StringIO()
+    inexact.report.show(text)
+    assert "inexact" in text.getvalue()
 
 
 def lie(node: Node) -> Row:
@@ -271,8 +283,8 @@ def test_threshold_moves_weights_out(tmp_path: Path) -> None:
 def test_dynamic_axes_stay_dynamic() -> None:
     result = onnxprune.prune(attention(seq="seq"), ratio=0.5, align=None)
     for length in (3, 9):
-        x = np.random.default_rng(0).standard_normal((1, length, 20), np.float32)
-        assert run(result.model, x=x)[0].shape == (1, length, 20)
+        x = np.random.default_rng(0).standard_normal((1, length, 16), np.float32)
+        assert run(result.model, x=x)[0].shape == (1, length, 5)
 
 
 def test_front_door() -> None:
