@@ -102,7 +102,11 @@ class Plan:
 
     def dumps(self) -> str:
         """Return the plan as JSON text; equal plans give equal text."""
-        lists: Mapping[str, tuple[Any, ...]] = {"groups": self.groups, "cuts": self.cuts, "frozen": self.frozen}
+        lists: Mapping[str, tuple[Any, ...]] = {
+            "groups": self.groups,
+            "cuts": self.cuts,
+            "frozen": self.frozen,
+        }
         values: dict[str, Any] = {"format": FORMAT}
         for spec in fields(self):
             name = spec.name
@@ -202,7 +206,9 @@ def _plan(values: Any) -> Plan:
     _distinct([g.name for g in groups], '"groups"')
     _distinct([(c.tensor, c.axis) for c in cuts], '"cuts"')
     return Plan(
-        model_sha256=_matching(known["model_sha256"], r"[0-9a-f]{64}", '"model_sha256"', "64 lower-case hex digits"),
+        model_sha256=_matching(
+            known["model_sha256"], r"[0-9a-f]{64}", '"model_sha256"', "64 lower-case hex digits"
+        ),
         criterion=_text(known["criterion"], '"criterion"'),
         ratio=_share(known["ratio"], '"ratio"'),
         align=_integer(known["align"], '"align"', 1),

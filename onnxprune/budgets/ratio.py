@@ -95,7 +95,9 @@ def choose(
 
 def _check(ratio: float, align: int | None, scope: str, cap: float) -> None:
     if not 0 <= ratio < 1:
-        raise UsageError(f"The ratio must be at least 0 and below 1, since no group loses all of it; got {ratio}.")
+        raise UsageError(
+            f"The ratio must be at least 0 and below 1, since no group loses all of it; got {ratio}."
+        )
     if align is not None and align < 1:
         raise UsageError(f"The alignment must be at least 1 channel; got {align}.")
     if scope not in ("local", "global"):
