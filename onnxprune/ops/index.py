@@ -2,90 +2,161 @@
 
 from __future__ import annotations
 
-from onnxprune.ops.axes import join, names, text
-from onnxprune.ops.base import Node, Row, normal, op
+import numpy as np
 
-_RUN_TIME = "its indices are computed at run time"
+from onnxprune.ops.axes import join, mark, names, text
+from onnxprune.ops.base import Map, Node, Refusal, Row, literal, normal, op
+
+RUN_TIME = "its indices are computed at run time"
+ORDER = "counted along"
+
+literal("b! n! q!, b! c! n! -> s! t!", ["NonMaxSuppression"])
+literal("() -> w!", ["HannWindow", "HammingWindow", "BlackmanWindow"])
 
 
 def _along(node: Node, axes: set[int], outputs: int = 1, new: bool = False) -> Row:
     """Lock some axes; with ``new`` they have another length in the outputs."""
     letters = names(node.rank())
-    left = text(name + "!" * (n in axes) for n, name in enumerate(letters))
-    right = text(f"t{n}!" if new and n in axes else name + "!" * (n in axes) for n, name in enumerate(letters))
-    return Row(join([left], [right] * outputs), why={letters[a]: f"{node.op} works along it" for a in axes})
+    left = text(mark(letters, axes))
+    right = text(f"t{i}!" if new and i in axes else name for i, name in enumerate(mark(letters, axes)))
+    why = {name: f"{node.op} works along it" for axis in axes for name in (letters[axis], f"t{axis}")}
+    return Row(join([left], [right] * outputs), why=why)
 
 
 @op("TopK")
-def top_k(node: Node) -> Row:
-    return _along(node, {node.axis(-1)}, outputs=len(node.outputs), new=True)
+def top_k(node: Node) -> Row | Refusal:
+    """The greatest elements and where they are."""
+    return _along(node, {node.axis(-1)}, outputs=2, new=True)
 
 
 @op("CumSum", "CumProd")
-def cumulate(node: Node) -> Row:
+def cumulate(node: Node) -> Row | Refusal:
+    """Running sums and products."""
     return _along(node, {normal(int(node.value(1).reshape(-1)[0]), node.rank())})
 
 
 @op("Trilu")
-def trilu(node: Node) -> Row:
+@op("Trilu", domain="com.microsoft")
+def trilu(node: Node) -> Row | Refusal:
+    """A triangle of a matrix."""
     return _along(node, {node.rank() - 1, node.rank() - 2})
 
 
+@op("NonZero", "Unique")
+def where(node: Node) -> Row | Refusal:
+    """Results whose length depends on all elements."""
+    return Row(f"{text(mark(names(node.rank()), range(node.rank())))} -> *t!, *u!, *v!, *w!")
+
+
 @op("ReverseSequence")
-def reverse_sequence(node: Node) -> Row:
-    return _along(node, {int(node.attr("batch_axis", 1)), int(node.attr("time_axis", 0))})
-
-
-@op("EyeLike")
-def eye_like(node: Node) -> Row:
-    return _along(node, {0, 1})
+def reverse_sequence(node: Node) -> Row | Refusal:
+    """Each sequence of a batch is reversed up to its own length."""
+    letters = list(names(node.rank()))
+    batch, time = node.axis(1, name="batch_axis"), node.axis(0, name="time_axis")
+    data = text(mark(letters, [time]))
+    return Row(f"{data}, {letters[batch]} -> {data}", why={letters[time]: "reversed"})
 
 
 @op("OneHot")
-def one_hot(node: Node) -> Row:
+def one_hot(node: Node) -> Row | Refusal:
+    """A new axis, one element for each value."""
     axes = list(names(node.rank()))
     at = node.axis(-1, node.rank() + 1)
-    return Row(join([text(axes)], [text([*axes[:at], "d!", *axes[at:]])]), why={"d": "one for each value"})
+    row = join([text(axes)], [text([*axes[:at], "z!", *axes[at:]])])
+    return Row(row, why={"z": "one for each value"})
+
+
+@op("Compress")
+def compress(node: Node) -> Row | Refusal:
+    """A known condition is a map; else the axis is locked."""
+    if "axis" not in node.attrs:
+        return Row(f"{text(mark(names(node.rank()), range(node.rank())))}, c! -> r!")
+    letters, axis = list(names(node.rank())), node.axis(0)
+    if node.values[1] is None:
+        right = [*letters[:axis], "t!", *letters[axis + 1 :]]
+        return Row(join([text(mark(letters, [axis])), "c!"], [text(right)]), why={letters[axis]: RUN_TIME})
+    index = np.flatnonzero(node.value(1)).astype(np.int64)
+    right = [*letters[:axis], "t", *letters[axis + 1 :]]
+    return Row(join([text(letters), "c!"], [text(right)]), maps={"t": Map(letters[axis], index)}, roles=("data", "shape"))
 
 
 def _beside(node: Node, others: tuple[int, ...]) -> tuple[int, list[str], list[str]]:
     """Axis, letters of the data and of the operands of the indices' shape: tied only where all lengths agree."""
     axis, shape = node.axis(0), node.shape(0)
     data, rest = list(names(len(shape))), list(names(len(shape)))
-    for n, size in enumerate(shape):
-        if n == axis or any(node.shape(slot)[n] != size for slot in others):
-            data[n] += "!"
-            rest[n] = f"i{n}!"
+    for i, size in enumerate(shape):
+        if i == axis or any(node.shape(slot)[i] != size for slot in others):
+            data[i] += "!"
+            rest[i] = f"i{i}!"
     return axis, data, rest
 
 
 @op("GatherElements")
-def gather_elements(node: Node) -> Row:
+def gather_elements(node: Node) -> Row | Refusal:
+    """One index for each result, along one axis."""
     axis, data, index = _beside(node, (1,))
     index[axis] = f"i{axis}"
-    return Row(join([text(data), text(index)], [text(index)]), why={data[axis].rstrip("!"): _RUN_TIME})
+    return Row(join([text(data), text(index)], [text(index)]), why={data[axis].rstrip("!"): RUN_TIME})
 
 
 @op("ScatterElements", "Scatter")
-def scatter_elements(node: Node) -> Row:
+def scatter_elements(node: Node) -> Row | Refusal:
+    """One index for each update, along one axis."""
     axis, data, index = _beside(node, (1, 2))
-    return Row(join([text(data), text(index), text(index)], [text(data)]), why={data[axis].rstrip("!"): _RUN_TIME})
+    return Row(join([text(data), text(index), text(index)], [text(data)]), why={data[axis].rstrip("!"): RUN_TIME})
 
 
 @op("GatherND")
-def gather_nd(node: Node) -> Row:
+@op("GatherND", domain="com.microsoft")
+def gather_nd(node: Node) -> Row | Refusal:
+    """Indices are vectors along the last axis: they address as many axes of the data, behind the batch's."""
     batch, depth = int(node.attr("batch_dims", 0)), node.shape(1)[-1]
-    data, index = list(names(node.rank())), [f"i{n}" for n in range(node.rank(1) - 1)]
+    data, index = list(names(node.rank())), [f"i{i}" for i in range(node.rank(1) - 1)]
     index[:batch] = data[:batch]
-    why = {data[n]: _RUN_TIME for n in range(batch, batch + depth)}
-    left = [name + "!" * (batch <= n < batch + depth) for n, name in enumerate(data)]
+    why = {data[i]: RUN_TIME for i in range(batch, batch + depth)}
+    left = mark(data, range(batch, batch + depth))
     return Row(join([text(left), text([*index, "d!"])], [text([*index, *data[batch + depth :]])]), why=why)
 
 
 @op("ScatterND")
-def scatter_nd(node: Node) -> Row:
+def scatter_nd(node: Node) -> Row | Refusal:
+    """Indices are vectors along the last axis; the axes behind those that they address pass."""
     depth = node.shape(1)[-1]
-    data, index = list(names(node.rank())), [f"i{n}!" for n in range(node.rank(1) - 1)]
-    left = [name + "!" * (n < depth) for n, name in enumerate(data)]
-    why = {data[n]: _RUN_TIME for n in range(depth)}
-    return Row(join([text(left), text([*index, "d!"]), text([*index, *data[depth:]])], [text(left)]), why=why)
+    data, index = list(names(node.rank())), [f"i{i}!" for i in range(node.rank(1) - 1)]
+    left = text(mark(data, range(depth)))
+    row = join([left, text([*index, "d!"]), text([*index, *data[depth:]])], [left])
+    return Row(row, why={data[i]: RUN_TIME for i in range(depth)})
+
+
+@op("TensorScatter")
+def tensor_scatter(node: Node) -> Row | Refusal:
+    """A cache with new entries along one axis, at places given for each image of a batch."""
+    letters, axis = list(names(node.rank())), node.axis(-2)
+    cache = text(mark(letters, [axis]))
+    update = text([*letters[:axis], "u!", *letters[axis + 1 :]])
+    return Row(f"{cache}, {update}, a? -> {cache}", why={letters[axis]: "written at places known at run time"})
+
+
+@op("DFT")
+def fourier(node: Node) -> Row | Refusal:
+    """Axes that are not transformed pass."""
+    rank = node.rank()
+    given = int(node.value(2)) if node.has(2) else node.attr("axis", 1 if node.opset < 20 else -2)
+    letters, axis = list(names(rank)), normal(int(given), rank)
+    left = text(mark(letters, [axis, rank - 1]))
+    right = text([*(f"t{i}!" if i == axis else name for i, name in enumerate(letters[:-1])), "t!"])
+    return Row(f"{left} -> {right}", why={letters[axis]: "transformed"})
+
+
+@op("STFT")
+def short_fourier(node: Node) -> Row | Refusal:
+    """The batch passes."""
+    signal = "b s!" if node.rank() == 2 else "b s! p!"
+    return Row(f"{signal}, (), w!?, ()? -> b t! u! v!", roles=("data", "shape", "shape", "shape"))
+
+
+@op("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
+def loss(node: Node) -> Row | Refusal:
+    """All classes and all samples are looked at."""
+    result = "*_!" if node.op.startswith("Neg") else "*_!, n! c! *d!"
+    return Row(f"n! c! *d!, n! *d!, c!? -> {result}")

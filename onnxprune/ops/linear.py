@@ -1,119 +1,218 @@
-"""Convolutions and matrix products: the ops that contract channels."""
+"""Ops that sum products: convolutions, matrix products, Einsum."""
 
 from __future__ import annotations
 
-from onnxprune.ops.axes import broadcast, text
-from onnxprune.ops.base import Node, Refusal, Row, op
+from collections.abc import Mapping
 
-_ROLES = ("data", "weight", "bias")
-_CONV = "n (g i) *s!, (g o) i *k!, (g o)? -> n (g o) *t!"
+from onnxprune.ops.axes import broadcast, join, quant, text
+from onnxprune.ops.base import Node, Refusal, Row, Shape, op
+
+KERNEL = dict.fromkeys("skt", "the positions of a convolution")
+WEIGHTS = ("data", "weight", "bias", "data")
+QUANTIZED = ("data", "quant", "quant", "weight", "quant", "quant", "quant", "quant", "bias")
+
+
+def _grouped(row: str, node: Node, roles: tuple[str, ...] = WEIGHTS, zeros: Mapping[int, int] | None = None) -> Row:
+    """Write a row with g groups; with one group, g is left out."""
+    groups = int(node.attr("group", 1))
+    if groups == 1:
+        row = row.replace("(g i)", "i").replace("(g o)", "o")
+        return Row(row, why=KERNEL, roles=roles, zeros=zeros or {})
+    return Row(row, sizes={"g": groups}, attrs={"group": "g"}, why=KERNEL, roles=roles, zeros=zeros or {})
 
 
 @op("Conv")
-def conv(node: Node) -> Row:
-    return Row(_CONV, sizes={"g": int(node.attr("group", 1))}, attrs={"group": "g"}, roles=_ROLES)
+def conv(node: Node) -> Row | Refusal:
+    """Convolution of 1 to 3 dimensions, in groups."""
+    return _grouped("n (g i) *s!, (g o) i *k!, (g o)? -> n (g o) *t!", node)
 
 
-@op("FusedConv", "NhwcFusedConv", domain="com.microsoft")
+@op("FusedConv", domain="com.microsoft")
 def fused_conv(node: Node) -> Row | Refusal:
-    """The fourth input is added before the activation."""
-    if node.op != "FusedConv":
-        return Refusal(f"{node.op} keeps its channels last, in a layout of its own")
-    row = conv(node)
-    signature = row.text.replace("(g o)? ->", "(g o)?, n (g o) *t!? ->")
-    return Row(signature, sizes=row.sizes, attrs=row.attrs, roles=(*_ROLES, "data"))
+    """Conv, plus a tensor of the output's shape, plus an activation."""
+    return _grouped("n (g i) *s!, (g o) i *k!, (g o)?, n (g o) *t!? -> n (g o) *t!", node)
 
 
-@op("ConvInteger")
-def conv_integer(node: Node) -> Row:
-    point = "()?" if not node.has(3) or node.rank(3) == 0 else "(g o)?" if node.shape(3)[0] > 1 else "1?"
-    signature = f"n (g i) *s!, (g o) i *k!, ()?, {point} -> n (g o) *t!"
-    if node.has(2) and node.rank(2) == 1:
-        signature = signature.replace("()?,", "1?,", 1)
-    sizes = {"g": int(node.attr("group", 1))}
-    return Row(signature, sizes=sizes, attrs={"group": "g"}, zeros={0: 2}, roles=("data", "weight", "quant", "quant"))
+@op("NhwcConv", "NhwcFusedConv", domain="com.microsoft")
+def nhwc_conv(node: Node) -> Row | Refusal:
+    """FusedConv with the channels last in data, not in weights."""
+    return _grouped("n *s! (g i), (g o) i *k!, (g o)?, n *t! (g o)? -> n *t! (g o)", node)
 
 
 @op("ConvTranspose")
-def conv_transpose(node: Node) -> Row:
-    signature = "n (g i) *s!, (g i) o *k!, (g o)? -> n (g o) *t!"
-    return Row(signature, sizes={"g": int(node.attr("group", 1))}, attrs={"group": "g"}, roles=_ROLES)
+def conv_transpose(node: Node) -> Row | Refusal:
+    """Transposed convolution: the weight's outer axis is the input's."""
+    return _grouped("n (g i) *s!, (g i) o *k!, (g o)? -> n (g o) *t!", node)
+
+
+@op("ConvInteger")
+def conv_integer(node: Node) -> Row | Refusal:
+    """Convolution of integers, a zero point for the data and one (or one a channel) for the weight."""
+    size = node.shape(1)[0]
+    own = [quant(node.shape(i), size * (i - 2), "(g o)", "a zero point") if node.has(i) else "()" for i in (2, 3)]
+    row = f"n (g i) *s!, (g o) i *k!, {own[0]}?, {own[1]}? -> n (g o) *t!"
+    return _grouped(row, node, ("data", "weight", "quant", "quant"), _zeros(node, (0, 2), (1, 3)))
+
+
+@op("QLinearConv")
+def qlinear_conv(node: Node) -> Row | Refusal:
+    """Quantized convolution: x, scale, zero, w, scale, zero, y's scale, zero, bias."""
+    size = node.shape(3)[0]
+    own = [quant(node.shape(i), size * (i in (4, 5)), "(g o)", "a scale or zero point") for i in (1, 2, 4, 5, 6, 7)]
+    row = f"n (g i) *s!, {own[0]}, {own[1]}, (g o) i *k!, {', '.join(own[2:])}, (g o)? -> n (g o) *t!"
+    return _grouped(row, node, QUANTIZED, {0: 2, 3: 5})
+
+
+def _zeros(node: Node, *pairs: tuple[int, int]) -> dict[int, int]:
+    return {slot: zero for slot, zero in pairs if node.has(zero)}
 
 
 @op("DeformConv")
 def deform_conv(node: Node) -> Row | Refusal:
-    if node.attr("offset_group", 1) != 1:
-        return Refusal("DeformConv: offsets of several groups tie channels to offsets")
-    signature = "n (g i) *s!, (g o) i *k!, n z! *t!, (g o)?, n y! *t!? -> n (g o) *t!"
+    """Convolution at learnt offsets; more than one group of offsets splits the channels once more and locks them."""
+    row = "n (g i) *s!, (g o) i *k!, n p! *t!, (g o)?, n q! *t!? -> n (g o) *t!"
     roles = ("data", "weight", "data", "bias", "data")
-    return Row(signature, sizes={"g": int(node.attr("group", 1))}, attrs={"group": "g"}, roles=roles)
+    if node.attr("offset_group", 1) == 1:
+        return _grouped(row, node, roles)
+    why = dict.fromkeys("gi", "groups of offsets split the channels")
+    return Row(row.replace("(g i)", "(g! i!)"), sizes={"g": int(node.attr("group", 1))}, why=why, roles=roles)
+
+
+@op("CausalConvWithState")
+@op("CausalConvWithState", domain="com.microsoft")
+def causal_conv(node: Node) -> Row | Refusal:
+    """Depthwise causal convolution over time; its last inputs are a state."""
+    if node.attr("ndim", 1) != 1 or node.attr("channels_last", 0) or node.attr("state_window", 0):
+        return Refusal(f"{node.op} of several dimensions, or with channels last, is not described")
+    return Row("n c t!, c 1 k!, c?, n c s!? -> n c t!, n c s!", roles=WEIGHTS)
 
 
 @op("Gemm")
 @op("FusedGemm", domain="com.microsoft")
-def gemm(node: Node) -> Row:
-    left = "k m" if node.attr("transA", 0) else "m k"
-    right = "n k" if node.attr("transB", 0) else "k n"
-    bias = ""
+def gemm(node: Node) -> Row | Refusal:
+    """Matrix product of two matrices, either transposed, plus a broadcast bias."""
+    across, down = bool(node.attr("transA", 0)), bool(node.attr("transB", 0))
+    row = f"{'k m' if across else 'm k'}, {'n k' if down else 'k n'}"
     if node.has(2):
-        rows = node.shape(0)[1 if node.attr("transA", 0) else 0]
-        columns = node.shape(1)[0 if node.attr("transB", 0) else 1]
-        axes = broadcast((node.shape(2), (rows, columns)))[0]
-        bias = ", " + text({"a": "m", "b": "n", "1": "1"}[a] for a in axes)
-    return Row(f"{left}, {right}{bias} -> m n", roles=_ROLES)
+        row += ", " + _bias(node.shape(2), node.shape(0)[across], node.shape(1)[not down])
+    return Row(f"{row} -> m n", roles=WEIGHTS)
 
 
-def product(node: Node, trans_a: bool = False, trans_b: bool = False, point: str = "") -> str:
-    """Text of a (batched) matrix product with NumPy's rule for batch axes and vectors."""
-    a, b = node.shape(0), node.shape(1)
-    batch_a, batch_b, batch = broadcast((a[:-2], b[:-2]), "batch")
-    left = ["k"] if len(a) == 1 else [*batch_a, *(["k", "m"] if trans_a else ["m", "k"])]
-    right = ["k"] if len(b) == 1 else [*batch_b, *(["n", "k"] if trans_b else ["k", "n"])]
-    out = [*batch, *(["m"] if len(a) > 1 else []), *(["n"] if len(b) > 1 else [])]
-    return f"{text(left)}, {text(right)}{point} -> {text(out)}"
+def _bias(shape: Shape, rows: int, columns: int) -> str:
+    """Write a bias that broadcasts to (rows, columns)."""
+    axes = []
+    for size, whole, letter in zip(reversed(shape), (columns, rows), "nm", strict=False):
+        if size not in (1, whole):
+            raise ValueError(f"a bias of shape {list(shape)} for ({rows}, {columns})")
+        axes.append("1" if size == 1 != whole else letter)
+    return text(reversed(axes))
+
+
+def product(one: Shape, two: Shape, left: str = "m k", right: str = "k n") -> tuple[list[str], list[str], list[str]]:
+    """Write the axes of numpy.matmul's operands and of its result."""
+    batch_one, batch_two, batch = broadcast((one[:-2], two[:-2]), "b")
+    a = ["k"] if len(one) == 1 else [*batch_one, *left.split()]
+    b = ["k"] if len(two) == 1 else [*batch_two, *right.split()]
+    return a, b, [*batch, *["m"] * (len(one) > 1), *["n"] * (len(two) > 1)]
+
+
+def _sides(node: Node, *slots: int) -> tuple[str, ...]:
+    return tuple("weight" if node.constant[slot] else "data" for slot in slots)
 
 
 @op("MatMul")
-def matmul(node: Node) -> Row:
-    return Row(product(node), roles=("data", "weight"))
-
-
-@op("FusedMatMul", "TransposeMatMul", domain="com.microsoft")
-def fused_matmul(node: Node) -> Row | Refusal:
-    if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
-        return Refusal(f"{node.op}: transposed batch axes are not described")
-    return Row(product(node, bool(node.attr("transA", 0)), bool(node.attr("transB", 0))), roles=("data", "weight"))
+def matmul(node: Node) -> Row | Refusal:
+    """numpy.matmul: batch axes broadcast, the rest is a matrix product."""
+    a, b, y = product(node.shape(0), node.shape(1))
+    return Row(join([text(a), text(b)], [text(y)]), roles=_sides(node, 0, 1))
 
 
 @op("MatMulInteger")
+@op("MatMulInteger16", domain="com.microsoft")
 def matmul_integer(node: Node) -> Row | Refusal:
-    points = []
-    for slot in (2, 3):
-        if node.has(slot) and max(node.shape(slot), default=1) > 1:
-            if slot == 2 or node.rank(slot) != 1:
-                return Refusal("MatMulInteger: zero points of each row are not described")
-            points.append("n?")
-        else:
-            points.append("1?" if node.has(slot) and node.rank(slot) == 1 else "()?")
-    signature = product(node, point=f", {', '.join(points)}")
-    return Row(signature, zeros={0: 2}, roles=("data", "weight", "quant", "quant"))
+    """Matmul of integers, with zero points for the tensor or by row and column."""
+    a, b, y = product(node.shape(0), node.shape(1))
+    own = [matrix_quant(node, 2, 0, a, "m") + "?", matrix_quant(node, 3, 1, b, "n") + "?"]
+    roles = (*_sides(node, 0, 1), "quant", "quant")
+    return Row(join([text(a), text(b), *own], [text(y)]), zeros=_zeros(node, (0, 2), (1, 3)), roles=roles)
+
+
+def matrix_quant(node: Node, slot: int, data: int, axes: list[str], letter: str) -> str:
+    """Write a scale or zero point of a matrix: of the tensor, of each row or column, or of those of each matrix."""
+    if not node.has(slot):
+        return "()"
+    shape, whole = node.shape(slot), node.shape(data)
+    if 1 < len(shape) == len(axes):
+        if any(size not in (1, full) for size, full in zip(shape, whole, strict=True)):
+            raise ValueError(f"a scale or zero point of shape {list(shape)} for {list(whole)}")
+        return text("1" if size == 1 else own for size, own in zip(shape, axes, strict=True))
+    return quant(shape, whole[axes.index(letter)] if letter in axes else 0, letter, "a scale or zero point")
+
+
+@op("QLinearMatMul")
+def qlinear_matmul(node: Node) -> Row | Refusal:
+    """Quantized matmul: a, scale, zero, b, scale, zero, y's scale, zero."""
+    a, b, y = product(node.shape(0), node.shape(3))
+    own = [matrix_quant(node, slot, 0, a, "m") for slot in (1, 2)]
+    other = [matrix_quant(node, slot, 3, b, "n") for slot in (4, 5)]
+    last = [_result_quant(node.shape(slot), node.out_shape(), y) for slot in (6, 7)]
+    return Row(join([text(a), *own, text(b), *other, *last], [text(y)]), zeros={0: 2, 3: 5}, roles=QUANTIZED)
+
+
+def _result_quant(shape: Shape, whole: Shape, axes: list[str]) -> str:
+    if 1 < len(shape) == len(whole):
+        return text("1" if size == 1 else own for size, own in zip(shape, axes, strict=True))
+    return quant(shape, 0, "", "the result's scale or zero point")
+
+
+@op("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "GemmFastGelu", domain="com.microsoft")
+def fused_matmul(node: Node) -> Row | Refusal:
+    """Matmul with transposed operands, a scale and an activation (and GemmFastGelu's bias)."""
+    if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
+        return Refusal(f"{node.op}: transposed batch axes are not described")
+    left = "k m" if node.attr("transA", 0) else "m k"
+    right = "n k" if node.attr("transB", 0) else "k n"
+    a, b, y = product(node.shape(0), node.shape(1), left, right)
+    return Row(join([text(a), text(b)] + ["n?"] * (len(node.inputs) > 2), [text(y)]), roles=(*_sides(node, 0, 1), "bias"))
 
 
 @op("Einsum")
 def einsum(node: Node) -> Row | Refusal:
-    equation = "".join(node.attrs["equation"].split())
-    if "." in equation:
-        return Refusal("Einsum: an ellipsis is not described")
+    """The equation is the row. Letters twice in one operand take a diagonal: locked."""
+    equation = "".join(str(node.attrs["equation"]).split())
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
+    if len(terms) != len(node.inputs):
+        raise ValueError(f"{len(terms)} operands in {equation!r} for {len(node.inputs)} inputs")
+    dots = [node.rank(i) - len(term.replace("...", "")) if "..." in term else 0 for i, term in enumerate(terms)]
+    batch = [f"batch{i}" for i in range(max(dots))]
+    axes = [_einsum_axes(term, batch[len(batch) - count :]) for term, count in zip(terms, dots, strict=True)]
     if not arrow:
-        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    if any(len(set(term)) != len(term) for term in (*terms, right)):
-        return Refusal("Einsum: a diagonal is not described")
-    sizes: dict[str, set[int]] = {}
-    for slot, term in enumerate(terms):
-        for name, size in zip(term, node.shape(slot), strict=True):
-            sizes.setdefault(name, set()).add(size)
-    if any(len(found) > 1 for found in sizes.values()):
-        return Refusal("Einsum: a broadcast letter is not described")
-    return Row(f"{', '.join(text(term) for term in terms)} -> {text(right)}", roles=("data", "weight"))
+        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        right = "..." * ("..." in left) + "".join(once)
+    sizes: dict[str, int] = {}
+    for i, own in enumerate(axes):
+        for name, size in zip(own, node.shape(i), strict=True):
+            if size != 1 and sizes.get(name, 1) not in (1, size):
+                raise ValueError(f"{name!r} is {sizes[name]} and {size} in {equation!r}")
+            sizes[name] = max(size, sizes.get(name, 1))
+    double = {name for own in axes for name in own if own.count(name) > 1}
+
+    def write(names: list[str], shape: list[int]) -> str:
+        return text("1" if size == 1 else n + "!" * (n in double) for n, size in zip(names, shape, strict=True))
+
+    inputs = [write(own, list(node.shape(i))) for i, own in enumerate(axes)]
+    result = _einsum_axes(right, batch)
+    row = join(inputs, [write(result, [sizes[name] for name in result])])
+    return Row(row, roles=_sides(node, *range(len(terms))), why=dict.fromkeys(double, "a diagonal is taken"))
+
+
+def _einsum_axes(term: str, batch: list[str]) -> list[str]:
+    before, dots, after = term.partition("...")
+    return [*before, *(batch if dots else []), *after]
+
+
+@op("Det")
+def determinant(node: Node) -> Row | Refusal:
+    """One number a matrix."""
+    return Row("*b m! n! -> *b", why=dict.fromkeys("mn", "a determinant needs the whole matrix"))

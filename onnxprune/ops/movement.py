@@ -20,6 +20,7 @@ def transpose(node: Node) -> Row:
 
 
 @op("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+@op("ExpandDims", domain="com.microsoft")
 def reshape(node: Node) -> Row:
     """Regroup the elements; the atoms of a composite axis are cut by themselves."""
     left, right, sizes, locked = regroup(node.shape(0), node.out_shape())
@@ -104,7 +105,7 @@ def pads(node: Node) -> list[tuple[int, int]]:
     """Return (before, after) of each axis."""
     rank = node.rank()
     name = "pads" if "pads" in node.attrs or node.opset >= 2 else "paddings"
-    given = node.ints(name, 1, 11) or []
+    given = node.ints(name, 1, 1 if node.domain else 11) or []
     axes = [normal(int(a), rank) for a in node.value(3).reshape(-1)] if node.has(3) else list(range(rank))
     found = [(0, 0)] * rank
     for n, axis in enumerate(axes):
@@ -113,6 +114,7 @@ def pads(node: Node) -> list[tuple[int, int]]:
 
 
 @op("Pad")
+@op("Pad", domain="com.microsoft")
 def pad(node: Node) -> Row:
     left, right = list(names(node.rank())), list(names(node.rank()))
     maps, why = {}, {}
@@ -178,3 +180,40 @@ def range_(node: Node) -> Row | Refusal:
     if any(node.has(n) and node.rank(n) != 0 for n in range(3)):
         return Refusal("Range: its bounds must be scalars")
     return Row("(), (), () -> q!", why={"q": "counted"})
+
+
+@op("CenterCropPad")
+def center(node: Node) -> Row:
+    """Axes that keep their length are untouched."""
+    old, new = node.shape(0), node.out_shape()
+    letters = names(len(old))
+    changed = {axis for axis, size in enumerate(old) if size != new[axis]}
+    left = [name + "!" * (axis in changed) for axis, name in enumerate(letters)]
+    right = [f"t{axis}!" if axis in changed else name for axis, name in enumerate(letters)]
+    why = {name: "cropped or padded around its centre" for axis in changed for name in (letters[axis], f"t{axis}")}
+    return Row(join([text(left)], [text(right)]), why=why)
+
+
+@op("EyeLike")
+def eye_like(node: Node) -> Row:
+    """A diagonal of ones: reads no element, and every cut would move it."""
+    return Row("-> m! n!", roles=("unread",), why=dict.fromkeys("mn", "a diagonal"))
+
+
+@op("AffineGrid")
+def affine_grid(node: Node) -> Row:
+    """Coordinates for each image of a batch."""
+    return Row("n a! b! -> n *t!", why={"t": "coordinates"})
+
+
+@op("QLinearConcat", domain="com.microsoft")
+def qlinear_concat(node: Node) -> Row:
+    """Concat behind a scale and a zero point; each operand has its own two."""
+    slots = range(2, len(node.inputs), 3)
+    axes = names(node.rank(2))
+    axis = node.axis(0, len(axes))
+    own = [text("1" for _ in node.shape(slot)) for slot in range(len(node.inputs))]
+    for slot in slots:
+        own[slot] = text(f"p{slot}" if i == axis else name for i, name in enumerate(axes))
+    whole = " + ".join(f"p{slot}" for slot in slots)
+    return Row(join(own, [text(f"({whole})" if i == axis else name for i, name in enumerate(axes))]))

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from onnxprune.ops.axes import join, names, text
+from onnxprune.ops.axes import join, mark, names, text
 from onnxprune.ops.base import Node, Row, normal, op
 
-_LOCKS = {
-    "ReduceSum": "", "ReduceSumSquare": "", "ReduceL1": "", "ReduceL2": "", "ReduceMean": "~", "ReduceMax": "!",
-    "ReduceMin": "!", "ReduceProd": "!", "ReduceLogSum": "", "ReduceLogSumExp": "!",
+LOCKS = {
+    "ReduceSum": "", "ReduceSumSquare": "", "ReduceL1": "", "ReduceL2": "", "ReduceLogSum": "", "ReduceMean": "~",
+    "ReduceMax": "!", "ReduceMin": "!", "ReduceProd": "!", "ReduceLogSumExp": "!",
 }  # fmt: skip
-_WHY = {"~": "averaged over", "!": "reduced over"}
+WHY = {"~": "averaged over", "!": "reduced over"}
 
 
-@op(*_LOCKS)
+@op(*LOCKS)
 def reduce(node: Node) -> Row:
     """Zeros add nothing to sums and norms, so that cutting equals masking."""
     rank = node.rank()
     given = node.ints("axes", 1, 13 if node.op == "ReduceSum" else 18)
     if not given and node.attr("noop_with_empty_axes", 0):
+        # still applied element by element: |x|, x * x, log(x)
         return Row("*s -> *s")
-    axes = {normal(a, rank) for a in given} if given else set(range(rank))
-    return _row(node, axes, _LOCKS[node.op])
+    axes = {normal(axis, rank) for axis in given} if given else set(range(rank))
+    return _over(node, axes, LOCKS[node.op])
 
 
 @op("ArgMax", "ArgMin")
 def arg(node: Node) -> Row:
-    return _row(node, {node.axis(0)}, "!")
+    """Where the greatest (least) element is."""
+    return _over(node, {node.axis(0)}, "!")
 
 
-def _row(node: Node, axes: set[int], lock: str) -> Row:
+def _over(node: Node, axes: set[int], lock: str) -> Row:
     letters, keep = names(node.rank()), node.attr("keepdims", 1)
-    left = text(name + lock if n in axes else name for n, name in enumerate(letters))
-    right = text("1" if n in axes else name for n, name in enumerate(letters) if keep or n not in axes)
-    return Row(join([left], [right]), why={letters[a]: _WHY[lock] for a in axes} if lock else {})
+    right = text("1" if i in axes else name for i, name in enumerate(letters) if keep or i not in axes)
+    why = {letters[axis]: WHY[lock] for axis in axes} if lock else {}
+    return Row(join([text(mark(letters, axes, lock))], [right]), why=why)

@@ -2,53 +2,78 @@
 
 from __future__ import annotations
 
-from onnxprune.ops.axes import join, names, text
+from math import prod
+
+from onnxprune.ops.axes import join, names, quant, text
 from onnxprune.ops.base import Node, Refusal, Row, literal, op
 
-literal("n c *s! -> n c *t!", ["AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])
-literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"])
-literal("n c *s!, r q!, r -> r c *t!", ["RoiAlign"])
-literal("n c *s!, r q! -> r c *t!", ["MaxRoiPool"])
+WINDOW = dict.fromkeys("st", "windows run over these positions")
+IMAGES = {"n": "images are picked by number", **WINDOW}
+
+literal("n c *s! -> n c *t!", ["AveragePool", "LpPool"], why=WINDOW)
+literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], why=WINDOW)
+literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], domain="com.microsoft", why=WINDOW)
+literal("n! c *s!, r q!, r -> r c *t!", ["RoiAlign"], why=IMAGES)
+literal("n! c *s!, r q! -> r c *t!", ["MaxRoiPool"], why=IMAGES)
+literal("n! c! *s!, n! c! *s! -> n! c! *t!", ["MaxUnpool"], why={**WINDOW, "n": "indices count through it", "c": "indices count through it"})
+
+
+@op("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+def global_pool(node: Node) -> Row | Refusal:
+    """All positions become one."""
+    return Row(f"n c *s! -> n c{' 1' * (node.rank() - 2)}", why=WINDOW)
 
 
 @op("MaxPool")
-def max_pool(node: Node) -> Row:
-    """The indices count through all channels."""
+def max_pool(node: Node) -> Row | Refusal:
+    """The optional indices count through all images and channels, so that they lock them."""
     if node.gives(1):
-        why = dict.fromkeys("nc", "the indices of MaxPool count through this axis")
+        why = {**WINDOW, **dict.fromkeys("nc", "the indices of MaxPool count through this axis")}
         return Row("n! c! *s! -> n! c! *t!, n! c! *t!", why=why)
-    return Row("n c *s! -> n c *t!")
+    return Row("n c *s! -> n c *t!", why=WINDOW)
+
+
+@op("QLinearAveragePool", "QLinearGlobalAveragePool", domain="com.microsoft")
+def qlinear_pool(node: Node) -> Row | Refusal:
+    """Pools of quantized data, whose channels may come last: x, scale, zero, y's scale, zero."""
+    last = bool(node.attr("channels_last", 0))
+    data, result = ("n *s! c", "n *t! c") if last else ("n c *s!", "n c *t!")
+    own = [quant(node.shape(i), 0, "", "a scale or zero point") + "?" for i in range(1, len(node.inputs)) if node.has(i)]
+    if len(own) < len(node.inputs) - 1:
+        own = ["*_!?", "*x!?", "*y!?", "*z!?"]
+    return Row(join([data, *own], [result]), why=WINDOW, roles=("data", "quant", "quant", "quant", "quant"))
 
 
 @op("Col2Im")
-def col2im(node: Node) -> Row:
-    width = 1
-    for size in node.value(2).reshape(-1):
-        width *= int(size)
-    return Row("n (c k!) l! -> n c *t!", sizes={"k": width})
+def col2im(node: Node) -> Row | Refusal:
+    """Columns hold the positions of a block for each channel."""
+    size = prod(int(i) for i in node.value(2).reshape(-1))
+    return Row("n (c k!) l! -> n c *t!", sizes={"k": size}, why=dict.fromkeys("klt", "positions of blocks"))
 
 
 @op("Resize", "Upsample")
 def resize(node: Node) -> Row | Refusal:
-    """An axis that keeps its size at scale 1 is passed through."""
-    if node.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
-        return Refusal("Resize: a crop moves every axis")
+    """An axis that keeps its length at scale 1 is passed through; the others are interpolated."""
+    mode = node.attr("coordinate_transformation_mode", "half_pixel")
+    if mode in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
+        return Refusal(f"{node.op}: {mode} moves every axis")
     shape, out = node.shape(0), node.out_shape()
-    scales = _scales(node)
+    scale = scales(node)
     left, right = list(names(len(shape))), list(names(len(shape)))
-    for n, (size, wide) in enumerate(zip(shape, out, strict=True)):
-        if size != wide or (scales is not None and scales[n] != 1.0):
-            left[n] += "!"
-            right[n] = f"t{n}!"
-    return Row(join([text(left)], [text(right)]))
+    why: dict[str, str] = {}
+    for axis, (size, wide) in enumerate(zip(shape, out, strict=True)):
+        if size != wide or (scale is not None and scale[axis] != 1.0):
+            why |= {left[axis]: "resized", f"t{axis}": "resized"}
+            left[axis], right[axis] = left[axis] + "!", f"t{axis}!"
+    return Row(join([text(left)], [text(right)]), why=why)
 
 
-def _scales(node: Node) -> list[float] | None:
-    """Scale of each axis, None where sizes are given instead."""
+def scales(node: Node) -> list[float] | None:
+    """Return the scale of each axis, None where sizes are given instead, or where scales follow from known sizes."""
     if node.op == "Upsample" and node.opset < 9:
         return [float(s) for s in node.attrs["scales"]]
     slot = 1 if node.op == "Upsample" or node.opset < 11 else 2
-    if not node.has(slot) or (node.values[slot] is not None and node.values[slot].size == 0):
+    if not node.has(slot) or (slot < len(node.shapes) and node.shapes[slot] == (0,)):
         return None
     given = [float(s) for s in node.value(slot).reshape(-1)]
     axes = node.attr("axes")

@@ -1,0 +1,127 @@
+"""Quantization: scales and zero points belong to the tensor, to the channels of one axis, or to blocks."""
+
+from __future__ import annotations
+
+from onnxprune.ops.axes import broadcast, join, mark, names, quant, text
+from onnxprune.ops.base import Node, Refusal, Row, literal, op
+from onnxprune.ops.linear import matrix_quant, product
+
+RANGE = "the range of a dynamic quantization is taken over the whole tensor"
+BLOCK = "quantized in blocks"
+DATA = ("data", "quant", "quant")
+
+literal("*s~ -> *s~, (), ()", ["DynamicQuantizeLinear"], why={"s": RANGE})
+literal("*s, ()?, ()?, ()?, ()? -> *s", ["QLinearLeakyRelu", "QLinearSigmoid"], domain="com.microsoft")
+
+
+@op("QuantizeLinear", "DequantizeLinear")
+@op("QuantizeLinear", "DequantizeLinear", domain="com.microsoft")
+def linear(node: Node) -> Row | Refusal:
+    """x, scale, zero point: one for the tensor, one for each index of ``axis``, or one for each block along it."""
+    shape, scale = node.shape(0), node.shape(1)
+    letters = list(names(len(shape)))
+    zeros = {0: 2} if node.op == "DequantizeLinear" and node.has(2) else {}
+    if scale in ((), (1,)) and not node.attr("block_size", 0):
+        one = text(["1"] * len(scale))
+        zero = text(["1"] * node.rank(2)) if node.has(2) else "()"
+        return Row(f"{text(letters)}, {one}, {zero}? -> {text(letters)}", zeros=zeros, roles=DATA)
+    axis = node.axis(1)
+    if len(scale) == 1 and not node.attr("block_size", 0):
+        if scale[0] != shape[axis]:
+            raise ValueError(f"{scale[0]} scales for an axis of {shape[axis]}")
+        own = letters[axis]
+        return Row(f"{text(letters)}, {own}, {own}? -> {text(letters)}", zeros=zeros, roles=DATA)
+    data = text(mark(letters, [axis]))
+    own = text([*letters[:axis], "z!", *letters[axis + 1 :]])
+    return Row(f"{data}, {own}, {own}? -> {data}", why={letters[axis]: BLOCK, "z": BLOCK}, zeros=zeros, roles=DATA)
+
+
+@op("QLinearAdd", "QLinearMul", domain="com.microsoft")
+def qlinear_binary(node: Node) -> Row | Refusal:
+    """A, scale, zero, B, scale, zero, C's scale, zero: broadcast."""
+    a, b, c = broadcast((node.shape(0), node.shape(3)))
+    own = [_one(node, slot) for slot in (1, 2, 4, 5, 6, 7)]
+    return Row(join([text(a), *own[:2], text(b), *own[2:]], [text(c)]), roles=(*DATA, *DATA, "quant", "quant"))
+
+
+@op("QLinearWhere", domain="com.microsoft")
+def qlinear_where(node: Node) -> Row | Refusal:
+    """Condition, X, scale, zero, Y, scale, zero, Z's scale, zero: broadcast."""
+    condition, x, y, z = broadcast((node.shape(0), node.shape(1), node.shape(4)))
+    own = [_one(node, slot) for slot in (2, 3, 5, 6, 7, 8)]
+    return Row(join([text(condition), text(x), *own[:2], text(y), *own[2:]], [text(z)]))
+
+
+@op("QLinearSoftmax", domain="com.microsoft")
+def qlinear_softmax(node: Node) -> Row | Refusal:
+    """Softmax of quantized data; the attribute ``opset`` says whose."""
+    rank, axis = node.rank(), node.axis(-1)
+    old = int(node.attrs["opset"]) < 13
+    row = text(mark(names(rank), range(axis, rank) if old else [axis]))
+    return Row(f"{row} -> {row}", why=dict.fromkeys(names(rank)[axis:], "normalised over"))
+
+
+def _one(node: Node, slot: int) -> str:
+    if not node.has(slot):
+        return "()?"
+    return quant(node.shape(slot), 0, "", "a scale or zero point") + "?"
+
+
+@op("QGemm", domain="com.microsoft")
+def qgemm(node: Node) -> Row | Refusal:
+    """A, scale, zero, B, scale, zero, C, y's scale, zero."""
+    across, down = bool(node.attr("transA", 0)), bool(node.attr("transB", 0))
+    columns = node.shape(3)[not down]
+    own = [_one(node, 1), _one(node, 2), *(quant(node.shape(i), columns, "n", "a scale or zero point") for i in (4, 5))]
+    bias = "n" if not node.has(6) or node.rank(6) == 1 else "1 n" if node.shape(6)[0] == 1 else "m n"
+    last = [_one(node, 7) if node.has(7) else "()?", _one(node, 8) if node.has(8) else "()?"]
+    left, right = "k m" if across else "m k", "n k" if down else "k n"
+    row = join([left, own[0], own[1], right, own[2], own[3], bias + "?", *last], ["m n"])
+    roles = ("data", "quant", "quant", "weight", "quant", "quant", "bias", "quant", "quant")
+    return Row(row, zeros={0: 2, 3: 5}, roles=roles)
+
+
+@op("MatMulIntegerToFloat", domain="com.microsoft")
+def matmul_integer_to_float(node: Node) -> Row | Refusal:
+    """A, B, A's scale, B's scale, A's zero, B's zero, bias."""
+    a, b, y = product(node.shape(0), node.shape(1))
+    own = [matrix_quant(node, slot, side, axes, letter) + "?" for slot, side, axes, letter in _quartet(a, b)]
+    zeros = {slot: zero for slot, zero in ((0, 4), (1, 5)) if node.has(zero)}
+    roles = ("data", "weight", "quant", "quant", "quant", "quant", "bias")
+    return Row(join([text(a), text(b), *own, "n?"], [text(y)]), zeros=zeros, roles=roles)
+
+
+def _quartet(a: list[str], b: list[str]) -> list[tuple[int, int, list[str], str]]:
+    return [(2, 0, a, "m"), (3, 1, b, "n"), (4, 0, a, "m"), (5, 1, b, "n")]
+
+
+@op("DynamicQuantizeMatMul", domain="com.microsoft")
+def dynamic_matmul(node: Node) -> Row | Refusal:
+    """A (quantized on the way, over its whole range), B, B's scale, zero, bias."""
+    a, b, y = product(node.shape(0), node.shape(1))
+    own = [matrix_quant(node, slot, 1, b, "n") + "?" for slot in (2, 3)]
+    data = mark(a, range(len(a)), "~")
+    why = {axis: RANGE for axis in a}
+    zeros = {1: 3} if node.has(3) else {}
+    roles = ("data", "weight", "quant", "quant", "bias")
+    return Row(join([text(data), text(b), *own, "n?"], [text(y)]), why=why, zeros=zeros, roles=roles)
+
+
+@op("MatMulNBits", domain="com.microsoft")
+def matmul_bits(node: Node) -> Row | Refusal:
+    """Weights packed along K in blocks: K is locked, N is free (scales may be flat: N times blocks)."""
+    blocks = -(-int(node.attrs["K"]) // int(node.attrs["block_size"]))
+    scale = "(n q!)" if node.rank(2) == 1 else "n q!"
+    zero = "()"
+    if node.has(3):
+        flat = node.rank(3) == 1
+        width = node.shape(3)[-1] // (int(node.attrs["N"]) if flat else 1)
+        same = width == blocks
+        zero = ("(n q!)" if flat else "n q!") if same else ("(n z!)" if flat else "n z!")
+    index = "k!?" if node.has(4) else "()?"
+    row = f"*b k!, n q! w!, {scale}, {zero}?, {index}, n? -> *b n"
+    sizes = {"q": blocks}
+    if "z!" in zero:
+        sizes["z"] = node.shape(3)[-1] // (int(node.attrs["N"]) if node.rank(3) == 1 else 1)
+    roles = ("data", "weight", "quant", "quant", "quant", "bias")
+    return Row(row, sizes=sizes, attrs={"N": "n"}, why=dict.fromkeys("kqwz", BLOCK), roles=roles)
