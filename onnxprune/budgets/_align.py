@@ -6,8 +6,8 @@ The rule, for one group:
    that several groups share (a concatenation) only the group's own part counts: sums of multiples are multiples, so
    the total is on a step wherever its parts are, and no group has to wait for another.
 2. Step. A width of at least twice the asked step takes it; a narrower one takes the widest of half, a quarter, ...
-   and 4 that leaves a choice below the width. Below 4 nothing is gained: onnxruntime's blocked layout asks for
-   input channels in fours, whatever its block. A width of 4 or less isn't aligned.
+   and 4 that leaves a choice below the width. Narrower steps than 4 gain nothing: onnxruntime's blocked layout asks
+   for input channels in fours, whatever its block. A width of 4 or less isn't aligned (unless to 2 or 3).
 3. Count. Among the counts that put every axis on its step, the nearest to the asked share; the smaller of two
    equally near; at least something if such a count exists.
 4. Where no count does, an axis goes down the steps of 2; if its axes still disagree, the count that satisfies most
@@ -71,7 +71,9 @@ def steps(width: int, align: int) -> list[int]:
         ladder.append(ladder[-1] // 2)
     if ladder[-1] > FLOOR:
         ladder.append(FLOOR)
-    return [step for step in ladder if (width >= 2 * step if step == align else width > step)]
+    if len(ladder) > 1 and width < 2 * align:
+        ladder = ladder[1:]
+    return [step for step in ladder if step < width]
 
 
 def aligned_count(axes: Sequence[Axis], order: Indices, asked: float, align: int, spare: int) -> int:

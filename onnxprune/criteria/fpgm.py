@@ -105,8 +105,8 @@ def _matrices(group: Group, sources: _Sources) -> Iterator[NDArray[Any]]:
         block = positions(member, array)
         before, _, after = block.shape
         for owners, at in unit_positions(member.unit, group.units):
-            step = max(1, 4 * BLOCK // max(1, owners.size * after))
-            wide = max(1, 4 * BLOCK // max(1, owners.size))
+            step = max(1, 2 * BLOCK // max(1, owners.size * after))
+            wide = max(1, 2 * BLOCK // max(1, owners.size))
             for first in range(0, before, step):
                 for left in range(0, after, wide):
                     part = real(block[first : first + step, at, left : left + wide])
