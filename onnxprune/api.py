@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -78,7 +79,10 @@ def plan(
         For `apply` and `verify`; ``Plan.save`` writes it as JSON.
     """
     job = Job.open(source, _settings(options, fields), progress)
-    return pipeline.make_plan(job)[0]
+    found = pipeline.make_plan(job)[0]
+    for note in job.notes:
+        warnings.warn(note, stacklevel=2)
+    return found
 
 
 def apply(

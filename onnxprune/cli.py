@@ -7,8 +7,10 @@ output (a table for a terminal, aligned text or JSON for a pipe), everything els
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from onnxprune.cli_arguments import build
@@ -31,12 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; see `onnxprune.errors`.
     """
     verbose = False
+    gc.set_threshold(
+        100_000, 20, 20
+    )  # what is made here lives to the end; looking through it in vain costs 5 %
     try:
         args = build().parse_args(argv)
         verbose = bool(args.verbose)
         from onnxprune import cli_commands
 
-        getattr(cli_commands, args.command)(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn  # type: ignore[assignment]
+            getattr(cli_commands, args.command)(args)
         sys.stdout.flush()
         return 0
     except OnnxPruneError as error:
@@ -51,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = f"this is a bug of onnxprune ({type(error).__name__}: {error}); please report it"
         return _fail(f"{text} with the output of the same command and -v.", 1, verbose)
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    print(f"onnxprune: warning: {message}", file=sys.stderr)
 
 
 def _fail(text: str, code: int, verbose: bool) -> int:

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,8 +190,10 @@ def prune(job: Job, output: Path | None) -> Result:
 def make_plan(job: Job) -> tuple[Plan, Analysis, Decision]:
     """Do everything up to the decision."""
     analysis = job.analyse()
-    with job.stage("decide"):
+    with job.stage("decide"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         decision = decide(job.model, analysis, job.options)
+    job.notes += [str(warning.message) for warning in caught]
     return plan_of(job.sha256(), job.options, analysis, decision), analysis, decision
 
 
@@ -324,6 +327,7 @@ def _report(
         report.put_back = [{"group": name, "reason": why} for name, why in carried.put_back.items()]
         if proof is not None:
             report.law1, report.checks, report.notes = _law1(proof), list(proof.checks), list(proof.notes)
+    report.notes = [*job.notes, *report.notes]
     return report
 
 
@@ -367,10 +371,9 @@ def _copy(job: Job, output: Path | None) -> Result:
     except ModelError as error:  # nothing is to be cut, so this is no reason to fail
         job.notes.append(str(error))
         plan, size = plan_of(job.sha256(), job.options, None, Decision([], {})), Size(parameters, None)
-        report = Report(size, size)
+        report = Report(size, size, notes=list(job.notes))
     else:
         decision = decide(job.model, analysis, dataclasses.replace(job.options, ratio=0))
         plan = plan_of(job.sha256(), job.options, analysis, decision)
         report = _report(job, analysis, decision, None)
-    report.notes = list(job.notes)
     return _save(job, Result(job.model, plan, report, output))

@@ -69,7 +69,7 @@ class Kept:
     def size(self, dim: int) -> int:
         """Number of indices that stay."""
         root = self.root(dim)
-        return int(self.coupling.space.sizes[root] - (self.dead[root].sum() if root in self.dead else 0))
+        return self.indices(root).size if root in self.dead else self.coupling.space.sizes[root]
 
     def shape(self, dims: Dims) -> tuple[int, ...]:
         return tuple(self.size(d) for d in dims)

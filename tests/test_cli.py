@@ -275,3 +275,19 @@ def test_run_passes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert ask("run", model, model, "--passes", "prune{ratio=0.5}") == 7
     assert ask("run", model, one, "--passes", "prune{ratio=0.5") == 2
     assert "at character" in capsys.readouterr().err
+
+
+def test_warnings_are_sentences_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = chain()
+    weight = next(t for t in model.graph.initializer if t.name == "conv1.weight")
+    array = numpy_helper.to_array(weight).copy()
+    array[2, 0, 0, 0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(model, tmp_path / "in.onnx")
+    assert ask("plan", tmp_path / "in.onnx", "-o", tmp_path / "p.json", "--ratio", 0.5, "--align", "none") == 0
+    text = capsys.readouterr().err
+    assert text.startswith("onnxprune: warning: ")
+    assert "NaN" in text
+    out = tmp_path / "out.onnx"
+    assert ask("prune", tmp_path / "in.onnx", out, "--ratio", 0.5, "--align", "none", "--no-verify") == 0
+    assert "note: 1 of 8 units of 'conv1.weight:0'" in capsys.readouterr().out
