@@ -22,7 +22,7 @@ LAYERS = (
     "trace",
     "coupling belongings groups",
     "runtime analysis",
-    "plan rewrite carry report saliency calibrate interior soundness twin verify picking deciding inspection staging",
+    "plan rewrite carry report calibrate interior soundness twin verify picking deciding inspection staging",
     "criteria budgets recovery",
     "pipeline passlist",
     "api testing",
