@@ -51,9 +51,9 @@ class Analysis:
     def other_trace(self) -> Tracer | None:
         """Trace under another binding of the dynamic axes, None where there is none that fits."""
         graph = self.model.proto.graph
-        if not binding.is_dynamic(graph, self.given):
+        if not binding.is_dynamic(graph, {}):
             return None
-        for inputs in binding.bindings(graph, self.given, other=True):
+        for inputs in binding.others(graph, self.given):
             if inputs == self.inputs:
                 continue
             tracer = _tracer(self.model, self.tracer.weights, inputs, {})

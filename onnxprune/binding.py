@@ -101,6 +101,28 @@ def bindings(
         yield {n: given.get(n) or _shape(axes, sizes, guess) for n, axes in inputs.items()}
 
 
+def others(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
+    """Yield shapes in which every dynamic axis has another size, also where the user said one.
+
+    What the user says are sizes to work with; that doesn't make an axis fixed.
+    """
+    inputs = {v.name: declared(v) for v in real_inputs(graph)}
+    for smaller in (True, False) if given else ():
+        resized = {}
+        for name, shape in given.items():
+            axes = inputs[name] or ("",) * len(shape)
+            resized[name] = tuple(
+                size
+                if isinstance(axis, int)
+                else size // 2
+                if smaller and size > 3
+                else size + (1 if smaller else size)
+                for axis, size in zip(axes, shape, strict=True)
+            )
+        yield from bindings(graph, resized, other=True)
+    yield from bindings(graph, {}, other=True)
+
+
 def is_dynamic(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> bool:
     """Whether any input axis has no size of its own."""
     return any(

@@ -287,6 +287,28 @@ def test_dynamic_axes_stay_dynamic() -> None:
         assert run(result.model, x=x)[0].shape == (1, length, 5)
 
 
+def by_shape() -> onnx.ModelProto:
+    """Attention scores whose heads are split by shape arithmetic, as exporters write it for a dynamic axis."""
+    b = Builder(3)
+    x = b.linear("x", "embed", 16, 20)
+    length = b.op("Gather", [b.op("Shape", ["x"], "shape"), b.constant("one", np.array(1))], "length", axis=0)
+    length = b.op("Unsqueeze", [length, b.constant("axes", np.array([0]))], "unsqueeze")
+    ends = [b.constant("batch", np.array([1])), length, b.constant("heads", np.array([4, 6]))]
+    split = b.op("Concat", ends, "split", axis=0)
+    q, k = (b.op("Reshape", [b.linear(x, name, 20, 24), split], f"{name}.split") for name in "qk")
+    q, k = b.op("Transpose", [q], "q.t", perm=[0, 2, 1, 3]), b.op("Transpose", [k], "k.t", perm=[0, 2, 3, 1])
+    return b.model({"x": [1, "seq", 16]}, b.op("MatMul", [q, k], "scores"))
+
+
+@pytest.mark.parametrize("given", [{}, {"x": (1, 8, 16)}])
+def test_a_given_shape_does_not_make_an_axis_fixed(given: dict[str, tuple[int, ...]]) -> None:
+    result = onnxprune.prune(by_shape(), ratio=0.5, align=None, input_shapes=given)
+    assert shapes(result.model)["q.weight"] == (10, 12)
+    for length in (8, 5):
+        x = np.ones((1, length, 16), np.float32)
+        assert run(result.model, x=x)[0].shape == (1, 4, length, length)
+
+
 def test_front_door() -> None:
     assert len(onnxprune.__all__) <= 15
     assert all(getattr(onnxprune, name).__doc__ for name in onnxprune.__all__)
