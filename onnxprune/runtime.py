@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,8 +21,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from onnxprune.binding import real_inputs
+from onnxprune.external import point
 from onnxprune.model import Model
-from onnxprune.trace import Shape, Typed, subgraphs
+from onnxprune.trace import Shape, Typed
 
 __all__ = [
     "Feeds",
@@ -29,7 +33,6 @@ __all__ = [
     "open_session",
     "probe_types",
     "random_inputs",
-    "widen",
 ]
 
 Array: TypeAlias = NDArray[Any]
@@ -47,7 +50,6 @@ _VIEWED: dict[int, type[np.generic]] = {
     TensorProto.FLOAT8E5M2: np.uint8,
     TensorProto.FLOAT8E5M2FNUZ: np.uint8,
 }
-_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class RunError(ValueError):
@@ -141,32 +143,76 @@ def open_session(
     RunError
         If onnxruntime doesn't take the model.
     """
-    import onnxruntime as ort
-
     proto, arrays = light_proto(Model.load(model))
     known = {v.name for v in proto.graph.output}
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in dict.fromkeys(extra_outputs) if n not in known
     )
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    config = _Config(threads, tuple(providers or ("CPUExecutionProvider",)), prepack, optimise)
     try:
-        kinds = {t.name: t.data_type for t in proto.graph.initializer if t.name in arrays}
-        values = [_value(arrays[name], kind) for name, kind in kinds.items()]
-        if values:
-            options.add_external_initializers(list(kinds), values)
-        raw = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=list(providers or ["CPUExecutionProvider"])
-        )
-    except Exception as error:  # see Session.run
+        if not optimise:  # optimisations read weights where the proto says that they are
+            try:
+                return _sharing(proto, arrays, config)
+            except Exception:  # onnxruntime's errors have no common base but this
+                if not arrays:
+                    raise
+        return _copying(proto, arrays, config)
+    except Exception as error:
         raise RunError(_line(error)) from error
-    return Session(raw, values)
+
+
+@dataclass(frozen=True)
+class _Config:
+    threads: int | None
+    providers: tuple[str, ...]
+    prepack: bool
+    optimise: bool
+
+    def options(self) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimise else level.ORT_DISABLE_ALL
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if not self.prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        return options
+
+    def session(self, proto: onnx.ModelProto, options: Any) -> Any:
+        import onnxruntime as ort
+
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=list(self.providers))
+
+
+def _sharing(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Config) -> Session:
+    """Open a session that reads the arrays in place."""
+    options = config.options()
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    values = []
+    for tensor in light.graph.initializer:
+        if tensor.name in arrays:
+            values.append(_value(arrays[tensor.name], tensor.data_type))
+            options.add_initializer(tensor.name, values[-1])
+            point(tensor, "weights")
+    with tempfile.TemporaryDirectory() as folder:
+        # onnxruntime looks whether the external data exists, but doesn't read what it has been given.
+        Path(folder, "weights").touch()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        return Session(config.session(light, options), values)
+
+
+def _copying(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Config) -> Session:
+    """Open a session with weights of its own."""
+    options = config.options()
+    kinds = {t.name: t.data_type for t in proto.graph.initializer if t.name in arrays}
+    values = [_value(arrays[name], kind) for name, kind in kinds.items()]
+    if values:
+        options.add_external_initializers(list(kinds), values)
+    return Session(config.session(proto, options), values)
 
 
 def _value(array: Array, kind: int) -> Any:
@@ -225,7 +271,9 @@ def random_inputs(
             flat = ones or "mask" in name.lower()
             limit = 2 if dtype.kind == "b" else limits.get(name, 256 if dtype.itemsize == 1 else 2)
             drawn = np.ones(shape) if flat else rng.integers(0, limit, shape)
-            found[name] = np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(dtype)
+            found[name] = np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(
+                dtype
+            )
         else:
             found[name] = np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
     return found
@@ -331,51 +379,3 @@ _ELEMENTS = {
         "UINT16", "uint32": "UINT32", "uint64": "UINT64", "string": "STRING",
     }.items()
 }  # fmt: skip
-
-
-def widen(model: Model) -> Model:
-    """Return a copy of a model in which all half floats (fp16, bf16) are fp32.
-
-    onnxruntime's CPU kernels lack many ops in bf16, and rounding to a half float hides what a comparison is
-    to find.
-    """
-    wide = model.fork()
-    for name in wide.names():
-        if wide.info(name).elem_type in _HALF:
-            wide.put(name, np.asarray(wide.weight(name)).astype(np.float32))
-    graph = wide.proto.graph
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        _widen_value(value)
-    for function in wide.proto.functions:
-        for node in function.node:
-            _widen_node(node)
-    for node in graph.node:
-        _widen_node(node)
-    return wide
-
-
-def _widen_value(value: onnx.ValueInfoProto) -> None:
-    if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in _HALF:
-        value.type.tensor_type.elem_type = TensorProto.FLOAT
-
-
-def _widen_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type in _HALF and tensor.data_location != TensorProto.EXTERNAL:
-        tensor.CopyFrom(
-            numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-        )
-
-
-def _widen_node(node: onnx.NodeProto) -> None:
-    for attr in node.attribute:
-        if attr.name in ("to", "dtype", "output_dtype") and attr.i in _HALF:
-            attr.i = TensorProto.FLOAT
-        elif attr.HasField("t"):
-            _widen_tensor(attr.t)
-    for body in subgraphs(node):
-        for value in (*body.input, *body.output, *body.value_info):
-            _widen_value(value)
-        for tensor in body.initializer:
-            _widen_tensor(tensor)
-        for inner in body.node:
-            _widen_node(inner)

@@ -33,8 +33,9 @@ from onnxprune.compare import Difference, worst
 from onnxprune.interior import Case
 from onnxprune.model import Model
 from onnxprune.rewrite import Kept
-from onnxprune.runtime import Feeds, RunError, open_session, random_inputs, widen
+from onnxprune.runtime import Feeds, RunError, open_session, random_inputs
 from onnxprune.twin import twin
+from onnxprune.widen import HALF, widen
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 
@@ -47,7 +48,6 @@ MOST_WIDENED = 1_000_000_000
 MOST_TOLERANCE = 1e-2
 
 _ATTEMPTS = ((1.0, False), (0.1, False), (0.01, False), (1.0, True))  # (scale of floats, all integers one)
-_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass
@@ -148,7 +148,7 @@ class _Law:
         self.twin, self.pruned = twin(analysis, dead), pruned
         kinds = {elem for elem, _ in analysis.tracer.types.values()}
         kind = "double" if TensorProto.DOUBLE in kinds and TensorProto.FLOAT not in kinds else "float"
-        if kinds & set(_HALF):
+        if kinds & set(HALF):
             kind = self.widen()
         result.tolerance = TOLERANCE[kind] if rtol is None else rtol
 

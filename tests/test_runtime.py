@@ -7,8 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune import runtime
 from onnxprune.model import Model
-from onnxprune.runtime import RunError, open_session, probe_types, random_inputs, widen
+from onnxprune.runtime import RunError, open_session, probe_types, random_inputs
+from onnxprune.widen import widen
 
 RNG = np.random.default_rng(5)
 LARGE = RNG.standard_normal((40, 30)).astype(np.float32)  # more than 1 KiB: left out of light protos
@@ -53,6 +55,15 @@ def test_external_data_and_cuts_in_memory(tmp_path: Path) -> None:
         open_session(fork).run({"x": x})["y"], x @ LARGE[:, keep], rtol=1e-5, atol=1e-5
     )
     assert open_session(model).run({"x": x})["y"].shape == (2, 30)
+
+
+def test_weights_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("onnxruntime was given copies")
+
+    monkeypatch.setattr(runtime, "_copying", refuse)
+    for constant in (False, True):
+        test_weights_are_read_where_they_lie(constant)
 
 
 def test_extra_outputs_come_after_the_graphs_own() -> None:
