@@ -297,8 +297,8 @@ def _carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, out
 def _staging(job: Job, output: Path | None) -> Staging | None:
     """Return a place for a result that is verified as a file; None where it is verified in memory."""
     options = job.options
-    if output is None or not options.verify or options.in_place:
-        return None
+    if output is None or not options.verify or options.in_place or os.name == "nt":
+        return None  # Windows doesn't move files that are mapped
     taken = any(_same(output.with_name(f"{output.name}.data"), path) for path in data_files(job.model))
     large = sum(job.model.info(name).nbytes for name in job.model.names()) >= LARGE
     return Staging(output, options.external_data_threshold) if large and not taken else None
