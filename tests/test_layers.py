@@ -21,7 +21,7 @@ LAYERS = (
     "ops",
     "trace",
     "coupling belongings groups",
-    "runtime analysis",
+    "runtime widen analysis",
     "plan rewrite carry report calibrate interior soundness twin verify picking deciding inspection staging",
     "criteria budgets recovery",
     "pipeline passlist",
