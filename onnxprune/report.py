@@ -19,9 +19,9 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.belongings import PARAMETER_TYPES
 from onnxprune.coupling import Coupling
 from onnxprune.errors import OutputError
-from onnxprune.belongings import PARAMETER_TYPES
 from onnxprune.groups import Frozen
 from onnxprune.model import Model
 from onnxprune.rewrite import Kept, WeightCut
