@@ -99,7 +99,7 @@ def _step(align: str | int | None) -> int:
 def _nothing(analysis: Analysis, options: Options) -> str:
     if analysis.grouping.groups and (options.ignore or options.only):
         return (
-            f"Nothing is left to prune: --ignore and --only leave none of the "
+            "Nothing in the model can be pruned: --ignore and --only leave none of the "
             f"{len(analysis.grouping.groups)} groups; 'onnxprune inspect' lists them."
         )
     found = reasons(analysis.grouping.frozen)
