@@ -102,16 +102,10 @@ def refit(problem: Problem, rows: Ints, share: float, prior: Matrix | None = Non
     dead = h.diagonal() <= 0
     right = problem.g[rows] if prior is None else problem.g[rows] + lam * prior[rows]
     h[np.diag_indices_from(h)] += np.where(dead, 1.0, lam)
-    solved = _solve(h, np.where(dead[:, None], 0.0, right))
+    solved = np.linalg.solve(h, np.where(dead[:, None], 0.0, right))
     w = np.zeros(problem.g.shape)
     w[rows] = solved
     return Fit(w, problem.my - problem.mx @ w)
-
-
-def _solve(h: Matrix, right: Matrix) -> Matrix:
-    """Solve a positive definite system, with one step of refinement (Wilkinson)."""
-    found = np.linalg.solve(h, right)
-    return np.asarray(found + np.linalg.solve(h, right - h @ found))
 
 
 def bias_only(problem: Problem, rows: Ints, prior: Matrix) -> Fit:

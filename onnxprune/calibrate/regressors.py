@@ -1,0 +1,224 @@
+"""Layers as regressions: rows of inputs and outputs, and the way to and from a layer's weight.
+
+A `View` turns one kind of layer into ``y = W^T x + b``: for each of its blocks (the groups of a grouped convolution,
+else one) ``x`` are ``channels * taps`` regressors, a channel's taps side by side, and a row is one output position of a
+sample. What differs between ops is only how regressors are read from an activation; what follows is the same algebra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.ops import Node
+
+__all__ = ["View", "view_of"]
+
+Array = NDArray[Any]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class View:
+    """One layer as a regression.
+
+    Attributes
+    ----------
+    blocks : int
+        Independent regressions of equal size.
+    channels, taps, outputs : int
+        Of each block: regressors are ``channels * taps``.
+    weight_axis : int
+        Axis of the weight that counts the channels of a block.
+    out_axis : int
+        Channel axis of the output.
+    x : callable
+        (activation, rows) -> array [blocks, len(rows), channels * taps]; ``rows`` are output positions over the batch.
+    y : callable
+        (output, rows) -> array [len(rows), blocks * outputs].
+    pack, unpack : callable
+        Matrices [blocks, channels * taps, outputs] to the weight's own layout, and back.
+    bias_slot : int
+        Input that is the bias; -1 where the op has none.
+    bias_factor : float
+        The op multiplies its bias by this.
+    """
+
+    blocks: int
+    channels: int
+    taps: int
+    outputs: int
+    weight_axis: int
+    out_axis: int
+    x: Callable[[Array, Ints], Array]
+    y: Callable[[Array, Ints], Array]
+    pack: Callable[[Array], Array]
+    unpack: Callable[[Array], Array]
+    bias_slot: int = -1
+    bias_factor: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Regressors of a block."""
+        return self.channels * self.taps
+
+
+def view_of(node: Node) -> View | None:
+    """Return a layer's view; None where it is no regression on a constant weight, or its view isn't known."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    maker = _VIEWS.get((domain, node.op))
+    if maker is None or len(node.constant) < 2 or not node.constant[1] or node.shapes[1] is None:
+        return None
+    return maker(node) if None not in (node.shapes[0], node.out_shapes[0]) else None
+
+
+def channels_last(array: Array, axis: int) -> Array:
+    """Return [positions, channels] of an array, positions in row-major order of the other axes."""
+    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+
+
+def _conv(node: Node) -> View | None:
+    weight, given = node.shape(1), node.shape(0)
+    kernel, spatial = weight[2:], len(weight) - 2
+    groups = int(node.attr("group", 1))
+    strides = [int(s) for s in node.attr("strides", [1] * spatial)]
+    dilations = [int(d) for d in node.attr("dilations", [1] * spatial)]
+    channels, outputs, taps = weight[1], weight[0] // groups, prod(kernel)
+    attrs = node.attrs
+
+    def x(array: Array, rows: Ints) -> Array:
+        pads = _pads(attrs, array.shape[2:], kernel, strides, dilations)
+        batch = array.shape[0]
+        padded = np.pad(array, [(0, 0), (0, 0), *pads])
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + spatial)))
+        steps = tuple(slice(None, None, s) for s in strides)
+        holes = tuple(slice(None, None, d) for d in dilations)
+        whole: Any = slice(None)
+        windows = windows[(whole, whole, *steps, *holes)]
+        at: tuple[Any, ...] = np.unravel_index(rows, (batch, *windows.shape[2 : 2 + spatial]))
+        picked = windows[(at[0], whole, *at[1:])]  # [rows, groups * channels, *kernel]
+        split = picked.reshape(len(rows), groups, channels * taps)
+        return np.asarray(split.transpose(1, 0, 2))
+
+    def y(array: Array, rows: Ints) -> Array:
+        return channels_last(array, 1)[rows]
+
+    def unpack(array: Array) -> Array:
+        return np.asarray(array).reshape(groups, outputs, channels * taps).transpose(0, 2, 1)
+
+    def pack(matrices: Array) -> Array:
+        return matrices.transpose(0, 2, 1).reshape(weight)
+
+    if len(given) != len(weight):
+        return None
+    return View(groups, channels, taps, outputs, 1, 1, x, y, pack, unpack, bias_slot=2)
+
+
+def _pads(
+    attrs: Mapping[str, Any], sizes: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
+) -> list[tuple[int, int]]:
+    mode = str(attrs.get("auto_pad", "NOTSET"))
+    if mode == "VALID":
+        return [(0, 0)] * len(kernel)
+    if mode.startswith("SAME"):
+        found = []
+        for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
+            total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            small = total // 2
+            found.append((small, total - small) if mode == "SAME_UPPER" else (total - small, small))
+        return found
+    pads = [int(p) for p in attrs.get("pads", [0] * (2 * len(kernel)))]
+    return list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
+
+
+def _conv_transpose(node: Node) -> View | None:
+    """An output position reads the input positions that reach it: a window of the input with zeros put between."""
+    weight, spatial = node.shape(1), len(node.shape(1)) - 2
+    kernel, groups = weight[2:], int(node.attr("group", 1))
+    strides = [int(s) for s in node.attr("strides", [1] * spatial)]
+    dilations = [int(d) for d in node.attr("dilations", [1] * spatial)]
+    pads = [int(p) for p in node.attr("pads", [0] * (2 * spatial))]
+    if str(node.attr("auto_pad", "NOTSET")) not in ("NOTSET", "VALID") or "output_shape" in node.attrs:
+        return None
+    channels, outputs, taps = weight[0] // groups, weight[1], prod(kernel)
+    extra = [int(p) for p in node.attr("output_padding", [0] * spatial)]
+
+    def x(array: Array, rows: Ints) -> Array:
+        batch, shape = array.shape[0], array.shape[2:]
+        reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+        spread = [(n - 1) * s + 1 for n, s in zip(shape, strides, strict=True)]
+        full = [n + 2 * r + e for n, r, e in zip(spread, reach, extra, strict=True)]
+        wide = np.zeros((batch, array.shape[1], *full), array.dtype)
+        inside = tuple(slice(r, r + n, s) for r, n, s in zip(reach, spread, strides, strict=True))
+        wide[(slice(None), slice(None), *inside)] = array
+        first = [pads[i] for i in range(spatial)]
+        last = [wide.shape[2 + i] - pads[spatial + i] for i in range(spatial)]
+        cut = wide[(slice(None), slice(None), *(slice(a, b) for a, b in zip(first, last, strict=True)))]
+        windows = np.lib.stride_tricks.sliding_window_view(
+            cut, [r + 1 for r in reach], axis=tuple(range(2, 2 + spatial))
+        )
+        backwards: tuple[Any, ...] = (..., *(slice(None, None, -d) for d in dilations))  # as the kernel runs
+        windows = windows[backwards]
+        at: tuple[Any, ...] = np.unravel_index(rows, (batch, *windows.shape[2 : 2 + spatial]))
+        every: Any = slice(None)
+        picked = windows[(at[0], every, *at[1:])]
+        return np.asarray(picked.reshape(len(rows), groups, channels * taps).transpose(1, 0, 2))
+
+    def y(array: Array, rows: Ints) -> Array:
+        return channels_last(array, 1)[rows]
+
+    def unpack(array: Array) -> Array:
+        split = np.asarray(array).reshape(groups, channels, outputs, taps)
+        return split.transpose(0, 1, 3, 2).reshape(groups, channels * taps, outputs)
+
+    def pack(matrices: Array) -> Array:
+        split = matrices.reshape(groups, channels, taps, outputs)
+        return split.transpose(0, 1, 3, 2).reshape(weight)
+
+    return View(groups, channels, taps, outputs, 0, 1, x, y, pack, unpack, bias_slot=2)
+
+
+def _product(node: Node) -> View | None:
+    """MatMul and Gemm with a constant matrix on the right."""
+    weight, given = node.shape(1), node.shape(0)
+    if len(weight) != 2 or len(given) < 2:
+        return None
+    left, right = bool(node.attr("transA", 0)), bool(node.attr("transB", 0))
+    alpha, beta = float(node.attr("alpha", 1.0)), float(node.attr("beta", 1.0))
+    channels, outputs = (weight[1], weight[0]) if right else weight
+    if alpha == 0 or beta == 0:
+        return None
+
+    def x(array: Array, rows: Ints) -> Array:
+        return np.asarray(channels_last(array, -2 if left else -1)[rows][None])
+
+    def y(array: Array, rows: Ints) -> Array:
+        return channels_last(array, -1)[rows]
+
+    def unpack(array: Array) -> Array:
+        found = np.asarray(array) * alpha if alpha != 1 else np.asarray(array)
+        return (found.T if right else found)[None]
+
+    def pack(matrices: Array) -> Array:
+        found = matrices[0].T if right else matrices[0]
+        return np.asarray(found / alpha if alpha != 1 else found)
+
+    bias_slot = 2 if node.op.endswith("Gemm") else -1
+    if bias_slot == 2 and node.has(2) and prod(node.shape(2)) not in (1, outputs):
+        return None
+    return View(1, channels, 1, outputs, 1 if right else 0, -1, x, y, pack, unpack, bias_slot, beta)
+
+
+_VIEWS: dict[tuple[str, str], Callable[[Node], View | None]] = {
+    ("", "Conv"): _conv,
+    ("", "ConvTranspose"): _conv_transpose,
+    ("", "Gemm"): _product,
+    ("", "MatMul"): _product,
+    ("com.microsoft", "FusedMatMul"): _product,
+}

@@ -1,0 +1,208 @@
+"""Layers that can be fitted, the groups whose channels they read, and the sums that they feed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.analysis import Analysis
+from onnxprune.calibrate.regressors import View, view_of
+from onnxprune.coupling import Applied, uses_of
+from onnxprune.group_types import Group
+
+__all__ = ["Readers", "Site", "Sum", "gone", "readers", "sites"]
+
+Ints = NDArray[np.int64]
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The residual sum that a layer's output feeds.
+
+    ``sum = other + gain * y + offset`` with ``y`` the layer's output.
+    """
+
+    tensor: str
+    other: str
+    gain: Vector
+    offset: Vector
+    end: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer that can be fitted.
+
+    Attributes
+    ----------
+    number : int
+        Position of the node in topological order.
+    view : View
+    x, y : str
+        The activations before and after; ``y`` is after the bias where a node of its own adds it.
+    weight : str
+    end : int
+        Position of the node that makes ``y``.
+    bias : str
+        The constant bias; empty where there is none.
+    adder : tuple (position, slot) or None
+        The input that takes the bias; None where a bias can't be given.
+    total : Sum or None
+        The residual sum that this layer is the last one to feed.
+    """
+
+    number: int
+    name: str
+    view: View
+    x: str
+    y: str
+    weight: str
+    end: int
+    bias: str
+    adder: tuple[int, int] | None
+    total: Sum | None
+
+
+#: Group -> the layers that read it, each with the regressors of each unit in each block.
+Readers = dict[str, list[tuple[Site, list[list[Ints]]]]]
+
+
+def sites(analysis: Analysis) -> list[Site]:
+    """Find the layers of a model that can be fitted, in topological order.
+
+    Weights that several nodes read are left out: one fit can't serve them all.
+    """
+    graph = _Graph(analysis)
+    found = []
+    for number, applied in enumerate(analysis.coupling.nodes):
+        site = graph.site(number, applied)
+        if site is not None:
+            found.append(site)
+    return found
+
+
+class _Graph:
+    def __init__(self, analysis: Analysis) -> None:
+        self.model = analysis.model
+        self.nodes = analysis.coupling.nodes
+        self.uses = uses_of(analysis.coupling)
+        self.outputs = {v.name for v in self.model.proto.graph.output}
+        self.maker = {name: n for n, a in enumerate(self.nodes) for name in a.node.outputs if name}
+
+    def site(self, number: int, applied: Applied) -> Site | None:
+        node = applied.node
+        view = view_of(node) if applied.row is not None else None
+        if view is None or len(self.uses[node.inputs[1]]) != 1 or node.inputs[1] not in self.model:
+            return None
+        if self.model.weight(node.inputs[1]).dtype.kind != "f" or node.inputs[0] in self.model:
+            return None
+        y, end, bias = node.outputs[0], number, ""
+        adder: tuple[int, int] | None = None
+        if view.bias_slot >= 0:
+            adder = number, view.bias_slot
+            bias = node.inputs[view.bias_slot] if node.has(view.bias_slot) else ""
+            if bias and bias not in self.model:
+                return None
+        else:
+            following = self.adds_constant(y, view.outputs)
+            if following is not None:
+                end, slot = following
+                adder, bias, y = (end, slot), self.nodes[end].node.inputs[slot], self.nodes[end].node.outputs[0]
+        name = self.model.proto.graph.node[self.model.order[number]].name or node.inputs[1]
+        total = self.residual(number, y, view)
+        return Site(number, name, view, node.inputs[0], y, node.inputs[1], end, bias, adder, total)
+
+    def sole(self, name: str) -> int | None:
+        """The node that alone reads a tensor."""
+        uses = self.uses.get(name, [])
+        return uses[0][0] if len(uses) == 1 and name not in self.outputs else None
+
+    def adds_constant(self, name: str, size: int) -> tuple[int, int] | None:
+        """The node that adds a constant vector to a tensor's last axis."""
+        number = self.sole(name)
+        if number is None or self.nodes[number].node.op != "Add":
+            return None
+        node = self.nodes[number].node
+        slot = 1 if node.inputs[0] == name else 0
+        shape = node.shapes[slot]
+        fits = node.inputs[slot] in self.model and shape is not None and shape[-1:] == (size,)
+        return (number, slot) if fits and int(np.prod(shape or ())) == size else None
+
+    def residual(self, number: int, name: str, view: View) -> Sum | None:
+        size = view.blocks * view.outputs
+        gain, offset = np.ones(size), np.zeros(size)
+        following = self.sole(name)
+        while following is not None and self.nodes[following].node.op == "BatchNormalization":
+            node = self.nodes[following].node
+            if any(n not in self.model for n in node.inputs[1:5]):
+                return None
+            scale, shift, mean, var = (self.model.weight(n).astype(np.float64) for n in node.inputs[1:5])
+            a = scale / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
+            gain, offset = gain * a, (offset - mean) * a + shift
+            name = node.outputs[0]
+            following = self.sole(name)
+        if following is None or self.nodes[following].node.op != "Add":
+            return None
+        node = self.nodes[following].node
+        shapes = node.shapes
+        if len(node.inputs) != 2 or node.inputs[0] == node.inputs[1] or shapes[0] != shapes[1]:
+            return None
+        other = node.inputs[1] if node.inputs[0] == name else node.inputs[0]
+        made = self.maker.get(other, -1)
+        if other in self.model or made >= number or (np.abs(gain) < 1e-6).any():
+            return None
+        return Sum(node.outputs[0], other, gain, offset, following)
+
+
+def readers(found: list[Site], groups: list[Group]) -> Readers:
+    """Find the layers that contract each group's channels.
+
+    Returns
+    -------
+    dict
+        Group -> (site, rows) with ``rows[block][unit]`` the regressors that a unit owns in a block; groups with a
+        reader that can't be fitted are left out.
+    """
+    by_weight = {s.weight: s for s in found}
+    result: Readers = {}
+    for group in groups:
+        mine: list[tuple[Site, list[list[Ints]]]] = []
+        for member in group.members:
+            if not member.contracted:
+                continue
+            site = by_weight.get(member.tensor)
+            if site is None or member.axis != site.view.weight_axis:
+                break
+            mine.append((site, _rows(site.view, member.index, member.unit, group.units)))
+        else:
+            if mine:
+                result[group.name] = mine
+    return result
+
+
+def _rows(view: View, index: Ints, unit: Ints, units: int) -> list[list[Ints]]:
+    found = []
+    for block in range(view.blocks):
+        channel, owner = index, unit
+        if view.weight_axis == 0 and view.blocks > 1:  # the axis runs over all blocks
+            inside = index // view.channels == block
+            channel, owner = index[inside] % view.channels, unit[inside]
+        rows = [channel[owner == u] for u in range(units)]
+        found.append([(r[:, None] * view.taps + np.arange(view.taps)).ravel() for r in rows])
+    return found
+
+
+def gone(found: Readers, removed: Mapping[str, Ints]) -> dict[str, list[Ints]]:
+    """Return which regressors of each layer's blocks go: weight -> one sorted array for each block."""
+    result: dict[str, list[list[Ints]]] = {}
+    for name, units in removed.items():
+        for site, rows in found.get(name, ()):
+            blocks = result.setdefault(site.weight, [[] for _ in rows])
+            for block, mine in zip(blocks, rows, strict=True):
+                block += [mine[int(u)] for u in units]
+    empty = np.zeros(0, np.int64)
+    return {w: [np.sort(np.concatenate(b)) if b else empty for b in blocks] for w, blocks in result.items()}

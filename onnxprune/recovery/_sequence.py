@@ -1,0 +1,230 @@
+"""Fit layer after layer: inputs from the model as it is by now, targets from the original.
+
+The model keeps its shape: rows of a weight that read removed channels become zero, everything else is refitted. Cutting
+those channels afterwards is exact, so the proof of the cut holds for the refitted model just as for any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibrate.collect import Evidence, gather
+from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.regressors import channels_last
+from onnxprune.calibrate.sites import Site
+from onnxprune.calibrate.stream import Stream
+from onnxprune.model import Model
+from onnxprune.recovery._algebra import Fit, Problem, bias_only, error_of, refit
+
+__all__ = ["LayerReport", "Settings", "Walk", "fit_blocks", "write"]
+
+Array = NDArray[Any]
+Ints = NDArray[np.int64]
+Matrix = NDArray[np.float64]
+
+#: Ridges that the held-out samples choose from, as shares of the regressors' mean variance.
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How layers are fitted.
+
+    Attributes
+    ----------
+    ridges : tuple of float
+        Tried in turn; the held-out samples choose. Empty: bias only.
+    most : int
+        Output positions that are used of a layer, for each regressor.
+    seed : int
+    """
+
+    ridges: tuple[float, ...] = RIDGES
+    most: int = 200
+    seed: int = 0
+
+
+@dataclass
+class LayerReport:
+    """What a fit did to one layer, on held-out samples.
+
+    Attributes
+    ----------
+    layer : str
+    kept, of : int
+        Channels that are still read, and all of them.
+    rows : int
+        Positions that the fit saw.
+    before, after : float
+        Mean squared error relative to the variance of the layer's target, with the old weights and with the new.
+    variant : str
+        ``"kept"``, ``"bias"`` or ``"lstsq 0.001"``.
+    """
+
+    layer: str
+    kept: int
+    of: int
+    rows: int
+    before: float
+    after: float
+    variant: str
+
+
+@dataclass
+class Walk:
+    """Two streams through the same samples: the original, and the model that is being fitted."""
+
+    dense: Stream
+    fitted: Stream
+    counts: Sequence[int]
+    settings: Settings
+    reports: list[LayerReport] = field(default_factory=list)
+
+    def evidence(self, site: Site) -> Evidence:
+        """Return the moments of a layer's present inputs and of the targets that it should reach."""
+        total = site.total
+        wanted = [site.x] + ([total.other] if total else [])
+        goal = total.tensor if total else site.y
+        end = total.end if total else site.end
+        left = self.fitted.run(site.number, wanted)
+        right = self.dense.run(end + 1, [goal])
+        axis = site.view.out_axis
+
+        spread = _Spread()
+
+        def batches() -> Any:
+            for mine, target, count in zip(left, right, self.counts, strict=True):
+                y = channels_last(target[goal], axis)
+                spread.add(y)
+                if total:
+                    y = (y - channels_last(mine[total.other], axis) - total.offset) / total.gain
+                yield mine[site.x], y, count
+
+        samples = sum(self.counts)
+        most = max(self.settings.most * site.view.width, 1 << 15)
+        evidence = gather(
+            Evidence.empty(site.view), batches(), samples=samples, most=most, seed=self.settings.seed + site.number
+        )
+        evidence.spread = spread.variance / float(np.mean(total.gain**2)) if total else spread.variance
+        return evidence
+
+
+class _Spread:
+    """Variance of columns, streamed."""
+
+    def __init__(self) -> None:
+        self.n, self.sum, self.square = 0, np.zeros(1), np.zeros(1)
+
+    def add(self, rows: Array) -> None:
+        self.n += len(rows)
+        self.sum = self.sum + rows.sum(axis=0, dtype=np.float64)
+        self.square = self.square + np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+
+    @property
+    def variance(self) -> float:
+        return float((self.square / self.n - (self.sum / self.n) ** 2).sum()) if self.n else 0.0
+
+
+def weights_of(site: Site, model: Model) -> tuple[Matrix, Matrix]:
+    """Return a layer's weight as matrices [blocks, width, outputs], and its bias [blocks, outputs]."""
+    view = site.view
+    matrices = view.unpack(np.asarray(model.weight(site.weight), np.float64))
+    size = view.blocks * view.outputs
+    bias = np.zeros(size)
+    if site.bias:
+        bias = np.broadcast_to(np.asarray(model.weight(site.bias), np.float64).reshape(-1), size) * view.bias_factor
+    return matrices, bias.reshape(view.blocks, view.outputs)
+
+
+def fit_blocks(
+    site: Site, evidence: Evidence, kept: Sequence[Ints], old: tuple[Matrix, Matrix], settings: Settings
+) -> tuple[list[Fit], LayerReport]:
+    """Choose among the old weights, a new bias and refits by held-out error, then fit on all samples.
+
+    Parameters
+    ----------
+    site : Site
+    evidence : Evidence
+    kept : sequence of int64
+        Regressors that stay, for each block.
+    old : pair of float64
+        Matrices [blocks, width, outputs] and biases [blocks, outputs].
+    settings : Settings
+    """
+    width = site.view.width
+    free = site.adder is not None
+    train = [_problem(m, width, free) for m in evidence.train]
+    held = [_problem(m, width, free) for m in evidence.held]
+    prior = old[0].copy()
+    for block, rows in enumerate(kept):
+        gone = np.setdiff1d(np.arange(width), rows)
+        prior[block][gone] = 0.0
+    makers: dict[str, Callable[[int, Problem], Fit]] = {"kept": lambda b, _: Fit(prior[b], old[1][b])}
+    if free:
+        makers["bias"] = lambda b, p: bias_only(p, kept[b], prior[b])
+    rows_seen = min(m.n for m in evidence.train)
+    if rows_seen >= 2 * max(len(k) for k in kept):
+        for share in settings.ridges:
+            makers[f"lstsq {share:g}"] = _ridge(share, kept, prior)
+    errors = {
+        name: sum(float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, held, strict=True)))
+        for name, make in makers.items()
+    }
+    best = min(errors, key=lambda n: errors[n])
+    whole = [_problem(m, width, free) for m in evidence.whole()]
+    variance = max(sum(p.variance for p in held), 1e-30)
+    report = LayerReport(
+        site.name,
+        sum(len(k) for k in kept) // site.view.taps,
+        site.view.channels * site.view.blocks,
+        sum(p.n for p in whole),
+        errors["kept"] / variance,
+        errors[best] / variance,
+        best,
+    )
+    return [makers[best](b, p) for b, p in enumerate(whole)], report
+
+
+def _ridge(share: float, kept: Sequence[Ints], prior: Matrix) -> Callable[[int, Problem], Fit]:
+    return lambda b, p: refit(p, kept[b], share, prior[b])
+
+
+def _problem(moments: Moments, width: int, free: bool) -> Problem:
+    """Moments as a problem; about zero rather than about the mean where no bias can be given."""
+    found = Problem.of(moments, width)
+    if free:
+        return found
+    zero_x, zero_y = np.zeros_like(found.mx), np.zeros_like(found.my)
+    h = found.h + np.outer(found.mx, found.mx)
+    g = found.g + np.outer(found.mx, found.my)
+    return Problem(found.n, h, g, found.v + found.my**2, zero_x, zero_y)
+
+
+def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
+    """Put fitted weights and biases into a model; a bias that others read too gets a copy."""
+    old = model.weight(site.weight)
+    matrix = site.view.pack(np.stack([f.w for f in fits]))
+    model.put(site.weight, np.ascontiguousarray(matrix).reshape(old.shape).astype(old.dtype))
+    if site.adder is None:
+        return
+    number, slot = site.adder
+    node = model.proto.graph.node[model.order[number]]
+    shape = model.weight(site.bias).shape if site.bias else (site.view.blocks * site.view.outputs,)
+    size = site.view.blocks * site.view.outputs
+    vector = np.concatenate([f.b for f in fits]) / site.view.bias_factor
+    shape = shape if int(np.prod(shape)) == size else (size,)
+    name = model.add(f"{site.weight}_bias", vector.reshape(shape).astype(old.dtype))
+    while len(node.input) <= slot:
+        node.input.append("")
+    node.input[slot] = name
+
+
+def problems(site: Site, evidence: Evidence, moments: Mapping[int, Moments] | None = None) -> list[Problem]:
+    """Return one problem for each block on all samples."""
+    found = evidence.whole() if moments is None else list(moments.values())
+    return [_problem(m, site.view.width, site.adder is not None) for m in found]
