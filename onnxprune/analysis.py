@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +44,7 @@ class Analysis:
     grouping: Grouping
     inputs: dict[str, Shape]
     given: dict[str, Shape] = field(default_factory=dict)
+    _other: list[Tracer | None] = field(default_factory=list, repr=False)
 
     def other_values(self) -> Mapping[str, NDArray[Any]] | None:
         """Values of small tensors under another binding; None where no axis is dynamic."""
@@ -50,6 +53,11 @@ class Analysis:
 
     def other_trace(self) -> Tracer | None:
         """Trace under another binding of the dynamic axes, None where there is none that fits."""
+        if not self._other:
+            self._other.append(self._trace_otherwise())
+        return self._other[0]
+
+    def _trace_otherwise(self) -> Tracer | None:
         graph = self.model.proto.graph
         if not binding.is_dynamic(graph, {}):
             return None
@@ -92,9 +100,26 @@ def analyse(
     ModelError
         If the shapes of the graph don't agree under any binding that was tried.
     """
-    graph = model.proto.graph
     given = dict(input_shapes or {})
-    binding.check_given(graph, given)
+    binding.check_given(model.proto.graph, given)
+    with _no_collection():
+        return _analyse(model, given, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking millions of small objects that all stay alive anyway."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep_blocks: bool) -> Analysis:
+    graph = model.proto.graph
     weights = weights_of(model)
     nodes = [graph.node[i] for i in model.order]
     outputs = [v.name for v in graph.output]
@@ -110,7 +135,8 @@ def analyse(
         grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
         return Analysis(model, tracer, coupling, grouping, inputs, given)
     raise ModelError(
-        f"The shapes of the graph do not agree ({failure}): give the shapes of its inputs with --input-shape, or repair the model."
+        f"The shapes of the graph do not agree ({failure}): give the shapes of its inputs with --input-shape, "
+        "or repair the model."
     )
 
 
@@ -163,6 +189,6 @@ def weights_of(model: Model) -> dict[str, Weight]:
 
 
 _READABLE = frozenset(
-    {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL,
-     onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
-)  # fmt: skip
+    getattr(onnx.TensorProto, name)
+    for name in ("FLOAT", "DOUBLE", "INT64", "INT32", "BOOL", "FLOAT16", "UINT8", "INT8")
+)

@@ -13,7 +13,18 @@ from onnxprune.coupling import Coupling, Instance, uses_of
 from onnxprune.group_types import Extent, Indices, Member
 from onnxprune.space import Solution, Space
 
-__all__ = ["FLOATS", "PARAMETER_TYPES", "QUANTISED", "Kinds", "Weights", "extents_of", "macs_of", "members_of", "open_roots", "per_group"]
+__all__ = [
+    "FLOATS",
+    "PARAMETER_TYPES",
+    "QUANTISED",
+    "Kinds",
+    "Weights",
+    "extents_of",
+    "macs_of",
+    "members_of",
+    "open_roots",
+    "per_group",
+]
 
 FLOATS = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
 QUANTISED = frozenset({2, 3, 21, 22})
@@ -95,6 +106,7 @@ def per_group(unit: Indices, group_of: Indices) -> Iterator[tuple[int, Indices]]
 def members_of(
     weights: Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
 ) -> tuple[list[list[Member]], list[str], NDArray[np.float64]]:
+    """Return the members of each group, its name, and the parameters of each unit."""
     space = weights.coupling.space
     members: list[list[Member]] = [[] for _ in count]
     names = [""] * len(count)
@@ -139,6 +151,7 @@ def extents_of(
 
 
 def macs_of(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.float64]:
+    """Return the multiply-accumulates that go when only that unit goes."""
     space, found = coupling.space, np.zeros(units)
     for applied in coupling.nodes:
         for dims in applied.macs:
@@ -155,7 +168,7 @@ def open_roots(space: Space, solution: Solution, dims: Iterable[int]) -> list[in
 
 
 class Kinds:
-    """Names the kind of a unit by where its axes stand in contractions of two activations, and in grouped convolutions."""
+    """Names the kind of a unit by its place in grouped convolutions and in products of two activations."""
 
     def __init__(self, coupling: Coupling, solution: Solution) -> None:
         self.kind = np.zeros(solution.inexact.size, np.int64)
@@ -183,4 +196,5 @@ class Kinds:
             np.maximum.at(self.kind, unit[unit >= 0], kind)
 
     def of(self, units: Indices) -> str:
+        """Return the kind of a group from its units."""
         return ("channels", "conv groups", "head width", "heads")[int(self.kind[units].max(initial=0))]

@@ -1,7 +1,8 @@
 """Concrete sizes for the dynamic axes of a model's inputs.
 
-Any sizes under which the graph's shapes agree will do: no axis of an input is ever cut. Sizes are tried in turn, since a
-graph may demand a multiple of 32 or a window of 7; ``--input-shape`` says them where no guess fits.
+Any sizes under which the graph's shapes agree will do: no axis of an input is ever cut. Sizes are tried in
+turn, since a graph may demand a multiple of 32 or a window of 7; ``--input-shape`` says them where no guess
+fits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ Shape = tuple[int, ...]
 
 #: (batch, sizes of large axes such as height and width, sizes of other axes), tried in this order.
 _GUESSES = (
-    (2, 64, 12), (1, 64, 12), (2, 224, 16), (1, 224, 16), (1, 256, 64), (1, 192, 128), (1, 640, 256), (1, 16000, 100), (1, 1, 1),
+    (2, 64, 12), (1, 64, 12), (2, 224, 16), (1, 224, 16), (1, 256, 64), (1, 192, 128), (1, 640, 256),
+    (1, 16000, 100), (1, 1, 1),
 )  # fmt: skip
 #: A second binding, to tell sizes that follow the input from those that don't.
 _OTHERS = (
@@ -62,7 +64,8 @@ def check_given(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> None:
     for name, shape in given.items():
         if name not in inputs:
             raise UsageError(
-                f"--input-shape names '{name}', which isn't an input of the model; its inputs are {', '.join(inputs)}."
+                f"--input-shape names '{name}', which isn't an input of the model; "
+                f"its inputs are {', '.join(inputs)}."
             )
         axes = inputs[name]
         fits = axes is None or (
@@ -72,8 +75,8 @@ def check_given(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> None:
         if not fits or any(s < 1 for s in shape):
             text = ",".join(map(str, axes or ()))
             raise UsageError(
-                f"--input-shape {name}:{','.join(map(str, shape))} contradicts the model, whose input '{name}' has the shape "
-                f"({text}): give a size for each dynamic axis and leave the fixed ones as they are."
+                f"--input-shape {name}:{','.join(map(str, shape))} contradicts the model, whose input "
+                f"'{name}' has the shape ({text}): give a size for each dynamic axis and leave the fixed ones as they are."
             )
 
 

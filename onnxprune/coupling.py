@@ -1,8 +1,9 @@
 """Rows applied to a traced graph: every axis of every tensor becomes a dim of one `Space`.
 
-The index space of a dim is that of the original model. Weights that several nodes read are one instance (cut once, for all
-of them), except vectors: exporters share equal biases and scales between layers that have nothing to do with each other, so
-each use of a vector is an instance of its own and gets a copy if the uses end up different.
+The index space of a dim is that of the original model. Weights that several nodes read are one instance (cut
+once, for all of them), except vectors: exporters share equal biases and scales between layers that have
+nothing to do with each other, so each use of a vector is an instance of its own and gets a copy if the uses
+end up different.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from onnx import NodeProto
@@ -321,7 +322,7 @@ def _leaves(axis: Axis) -> list[Letter]:
     return [leaf for part in parts for leaf in _leaves(part)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _facts(fitted: Fit) -> _Facts:
     """Locks, contracted axes and MACs of a row: all from its letters."""
     leaves = [[_leaves(a) for a in axes or ()] for axes in fitted.ins]

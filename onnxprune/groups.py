@@ -1,10 +1,10 @@
 """Dependency groups: the units of a space, with the weights, axes and costs that go with them.
 
-Two families of units are sought where an axis is a product with more than one factor that may go: the outermost (whole
-heads, whole groups of a convolution) and the innermost (head width, channels within each group). Both are reported; one
-is cut by default and the other stands by as an alternative. The outermost is the default (it keeps the shape of what is
-left: head width, channels per group) unless it is too coarse to follow a ratio, or, where no alignment is asked for, it
-would leave more parameters.
+Two families of units are sought where an axis is a product with more than one factor that may go: the
+outermost (whole heads, whole groups of a convolution) and the innermost (head width, channels within each
+group). Both are reported; one is cut by default and the other stands by as an alternative. The outermost is
+the default (it keeps the shape of what is left: head width, channels per group) unless it is too coarse to
+follow a ratio, or, where no alignment is asked for, it would leave more parameters.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from onnxprune.errors import ModelError, OutputError, VerificationError
 from onnxprune.external import is_external, parse
 from onnxprune.given import feeds
 from onnxprune.group_types import Group
+from onnxprune.inline import inline
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.plan import Plan
@@ -121,7 +122,7 @@ class Job:
         """Trace and group the model."""
         with self.stage("analyse"):
             return analyse(
-                self.model,
+                inline(self.model),
                 input_shapes=self.options.input_shapes,
                 allow_inexact=self.options.allow_inexact,
                 keep_blocks=self.options.align != 1,
@@ -270,7 +271,7 @@ def _carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, out
         with job.stage("rewrite"):
             if not other:
                 other.append(analysis.other_values())
-            return rewrite(job.model, analysis.coupling, analysis.tracer, dead, other[0])
+            return rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, other[0])
 
     def prove(rewritten: Rewritten, dead: Dead) -> Verification | None:
         if not job.options.verify:

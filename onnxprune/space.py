@@ -1,15 +1,15 @@
 """The space of axes: which channels must go together.
 
-A *dim* is one axis that several tensors may share; equal letters of a row are the same dim. Between dims there are two
-relations, and both speak of *elements* (a dim and an index on it):
+A *dim* is one axis that several tensors may share; equal letters of a row are the same dim. Between dims
+there are two relations, and both speak of *elements* (a dim and an index on it):
 
 - a link: element ``a[i]`` is the same channel as ``b[j]`` (concatenation, split, slice, gather, pad);
-- a product: dim ``a`` is the row-major product of its factors (heads x head width, conv groups x channels per group):
-  ``a[h, d]`` is gone exactly when ``h`` is gone or ``d`` is gone.
+- a product: dim ``a`` is the row-major product of its factors (heads x head width, conv groups x channels per
+  group): ``a[h, d]`` is gone exactly when ``h`` is gone or ``d`` is gone.
 
-A set of dead elements is *closed* when it satisfies all relations. The union of two closed sets is closed, so units found
-under different choices of factor may be cut together. `solve` fixes, for every product, one factor along which it may be
-cut; what is left is an equivalence, and its classes are the units.
+A set of dead elements is *closed* when it satisfies all relations. The union of two closed sets is closed, so
+units found under different choices of factor may be cut together. `solve` fixes, for every product, one
+factor along which it may be cut; what is left is an equivalence, and its classes are the units.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
@@ -50,12 +49,20 @@ class Verdict:
 
 
 def node_of(
-    proto: NodeProto, inputs: Sequence[Array | None], outputs: Sequence[Array | None], opset: int, known: bool = True
+    proto: NodeProto,
+    inputs: Sequence[Array | None],
+    outputs: Sequence[Array | None],
+    opset: int,
+    known: bool = True,
 ) -> Node:
     """Return what a rule may see of a node with these inputs and outputs; ``known``: small values are seen, too."""
 
     def value(array: Array | None) -> Array | None:
-        if not known or array is None or not is_small(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape):
+        if (
+            not known
+            or array is None
+            or not is_small(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        ):
             return None
         return array
 
@@ -74,7 +81,9 @@ def node_of(
     )
 
 
-def run_node(proto: NodeProto, inputs: Sequence[Array | None], opsets: Mapping[str, int], reference: bool = False) -> list[Array]:
+def run_node(
+    proto: NodeProto, inputs: Sequence[Array | None], opsets: Mapping[str, int], reference: bool = False
+) -> list[Array]:
     """Run one node, in onnxruntime or in ONNX's reference evaluator; absent outputs are left out.
 
     Raises
@@ -82,11 +91,17 @@ def run_node(proto: NodeProto, inputs: Sequence[Array | None], opsets: Mapping[s
     Exception
         Whatever the engine raises.
     """
-    weights = [numpy_helper.from_array(array, name) for name, array in zip(proto.input, inputs, strict=True) if name and array is not None]
+    weights = [
+        numpy_helper.from_array(array, name)
+        for name, array in zip(proto.input, inputs, strict=True)
+        if name and array is not None
+    ]
     unique = {weight.name: weight for weight in weights}
     outputs = [helper.make_empty_tensor_value_info(name) for name in proto.output if name]
     graph = helper.make_graph([proto], "node", [], outputs, list(unique.values()))
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()])
+    model = helper.make_model(
+        graph, ir_version=10, opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()]
+    )
     if reference:
         from onnx.reference import ReferenceEvaluator
 
@@ -201,7 +216,10 @@ def _cuts(row: Row, fitted: Fit, rng: np.random.Generator) -> Iterator[Dead]:
 
 def _closure(row: Row, fitted: Fit, name: str, index: Array) -> Dead | None:
     """Return what must go with some indices of a letter, along the maps; None where the cut isn't allowed."""
-    dead = {letter: np.zeros(fitted.sizes[letter], np.bool_) for letter in {leaf.name for leaf in _all_leaves(fitted)}}
+    dead = {
+        letter: np.zeros(fitted.sizes[letter], np.bool_)
+        for letter in {leaf.name for leaf in _all_leaves(fitted)}
+    }
     dead[name][index] = True
     for _ in range(2):
         for letter, mapped in row.maps.items():
@@ -254,7 +272,11 @@ class _Law:
         return tuple(len(self.kept_out(slot, axis)) for axis in range(len(self.node.out_shape(slot))))
 
     def _kept(
-        self, sides: Sequence[tuple[Axis, ...] | None], shapes: Sequence[tuple[int, ...] | None], slot: int, axis: int
+        self,
+        sides: Sequence[tuple[Axis, ...] | None],
+        shapes: Sequence[tuple[int, ...] | None],
+        slot: int,
+        axis: int,
     ) -> NDArray[np.int64]:
         axes = sides[slot] if slot < len(sides) else None
         if axes is None:
@@ -268,7 +290,9 @@ class _Law:
             (slot, at)
             for slot, axes in enumerate(self.fitted.ins)
             for at, axis in enumerate(axes or ())
-            if any(dead[leaf.name].any() and (leaf.contract or leaf.name not in out) for leaf in _leaves(axis))
+            if any(
+                dead[leaf.name].any() and (leaf.contract or leaf.name not in out) for leaf in _leaves(axis)
+            )
         ]
         roles = self.row.roles
         biases = tuple(place for place in places if place[0] < len(roles) and roles[place[0]] == "bias")
@@ -286,7 +310,10 @@ class _Law:
             masked = [self._zeroed(slot, array, places) for slot, array in enumerate(self.inputs)]
             results = iter(run_node(self.proto, masked, self.opsets, self.reference))
             whole = [next(results) if name else None for name in self.proto.output]
-        wanted = [None if array is None else self._take(array, self.fitted.outs, slot) for slot, array in enumerate(whole)]
+        wanted = [
+            None if array is None else self._take(array, self.fitted.outs, slot)
+            for slot, array in enumerate(whole)
+        ]
         proto, inputs = self._pruned()
         try:
             results = iter(run_node(proto, inputs, self.opsets, self.reference))
@@ -311,7 +338,9 @@ class _Law:
             assert array is not None
             assert axes is not None
             shape = [-1 if i == at else 1 for i in range(array.ndim)]
-            array = np.where(_mask(axes[at], self.dead).reshape(shape), self._zero(slot, array), array).astype(array.dtype)
+            array = np.where(
+                _mask(axes[at], self.dead).reshape(shape), self._zero(slot, array), array
+            ).astype(array.dtype)
         return array
 
     def _zero(self, slot: int, array: Array) -> Array:
@@ -329,11 +358,16 @@ class _Law:
 
     def _pruned(self) -> tuple[NodeProto, list[Array | None]]:
         proto = NodeProto.FromString(self.proto.SerializeToString())
-        inputs = [None if array is None else self._take(array, self.fitted.ins, slot) for slot, array in enumerate(self.inputs)]
+        inputs = [
+            None if array is None else self._take(array, self.fitted.ins, slot)
+            for slot, array in enumerate(self.inputs)
+        ]
         for slot, name in enumerate(proto.input):  # one tensor in two slots may be cut differently
             proto.input[slot] = f"{name}@{slot}" if name else ""
         attrs: dict[str, Any] = {
-            name: int((~self.dead[letter]).sum()) for name, letter in self.row.attrs.items() if self.dead[letter].any()
+            name: int((~self.dead[letter]).sum())
+            for name, letter in self.row.attrs.items()
+            if self.dead[letter].any()
         }
         for edit in emit(self.node, self):
             if isinstance(edit, SetAttr):

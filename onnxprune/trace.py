@@ -1,8 +1,9 @@
 """Concrete shapes and small values of every tensor, under one binding of the dynamic axes.
 
-Analysis is done on concrete numbers: every dynamic axis of an input is bound to a size, shapes follow node by node
-through ONNX's own inference, and small tensors that carry shapes are computed. No symbols, so no algebra that could fail;
-axes that depend on a dynamic input axis end at a graph input or output and are never cut, so the binding doesn't matter to the plan.
+Analysis is done on concrete numbers: every dynamic axis of an input is bound to a size, shapes follow node by
+node through ONNX's own inference, and small tensors that carry shapes are computed. No symbols, so no algebra
+that could fail; axes that depend on a dynamic input axis end at a graph input or output and are never cut, so
+the binding doesn't matter to the plan.
 """
 
 from __future__ import annotations

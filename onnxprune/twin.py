@@ -22,11 +22,11 @@ from onnx import TensorProto, helper
 
 from onnxprune.analysis import Analysis
 from onnxprune.coupling import Applied, Dims
+from onnxprune.kept import Kept, NodeCut
 from onnxprune.model import Model
 from onnxprune.ops import SetAttr, emit
 from onnxprune.ops.notation import Axis, Letter, Product, Sum
 from onnxprune.ops.resolve import fit
-from onnxprune.rewrite import Kept, _NodeCut
 
 __all__ = ["twin"]
 
@@ -190,7 +190,7 @@ class _Twin:
                 before.append(self.gather(proto.input[slot], keep, axis))
                 proto.input[slot] = before[-1].output[0]
         attrs = {n: self.kept.size(applied.letters[x]) for n, x in row.attrs.items() if self.gone(applied, x)}
-        for edit in emit(applied.node, _NodeCut(applied, self.kept)):
+        for edit in emit(applied.node, NodeCut(applied, self.kept)):
             if isinstance(edit, SetAttr):
                 attrs[edit.name] = edit.value
             else:

@@ -178,7 +178,8 @@ _TABLE: dict[str, Callable[[dict[str, Any], Sequence[Maybe]], Maybe]] = {
     "GreaterOrEqual": _simple(np.greater_equal), "Less": _simple(np.less), "LessOrEqual": _simple(np.less_equal),
     "Not": _simple(np.logical_not), "And": _simple(np.logical_and), "Or": _simple(np.logical_or),
     "Neg": _simple(np.negative), "Abs": _simple(np.abs), "Floor": _simple(np.floor), "Ceil": _simple(np.ceil),
-    "Sqrt": _simple(np.sqrt), "Reciprocal": _simple(np.reciprocal), "Pow": _simple(lambda a, b: np.power(a, b).astype(a.dtype)),
+    "Sqrt": _simple(np.sqrt), "Reciprocal": _simple(np.reciprocal),
+    "Pow": _simple(lambda a, b: np.power(a, b).astype(a.dtype)),
 }  # fmt: skip
 
 

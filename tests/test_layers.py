@@ -22,7 +22,7 @@ LAYERS = (
     "trace",
     "coupling belongings groups",
     "runtime widen analysis",
-    "plan rewrite carry report calibrate interior soundness twin verify picking deciding inspection staging",
+    "kept writer mend plan rewrite carry report calibrate interior soundness twin verify picking deciding inspection staging",
     "criteria budgets recovery",
     "pipeline passlist",
     "api testing",

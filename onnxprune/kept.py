@@ -1,0 +1,78 @@
+"""What stays of every dim once a cut is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.coupling import Applied, Coupling, Dims
+
+__all__ = ["Kept", "Masks", "NodeCut"]
+
+Indices = NDArray[np.int64]
+Masks = Mapping[int, NDArray[np.bool_]]
+
+
+@dataclass
+class Kept:
+    """What stays of every dim."""
+
+    coupling: Coupling
+    dead: Masks
+    _kept: dict[int, Indices] = field(default_factory=dict)
+
+    def root(self, dim: int) -> int:
+        """Return the root of a dim."""
+        return self.coupling.space.find(dim)
+
+    def cut(self, dim: int) -> bool:
+        """Whether a dim loses anything."""
+        return self.root(dim) in self.dead
+
+    def indices(self, dim: int) -> Indices:
+        """Indices that stay, ascending."""
+        root = self.root(dim)
+        if root not in self._kept:
+            mask = self.dead.get(root)
+            size = self.coupling.space.sizes[root]
+            self._kept[root] = np.arange(size) if mask is None else np.flatnonzero(~mask)
+        return self._kept[root]
+
+    def size(self, dim: int) -> int:
+        """Number of indices that stay."""
+        root = self.root(dim)
+        return self.indices(root).size if root in self.dead else self.coupling.space.sizes[root]
+
+    def shape(self, dims: Dims) -> tuple[int, ...]:
+        """Return what stays of each dim."""
+        return tuple(self.size(d) for d in dims)
+
+    def axes(self, dims: Dims) -> dict[int, Indices]:
+        """Axis -> indices that stay, for the axes that are cut."""
+        return {axis: self.indices(dim) for axis, dim in enumerate(dims) if self.cut(dim)}
+
+
+class NodeCut:
+    """What an emitter may ask (`onnxprune.ops.Cut`)."""
+
+    def __init__(self, applied: Applied, kept: Kept) -> None:
+        self.applied, self.sizes = applied, kept
+
+    def kept(self, slot: int, axis: int) -> Indices:
+        """Indices kept on an input's axis."""
+        return self.sizes.indices((self.applied.ins[slot] or ())[axis])
+
+    def kept_out(self, slot: int, axis: int) -> Indices:
+        """Indices kept on an output's axis."""
+        return self.sizes.indices((self.applied.outs[slot] or ())[axis])
+
+    def new_shape(self, slot: int) -> tuple[int, ...]:
+        """Shape of an input after the cut."""
+        return self.sizes.shape(self.applied.ins[slot] or ())
+
+    def new_out_shape(self, slot: int) -> tuple[int, ...]:
+        """Shape of an output after the cut."""
+        return self.sizes.shape(self.applied.outs[slot] or ())

@@ -1,0 +1,159 @@
+"""Mend what reads a stale size: a second trace, over the pruned graph, beside the original one.
+
+Wherever a node would read a shape or a scalar that differs from what it must be (a Reshape target that names
+a channel count, an attention scale computed from a Shape), that input is mended; everything else keeps its
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import gcd
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnxprune.coupling import Applied
+from onnxprune.kept import NodeCut
+from onnxprune.ops import Node, SetAttr, SetInput, emit
+from onnxprune.trace import TraceError, Tracer, Weight
+from onnxprune.writer import Writer
+
+__all__ = ["Mender", "RewriteError"]
+
+
+class RewriteError(ValueError):
+    """The pruned graph can't be given the shapes that the plan asks for."""
+
+
+class Mender:
+    """Second trace, over the pruned graph, that mends what reads a stale size."""
+
+    def __init__(self, writer: Writer, tracer: Tracer, other: Mapping[str, NDArray[Any]] | None) -> None:
+        self.writer, self.kept, self.old, self.other = writer, writer.kept, tracer, other
+        weights = {}
+        model = writer.model
+        for name in model.names():
+            info = model.info(name)
+            before = tracer.weights.get(name)
+            same = before is not None and before.shape == tuple(info.dims)
+            value = before.value if same and before is not None else self._small(name, before)
+            weights[name] = Weight(info.elem_type, tuple(info.dims), value)
+        self.new = Tracer(tracer.opsets, weights, hints=self._hints(tracer), types=dict(self._inputs(tracer)))
+
+    def _small(self, name: str, before: Weight | None) -> NDArray[Any] | None:
+        return self.writer.model.weight(name) if before is None or before.value is not None else None
+
+    def _inputs(self, tracer: Tracer) -> Sequence[tuple[str, Any]]:
+        made = {o for a in self.writer.coupling.nodes for o in a.node.outputs}
+        return [(n, t) for n, t in tracer.types.items() if n not in made and n not in tracer.weights]
+
+    def _hints(self, tracer: Tracer) -> dict[str, Any]:
+        dims = self.writer.coupling.dims
+        return {n: (t[0], self.kept.shape(dims[n])) for n, t in tracer.types.items() if n in dims}
+
+    def visit(self, number: int) -> None:
+        """Mend a node, trace it, and check that its outputs have the shapes that the cut implies."""
+        applied = self.writer.coupling.nodes[number]
+        proto = self.writer.protos[number]
+        if applied.row is not None:
+            self._mend(number, applied, applied.node)
+        try:
+            self.new.visit(proto)
+        except TraceError as error:
+            raise RewriteError(str(error)) from error
+        for name, dims in zip(applied.node.outputs, applied.outs, strict=False):
+            shape = self.new.types.get(name, (0, None))[1]
+            if dims is not None and shape is not None and shape != self.kept.shape(dims):
+                raise RewriteError(
+                    f"{applied.node.op} '{applied.node.name}' would give '{name}' the shape {shape}, "
+                    f"where the cut implies {self.kept.shape(dims)}"
+                )
+
+    def _mend(self, number: int, applied: Applied, node: Node) -> None:
+        row = applied.row
+        assert row is not None
+        if all(name in self.old.values for name in node.outputs if name):
+            return  # shape arithmetic computes itself anew
+        touched = any(self.kept.cut(d) for dims in (*applied.ins, *applied.outs) for d in dims or ())
+        wanted: dict[int, NDArray[Any]] = {}
+        if touched:
+            for name, letter in row.attrs.items():
+                dim = applied.letters[letter]
+                if self.kept.cut(dim):
+                    self.writer.set_attr(number, name, self.kept.size(dim))
+            for edit in emit(node, NodeCut(applied, self.kept)):
+                if isinstance(edit, SetAttr):
+                    self.writer.set_attr(number, edit.name, edit.value)
+                else:
+                    assert isinstance(edit, SetInput)
+                    wanted[edit.slot] = edit.array
+        known = {slot for slot, value in enumerate(node.values) if value is not None}
+        for slot in sorted(known | wanted.keys()):
+            self._mend_input(number, applied, slot, wanted.get(slot))
+
+    def _mend_input(self, number: int, applied: Applied, slot: int, want: NDArray[Any] | None) -> None:
+        old = applied.node.values[slot] if slot < len(applied.node.values) else None
+        proto = self.writer.protos[number]
+        if slot >= len(proto.input) or not proto.input[slot]:
+            assert want is not None
+            self._give(number, slot, f"{applied.node.outputs[0]}_{slot}", want)
+            return
+        name = proto.input[slot]
+        if want is None:
+            assert old is not None
+            axes = self.kept.axes((applied.ins[slot] or ()) if slot < len(applied.ins) else ())
+            want = old
+            for axis, kept in axes.items():
+                want = np.take(want, kept, axis=axis)
+        have = self.new.values.get(name)
+        if have is not None and have.shape == want.shape and np.array_equal(have, want):
+            return
+        if have is None and old is None and not applied.node.constant[slot]:
+            raise RewriteError(
+                f"{applied.node.op} '{applied.node.name}': input {slot} is computed at run time"
+            )
+        original = applied.node.inputs[slot]
+        if self.writer.sole_reader(name):
+            self.writer.model.put(name, np.asarray(want, order="C"))
+            self.new.values[name] = want
+            self.new.types[name] = (self.new.types[name][0], want.shape)
+            return
+        if self._fixed(original, old):
+            self._give(number, slot, f"{original}_pruned", want)
+        else:
+            self._know(number, slot, self._scaled(number, name, have, want), want)
+
+    def _give(self, number: int, slot: int, hint: str, want: NDArray[Any]) -> None:
+        new = self.writer.model.add(hint, np.asarray(want, order="C"))
+        self.new.weights = {**self.new.weights, new: Weight(0, want.shape)}
+        self._know(number, slot, new, want)
+
+    def _know(self, number: int, slot: int, new: str, want: NDArray[Any]) -> None:
+        self.new.types[new] = (numpy_helper.from_array(want[:0] if want.ndim else want).data_type, want.shape)
+        self.new.values[new] = want
+        self.writer.set_input(number, slot, new)
+
+    def _fixed(self, name: str, old: NDArray[Any] | None) -> bool:
+        """Whether a value is the same for every size of the dynamic axes."""
+        if self.other is None or name in self.old.weights or old is None:
+            return True
+        return name in self.other and np.array_equal(self.other[name], old)
+
+    def _scaled(self, number: int, name: str, have: NDArray[Any] | None, want: NDArray[Any]) -> str:
+        """Insert ``name * a / b``, for entries that follow the input (batch * heads)."""
+        if have is None or have.shape != want.shape or have.dtype.kind not in "iu" or (have == 0).any():
+            raise RewriteError(f"the size '{name}' follows the input in a way that cannot be rewritten")
+        over = np.array(
+            [gcd(int(w), int(h)) for w, h in zip(want.ravel(), have.ravel(), strict=True)]
+        ).reshape(want.shape)
+        top = self.writer.model.add(f"{name}_kept", (want // over).astype(have.dtype))
+        bottom = self.writer.model.add(f"{name}_of", (have // over).astype(have.dtype))
+        product, ratio = f"{top}_product", f"{top}_ratio"
+        self.writer.before.setdefault(number, []).extend([
+            helper.make_node("Mul", [name, top], [product], name=product),
+            helper.make_node("Div", [product, bottom], [ratio], name=ratio),
+        ])  # fmt: skip
+        return ratio
