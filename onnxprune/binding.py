@@ -76,7 +76,8 @@ def check_given(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> None:
             text = ",".join(map(str, axes or ()))
             raise UsageError(
                 f"--input-shape {name}:{','.join(map(str, shape))} contradicts the model, whose input "
-                f"'{name}' has the shape ({text}): give a size for each dynamic axis and leave the fixed ones as they are."
+                f"'{name}' has the shape ({text}): give a size for each dynamic axis and leave the fixed ones "
+                "as they are."
             )
 
 
