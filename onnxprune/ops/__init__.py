@@ -1,10 +1,32 @@
 """The op table: one row an op. Importing this package fills it."""
 
 from onnxprune.ops import (  # noqa: F401  fill the table
-    attention, contrib, elementwise, emitters, index, linear, movement, norm, quant, recurrent, reduce, spatial,
+    attention,
+    contrib,
+    elementwise,
+    emitters,
+    index,
+    linear,
+    movement,
+    norm,
+    quant,
+    recurrent,
+    reduce,
+    spatial,
 )  # fmt: skip
 from onnxprune.ops.base import (
-    EMITTERS, TABLE, Cut, Edit, Map, Node, Refusal, Row, SetAttr, SetInput, emit, lookup,
+    EMITTERS,
+    TABLE,
+    Cut,
+    Edit,
+    Map,
+    Node,
+    Refusal,
+    Row,
+    SetAttr,
+    SetInput,
+    emit,
+    lookup,
 )  # fmt: skip
 from onnxprune.ops.notation import NotationError, parse
 

@@ -1,11 +1,12 @@
-"""Fused attention: heads ``k`` of keys and values, ``r`` query heads for each, head widths ``d`` of Q and K, ``v`` of V.
+"""Fused attention: ``k`` heads of keys and values, ``r`` query heads for each, widths ``d`` of Q and K, ``v`` of V.
 
-Q and K contract ``d`` (also where a cache of keys makes it an output). The scale of the scores follows from the width of a
-head where no attribute says otherwise: a cut of ``d`` writes the old one down.
+Q and K contract ``d`` (also where a cache of keys makes it an output). The scale of the scores follows from the
+width of a head where no attribute says otherwise: a cut of ``d`` writes the old one down.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
@@ -17,7 +18,6 @@ WHY = {
     "b": "masks count the batch", "s": "positions attend to each other", "t": "positions attend to each other",
     "p": "positions attend to each other", "u": "positions attend to each other", "d": "rotated in pairs",
 }  # fmt: skip
-PACKED = "(h d^ + h d^ + h v)"
 
 
 def _mask(shape: Shape | None, heads: int, letters: str = "(k r)") -> str:
@@ -67,21 +67,22 @@ def linear_attention(node: Node) -> Row | Refusal:
 
 @op("GroupQueryAttention", domain="com.microsoft")
 def group_query(node: Node) -> Row | Refusal:
-    """Q, K, V (or all in Q), past K, past V, lengths, total, cosines, sines, ids, mask, sinks -> Y, present K, present V."""
+    """Q, K, V (or all in Q), past K, V, lengths, total, cosines, sines, ids, mask, sinks -> Y, present K, V."""
     heads, groups = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
-    if any(node.has(slot) for slot in range(11, len(node.inputs))) or node.attr("k_quant_type", "NONE") != "NONE":
+    if (
+        any(node.has(slot) for slot in range(11, len(node.inputs)))
+        or node.attr("k_quant_type", "NONE") != "NONE"
+    ):
         return Refusal("GroupQueryAttention with sinks, norms or a quantized cache is not described")
-    d = "d!" if node.attr("do_rotary", 0) else "d^"
     if node.has(1):
-        data = [f"b! s! (k r {d})", f"b! t! (k {d})", f"b! t! (k {d.replace('^', '')})"]
+        data = ["b! s! (k r d!)", "b! t! (k d!)", "b! t! (k d!)"]
     else:
-        data = [f"b! s! (k r {d} + k {d} + k {d.replace('^', '')})", "()?", "()?"]
-    d = d.replace("^", "")
-    cache = f"b! k p! {d}?"
+        data = ["b! s! (k r d! + k d! + k d!)", "()?", "()?"]
+    cache = "b! k p! d!?"
     rest = ["*l!", "*l2!", "*l3!?", "*l4!?", "*l5!?", _mask(_shape(node, 10), heads)]
-    present = f"b! k u! {d}"
-    row = join([*data, cache, cache, *rest], [f"b! s! (k r {d})", present, present])
-    return Row(row, sizes={"k": groups, "r": heads // groups}, attrs={"kv_num_heads": "k"}, why=WHY)
+    row = join([*data, cache, cache, *rest], ["b! s! (k r d!)", "b! k u! d!", "b! k u! d!"])
+    why = {**WHY, "d": "onnxruntime takes only heads of a multiple of 8"}
+    return Row(row, sizes={"k": groups, "r": heads // groups}, attrs={"kv_num_heads": "k"}, why=why)
 
 
 @op("MultiHeadAttention", domain="com.microsoft")
@@ -97,9 +98,10 @@ def multi_head(node: Node) -> Row | Refusal:
     elif node.has(1) and node.rank(1) == 5:
         data, v = ["b! s! (h d)", "b! t! h q! d", "()?"], "d"
     elif node.has(1) and node.rank(1) == 4:
-        data, v = ["b! s! (h d^)", "b! h t! d^", "b! h t! v"], "v"
+        data, v = ["b! s! (h d^)", "b! h t! d^", "b! h t! d"], "d"
     else:
-        data, v = ["b! s! (h d^)", "b! t! (h d^)?", "b! t! (h v)?"], "v"
+        v = "d" if node.has(6) else "v"  # onnxruntime wants both caches to be of one width
+        data = ["b! s! (h d^)", "b! t! (h d^)?", f"b! t! (h {v})?"]
     bias = f"(h d^ + h d^ + h {v})?"
     inputs = [*data, bias, "*m!?", mask, "b! h p! d^?", f"b! h p! {v}?"]
     row = join(inputs, [f"b! s! (h {v})", "b! h u! d", f"b! h u! {v}", "b! h s! u!"])
@@ -135,7 +137,14 @@ def quantized_attention(node: Node) -> Row | Refusal:
     row = join(inputs, ["b! s! (h d)", "q! b! h u! d"])
     zeros = {slot: zero for slot, zero in ((0, 6), (1, 7)) if node.has(zero)}
     sizes = {"h": heads, "d": width // 3 // heads}
-    return Row(row, sizes=sizes, attrs={"num_heads": "h"}, zeros=zeros, why={**WHY, "q": "K and V"}, roles=("data", "weight", "bias"))
+    return Row(
+        row,
+        sizes=sizes,
+        attrs={"num_heads": "h"},
+        zeros=zeros,
+        why={**WHY, "q": "K and V"},
+        roles=("data", "weight", "bias"),
+    )
 
 
 @op("RotaryEmbedding")
@@ -145,7 +154,9 @@ def rotary(node: Node) -> Row | Refusal:
     rest = "*x!, *y!, *z!?" if not node.domain else "*x!, *y!, *z!"
     if node.rank() == 4:
         return Row(f"b! h s! d!, {rest} -> b! h s! d!", why=WHY)
-    heads = int(node.attr("num_heads", 0)) or node.shape(0)[-1] // (2 * node.shape(1 if not node.domain else 2)[-1])
+    heads = int(node.attr("num_heads", 0)) or node.shape(0)[-1] // (
+        2 * node.shape(1 if not node.domain else 2)[-1]
+    )
     attrs = {"num_heads": "h"} if node.attr("num_heads", 0) else {}
     return Row(f"b! s! (h d!), {rest} -> b! s! (h d!)", sizes={"h": heads}, attrs=attrs, why=WHY)
 
@@ -184,7 +195,7 @@ def packed_heads(node: Node, cut: Cut) -> list[Edit]:
     widths = list(node.attr("qkv_hidden_sizes") or [node.shape(1)[1] // 3] * 3)
     kept = cut.kept(1, 1)
     ends = np.cumsum([0, *widths])
-    new = [int(((kept >= low) & (kept < high)).sum()) for low, high in zip(ends, ends[1:], strict=False)]
+    new = [int(((kept >= low) & (kept < high)).sum()) for low, high in pairwise(ends)]
     old = widths[0] // count
     edits = _scale(node, old, len(np.unique(kept[kept < widths[0]] % old)))
     if new != widths and ("qkv_hidden_sizes" in node.attrs or len(set(new)) > 1):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from string import ascii_lowercase
 
 from onnxprune.ops.base import Shape
@@ -11,7 +12,7 @@ from onnxprune.ops.base import Shape
 __all__ = ["broadcast", "join", "mark", "names", "onto", "quant", "regroup", "text"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def names(count: int, prefix: str = "") -> tuple[str, ...]:
     """Return ``count`` different letters: a, b, c, ... or prefix0, prefix1, ..."""
     if not prefix and count <= 26:
@@ -84,16 +85,18 @@ def broadcast(shapes: tuple[Shape | None, ...], prefix: str = "") -> tuple[tuple
 
 
 @lru_cache(maxsize=4096)
-def regroup(old: Shape, new: Shape) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, int], ...], frozenset[str]]:
+def regroup(
+    old: Shape, new: Shape
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, int], ...], frozenset[str]]:
     """Describe a reshape in atoms.
 
-    Both shapes are cut into segments of equal product; where the running products inside a segment divide each other, the
-    segment's atoms are their quotients, and an axis is a product of consecutive atoms.
+    Both shapes are cut into segments of equal product; where the running products inside a segment divide each
+    other, the segment's atoms are their quotients, and an axis is a product of consecutive atoms.
 
     Returns
     -------
-    axes of the old shape, axes of the new shape, sizes of the atoms, atoms that are locked because their segment has no
-    common factors (for them, cuts of one shape are no cuts of the other).
+    axes of the old shape, axes of the new shape, sizes of the atoms, atoms that are locked because their segment
+    has no common factors (for them, cuts of one shape are no cuts of the other).
 
     Raises
     ------
@@ -110,7 +113,12 @@ def regroup(old: Shape, new: Shape) -> tuple[tuple[str, ...], tuple[str, ...], t
     sizes: list[tuple[str, int]] = []
     locked: set[str] = set()
     if 0 in old or 0 in new:
-        return tuple(f"a{i}!" for i in range(len(old))), tuple(f"b{i}!" for i in range(len(new))), (), frozenset()
+        return (
+            tuple(f"a{i}!" for i in range(len(old))),
+            tuple(f"b{i}!" for i in range(len(new))),
+            (),
+            frozenset(),
+        )
 
     def atom(size: int, lock: bool = False) -> str:
         name = ascii_lowercase[len(sizes)] if len(sizes) < 26 else f"x{len(sizes)}"
@@ -126,7 +134,7 @@ def regroup(old: Shape, new: Shape) -> tuple[tuple[str, ...], tuple[str, ...], t
             right[news[0]].append(name)
             continue
         ends = sorted(set(_running([old[i] for i in olds])) | set(_running([new[i] for i in news])))
-        if any(large % small for small, large in zip(ends, ends[1:], strict=False)):
+        if any(large % small for small, large in pairwise(ends)):
             for axes, shape, side in ((olds, old, left), (news, new, right)):
                 for i in axes:
                     side[i].append(atom(shape[i], lock=True))

@@ -1,7 +1,7 @@
 """What an op says about itself: a row, or a refusal with its reason.
 
-``TABLE`` maps (domain, op type) to a rule; importing :mod:`onnxprune.ops` fills it. A rule reads a :class:`Node` (shapes,
-attributes, known values) and returns a :class:`Row`. What it doesn't know it refuses; nothing is ever guessed.
+``TABLE`` maps (domain, op type) to a rule; importing :mod:`onnxprune.ops` fills it. A rule reads a :class:`Node`
+(shapes, attributes, known values) and returns a :class:`Row`. What it doesn't know it refuses; nothing is ever guessed.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Node:
         return self.attrs.get(name, default)
 
     def ints(self, name: str, slot: int, since: int) -> list[int] | None:
-        """Return a list that was attribute ``name`` before opset ``since`` and is input ``slot`` from it; None: absent."""
+        """Return a list: attribute ``name`` before opset ``since``, input ``slot`` from it on; None: absent."""
         if self.opset < since or name in self.attrs:
             found = self.attrs.get(name)
             return None if found is None else [int(i) for i in found]
@@ -156,7 +156,7 @@ class SetInput:
 
 @dataclass(frozen=True, slots=True)
 class SetAttr:
-    """Attribute ``name`` must become this value."""
+    """Attribute ``name`` must become this value; None: it must go."""
 
     name: str
     value: Any

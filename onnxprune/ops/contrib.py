@@ -8,12 +8,25 @@ from onnxprune.ops.norm import WIDTH
 
 MICROSOFT = "com.microsoft"
 
-literal("b s (q! c), (q! c) -> b s c", ["BiasSplitGelu"], MICROSOFT, sizes={"q": 2}, why={"q": "value and gate"})
-literal("n *s! c -> n *t! c", ["NhwcMaxPool"], MICROSOFT, why=dict.fromkeys("st", "windows run over these positions"))
+literal(
+    "b s (q! c), (q! c) -> b s c", ["BiasSplitGelu"], MICROSOFT, sizes={"q": 2}, why={"q": "value and gate"}
+)
+literal(
+    "n *s! c -> n *t! c",
+    ["NhwcMaxPool"],
+    MICROSOFT,
+    why=dict.fromkeys("st", "windows run over these positions"),
+)
 literal("k! h, (), () -> 1 h s! t!", ["RelativePositionBias"], MICROSOFT, roles=("weight", "shape", "shape"))
 literal("b! s! c, b! -> n! c, *x!, *y!, *z!", ["RemovePadding"], MICROSOFT)
 literal("n! c, b! s! -> b! s! c", ["RestorePadding"], MICROSOFT)
-literal("w! c, *i, ()?, ()? -> *i c", ["TorchEmbedding"], MICROSOFT, why={"w": "looked up"}, roles=("weight", "data"))
+literal(
+    "w! c, *i, ()?, ()? -> *i c",
+    ["TorchEmbedding"],
+    MICROSOFT,
+    why={"w": "looked up"},
+    roles=("weight", "data"),
+)
 
 
 @op("EmbedLayerNormalization", domain=MICROSOFT)
@@ -32,4 +45,7 @@ def reduce_mean(node: Node) -> Row | Refusal:
     axes = {normal(int(axis), rank) for axis in node.attr("axes") or range(rank)}
     letters, keep = names(rank), node.attr("keepdims", 1)
     result = text("1" if i in axes else name for i, name in enumerate(letters) if keep or i not in axes)
-    return Row(join([text(mark(letters, axes, "~"))], [result]), why={letters[axis]: "averaged over" for axis in axes})
+    return Row(
+        join([text(mark(letters, axes, "~"))], [result]),
+        why={letters[axis]: "averaged over" for axis in axes},
+    )

@@ -1,4 +1,4 @@
-"""Ops that work element by element: one rule for all. Equal axes, counted from the right, are tied; length 1 is broadcast."""
+"""Ops that work element by element, one rule for all: axes are tied from the right, length 1 is broadcast."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ from onnxprune.ops.axes import broadcast, join, text
 from onnxprune.ops.base import Node, Refusal, Row, literal, op
 
 UNARY = """
-Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish
-Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign
-Sqrt Swish Tan Tanh ThresholdedRelu
-""".split()
+Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
+HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
+Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+""".split()  # noqa: SIM905  a table
 BROADCASTING = """
-Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or
-PRelu Pow StringConcat Sub Sum SwiGLU Where Xor
-""".split()
-RANDOM = ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
-ROLES = dict.fromkeys(("Add", "Sub", "Sum", "BiasGelu", "FastGelu", "BiasAdd"), "bias") | {"Mul": "scale", "Div": "scale"}
+Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
+Mean Min Mod Mul Or PRelu Pow StringConcat Sub Sum SwiGLU Where Xor
+""".split()  # noqa: SIM905  a table
+RANDOM = [
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+]
+ROLES = dict.fromkeys(("Add", "Sub", "Sum", "BiasGelu", "FastGelu", "BiasAdd"), "bias") | {
+    "Mul": "scale",
+    "Div": "scale",
+}
 
 literal("*s -> *s", UNARY)
 literal("*s -> *s", ["Gelu", "QuickGelu", "ScaledSiLU"], domain="com.microsoft")

@@ -83,15 +83,22 @@ def split(node: Node, cut: Cut) -> list[Edit]:
         return [] if "split" not in node.attrs and len(set(new)) == 1 else [SetAttr("split", new)]
     if node.has(1):
         return _list(node, "split", 1, 13, new)
-    return [] if len(set(new)) == 1 else [SetInput(1, np.asarray(new, np.int64))]
+    counted = "num_outputs" in node.attrs  # then the last piece may be shorter
+    piece = -(-sum(new) // len(new))
+    if new == [min(piece, sum(new) - piece * n) for n in range(len(new))] and (counted or len(set(new)) == 1):
+        return []
+    drop = [SetAttr("num_outputs", None)] if counted else []
+    return [*drop, SetInput(1, np.asarray(new, np.int64))]
 
 
 @emitter("Pad")
+@emitter("Pad", domain="com.microsoft")
 def pad(node: Node, cut: Cut) -> list[Edit]:
     """Padding of a cut axis is what is kept of it, in front and behind."""
     rank = node.rank()
     axes = [int(a) % rank for a in node.value(3).reshape(-1)] if node.has(3) else list(range(rank))
-    found = list(node.ints("pads", 1, 11) or [])
+    since = 1 if node.domain else 11
+    found = list(node.ints("pads", 1, since) or [])
     for n, axis in enumerate(axes):
         before, after = pads(node)[axis]
         kept = cut.kept_out(0, axis)
@@ -105,8 +112,10 @@ def pad(node: Node, cut: Cut) -> list[Edit]:
         if before < 0 or after < 0:  # cropped elements that are gone need no cropping
             inside = cut.kept(0, axis)
             found[n] = -int((inside < -before).sum()) if before < 0 else found[n]
-            found[n + len(axes)] = -int((inside >= node.shape(0)[axis] + after).sum()) if after < 0 else found[n + len(axes)]
-    return _list(node, "pads", 1, 11, found)
+            found[n + len(axes)] = (
+                -int((inside >= node.shape(0)[axis] + after).sum()) if after < 0 else found[n + len(axes)]
+            )
+    return _list(node, "pads", 1, since, found)
 
 
 @emitter("Gather")
@@ -134,3 +143,22 @@ def resize(node: Node, cut: Cut) -> list[Edit]:
     axes = node.attr("axes") or range(node.rank())
     sizes = node.value(3)
     return _set(node, 3, sizes, np.asarray([cut.new_out_shape(0)[a] for a in axes]).reshape(sizes.shape))
+
+
+@emitter("CenterCropPad")
+def center(node: Node, cut: Cut) -> list[Edit]:
+    """The shape names axes that keep their length, too."""
+    shape = node.value(1)
+    axes = node.attr("axes") or range(node.rank())
+    return _set(node, 1, shape, np.asarray([cut.new_out_shape(0)[a] for a in axes]))
+
+
+@emitter("Compress")
+def compress(node: Node, cut: Cut) -> list[Edit]:
+    """The condition loses the entries of what goes; it may be shorter than its axis."""
+    condition = node.values[1]
+    if condition is None or "axis" not in node.attrs:
+        return []
+    kept = cut.kept(0, node.axis(0))
+    found = condition[kept[kept < condition.size]]
+    return [] if found.size == condition.size else [SetInput(1, found)]

@@ -77,7 +77,11 @@ def compress(node: Node) -> Row | Refusal:
         return Row(join([text(mark(letters, [axis])), "c!"], [text(right)]), why={letters[axis]: RUN_TIME})
     index = np.flatnonzero(node.value(1)).astype(np.int64)
     right = [*letters[:axis], "t", *letters[axis + 1 :]]
-    return Row(join([text(letters), "c!"], [text(right)]), maps={"t": Map(letters[axis], index)}, roles=("data", "shape"))
+    return Row(
+        join([text(letters), "c!"], [text(right)]),
+        maps={"t": Map(letters[axis], index)},
+        roles=("data", "shape"),
+    )
 
 
 def _beside(node: Node, others: tuple[int, ...]) -> tuple[int, list[str], list[str]]:
@@ -103,7 +107,9 @@ def gather_elements(node: Node) -> Row | Refusal:
 def scatter_elements(node: Node) -> Row | Refusal:
     """One index for each update, along one axis."""
     axis, data, index = _beside(node, (1, 2))
-    return Row(join([text(data), text(index), text(index)], [text(data)]), why={data[axis].rstrip("!"): RUN_TIME})
+    return Row(
+        join([text(data), text(index), text(index)], [text(data)]), why={data[axis].rstrip("!"): RUN_TIME}
+    )
 
 
 @op("GatherND")
@@ -134,7 +140,9 @@ def tensor_scatter(node: Node) -> Row | Refusal:
     letters, axis = list(names(node.rank())), node.axis(-2)
     cache = text(mark(letters, [axis]))
     update = text([*letters[:axis], "u!", *letters[axis + 1 :]])
-    return Row(f"{cache}, {update}, a? -> {cache}", why={letters[axis]: "written at places known at run time"})
+    return Row(
+        f"{cache}, {update}, a? -> {cache}", why={letters[axis]: "written at places known at run time"}
+    )
 
 
 @op("DFT")

@@ -12,7 +12,9 @@ WEIGHTS = ("data", "weight", "bias", "data")
 QUANTIZED = ("data", "quant", "quant", "weight", "quant", "quant", "quant", "quant", "bias")
 
 
-def _grouped(row: str, node: Node, roles: tuple[str, ...] = WEIGHTS, zeros: Mapping[int, int] | None = None) -> Row:
+def _grouped(
+    row: str, node: Node, roles: tuple[str, ...] = WEIGHTS, zeros: Mapping[int, int] | None = None
+) -> Row:
     """Write a row with g groups; with one group, g is left out."""
     groups = int(node.attr("group", 1))
     if groups == 1:
@@ -49,7 +51,9 @@ def conv_transpose(node: Node) -> Row | Refusal:
 def conv_integer(node: Node) -> Row | Refusal:
     """Convolution of integers, a zero point for the data and one (or one a channel) for the weight."""
     size = node.shape(1)[0]
-    own = [quant(node.shape(i), size * (i - 2), "(g o)", "a zero point") if node.has(i) else "()" for i in (2, 3)]
+    own = [
+        quant(node.shape(i), size * (i - 2), "(g o)", "a zero point") if node.has(i) else "()" for i in (2, 3)
+    ]
     row = f"n (g i) *s!, (g o) i *k!, {own[0]}?, {own[1]}? -> n (g o) *t!"
     return _grouped(row, node, ("data", "weight", "quant", "quant"), _zeros(node, (0, 2), (1, 3)))
 
@@ -58,7 +62,10 @@ def conv_integer(node: Node) -> Row | Refusal:
 def qlinear_conv(node: Node) -> Row | Refusal:
     """Quantized convolution: x, scale, zero, w, scale, zero, y's scale, zero, bias."""
     size = node.shape(3)[0]
-    own = [quant(node.shape(i), size * (i in (4, 5)), "(g o)", "a scale or zero point") for i in (1, 2, 4, 5, 6, 7)]
+    own = [
+        quant(node.shape(i), size * (i in (4, 5)), "(g o)", "a scale or zero point")
+        for i in (1, 2, 4, 5, 6, 7)
+    ]
     row = f"n (g i) *s!, {own[0]}, {own[1]}, (g o) i *k!, {', '.join(own[2:])}, (g o)? -> n (g o) *t!"
     return _grouped(row, node, QUANTIZED, {0: 2, 3: 5})
 
@@ -108,7 +115,9 @@ def _bias(shape: Shape, rows: int, columns: int) -> str:
     return text(reversed(axes))
 
 
-def product(one: Shape, two: Shape, left: str = "m k", right: str = "k n") -> tuple[list[str], list[str], list[str]]:
+def product(
+    one: Shape, two: Shape, left: str = "m k", right: str = "k n"
+) -> tuple[list[str], list[str], list[str]]:
     """Write the axes of numpy.matmul's operands and of its result."""
     batch_one, batch_two, batch = broadcast((one[:-2], two[:-2]), "b")
     a = ["k"] if len(one) == 1 else [*batch_one, *left.split()]
@@ -173,7 +182,10 @@ def fused_matmul(node: Node) -> Row | Refusal:
     left = "k m" if node.attr("transA", 0) else "m k"
     right = "n k" if node.attr("transB", 0) else "k n"
     a, b, y = product(node.shape(0), node.shape(1), left, right)
-    return Row(join([text(a), text(b)] + ["n?"] * (len(node.inputs) > 2), [text(y)]), roles=(*_sides(node, 0, 1), "bias"))
+    return Row(
+        join([text(a), text(b)] + ["n?"] * (len(node.inputs) > 2), [text(y)]),
+        roles=(*_sides(node, 0, 1), "bias"),
+    )
 
 
 @op("Einsum")
@@ -184,7 +196,9 @@ def einsum(node: Node) -> Row | Refusal:
     terms = left.split(",")
     if len(terms) != len(node.inputs):
         raise ValueError(f"{len(terms)} operands in {equation!r} for {len(node.inputs)} inputs")
-    dots = [node.rank(i) - len(term.replace("...", "")) if "..." in term else 0 for i, term in enumerate(terms)]
+    dots = [
+        node.rank(i) - len(term.replace("...", "")) if "..." in term else 0 for i, term in enumerate(terms)
+    ]
     batch = [f"batch{i}" for i in range(max(dots))]
     axes = [_einsum_axes(term, batch[len(batch) - count :]) for term, count in zip(terms, dots, strict=True)]
     if not arrow:
@@ -199,7 +213,9 @@ def einsum(node: Node) -> Row | Refusal:
     double = {name for own in axes for name in own if own.count(name) > 1}
 
     def write(names: list[str], shape: list[int]) -> str:
-        return text("1" if size == 1 else n + "!" * (n in double) for n, size in zip(names, shape, strict=True))
+        return text(
+            "1" if size == 1 else n + "!" * (n in double) for n, size in zip(names, shape, strict=True)
+        )
 
     inputs = [write(own, list(node.shape(i))) for i, own in enumerate(axes)]
     result = _einsum_axes(right, batch)

@@ -24,7 +24,7 @@ def transpose(node: Node) -> Row:
 def reshape(node: Node) -> Row:
     """Regroup the elements; the atoms of a composite axis are cut by themselves."""
     left, right, sizes, locked = regroup(node.shape(0), node.out_shape())
-    why = {name: "reshaped without a common factor" for name in locked}
+    why = dict.fromkeys(locked, "reshaped without a common factor")
     return Row(join([text(left)], [text(right)]), sizes=dict(sizes), why=why)
 
 
@@ -87,7 +87,9 @@ def gather(node: Node) -> Row:
         found = [f"i{n}" for n in range(node.rank(1))]
         why = {data[axis]: _RUN_TIME}
         data[axis] += "!"
-        return Row(join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why)
+        return Row(
+            join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why
+        )
     index = np.where(index < 0, index + size, index).astype(np.int64)
     rest = [*data[:axis], *data[axis + 1 :]]
     if index.ndim == 0:
@@ -124,7 +126,9 @@ def pad(node: Node) -> Row:
         right[axis] = f"s{axis}"
         if node.attr("mode", "constant") == "constant":
             index = np.arange(-before, node.shape(0)[axis] + after, dtype=np.int64)
-            maps[right[axis]] = Map(left[axis], np.where(index < node.shape(0)[axis], np.maximum(index, -1), -1))
+            maps[right[axis]] = Map(
+                left[axis], np.where(index < node.shape(0)[axis], np.maximum(index, -1), -1)
+            )
         else:
             why[left[axis]] = why[right[axis]] = _MODE
             left[axis] += "!"
@@ -143,9 +147,14 @@ def expand(node: Node) -> Row:
 def tile(node: Node) -> Row:
     shape, out = node.shape(0), node.out_shape()
     left = names(len(shape))
-    right = [a if size == wide else f"(r{n}! {a})" for n, (a, size, wide) in enumerate(zip(left, shape, out, strict=True))]
-    sizes = {f"r{n}": wide // size for n, (size, wide) in enumerate(zip(shape, out, strict=True)) if size != wide}
-    return Row(join([text(left)], [text(right)]), sizes=sizes, why={name: "repeated" for name in sizes})
+    right = [
+        a if size == wide else f"(r{n}! {a})"
+        for n, (a, size, wide) in enumerate(zip(left, shape, out, strict=True))
+    ]
+    sizes = {
+        f"r{n}": wide // size for n, (size, wide) in enumerate(zip(shape, out, strict=True)) if size != wide
+    }
+    return Row(join([text(left)], [text(right)]), sizes=sizes, why=dict.fromkeys(sizes, "repeated"))
 
 
 @op("DepthToSpace")
@@ -160,13 +169,16 @@ def depth_to_space(node: Node) -> Row:
 def space_to_depth(node: Node) -> Row:
     block = int(node.attrs["blocksize"])
     why = dict.fromkeys("pq", "rows and columns become blocks of channels")
-    return Row("n c (h p!) (w q!) -> n (p! q! c) h w", sizes={"p": block, "q": block}, why=why)
+    depth = "(c p! q!)" if node.attr("mode", "DCR") == "CRD" else "(p! q! c)"
+    return Row(f"n c (h p!) (w q!) -> n {depth} h w", sizes={"p": block, "q": block}, why=why)
 
 
 @op("Shape", "Size")
 def shape(node: Node) -> Row:
     """Reads no element; the tracer knows the values."""
-    return Row(f"-> {'q!' if node.op == 'Shape' else '()'}", roles=("unread",), why={"q": "the sizes of a tensor"})
+    return Row(
+        f"-> {'q!' if node.op == 'Shape' else '()'}", roles=("unread",), why={"q": "the sizes of a tensor"}
+    )
 
 
 @op("ConstantOfShape")
@@ -190,20 +202,24 @@ def center(node: Node) -> Row:
     changed = {axis for axis, size in enumerate(old) if size != new[axis]}
     left = [name + "!" * (axis in changed) for axis, name in enumerate(letters)]
     right = [f"t{axis}!" if axis in changed else name for axis, name in enumerate(letters)]
-    why = {name: "cropped or padded around its centre" for axis in changed for name in (letters[axis], f"t{axis}")}
+    why = {
+        name: "cropped or padded around its centre"
+        for axis in changed
+        for name in (letters[axis], f"t{axis}")
+    }
     return Row(join([text(left)], [text(right)]), why=why)
 
 
 @op("EyeLike")
 def eye_like(node: Node) -> Row:
-    """A diagonal of ones: reads no element, and every cut would move it."""
-    return Row("-> m! n!", roles=("unread",), why=dict.fromkeys("mn", "a diagonal"))
+    """A diagonal of ones of the shape of its input: every cut would move it."""
+    return Row("m! n! -> m! n!", why=dict.fromkeys("mn", "a diagonal"))
 
 
 @op("AffineGrid")
 def affine_grid(node: Node) -> Row:
     """Coordinates for each image of a batch."""
-    return Row("n a! b! -> n *t!", why={"t": "coordinates"})
+    return Row("n! a! b! -> n! *t!", why={"n": "its size is given", "t": "coordinates"})
 
 
 @op("QLinearConcat", domain="com.microsoft")

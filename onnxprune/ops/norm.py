@@ -21,7 +21,10 @@ def batch_norm(node: Node) -> Row:
         return Row("n! c *s!, c, c, c, c -> n! c *s!, c, c", why={"n": WIDTH, "s": WIDTH}, roles=roles)
     if node.opset < 9 and not node.attr("spatial", 1):
         return Row("n *s, *s, *s, *s, *s -> n *s", roles=roles)
-    return Row("n c *s, c, c, c, c -> n c *s, c, c, c, c" if node.gives(1) else "n c *s, c, c, c, c -> n c *s", roles=roles)
+    return Row(
+        "n c *s, c, c, c, c -> n c *s, c, c, c, c" if node.gives(1) else "n c *s, c, c, c, c -> n c *s",
+        roles=roles,
+    )
 
 
 @op("GroupNormalization")
@@ -29,7 +32,13 @@ def group_norm(node: Node) -> Row:
     """Whole groups are exact; channels of each group change its average."""
     scale = "g" if node.opset < 21 else "(g c)"
     row = f"n (g c~) *s!, {scale}, {scale} -> n (g c~) *s!"
-    return Row(row, {"g": int(node.attrs["num_groups"])}, attrs={"num_groups": "g"}, why={"c": WIDTH, "s": WIDTH}, roles=ROLES)
+    return Row(
+        row,
+        {"g": int(node.attrs["num_groups"])},
+        attrs={"num_groups": "g"},
+        why={"c": WIDTH, "s": WIDTH},
+        roles=ROLES,
+    )
 
 
 @op("GroupNorm", "SkipGroupNorm", domain="com.microsoft")
@@ -40,10 +49,20 @@ def group_norm_last(node: Node) -> Row:
     if node.op == "SkipGroupNorm":
         whole = node.shape(0)
         skip = node.shape(3)
-        other = axes if len(skip) == len(whole) and skip[1] == whole[1] else "n " + "1 " * (len(skip) - 2) + "(g c)"
+        other = (
+            axes
+            if len(skip) == len(whole) and skip[1] == whole[1]
+            else "n " + "1 " * (len(skip) - 2) + "(g c)"
+        )
         row = f"{axes}, (g c), (g c), {other}, (g c)? -> {axes}, {axes}"
     roles = (*ROLES, "data", "bias")
-    return Row(row, {"g": int(node.attrs["groups"])}, attrs={"groups": "g"}, why={"c": WIDTH, "s": WIDTH}, roles=roles)
+    return Row(
+        row,
+        {"g": int(node.attrs["groups"])},
+        attrs={"groups": "g"},
+        why={"c": WIDTH, "s": WIDTH},
+        roles=roles,
+    )
 
 
 @op("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
@@ -53,7 +72,10 @@ def layer_norm(node: Node) -> Row:
     shape = node.shape(0)
     axis = node.axis(-1)
     letters = names(len(shape))
-    axes = ["1" if size == 1 else name for size, name in zip(shape, mark(letters, range(axis, len(shape)), "~"), strict=True)]
+    axes = [
+        "1" if size == 1 else name
+        for size, name in zip(shape, mark(letters, range(axis, len(shape)), "~"), strict=True)
+    ]
     affine = [text(onto(node.shape(slot), shape, letters)) for slot in (1, 2) if node.has(slot)]
     rest = text([*axes[:axis], *["1"] * (len(shape) - axis)])
     row = join([text(axes), *affine], [text(axes), rest, rest])
@@ -113,4 +135,6 @@ def bias_softmax(node: Node) -> Row:
     whole, bias = node.shape(0), node.shape(1)
     if len(bias) != rank:
         bias = _same_rank(bias, rank)
-    return Row(join([text(letters), text(onto(bias, whole, letters)[rank - node.rank(1) :])], [text(letters)]))
+    return Row(
+        join([text(letters), text(onto(bias, whole, letters)[rank - node.rank(1) :])], [text(letters)])
+    )

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import TypeAlias
 
 __all__ = ["Axis", "Letter", "NotationError", "Operand", "Parsed", "Product", "Star", "Sum", "Unit", "parse"]
@@ -241,7 +241,7 @@ class _Parser:
         return factors[0] if len(factors) == 1 else Product(tuple(factors))
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> Parsed:
     """Parse the text of a row.
 

@@ -33,7 +33,9 @@ def linear(node: Node) -> Row | Refusal:
         return Row(f"{text(letters)}, {own}, {own}? -> {text(letters)}", zeros=zeros, roles=DATA)
     data = text(mark(letters, [axis]))
     own = text([*letters[:axis], "z!", *letters[axis + 1 :]])
-    return Row(f"{data}, {own}, {own}? -> {data}", why={letters[axis]: BLOCK, "z": BLOCK}, zeros=zeros, roles=DATA)
+    return Row(
+        f"{data}, {own}, {own}? -> {data}", why={letters[axis]: BLOCK, "z": BLOCK}, zeros=zeros, roles=DATA
+    )
 
 
 @op("QLinearAdd", "QLinearMul", domain="com.microsoft")
@@ -41,7 +43,9 @@ def qlinear_binary(node: Node) -> Row | Refusal:
     """A, scale, zero, B, scale, zero, C's scale, zero: broadcast."""
     a, b, c = broadcast((node.shape(0), node.shape(3)))
     own = [_one(node, slot) for slot in (1, 2, 4, 5, 6, 7)]
-    return Row(join([text(a), *own[:2], text(b), *own[2:]], [text(c)]), roles=(*DATA, *DATA, "quant", "quant"))
+    return Row(
+        join([text(a), *own[:2], text(b), *own[2:]], [text(c)]), roles=(*DATA, *DATA, "quant", "quant")
+    )
 
 
 @op("QLinearWhere", domain="com.microsoft")
@@ -72,7 +76,11 @@ def qgemm(node: Node) -> Row | Refusal:
     """A, scale, zero, B, scale, zero, C, y's scale, zero."""
     across, down = bool(node.attr("transA", 0)), bool(node.attr("transB", 0))
     columns = node.shape(3)[not down]
-    own = [_one(node, 1), _one(node, 2), *(quant(node.shape(i), columns, "n", "a scale or zero point") for i in (4, 5))]
+    own = [
+        _one(node, 1),
+        _one(node, 2),
+        *(quant(node.shape(i), columns, "n", "a scale or zero point") for i in (4, 5)),
+    ]
     bias = "n" if not node.has(6) or node.rank(6) == 1 else "1 n" if node.shape(6)[0] == 1 else "m n"
     last = [_one(node, 7) if node.has(7) else "()?", _one(node, 8) if node.has(8) else "()?"]
     left, right = "k m" if across else "m k", "n k" if down else "k n"
@@ -101,7 +109,7 @@ def dynamic_matmul(node: Node) -> Row | Refusal:
     a, b, y = product(node.shape(0), node.shape(1))
     own = [matrix_quant(node, slot, 1, b, "n") + "?" for slot in (2, 3)]
     data = mark(a, range(len(a)), "~")
-    why = {axis: RANGE for axis in a}
+    why = dict.fromkeys(a, RANGE)
     zeros = {1: 3} if node.has(3) else {}
     roles = ("data", "weight", "quant", "quant", "bias")
     return Row(join([text(data), text(b), *own, "n?"], [text(y)]), why=why, zeros=zeros, roles=roles)

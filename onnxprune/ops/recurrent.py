@@ -8,7 +8,20 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "DynamicQuantizeLSTM": 4}
 WHY = {
     "t": "steps of a sequence", "y": "directions of a recurrence", "q": "gates", "r": "gates", "p": "gates",
 }  # fmt: skip
-ROLES = ("data", "weight", "weight", "bias", "data", "data", "data", "weight", "quant", "quant", "quant", "quant")
+ROLES = (
+    "data",
+    "weight",
+    "weight",
+    "bias",
+    "data",
+    "data",
+    "data",
+    "weight",
+    "quant",
+    "quant",
+    "quant",
+    "quant",
+)
 
 
 def _row(node: Node, weights: str, tail: str = "") -> Row:
@@ -44,6 +57,13 @@ def quantized(node: Node) -> Row | Refusal:
     else:
         tail = ", y!, y!, y!, y!"
     row = _row(node, "y! {} (q! h)", tail)
-    # the range of the state is taken over all hidden units, that of the data over all inputs
-    text = row.text.replace("b i,", "b i~,").replace("h^", "h^~").replace("h^~", "h~^")
-    return Row(text, sizes=row.sizes, attrs=row.attrs, zeros={1: 9, 2: 11}, why={**WHY, "h": "quantized on the way", "i": "quantized on the way"}, roles=ROLES)
+    # the range of the state is taken over all hidden units, that of the data over all inputs and the batch
+    text = row.text.replace("b i,", "b~ i~,").replace("h^", "h^~").replace("h^~", "h~^")
+    return Row(
+        text,
+        sizes=row.sizes,
+        attrs=row.attrs,
+        zeros={1: 9, 2: 11},
+        why={**WHY, "h": "quantized on the way", "i": "quantized on the way"},
+        roles=ROLES,
+    )

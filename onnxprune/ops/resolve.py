@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from onnxprune.ops.base import Node, Row, Shape
 from onnxprune.ops.notation import Axis, Letter, Product, Star, Sum, Unit, parse
@@ -18,7 +18,7 @@ class Misfit(ValueError):
     """A row and the shapes of a node don't agree."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def expand(text: str, ranks: tuple[int | None, ...], out_ranks: tuple[int | None, ...]) -> tuple[
     tuple[Axes | None, ...], tuple[Axes | None, ...]
 ]:  # fmt: skip
@@ -123,7 +123,7 @@ def fit(row: Row, node: Node, *, outputs: bool = True) -> Fit:
     return _fit(row.text, given, node.shapes, node.out_shapes if outputs else ())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fit(
     text: str,
     given: tuple[tuple[str, int], ...],
@@ -154,9 +154,15 @@ def out_shapes(row: Row, node: Node) -> list[Shape | None]:
         name, dot, index = letter.partition(".")
         if dot:
             stars[name] = max(stars.get(name, 0), int(index) + 1)
+    parsed = parse(row.text)
+    shapes = zip(parsed.inputs, node.shapes, strict=False)
+    given = {a.name for operand, s in shapes if s is not None for a in operand.axes if isinstance(a, Star)}
     found: list[Shape | None] = []
-    for operand in parse(row.text).outputs:
+    for operand in parsed.outputs:
         star = next((a.name for a in operand.axes if isinstance(a, Star)), None)
+        if star is not None and star not in given:  # its number of axes is the op's own business
+            found.append(None)
+            continue
         rank = len(operand.axes) - (star is not None) + stars.get(star or "", 0)
         shape = [size_of(a, sizes) for a in operand.expand(rank)]
         found.append(None if any(s is None for s in shape) else tuple(s for s in shape if s is not None))

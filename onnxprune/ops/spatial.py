@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from onnxprune.ops.axes import join, names, quant, text
-from onnxprune.ops.base import Node, Refusal, Row, literal, op
+from onnxprune.ops.base import Node, Refusal, Row, literal, normal, op
 
 WINDOW = dict.fromkeys("st", "windows run over these positions")
 IMAGES = {"n": "images are picked by number", **WINDOW}
@@ -15,7 +15,8 @@ literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], why=WINDOW)
 literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], domain="com.microsoft", why=WINDOW)
 literal("n! c *s!, r q!, r -> r c *t!", ["RoiAlign"], why=IMAGES)
 literal("n! c *s!, r q! -> r c *t!", ["MaxRoiPool"], why=IMAGES)
-literal("n! c! *s!, n! c! *s! -> n! c! *t!", ["MaxUnpool"], why={**WINDOW, "n": "indices count through it", "c": "indices count through it"})
+COUNTED = {**WINDOW, **dict.fromkeys("nc", "indices count through it")}
+literal("n! c! *s!, n! c! *s! -> n! c! *t!", ["MaxUnpool"], why=COUNTED)
 
 
 @op("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
@@ -38,9 +39,8 @@ def qlinear_pool(node: Node) -> Row | Refusal:
     """Pools of quantized data, whose channels may come last: x, scale, zero, y's scale, zero."""
     last = bool(node.attr("channels_last", 0))
     data, result = ("n *s! c", "n *t! c") if last else ("n c *s!", "n c *t!")
-    own = [quant(node.shape(i), 0, "", "a scale or zero point") + "?" for i in range(1, len(node.inputs)) if node.has(i)]
-    if len(own) < len(node.inputs) - 1:
-        own = ["*_!?", "*x!?", "*y!?", "*z!?"]
+    slots = range(1, len(node.inputs))
+    own = [quant(node.shape(i) if node.has(i) else None, 0, "", "a scale or zero point") + "?" for i in slots]
     return Row(join([data, *own], [result]), why=WINDOW, roles=("data", "quant", "quant", "quant", "quant"))
 
 
@@ -59,10 +59,13 @@ def resize(node: Node) -> Row | Refusal:
         return Refusal(f"{node.op}: {mode} moves every axis")
     shape, out = node.shape(0), node.out_shape()
     scale = scales(node)
+    policy = node.attr("keep_aspect_ratio_policy", "stretch")  # else all sizes decide on the one scale
+    given = range(0) if policy == "stretch" else node.attr("axes") or range(len(shape))
+    given = {normal(int(axis), len(shape)) for axis in given}
     left, right = list(names(len(shape))), list(names(len(shape)))
     why: dict[str, str] = {}
     for axis, (size, wide) in enumerate(zip(shape, out, strict=True)):
-        if size != wide or (scale is not None and scale[axis] != 1.0):
+        if axis in given or size != wide or (scale is not None and scale[axis] != 1.0):
             why |= {left[axis]: "resized", f"t{axis}": "resized"}
             left[axis], right[axis] = left[axis] + "!", f"t{axis}!"
     return Row(join([text(left)], [text(right)]), why=why)
