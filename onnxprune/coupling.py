@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.escapes import counted
 from onnxprune.ops import Node, Refusal, Row, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit
 from onnxprune.ops.resolve import Fit, Misfit, fit
@@ -102,6 +103,7 @@ def couple(
         builder.apply(number, applied)
     for name in outputs:
         builder.lock_all(builder.coupling.dims.get(name), f"axis of the graph output '{name}'")
+    builder.lock_escapes(outputs)
     return builder.coupling
 
 
@@ -131,6 +133,20 @@ class _Builder:
     def lock_all(self, dims: Dims | None, reason: str) -> None:
         for dim in dims or ():
             self.space.lock(dim, reason)
+
+    def lock_escapes(self, outputs: Sequence[str]) -> None:
+        """Lock what is counted by sizes that a graph output, a body or an op without a row reads."""
+        escaped = list(outputs)
+        for applied in self.coupling.nodes:
+            if applied.row is None:
+                escaped += [*applied.node.inputs, *captured(applied.proto)]
+        nodes = [applied.node for applied in self.coupling.nodes]
+        dims = self.coupling.dims
+        ranks = {name: len(own) for name, own in dims.items()}
+        reason = "its size is read by a graph output, a subgraph or an op without a row"
+        for name, axis in counted(nodes, self.tracer.values, ranks, escaped):
+            if name in dims:
+                self.space.lock(dims[name][axis], reason)
 
     def operand(self, number: int, slot: int, name: str) -> Dims | None:
         """Dims of an input as this node sees it."""

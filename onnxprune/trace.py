@@ -214,6 +214,10 @@ class Tracer:
     ) -> list[Typed]:
         types = {n: _type_proto(*self.types[n]) for n in proto.input if n and n in self.types}
         data = {n: numpy_helper.from_array(np.asarray(v, order="C")) for n, v in small.items()}
+        if proto.op_type != schema.name:  # a fused op: its own attributes and inputs have no part in the shape
+            inputs = list(proto.input)[: schema.max_input]
+            proto, fused = onnx.helper.make_node(schema.name, inputs, proto.output, proto.name), proto
+            proto.attribute.extend(a for a in fused.attribute if a.name in schema.attributes)
         try:
             inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
         except onnx.shape_inference.InferenceError as error:
@@ -221,7 +225,7 @@ class Tracer:
                 text = str(error).splitlines()[-1]
                 raise TraceError(f"{proto.op_type} '{proto.name or proto.output[0]}': {text}") from error
             return [(0, None)] * len(proto.output)
-        except (RuntimeError, ValueError, TypeError, KeyError):
+        except (RuntimeError, ValueError, TypeError, KeyError, onnx.checker.ValidationError):
             return [(0, None)] * len(proto.output)
         return [_typed(inferred.get(n)) for n in proto.output]
 

@@ -20,7 +20,7 @@ LAYERS = (
     "model inline",
     "ops",
     "trace",
-    "coupling belongings groups",
+    "escapes coupling belongings groups",
     "runtime widen analysis",
     "kept writer mend plan rewrite carry report calibrate interior soundness twin verify picking deciding inspection staging",
     "criteria budgets recovery",
