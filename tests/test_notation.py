@@ -14,7 +14,8 @@ def test_letters_products_stars_and_optional_operands() -> None:
 
 def test_sums_hold_letters_and_products() -> None:
     flat = parse("k (h d + h d + h v) -> ()").inputs[0].axes[1]
-    assert isinstance(flat, Sum) and flat.parts[2] == Product((Letter("h"), Letter("v")))
+    assert isinstance(flat, Sum)
+    assert flat.parts[2] == Product((Letter("h"), Letter("v")))
     assert parse("k ((h d) + (h d) + (h v)) -> ()").inputs[0].axes[1] == flat
 
 
@@ -27,7 +28,12 @@ def test_a_scalar_is_empty_or_a_pair_of_parentheses() -> None:
 
 def test_a_lock_on_one_slot_locks_the_letter() -> None:
     parsed = parse("*b c~, c, c? -> *b c!")
-    assert {axis.lock for operand in parsed.inputs + parsed.outputs for axis in operand.axes if isinstance(axis, Letter)} == {"!"}
+    assert {
+        axis.lock
+        for operand in parsed.inputs + parsed.outputs
+        for axis in operand.axes
+        if isinstance(axis, Letter)
+    } == {"!"}
 
 
 def test_contract_is_a_property_of_the_slot() -> None:
