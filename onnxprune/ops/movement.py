@@ -23,6 +23,8 @@ def transpose(node: Node) -> Row:
 @op("ExpandDims", domain="com.microsoft")
 def reshape(node: Node) -> Row:
     """Regroup the elements; the atoms of a composite axis are cut by themselves."""
+    if node.op == "Reshape":
+        node.ints("shape", 1, 5)  # raises where the target is computed at run time: it couldn't be rewritten
     left, right, sizes, locked = regroup(node.shape(0), node.out_shape())
     why = dict.fromkeys(locked, "reshaped without a common factor")
     return Row(join([text(left)], [text(right)]), sizes=dict(sizes), why=why)
@@ -40,6 +42,7 @@ def concat(node: Node) -> Row:
 @op("Split")
 def split(node: Node) -> Row:
     axes, axis = names(node.rank()), node.axis(0)
+    node.ints("split", 1, 13)  # raises where the lengths are computed at run time
     parts = [f"p{n}" for n in range(len(node.outputs))]
     outs = [text(p if n == axis else a for n, a in enumerate(axes)) for p in parts]
     whole = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
@@ -139,6 +142,7 @@ def pad(node: Node) -> Row:
 @op("Expand")
 def expand(node: Node) -> Row:
     """New axes, and those of length 1 that are repeated, are free: all their elements are equal."""
+    node.value(1)  # raises where the target is computed at run time
     axes = broadcast((node.shape(0), node.out_shape()))
     return Row(join([text(axes[0])], [text(axes[1])]))
 
@@ -183,6 +187,7 @@ def shape(node: Node) -> Row:
 
 @op("ConstantOfShape")
 def constant_of_shape(node: Node) -> Row:
+    node.value(0)  # raises where the shape is computed at run time
     axes = broadcast((node.out_shape(),))[-1]
     return Row(join(["q!"], [text(axes)]), why={"q": "the sizes of a tensor"})
 
@@ -197,6 +202,7 @@ def range_(node: Node) -> Row | Refusal:
 @op("CenterCropPad")
 def center(node: Node) -> Row:
     """Axes that keep their length are untouched."""
+    node.value(1)  # raises where the target is computed at run time
     old, new = node.shape(0), node.out_shape()
     letters = names(len(old))
     changed = {axis for axis, size in enumerate(old) if size != new[axis]}
