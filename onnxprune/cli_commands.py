@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from argparse import Namespace
@@ -91,9 +92,19 @@ def run(args: Namespace) -> None:
     given = _given(args)
     source = _input(args)
     _side_files(source, args.out)
+    if not args.quiet:
+        _show_log()
     api.run(source, args.passes, args.out, in_place=given.get("in_place", False), progress=_progress(args))
     if not args.quiet:
         print(f"wrote {args.out} ({Path(args.out).stat().st_size:,} bytes)")
+
+
+def _show_log() -> None:
+    """Let passes say on standard error what they did and what they refused."""
+    log, handler = logging.getLogger("onnxprune.passes"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(module)s: %(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
 
 
 def _ops(args: Namespace) -> None:

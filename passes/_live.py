@@ -1,0 +1,72 @@
+"""What a graph's outputs need, and the removal of the rest. Shared by the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onnx import GraphProto, NodeProto
+
+from onnxprune.model import Model
+from onnxprune.trace import captured
+
+__all__ = ["needed", "remove"]
+
+
+def needed(model: Model) -> set[str]:
+    """Return the names of the main graph that its outputs need, directly or through others.
+
+    Counted as readers: nodes, the bodies (If, Loop, Scan) of nodes, and quantisation annotations of needed tensors.
+    """
+    graph = model.proto.graph
+    made: dict[str, NodeProto] = {name: node for node in graph.node for name in node.output if name}
+    notes: dict[str, list[str]] = {}
+    for note in graph.quantization_annotation:
+        notes.setdefault(note.tensor_name, []).extend(p.value for p in note.quant_parameter_tensor_names)
+    found: set[str] = set()
+    stack = [value.name for value in graph.output]
+    while stack:
+        name = stack.pop()
+        if not name or name in found:
+            continue
+        found.add(name)
+        stack += notes.get(name, ())
+        node = made.get(name)
+        if node is not None:
+            stack += [*node.input, *(captured(node) if node.attribute else ()), *node.output]
+    return found
+
+
+def remove(model: Model, names: Iterable[str]) -> None:
+    """Remove nodes all of whose outputs are among these names, and weights of these names, in place.
+
+    Graph inputs stay, and so do the weights that are their defaults.
+    """
+    gone, graph = set(names), model.proto.graph
+    inputs = {value.name for value in graph.input}
+    weights = [name for name in model.names() if name in gone and name not in inputs]
+    if weights:
+        model.drop(*weights)
+    live = [n for n in graph.node if not _dead(n, gone)]
+    if len(live) < len(graph.node):
+        copies = [NodeProto.FromString(n.SerializeToString()) for n in live]
+        del graph.node[:]
+        graph.node.extend(copies)
+    for i in reversed(range(len(graph.sparse_initializer))):
+        name = graph.sparse_initializer[i].values.name
+        if name in gone and name not in inputs:
+            del graph.sparse_initializer[i]
+    _forget(graph, gone - inputs)
+
+
+def _dead(node: NodeProto, gone: set[str]) -> bool:
+    return all(name in gone for name in node.output if name)
+
+
+def _forget(graph: GraphProto, gone: set[str]) -> None:
+    """Remove what is only said of tensors that are no more."""
+    for i in reversed(range(len(graph.value_info))):
+        if graph.value_info[i].name in gone:
+            del graph.value_info[i]
+    for i in reversed(range(len(graph.quantization_annotation))):
+        if graph.quantization_annotation[i].tensor_name in gone:
+            del graph.quantization_annotation[i]
