@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from onnxprune.escapes import counted
 from onnxprune.ops import Node, Refusal, Row, lookup
@@ -120,8 +120,7 @@ class _Builder:
         for name, weight in tracer.weights.items():
             vector = sum(size > 1 for size in weight.shape) <= 1
             if not vector or uses[name] <= 1 or name in inner:
-                instance = Instance(name, self.fresh(weight.shape), outer=name in inner)
-                self.coupling.instances.append(instance)
+                instance = self.instance(name, outer=name in inner)
                 self.coupling.dims[name] = instance.dims
                 self.shared[name] = instance
             if name in inner and name not in outputs:
@@ -129,6 +128,15 @@ class _Builder:
 
     def fresh(self, shape: Iterable[int]) -> Dims:
         return tuple(self.space.new(size) for size in shape)
+
+    def instance(self, name: str, outer: bool = False) -> Instance:
+        """Return a weight with dims of its own."""
+        weight = self.tracer.weights[name]
+        instance = Instance(name, self.fresh(weight.shape), outer=outer)
+        self.coupling.instances.append(instance)
+        if weight.elem == TensorProto.STRING:
+            self.lock_all(instance.dims, "texts are not cut")
+        return instance
 
     def lock_all(self, dims: Dims | None, reason: str) -> None:
         for dim in dims or ():
@@ -153,8 +161,7 @@ class _Builder:
         if name in self.tracer.weights:
             instance = self.shared.get(name)
             if instance is None:
-                instance = Instance(name, self.fresh(self.tracer.weights[name].shape))
-                self.coupling.instances.append(instance)
+                instance = self.instance(name)
             instance.uses.append((number, slot))
             return instance.dims
         return self.coupling.dims.get(name) if name else None
@@ -173,13 +180,25 @@ class _Builder:
         except Misfit as error:
             self.refuse(applied, f"{node.op}: {error}")
             return
-        for name in node.outputs[len(fitted.outs) :]:
-            if name in self.read:
-                self.refuse(applied, f"the row of {node.op} does not describe its output '{name}'")
-                return
+        reason = self.gap(node, fitted)
+        if reason:
+            self.refuse(applied, reason)
+            return
         applied.row = found
         _Row(self.space, applied, found, fitted).run()
         self.finish(applied, len(fitted.ins))
+
+    def gap(self, node: Node, fitted: Fit) -> str:
+        """Say what a row can't be held against: a tensor of unknown shape, or an output that it doesn't have."""
+        for slot in range(min(len(fitted.ins), len(node.inputs))):
+            if node.has(slot) and node.shapes[slot] is None:
+                return f"{node.op}: the shape of its input '{node.inputs[slot]}' is unknown"
+        for slot, name in enumerate(node.outputs):
+            if name in self.read and slot >= len(fitted.outs):
+                return f"the row of {node.op} does not describe its output '{name}'"
+            if name in self.read and node.out_shapes[slot] is None:
+                return f"{node.op}: the shape of its output '{name}' is unknown"
+        return ""
 
     def finish(self, applied: Applied, covered: int) -> None:
         node = applied.node

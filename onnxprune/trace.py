@@ -212,9 +212,17 @@ class Tracer:
     def _by_schema(
         self, schema: onnx.defs.OpSchema, proto: NodeProto, small: Mapping[str, NDArray[Any]]
     ) -> list[Typed]:
-        types = {n: _type_proto(*self.types[n]) for n in proto.input if n and n in self.types}
+        known = {n: self.types[n] for n in proto.input if n and n in self.types}
+        kinds = {elem for elem, _ in known.values()}
+        stand_in = TensorProto.BFLOAT16 in kinds and TensorProto.FLOAT16 not in kinds
+        swap: dict[int, int] = (
+            {TensorProto.BFLOAT16: TensorProto.FLOAT16} if stand_in else {}
+        )  # old schemas don't know bf16
+        types = {n: _type_proto(swap.get(elem, elem), shape) for n, (elem, shape) in known.items()}
         data = {n: numpy_helper.from_array(np.asarray(v, order="C")) for n, v in small.items()}
-        if proto.op_type != schema.name:  # a fused op: its own attributes and inputs have no part in the shape
+        if (
+            proto.op_type != schema.name
+        ):  # a fused op: its own attributes and inputs have no part in the shape
             inputs = list(proto.input)[: schema.max_input]
             proto, fused = onnx.helper.make_node(schema.name, inputs, proto.output, proto.name), proto
             proto.attribute.extend(a for a in fused.attribute if a.name in schema.attributes)
@@ -227,7 +235,9 @@ class Tracer:
             return [(0, None)] * len(proto.output)
         except (RuntimeError, ValueError, TypeError, KeyError, onnx.checker.ValidationError):
             return [(0, None)] * len(proto.output)
-        return [_typed(inferred.get(n)) for n in proto.output]
+        found = [_typed(inferred.get(n)) for n in proto.output]
+        back = {new: old for old, new in swap.items()}
+        return [(back.get(elem, elem), shape) for elem, shape in found]
 
     def _by_row(self, proto: NodeProto, attrs: dict[str, Any], found: list[Typed]) -> list[Typed]:
         """Take missing output shapes from the op's row, where its letters give them."""
