@@ -24,7 +24,7 @@ LAYERS = (
     "runtime widen analysis",
     "kept writer mend plan rewrite carry report calibrate interior soundness twin verify picking deciding inspection staging",
     "criteria budgets recovery",
-    "pipeline passlist",
+    "repair pipeline passlist",
     "api testing",
     "passes",
     "cli_arguments cli_commands cli __main__",

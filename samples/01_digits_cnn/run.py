@@ -11,7 +11,7 @@ from common import CNN, folder, onnxprune, table
 def main() -> None:
     with folder() as out:
         small, report = out / "small.onnx", out / "report.json"
-        onnxprune("prune", CNN, small, "--ratio", "0.5", "--align", "none", "--report", report)
+        onnxprune("prune", CNN, small, "--ratio", "0.5", "--align", "8", "--report", report)
         table(json.loads(report.read_text(encoding="utf-8")), CNN, small)
 
 

@@ -16,7 +16,7 @@ def main() -> None:
     before = model.SerializeToString()
 
     for ratio in (0.25, 0.5, 0.75):
-        result = onnxprune.prune(model, ratio=ratio, criterion="l2", align=None)
+        result = onnxprune.prune(model, ratio=ratio, criterion="l2", align=8)
         report = result.report
         left = report.after.parameters / report.before.parameters
         error = report.law1["max_relative_error"]
@@ -27,7 +27,7 @@ def main() -> None:
     assert model.SerializeToString() == before  # the input is never changed
 
     # A decision is a value: make it once, look at it, carry it out, prove it again whenever you like.
-    plan = onnxprune.plan(model, ratio=0.5, align=None)
+    plan = onnxprune.plan(model, ratio=0.5, align=8)
     small = onnxprune.apply(model, plan).model
     print("verified again:", f"{onnxprune.verify(model, small, plan)['max_relative_error']:.1e}")
 

@@ -13,7 +13,7 @@ from onnxprune import Model
 def main() -> None:
     with folder() as out:
         small, mine = out / "small.onnx", out / "mine.onnx"
-        passes = "resolve_shapes,prune{ratio=0.5 align=none},drop_dead,shrink"
+        passes = "resolve_shapes,prune{ratio=0.5 align=8},drop_dead,shrink"
         onnxprune("run", CNN, small, "--passes", passes)
         print(f"accuracy {accuracy(CNN):.2%} -> {accuracy(small):.2%}   (450 held-out digits)")
 
