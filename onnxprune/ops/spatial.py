@@ -59,6 +59,8 @@ def resize(node: Node) -> Row | Refusal:
         return Refusal(f"{node.op}: {mode} moves every axis")
     shape, out = node.shape(0), node.out_shape()
     scale = scales(node)
+    if scale is None and node.has(3):
+        node.value(3)  # raises where the sizes are computed at run time: they couldn't be rewritten
     policy = node.attr("keep_aspect_ratio_policy", "stretch")  # else all sizes decide on the one scale
     given = range(0) if policy == "stretch" else node.attr("axes") or range(len(shape))
     given = {normal(int(axis), len(shape)) for axis in given}
