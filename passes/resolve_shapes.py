@@ -15,8 +15,8 @@ Rules:
 4. The arithmetic that nothing reads any more goes; what was dead before stays (`drop_dead`).
 5. Names, types and shapes of all remaining tensors are the same as before under every binding, or
    the pass refuses.
-6. Bodies of If, Loop and Scan and local functions are left alone, as is what they or the graph's
-   outputs read.
+6. Bodies of If, Loop and Scan are left alone, as is what they or the graph's outputs read. Local
+   functions are inlined if there is anything to resolve.
 
 Outputs are the same, bit for bit, for all sizes of the dynamic axes, with two exceptions: an axis of
 data whose length is one number for all sizes that are tried and another beyond them (padding up to
@@ -37,6 +37,7 @@ from onnx import NodeProto, helper
 from onnxprune import binding
 from onnxprune.analysis import weights_of
 from onnxprune.errors import ModelError, OnnxPruneError
+from onnxprune.inline import inline
 from onnxprune.model import Model
 from onnxprune.passes._live import needed, remove
 from onnxprune.trace import Shape, TraceError, Tracer, Typed, attributes
@@ -95,11 +96,12 @@ def run(model: Model) -> Model:
     ModelError
         If the shapes of the graph don't agree under any binding that was tried.
     """
-    found = _Resolver(model)
-    before = needed(model)
-    fork = model.fork()
+    whole = inline(model)
+    found = _Resolver(whole)
+    before = needed(whole)
+    fork = whole.fork()
     constants = _Constants(fork)
-    nodes = [fork.proto.graph.node[i] for i in model.order]
+    nodes = [fork.proto.graph.node[i] for i in whole.order]
     targets = 0
     for node in nodes:
         if all(found.whole(name) for name in node.output if name):
@@ -115,7 +117,7 @@ def run(model: Model) -> Model:
         return model
     remove(fork, before - needed(fork))
     found.check(fork)
-    gone = len(model.proto.graph.node) - len(fork.proto.graph.node)
+    gone = len(whole.proto.graph.node) - len(fork.proto.graph.node)
     _log.info("%d constants (%d Reshape targets with 0 or -1), %d nodes less", constants.count, targets, gone)
     return fork
 

@@ -384,3 +384,26 @@ def test_passes_in_a_row(tmp_path: Path) -> None:
     small = onnxprune.run(tmp_path / "in.onnx", passes, tmp_path / "out.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"), full_check=True)
     assert dims(small.to_proto())["attn.q.weight"] == (20, 12)
+
+
+def with_function(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put the first Relu into a model-local function."""
+    relu = next(n for n in model.graph.node if n.op_type == "Relu")
+    relu.op_type, relu.domain = "MyRelu", "mine"
+    body = [helper.make_node("Relu", ["a"], ["b"])]
+    model.functions.append(
+        helper.make_function("mine", "MyRelu", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    )
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    return model
+
+
+def test_functions_are_inlined_where_something_goes() -> None:
+    model = with_function(chain())
+    loaded = Model.load(model)
+    assert passlist.apply(loaded, passlist.parse("resolve_shapes,drop_dead,shrink")) is loaded
+    edit(model, "fc.weight", (slice(None), 2))
+    small = shrink(Model.load(model)).model.to_proto()
+    assert dims(small)["conv2.weight"] == (7, 8, 3, 3)
+    assert not small.functions
+    assert error(model, small) < 1e-5
