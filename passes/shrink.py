@@ -10,7 +10,8 @@ Rules:
    zero padding this is not exact at the borders: such a channel stays.
 3. Channels go by whole units of a dependency group: all members must allow it. No axis loses all
    that it has.
-4. Model-local functions are inlined if anything goes. Weights that are inputs of the graph may change at run time, and prove nothing.
+4. Model-local functions are inlined if anything goes. Weights that are inputs of the graph may
+   change at run time, and prove nothing.
 5. What has gone may leave others dead: the pass repeats until nothing is left to remove.
 6. The result is compared with the model on random inputs; groups that differ by more than rounding
    are put back.
@@ -35,8 +36,8 @@ from onnxprune.analysis import Analysis, analyse
 from onnxprune.carry import Dead, Failed, carry
 from onnxprune.coupling import Applied
 from onnxprune.groups import Family
-from onnxprune.kept import Kept
 from onnxprune.inline import inline
+from onnxprune.kept import Kept
 from onnxprune.model import Model
 from onnxprune.passes._constants import Constants, Values, padded
 from onnxprune.rewrite import Rewritten, rewrite

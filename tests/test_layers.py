@@ -22,10 +22,11 @@ LAYERS = (
     "trace",
     "escapes coupling belongings groups",
     "runtime widen analysis",
-    "kept writer mend plan rewrite carry report calibrate interior soundness twin verify picking deciding inspection staging",
+    "kept writer mend plan rewrite carry report calibrate interior "
+    "soundness twin verify picking deciding inspection staging",
     "criteria budgets recovery",
-    "repair pipeline passlist",
-    "api testing",
+    "repair pipeline passlist calibrated",
+    "api single testing",
     "passes",
     "cli_arguments cli_commands cli __main__",
 )
