@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
 from onnxprune.ops import TABLE, Refusal, lookup
-from onnxprune.testing import Verdict, check_op, node_of
+from onnxprune.single import node_of, run_node
+from onnxprune.testing import Verdict, check_op
 
 Array = NDArray[Any]
 
@@ -84,11 +85,12 @@ def cases(only: str = "") -> Iterator[Case]:
         if len(model.graph.node) > 1:
             try:
                 values = tensors(model, values)
-            except Exception:  # noqa: S112  the evaluator lacks an op
+            except Exception:
                 continue
         for node in model.graph.node:
             inputs = tuple(values.get(name) if name else None for name in node.input)
-            if all(not name or isinstance(a, np.ndarray | np.generic) for name, a in zip(node.input, inputs, strict=True)):
+            pairs = zip(node.input, inputs, strict=True)
+            if all(not name or isinstance(a, np.ndarray | np.generic) for name, a in pairs):
                 arrays = tuple(None if a is None else np.asarray(a) for a in inputs)
                 yield Case(case.name, node, arrays, opsets)
 
@@ -98,8 +100,6 @@ def run_time_row(case: Case, verdict: Verdict) -> bool:
     if not verdict.row or all(a is None or a.dtype.kind == "f" for a in case.inputs):
         return False
     try:
-        from onnxprune.testing import run_node
-
         results = iter(run_node(case.proto, case.inputs, case.opsets))
     except Exception:
         return False

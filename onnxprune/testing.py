@@ -1,8 +1,8 @@
 """The kit that an op's author runs: law 2, cutting commutes with the op.
 
-For one node with concrete inputs, every letter of its row that isn't locked is cut, in one and in several indices, in all
-operands at once. Then ``op(take(x)) == take(op(x))`` must hold; where a letter is contracted, ``x`` is zeroed at the cut
-indices on the right, for that is what a cut of it means.
+For one node with concrete inputs, every letter of its row that isn't locked is cut, in one and in several
+indices, in all operands at once. Then ``op(take(x)) == take(op(x))`` must hold; where a letter is contracted,
+``x`` is zeroed at the cut indices on the right, for that is what a cut of it means.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.ops import Node, Refusal, Row, SetAttr, emit, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum
 from onnxprune.ops.resolve import Fit, Misfit, fit
-from onnxprune.trace import attributes, is_small
+from onnxprune.single import differ, node_of, run_node
 
-__all__ = ["Verdict", "check_op", "node_of", "run_node"]
+__all__ = ["Verdict", "check_op", "check_row"]
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -48,72 +49,53 @@ class Verdict:
     violations: list[str] = field(default_factory=list)
 
 
-def node_of(
-    proto: NodeProto,
-    inputs: Sequence[Array | None],
-    outputs: Sequence[Array | None],
-    opset: int,
-    known: bool = True,
-) -> Node:
-    """Return what a rule may see of a node with these inputs and outputs; ``known``: small values are seen, too."""
+def check_row(
+    op: NodeProto | ModelProto, inputs: Mapping[str, Array], opsets: Mapping[str, int] | None = None
+) -> list[str]:
+    """Check the rows of a node, or of every node of a small model, and say what is wrong.
 
-    def value(array: Array | None) -> Array | None:
-        if (
-            not known
-            or array is None
-            or not is_small(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        ):
-            return None
-        return array
+    Parameters
+    ----------
+    op : NodeProto or ModelProto
+    inputs : mapping
+        Name -> array. Random and distinct values make a strong test; constant ones hide faults.
+    opsets : mapping, optional
+        Domain -> version, for a node; by default ONNX 21, and 1 for the node's own domain.
 
-    return Node(
-        op=proto.op_type,
-        domain="" if proto.domain == "ai.onnx" else proto.domain,
-        opset=opset,
-        name=proto.name or proto.op_type,
-        attrs=attributes(proto),
-        shapes=tuple(None if array is None else array.shape for array in inputs),
-        out_shapes=tuple(None if array is None else array.shape for array in outputs),
-        values=tuple(map(value, inputs)),
-        constant=tuple(known and array is not None for array in inputs),
-        inputs=tuple(proto.input),
-        outputs=tuple(proto.output),
-    )
+    Returns
+    -------
+    list of str
+        The violations, with and without values that the rules may see; empty where law 2 holds. That nothing could
+        be cut is a violation too: nothing was tested then.
 
-
-def run_node(
-    proto: NodeProto, inputs: Sequence[Array | None], opsets: Mapping[str, int], reference: bool = False
-) -> list[Array]:
-    """Run one node, in onnxruntime or in ONNX's reference evaluator; absent outputs are left out.
-
-    Raises
-    ------
-    Exception
-        Whatever the engine raises.
+    Examples
+    --------
+    >>> node = onnx.helper.make_node("Concat", ["a", "b"], ["c"], axis=1)
+    >>> check_row(node, {"a": np.arange(6.0).reshape(2, 3), "b": np.ones((2, 4))})
+    []
     """
-    weights = [
-        numpy_helper.from_array(array, name)
-        for name, array in zip(proto.input, inputs, strict=True)
-        if name and array is not None
-    ]
-    unique = {weight.name: weight for weight in weights}
-    outputs = [helper.make_empty_tensor_value_info(name) for name in proto.output if name]
-    graph = helper.make_graph([proto], "node", [], outputs, list(unique.values()))
-    model = helper.make_model(
-        graph, ir_version=10, opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()]
+    if isinstance(op, NodeProto):
+        nodes, opsets = [op], dict(opsets or {"": 21, op.domain: 21 if op.domain in ("", "ai.onnx") else 1})
+    else:
+        nodes, opsets = list(op.graph.node), {o.domain: o.version for o in op.opset_import}
+    values: dict[str, Array | None] = {"": None, **inputs}
+    if isinstance(op, ModelProto):
+        values |= {t.name: onnx.numpy_helper.to_array(t) for t in op.graph.initializer}
+    verdicts: list[Verdict] = []
+    for node in nodes:
+        arrays = [values[name] for name in node.input]
+        verdicts += [check_op(node, arrays, opsets, known=known) for known in (False, True)]
+        if len(nodes) > 1:
+            results = run_node(node, arrays, opsets)
+            values |= zip([name for name in node.output if name], results, strict=True)
+    found = [f"{v.op}: {violation}" for v in verdicts for violation in v.violations]
+    if found or any(v.cuts for v in verdicts):
+        return found
+    why = (
+        "; ".join(dict.fromkeys(v.reason for v in verdicts if v.reason))
+        or "all axes are locked, or have length 1"
     )
-    if reference:
-        from onnx.reference import ReferenceEvaluator
-
-        return list(ReferenceEvaluator(model).run(None, {}))
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, {}))
+    return [f"nothing could be cut: {why}"]
 
 
 def check_op(
@@ -182,7 +164,10 @@ def check_op(
     for dead in _cuts(described, fitted, rng or np.random.default_rng(0)):
         for choice in law.choices(dead):
             found.cuts += 1
-            wrong = law.check(dead, choice)
+            try:
+                wrong = law.check(dead, choice)
+            except (ValueError, IndexError, KeyError, TypeError) as error:
+                wrong = f"the row can't be applied: {error}"
             if wrong:
                 cut = {name: np.flatnonzero(mask).tolist() for name, mask in dead.items() if mask.any()}
                 found.violations.append(f"{described.text}: cut {cut}: {wrong}")
@@ -247,7 +232,7 @@ def _mask(axis: Axis, dead: Dead) -> Mask:
 
 @dataclass
 class _Law:
-    """One node, its row, its inputs and what it computes from them. It is also what an emitter asks (`onnxprune.ops.Cut`)."""
+    """One node, its row, its inputs and what it computes from them. An emitter's `Cut`, too."""
 
     proto: NodeProto
     node: Node
@@ -321,7 +306,7 @@ class _Law:
             return f"the pruned node fails: {str(error).splitlines()[0]}"
         for slot, name in enumerate(proto.output):
             if name:
-                wrong = _differ(next(results), wanted[slot], "quant" in self.row.roles)
+                wrong = differ(next(results), wanted[slot], "quant" in self.row.roles)
                 if wrong:
                     return f"output {slot}: {wrong}"
         return ""
@@ -383,25 +368,3 @@ class _Law:
                 proto.attribute.remove(old)
             proto.attribute.append(helper.make_attribute(name, value))
         return proto, inputs
-
-
-def _differ(found: Any, wanted: Any, quantized: bool = False) -> str:
-    """Return how two results differ, or nothing; integers of quantized ops may differ by one."""
-    if not isinstance(found, np.ndarray) or not isinstance(wanted, np.ndarray):
-        return "no tensor"
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        return f"{found.dtype}{list(found.shape)} instead of {wanted.dtype}{list(wanted.shape)}"
-    if found.dtype.kind in "OUSb" or not found.size:
-        return "" if np.array_equal(found, wanted) else "other elements"
-    kind = found.dtype.kind
-    if kind in "iu" and not (quantized and found.dtype.itemsize == 1):
-        return "" if np.array_equal(found, wanted) else "other integers"
-    exact = kind == "f" and found.dtype.itemsize >= 4
-    left, right = (np.asarray(a, np.complex128 if kind == "c" else np.float64) for a in (found, wanted))
-    finite = right[np.isfinite(right)]
-    scale = float(np.abs(finite).max()) if finite.size else 1.0
-    tolerance = 1.0 if kind in "iu" else (1e-5 if exact else 2e-2) * max(scale, 1e-6)
-    if np.allclose(left, right, rtol=1e-4 if exact else 2e-2, atol=tolerance, equal_nan=True):
-        return ""
-    with np.errstate(invalid="ignore"):
-        return f"differs by {np.nanmax(np.abs(left - right)):.3g} of {scale:.3g}"

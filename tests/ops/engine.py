@@ -180,10 +180,15 @@ class _Law:
             dims = self.coupling.dims.get(value.name)
             if dims is None or value.name in self.analysis.tracer.values:
                 continue  # a reader freezes what the row doesn't describe, and is mended where values are known
-            for axis, index in kept.axes(dims).items():
-                full = np.take(full, index, axis=axis)
             compared = True
-            if fault := difference(full, small, exact):
+            sizes = tuple(self.coupling.space.sizes[d] for d in dims)
+            if full.shape == sizes:
+                for axis, index in kept.axes(dims).items():
+                    full = np.take(full, index, axis=axis)
+                fault = difference(full, small, exact)
+            else:
+                fault = f"the row says {list(sizes)}, and it is {list(full.shape)}"
+            if fault:
                 found.violations.append(f"{cut}: '{value.name}': {fault}")
         if not compared:
             found.cuts -= 1
