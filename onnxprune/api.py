@@ -56,6 +56,10 @@ def prune(
     """
     settings = _settings(options, fields)
     job = Job.open(source, settings, progress)
+    if settings.calib is not None:
+        from onnxprune import calibrated
+
+        return calibrated.prune(job, _path(output))
     return pipeline.prune(job, _path(output))
 
 

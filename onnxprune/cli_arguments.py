@@ -31,6 +31,9 @@ examples:
   onnxprune prune bert.onnx small.onnx --ratio 0.5 --input-shape input_ids:1,128 --criterion l1
       sizes for the dynamic axes of an input, where no guess fits
 
+  onnxprune prune model.onnx small.onnx --target macs=0.5 --calib samples.npz
+      half of the MACs, cut where it costs least and refitted on unlabelled samples; no training
+
 The input is never changed. OUT appears complete or not at all.
 """
 
@@ -201,7 +204,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _prune(commands: Any) -> None:
     parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", _PRUNE)
     _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
-    _add_options(parser, ("decide", "verify", "write"))
+    _add_options(parser, ("decide", "calibrate", "verify", "write"))
     parser.add_argument(
         "--report", metavar="R.json", help="write the report: what was cut, what is frozen and why"
     )

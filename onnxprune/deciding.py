@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune import registry
 from onnxprune.analysis import Analysis
-from onnxprune.errors import NothingToPrune, PlanError
+from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.group_types import Group
 from onnxprune.groups import Frozen
 from onnxprune.machine import align_step
@@ -25,7 +25,7 @@ from onnxprune.picking import pick
 from onnxprune.plan import Plan, PlannedGroup
 from onnxprune.report import TensorCut, cuts_of, reasons
 
-__all__ = ["Decision", "Removed", "decide", "options_of", "plan_of", "resolve"]
+__all__ = ["Decision", "Removed", "decide", "options_of", "plan_of", "resolve", "step_of"]
 
 Removed = Mapping[str, NDArray[np.int64]]
 
@@ -64,7 +64,9 @@ def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
         return Decision(groups, {})
     if not groups:
         raise NothingToPrune(_nothing(analysis, options))
-    align = _step(options.align)
+    if options.ratio is None:
+        raise UsageError("--ratio must say how much shall go.")
+    align = step_of(options)
     budget = registry.load("onnxprune.budgets", "ratio")
     removed = budget.choose(
         groups,
@@ -85,6 +87,8 @@ def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
 def _scores(model: Model, groups: Sequence[Group], options: Options) -> dict[str, NDArray[np.float64]]:
     """Score the units of each group, with a generator of its own that doesn't depend on the other groups."""
     criterion = registry.load("onnxprune.criteria", options.criterion)
+    if not hasattr(criterion, "score"):
+        raise UsageError(f"--criterion {options.criterion} needs samples; give them with --calib.")
     found = {}
     for group in groups:
         rng = np.random.default_rng([options.seed, zlib.crc32(group.name.encode())])
@@ -92,8 +96,9 @@ def _scores(model: Model, groups: Sequence[Group], options: Options) -> dict[str
     return found
 
 
-def _step(align: str | int | None) -> int:
-    return align_step() if align == "auto" else int(align or 1)
+def step_of(options: Options) -> int:
+    """Return the step of widths that is asked for, in channels."""
+    return align_step() if options.align == "auto" else int(options.align or 1)
 
 
 def _nothing(analysis: Analysis, options: Options) -> str:
@@ -151,7 +156,7 @@ def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: 
     return Plan(
         model_sha256=sha256,
         criterion=options.criterion,
-        ratio=options.ratio,
+        ratio=options.ratio or 0.0,
         align=decision.align,
         seed=options.seed,
         scope=options.scope,

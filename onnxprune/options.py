@@ -14,12 +14,12 @@ from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
 
-__all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
+__all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape", "parse_target"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-#: What an option belongs to: the decision (recorded in the plan), the proof, or the file that is written.
-STAGES = ("decide", "verify", "write")
+#: What an option belongs to: the decision (recorded in the plan), calibration, the proof, or the file that is written.
+STAGES = ("decide", "calibrate", "verify", "write")
 
 
 def _option(default: Any, text: str, *, stage: str, metavar: str = "", unit: str = "", flag: str = "") -> Any:
@@ -41,15 +41,19 @@ class Options:
         If a value is out of range; the sentence names the option.
     """
 
-    ratio: float = _option(
-        dataclasses.MISSING,
+    ratio: float | None = _option(
+        None,
         "share of the units (channels, heads, neurons) of every group to remove; 0 copies the file",
         stage="decide",
         metavar="R",
         unit="0 <= R < 1",
     )
     criterion: str = _option(
-        "l2", "how units are ranked: random, l1, l2, lp, lamp, fpgm, bn_scale", stage="decide", metavar="NAME"
+        "auto",
+        "how units are ranked: random, l1, l2, lp, lamp, fpgm, bn_scale; with --calib also obs, wanda, act_variance, "
+        "obd, regression; auto is obs with --calib and l2 without",
+        stage="decide",
+        metavar="NAME",
     )
     align: str | int | None = _option(
         "auto",
@@ -98,6 +102,52 @@ class Options:
     seed: int = _option(
         0, "seed of the random criterion and of the random test inputs", stage="decide", metavar="N"
     )
+    calib: Any = _option(  # noqa: RUF009 - makes a field
+        None,
+        "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
+        "script.py:function, or 'synthetic'",
+        stage="calibrate",
+        metavar="SAMPLES",
+    )
+    target: str | None = _option(
+        None,
+        "with --calib, instead of --ratio: the share of the MACs or parameters of the whole model that may stay",
+        stage="calibrate",
+        metavar="macs=SHARE|params=SHARE",
+    )
+    recover: str = _option(
+        "lstsq",
+        "with --calib: how layers make up for what went: lstsq, bias, none",
+        stage="calibrate",
+        metavar="NAME",
+    )
+    samples: int | None = _option(
+        None,
+        "with --calib: use at most this many samples (256 synthetic ones)",
+        stage="calibrate",
+        metavar="N",
+    )
+    labels: str | None = _option(
+        None,
+        "the key of true labels in the samples, for the accuracy in the report",
+        stage="calibrate",
+        metavar="KEY",
+    )
+    min_agreement: float | None = _option(
+        None,
+        "with --calib: make the largest cut whose top-1 agrees with the original's on at least this share of "
+        "samples set aside",
+        stage="calibrate",
+        metavar="SHARE",
+        unit="0 to 1",
+    )
+    max_drop: float | None = _option(
+        None,
+        "with --calib and --labels: make the largest cut that costs at most this much accuracy on samples set aside",
+        stage="calibrate",
+        metavar="POINTS",
+        unit="points",
+    )
     verify: bool = _option(
         True, "skip the proof that the result computes what it must", stage="verify", flag="--no-verify"
     )
@@ -121,7 +171,11 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check ranges, and bring values to their own types."""
-        if not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio < 1:
+        _check_calibration(self)
+        if self.ratio is None:
+            if self.target is None and self.min_agreement is None and self.max_drop is None:
+                raise UsageError("--ratio (or --target with --calib) must say how much shall go.")
+        elif not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio < 1:
             raise UsageError(
                 f"--ratio must be at least 0 and below 1, since a group never loses all of it; "
                 f"got {self.ratio}."
@@ -132,6 +186,8 @@ class Options:
             raise UsageError(f"--cap must be above 0 and at most 1; got {self.cap}.")
         if self.rtol is not None and not self.rtol > 0:
             raise UsageError(f"--rtol must be above 0; got {self.rtol}.")
+        if self.criterion == "auto":
+            object.__setattr__(self, "criterion", "l2" if self.calib is None else "obs")
         object.__setattr__(self, "align", parse_align(self.align))
         object.__setattr__(self, "ignore", _patterns("--ignore", self.ignore))
         object.__setattr__(self, "only", _patterns("--only", self.only))
@@ -146,7 +202,7 @@ class Options:
         found: dict[str, Any] = {}
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
-            if spec.name == "inputs":
+            if spec.name in ("inputs", "calib"):
                 value = value if isinstance(value, (str, type(None))) else "given"
             elif isinstance(value, tuple):
                 value = list(value)
@@ -168,6 +224,13 @@ class MoreFields(TypedDict, total=False):
     input_shapes: Shapes
     allow_inexact: bool
     seed: int
+    calib: Any
+    target: str | None
+    recover: str
+    samples: int | None
+    labels: str | None
+    min_agreement: float | None
+    max_drop: float | None
     verify: bool
     inputs: Any
     rtol: float | None
@@ -178,12 +241,53 @@ class MoreFields(TypedDict, total=False):
 class OptionFields(MoreFields, total=False):
     """The fields of `Options`, as keyword arguments; a test holds the two together."""
 
-    ratio: float
+    ratio: float | None
 
 
 def flag(spec: dataclasses.Field[Any]) -> str:
     """Return the command line's name of an option."""
     return str(spec.metadata["flag"]) or "--" + spec.name.replace("_", "-")
+
+
+def _check_calibration(options: Options) -> None:
+    """Refuse options that need samples where there are none, and values out of range."""
+    asked = [
+        n
+        for n in ("target", "samples", "labels", "min_agreement", "max_drop")
+        if getattr(options, n) is not None
+    ]
+    if options.calib is None and asked:
+        raise UsageError(f"--{asked[0].replace('_', '-')} needs samples; give them with --calib.")
+    if options.target is not None:
+        if options.ratio is not None:
+            raise UsageError("--target and --ratio both say how much shall go; give one of them.")
+        parse_target(options.target)
+    if options.max_drop is not None and options.labels is None:
+        raise UsageError("--max-drop needs true labels; name their key in the samples with --labels.")
+    if options.min_agreement is not None and not 0 < options.min_agreement <= 1:
+        raise UsageError(f"--min-agreement must be above 0 and at most 1; got {options.min_agreement}.")
+    if options.max_drop is not None and options.max_drop < 0:
+        raise UsageError(f"--max-drop must not be negative; got {options.max_drop}.")
+    if options.samples is not None and options.samples < 1:
+        raise UsageError(f"--samples must be at least 1; got {options.samples}.")
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """Split ``macs=0.5`` or ``params=0.5``.
+
+    Examples
+    --------
+    >>> parse_target("macs=0.5")
+    ('macs', 0.5)
+    """
+    kind, _, share = text.partition("=")
+    try:
+        found = float(share)
+    except ValueError:
+        found = -1.0
+    if kind not in ("macs", "params") or not 0 < found <= 1:
+        raise UsageError(f"--target must look like macs=0.5 or params=0.5, a share of 1; got {text!r}.")
+    return kind, found
 
 
 def parse_align(value: str | int | None) -> str | int:

@@ -38,7 +38,7 @@ from onnxprune.staging import LARGE, Staging
 if TYPE_CHECKING:
     from onnxprune.verify import Verification
 
-__all__ = ["Job", "Progress", "Result", "Source", "apply", "make_plan", "prune", "verify"]
+__all__ = ["Job", "Progress", "Result", "Source", "apply", "carry_out", "make_plan", "prune", "verify"]
 
 Source = str | os.PathLike[str] | onnx.ModelProto | Model
 Progress = Callable[[str], None]
@@ -81,6 +81,7 @@ class Job:
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    report_with: dict[str, Any] = field(default_factory=dict)
     _hash: threading.Thread | None = None
 
     @classmethod
@@ -185,7 +186,7 @@ def prune(job: Job, output: Path | None) -> Result:
     if job.options.ratio == 0:
         return _copy(job, output)
     plan, analysis, decision = make_plan(job)
-    return _carry_out(job, analysis, plan, decision, output)
+    return carry_out(job, analysis, plan, decision, output)
 
 
 def make_plan(job: Job) -> tuple[Plan, Analysis, Decision]:
@@ -210,7 +211,7 @@ def apply(job: Job, plan: Plan, output: Path | None) -> Result:
     analysis, decision = _resolve(job, plan)
     if not decision.removed:
         return _copy(job, output)
-    return _carry_out(job, analysis, plan, decision, output)
+    return carry_out(job, analysis, plan, decision, output)
 
 
 def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
@@ -264,7 +265,18 @@ def _law1(found: Verification) -> dict[str, Any]:
     }
 
 
-def _carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, output: Path | None) -> Result:
+def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, output: Path | None) -> Result:
+    """Rewrite, verify, put back what fails, report and save.
+
+    Parameters
+    ----------
+    job : Job
+    analysis : Analysis
+        Of the job's model, or of one of the same shape with other weights.
+    plan : Plan
+    decision : Decision
+    output : Path or None
+    """
     other: list[Any] = []
 
     def cut(dead: Dead) -> Rewritten:
@@ -329,6 +341,7 @@ def _report(
         if proof is not None:
             report.law1, report.checks, report.notes = _law1(proof), list(proof.checks), list(proof.notes)
     report.notes = [*job.notes, *report.notes]
+    report.calibration = job.report_with.get("calibration")
     return report
 
 

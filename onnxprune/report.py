@@ -83,6 +83,10 @@ class Report:
         ``input`` and ``output``.
     put_back : list of dict
         ``group`` and ``reason``: cuts that were decided, failed verification and were undone.
+    calibration : dict or None
+        With samples: ``samples``, ``criterion``, ``recover``, ``target``, ``layers`` (for each refitted layer its error
+        on held-out samples before and after, relative to its target's variance) and ``original`` (agreement with the
+        original on samples set aside).
     seconds : dict
         Stage -> wall-clock time.
     """
@@ -103,6 +107,7 @@ class Report:
     inexact: bool = False
     put_back: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +128,7 @@ class Report:
             "inexact": self.inexact,
             "put_back": self.put_back,
             "notes": self.notes,
+            **({} if self.calibration is None else {"calibration": self.calibration}),
             "options": self.options,
             "align": self.align,
             "seed": self.seed,
@@ -182,8 +188,29 @@ class Report:
                 f"law 1: pruned = masked original within {self.law1['max_relative_error']:.1e} (relative) "
                 f"on {self.law1['inputs']} input{'s' if self.law1['inputs'] != 1 else ''}"
             )
+        if self.calibration is not None:
+            found += _calibration_lines(self.calibration)
         found += [f"put back: {entry['group']}: {entry['reason']}" for entry in self.put_back]
         return found + [f"note: {note}" for note in self.notes]
+
+
+def _calibration_lines(found: Mapping[str, Any]) -> list[str]:
+    layers = found["layers"]
+    refitted = sum(line["variant"].startswith("lstsq") for line in layers)
+    lines = [
+        f"refitted {refitted} of {len(layers)} layers on {found['samples']:,} samples ({found['criterion']})"
+    ]
+    original = found["original"]
+    if original is None:
+        return [*lines, "too few samples to set any aside: nothing is said of the model as a whole"]
+    text = f"on {original['samples']} samples set aside: relative error {original['relative_error']:.3f}"
+    if "agreement" in original:
+        low, high = original["agreement_interval"]
+        text += f", top-1 as the original's on {original['agreement']:.1%} ({low:.1%} to {high:.1%})"
+    if "accuracy" in original:
+        accuracy = original["accuracy"]
+        text += f", accuracy {accuracy['before']:.1f} -> {accuracy['after']:.1f}"
+    return [*lines, text]
 
 
 def dumps(values: Mapping[str, Any]) -> str:

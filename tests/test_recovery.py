@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxprune.budgets.dp import allocate
+from onnxprune.budgets._dp import allocate
+from onnxprune.calibrate.algebra import Problem, error_of, keep_best, obs, refit
 from onnxprune.calibrate.moments import Moments
-from onnxprune.recovery._algebra import Problem, error_of, keep_best, obs, refit
 
 
 def make(units=6, taps=3, outputs=4, n=400, seed=0):
@@ -65,7 +65,9 @@ def test_each_step_drops_the_unit_that_costs_least_over_all_consumers():
 
     def error(kept):
         flat = np.concatenate([rows[u] for u in kept])
-        return sum(w * error_of(p, refit(p, flat, 0.0)).sum() for p, w in zip((one, two), weights, strict=True))
+        return sum(
+            w * error_of(p, refit(p, flat, 0.0)).sum() for p, w in zip((one, two), weights, strict=True)
+        )
 
     for unit in curve.order[:-1]:
         trials = {u: error([k for k in alive if k != u]) for u in alive}

@@ -91,7 +91,9 @@ class Moments:
             If the widths differ.
         """
         if other.width != self.width:
-            raise ValueError(f"moments of width {other.width} can't be added to moments of width {self.width}")
+            raise ValueError(
+                f"moments of width {other.width} can't be added to moments of width {self.width}"
+            )
         if other.n:
             self._merge(other.n, other.mean, other.gram)
 

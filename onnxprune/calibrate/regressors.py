@@ -121,7 +121,11 @@ def _conv(node: Node) -> View | None:
 
 
 def _pads(
-    attrs: Mapping[str, Any], sizes: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
+    attrs: Mapping[str, Any],
+    sizes: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: list[int],
+    dilations: list[int],
 ) -> list[tuple[int, int]]:
     mode = str(attrs.get("auto_pad", "NOTSET"))
     if mode == "VALID":

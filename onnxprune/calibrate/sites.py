@@ -111,7 +111,11 @@ class _Graph:
             following = self.adds_constant(y, view.outputs)
             if following is not None:
                 end, slot = following
-                adder, bias, y = (end, slot), self.nodes[end].node.inputs[slot], self.nodes[end].node.outputs[0]
+                adder, bias, y = (
+                    (end, slot),
+                    self.nodes[end].node.inputs[slot],
+                    self.nodes[end].node.outputs[0],
+                )
         name = self.model.proto.graph.node[self.model.order[number]].name or node.inputs[1]
         total = self.residual(number, y, view)
         return Site(number, name, view, node.inputs[0], y, node.inputs[1], end, bias, adder, total)

@@ -130,7 +130,9 @@ class Stream:
                 needed[name] = None
         return list(needed)
 
-    def _session(self, nodes: Sequence[NodeProto], to: int, wanted: set[str]) -> tuple[Session | None, list[str]]:
+    def _session(
+        self, nodes: Sequence[NodeProto], to: int, wanted: set[str]
+    ) -> tuple[Session | None, list[str]]:
         """Return a session of the nodes that the wanted tensors need, and its inputs."""
         have = set(self.batches[0]) if self.batches else set()
         missing = {n for n in wanted if n not in have}
@@ -149,7 +151,9 @@ class Stream:
             raise ValueError(f"{sorted(lost)} can't be had between nodes {self.position} and {to}")
         proto, inputs = self._part(picked, needed - made - {""}, sorted(missing), have)
         try:
-            return open_session(Model.load(proto), providers=self.providers, prepack=True, optimise=True), inputs
+            return open_session(
+                Model.load(proto), providers=self.providers, prepack=True, optimise=True
+            ), inputs
         except RunError as error:
             raise CalibrationError(f"A part of the model can't be run for calibration: {error}.") from error
 

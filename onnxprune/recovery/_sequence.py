@@ -6,29 +6,26 @@ those channels afterwards is exact, so the proof of the cut holds for the refitt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of, refit
 from onnxprune.calibrate.collect import Evidence, gather
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.sites import Site
 from onnxprune.calibrate.stream import Stream
 from onnxprune.model import Model
-from onnxprune.recovery._algebra import Fit, Problem, bias_only, error_of, refit
 
-__all__ = ["LayerReport", "Settings", "Walk", "fit_blocks", "write"]
+__all__ = ["LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "weights_of", "write"]
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Matrix = NDArray[np.float64]
-
-#: Ridges that the held-out samples choose from, as shares of the regressors' mean variance.
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,16 @@ class Settings:
     Attributes
     ----------
     ridges : tuple of float
-        Tried in turn; the held-out samples choose. Empty: bias only.
+        Tried in turn, as shares of the regressors' mean variance; the held-out samples choose.
+    bias : bool
+        Whether a bias may be changed alone.
     most : int
         Output positions that are used of a layer, for each regressor.
     seed : int
     """
 
-    ridges: tuple[float, ...] = RIDGES
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    bias: bool = True
     most: int = 200
     seed: int = 0
 
@@ -64,6 +64,8 @@ class LayerReport:
         Mean squared error relative to the variance of the layer's target, with the old weights and with the new.
     variant : str
         ``"kept"``, ``"bias"`` or ``"lstsq 0.001"``.
+    too_few : bool
+        Whether there were too few rows for a regression, so that none was tried.
     """
 
     layer: str
@@ -73,6 +75,7 @@ class LayerReport:
     before: float
     after: float
     variant: str
+    too_few: bool = False
 
 
 @dataclass
@@ -84,6 +87,39 @@ class Walk:
     counts: Sequence[int]
     settings: Settings
     reports: list[LayerReport] = field(default_factory=list)
+
+    def original(self, site: Site) -> Evidence:
+        """Return the moments of a layer's inputs and outputs in the original."""
+        goal = site.total.tensor if site.total else site.y
+        end = site.total.end if site.total else site.end
+        axis = site.view.out_axis
+        spread = _Spread()
+
+        def batches() -> Any:
+            for found, count in zip(
+                self.dense.run(end + 1, [site.x, site.y, goal]), self.counts, strict=True
+            ):
+                spread.add(channels_last(found[goal], axis))
+                yield found[site.x], channels_last(found[site.y], axis), count
+
+        return self._gather(site, batches(), spread)
+
+    def done(self, site: Site) -> None:
+        """Let go of what only this layer needed."""
+        self.dense.keep -= {site.x, site.y, site.total.tensor if site.total else site.y}
+
+    def _gather(self, site: Site, batches: Any, spread: _Spread) -> Evidence:
+        most = max(self.settings.most * site.view.width, 1 << 15)
+        evidence = gather(
+            Evidence.empty(site.view),
+            batches,
+            samples=sum(self.counts),
+            most=most,
+            seed=self.settings.seed + site.number,
+        )
+        unit = float(np.mean(site.total.gain**2)) if site.total else 1.0
+        evidence.spread = spread.variance / unit
+        return evidence
 
     def evidence(self, site: Site) -> Evidence:
         """Return the moments of a layer's present inputs and of the targets that it should reach."""
@@ -105,13 +141,7 @@ class Walk:
                     y = (y - channels_last(mine[total.other], axis) - total.offset) / total.gain
                 yield mine[site.x], y, count
 
-        samples = sum(self.counts)
-        most = max(self.settings.most * site.view.width, 1 << 15)
-        evidence = gather(
-            Evidence.empty(site.view), batches(), samples=samples, most=most, seed=self.settings.seed + site.number
-        )
-        evidence.spread = spread.variance / float(np.mean(total.gain**2)) if total else spread.variance
-        return evidence
+        return self._gather(site, batches(), spread)
 
 
 class _Spread:
@@ -137,7 +167,10 @@ def weights_of(site: Site, model: Model) -> tuple[Matrix, Matrix]:
     size = view.blocks * view.outputs
     bias = np.zeros(size)
     if site.bias:
-        bias = np.broadcast_to(np.asarray(model.weight(site.bias), np.float64).reshape(-1), size) * view.bias_factor
+        bias = (
+            np.broadcast_to(np.asarray(model.weight(site.bias), np.float64).reshape(-1), size)
+            * view.bias_factor
+        )
     return matrices, bias.reshape(view.blocks, view.outputs)
 
 
@@ -165,14 +198,17 @@ def fit_blocks(
         gone = np.setdiff1d(np.arange(width), rows)
         prior[block][gone] = 0.0
     makers: dict[str, Callable[[int, Problem], Fit]] = {"kept": lambda b, _: Fit(prior[b], old[1][b])}
-    if free:
+    if free and settings.bias:
         makers["bias"] = lambda b, p: bias_only(p, kept[b], prior[b])
     rows_seen = min(m.n for m in evidence.train)
-    if rows_seen >= 2 * max(len(k) for k in kept):
+    enough = rows_seen >= 2 * max(len(k) for k in kept)
+    if enough:
         for share in settings.ridges:
             makers[f"lstsq {share:g}"] = _ridge(share, kept, prior)
     errors = {
-        name: sum(float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, held, strict=True)))
+        name: sum(
+            float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, held, strict=True))
+        )
         for name, make in makers.items()
     }
     best = min(errors, key=lambda n: errors[n])
@@ -186,6 +222,7 @@ def fit_blocks(
         errors["kept"] / variance,
         errors[best] / variance,
         best,
+        bool(settings.ridges) and not enough,
     )
     return [makers[best](b, p) for b, p in enumerate(whole)], report
 
@@ -224,7 +261,13 @@ def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
     node.input[slot] = name
 
 
-def problems(site: Site, evidence: Evidence, moments: Mapping[int, Moments] | None = None) -> list[Problem]:
-    """Return one problem for each block on all samples."""
-    found = evidence.whole() if moments is None else list(moments.values())
-    return [_problem(m, site.view.width, site.adder is not None) for m in found]
+def consumers_of(
+    site: Site, evidence: Evidence, rows: Sequence[Sequence[Ints]], model: Model, unit: float
+) -> list[Consumer]:
+    """Return one consumer for each block of a layer, on all samples."""
+    matrices, _ = weights_of(site, model)
+    found = []
+    for block, moments in enumerate(evidence.whole()):
+        problem = _problem(moments, site.view.width, site.adder is not None)
+        found.append(Consumer(problem, rows[block], matrices[block], unit))
+    return found

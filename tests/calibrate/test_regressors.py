@@ -10,7 +10,12 @@ from onnxprune.ops import Node
 
 CASES = [
     ("Conv", (2, 4, 9, 8), (6, 4, 3, 3), {"pads": [1, 1, 1, 1]}),
-    ("Conv", (2, 4, 9, 8), (6, 2, 3, 2), {"group": 2, "strides": [2, 1], "pads": [0, 1, 2, 0], "dilations": [1, 2]}),
+    (
+        "Conv",
+        (2, 4, 9, 8),
+        (6, 2, 3, 2),
+        {"group": 2, "strides": [2, 1], "pads": [0, 1, 2, 0], "dilations": [1, 2]},
+    ),
     ("Conv", (2, 4, 9, 8), (4, 1, 3, 3), {"group": 4, "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     ("Conv", (2, 4, 9, 8), (6, 4, 2, 4), {"auto_pad": "SAME_LOWER"}),
     ("Conv", (2, 4, 9), (6, 4, 3), {}),
@@ -35,9 +40,23 @@ def test_the_view_computes_the_layer(op, given, weight, attrs):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [numpy_helper.from_array(w, "w")],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    out = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"a": a})[0]
+    out = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, {"a": a}
+    )[0]
     view = view_of(
-        Node(op, "", 17, "n", attrs, (given, weight), (out.shape,), (None, None), (False, True), ("a", "w"), ("y",))
+        Node(
+            op,
+            "",
+            17,
+            "n",
+            attrs,
+            (given, weight),
+            (out.shape,),
+            (None, None),
+            (False, True),
+            ("a", "w"),
+            ("y",),
+        )
     )
     positions = out.size // (view.blocks * view.outputs)
     rows = rng.permutation(positions)[: positions // 2 + 1]

@@ -53,7 +53,7 @@ def allocate(
         steps = np.ceil(over / unit - 1e-9) if unit > 0 else np.where(over <= slack, 0.0, np.inf)
         new = np.full(buckets + 1, np.inf)
         choice = np.full(buckets + 1, -1, np.int32)
-        for level in np.flatnonzero((steps <= buckets) & np.isfinite(error)):
+        for level in np.flatnonzero((steps <= buckets) & np.isfinite(error)).tolist():
             step = int(steps[level])
             trial = np.full(buckets + 1, np.inf)
             trial[step:] = best[: buckets + 1 - step] + error[level]
@@ -66,8 +66,8 @@ def allocate(
     found: list[int] = []
     at = buckets
     for n in range(len(costs) - 1, -1, -1):
-        level = int(choices[n][at])
-        found.append(level)
-        over = float(costs[n][level]) - least[n]
-        at -= int(np.ceil(over / unit - 1e-9)) if unit > 0 else 0
+        chosen = int(choices[n][at])
+        found.append(chosen)
+        extra = float(costs[n][chosen]) - least[n]
+        at -= int(np.ceil(extra / unit - 1e-9)) if unit > 0 else 0
     return found[::-1]

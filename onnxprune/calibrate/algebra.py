@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 
 from onnxprune.calibrate.moments import Moments
 
-__all__ = ["Curve", "Fit", "Problem", "error_of", "keep_best", "obs", "refit"]
+__all__ = [
+    "Consumer",
+    "Curve",
+    "Fit",
+    "Problem",
+    "bias_only",
+    "error_of",
+    "keep_best",
+    "obs",
+    "ranked",
+    "refit",
+]
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -140,6 +151,48 @@ class Curve:
     error: Matrix
 
 
+@dataclass(frozen=True)
+class Consumer:
+    """One layer (or one block of it) that reads a group, as a criterion sees it.
+
+    Attributes
+    ----------
+    problem : Problem
+    rows : sequence of int64
+        Regressors of each unit.
+    w : float64[d, O]
+        The weights that the layer has.
+    unit : float
+        Errors are divided by this: the variance of what the layer's output becomes part of.
+    """
+
+    problem: Problem
+    rows: Sequence[Ints]
+    w: Matrix
+    unit: float
+
+
+def ranked(consumers: Sequence[Consumer], scores: Sequence[Matrix], least: int) -> Curve:
+    """Return the curve of a criterion that scores regressors.
+
+    Parameters
+    ----------
+    consumers : sequence of Consumer
+    scores : sequence of float64[d]
+        One for each consumer: what is lost, in the unit of its squared error, when the regressor goes.
+    least : int
+        Units that stay.
+    """
+    units = len(consumers[0].rows)
+    total = np.zeros(units)
+    for consumer, score in zip(consumers, scores, strict=True):
+        total += np.array([score[rows].sum() for rows in consumer.rows]) / consumer.unit
+    order = np.argsort(total, kind="stable")
+    error = np.concatenate([[0.0], np.cumsum(total[order])])
+    error[max(units - max(least, 0), 0) + 1 :] = np.inf
+    return Curve(order, error)
+
+
 class _Downdate:
     """The inverse Gram and optimal weights of one consumer, while units go."""
 
@@ -229,7 +282,9 @@ def obs(
     return Curve(np.asarray(order + alive, np.int64), error)
 
 
-def keep_best(problem: Problem, rows: Sequence[Ints], kept: Ints, *, share: float = 1e-3, rounds: int = 4) -> Ints:
+def keep_best(
+    problem: Problem, rows: Sequence[Ints], kept: Ints, *, share: float = 1e-3, rounds: int = 4
+) -> Ints:
     """Swap units in and out of a kept set while the error after a refit falls.
 
     Parameters

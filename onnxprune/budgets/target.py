@@ -1,0 +1,149 @@
+"""A budget in MACs or parameters for the whole model, met with the least loss.
+
+Groups whose costs don't touch (no product of sizes holds axes of two of them) are allocated exactly by dynamic
+programming. What couples them (channels of a residual stream, which every block reads) is set first, by a search that
+calls the dynamic program inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.budgets._align import Axis, steps
+from onnxprune.budgets._costs import Costs
+from onnxprune.budgets._dp import allocate
+from onnxprune.group_types import Group
+
+__all__ = ["Level", "choose", "level_of"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a group may lose: counts of units, and the error of each count."""
+
+    counts: NDArray[np.int64]
+    errors: Floats
+
+
+def choose(
+    groups: Sequence[Group], levels: Mapping[str, Level], costs: Costs, budget: float, *, buckets: int = 4000
+) -> dict[str, int] | None:
+    """Choose how many units each group loses.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    levels : mapping
+        Group -> what it may lose; groups that aren't there lose nothing.
+    costs : Costs
+    budget : float
+        In the unit of the costs.
+    buckets : int
+        Of the dynamic program.
+
+    Returns
+    -------
+    dict or None
+        Group -> count; None where even the deepest levels cost more.
+    """
+    mine = [g for g in groups if g.name in levels]
+    apart, shared = costs.independent(mine)
+    state = {g.name: 0 for g in mine}
+    found = _inner(apart, levels, costs, state, budget, buckets)
+    if not shared:
+        return None if found is None else found[1]
+    best = (np.inf, dict(state)) if found is None else found
+    index = {g.name: 0 for g in shared}
+    if found is None:  # go down together until the budget can be met
+        for share in np.linspace(0.05, 1, 20):
+            for g in shared:
+                index[g.name] = round(share * (len(levels[g.name].counts) - 1))
+            best = _try(apart, shared, levels, costs, index, budget, buckets)
+            if np.isfinite(best[0]):
+                break
+        else:
+            return None
+    for step in (4, 2, 1):
+        improved = True
+        while improved:
+            improved = False
+            for g in shared:
+                for move in (step, -step):
+                    trial = {**index, g.name: index[g.name] + move}
+                    if not 0 <= trial[g.name] < len(levels[g.name].counts):
+                        continue
+                    result = _try(apart, shared, levels, costs, trial, budget, buckets)
+                    if result[0] < best[0] * (1 - 1e-6):
+                        best, index, improved = result, trial, True
+    return best[1] if np.isfinite(best[0]) else None
+
+
+def _try(
+    apart: Sequence[Group],
+    shared: Sequence[Group],
+    levels: Mapping[str, Level],
+    costs: Costs,
+    index: Mapping[str, int],
+    budget: float,
+    buckets: int,
+) -> tuple[float, dict[str, int]]:
+    state = {g.name: 0 for g in apart}
+    state |= {g.name: int(levels[g.name].counts[index[g.name]]) for g in shared}
+    found = _inner(apart, levels, costs, state, budget, buckets)
+    if found is None:
+        return np.inf, state
+    extra = sum(float(levels[g.name].errors[index[g.name]]) for g in shared)
+    return found[0] + extra, found[1]
+
+
+def _inner(
+    apart: Sequence[Group],
+    levels: Mapping[str, Level],
+    costs: Costs,
+    state: Mapping[str, int],
+    budget: float,
+    buckets: int,
+) -> tuple[float, dict[str, int]] | None:
+    """Allocate the groups that don't touch, the others being as they are."""
+    tables = [costs.curve(g, levels[g.name].counts, state) for g in apart]
+    fixed = costs.total(state) - sum(float(costs.curve(g, np.zeros(1, np.int64), state)[0]) for g in apart)
+    picked = allocate(tables, [levels[g.name].errors for g in apart], budget - fixed, buckets=buckets)
+    if picked is None:
+        return None
+    result = dict(state)
+    error = 0.0
+    for g, level in zip(apart, picked, strict=True):
+        result[g.name] = int(levels[g.name].counts[level])
+        error += float(levels[g.name].errors[level])
+    return error, result
+
+
+def level_of(group: Group, order: NDArray[np.int64], errors: Floats, align: int) -> Level:
+    """Return what a group may lose so that its widths stay on steps.
+
+    Parameters
+    ----------
+    group : Group
+    order : int64[units]
+        The first to go first.
+    errors : float64[units + 1]
+        Of each count, infinite where a count isn't allowed.
+    align : int
+        In channels.
+    """
+    allowed = np.isfinite(errors)
+    for extent in group.extents if align > 1 else ():
+        axis = Axis(int(extent.per_unit.sum()), extent.per_unit)
+        ladder = steps(axis.width, align)
+        if ladder:
+            left = axis.width - np.concatenate([[0], np.cumsum(extent.per_unit[order])])
+            allowed &= (left % ladder[0] == 0) | (left == axis.width)
+    allowed[0] = True
+    counts = np.flatnonzero(allowed)
+    return Level(counts, errors[counts])

@@ -1,0 +1,100 @@
+"""How far a pruned model is from the original, on samples that no fit has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibrate.samples import Samples
+from onnxprune.errors import CalibrationError
+from onnxprune.model import Model
+from onnxprune.runtime import RunError, open_session
+
+__all__ = ["compare", "outputs", "wilson"]
+
+Array = NDArray[Any]
+
+
+def outputs(model: Model, samples: Samples, providers: Sequence[str] | None = None) -> Array:
+    """Return the first floating-point output over all samples, one row for each sample.
+
+    Raises
+    ------
+    CalibrationError
+        If the model fails on them.
+    """
+    try:
+        session = open_session(model, providers=providers, prepack=True, optimise=True)
+        rows = []
+        for batch, count in zip(samples.batches, samples.counts, strict=True):
+            values = session.run(batch)
+            first = next((v for v in values.values() if np.asarray(v).dtype.kind == "f"), None)
+            if first is None:
+                raise CalibrationError("The model has no floating-point output to compare.")
+            array = np.asarray(first, np.float64)
+            whole = array.ndim > 0 and array.shape[0] == count
+            rows.append(array.reshape(count if whole else 1, -1))
+        return np.concatenate(rows)
+    except RunError as error:
+        raise CalibrationError(f"The model fails on the samples: {error}.") from error
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the 95 % interval of a share seen in ``n`` trials (Wilson, JASA 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
+
+
+def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict[str, Any]:
+    """Return figures of agreement.
+
+    Parameters
+    ----------
+    original, pruned : float64[samples, values]
+        Outputs, one row for each sample.
+    labels : int array [samples], optional
+        For true accuracy.
+
+    Returns
+    -------
+    dict
+        ``samples``, ``relative_error`` (root of the squared difference over that of the original), ``cosine`` (mean
+        over samples); where rows look like classes (2 to 100,000 values) ``agreement`` (same top-1) with
+        ``agreement_interval`` (95 %) and ``kl`` (mean, nats); with labels ``accuracy`` (before, after), in points.
+    """
+    difference = float(np.linalg.norm(pruned - original))
+    lengths = np.linalg.norm(original, axis=1) * np.linalg.norm(pruned, axis=1)
+    cosine = (original * pruned).sum(axis=1) / np.maximum(lengths, 1e-30)
+    n = len(original)
+    found: dict[str, Any] = {
+        "samples": n,
+        "relative_error": difference / max(float(np.linalg.norm(original)), 1e-30),
+        "cosine": float(cosine.mean()),
+    }
+    if 2 <= original.shape[1] <= 100_000 and n > 1:
+        same = float((original.argmax(axis=1) == pruned.argmax(axis=1)).mean())
+        p, q = _log_shares(original), _log_shares(pruned)
+        found["agreement"] = same
+        found["agreement_interval"] = list(wilson(same, n))
+        found["kl"] = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+        if labels is not None and len(labels) == n:
+            truth = np.asarray(labels).reshape(n)
+            found["accuracy"] = {
+                "before": 100 * float((original.argmax(axis=1) == truth).mean()),
+                "after": 100 * float((pruned.argmax(axis=1) == truth).mean()),
+            }
+    return found
+
+
+def _log_shares(rows: Array) -> Array:
+    """Log-probabilities of rows that are probabilities already, or else logits."""
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        return np.log(np.maximum(rows, 1e-12))
+    top = rows - rows.max(axis=1, keepdims=True)
+    return np.asarray(top - np.log(np.exp(top).sum(axis=1, keepdims=True)))

@@ -1,0 +1,292 @@
+"""Calibration samples in every form that people have them, checked against the model's inputs.
+
+Forms: an ``.npz`` file; a folder of ``.npy`` files, one for each input; a folder of ``test_data_set_N`` with
+``input_K.pb``; ``script.py:load_data``, a function that returns any of the other forms; a reader with ``get_next()``
+(onnxruntime's ``CalibrationDataReader``); an iterable of dictionaries; one dictionary of arrays; ``"synthetic"``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from onnxprune.binding import declared, real_inputs
+from onnxprune.calibrate.synthetic import synthetic
+from onnxprune.errors import CalibrationError
+
+__all__ = ["Samples", "load_samples"]
+
+Array = NDArray[Any]
+Batch = dict[str, Array]
+
+#: Samples to a batch where the model leaves the batch free.
+BATCH = 64
+
+
+@dataclass
+class Samples:
+    """Batches that a model takes.
+
+    Attributes
+    ----------
+    batches : list of dict
+    counts : list of int
+        Samples in each batch.
+    labels : array or None
+        One for each sample, where a key for them was named.
+    source : str
+        Where they come from, for people.
+    """
+
+    batches: list[Batch]
+    counts: list[int]
+    labels: Array | None = None
+    source: str = ""
+    fixed: bool = field(default=False, repr=False)
+
+    @property
+    def count(self) -> int:
+        """Samples in all."""
+        return sum(self.counts)
+
+    def split(self, share: float) -> tuple[Samples, Samples | None]:
+        """Set the last batches aside, about this share of the samples.
+
+        Returns
+        -------
+        tuple of Samples, and Samples or None
+            None where there are too few batches to set any aside.
+        """
+        aside = 0
+        number = len(self.batches)
+        while number > 1 and aside + self.counts[number - 1] <= max(share * self.count, 1):
+            number -= 1
+            aside += self.counts[number]
+        if number == len(self.batches):
+            return self, None
+        first, second = slice(0, number), slice(number, None)
+        labels = (
+            (None, None) if self.labels is None else (self.labels[: -aside or None], self.labels[-aside:])
+        )
+        return (
+            Samples(self.batches[first], self.counts[first], labels[0], self.source),
+            Samples(self.batches[second], self.counts[second], labels[1], self.source),
+        )
+
+
+def load_samples(
+    graph: onnx.GraphProto,
+    given: Any,
+    *,
+    most: int | None = None,
+    seed: int = 0,
+    labels: str | None = None,
+    types: Mapping[str, tuple[int, ...]] | None = None,
+) -> Samples:
+    """Read samples and cut them into batches.
+
+    Parameters
+    ----------
+    graph : GraphProto
+        Whose inputs they are for.
+    given : path, text, dict, iterable of dicts, or reader
+        See the module.
+    most : int, optional
+        Samples that are used at most; of a file with more, a random choice.
+    seed : int
+        Of that choice, and of synthetic samples.
+    labels : str, optional
+        Key of an array of labels beside the inputs.
+    types : mapping, optional
+        Input -> shape, for synthetic samples of inputs with dynamic axes.
+
+    Raises
+    ------
+    CalibrationError
+        If they can't be read, or a name, a rank, a size or a type doesn't fit the model.
+    """
+    source = str(given) if isinstance(given, str | os.PathLike) else type(given).__name__
+    if isinstance(given, str) and given == "synthetic":
+        given = synthetic(graph, types or {}, most or 256, seed)
+    inputs = {v.name: v for v in real_inputs(graph)}
+    batches: list[Batch] = []
+    marks: list[Array] = []
+    count = 0
+    for feed in _each(given, seed):
+        mark = feed.pop(labels, None) if labels else None
+        _check(inputs, feed)
+        parts = list(_parts(inputs, feed, None if most is None else most - count, seed, mark))
+        for batch, label in parts:
+            batches.append(batch)
+            count += _count(batch)
+            if label is not None:
+                marks.append(np.atleast_1d(label))
+        if most is not None and count >= most:
+            break
+    if not batches:
+        raise CalibrationError("There are no calibration samples; give at least one array for each input.")
+    if labels and not marks:
+        raise CalibrationError(
+            f"The samples have no array {labels!r} of labels; name the key that holds them."
+        )
+    counts = [_count(b) for b in batches]
+    found = np.concatenate(marks) if marks else None
+    if found is not None and len(found) != sum(counts):
+        raise CalibrationError(f"There are {len(found)} labels in {labels!r} for {sum(counts)} samples.")
+    return Samples(batches, counts, found, source)
+
+
+def _count(batch: Batch) -> int:
+    return max((a.shape[0] for a in batch.values() if a.ndim), default=1)
+
+
+def _each(given: Any, seed: int) -> Iterator[Batch]:
+    if isinstance(given, str | os.PathLike):
+        yield from _read(str(given), seed)
+    elif isinstance(given, Mapping):
+        yield {str(n): np.asarray(a) for n, a in given.items()}
+    elif hasattr(given, "get_next"):
+        while (feed := given.get_next()) is not None:
+            yield {str(n): np.asarray(a) for n, a in feed.items()}
+    elif isinstance(given, Iterable):
+        for feed in given:
+            if not isinstance(feed, Mapping):
+                raise CalibrationError(
+                    f"Samples must be dictionaries of arrays; got a {type(feed).__name__}."
+                )
+            yield {str(n): np.asarray(a) for n, a in feed.items()}
+    else:
+        raise CalibrationError(
+            f"Samples can't be read from a {type(given).__name__}; give a path or dictionaries."
+        )
+
+
+def _read(text: str, seed: int) -> Iterator[Batch]:
+    script, colon, name = text.rpartition(":")
+    if colon and script.endswith(".py"):
+        yield from _each(_call(Path(script), name), seed)
+        return
+    path = Path(text)
+    try:
+        if path.is_dir():
+            yield from _folder(path)
+            return
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise CalibrationError(
+                f"{text!r} holds one array without a name; give an .npz with one for each input."
+            )
+        with loaded:
+            yield {n: loaded[n] for n in loaded.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise CalibrationError(
+            f"{text!r} can't be read as samples ({error}); give an .npz file of arrays."
+        ) from error
+
+
+def _folder(path: Path) -> Iterator[Batch]:
+    sets = [p for p in path.iterdir() if p.is_dir() and re.fullmatch(r"test_data_set_\d+", p.name)]
+    if not sets and any(path.glob("input_*.pb")):
+        sets = [path]
+    for one in sorted(sets, key=lambda p: int(p.name.rpartition("_")[2]) if p is not path else 0):
+        files = sorted(one.glob("input_*.pb"), key=lambda p: int(re.sub(r"\D", "", p.stem) or 0))
+        tensors = [onnx.TensorProto.FromString(f.read_bytes()) for f in files]
+        yield {t.name or f"input_{i}": numpy_helper.to_array(t) for i, t in enumerate(tensors)}
+    if not sets:
+        yield {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
+
+
+def _call(script: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"onnxprune_samples_{script.stem}", script)
+    if spec is None or spec.loader is None or not script.is_file():
+        raise CalibrationError(f"There is no script {str(script)!r} to take samples from.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        function = getattr(module, name)
+        return function()
+    except Exception as error:  # anything can go wrong in a user's script
+        raise CalibrationError(f"{str(script)!r} gives no samples: {name}() fails with {error!r}.") from error
+
+
+def _check(inputs: Mapping[str, onnx.ValueInfoProto], feed: Batch) -> None:
+    if set(feed) == {f"input_{i}" for i in range(len(inputs))} and not set(feed) & set(inputs):
+        for i, name in enumerate(inputs):  # test data without names is in the order of the inputs
+            feed[name] = feed.pop(f"input_{i}")
+    missing, unknown = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
+    if missing or unknown:
+        what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
+        raise CalibrationError(f"The samples {what}; the model's inputs are {', '.join(inputs)}.")
+    for name, array in feed.items():
+        axes = declared(inputs[name])
+        wanted = onnx.helper.tensor_dtype_to_np_dtype(inputs[name].type.tensor_type.elem_type)
+        if array.dtype != wanted:
+            raise CalibrationError(
+                f"The samples' {name!r} are {array.dtype}, but the model's input is {wanted}; convert them."
+            )
+        if axes is not None and array.ndim not in (len(axes), len(axes) + 1):
+            shape = ",".join(map(str, axes))
+            raise CalibrationError(
+                f"The samples' {name!r} have {array.ndim} axes, but the model's has ({shape})."
+            )
+
+
+def _parts(
+    inputs: Mapping[str, onnx.ValueInfoProto], feed: Batch, most: int | None, seed: int, labels: Array | None
+) -> Iterator[tuple[Batch, Array | None]]:
+    """Cut arrays of many samples into batches of the model's size."""
+    axes = {n: declared(v) for n, v in inputs.items()}
+    stacked = all((a := axes[n]) is not None and feed[n].ndim == len(a) + 1 for n in feed)
+    fixed = {a[0] for a in axes.values() if a and isinstance(a[0], int)}
+    free = all(a and isinstance(a[0], str) for a in axes.values())
+    size = BATCH if free else next(iter(fixed)) if len(fixed) == 1 else 0
+    lengths = {len(a) for a in feed.values() if a.ndim}
+    if stacked:
+        size = 1
+    if size == 0 or len(lengths) != 1 or (not stacked and any(a.ndim == 0 for a in feed.values())):
+        lengths, size = {1}, 1
+        picked, parts = np.zeros(1, np.int64), [feed]
+    else:
+        total = lengths.pop() // size * size if not free else lengths.pop()
+        picked = _pick(total, most, seed, 1 if free or stacked else size)
+        cuts = [picked[i : i + size] for i in range(0, len(picked), size)]
+        parts = [{n: a[c[0]] if stacked else a[c] for n, a in feed.items()} for c in cuts]
+    first = 0
+    for part in parts:
+        for name, array in part.items():
+            _check_shape(name, array, axes[name])
+        step = 1 if stacked else max(_count(part), 1)
+        at = picked[first : first + step]
+        yield part, None if labels is None else (labels[at] if len(picked) > 1 else labels)
+        first += step
+
+
+def _pick(total: int, most: int | None, seed: int, size: int) -> NDArray[np.int64]:
+    """Choose samples, whole batches of ``size`` at a time."""
+    groups = total // size
+    if most is not None and most < total:
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.choice(groups, max(most // size, 1), replace=False))
+    else:
+        chosen = np.arange(groups)
+    return np.asarray((chosen[:, None] * size + np.arange(size)).ravel(), np.int64)
+
+
+def _check_shape(name: str, array: Array, axes: tuple[int | str, ...] | None) -> None:
+    for size, axis in itertools.zip_longest(array.shape, axes if axes is not None else array.shape):
+        if isinstance(axis, int) and size != axis:
+            shape = ",".join(map(str, axes or ()))
+            raise CalibrationError(
+                f"The samples' {name!r} have the shape {array.shape}, but the model's input has ({shape})."
+            )

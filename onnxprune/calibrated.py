@@ -1,0 +1,280 @@
+"""The journey with samples: curves, allocation, refits, the exact cut, and how far the result is from the original."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import pipeline, registry
+from onnxprune.analysis import Analysis
+from onnxprune.belongings import PARAMETER_TYPES
+from onnxprune.budgets import _costs
+from onnxprune.calibrate.agreement import compare, outputs
+from onnxprune.calibrate.samples import Samples, load_samples
+from onnxprune.deciding import Decision, decide, plan_of, step_of
+from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
+from onnxprune.group_types import Group
+from onnxprune.options import Options, parse_target
+from onnxprune.picking import pick
+from onnxprune.pipeline import Job, Result
+from onnxprune.repair import Calibration, Fitted, refit_analysis
+from onnxprune.rewrite import rewrite
+
+__all__ = ["prune"]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+#: Errors of groups that many layers read weigh this much more: their errors reach everything after them.
+SHARED = 4.0
+#: Samples that no fit sees, for the figures of the whole model.
+ASIDE = 0.1
+#: Trials of a search for the largest cut.
+TRIALS = 6
+
+
+def prune(job: Job, output: Path | None) -> Result:
+    """Do the whole journey with samples.
+
+    Raises
+    ------
+    CalibrationError
+        If the samples don't fit the model, or no cut holds what was asked.
+    OnnxPruneError
+        See `onnxprune.errors`.
+    """
+    pipeline.refuse_overwrite(job.model, output, job.options.in_place)
+    work = _Work.open(job)
+    options = job.options
+    if options.min_agreement is None and options.max_drop is None:
+        chosen = work.choose(options.ratio, None if options.target is None else parse_target(options.target))
+        return work.finish(work.fit(chosen), output)
+    return work.finish(work.search(), output)
+
+
+@dataclass
+class _Trial:
+    fitted: Fitted
+    analysis: Analysis
+    original: dict[str, Any] | None
+    asked: str
+
+
+@dataclass
+class _Work:
+    job: Job
+    analysis: Analysis
+    groups: list[Group]
+    fit_on: Samples
+    aside: Samples | None
+    calibration: Calibration
+    align: int
+
+    @classmethod
+    def open(cls, job: Job) -> _Work:
+        options = job.options
+        analysis = job.analyse()
+        groups = pick(analysis.grouping, options.ignore, options.only)
+        if not groups:
+            raise NothingToPrune(
+                "Nothing may be cut: no group is left; 'onnxprune inspect' lists them with reasons."
+            )
+        with job.stage("samples"):
+            samples = load_samples(
+                job.model.proto.graph,
+                options.calib,
+                most=options.samples,
+                seed=options.seed,
+                labels=options.labels,
+                types=analysis.inputs,
+            )
+        fit_on, aside = samples.split(ASIDE)
+        if len(fit_on.batches) == 1 and fit_on.count < 5:
+            raise CalibrationError(
+                f"There are {fit_on.count} samples only; a fifth is held out of every fit, so give 5 at least."
+            )
+        with_data = not hasattr(registry.load("onnxprune.criteria", options.criterion), "score")
+        calibration = Calibration(
+            analysis,
+            fit_on,
+            groups,
+            options.criterion if with_data else "",
+            options.recover,
+            options.seed,
+            job.progress,
+        )
+        if with_data:
+            with job.stage("calibrate"):
+                calibration.measure_curves()
+        return cls(job, analysis, groups, fit_on, aside, calibration, step_of(options))
+
+    def choose(self, ratio: float | None, target: tuple[str, float] | None) -> dict[str, Ints]:
+        """Return which units go, under a ratio or a budget."""
+        options = self.job.options
+        with self.job.stage("decide"):
+            if target is not None:
+                removed = self._within(*target)
+            elif not self.calibration.curves:
+                removed = dict(decide(self.job.model, self.analysis, options).removed)
+            else:
+                budget = registry.load("onnxprune.budgets", "ratio")
+                removed = budget.choose(
+                    [g for g in self.groups if g.name in self.calibration.curves],
+                    self._scores(),
+                    ratio=ratio or 0.0,
+                    align=self.align,
+                    scope=options.scope,
+                    cap=options.cap,
+                )
+        if not removed:
+            raise NothingToPrune("No group can lose a unit under this budget and alignment; ask for more.")
+        return removed
+
+    def _scores(self) -> dict[str, Floats]:
+        found = {}
+        for name, curve in self.calibration.curves.items():
+            rise = curve.error[1:].copy()
+            last = float(rise[np.isfinite(rise)].max(initial=0.0))
+            rise[~np.isfinite(rise)] = 2 * last + 1
+            scores = np.empty(len(curve.order))
+            # the order decides; the small slope keeps it where the error stays level
+            scores[curve.order] = rise + np.arange(len(rise)) * 1e-12 * max(last, 1.0)
+            found[name] = scores
+        return found
+
+    def _within(self, kind: str, share: float) -> dict[str, Ints]:
+        curves, target = self.calibration.curves, registry.load("onnxprune.budgets", "target")
+        if not curves:
+            raise UsageError(
+                f"--target needs a criterion with samples, such as obs; got {self.job.options.criterion}."
+            )
+        model, grouping = self.job.model, self.analysis.grouping
+        if kind == "macs":
+            costs = _costs.macs(grouping)
+        else:
+            counted = [n for n in model.names() if model.info(n).elem_type in PARAMETER_TYPES]
+            costs = _costs.parameters(grouping, counted)
+        levels = {}
+        for group in self.groups:
+            if group.name in curves:
+                curve = curves[group.name]
+                weight = SHARED if len(self.calibration.readers[group.name]) > 1 else 1.0
+                levels[group.name] = target.level_of(group, curve.order, curve.error * weight, self.align)
+        whole = costs.total({})
+        counts = target.choose(self.groups, levels, costs, share * whole)
+        if counts is None:
+            deepest = costs.total({name: int(level.counts[-1]) for name, level in levels.items()})
+            raise NothingToPrune(
+                f"--target {kind}={share:g} can't be met: with a tenth of every group that can be refitted, "
+                f"{deepest / whole:.0%} would be left; ask for less, or --align none."
+            )
+        return {name: np.sort(curves[name].order[:count]) for name, count in counts.items() if count}
+
+    def fit(self, removed: Mapping[str, Ints], asked: str = "") -> _Trial:
+        """Fit the layers, and compare the result with the original on the samples set aside."""
+        options = self.job.options
+        with self.job.stage("fit"):
+            fitted = self.calibration.fit(removed)
+            analysis = refit_analysis(
+                fitted,
+                self.analysis,
+                removed,
+                input_shapes=options.input_shapes,
+                allow_inexact=options.allow_inexact,
+                keep_blocks=options.align != 1,
+            )
+        original = None
+        if self.aside is not None:
+            with self.job.stage("compare"):
+                dead = analysis.grouping.dead(fitted.removed)
+                cut = rewrite(fitted.model, analysis.coupling, analysis.tracer, dead, analysis.other_values())
+                before, after = outputs(self.job.model, self.aside), outputs(cut.model, self.aside)
+                original = compare(before, after, self.aside.labels)
+        return _Trial(fitted, analysis, original, asked)
+
+    def search(self) -> _Trial:
+        """Find the largest cut that holds what was asked, by bisection on the share of MACs that stays."""
+        options = self.job.options
+        if self.aside is None:
+            raise CalibrationError(
+                "A search for the largest cut needs samples that no fit sees; give more samples (at least 20)."
+            )
+        kind, low = parse_target(options.target) if options.target else ("macs", 0.1)
+        low, high = low, 1.0
+        best: _Trial | None = None
+        seen: list[str] = []
+        for _ in range(TRIALS):
+            share = (low + high) / 2
+            try:
+                trial = self.fit(self.choose(None, (kind, share)), f"{kind}={share:.4g}")
+            except NothingToPrune:
+                low = share
+                continue
+            holds, text = _holds(trial, options)
+            seen.append(f"{trial.asked}: {text}")
+            if self.job.progress:
+                self.job.progress(f"{seen[-1]}: {'holds' if holds else 'too much'}")
+            if holds:
+                best, high = trial, share
+            else:
+                low = share
+        if best is None:
+            raise CalibrationError(f"No cut that was tried holds what was asked ({'; '.join(seen)}).")
+        return best
+
+    def finish(self, trial: _Trial, output: Path | None) -> Result:
+        """Cut, verify, report and save."""
+        job, options = self.job, self.job.options
+        removed = {name: units for name, units in trial.fitted.removed.items() if len(units)}
+        units = sum(g.units for g in self.groups)
+        decision = Decision(self.groups, removed, self.align)
+        share = round(sum(len(u) for u in removed.values()) / max(units, 1), 6)
+        plan = plan_of(
+            job.sha256(), dataclasses.replace(options, ratio=share, target=None), self.analysis, decision
+        )
+        job.report_with = {
+            "calibration": {
+                "source": self.fit_on.source,
+                "samples": self.fit_on.count,
+                "criterion": options.criterion,
+                "recover": options.recover,
+                "target": trial.asked or options.target,
+                "layers": [dataclasses.asdict(line) for line in trial.fitted.layers],
+                "original": trial.original,
+            }
+        }
+        few = [line.layer for line in trial.fitted.layers if line.too_few]
+        if few:
+            job.notes.append(
+                f"{len(few)} layers had too few samples for a regression ({few[0]} first) and got a bias at most; "
+                "give more."
+            )
+        lost = [g.name for g in self.groups if g.name not in self.calibration.readers]
+        if lost:
+            job.notes.append(
+                f"{len(lost)} groups are read by layers that can't be refitted, {lost[0]} first."
+            )
+        return pipeline.carry_out(job, trial.analysis, plan, decision, output)
+
+
+def _holds(trial: _Trial, options: Options) -> tuple[bool, str]:
+    found = trial.original or {}
+    holds, text = True, []
+    if options.min_agreement is not None:
+        if "agreement" not in found:
+            raise CalibrationError("--min-agreement needs an output with a row of classes for each sample.")
+        holds &= found["agreement"] >= options.min_agreement
+        text.append(f"agreement {found['agreement']:.3f}")
+    if options.max_drop is not None:
+        if "accuracy" not in found:
+            raise CalibrationError("--max-drop needs an output with a row of classes for each sample.")
+        drop = found["accuracy"]["before"] - found["accuracy"]["after"]
+        holds &= drop <= options.max_drop
+        text.append(f"accuracy {-drop:+.2f}")
+    return holds, ", ".join(text)

@@ -1,0 +1,186 @@
+"""Pruning with data: loss curves, a budget over all groups, refits in order, and figures of agreement.
+
+The original is read once for the curves, and once more beside the model that is being fitted. The fitted model keeps
+the original's shape; cutting it afterwards is exact and is proved like any other cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.analysis import Analysis, analyse
+from onnxprune.calibrate.algebra import Consumer, Curve, keep_best
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.sites import Readers, Site, gone, readers, sites
+from onnxprune.calibrate.stream import Stream
+from onnxprune.errors import CalibrationError
+from onnxprune.group_types import Group
+from onnxprune.model import Model
+from onnxprune.recovery._sequence import (
+    LayerReport,
+    Settings,
+    Walk,
+    consumers_of,
+    fit_blocks,
+    weights_of,
+    write,
+)
+
+__all__ = ["Calibration", "Fitted", "refit_analysis"]
+
+Ints = NDArray[np.int64]
+Say = Callable[[str], None]
+FLOOR = 0.1  # of the units of a group that always stay
+
+
+@dataclass
+class Fitted:
+    """A model of the original's shape whose layers no longer need what shall be cut."""
+
+    model: Model
+    removed: dict[str, Ints]
+    layers: list[LayerReport]
+
+
+@dataclass
+class Calibration:
+    """A model and its samples; the curves serve any number of budgets.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    samples : Samples
+    groups : list of Group
+        That may be cut.
+    criterion : str
+        One that needs data; empty where the choice is made without.
+    recover : str
+        Name of a recovery.
+    seed : int
+    say : callable, optional
+        Told what is being done.
+    """
+
+    analysis: Analysis
+    samples: Samples
+    groups: list[Group]
+    criterion: str = "obs"
+    recover: str = "lstsq"
+    seed: int = 0
+    say: Say | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find the layers that can be fitted."""
+        self.sites: list[Site] = sites(self.analysis)
+        self.readers: Readers = readers(self.sites, self.groups)
+        self.types = {name: typed[0] for name, typed in self.analysis.tracer.types.items()}
+        way = registry.load("onnxprune.recovery", self.recover)
+        self.settings = Settings(ridges=way.RIDGES, bias="bias" in way.VARIANTS, seed=self.seed)
+        self.measure = registry.load("onnxprune.criteria", self.criterion) if self.criterion else None
+        if not self.readers:
+            raise CalibrationError(
+                "No group is read by layers that can be fitted (Conv, ConvTranspose, Gemm, MatMul with constant "
+                "weights); prune without --calib."
+            )
+
+    def measure_curves(self) -> None:
+        """Run the original over the samples and take the loss curve of each group."""
+        last = {name: max(s.number for s, _ in mine) for name, mine in self.readers.items()}
+        read = {s.number for mine in self.readers.values() for s, _ in mine}
+        needed = [s for s in self.sites if s.number in read]
+        walk = self._walk(self.analysis.model, self.analysis.model, needed)
+        held: dict[str, list[Consumer]] = {}
+        for n, site in enumerate(needed):
+            self._tell(f"calibrate {n + 1}/{len(needed)}: {site.name}")
+            evidence = walk.original(site)
+            walk.done(site)
+            for name, mine in self.readers.items():
+                for reader, rows in mine:
+                    if reader is site:
+                        held.setdefault(name, []).extend(
+                            consumers_of(site, evidence, rows, self.analysis.model, evidence.spread or 1.0)
+                        )
+                if last[name] == site.number and self.measure is not None:
+                    self.curves[name] = self.measure.curve(held.pop(name), self._least(name))
+
+    def _least(self, name: str) -> int:
+        units = next(g.units for g in self.groups if g.name == name)
+        return max(1, int(np.ceil(FLOOR * units)))
+
+    def fit(self, removed: Mapping[str, Ints]) -> Fitted:
+        """Fit the layers in order, choosing once more which units go where one layer alone reads them.
+
+        Parameters
+        ----------
+        removed : mapping
+            Group -> units; their number is binding.
+        """
+        removed = {name: np.asarray(units) for name, units in removed.items()}
+        model = self.analysis.model.fork()
+        alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
+        first = min((s.number for name in removed for s, _ in self.readers.get(name, ())), default=1 << 60)
+        todo = [s for s in self.sites if s.number >= first]
+        walk = self._walk(self.analysis.model, model, todo)
+        for n, site in enumerate(todo):
+            self._tell(f"fit {n + 1}/{len(todo)}: {site.name}")
+            evidence = walk.evidence(site)
+            name = alone.get(site.number, "")
+            if name in removed and self.measure is not None:
+                removed[name] = self._choose(site, name, len(removed[name]), evidence, model)
+            width = np.arange(site.view.width)
+            cut = gone(self.readers, removed).get(site.weight)
+            kept = [np.setdiff1d(width, c) for c in cut] if cut else [width] * site.view.blocks
+            fits, report = fit_blocks(site, evidence, kept, weights_of(site, model), self.settings)
+            write(model, site, fits)
+            walk.done(site)
+            walk.reports.append(report)
+        return Fitted(model, removed, walk.reports)
+
+    def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
+        """Choose the units of a group once more, on the inputs as they are by now."""
+        rows = self.readers[name][0][1]
+        found = consumers_of(site, evidence, rows, model, 1.0)
+        units = len(rows[0])
+        assert self.measure is not None
+        curve = self.measure.curve(found, units - count)
+        kept = np.sort(curve.order[count:])
+        owned = np.unique(np.concatenate([*rows[0]])).size
+        if self.criterion == "obs" and len(found) == 1 and owned == site.view.width:
+            kept = keep_best(found[0].problem, rows[0], kept)
+        return np.setdiff1d(np.arange(units), kept)
+
+    def _walk(self, original: Model, fitted: Model, todo: Sequence[Site]) -> Walk:
+        dense = Stream(original, self.samples.batches, self.types)
+        walk = Walk(
+            dense, Stream(fitted, self.samples.batches, self.types), self.samples.counts, self.settings
+        )
+        for site in todo:
+            dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
+        return walk
+
+    def _tell(self, text: str) -> None:
+        if self.say is not None:
+            self.say(text)
+
+
+def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:
+    """Analyse a fitted model, whose groups must be those of the original.
+
+    Raises
+    ------
+    CalibrationError
+        If they aren't.
+    """
+    found = analyse(fitted.model, **more)
+    units = {g.name: g.units for g in found.grouping.groups}
+    for group in analysis.grouping.groups:
+        if group.name in removed and units.get(group.name) != group.units:
+            raise CalibrationError(f"The fitted model no longer has the group {group.name!r}; this is a bug.")
+    return found
