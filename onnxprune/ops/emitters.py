@@ -102,7 +102,7 @@ def pad(node: Node, cut: Cut) -> list[Edit]:
     for n, axis in enumerate(axes):
         before, after = pads(node)[axis]
         kept = cut.kept_out(0, axis)
-        if len(kept) == node.out_shape()[axis]:
+        if len(kept) == node.out_shape()[axis] and len(cut.kept(0, axis)) == node.shape(0)[axis]:
             continue
         end = before + node.shape(0)[axis]
         if before > 0:
