@@ -19,8 +19,6 @@ EXAMPLES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "25"))
 FEW = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 25
 )  # fmt: skip
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 25
-)
 RNG = np.random.default_rng(11)
 SIZES = st.integers(1, 6)
 SHAPES = st.lists(SIZES, min_size=1, max_size=4)
