@@ -12,10 +12,16 @@ from onnxprune.trace import captured
 __all__ = ["needed", "remove"]
 
 
-def needed(model: Model) -> set[str]:
+def needed(model: Model, also: Iterable[str] = ()) -> set[str]:
     """Return the names of the main graph that its outputs need, directly or through others.
 
     Counted as readers: nodes, the bodies (If, Loop, Scan) of nodes, and quantisation annotations of needed tensors.
+
+    Parameters
+    ----------
+    model : Model
+    also : iterable of str
+        Names that are needed besides the outputs.
     """
     graph = model.proto.graph
     made: dict[str, NodeProto] = {name: node for node in graph.node for name in node.output if name}
@@ -23,7 +29,7 @@ def needed(model: Model) -> set[str]:
     for note in graph.quantization_annotation:
         notes.setdefault(note.tensor_name, []).extend(p.value for p in note.quant_parameter_tensor_names)
     found: set[str] = set()
-    stack = [value.name for value in graph.output]
+    stack = [*(value.name for value in graph.output), *also]
     while stack:
         name = stack.pop()
         if not name or name in found:

@@ -60,6 +60,9 @@ _ELEMENTWISE = frozenset(
 #: Ops whose float results IEEE 754 fixes.
 _EXACT = _MOVES | _ELEMENTWISE | {"Cast", "Identity", "ConstantOfShape"}
 
+#: Kernels for half floats may calculate in single.
+_WIDE = (np.float32, np.float64)
+
 _log = logging.getLogger(__name__)
 
 
@@ -99,6 +102,9 @@ def run(model: Model) -> Model:
     whole = inline(model)
     found = _Resolver(whole)
     before = needed(whole)
+    dead = {
+        name for node in whole.proto.graph.node for name in node.output
+    } - before  # stays, and so what it reads
     fork = whole.fork()
     constants = _Constants(fork)
     nodes = [fork.proto.graph.node[i] for i in whole.order]
@@ -115,7 +121,7 @@ def run(model: Model) -> Model:
             node.input[1] = constants.add(node.input[1], target)
     if not constants.count:
         return model
-    remove(fork, before - needed(fork))
+    remove(fork, before - needed(fork, dead))
     found.check(fork)
     gone = len(whole.proto.graph.node) - len(fork.proto.graph.node)
     _log.info("%d constants (%d Reshape targets with 0 or -1), %d nodes less", constants.count, targets, gone)
@@ -193,7 +199,8 @@ class _Resolver:
             return
         same = np.all([v == first for v in values], axis=0).reshape(first.shape)
         made = self._known(node, first)
-        if made is not None and (first.dtype.kind in "iub" or node.op_type in _EXACT):
+        exact = first.dtype.kind in "iub" or (first.dtype in _WIDE and node.op_type in _EXACT)
+        if made is not None and exact:
             self.known[name] = Known(np.asarray(made.fixed & same, bool), made.source)
 
     def _known(self, node: NodeProto, value: NDArray[Any]) -> Known | None:
