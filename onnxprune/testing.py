@@ -366,5 +366,6 @@ class _Law:
         for name, value in attrs.items():
             for old in [attr for attr in proto.attribute if attr.name == name]:
                 proto.attribute.remove(old)
-            proto.attribute.append(helper.make_attribute(name, value))
+            if value is not None:
+                proto.attribute.append(helper.make_attribute(name, value))
         return proto, inputs

@@ -194,12 +194,14 @@ class _Twin:
             if isinstance(edit, SetAttr):
                 attrs[edit.name] = edit.value
             else:
+                proto.input.extend([""] * (edit.slot + 1 - len(proto.input)))
                 proto.input[edit.slot] = self.constant(edit.array)
         for name, value in attrs.items():
             old = [a for a in proto.attribute if a.name == name]
             for attr in old:
                 proto.attribute.remove(attr)
-            proto.attribute.append(helper.make_attribute(name, value))
+            if value is not None:
+                proto.attribute.append(helper.make_attribute(name, value))
         for slot, dims in enumerate(applied.outs):
             axes = self.kept.axes(dims or ()) if proto.output[slot] else {}
             if axes:
