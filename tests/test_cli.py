@@ -284,7 +284,9 @@ def test_warnings_are_sentences_on_standard_error(tmp_path: Path, capsys: pytest
     array[2, 0, 0, 0] = np.nan
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     onnx.save(model, tmp_path / "in.onnx")
-    assert ask("plan", tmp_path / "in.onnx", "-o", tmp_path / "p.json", "--ratio", 0.5, "--align", "none") == 0
+    assert (
+        ask("plan", tmp_path / "in.onnx", "-o", tmp_path / "p.json", "--ratio", 0.5, "--align", "none") == 0
+    )
     text = capsys.readouterr().err
     assert text.startswith("onnxprune: warning: ")
     assert "NaN" in text

@@ -57,7 +57,7 @@ def test_a_locked_factor_leaves_the_other() -> None:
 
 
 def test_a_factor_that_proves_frozen_through_a_link_is_given_up() -> None:
-    space, whole, heads, width = heads_and_width()
+    space, whole, heads, _ = heads_and_width()
     picked = [space.new(1) for _ in range(3)]
     for n, dim in enumerate(picked):  # a split of the heads into pieces of one
         space.link(heads, np.array([n]), dim, np.array([0]))
