@@ -94,11 +94,11 @@ class _Work:
                 labels=options.labels,
                 types=analysis.inputs,
             )
-        fit_on, aside = samples.split(ASIDE)
-        if len(fit_on.batches) == 1 and fit_on.count < 5:
+        if samples.count < 5:
             raise CalibrationError(
-                f"There are {fit_on.count} samples only; a fifth is held out of every fit, so give 5 at least."
+                f"There are {samples.count} samples only; a fifth is held out of every fit, so give 5 at least."
             )
+        fit_on, aside = samples.split(ASIDE) if samples.count >= 20 else (samples, None)
         with_data = not hasattr(registry.load("onnxprune.criteria", options.criterion), "score")
         calibration = Calibration(
             analysis,

@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,15 @@ class Samples:
         One for each sample, where a key for them was named.
     source : str
         Where they come from, for people.
+    free : bool
+        Whether the model takes batches of any size.
     """
 
     batches: list[Batch]
     counts: list[int]
     labels: Array | None = None
     source: str = ""
-    fixed: bool = field(default=False, repr=False)
+    free: bool = False
 
     @property
     def count(self) -> int:
@@ -61,27 +63,35 @@ class Samples:
         return sum(self.counts)
 
     def split(self, share: float) -> tuple[Samples, Samples | None]:
-        """Set the last batches aside, about this share of the samples.
+        """Set the last samples aside, about this share; whole batches only where the model fixes their size.
 
         Returns
         -------
         tuple of Samples, and Samples or None
-            None where there are too few batches to set any aside.
+            None where there are too few to set any aside.
         """
-        aside = 0
-        number = len(self.batches)
-        while number > 1 and aside + self.counts[number - 1] <= max(share * self.count, 1):
+        wanted = max(round(share * self.count), 1)
+        number, aside = len(self.batches), 0
+        while number > 1 and aside + self.counts[number - 1] <= wanted:
             number -= 1
             aside += self.counts[number]
-        if number == len(self.batches):
+        first, second = self.batches[:number], self.batches[number:]
+        if self.free and aside < wanted < self.count and self.counts[number - 1] > wanted - aside:
+            cut = self.counts[number - 1] - (wanted - aside)
+            whole = first[-1]
+            first = [*first[:-1], {n: a[:cut] for n, a in whole.items()}]
+            second = [{n: a[cut:] for n, a in whole.items()}, *second]
+        if not second:
             return self, None
-        first, second = slice(0, number), slice(number, None)
+        counts = [_count(b) for b in first], [_count(b) for b in second]
         labels = (
-            (None, None) if self.labels is None else (self.labels[: -aside or None], self.labels[-aside:])
+            (None, None)
+            if self.labels is None
+            else (self.labels[: sum(counts[0])], self.labels[sum(counts[0]) :])
         )
         return (
-            Samples(self.batches[first], self.counts[first], labels[0], self.source),
-            Samples(self.batches[second], self.counts[second], labels[1], self.source),
+            Samples(first, counts[0], labels[0], self.source, self.free),
+            Samples(second, counts[1], labels[1], self.source, self.free),
         )
 
 
@@ -144,7 +154,8 @@ def load_samples(
     found = np.concatenate(marks) if marks else None
     if found is not None and len(found) != sum(counts):
         raise CalibrationError(f"There are {len(found)} labels in {labels!r} for {sum(counts)} samples.")
-    return Samples(batches, counts, found, source)
+    free = all((axes := declared(v)) and isinstance(axes[0], str) for v in inputs.values())
+    return Samples(batches, counts, found, source, free)
 
 
 def _count(batch: Batch) -> int:

@@ -39,7 +39,7 @@ class Settings:
     bias : bool
         Whether a bias may be changed alone.
     most : int
-        Output positions that are used of a layer, for each regressor.
+        Output positions that are used of a layer, for each regressor; a third of them to rank units.
     seed : int
     """
 
@@ -102,14 +102,14 @@ class Walk:
                 spread.add(channels_last(found[goal], axis))
                 yield found[site.x], channels_last(found[site.y], axis), count
 
-        return self._gather(site, batches(), spread)
+        return self._gather(site, batches(), spread, self.settings.most // 3)
 
     def done(self, site: Site) -> None:
         """Let go of what only this layer needed."""
         self.dense.keep -= {site.x, site.y, site.total.tensor if site.total else site.y}
 
-    def _gather(self, site: Site, batches: Any, spread: _Spread) -> Evidence:
-        most = max(self.settings.most * site.view.width, 1 << 15)
+    def _gather(self, site: Site, batches: Any, spread: _Spread, most: int) -> Evidence:
+        most = max(most * site.view.width, 1 << 15)
         evidence = gather(
             Evidence.empty(site.view),
             batches,
@@ -141,7 +141,7 @@ class Walk:
                     y = (y - channels_last(mine[total.other], axis) - total.offset) / total.gain
                 yield mine[site.x], y, count
 
-        return self._gather(site, batches(), spread)
+        return self._gather(site, batches(), spread, self.settings.most)
 
 
 class _Spread:
