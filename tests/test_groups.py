@@ -61,7 +61,7 @@ def test_a_chain_ties_producer_affine_and_consumer() -> None:
     assert (group.name, group.units, group.kind) == ("w1:0", 6, "channels")
     assert axes(group) == {("w1", 0), ("b1", 0), ("s", 0), ("t", 0), ("m", 0), ("v", 0), ("w2", 1)}
     assert {m.tensor: m.contracted for m in group.members} == dict.fromkeys(
-        "w1 b1 s t m v".split(), False
+        ["w1", "b1", "s", "t", "m", "v"], False
     ) | {"w2": True}
     assert {m.role for m in group.members} == {"weight", "bias", "scale", "mean", "var"}
     np.testing.assert_array_equal(group.params, 3 + 5 + 4)
