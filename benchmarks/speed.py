@@ -98,8 +98,8 @@ def analysis(source: str, _target: str) -> dict[str, float]:
     import numpy as np
 
     from onnxprune.analysis import analyse
+    from onnxprune.cut.rewrite import rewrite
     from onnxprune.model import Model
-    from onnxprune.rewrite import rewrite
 
     model = Model.load(source)
     start = time.perf_counter()

@@ -13,12 +13,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune import binding
-from onnxprune.coupling import Coupling, couple
 from onnxprune.errors import ModelError
-from onnxprune.groups import Grouping, group
+from onnxprune.graph import binding
+from onnxprune.graph.coupling import Coupling, couple
+from onnxprune.graph.groups import Grouping, group
+from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, Weight, is_small
 from onnxprune.model import Model
-from onnxprune.trace import Shape, TraceError, Tracer, Typed, Weight, is_small
 
 
 @dataclass
@@ -91,7 +91,7 @@ def analyse(
     allow_inexact : bool
         Open axes that an average runs over.
     keep_blocks : bool
-        See `onnxprune.groups.group`.
+        See `onnxprune.graph.groups.group`.
 
     Raises
     ------

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from onnxprune import pipeline, registry
 from onnxprune.analysis import Analysis
-from onnxprune.belongings import PARAMETER_TYPES
 from onnxprune.budgets import _costs
 from onnxprune.calibrate.agreement import compare, outputs
 from onnxprune.calibrate.samples import Samples, load_samples
+from onnxprune.cut.rewrite import rewrite
 from onnxprune.deciding import Decision, decide, plan_of, step_of
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
-from onnxprune.group_types import Group
+from onnxprune.graph.belongings import PARAMETER_TYPES
+from onnxprune.graph.group_types import Group
 from onnxprune.options import Options, parse_target
 from onnxprune.picking import pick
 from onnxprune.pipeline import Job, Result
 from onnxprune.repair import Calibration, Fitted, refit_analysis
-from onnxprune.rewrite import rewrite
 
 __all__ = ["prune"]
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.analysis import Analysis
+from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import VerificationError
-from onnxprune.rewrite import Rewritten
 
 __all__ = ["Carried", "Failed", "Removed", "carry"]
 

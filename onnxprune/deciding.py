@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnxprune import registry
 from onnxprune.analysis import Analysis
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
-from onnxprune.group_types import Group
-from onnxprune.groups import Frozen
+from onnxprune.graph.group_types import Group
+from onnxprune.graph.groups import Frozen
 from onnxprune.machine import align_step
 from onnxprune.model import Model
 from onnxprune.options import OptionFields, Options

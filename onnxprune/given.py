@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.binding import declared, real_inputs
 from onnxprune.errors import CalibrationError
+from onnxprune.graph.binding import declared, real_inputs
 
 __all__ = ["MOST", "feeds"]
 

@@ -10,12 +10,12 @@ from typing import Any, TextIO
 import numpy as np
 
 from onnxprune.analysis import Analysis
-from onnxprune.coupling import Coupling
-from onnxprune.group_types import Group
-from onnxprune.groups import Frozen, Grouping
+from onnxprune.cut.rewrite import Kept, Masks
+from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.group_types import Group
+from onnxprune.graph.groups import Frozen, Grouping
 from onnxprune.ops import TABLE, Refusal, Row
 from onnxprune.report import Size, count_macs, count_parameters, dumps, plain_reason
-from onnxprune.rewrite import Kept, Masks
 
 __all__ = ["Inspection", "OpLine", "inspect_analysis", "left_by", "op_table"]
 

@@ -23,12 +23,12 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
 
-from onnxprune import checks, opening, output, payload
 from onnxprune.errors import ModelError
-from onnxprune.external import is_external, point
-from onnxprune.payload import Array, Payload
-from onnxprune.protowalk import all_names, tensors
-from onnxprune.store import DETACH_ABOVE, Piece, Store, joined, stored, strip, token_of, weights
+from onnxprune.files import checks, opening, output, payload
+from onnxprune.files.external import is_external, point
+from onnxprune.files.payload import Array, Payload
+from onnxprune.files.protowalk import all_names, tensors
+from onnxprune.files.store import DETACH_ABOVE, Piece, Store, joined, stored, strip, token_of, weights
 
 __all__ = ["Model", "WeightInfo"]
 
@@ -105,7 +105,7 @@ class Model:
         Raises
         ------
         ModelError
-            If the input is no sound ONNX model; see `onnxprune.opening`.
+            If the input is no sound ONNX model; see `onnxprune.files.opening`.
         """
         if isinstance(source, Model):
             return source
@@ -336,7 +336,7 @@ class Model:
     def save(
         self, path: str | os.PathLike[str], in_place: bool = False, external_threshold: int | None = None
     ) -> str:
-        """Write the model, complete or not at all; see `onnxprune.output`.
+        """Write the model, complete or not at all; see `onnxprune.files.output`.
 
         Parameters
         ----------

@@ -23,10 +23,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from onnxprune.coupling import Applied, Dims
 from onnxprune.errors import UsageError
-from onnxprune.group_types import Group
-from onnxprune.groups import Grouping
+from onnxprune.graph.coupling import Applied, Dims
+from onnxprune.graph.group_types import Group
+from onnxprune.graph.groups import Grouping
 
 __all__ = ["pick"]
 

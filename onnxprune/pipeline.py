@@ -21,22 +21,22 @@ import onnx
 
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.carry import Carried, Dead, Failed, carry
+from onnxprune.cut.rewrite import Rewritten, rewrite
 from onnxprune.deciding import Decision, decide, plan_of, resolve
 from onnxprune.errors import ModelError, OutputError, VerificationError
-from onnxprune.external import is_external, parse
+from onnxprune.files.external import is_external, parse
+from onnxprune.files.protowalk import tensors
 from onnxprune.given import feeds
-from onnxprune.group_types import Group
-from onnxprune.inline import inline
+from onnxprune.graph.group_types import Group
+from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.plan import Plan
-from onnxprune.protowalk import tensors
 from onnxprune.report import Report, Size, copies_of, count_macs, count_parameters, cuts_of
-from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.staging import LARGE, Staging
 
 if TYPE_CHECKING:
-    from onnxprune.verify import Verification
+    from onnxprune.proof.verify import Verification
 
 __all__ = ["Job", "Progress", "Result", "Source", "apply", "carry_out", "make_plan", "prune", "verify"]
 
@@ -241,7 +241,7 @@ def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
 
 def _prove(job: Job, analysis: Analysis, dead: Dead, pruned: Model | Path) -> Verification:
     """Verify; raise where something is wrong, or where nothing could be said."""
-    from onnxprune.verify import verify as check
+    from onnxprune.proof.verify import verify as check
 
     given = feeds(job.model.proto.graph, job.options.inputs)
     found = check(analysis, dead, pruned, inputs=given, seed=job.options.seed, rtol=job.options.rtol)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxprune.errors import PlanError
-from onnxprune.groups import Frozen
+from onnxprune.graph.groups import Frozen
 from onnxprune.report import TensorCut, dumps, write_text
 
 __all__ = ["FORMAT", "Plan", "PlannedGroup"]

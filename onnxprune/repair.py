@@ -20,7 +20,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Readers, Site, gone, readers, sites
 from onnxprune.calibrate.stream import Stream
 from onnxprune.errors import CalibrationError
-from onnxprune.group_types import Group
+from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.recovery._sequence import (
     LayerReport,

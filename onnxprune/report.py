@@ -19,12 +19,12 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.belongings import PARAMETER_TYPES
-from onnxprune.coupling import Coupling
+from onnxprune.cut.rewrite import Kept, WeightCut
 from onnxprune.errors import OutputError
-from onnxprune.groups import Frozen
+from onnxprune.graph.belongings import PARAMETER_TYPES
+from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.groups import Frozen
 from onnxprune.model import Model
-from onnxprune.rewrite import Kept, WeightCut
 
 __all__ = [
     "Report",

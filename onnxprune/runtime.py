@@ -20,10 +20,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from onnxprune.binding import real_inputs
-from onnxprune.external import point
+from onnxprune.files.external import point
+from onnxprune.graph.binding import real_inputs
+from onnxprune.graph.trace import Shape, Typed
 from onnxprune.model import Model
-from onnxprune.trace import Shape, Typed
 
 __all__ = [
     "Feeds",

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
+from onnxprune.graph.trace import attributes, is_small
 from onnxprune.ops import Node
-from onnxprune.trace import attributes, is_small
 
 __all__ = ["differ", "node_of", "run_node"]
 

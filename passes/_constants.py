@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.analysis import Analysis
-from onnxprune.coupling import Applied
+from onnxprune.graph.coupling import Applied
 
 __all__ = ["Constants", "padded"]
 

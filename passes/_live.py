@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from onnx import GraphProto, NodeProto
 
+from onnxprune.graph.trace import captured
 from onnxprune.model import Model
-from onnxprune.trace import captured
 
 __all__ = ["needed", "remove"]
 

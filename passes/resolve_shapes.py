@@ -34,14 +34,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from onnxprune import binding
 from onnxprune.analysis import weights_of
 from onnxprune.errors import ModelError, OnnxPruneError
-from onnxprune.inline import inline
+from onnxprune.graph import binding
+from onnxprune.graph.inline import inline
+from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, attributes
+from onnxprune.graph.values import evaluate
 from onnxprune.model import Model
 from onnxprune.passes._live import needed, remove
-from onnxprune.trace import Shape, TraceError, Tracer, Typed, attributes
-from onnxprune.values import evaluate
 
 __all__ = ["run"]
 

@@ -34,13 +34,13 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.carry import Dead, Failed, carry
-from onnxprune.coupling import Applied
-from onnxprune.groups import Family
-from onnxprune.inline import inline
-from onnxprune.kept import Kept
+from onnxprune.cut.kept import Kept
+from onnxprune.cut.rewrite import Rewritten, rewrite
+from onnxprune.graph.coupling import Applied
+from onnxprune.graph.groups import Family
+from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.passes._constants import Constants, Values, padded
-from onnxprune.rewrite import Rewritten, rewrite
 
 __all__ = ["Shrunk", "run", "shrink"]
 
@@ -138,9 +138,9 @@ def _once(found: Shrunk, verify: bool) -> bool:
 
 def _compare(analysis: Analysis, pruned: Model) -> None:
     """Run both models on random inputs; raise where they differ by more than rounding."""
-    from onnxprune.compare import compare, worst
+    from onnxprune.proof.compare import compare, worst
+    from onnxprune.proof.widen import widen
     from onnxprune.runtime import RunError, open_session, random_inputs
-    from onnxprune.widen import widen
 
     half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     models = [analysis.model, pruned]
@@ -356,7 +356,7 @@ class _Judge:
 
 def _drop(model: Model, name: str) -> None:
     """Remove a weight if nothing reads it any more."""
-    from onnxprune.trace import captured
+    from onnxprune.graph.trace import captured
 
     graph = model.proto.graph
     read = {n for node in graph.node for n in (*node.input, *(captured(node) if node.attribute else ()))}

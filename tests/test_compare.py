@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxprune.compare import compare, worst
+from onnxprune.proof.compare import compare, worst
 
 A = np.array([1.0, -2.0, 3.0], np.float32)
 

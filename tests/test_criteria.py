@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune import registry
 from onnxprune.criteria import _norm
-from onnxprune.group_types import Group, Member
+from onnxprune.graph.group_types import Group, Member
 
 # those that need no samples; the others have a function `curve`, see test_data_criteria.py
 NAMES = [

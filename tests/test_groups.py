@@ -8,7 +8,7 @@ import pytest
 from onnx import parser
 
 from onnxprune.analysis import Analysis, analyse
-from onnxprune.group_types import Group
+from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 
 HEAD = '<ir_version: 9, opset_import: ["" : 18]>'

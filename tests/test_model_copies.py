@@ -10,10 +10,10 @@ import pytest
 from attacks import chain, external
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import opening
 from onnxprune.errors import ModelError
+from onnxprune.files import opening
+from onnxprune.files.protowalk import tensors
 from onnxprune.model import Model
-from onnxprune.protowalk import tensors
 
 
 def chain_and(*weights: TensorProto) -> onnx.ModelProto:

@@ -127,7 +127,7 @@ def test_threshold(tmp_path: Path) -> None:
 def test_too_large_for_protobuf_goes_to_external_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxprune.output.MOST_EMBEDDED", 4000)
+    monkeypatch.setattr("onnxprune.files.output.MOST_EMBEDDED", 4000)
     halve(Model.load(chain())).save(tmp_path / "small.onnx")
     model = Model.load(chain())
     model.put("w", V)
@@ -341,7 +341,7 @@ def test_killed_while_a_weight_is_read(tmp_path: Path, monkeypatch: pytest.Monke
         done.append(1)
         return array
 
-    monkeypatch.setattr("onnxprune.payload.take", broken)
+    monkeypatch.setattr("onnxprune.files.payload.take", broken)
     with pytest.raises(MemoryError):
         model.save(tmp_path / "out.onnx")
     assert contents(tmp_path) == before

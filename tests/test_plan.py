@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from onnxprune import machine
 from onnxprune.errors import OutputError, PlanError
-from onnxprune.groups import Frozen
+from onnxprune.graph.groups import Frozen
 from onnxprune.plan import Plan, PlannedGroup
 from onnxprune.report import TensorCut
 

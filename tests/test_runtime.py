@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.model import Model
+from onnxprune.proof.widen import widen
 from onnxprune.runtime import RunError, open_session, probe_types, random_inputs
-from onnxprune.widen import widen
 
 RNG = np.random.default_rng(5)
 LARGE = RNG.standard_normal((40, 30)).astype(np.float32)  # more than 1 KiB: left out of light protos

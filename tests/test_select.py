@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxprune.budgets._align import steps
 from onnxprune.budgets.ratio import choose
 from onnxprune.errors import UsageError
-from onnxprune.group_types import Extent, Group
+from onnxprune.graph.group_types import Extent, Group
 
 
 def group(name: str, units: int, *extents: Extent, component: int = 0) -> Group:

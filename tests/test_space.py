@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.groups import check_closed
-from onnxprune.space import NONE, Space, components, solve
+from onnxprune.graph.groups import check_closed
+from onnxprune.graph.space import NONE, Space, components, solve
 
 
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60))
@@ -97,7 +97,7 @@ def spaces(draw: st.DrawFn) -> Space:
     for size in draw(st.lists(st.integers(1, 6), min_size=1, max_size=6)):
         space.new(size)
     for _ in range(draw(st.integers(0, 4))):
-        if len(space.sizes) > 1 and draw(st.booleans()):
+        if len(space.sizes) > 1 and max(space.sizes) < 500 and draw(st.booleans()):
             factors = tuple(
                 draw(st.lists(st.integers(0, len(space.sizes) - 1), min_size=2, max_size=3, unique=True))
             )
@@ -112,7 +112,7 @@ def spaces(draw: st.DrawFn) -> Space:
     return space
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(spaces(), st.data())
 def test_any_union_of_units_of_both_families_is_closed(space: Space, data: st.DataObject) -> None:
     masks: dict[int, np.ndarray] = {}

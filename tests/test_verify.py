@@ -26,12 +26,12 @@ from nets import (
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.analysis import Analysis, analyse
-from onnxprune.compare import compare
+from onnxprune.cut.rewrite import Rewritten, rewrite
 from onnxprune.model import Model
-from onnxprune.rewrite import Rewritten, rewrite
+from onnxprune.proof.compare import compare
+from onnxprune.proof.twin import twin
+from onnxprune.proof.verify import Verification, verify
 from onnxprune.runtime import open_session
-from onnxprune.twin import twin
-from onnxprune.verify import Verification, verify
 
 
 def cut(proto: onnx.ModelProto, *, share: float = 0.5, **options: bool) -> tuple[Analysis, dict, Rewritten]:

@@ -4,8 +4,8 @@ from attacks import chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune import wire
 from onnxprune.errors import ModelError
+from onnxprune.files import wire
 from onnxprune.model import Model
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.group_types import Indices
+from onnxprune.graph.group_types import Indices
 
 __all__ = ["FLOOR", "Axis", "aligned_count", "steps"]
 

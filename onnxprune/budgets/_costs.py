@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.coupling import Coupling
-from onnxprune.group_types import Group
-from onnxprune.groups import Grouping
+from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.group_types import Group
+from onnxprune.graph.groups import Grouping
 
 __all__ = ["Costs", "macs", "parameters"]
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from onnxprune.budgets._align import Axis, aligned_count
 from onnxprune.errors import UsageError
-from onnxprune.group_types import Group, Indices
+from onnxprune.graph.group_types import Group, Indices
 
 __all__ = ["choose"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxprune.budgets._align import Axis, steps
 from onnxprune.budgets._costs import Costs
 from onnxprune.budgets._dp import allocate
-from onnxprune.group_types import Group
+from onnxprune.graph.group_types import Group
 
 __all__ = ["Level", "choose", "level_of"]
 

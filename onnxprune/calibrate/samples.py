@@ -21,9 +21,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxprune.binding import declared, real_inputs
 from onnxprune.calibrate.synthetic import synthetic
 from onnxprune.errors import CalibrationError
+from onnxprune.graph.binding import declared, real_inputs
 
 __all__ = ["Samples", "load_samples"]
 

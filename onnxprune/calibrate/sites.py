@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.regressors import View, view_of
-from onnxprune.coupling import Applied, uses_of
-from onnxprune.group_types import Group
+from onnxprune.graph.coupling import Applied, uses_of
+from onnxprune.graph.group_types import Group
 
 __all__ = ["Readers", "Site", "Sum", "gone", "readers", "sites"]
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from onnxprune.errors import CalibrationError
+from onnxprune.graph.trace import captured
 from onnxprune.model import Model
 from onnxprune.runtime import RunError, Session, open_session
-from onnxprune.trace import captured
 
 __all__ = ["Stream"]
 

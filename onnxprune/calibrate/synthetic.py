@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.binding import real_inputs
 from onnxprune.errors import CalibrationError
+from onnxprune.graph.binding import real_inputs
 
 __all__ = ["synthetic"]
 

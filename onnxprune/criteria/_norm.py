@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.group_types import Group, Indices, Member
+from onnxprune.graph.group_types import Group, Indices, Member
 
 __all__ = [
     "BLOCK",

@@ -16,7 +16,7 @@ import warnings
 import numpy as np
 
 from onnxprune.criteria._norm import Floats, ScoreWarning, Weight, by_mean, keep_strange, norm, sums_of
-from onnxprune.group_types import Group
+from onnxprune.graph.group_types import Group
 
 __all__ = ["score"]
 

@@ -32,7 +32,7 @@ from onnxprune.criteria._norm import (
     unit_positions,
     weights_of,
 )
-from onnxprune.group_types import Group, Member
+from onnxprune.graph.group_types import Group, Member
 
 __all__ = ["score"]
 

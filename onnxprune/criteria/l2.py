@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.criteria._norm import Floats, Weight, norm
-from onnxprune.group_types import Group
+from onnxprune.graph.group_types import Group
 
 __all__ = ["score"]
 

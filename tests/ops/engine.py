@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.analysis import Analysis, _couple, _tracer, weights_of
-from onnxprune.groups import Grouping, check_closed
+from onnxprune.cut.rewrite import Kept, rewrite
+from onnxprune.graph.groups import Grouping, check_closed
+from onnxprune.graph.space import Solution, Space, solve
+from onnxprune.graph.trace import Weight, is_small
 from onnxprune.model import Model
-from onnxprune.rewrite import Kept, rewrite
-from onnxprune.space import Solution, Space, solve
-from onnxprune.trace import Weight, is_small
-from onnxprune.twin import twin
+from onnxprune.proof.twin import twin
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]

@@ -16,12 +16,12 @@ from functools import cache
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from onnxprune.escapes import counted
+from onnxprune.graph.escapes import counted
+from onnxprune.graph.space import Space
+from onnxprune.graph.trace import Tracer, captured
 from onnxprune.ops import Node, Refusal, Row, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit
 from onnxprune.ops.resolve import Fit, Misfit, fit
-from onnxprune.space import Space
-from onnxprune.trace import Tracer, captured
 
 Dims = tuple[int, ...]
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import onnx
 from onnx import TensorProto, helper
 
+from onnxprune.files.payload import nbytes
+from onnxprune.files.protowalk import tensors
 from onnxprune.model import Model
-from onnxprune.payload import nbytes
-from onnxprune.protowalk import tensors
 
 __all__ = ["check", "interface", "strict"]
 

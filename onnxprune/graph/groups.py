@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.belongings import Kinds, Weights, extents_of, macs_of, members_of, open_roots
-from onnxprune.coupling import Coupling
-from onnxprune.group_types import Group, Indices
-from onnxprune.space import Solution, Space, solve
+from onnxprune.graph.belongings import Kinds, Weights, extents_of, macs_of, members_of, open_roots
+from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.group_types import Group, Indices
+from onnxprune.graph.space import Solution, Space, solve
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -17,13 +17,13 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 from numpy.typing import NDArray
 
-from onnxprune import checks, wire
 from onnxprune.errors import ModelError
-from onnxprune.external import Folder, is_external
-from onnxprune.payload import Payload
-from onnxprune.protowalk import tensors
-from onnxprune.sizes import check_dense, check_size
-from onnxprune.store import DETACH_ABOVE, Store, new_token, token_of
+from onnxprune.files import checks, wire
+from onnxprune.files.external import Folder, is_external
+from onnxprune.files.payload import Payload
+from onnxprune.files.protowalk import tensors
+from onnxprune.files.sizes import check_dense, check_size
+from onnxprune.files.store import DETACH_ABOVE, Store, new_token, token_of
 
 __all__ = ["Opened", "open_model"]
 

@@ -20,7 +20,7 @@ from typing import NoReturn
 import onnx
 
 from onnxprune.errors import ModelError
-from onnxprune.protowalk import describe, subgraphs
+from onnxprune.files.protowalk import describe, subgraphs
 
 __all__ = ["MOST_INLINED", "check", "topological_order"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.graph.values import evaluate
 from onnxprune.ops import Node
-from onnxprune.values import evaluate
 
 __all__ = ["counted"]
 

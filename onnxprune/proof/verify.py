@@ -6,7 +6,7 @@ that. Two things may lift an error above rounding without a fault, and both are 
 
 - Ops that jump (Round, QuantizeLinear, TopK, comparisons, ...) turn a difference of 1e-7 into a whole step.
   Such a model is compared piece by piece: the pruned model gets the twin's values behind each jump
-  (`onnxprune.interior`).
+  (`onnxprune.proof.interior`).
 - A graph may amplify rounding. Then the twin is run once more on inputs that are moved in the last place, and
   once with onnxruntime's optimisations, and the tolerance is four times what these change, at most 1e-2.
 
@@ -27,15 +27,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxprune import interior, soundness
 from onnxprune.analysis import Analysis
-from onnxprune.compare import Difference, worst
-from onnxprune.interior import Case
+from onnxprune.cut.rewrite import Kept
 from onnxprune.model import Model
-from onnxprune.rewrite import Kept
+from onnxprune.proof import interior, soundness
+from onnxprune.proof.compare import Difference, worst
+from onnxprune.proof.interior import Case
+from onnxprune.proof.twin import twin
+from onnxprune.proof.widen import DOUBLE, HALF, widen
 from onnxprune.runtime import Feeds, RunError, open_session, random_inputs
-from onnxprune.twin import twin
-from onnxprune.widen import DOUBLE, HALF, widen
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import onnx
 
-from onnxprune import payload
 from onnxprune.errors import ModelError
-from onnxprune.external import is_external
+from onnxprune.files import payload
+from onnxprune.files.external import is_external
 
 __all__ = ["MOST_DENSE", "MOST_DIMS", "check_dense", "check_size"]
 

@@ -9,9 +9,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.coupling import Coupling, Instance, uses_of
-from onnxprune.group_types import Extent, Indices, Member
-from onnxprune.space import Solution, Space
+from onnxprune.graph.coupling import Coupling, Instance, uses_of
+from onnxprune.graph.group_types import Extent, Indices, Member
+from onnxprune.graph.space import Solution, Space
 
 __all__ = [
     "FLOATS",

@@ -27,10 +27,10 @@ from typing import IO
 import onnx
 
 from onnxprune.errors import OutputError
-from onnxprune.external import is_external, point
-from onnxprune.payload import Payload, from_array
-from onnxprune.protowalk import tensors
-from onnxprune.store import Piece, Store, joined, stored
+from onnxprune.files.external import is_external, point
+from onnxprune.files.payload import Payload, from_array
+from onnxprune.files.protowalk import tensors
+from onnxprune.files.store import Piece, Store, joined, stored
 
 __all__ = ["MOST_EMBEDDED", "Job", "save"]
 

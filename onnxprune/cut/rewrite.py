@@ -13,12 +13,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxprune.coupling import Coupling
-from onnxprune.kept import Kept, Masks
-from onnxprune.mend import Mender, RewriteError
+from onnxprune.cut.kept import Kept, Masks
+from onnxprune.cut.mend import Mender, RewriteError
+from onnxprune.cut.writer import WeightCut, Writer
+from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.trace import Tracer
 from onnxprune.model import Model
-from onnxprune.trace import Tracer
-from onnxprune.writer import WeightCut, Writer
 
 __all__ = ["Kept", "Masks", "RewriteError", "WeightCut", "Rewritten", "rewrite"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.coupling import Applied, Coupling, Dims
+from onnxprune.graph.coupling import Applied, Coupling, Dims
 
 __all__ = ["Kept", "Masks", "NodeCut"]
 

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxprune.wire import RAW_DATA
+from onnxprune.files.wire import RAW_DATA
 
 __all__ = ["Array", "Payload", "bits", "decode", "encode", "from_array", "known_type", "nbytes", "take"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from onnxprune.graph.trace import subgraphs
 from onnxprune.model import Model
-from onnxprune.trace import subgraphs
 
 __all__ = ["DOUBLE", "HALF", "widen"]
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune.coupling import Applied
-from onnxprune.kept import NodeCut
+from onnxprune.cut.kept import NodeCut
+from onnxprune.cut.writer import Writer
+from onnxprune.graph.coupling import Applied
+from onnxprune.graph.trace import TraceError, Tracer, Weight
 from onnxprune.ops import Node, SetAttr, SetInput, emit
-from onnxprune.trace import TraceError, Tracer, Weight
-from onnxprune.writer import Writer
 
 __all__ = ["Mender", "RewriteError"]
 

@@ -11,10 +11,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from onnxprune.coupling import Coupling, Instance
-from onnxprune.kept import Kept
+from onnxprune.cut.kept import Kept
+from onnxprune.graph.coupling import Coupling, Instance
+from onnxprune.graph.trace import captured
 from onnxprune.model import Model
-from onnxprune.trace import captured
 
 __all__ = ["WeightCut", "Writer"]
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxprune.analysis import Analysis
-from onnxprune.coupling import Applied, Dims
-from onnxprune.kept import Kept, NodeCut
+from onnxprune.cut.kept import Kept, NodeCut
+from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.model import Model
 from onnxprune.ops import SetAttr, emit
 from onnxprune.ops.notation import Axis, Letter, Product, Sum

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.analysis import Analysis
-from onnxprune.compare import Difference, compare, worst
-from onnxprune.coupling import Applied
+from onnxprune.cut.rewrite import Kept
+from onnxprune.graph.coupling import Applied
 from onnxprune.model import Model
-from onnxprune.rewrite import Kept
+from onnxprune.proof.compare import Difference, compare, worst
 from onnxprune.runtime import Feeds, open_session
 
 __all__ = ["Case", "compare_any", "inside", "pieces", "trouble"]

@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxprune import payload, wire
 from onnxprune.errors import ModelError
-from onnxprune.external import Folder, is_external, point
-from onnxprune.payload import Array, Payload
-from onnxprune.protowalk import is_constant, tensors
+from onnxprune.files import payload, wire
+from onnxprune.files.external import Folder, is_external, point
+from onnxprune.files.payload import Array, Payload
+from onnxprune.files.protowalk import is_constant, tensors
 
 __all__ = ["DETACH_ABOVE", "Piece", "Store", "joined", "new_token", "stored", "token_of", "weights"]
 

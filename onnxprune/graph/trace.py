@@ -18,9 +18,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
+from onnxprune.graph.values import MAX_ELEMENTS, evaluate
 from onnxprune.ops import Node, Refusal, lookup
 from onnxprune.ops.resolve import Misfit, out_shapes
-from onnxprune.values import MAX_ELEMENTS, evaluate
 
 Shape: TypeAlias = tuple[int, ...]
 Typed: TypeAlias = tuple[int, Shape | None]  # element type (0 unknown), shape (None unknown)

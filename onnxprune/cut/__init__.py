@@ -1,0 +1,1 @@
+"""Carry a decided cut into a model."""

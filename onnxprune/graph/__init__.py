@@ -1,0 +1,1 @@
+"""What ties channels: shapes, dims, their relations, and the dependency groups."""

@@ -1,0 +1,1 @@
+"""Law 1: the pruned model equals the masked original."""
