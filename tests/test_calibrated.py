@@ -237,6 +237,16 @@ def test_a_unit_that_nothing_needs_goes_first():
         assert g.shape == problem.g.shape
 
 
-def test_the_checker_takes_a_refitted_model():
-    found = onnxprune.prune(residual(), ratio=0.5, calib={"x": images()})
+@pytest.mark.parametrize("version", [3, 8])
+def test_the_checker_takes_a_refitted_model_with_no_weight_that_nobody_reads(version):
+    model = residual()
+    model.ir_version = version
+    if version < 4:
+        model.graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+        )
+    found = onnxprune.prune(model, ratio=0.5, calib={"x": images()})
     onnx.checker.check_model(found.model, full_check=True)
+    read = {n for node in found.model.graph.node for n in node.input}
+    assert {t.name for t in found.model.graph.initializer} <= read
+    assert len(found.model.graph.initializer) > len(model.graph.initializer)  # two layers had no bias

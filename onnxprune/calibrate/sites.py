@@ -12,6 +12,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.calibrate.regressors import View, view_of
 from onnxprune.graph.coupling import Applied, uses_of
 from onnxprune.graph.group_types import Group
+from onnxprune.graph.trace import captured
 
 __all__ = ["Readers", "Site", "Sum", "gone", "readers", "sites"]
 
@@ -49,6 +50,8 @@ class Site:
         Position of the node that makes ``y``.
     bias : str
         The constant bias; empty where there is none.
+    own : bool
+        Whether nothing else reads that bias.
     adder : tuple (position, slot) or None
         The input that takes the bias; None where a bias can't be given.
     total : Sum or None
@@ -63,6 +66,7 @@ class Site:
     weight: str
     end: int
     bias: str
+    own: bool
     adder: tuple[int, int] | None
     total: Sum | None
 
@@ -91,6 +95,8 @@ class _Graph:
         self.nodes = analysis.coupling.nodes
         self.uses = uses_of(analysis.coupling)
         self.outputs = {v.name for v in self.model.proto.graph.output}
+        inner = (captured(a.proto) for a in self.nodes if a.proto.attribute)
+        self.outer = self.outputs.union(*inner)
         self.maker = {name: n for n, a in enumerate(self.nodes) for name in a.node.outputs if name}
 
     def site(self, number: int, applied: Applied) -> Site | None:
@@ -118,7 +124,8 @@ class _Graph:
                 )
         name = self.model.proto.graph.node[self.model.order[number]].name or node.inputs[1]
         total = self.residual(number, y, view)
-        return Site(number, name, view, node.inputs[0], y, node.inputs[1], end, bias, adder, total)
+        own = bool(bias) and len(self.uses[bias]) == 1 and bias not in self.outer
+        return Site(number, name, view, node.inputs[0], y, node.inputs[1], end, bias, own, adder, total)
 
     def sole(self, name: str) -> int | None:
         """The node that alone reads a tensor."""

@@ -164,7 +164,9 @@ def group(
                 prefer_inner = left[1].get(number, np.inf) < 0.98 * left[0].get(number, np.inf)
             for n, fam in enumerate(families):
                 alternative |= {g.name: prefer_inner != bool(n) for g in fam.groups if g.component == number}
-    found = [replace(g, alternative=alternative.get(g.name, False)) for f in families for g in f.groups]
+    found = [
+        replace(g, alternative=True) if alternative.get(g.name) else g for f in families for g in f.groups
+    ]
     return Grouping(coupling, tuple(families), found, _frozen(weights, families))
 
 

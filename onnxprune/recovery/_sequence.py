@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of, refit
@@ -255,7 +256,14 @@ def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
     size = site.view.blocks * site.view.outputs
     vector = np.concatenate([f.b for f in fits]) / site.view.bias_factor
     shape = shape if int(np.prod(shape)) == size else (size,)
-    name = model.add(f"{site.weight}_bias", vector.reshape(shape).astype(old.dtype))
+    value = vector.reshape(shape).astype(old.dtype)
+    if site.own and model.weight(site.bias).size == size:
+        model.put(site.bias, value)
+        return
+    name = model.add(f"{site.weight}_bias", value)
+    if model.proto.ir_version < 4:  # there every initializer is a graph input as well
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        model.proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
     while len(node.input) <= slot:
         node.input.append("")
     node.input[slot] = name
