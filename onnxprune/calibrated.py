@@ -252,8 +252,8 @@ class _Work:
         few = [line.layer for line in trial.fitted.layers if line.too_few]
         if few:
             job.notes.append(
-                f"{len(few)} layers had too few samples for a regression ({few[0]} first) and got a bias at most; "
-                "give more."
+                f"{len(few)} layers had too few samples for a regression ({few[0]} first) and stay near their old "
+                "weights; give more."
             )
         lost = [g.name for g in self.groups if g.name not in self.calibration.readers]
         if lost:

@@ -29,6 +29,10 @@ Ints = NDArray[np.int64]
 Matrix = NDArray[np.float64]
 
 
+#: Ridges where there are fewer than two rows for each regressor: near the old weights.
+STRONG = (0.1, 1.0, 10.0)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How layers are fitted.
@@ -66,7 +70,7 @@ class LayerReport:
     variant : str
         ``"kept"``, ``"bias"`` or ``"lstsq 0.001"``.
     too_few : bool
-        Whether there were too few rows for a regression, so that none was tried.
+        Whether there were fewer than two rows for each regressor, so that only strong ridges were tried.
     """
 
     layer: str
@@ -203,9 +207,8 @@ def fit_blocks(
         makers["bias"] = lambda b, p: bias_only(p, kept[b], prior[b])
     rows_seen = min(m.n for m in evidence.train)
     enough = rows_seen >= 2 * max(len(k) for k in kept)
-    if enough:
-        for share in settings.ridges:
-            makers[f"lstsq {share:g}"] = _ridge(share, kept, prior)
+    for share in settings.ridges if enough else STRONG if settings.ridges else ():
+        makers[f"lstsq {share:g}"] = _ridge(share, kept, prior)
     errors = {
         name: sum(
             float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, held, strict=True))
