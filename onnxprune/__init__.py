@@ -78,9 +78,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """``onnxprune.plan`` and ``onnxprune.verify`` are functions.
+    """``onnxprune.plan`` is a function.
 
-    There are modules of the same names inside, and importing one would put it in the function's place.
+    There is a module of the same name inside, and importing it would put it in the function's place.
     (``from onnxprune.plan import Plan`` reaches the module all the same.)
     """
 
