@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.binding import declared, real_inputs
 
-__all__ = ["MOST", "feeds"]
+__all__ = ["MOST", "each", "feeds"]
 
 #: No more feeds than this are made of one file.
 MOST = 16
@@ -43,7 +43,7 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
         return []
     axes = {v.name: declared(v) for v in real_inputs(graph)}
     found: list[Feed] = []
-    for feed in _each(given):
+    for feed in each(given, lambda path: [_read(Path(path))], "Inputs"):
         _check_names(axes, feed)
         found += _batches(axes, feed)
         if len(found) >= MOST:
@@ -55,9 +55,24 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
     return found[:MOST]
 
 
-def _each(given: Any) -> Iterator[Feed]:
+def each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Iterator[Feed]:
+    """Yield one dictionary of arrays after the other from whatever people hold them in.
+
+    Parameters
+    ----------
+    given : path, mapping, object with ``get_next()`` or iterable of mappings
+    read : callable
+        What reads a path.
+    what : str
+        What they are called in an error.
+
+    Raises
+    ------
+    CalibrationError
+        If it is none of these.
+    """
     if isinstance(given, (str, os.PathLike)):
-        yield _read(Path(given))
+        yield from read(str(given))
     elif isinstance(given, Mapping):
         yield {str(n): np.asarray(a) for n, a in given.items()}
     elif hasattr(given, "get_next"):
@@ -66,13 +81,11 @@ def _each(given: Any) -> Iterator[Feed]:
     elif isinstance(given, Iterable):
         for feed in given:
             if not isinstance(feed, Mapping):
-                raise CalibrationError(
-                    f"Given inputs must be dictionaries of arrays; got a {type(feed).__name__}."
-                )
+                raise CalibrationError(f"{what} must be dictionaries of arrays; got a {type(feed).__name__}.")
             yield {str(n): np.asarray(a) for n, a in feed.items()}
     else:
         raise CalibrationError(
-            f"Inputs can't be read from a {type(given).__name__}; give a path or dictionaries of arrays."
+            f"{what} can't be read from a {type(given).__name__}; give a path or dictionaries of arrays."
         )
 
 

@@ -11,7 +11,7 @@ import importlib.util
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from onnx import numpy_helper
 
 from onnxprune.calibrate.synthetic import synthetic
 from onnxprune.errors import CalibrationError
+from onnxprune.given import each
 from onnxprune.graph.binding import declared, real_inputs
 
 __all__ = ["Samples", "load_samples"]
@@ -133,7 +134,7 @@ def load_samples(
     batches: list[Batch] = []
     marks: list[Array] = []
     count = 0
-    for feed in _each(given, seed):
+    for feed in each(given, lambda path: _read(path, seed), "Samples"):
         mark = feed.pop(labels, None) if labels else None
         _check(inputs, feed)
         parts = list(_parts(inputs, feed, None if most is None else most - count, seed, mark))
@@ -162,31 +163,10 @@ def _count(batch: Batch) -> int:
     return max((a.shape[0] for a in batch.values() if a.ndim), default=1)
 
 
-def _each(given: Any, seed: int) -> Iterator[Batch]:
-    if isinstance(given, str | os.PathLike):
-        yield from _read(str(given), seed)
-    elif isinstance(given, Mapping):
-        yield {str(n): np.asarray(a) for n, a in given.items()}
-    elif hasattr(given, "get_next"):
-        while (feed := given.get_next()) is not None:
-            yield {str(n): np.asarray(a) for n, a in feed.items()}
-    elif isinstance(given, Iterable):
-        for feed in given:
-            if not isinstance(feed, Mapping):
-                raise CalibrationError(
-                    f"Samples must be dictionaries of arrays; got a {type(feed).__name__}."
-                )
-            yield {str(n): np.asarray(a) for n, a in feed.items()}
-    else:
-        raise CalibrationError(
-            f"Samples can't be read from a {type(given).__name__}; give a path or dictionaries."
-        )
-
-
 def _read(text: str, seed: int) -> Iterator[Batch]:
     script, colon, name = text.rpartition(":")
     if colon and script.endswith(".py"):
-        yield from _each(_call(Path(script), name), seed)
+        yield from each(_call(Path(script), name), lambda path: _read(path, seed), "Samples")
         return
     path = Path(text)
     try:
