@@ -322,3 +322,25 @@ def test_dead_refuses_to_empty_an_axis() -> None:
     name = next(g.name for g in grouping.groups if g.kind == "heads")
     with pytest.raises(ValueError, match="elements of an axis would go"):
         grouping.dead({name: range(4)})
+
+
+def test_a_table_with_one_long_axis_is_a_list_of_indices() -> None:
+    """The newer PyTorch exporter writes as_strided this way after a global pooling."""
+    text = """g (float[1,3,4,4] x) => (float[1,4] y)
+        <int64[1] all = {-1}, int64[1,5,1,1] table = {4,3,2,1,0}, int64[2] flat = {1,5}> {
+        a = Conv(x, w1)
+        p = GlobalAveragePool(a)
+        f = Reshape(p, all)
+        t = Gather(f, table)
+        r = Reshape(t, flat)
+        y = MatMul(r, w2)
+    }"""
+    analysis = study(text, w1=(5, 3, 1, 1), w2=(5, 4))
+    (group,) = groups(analysis).values()
+    consumer = next(m for m in group.members if m.tensor == "w2")
+    np.testing.assert_array_equal(consumer.unit, [4, 3, 2, 1, 0])
+    import onnxprune
+
+    result = onnxprune.prune(model(text, w1=(5, 3, 1, 1), w2=(5, 4)), ratio=0.5, align="none")
+    assert result.report.law1["max_relative_error"] < 1e-5
+    assert result.report.after.parameters < result.report.before.parameters

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.ops.base import Cut, Edit, Node, SetAttr, SetInput, emitter
-from onnxprune.ops.movement import pads, slices
+from onnxprune.ops.movement import pads, slices, widest
 
 __all__: list[str] = []
 
@@ -130,9 +130,10 @@ def gather(node: Node, cut: Cut) -> list[Edit]:
     place = np.full(size, -1, np.int64)
     place[kept] = np.arange(len(kept))
     found = place[np.where(index < 0, index + size, index)]
-    if index.ndim == 1:
-        found = found[cut.kept_out(0, axis)]
-    return [SetInput(1, found.astype(index.dtype).reshape(index.shape if index.ndim != 1 else -1))]
+    if index.ndim:
+        wide = widest(index.shape)
+        found = np.take(found, cut.kept_out(0, axis + wide), axis=wide)
+    return [SetInput(1, found.astype(index.dtype))]
 
 
 @emitter("Resize")

@@ -97,13 +97,21 @@ def gather(node: Node) -> Row:
     rest = [*data[:axis], *data[axis + 1 :]]
     if index.ndim == 0:
         return Row(join([text(data), "()"], [text(rest)]), pinned={data[axis]: index.reshape(1)})
-    if index.ndim == 1:
-        out = text([*data[:axis], "q", *data[axis + 1 :]])
-        return Row(join([text(data), "r!"], [out]), maps={"q": Map(data[axis], index)})
+    wide = widest(index.shape)
+    if index.size == index.shape[wide]:  # one list of indices, whatever axes of length 1 are around it
+        ones = ["1"] * index.ndim
+        given, taken = ([*ones[:wide], name, *ones[wide + 1 :]] for name in ("r!", "q"))
+        out = text([*data[:axis], *taken, *data[axis + 1 :]])
+        return Row(join([text(data), text(given)], [out]), maps={"q": Map(data[axis], index.reshape(-1))})
     found = [f"i{n}!" for n in range(index.ndim)]
     why = {data[axis]: "picked by a table of indices"}
     data[axis] += "!"
     return Row(join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why)
+
+
+def widest(shape: tuple[int, ...]) -> int:
+    """Return the longest axis of a table of indices."""
+    return max(range(len(shape)), key=lambda n: shape[n])
 
 
 def pads(node: Node) -> list[tuple[int, int]]:
