@@ -127,7 +127,7 @@ def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep
     for inputs in binding.bindings(graph, given):
         tracer = _tracer(model, weights, inputs, {})
         try:
-            coupling = _couple(model, tracer, nodes, inputs, outputs)
+            coupling, tracer = _couple(model, tracer, nodes, inputs, outputs)
         except TraceError as error:
             failure = failure or error
             continue
@@ -142,23 +142,24 @@ def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep
 
 def _couple(
     model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], outputs: list[str]
-) -> Coupling:
-    """Couple the graph; where inference leaves shapes open, take them from one run of the model."""
+) -> tuple[Coupling, Tracer]:
+    """Couple the graph; where inference leaves shapes open, take them from one run of the model.
+
+    Returns the tracer that knows them, too.
+    """
     coupling = couple(tracer, nodes, inputs, outputs)
     unknown = [
         n for a in coupling.nodes for n in a.node.outputs if n and tracer.types.get(n, (0, None))[1] is None
     ]
     if not unknown:
-        return coupling
+        return coupling, tracer
     from onnxprune.runtime import probe_types
 
     hints = probe_types(model, inputs, unknown)
     if not hints:
-        return coupling
+        return coupling, tracer
     again = _tracer(model, tracer.weights, inputs, hints)
-    coupling = couple(again, nodes, inputs, outputs)
-    tracer.__dict__.update(again.__dict__)
-    return coupling
+    return couple(again, nodes, inputs, outputs), again
 
 
 def _tracer(
