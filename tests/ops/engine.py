@@ -137,7 +137,8 @@ class _Law:
         self.graph = self.model.proto.graph
         nodes = [self.graph.node[i] for i in self.model.order]
         tracer = _tracer(self.model, weights, {}, {})
-        self.coupling = _couple(self.model, tracer, nodes, {}, [])  # no input, no output: none is locked
+        # no input, no output: none is locked
+        self.coupling, tracer = _couple(self.model, tracer, nodes, {}, [])
         self.analysis = Analysis(self.model, tracer, self.coupling, Grouping(self.coupling, ()), {})
         self.title = ", ".join(n.op_type for n in self.graph.node[:3])
 
