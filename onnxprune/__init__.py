@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxprune.api import apply as apply
+    from onnxprune.api import explain as explain
     from onnxprune.api import inspect as inspect
     from onnxprune.api import plan as plan
     from onnxprune.api import prune as prune
@@ -35,6 +36,7 @@ _HOME = {
     "plan": "api",
     "apply": "api",
     "verify": "api",
+    "explain": "api",
     "inspect": "api",
     "run": "api",
     "Inspection": "inspection",
@@ -55,6 +57,7 @@ __all__ = [
     "Report",
     "Result",
     "apply",
+    "explain",
     "inspect",
     "plan",
     "prune",

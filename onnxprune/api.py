@@ -12,13 +12,15 @@ from typing import Any, Unpack
 from onnxprune import pipeline
 from onnxprune.deciding import options_of
 from onnxprune.errors import UsageError
+from onnxprune.explaining import Explanation
+from onnxprune.explaining import explain as explain_analysis
 from onnxprune.inspection import Inspection, inspect_analysis
 from onnxprune.model import Model
 from onnxprune.options import OptionFields, Options, Shapes
 from onnxprune.pipeline import Job, Progress, Result, Source
 from onnxprune.plan import Plan
 
-__all__ = ["apply", "inspect", "plan", "prune", "run", "verify"]
+__all__ = ["apply", "explain", "inspect", "plan", "prune", "run", "verify"]
 
 Path_ = str | os.PathLike[str]
 
@@ -174,6 +176,37 @@ def inspect(
     shapes: Mapping[str, tuple[int, ...]] = input_shapes or {}
     job = Job.open(source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact), progress)
     return inspect_analysis(job.analyse(), pipeline.size_in_bytes(job.model))
+
+
+def explain(
+    source: Source,
+    tensor: str,
+    axis: int | None = None,
+    *,
+    input_shapes: Shapes | None = None,
+    allow_inexact: bool = False,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Say what is cut together with an axis of a tensor, through which nodes, or what freezes it.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+    tensor : str
+        A tensor of the main graph, ``tensor:axis``, or a node for its first output.
+    axis : int, optional
+        All axes otherwise.
+    input_shapes, allow_inexact, progress
+        As for `inspect`.
+
+    Raises
+    ------
+    UsageError
+        If there is no such tensor or axis.
+    """
+    shapes: Mapping[str, tuple[int, ...]] = input_shapes or {}
+    job = Job.open(source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact), progress)
+    return explain_analysis(job.analyse(), tensor, axis)
 
 
 def run(

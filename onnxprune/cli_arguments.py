@@ -44,6 +44,12 @@ examples:
   onnxprune inspect --ops                 the op table
 """
 
+_EXPLAIN = """\
+examples:
+  onnxprune explain model.onnx conv1.weight 0     the axes that go with it, through which nodes
+  onnxprune explain model.onnx conv1.weight:0 --json
+"""
+
 _PLAN = """\
 examples:
   onnxprune plan model.onnx -o plan.json --ratio 0.5
@@ -58,6 +64,10 @@ examples:
 Each pass is one file in onnxprune/passes; an option's value is written name=value, several are separated by a
 space or a comma. Known passes: PASSES.
 """
+
+
+#: Options of a decision that the groups don't depend on.
+_NO_GROUPS = ("ratio", "criterion", "align", "scope", "cap", "ignore", "only", "seed")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,6 +90,7 @@ def build() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _prune(commands)
     _inspect(commands)
+    _explain(commands)
     _plan(commands)
     _apply(commands)
     _verify(commands)
@@ -217,10 +228,19 @@ def _inspect(commands: Any) -> None:
         commands, "inspect", "show what can be cut, what is frozen and why; writes nothing", _INSPECT
     )
     parser.add_argument("in", metavar="IN", nargs="?", help="the model")
-    _add_options(
-        parser, ("decide",), skip=("ratio", "criterion", "align", "scope", "cap", "ignore", "only", "seed")
-    )
+    _add_options(parser, ("decide",), skip=_NO_GROUPS)
     parser.add_argument("--ops", action="store_true", help="print the op table; needs no model")
+    _json(parser)
+
+
+def _explain(commands: Any) -> None:
+    parser = _command(
+        commands, "explain", "say what is cut together with a tensor's axis, or what freezes it", _EXPLAIN
+    )
+    _files(parser, ("in", "the model"))
+    parser.add_argument("tensor", metavar="TENSOR", help="a tensor, tensor:axis, or a node for its output")
+    parser.add_argument("axis", metavar="AXIS", nargs="?", type=_int, help="all of them otherwise")
+    _add_options(parser, ("decide",), skip=_NO_GROUPS)
     _json(parser)
 
 

@@ -17,7 +17,7 @@ from onnxprune.errors import OutputError, UsageError
 from onnxprune.options import OptionFields
 from onnxprune.pipeline import Result
 
-__all__ = ["apply", "inspect", "plan", "prune", "run", "verify"]
+__all__ = ["apply", "explain", "inspect", "plan", "prune", "run", "verify"]
 
 
 def prune(args: Namespace) -> None:
@@ -77,6 +77,22 @@ def inspect(args: Namespace) -> None:
         )
     found = api.inspect(
         _input(args),
+        input_shapes=shapes_from(getattr(args, "input_shapes", [])),
+        allow_inexact=getattr(args, "allow_inexact", False),
+        progress=_progress(args),
+    )
+    if args.json:
+        sys.stdout.write(found.dumps())
+    else:
+        found.show()
+
+
+def explain(args: Namespace) -> None:
+    """``onnxprune explain IN TENSOR [AXIS]``."""
+    found = api.explain(
+        _input(args),
+        args.tensor,
+        args.axis,
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
         allow_inexact=getattr(args, "allow_inexact", False),
         progress=_progress(args),

@@ -28,7 +28,7 @@ from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Grouping
 
-__all__ = ["pick"]
+__all__ = ["near_names", "pick"]
 
 
 def pick(grouping: Grouping, ignore: Sequence[str] = (), only: Sequence[str] = ()) -> list[Group]:
@@ -104,7 +104,7 @@ class _Names:
         coupling = self.grouping.coupling
         names = [g.name for g in self.grouping.groups]
         names += [i.tensor for i in coupling.instances] + [a.node.name for a in coupling.nodes if a.node.name]
-        near = _near(pattern, names)
+        near = near_names(pattern, names)
         hint = f"; near names are {', '.join(repr(n) for n in near)}" if near else ""
         return (
             f"{option} {pattern!r} matches no group, weight or node of the model{hint}; "
@@ -112,7 +112,8 @@ class _Names:
         )
 
 
-def _near(pattern: str, names: Iterable[str]) -> list[str]:
+def near_names(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the few names that are most like a pattern."""
     unique = list(dict.fromkeys(names))
     plain = re.sub(r"[\\^$*+?()\[\]{}|]", "", pattern)
     fold: defaultdict[str, list[str]] = defaultdict(list)
