@@ -51,11 +51,14 @@ class TensorCut:
 
 @dataclass(frozen=True)
 class Size:
-    """A model's size: parameters (floats and quantised integers), MACs of one run, bytes of the files."""
+    """A model's size: parameters (floats and quantised integers), MACs of one run, bytes of the files, and the bytes
+    that one run needs at its peak (an estimate: `onnxprune.memory`).
+    """
 
     parameters: int
     macs: int | None
     bytes: int | None = None
+    memory: int | None = None
 
 
 @dataclass
@@ -114,7 +117,7 @@ class Report:
         """Return the report as plain JSON values."""
         both = {
             name: {"before": getattr(self.before, name), "after": getattr(self.after, name)}
-            for name in ("parameters", "macs", "bytes")
+            for name in ("parameters", "macs", "bytes", "memory")
         }
         return {
             "format": 1,
@@ -165,6 +168,7 @@ class Report:
                 ("parameters", self.before.parameters, self.after.parameters),
                 ("MACs", self.before.macs, self.after.macs),
                 ("bytes", self.before.bytes, self.after.bytes),
+                ("peak memory", self.before.memory, self.after.memory),
             )
         ]
         show(["", "before", "after", "left"], rows, stream=stream)

@@ -23,7 +23,7 @@ LAYERS = (
     "graph.trace",
     "graph.escapes graph.coupling graph.belongings graph.groups",
     "runtime proof.widen analysis",
-    "cut.kept cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
+    "cut.kept memory cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
     "proof.soundness proof.twin proof.verify picking deciding inspection explaining staging",
     "criteria budgets recovery",
     "repair pipeline passlist calibrated",
