@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,23 +42,26 @@ def ops() -> str:
 
 def options() -> str:
     """Return docs/options.md."""
-    from onnxprune.options import Options, flag
+    from onnxprune.options import Options
+    from onnxprune.sparse.options import SparseOptions
 
-    lines = [
-        "# Options",
-        "",
-        "Written by `python docs/tables.py` from `onnxprune.Options`; don't edit.",
-        "",
-        "| command line | Python | default | unit | |",
-        "|---|---|---|---|---|",
-    ]
-    for spec in dataclasses.fields(Options):
+    lines = ["# Options", "", "Written by `python docs/tables.py` from the code; don't edit.", ""]
+    lines += ["`onnxprune prune`, and `onnxprune.Options`:", "", *_option_rows(Options), ""]
+    lines += ["`onnxprune sparsify`:", "", *_option_rows(SparseOptions), ""]
+    return "\n".join(lines)
+
+
+def _option_rows(kind: Any) -> list[str]:
+    from onnxprune.options import flag
+
+    lines = ["| command line | Python | default | unit | |", "|---|---|---|---|---|"]
+    for spec in dataclasses.fields(kind):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         factory = spec.default_factory is not dataclasses.MISSING
         default = "required" if required else "`{}`" if factory else f"`{spec.default!r}`"
         cells = [f"`{flag(spec)}`", f"`{spec.name}`", default, spec.metadata["unit"], spec.metadata["help"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, ""])
+    return lines
 
 
 FILES = {"ops.md": ops, "options.md": options}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import Result as Result
     from onnxprune.plan import Plan as Plan
     from onnxprune.report import Report as Report
+    from onnxprune.sparse.front import sparsify as sparsify
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOME = {
     "explain": "api",
     "inspect": "api",
     "run": "api",
+    "sparsify": "sparse.front",
     "Inspection": "inspection",
     "Model": "model",
     "OnnxPruneError": "errors",
@@ -62,6 +64,7 @@ __all__ = [
     "plan",
     "prune",
     "run",
+    "sparsify",
     "verify",
 ]
 

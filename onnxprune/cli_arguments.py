@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from onnxprune.errors import UsageError
 from onnxprune.options import Options, flag, parse_shape
 
 __all__ = ["build", "options_from"]
+
+Given = TypeVar("Given")
 
 _CODES = """\
 exit codes:
@@ -41,6 +43,7 @@ _INSPECT = """\
 examples:
   onnxprune inspect model.onnx            groups, frozen axes with reasons, and the ceiling
   onnxprune inspect model.onnx --json     the same for programs
+  onnxprune inspect model.onnx --sparsity   zeros of each weight, patterns by axis, what runtimes make of them
   onnxprune inspect --ops                 the op table
 """
 
@@ -65,6 +68,16 @@ Each pass is one file in onnxprune/passes; an option's value is written name=val
 space or a comma. Known passes: PASSES.
 """
 
+
+_SPARSIFY = """\
+examples:
+  onnxprune sparsify model.onnx sparse.onnx --pattern 2:4
+      two zeros of every four inputs, where sparse tensor cores want them
+  onnxprune sparsify model.onnx sparse.onnx --pattern unstructured --sparsity 0.7 --scope global
+      the smallest 70 % of all weights become zero
+
+Zeros make no model faster by themselves: the report says which runtime gains what.
+"""
 
 #: Options of a decision that the groups don't depend on.
 _NO_GROUPS = ("ratio", "criterion", "align", "scope", "cap", "ignore", "only", "seed")
@@ -95,6 +108,7 @@ def build() -> argparse.ArgumentParser:
     _apply(commands)
     _verify(commands)
     _run(commands)
+    _sparsify(commands)
     return top
 
 
@@ -122,9 +136,12 @@ def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.
 
 
 def _add_options(
-    parser: argparse.ArgumentParser, stages: Collection[str], skip: Collection[str] = ()
+    parser: argparse.ArgumentParser,
+    stages: Collection[str],
+    skip: Collection[str] = (),
+    kind: Any = Options,
 ) -> None:
-    for spec in dataclasses.fields(Options):
+    for spec in dataclasses.fields(kind):
         if spec.metadata["stage"] in stages and spec.name not in skip:
             _add_option(parser, spec)
 
@@ -168,23 +185,22 @@ def _float(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
-def options_from(args: argparse.Namespace, **more: Any) -> Options:
+def options_from(args: argparse.Namespace, kind: type[Given] = Options, **more: Any) -> Given:  # type: ignore[assignment]
     """Return the options that were given on the command line.
 
     Parameters
     ----------
     args : Namespace
+    kind : dataclass
+        Which options.
     more : dict
         Values of options that the command doesn't have.
     """
-    given = {
-        spec.name: getattr(args, spec.name)
-        for spec in dataclasses.fields(Options)
-        if hasattr(args, spec.name)
-    }
+    names = [spec.name for spec in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "input_shapes" in given:
         given["input_shapes"] = shapes_from(given["input_shapes"])
-    return Options(**{**given, **more})
+    return kind(**{**given, **more})
 
 
 def shapes_from(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -230,6 +246,11 @@ def _inspect(commands: Any) -> None:
     parser.add_argument("in", metavar="IN", nargs="?", help="the model")
     _add_options(parser, ("decide",), skip=_NO_GROUPS)
     parser.add_argument("--ops", action="store_true", help="print the op table; needs no model")
+    parser.add_argument(
+        "--sparsity",
+        action="store_true",
+        help="show the zeros of each weight, and which patterns hold along which axis",
+    )
     _json(parser)
 
 
@@ -286,6 +307,16 @@ def _run(commands: Any) -> None:
         "--passes", required=True, metavar="LIST", help='such as "resolve_shapes,prune{ratio=0.5},shrink"'
     )
     _add_options(parser, ("write",))
+
+
+def _sparsify(commands: Any) -> None:
+    from onnxprune.sparse.options import SparseOptions
+
+    parser = _command(commands, "sparsify", "put zeros into weights in a pattern, such as 2:4", _SPARSIFY)
+    _files(parser, ("in", "the model"), ("out", "where the result goes"))
+    _add_options(parser, ("sparsify",), kind=SparseOptions)
+    parser.add_argument("--report", metavar="R.json", help="write the report: zeros and gains of each weight")
+    _json(parser)
 
 
 def _known_passes() -> str:

@@ -16,8 +16,10 @@ from onnxprune.cli_arguments import options_from, shapes_from
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.options import OptionFields
 from onnxprune.pipeline import Result
+from onnxprune.sparse import front
+from onnxprune.sparse.options import SparseOptions
 
-__all__ = ["apply", "explain", "inspect", "plan", "prune", "run", "verify"]
+__all__ = ["apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "verify"]
 
 
 def prune(args: Namespace) -> None:
@@ -75,6 +77,13 @@ def inspect(args: Namespace) -> None:
         raise UsageError(
             "'inspect' needs a model, or --ops for the op table; see 'onnxprune inspect --help'."
         )
+    if args.sparsity:
+        zeros = front.inspect_sparsity(_input(args))
+        if args.json:
+            sys.stdout.write(zeros.dumps())
+        else:
+            zeros.show()
+        return
     found = api.inspect(
         _input(args),
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
@@ -113,6 +122,20 @@ def run(args: Namespace) -> None:
     api.run(source, args.passes, args.out, in_place=given.get("in_place", False), progress=_progress(args))
     if not args.quiet:
         print(f"wrote {args.out} ({Path(args.out).stat().st_size:,} bytes)")
+
+
+def sparsify(args: Namespace) -> None:
+    """``onnxprune sparsify IN OUT --pattern 2:4``."""
+    source = _input(args)
+    _side_files(source, args.out, args.report)
+    result = front.sparsify(source, args.out, options_from(args, SparseOptions), progress=_progress(args))
+    if args.report:
+        result.report.save(args.report)
+    if args.json:
+        sys.stdout.write(result.report.dumps())
+    elif not args.quiet:
+        result.report.show()
+        print(f"wrote {args.out}")
 
 
 def _show_log() -> None:

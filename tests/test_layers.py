@@ -25,9 +25,13 @@ LAYERS = (
     "runtime proof.widen analysis",
     "cut.kept memory cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
     "proof.soundness proof.twin proof.verify picking deciding inspection explaining staging",
-    "criteria budgets recovery",
+    "criteria budgets recovery sparse.clock sparse.layout sparse.kinds sparse.pattern sparse.options",
+    "sparse.targets sparse.methods",
+    "sparse.storage sparse.gains sparse.masking",
+    "sparse.report sparse.inspection",
     "repair pipeline passlist calibrated",
-    "api single testing",
+    "sparse.journey",
+    "api single testing sparse.front",
     "passes",
     "cli_arguments cli_commands cli __main__",
 )
@@ -36,7 +40,7 @@ RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 PACKAGES = {name.partition(".")[0] for name in RANK if "." in name}
 RANK |= dict.fromkeys(PACKAGES, 0)  # their __init__ imports nothing
 #: Folders whose files are found by name and never know of each other. Files with a leading "_" are shared.
-LEAVES = ("criteria", "budgets", "recovery", "passes")
+LEAVES = ("criteria", "budgets", "recovery", "sparse.methods", "passes")
 #: Belongs to no layer: the front door imports nothing when it is imported, and anyone may ask its version.
 FREE = {"onnxprune:__version__"}
 

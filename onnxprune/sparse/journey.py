@@ -1,0 +1,177 @@
+"""The journey of `onnxprune sparsify`: find the weights, choose zeros, put them in, check, report, save."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxprune import pipeline, registry
+from onnxprune.errors import NothingToPrune, UsageError, VerificationError
+from onnxprune.graph.inline import inline
+from onnxprune.model import Model
+from onnxprune.pipeline import Progress
+from onnxprune.sparse.clock import Clock
+from onnxprune.sparse.kinds import Pattern, parse_pattern
+from onnxprune.sparse.masking import blanked, masks
+from onnxprune.sparse.options import SparseOptions
+from onnxprune.sparse.pattern import holds
+from onnxprune.sparse.report import SparseReport, line_of
+from onnxprune.sparse.storage import CANT_READ, to_sparse
+from onnxprune.sparse.targets import Left, Target, find
+
+__all__ = ["SparseResult", "sparsify"]
+
+
+@dataclass
+class SparseResult:
+    """What `onnxprune.sparsify` gives back.
+
+    Attributes
+    ----------
+    sparse : Model
+        The model with zeros.
+    report : SparseReport
+    path : Path or None
+        Where it was written.
+    """
+
+    sparse: Model
+    report: SparseReport
+    path: Path | None = None
+    _proto: onnx.ModelProto | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model as a complete ModelProto, its weights included."""
+        if self._proto is None:
+            self._proto = self.sparse.to_proto()
+        return self._proto
+
+
+def sparsify(
+    source: Model, output: Path | None, options: SparseOptions, progress: Progress | None = None
+) -> SparseResult:
+    """Do the whole journey.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`.
+    """
+    clock = Clock(progress)
+    pipeline.refuse_overwrite(source, output, options.in_place)
+    pattern = parse_pattern(options.pattern)
+    registry.load("onnxprune.sparse.methods", options.method)
+    with clock.stage("find"):
+        model = inline(source)
+        found, left = find(model)
+        targets, spared = pick(found, options.ignore, options.only)
+        targets, small = _fitting(targets, pattern)
+    report = SparseReport(pattern.text, left=[*left, *spared, *small], options=options.to_json())
+    if not targets:
+        raise NothingToPrune(
+            f"No weight can get zeros in the pattern {pattern.text}; 'onnxprune inspect --sparsity' lists reasons."
+        )
+    if options.sparsity == 0 or (pattern.fixed and pattern.keep == pattern.of):
+        result = source
+    else:
+        result = _treat(model, targets, pattern, options, clock)
+    with clock.stage("report"):
+        report.lines = [line_of(t, model, result, pattern, options.method) for t in targets]
+        report.bytes_before = pipeline.size_in_bytes(source)
+    report.sha256["input"] = source.sha256
+    if options.store == "sparse" and result is not source:
+        report.sparse = to_sparse(result, targets)
+        said = f"that {CANT_READ} can't read" if report.sparse else "since no weight would be smaller"
+        report.notes.append(f"{len(report.sparse)} weights are written as sparse_initializer, {said}.")
+    return _save(SparseResult(result, report, output), options, clock)
+
+
+def _save(result: SparseResult, options: SparseOptions, clock: Clock) -> SparseResult:
+    report, output = result.report, result.path
+    if output is not None:
+        with clock.stage("save"):
+            report.sha256["output"] = result.sparse.save(
+                output, in_place=options.in_place, external_threshold=options.external_data_threshold
+            )
+    report.bytes_after = pipeline.size_in_bytes(result.sparse if output is None else Model.load(output))
+    report.seconds = clock.seconds
+    return result
+
+
+def pick(
+    targets: Sequence[Target], ignore: Sequence[str], only: Sequence[str]
+) -> tuple[list[Target], list[Left]]:
+    """Return the weights that may be treated under ``--ignore`` and ``--only``, and the others.
+
+    Raises
+    ------
+    UsageError
+        If a pattern matches nothing.
+    """
+
+    def hit(pattern: str, target: Target) -> bool:
+        return any(re.search(pattern, name) for name in (target.name, *(r.name for r in target.readers)))
+
+    for option, patterns in (("--ignore", ignore), ("--only", only)):
+        for pattern in patterns:
+            if not any(hit(pattern, t) for t in targets):
+                raise UsageError(
+                    f"{option} {pattern!r} matches no weight that could get zeros, and no layer of one."
+                )
+    kept, left = [], []
+    for target in targets:
+        if any(hit(p, target) for p in ignore):
+            left.append(Left(target.name, "--ignore"))
+        elif only and not any(hit(p, target) for p in only):
+            left.append(Left(target.name, "not named by --only"))
+        else:
+            kept.append(target)
+    return kept, left
+
+
+def _fitting(targets: Sequence[Target], pattern: Pattern) -> tuple[list[Target], list[Left]]:
+    """Return the weights in which at least one tile of a pattern fits, and the others."""
+    kept, left = [], []
+    for target in targets:
+        _, outputs, inputs, taps = target.shape
+        if pattern.kind == "kernel" and taps == 1:
+            left.append(Left(target.name, "it has no kernel: one tap only"))
+        elif pattern.fixed and inputs < pattern.of:
+            left.append(Left(target.name, f"fewer than {pattern.of} inputs"))
+        elif pattern.kind == "block" and (outputs < pattern.rows or inputs < pattern.columns):
+            left.append(Left(target.name, f"smaller than a block of {pattern.rows}x{pattern.columns}"))
+        else:
+            kept.append(target)
+    return kept, left
+
+
+def _treat(
+    model: Model, targets: Sequence[Target], pattern: Pattern, options: SparseOptions, clock: Clock
+) -> Model:
+    """Return a model with zeros put in."""
+    result = model.fork()
+    with clock.stage("choose"):
+        keep = masks(model, targets, pattern, options.sparsity or 0.0, options.scope, options.method)
+        for target in targets:
+            weight = model.weight(target.name)
+            new = blanked(target, weight, keep[target.name])
+            if new is not weight:
+                result.put(target.name, new)
+    _check(result, targets, pattern)
+    return result
+
+
+def _check(model: Model, targets: Sequence[Target], pattern: Pattern) -> None:
+    """Look at the result once more, with other code than what made it."""
+    if not pattern.fixed:
+        return
+    for target in targets:
+        zero = target.layout.view(target.zeros(np.asarray(model.weight(target.name))))
+        if not holds(pattern, zero):
+            raise VerificationError(f"{target.name!r} isn't {pattern.text} along its inputs; this is a bug.")

@@ -1,0 +1,79 @@
+"""From a weight as it is stored to the canonical ``[blocks, outputs, inputs, taps]``, and back.
+
+What lies between a weight and the layer that reads it (Transpose, Reshape) and the layer's own order of axes are both
+nothing but reshapes and transposes, so a layout is a list of these. It is exact whatever they do: the pattern is made
+where the layer reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Layout"]
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A chain of reshapes and transposes.
+
+    Attributes
+    ----------
+    dims : tuple of int
+        Of the stored weight.
+    steps : tuple of (kind, argument)
+        ``("reshape", shape)`` or ``("transpose", perm)``; the last one leaves four axes.
+    """
+
+    dims: Shape
+    steps: tuple[tuple[str, Shape], ...]
+
+    @property
+    def shape(self) -> Shape:
+        """Canonical: blocks, outputs, inputs, taps."""
+        return self._shapes()[-1]
+
+    def _shapes(self) -> list[Shape]:
+        found = [self.dims]
+        for kind, argument in self.steps:
+            found.append(argument if kind == "reshape" else tuple(found[-1][a] for a in argument))
+        return found
+
+    def view(self, array: Array) -> Array:
+        """Return an array of the stored shape in the canonical one, a view where possible."""
+        for kind, argument in self.steps:
+            array = array.reshape(argument) if kind == "reshape" else array.transpose(argument)
+        return array
+
+    def back(self, array: Array) -> Array:
+        """Return a canonical array in the stored shape."""
+        for (kind, argument), shape in zip(reversed(self.steps), reversed(self._shapes()[:-1]), strict=True):
+            array = array.reshape(shape) if kind == "reshape" else array.transpose(np.argsort(argument))
+        return array
+
+    @property
+    def axis(self) -> int | None:
+        """The axis of the stored weight that counts the inputs; None where they lie over several or share one."""
+        at: int | None = 2
+        shapes = self._shapes()
+        for (kind, argument), before, after in zip(
+            reversed(self.steps), reversed(shapes[:-1]), reversed(shapes[1:]), strict=True
+        ):
+            if at is None:
+                return None
+            at = argument[at] if kind == "transpose" else _axis_before(at, before, after)
+        return at
+
+
+def _axis_before(axis: int, before: Shape, after: Shape) -> int | None:
+    lead, size = int(np.prod(after[:axis], dtype=np.int64)), after[axis]
+    for number, length in enumerate(before):
+        if length == size and int(np.prod(before[:number], dtype=np.int64)) == lead:
+            return number
+    return None

@@ -1,0 +1,249 @@
+"""What `onnxprune sparsify` did: a line for each weight, sizes in each form, and what it buys."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from onnxprune.model import Model
+from onnxprune.report import dumps, versions, write_text
+from onnxprune.sparse.gains import ONNXRUNTIME, tensor_cores, useful
+from onnxprune.sparse.kinds import Pattern, parse_pattern
+from onnxprune.sparse.pattern import holds, tail
+from onnxprune.sparse.storage import Sizes, sizes_of
+from onnxprune.sparse.targets import Left, Target
+
+__all__ = ["Line", "SparseReport", "line_of"]
+
+
+@dataclass
+class Line:
+    """One weight.
+
+    Attributes
+    ----------
+    tensor : str
+    layers : list of str
+        Those that read it, with their op.
+    dims : list of int
+    axis : int or None
+        The one that is contracted; N:M groups lie along it.
+    weights, zeros_before, zeros : int
+    tail : str
+        What stays dense because the pattern doesn't divide the weight; empty where nothing does.
+    tensor_cores : str
+        Why sparse tensor cores can't take it; empty where they can, if 2:4 holds.
+    useful : bool
+        Whether they would gain.
+    two_four : bool
+        Whether 2:4 holds along the contracted axis, in all of it.
+    method : str
+    sizes : Sizes
+    fit : dict
+        With samples: what the refit did.
+    """
+
+    tensor: str
+    layers: list[str]
+    dims: list[int]
+    axis: int | None
+    weights: int
+    zeros_before: int
+    zeros: int
+    tail: str
+    tensor_cores: str
+    useful: bool
+    two_four: bool
+    method: str
+    sizes: Sizes
+    fit: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        found = {k: v for k, v in vars(self).items() if k not in ("sizes", "fit", "tensor_cores")}
+        found["tensor_cores"] = {"eligible": not self.tensor_cores, "why_not": self.tensor_cores}
+        found["bytes"] = vars(self.sizes)
+        return found | ({"fit": self.fit} if self.fit else {})
+
+
+def line_of(target: Target, before: Model, after: Model, pattern: Pattern, method: str) -> Line:
+    """Return the line of a weight that was treated."""
+    weight = np.asarray(after.weight(target.name))
+    zero = target.zeros(weight)
+    two_four = target.shape[2] % 4 == 0 and holds(parse_pattern("2:4"), target.layout.view(zero))
+    count = int(np.count_nonzero(zero))
+    rest, names = tail(pattern, target.shape), ("outputs", "inputs")
+    parts = [f"the last {rest[i]} of {target.shape[1 + i]} {names[i]}" for i in (0, 1) if rest[i]]
+    return Line(
+        target.name,
+        [f"{r.name} ({r.op})" for r in target.readers],
+        list(weight.shape),
+        target.layout.axis,
+        weight.size,
+        int(np.count_nonzero(target.zeros(np.asarray(before.weight(target.name))))),
+        count,
+        ", ".join(parts),
+        tensor_cores(target),
+        useful(target),
+        two_four,
+        method,
+        sizes_of(weight, target.elem_type, count, two_four),
+    )
+
+
+@dataclass
+class SparseReport:
+    """What was done.
+
+    Attributes
+    ----------
+    pattern : str
+    lines : list of Line
+    left : list of Left
+        Weights that stay as they are, each with its reason.
+    bytes_before, bytes_after : int
+        Of the files.
+    sparse : list of str
+        Weights that were written as sparse_initializer.
+    notes : list of str
+    calibration : dict or None
+    """
+
+    pattern: str
+    lines: list[Line] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    sparse: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def zeros(self) -> int:
+        """Zeros of all treated weights."""
+        return sum(line.zeros for line in self.lines)
+
+    @property
+    def weights(self) -> int:
+        """Values of all treated weights."""
+        return sum(line.weights for line in self.lines)
+
+    def bytes_in(self, form: str) -> int:
+        """Return the size of the model with the treated weights in a form of `Sizes`.
+
+        Weights that the form makes larger, or that can't have it, are counted dense.
+        """
+        dense = self.bytes_after if not self.sparse else self.bytes_before
+        saved = 0
+        for line in self.lines:
+            size = getattr(line.sizes, form)
+            saved += max(line.sizes.dense - size, 0) if size is not None else 0
+        return dense - saved
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {
+            "format": 1,
+            "pattern": self.pattern,
+            "weights": self.weights,
+            "zeros": self.zeros,
+            "tensors": [line.to_json() for line in self.lines],
+            "left": [{"tensor": one.name, "reason": one.reason} for one in self.left],
+            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "bytes_in": {form: self.bytes_in(form) for form in ("compressed", "sparse", "two_four")},
+            "sparse_initializers": self.sparse,
+            "speed": {"onnxruntime_cpu": ONNXRUNTIME, "sparse_tensor_cores": self._cores()},
+            "notes": self.notes,
+            **({} if self.calibration is None else {"calibration": self.calibration}),
+            "options": self.options,
+            "sha256": self.sha256,
+            "versions": versions(),
+            "seconds": {name: round(seconds, 4) for name, seconds in self.seconds.items()},
+        }
+
+    def dumps(self) -> str:
+        """Return the report as JSON text."""
+        return dumps(self.to_json())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON, complete or not at all.
+
+        Raises
+        ------
+        OutputError
+            If the file can't be written.
+        """
+        write_text(Path(path), self.dumps())
+
+    def _cores(self) -> str:
+        ready = [line for line in self.lines if line.two_four and not line.tensor_cores]
+        if not ready:
+            return "Sparse tensor cores (2:4) can use none of the weights."
+        large = sum(line.useful for line in ready)
+        return (
+            f"Sparse tensor cores (2:4) can use {len(ready)} of {len(self.lines)} weights; {large} of them have at "
+            "least 256 inputs and outputs, where a gain is to be expected."
+        )
+
+    def show(self, stream: TextIO | None = None) -> None:
+        """Print the table of weights and what they buy."""
+        import sys
+
+        from onnxprune.table import amount, share, show
+
+        stream = stream or sys.stdout
+        head = ["weight", "layer", "tensor cores", "axis", "weights", "zeros"]
+        rows = [
+            [
+                line.tensor,
+                line.layers[0] + (f" and {len(line.layers) - 1} more" if len(line.layers) > 1 else ""),
+                _verdict(line),
+                "-" if line.axis is None else str(line.axis),
+                amount(line.weights),
+                share(line.zeros, line.weights),
+            ]
+            for line in self.lines
+        ]
+        show(head, rows, stream=stream, left=3)
+        dense = self.bytes_before
+        forms = [
+            ["file", amount(dense), amount(self.bytes_after), share(self.bytes_after, dense)],
+            *(
+                [label, "", amount(self.bytes_in(form)), share(self.bytes_in(form), dense)]
+                for label, form in (
+                    ("with weights compressed (zlib)", "compressed"),
+                    ("with sparse_initializer", "sparse"),
+                    ("with 2:4 values and 2-bit places", "two_four"),
+                )
+            ),
+        ]
+        show(["bytes", "before", "after", "of before"], forms, stream=stream)
+        stream.writelines(f"{line}\n" for line in self.text())
+
+    def text(self) -> list[str]:
+        """Return what the tables don't say, a sentence a line."""
+        share = self.zeros / max(self.weights, 1)
+        found = [
+            f"zeros: {share:.1%} of {self.weights:,} weights in {len(self.lines)} tensors, {self.pattern}"
+        ]
+        found += [f"dense tail: {line.tensor}: {line.tail}" for line in self.lines if line.tail]
+        reasons = Counter(one.reason for one in self.left)
+        found += [f"left dense: {count} x {reason}" for reason, count in reasons.most_common(6)]
+        found += [f"note: {note}" for note in self.notes]
+        return [*found, self._cores(), ONNXRUNTIME]
+
+
+def _verdict(line: Line) -> str:
+    if line.tensor_cores:
+        return f"no: {line.tensor_cores}"
+    if not line.two_four:
+        return "no: 2:4 doesn't hold"
+    return "yes" if line.useful else "yes, too small to gain"
