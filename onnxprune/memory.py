@@ -15,18 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.analysis import Analysis
 from onnxprune.cut.kept import Kept
 from onnxprune.files import payload
-from onnxprune.graph.coupling import Coupling, Dims
-from onnxprune.graph.trace import Typed, captured
-from onnxprune.model import Model
+from onnxprune.graph.coupling import Applied
+from onnxprune.graph.trace import captured
 
-__all__ = ["Memory", "Peak", "Step", "memory_of", "peak", "weight_bytes"]
+__all__ = ["Peak", "Step", "activations", "element_bytes", "moments", "peak", "peak_bytes", "weight_bytes"]
 
 VIEWS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
 _ELEMENTWISE = (
@@ -72,6 +71,11 @@ class Schedule:
     first: tuple[str, ...]
     taken: tuple[tuple[str, ...], ...]
     freed: tuple[tuple[str, ...], ...]
+
+    @property
+    def buffers(self) -> list[str]:
+        """All buffers, in the order in which they are taken."""
+        return [*self.first, *(name for names in self.taken for name in names)]
 
     def peak(self, size: Callable[[str], float]) -> Peak:
         """Return the peak for these sizes of buffers, in bytes."""
@@ -153,76 +157,83 @@ def peak(
     return schedule(steps, inputs, outputs).peak(lambda name: sizes[name])
 
 
-@dataclass
-class Memory:
-    """The activations of a coupled graph, as lengths of dims.
+def element_bytes(analysis: Analysis, tensor: str) -> float:
+    """Return the bytes of one element of a tensor (a half where two share a byte), 0 where that is unknown."""
+    kind = analysis.tracer.types.get(tensor, (0, None))[0]
+    if tensor in analysis.tracer.weights:
+        kind = analysis.tracer.weights[tensor].elem
+    return payload.bits(kind) / 8 if payload.known_type(kind) else 0.0
 
-    Attributes
-    ----------
-    plan : Schedule
-    dims : dict
-        Buffer -> its dims.
-    item : dict
-        Buffer -> bytes of one element.
-    names : list of str
-        The node of each step.
-    unknown : int
-        Tensors whose shape or type isn't known before the run; they count as nothing.
+
+def activations(analysis: Analysis) -> tuple[Schedule, list[str]]:
+    """Return when each activation of a model is there, and the name of the node at each step."""
+    coupling, steps, names = analysis.coupling, [], []
+    made = {name for a in coupling.nodes for name in a.node.outputs}
+    inputs = [n for n in coupling.dims if n not in made and n not in analysis.tracer.weights]
+    for applied in coupling.nodes:
+        if applied.node.op != "Constant" or applied.node.inputs:
+            steps.append(_step(analysis, applied))
+            names.append(applied.node.name or next((n for n in applied.node.outputs if n), ""))
+    outputs = [value.name for value in analysis.model.proto.graph.output]
+    return schedule(steps, inputs, outputs), names
+
+
+def moments(analysis: Analysis) -> list[tuple[str, ...]]:
+    """Return the buffers that are there together, for each moment that no other one holds entirely.
+
+    A buffer is named by the tensor that is written to it first; those of unknown shape or type are left out. The peak
+    of the activations is the greatest sum over these sets, whatever the widths are.
     """
-
-    plan: Schedule
-    dims: dict[str, Dims]
-    item: dict[str, float]
-    names: list[str]
-    unknown: int = 0
-
-    @classmethod
-    def of(cls, coupling: Coupling, types: Mapping[str, Typed], outputs: Iterable[str]) -> Memory:
-        """Lay out the activations of a graph.
-
-        Parameters
-        ----------
-        coupling : Coupling
-        types : mapping
-            Tensor -> (element type, shape), as in `onnxprune.graph.trace.Tracer.types`.
-        outputs : iterable of str
-            Of the graph.
-        """
-        made = {name for a in coupling.nodes for name in a.node.outputs}
-        weights = {i.tensor for i in coupling.instances} | {
-            name for a in coupling.nodes if a.node.op == "Constant" for name in a.node.outputs
-        }
-        inputs = [name for name in coupling.dims if name not in made and name not in weights]
-        steps, names = [], []
-        for applied in coupling.nodes:
-            if applied.node.op != "Constant" or applied.node.inputs:
-                steps.append(_step(coupling, applied.node, captured(applied.proto), types))
-                names.append(applied.node.name or applied.node.outputs[0])
-        plan = schedule(steps, inputs, outputs)
-        buffers = [*plan.first, *(name for step in plan.taken for name in step)]
-        item = {name: _bytes(types.get(name)) for name in buffers}
-        known = {name for name in buffers if name in coupling.dims and item[name]}
-        return cls(
-            plan,
-            {name: coupling.dims[name] for name in buffers if name in known},
-            {name: item[name] for name in buffers if name in known},
-            names,
-            sum(name not in known for name in buffers),
-        )
-
-    def peak(self, length: Callable[[int], float]) -> Peak:
-        """Return the peak of the activations in bytes.
-
-        Parameters
-        ----------
-        length : callable
-            Dim -> how many indices of it are there.
-        """
-        sizes = {name: prod(map(length, dims)) * self.item[name] for name, dims in self.dims.items()}
-        return self.plan.peak(lambda name: sizes.get(name, 0.0))
+    plan, _ = activations(analysis)
+    known = {n for n in plan.buffers if n in analysis.coupling.dims and element_bytes(analysis, n)}
+    alive, found, grown = dict.fromkeys(n for n in plan.first if n in known), [], True
+    for taken, freed in zip(plan.taken, plan.freed, strict=True):
+        fresh, going = [n for n in taken if n in known], [n for n in freed if n in alive or n in taken]
+        alive |= dict.fromkeys(fresh)
+        grown = grown or bool(fresh)
+        if grown and going:  # the set is largest just before something goes
+            found.append(tuple(alive))
+            grown = False
+        for name in going:
+            alive.pop(name, None)
+    if grown:
+        found.append(tuple(alive))
+    return [names for names in found if names]
 
 
-def _step(coupling: Coupling, node: Any, inner: Iterable[str], types: Mapping[str, Typed]) -> Step:
+def weight_bytes(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:
+    """Return the bytes of all weights; a vector that several nodes share counts once, as wide as its widest use."""
+    kept = Kept(analysis.coupling, dead or {})
+    left: dict[str, int] = {}
+    for instance in analysis.coupling.instances:
+        left[instance.tensor] = max(left.get(instance.tensor, 0), prod(kept.shape(instance.dims)))
+    total = 0.0
+    for name, weight in analysis.tracer.weights.items():
+        total += left.get(name, prod(weight.shape)) * element_bytes(analysis, name)
+    return round(total)
+
+
+def peak_bytes(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:
+    """Return the estimate of the peak memory of one run at the bound input shapes, in bytes.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    dead : mapping, optional
+        Root dim -> which of its indices go.
+    """
+    kept, dims = Kept(analysis.coupling, dead or {}), analysis.coupling.dims
+
+    def size(name: str) -> float:
+        return prod(kept.shape(dims[name])) * element_bytes(analysis, name) if name in dims else 0.0
+
+    plan, _ = activations(analysis)
+    return round(plan.peak(size).bytes) + weight_bytes(analysis, dead)
+
+
+def _step(analysis: Analysis, applied: Applied) -> Step:
+    node, coupling, types = applied.node, analysis.coupling, analysis.tracer.types
+    inner = captured(applied.proto) if applied.proto.attribute else ()
     reads = tuple(name for name in (*node.inputs, *inner) if name)
     writes = tuple(name for name in node.outputs if name)
     if node.domain not in ("", "ai.onnx", "com.microsoft") or not writes:
@@ -237,47 +248,3 @@ def _step(coupling: Coupling, node: Any, inner: Iterable[str], types: Mapping[st
         return name if dims is None else (types.get(name, (0, None))[0], *map(coupling.space.find, dims))
 
     return Step(reads, writes, over=tuple(name for name in reads if kind(name) == kind(writes[0])))
-
-
-def _bytes(typed: Typed | None) -> float:
-    """Bytes of one element; 0 where the type is unknown."""
-    try:
-        return payload.bits(typed[0]) / 8 if typed is not None else 0.0
-    except (KeyError, ValueError):
-        return 0.0
-
-
-def weight_bytes(model: Model) -> int:
-    """Return the bytes of all weights, each once."""
-    return sum(model.info(name).nbytes for name in model.names())
-
-
-def memory_of(
-    memory: Memory, coupling: Coupling, weights: int, dead: Mapping[int, NDArray[np.bool_]] | None = None
-) -> dict[str, Any]:
-    """Return the estimate for a model that has lost the dead channels.
-
-    Parameters
-    ----------
-    memory : Memory
-    coupling : Coupling
-        The same that ``memory`` was made of.
-    weights : int
-        Bytes of the weights that are left.
-    dead : mapping, optional
-        Root dim -> which of its indices go.
-
-    Returns
-    -------
-    dict
-        ``bytes``, the sum of ``weights`` and ``activations``; ``at``, the node at the peak (empty: before the first).
-    """
-    kept = Kept(coupling, dead or {})
-    found = memory.peak(kept.size)
-    at = memory.names[found.step] if found.step >= 0 else ""
-    return {
-        "bytes": weights + round(found.bytes),
-        "weights": weights,
-        "activations": round(found.bytes),
-        "at": at,
-    }

@@ -29,7 +29,7 @@ from onnxprune.files.protowalk import tensors
 from onnxprune.given import feeds
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.inline import inline
-from onnxprune.memory import Memory, memory_of, weight_bytes
+from onnxprune.memory import peak_bytes
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.plan import Plan
@@ -322,13 +322,7 @@ def _report(
     job: Job, analysis: Analysis, decision: Decision, carried: Carried[Verification | None] | None
 ) -> Report:
     coupling, names = analysis.coupling, set(decision.removed)
-    memory = Memory.of(coupling, analysis.tracer.types, [v.name for v in analysis.model.proto.graph.output])
-
-    def size(model: Model, dead: Dead | None = None) -> Size:
-        peak = memory_of(memory, coupling, weight_bytes(model), dead)
-        return Size(count_parameters(model), count_macs(coupling, dead), memory=peak["bytes"])
-
-    before = size(job.model)
+    before = Size(count_parameters(job.model), count_macs(coupling), memory=peak_bytes(analysis))
     report = Report(
         before,
         before,
@@ -342,7 +336,8 @@ def _report(
     )
     if carried is not None:
         proof = carried.proof
-        report.after = size(carried.rewritten.model, carried.dead)
+        macs, memory = count_macs(coupling, carried.dead), peak_bytes(analysis, carried.dead)
+        report.after = Size(count_parameters(carried.rewritten.model), macs, memory=memory)
         report.cuts, report.copies = cuts_of(coupling, carried.dead), copies_of(carried.rewritten.cuts)
         report.put_back = [{"group": name, "reason": why} for name, why in carried.put_back.items()]
         if proof is not None:

@@ -1,6 +1,8 @@
 """The estimate of peak memory, against sums made by hand and against a slow simulation."""
 
-import numpy as np
+from functools import partial
+from math import prod
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,37 +10,40 @@ from small_models import MODELS, chain
 
 import onnxprune
 from onnxprune.analysis import Analysis, analyse
-from onnxprune.memory import Memory, Peak, Step, memory_of, peak, weight_bytes
+from onnxprune.memory import (
+    Peak,
+    Step,
+    activations,
+    element_bytes,
+    moments,
+    peak,
+    peak_bytes,
+    schedule,
+    weight_bytes,
+)
 from onnxprune.model import Model
-
-
-def memory(analysis: Analysis) -> Memory:
-    outputs = [value.name for value in analysis.model.proto.graph.output]
-    return Memory.of(analysis.coupling, analysis.tracer.types, outputs)
 
 
 def test_a_net_counted_by_hand() -> None:
     """x (3 x 8 x 8), two convolutions of 8 channels with BatchNorm and Relu in place, pool, classifier of 10."""
     analysis = analyse(Model.load(chain()))
-    found = memory_of(memory(analysis), analysis.coupling, weight_bytes(analysis.model))
     image, wide = 3 * 64 * 4, 8 * 64 * 4
-    assert (
-        found["activations"] == image + 2 * wide
-    )  # the second convolution: x, what it reads, what it writes
-    assert found["at"] == "conv2"
     weights = 4 * (8 * 3 * 9 + 8 + 8 * 8 * 9 + 8 + 2 * 4 * 8 + 10 * 8 + 10)
-    assert (found["weights"], found["bytes"]) == (weights, weights + image + 2 * wide)
+    assert weight_bytes(analysis) == weights
+    # at the second convolution: x, what it reads, what it writes
+    assert peak_bytes(analysis) == weights + image + 2 * wide
+    plan, names = activations(analysis)
+    assert names[plan.peak(lambda n: prod(analysis.tracer.types[n][1] or ())).step] == "conv2"
 
 
 def test_a_cut_net_has_the_peak_of_its_own_analysis() -> None:
     for name, make in MODELS.items():
-        model = make()
-        result = onnxprune.prune(model, ratio=0.5, align=None)
-        small = analyse(Model.load(result.model))
-        again = memory_of(memory(small), small.coupling, weight_bytes(small.model))
-        assert result.report.after.memory == again["bytes"], name
+        result = onnxprune.prune(make(), ratio=0.5, align=None)
+        again = peak_bytes(analyse(Model.load(result.model)))
+        # shared shapes and vectors may have become several small ones
+        assert result.report.after.memory == pytest.approx(again, rel=0 if name == "chain" else 0.01), name
         assert result.report.before.memory is not None
-        assert again["bytes"] < result.report.before.memory, name
+        assert again < result.report.before.memory, name
 
 
 def test_rules() -> None:
@@ -99,18 +104,38 @@ def test_equals_the_slow_way(net: tuple[list[Step], dict[str, float], list[str]]
     assert peak(steps, sizes, ["x"], outputs).bytes == slow(steps, sizes, outputs)
 
 
-def test_lengths_may_be_any_number() -> None:
+@given(nets())
+@settings(max_examples=100, deadline=None)
+def test_a_schedule_takes_and_frees_each_buffer_once(
+    net: tuple[list[Step], dict[str, float], list[str]],
+) -> None:
+    steps, _, outputs = net
+    plan = schedule(steps, ["x"], outputs)
+    freed = [name for names in plan.freed for name in names]
+    assert len(plan.buffers) == len(set(plan.buffers))
+    assert len(freed) == len(set(freed))
+    assert set(freed) < set(plan.buffers)  # the input stays
+
+
+def test_moments_give_the_peak_at_any_width() -> None:
     """A budget asks for widths that no cut has yet."""
-    analysis = analyse(Model.load(chain()))
-    found, sizes = memory(analysis), analysis.coupling.space.sizes
-    whole = found.peak(lambda dim: sizes[dim]).bytes
-    assert found.peak(lambda dim: 0.5 * sizes[dim]).bytes == pytest.approx(whole / 16)  # four axes
+    for name, make in MODELS.items():
+        analysis = analyse(Model.load(make()))
+        plan, _ = activations(analysis)
+        for share in (1.0, 0.5, 0.3):
+            size = partial(narrowed, analysis, share)
+            assert max(sum(map(size, names)) for names in moments(analysis)) == plan.peak(size).bytes, name
 
 
-def test_unknown_tensors_are_counted_as_unknown() -> None:
+def narrowed(analysis: Analysis, share: float, tensor: str) -> float:
+    """Return the bytes of a tensor when all of its longer axes have lost their part."""
+    sizes = [analysis.coupling.space.sizes[d] for d in analysis.coupling.dims[tensor]]
+    return prod(n * (share if n > 4 else 1) for n in sizes) * element_bytes(analysis, tensor)
+
+
+def test_tensors_of_unknown_type_are_left_out() -> None:
     analysis = analyse(Model.load(chain()))
-    full = memory(analysis)
-    known = {name: typed for name, typed in analysis.tracer.types.items() if name != "conv2_out"}
-    less = Memory.of(analysis.coupling, known, ["fc_out"])
-    assert (full.unknown, less.unknown) == (0, 1)
-    assert np.isfinite(less.peak(lambda dim: 1).bytes)
+    assert any("conv2_out" in names for names in moments(analysis))
+    del analysis.tracer.types["conv2_out"]
+    assert not any("conv2_out" in names for names in moments(analysis))
+    assert peak_bytes(analysis) < peak_bytes(analyse(Model.load(chain())))
