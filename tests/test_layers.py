@@ -25,6 +25,7 @@ LAYERS = (
     "runtime proof.widen analysis",
     "cut.kept memory cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
     "proof.soundness proof.twin proof.verify picking deciding inspection explaining staging",
+    "gradient",
     "criteria budgets recovery sparse.clock sparse.layout sparse.kinds sparse.pattern sparse.options",
     "sparse.targets sparse.methods",
     "sparse.storage sparse.gains sparse.masking",

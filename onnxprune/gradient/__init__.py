@@ -1,0 +1,1 @@
+"""Reverse-mode gradients of an ONNX graph, as an ONNX graph: no framework, any execution provider."""

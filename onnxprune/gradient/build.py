@@ -1,0 +1,242 @@
+"""A model beside which its own backward pass runs: vector-Jacobian products of one output, for any tensors.
+
+The forward nodes that the output needs stay as they are, with the model's opset; the backward nodes follow them in
+reverse order, one rule for each op (`onnxprune.gradient.tape.RULES`). Only what lies between a wanted tensor and the
+output needs a rule.
+
+References
+----------
+Linnainmaa, "Taylor expansion of the accumulated rounding error", BIT 1976: reverse mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper
+
+from onnxprune.analysis import Analysis
+from onnxprune.errors import CalibrationError
+from onnxprune.gradient import elementwise, movement, products, reductions, windows
+from onnxprune.gradient.tape import BLOCKED, RULES, Grads, NoGradient, Tape, float_type
+from onnxprune.graph.binding import real_inputs
+from onnxprune.graph.coupling import Applied
+from onnxprune.graph.trace import captured
+from onnxprune.model import Model
+
+__all__ = ["SEED", "GradientModel", "Reduce", "differentiable_output", "gradient_model"]
+
+#: The input that takes the gradient of the output.
+SEED = "onnxprune/seed"
+#: Oldest opset that the backward pass is written in; 7 and 8 are raised to it, see `_raise_opset`.
+OLDEST = 9
+#: (tape, tensor, its gradient) -> what is given out.
+Reduce: TypeAlias = Callable[[Tape, str, str], str]
+_TABLES = (elementwise, movement, products, reductions, windows)  # imported for their rules
+
+
+@dataclass(frozen=True)
+class GradientModel:
+    """A model with its backward pass.
+
+    Attributes
+    ----------
+    model : Model
+        Its inputs are those of the original and ``seed``; its outputs are ``output`` and the gradients.
+    output : str
+        The tensor that is differentiated.
+    seed : str
+        Input of the shape of ``output``: the gradient of the loss with respect to it.
+    gradients : dict
+        Wanted tensor -> the output that is its gradient, or what it was reduced to. A tensor that isn't here doesn't
+        reach ``output``: its gradient is zero.
+    """
+
+    model: Model
+    output: str
+    seed: str
+    gradients: dict[str, str]
+
+
+def differentiable_output(analysis: Analysis) -> str:
+    """Return the first output that is of floating point, or else what the first output is computed from.
+
+    The latter is for a graph that ends in an ArgMax.
+
+    Raises
+    ------
+    CalibrationError
+        If there is none.
+    """
+    for value in analysis.model.proto.graph.output:
+        elem = analysis.tracer.types.get(value.name, (0, None))[0] or value.type.tensor_type.elem_type
+        if float_type(elem):
+            return str(value.name)
+    made = {n: a.node for a in analysis.coupling.nodes for n in a.node.outputs}
+    node = made.get(analysis.model.proto.graph.output[0].name)
+    if node is not None and (node.op in BLOCKED or node.op == "Cast"):
+        for name in node.inputs[:1]:
+            if float_type(analysis.tracer.types.get(name, (0, None))[0]):
+                return name
+    raise CalibrationError("The model has no output of 32- or 64-bit floats, so there are no gradients.")
+
+
+def gradient_model(
+    analysis: Analysis,
+    wanted: Iterable[str],
+    output: str | None = None,
+    reduce: Reduce | None = None,
+    extra: Callable[[], Sequence[str]] = list,
+) -> GradientModel:
+    """Build the model that computes gradients of one output.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Of the model.
+    wanted : iterable of str
+        Activations, graph inputs or weights.
+    output : str, optional
+        A floating-point tensor; the first such output of the model by default.
+    reduce : callable, optional
+        (tape, tensor, gradient) -> the tensor that is given out in the place of the gradient; written in the graph, it
+        spares the copy of large gradients.
+    extra : callable, optional
+        Asked at the end which other tensors are to be outputs.
+
+    Raises
+    ------
+    CalibrationError
+        If an op on the way has no gradient: the text names it, and says why.
+    """
+    output = output or differentiable_output(analysis)
+    elem = analysis.tracer.types.get(output, (0, None))[0]
+    if not float_type(elem):
+        raise CalibrationError(
+            f"{output!r} isn't a tensor of 32- or 64-bit floats, so there are no gradients."
+        )
+    model = analysis.model.fork()
+    opset = _raise_opset(model)
+    tape = Tape(analysis, model, opset, np.dtype(helper.tensor_dtype_to_np_dtype(elem)))
+    try:
+        grads = _backward(tape, analysis.coupling.nodes, list(dict.fromkeys(wanted)), output)
+        seed_rank = len(tape.dims(output))
+        if reduce is not None:
+            grads = {name: reduce(tape, name, grad) for name, grad in grads.items()}
+    except NoGradient as error:
+        raise CalibrationError(f"No gradients: {error}; use a criterion that needs none.") from error
+    named = {name: f"{SEED}/{i}" for i, name in enumerate(grads)}
+    for name, grad in grads.items():
+        tape.nodes.append(helper.make_node("Identity", [grad], [named[name]], name=named[name]))
+    seed = helper.make_tensor_value_info(SEED, elem, [None] * seed_rank)
+    forward = [model.proto.graph.node[i] for i in model.order]
+    finish(model, forward, tape.nodes, seed, [output, *named.values(), *extra()])
+    return GradientModel(model, output, SEED, named)
+
+
+def finish(
+    model: Model, forward: Sequence[NodeProto], backward: Sequence[NodeProto], seed: onnx.ValueInfoProto,
+    outputs: Sequence[str],
+) -> None:  # fmt: skip
+    """Put the nodes that the outputs need into a model, in order."""
+    graph = model.proto.graph
+    nodes = _needed([*forward, *backward], outputs)
+    inputs = [*real_inputs(graph), seed]
+    read = {n for node in nodes for n in (*node.input, *captured(node))} | set(outputs)
+    kept = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in inputs]
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    constants = [n for n in graph.node if n.op_type == "Constant" and n.output[0] in read]
+    have = {n.output[0] for n in copies}
+    copies = [
+        NodeProto.FromString(c.SerializeToString()) for c in constants if c.output[0] not in have
+    ] + copies
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(copies)
+    graph.input.extend(kept)
+    graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(outputs))
+    model.drop(*(n for n in model.names() if n not in read))
+    model.proto.ir_version = max(model.proto.ir_version, 4)  # from there on weights need not be inputs
+    model.refresh()
+
+
+def _needed(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
+    wanted, found = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            found.append(node)
+            wanted |= set(node.input) | (captured(node) if node.attribute else set())
+    return found[::-1]
+
+
+def _raise_opset(model: Model) -> int:
+    """Return the opset; 7 and 8 become 9, which differs for three ops only.
+
+    Rules
+    -----
+    BatchNormalization lost ``spatial``, Upsample's scales became an input, Scan changed: with one of these the model is
+    refused. All other changes from 7 to 9 are wider types.
+    """
+    entry = next((o for o in model.proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    version = entry.version if entry is not None else 1
+    if entry is None or version >= OLDEST:
+        return version
+    odd = [
+        n.op_type
+        for n in model.proto.graph.node
+        if n.op_type in ("Upsample", "Scan") or any(a.name == "spatial" and a.i == 0 for a in n.attribute)
+    ]
+    if version < 7 or odd:
+        what = f"opset {version}" + (f" with {odd[0]}" if odd else "")
+        raise CalibrationError(f"No gradients are written for {what}; convert the model to opset 9 or later.")
+    entry.version = OLDEST
+    for node in model.proto.graph.node:  # what opset 9 has no name for has been checked above
+        for i in reversed(range(len(node.attribute))):
+            if node.attribute[i].name == "spatial":
+                del node.attribute[i]
+    return OLDEST
+
+
+def _backward(tape: Tape, nodes: Sequence[Applied], wanted: list[str], output: str) -> dict[str, str]:
+    """Write the backward pass; return wanted tensor -> its gradient."""
+    follows = set(wanted)
+    for applied in nodes:
+        inner = captured(applied.proto) if applied.proto.attribute else set()
+        if applied.node.op not in BLOCKED and follows & {*applied.node.inputs, *inner}:
+            follows |= {n for n in applied.node.outputs if n and _floating(tape, n)}
+    grads: dict[str, str] = {output: SEED} if output in follows else {}
+    for applied in reversed(nodes):
+        node = applied.node
+        dy = [grads.get(n, "") for n in node.outputs]
+        need = frozenset(i for i, n in enumerate(node.inputs) if n in follows)
+        inner = captured(applied.proto) & follows if applied.proto.attribute else set()
+        if not any(dy) or not (need or inner) or node.op in BLOCKED:
+            continue
+        for slot, grad in _apply(tape, applied, dy, need).items():
+            name = node.inputs[slot]
+            if slot in need:
+                grads[name] = tape.op("Add", grads[name], grad) if name in grads else grad
+    return {name: grads[name] for name in wanted if name in grads}
+
+
+def _floating(tape: Tape, name: str) -> bool:
+    """Whether a tensor may carry a gradient; one of unknown type may."""
+    elem = tape.elem(name)
+    return elem == 0 or float_type(elem) or elem in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+def _apply(tape: Tape, applied: Applied, dy: list[str], need: frozenset[int]) -> Grads:
+    node = applied.node
+    where = f"{node.op} {node.name!r}"
+    rule = RULES.get((node.domain, node.op))
+    if rule is None:
+        raise NoGradient(f"{where} has no gradient rule")
+    try:
+        return rule(tape, node, dy, need)
+    except NoGradient as error:
+        raise NoGradient(f"{where}: {error}") from error
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise NoGradient(f"{where} is malformed ({error})") from error
