@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from onnxprune import pipeline
+from onnxprune import pipeline, places
 from onnxprune.deciding import options_of
 from onnxprune.errors import UsageError
 from onnxprune.explaining import Explanation
@@ -175,7 +175,7 @@ def inspect(
     """
     shapes: Mapping[str, tuple[int, ...]] = input_shapes or {}
     job = Job.open(source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact), progress)
-    return inspect_analysis(job.analyse(), pipeline.size_in_bytes(job.model))
+    return inspect_analysis(job.analyse(), places.size_in_bytes(job.model))
 
 
 def explain(
@@ -240,7 +240,7 @@ def run(
     source = Model.load(source)
     model = passlist.apply(source, steps, progress)
     if output is not None:
-        pipeline.refuse_overwrite(source, Path(output), in_place)
+        places.refuse_overwrite(source, Path(output), in_place)
         model.save(output, in_place=in_place)
     return model
 

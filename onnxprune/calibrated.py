@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import pipeline, registry
+from onnxprune import pipeline, places, registry
 from onnxprune.analysis import Analysis
-from onnxprune.budgets import _costs
+from onnxprune.budgeting import SHARED, Budgets, Ranking
 from onnxprune.calibrate.agreement import compare, outputs
 from onnxprune.calibrate.samples import Samples, load_samples
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.deciding import Decision, decide, plan_of, step_of
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
-from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.group_types import Group
-from onnxprune.options import Options, parse_target
+from onnxprune.options import Options
 from onnxprune.picking import pick
 from onnxprune.pipeline import Job, Result
 from onnxprune.repair import Calibration, Fitted, refit_analysis
+from onnxprune.targets import Target, parse_target
 
 __all__ = ["prune"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-#: Errors of groups that many layers read weigh this much more: their errors reach everything after them.
-SHARED = 4.0
 #: Samples that no fit sees, for the figures of the whole model.
 ASIDE = 0.1
 #: Trials of a search for the largest cut.
@@ -49,11 +47,11 @@ def prune(job: Job, output: Path | None) -> Result:
     OnnxPruneError
         See `onnxprune.errors`.
     """
-    pipeline.refuse_overwrite(job.model, output, job.options.in_place)
+    places.refuse_overwrite(job.model, output, job.options.in_place)
     work = _Work.open(job)
     options = job.options
     if options.min_agreement is None and options.max_drop is None:
-        chosen = work.choose(options.ratio, None if options.target is None else parse_target(options.target))
+        chosen = work.choose(options.ratio, parse_target("+".join(options.target)) if options.target else ())
         return work.finish(work.fit(chosen), output)
     return work.finish(work.search(), output)
 
@@ -75,6 +73,7 @@ class _Work:
     aside: Samples | None
     calibration: Calibration
     align: int
+    budgets: Budgets
 
     @classmethod
     def open(cls, job: Job) -> _Work:
@@ -112,14 +111,15 @@ class _Work:
         if with_data:
             with job.stage("calibrate"):
                 calibration.measure_curves()
-        return cls(job, analysis, groups, fit_on, aside, calibration, step_of(options))
+        budgets = pipeline.budgets_of(job, analysis, groups)
+        return cls(job, analysis, groups, fit_on, aside, calibration, step_of(options), budgets)
 
-    def choose(self, ratio: float | None, target: tuple[str, float] | None) -> dict[str, Ints]:
+    def choose(self, ratio: float | None, targets: Sequence[Target]) -> dict[str, Ints]:
         """Return which units go, under a ratio or a budget."""
         options = self.job.options
         with self.job.stage("decide"):
-            if target is not None:
-                removed = self._within(*target)
+            if targets:
+                removed = self._within(targets)
             elif not self.calibration.curves:
                 removed = dict(decide(self.job.model, self.analysis, options).removed)
             else:
@@ -148,33 +148,15 @@ class _Work:
             found[name] = scores
         return found
 
-    def _within(self, kind: str, share: float) -> dict[str, Ints]:
-        curves, target = self.calibration.curves, registry.load("onnxprune.budgets", "target")
+    def _within(self, targets: Sequence[Target]) -> dict[str, Ints]:
+        curves = self.calibration.curves
         if not curves:
             raise UsageError(
-                f"--target needs a criterion with samples, such as obs; got {self.job.options.criterion}."
+                f"--target with --calib needs a criterion with samples, such as obs; got {self.job.options.criterion}."
             )
-        model, grouping = self.job.model, self.analysis.grouping
-        if kind == "macs":
-            costs = _costs.macs(grouping)
-        else:
-            counted = [n for n in model.names() if model.info(n).elem_type in PARAMETER_TYPES]
-            costs = _costs.parameters(grouping, counted)
-        levels = {}
-        for group in self.groups:
-            if group.name in curves:
-                curve = curves[group.name]
-                weight = SHARED if len(self.calibration.readers[group.name]) > 1 else 1.0
-                levels[group.name] = target.level_of(group, curve.order, curve.error * weight, self.align)
-        whole = costs.total({})
-        counts = target.choose(self.groups, levels, costs, share * whole)
-        if counts is None:
-            deepest = costs.total({name: int(level.counts[-1]) for name, level in levels.items()})
-            raise NothingToPrune(
-                f"--target {kind}={share:g} can't be met: with a tenth of every group that can be refitted, "
-                f"{deepest / whole:.0%} would be left; ask for less, or --align none."
-            )
-        return {name: np.sort(curves[name].order[:count]) for name, count in counts.items() if count}
+        weight = {name: SHARED if len(mine) > 1 else 1.0 for name, mine in self.calibration.readers.items()}
+        rankings = {name: Ranking(c.order, c.error * weight[name]) for name, c in curves.items()}
+        return self.budgets.choose(rankings, targets)
 
     def fit(self, removed: Mapping[str, Ints], asked: str = "") -> _Trial:
         """Fit the layers, and compare the result with the original on the samples set aside."""
@@ -205,14 +187,19 @@ class _Work:
             raise CalibrationError(
                 "A search for the largest cut needs samples that no fit sees; give more samples (at least 20)."
             )
-        kind, low = parse_target(options.target) if options.target else ("macs", 0.1)
-        low, high = low, 1.0
+        first = parse_target("+".join(options.target or ("macs=0.1",)))
+        if len(first) > 1 or not first[0].relative:
+            raise UsageError(
+                "A search for the largest cut takes one --target, the share to begin from, such as macs=0.1."
+            )
+        kind, low, high = first[0].kind, first[0].value, 1.0
         best: _Trial | None = None
         seen: list[str] = []
         for _ in range(TRIALS):
             share = (low + high) / 2
             try:
-                trial = self.fit(self.choose(None, (kind, share)), f"{kind}={share:.4g}")
+                asked = Target(kind, share, True, f"{kind}={share:.4g}")
+                trial = self.fit(self.choose(None, (asked,)), asked.text)
             except NothingToPrune:
                 low = share
                 continue
@@ -236,7 +223,7 @@ class _Work:
         decision = Decision(self.groups, removed, self.align)
         share = round(sum(len(u) for u in removed.values()) / max(units, 1), 6)
         plan = plan_of(
-            job.sha256(), dataclasses.replace(options, ratio=share, target=None), self.analysis, decision
+            job.sha256(), dataclasses.replace(options, ratio=share, target=()), self.analysis, decision
         )
         job.report_with = {
             "calibration": {
@@ -244,7 +231,7 @@ class _Work:
                 "samples": self.fit_on.count,
                 "criterion": options.criterion,
                 "recover": options.recover,
-                "target": trial.asked or options.target,
+                "target": trial.asked or "+".join(options.target) or None,
                 "layers": [dataclasses.asdict(line) for line in trial.fitted.layers],
                 "original": trial.original,
             }

@@ -32,9 +32,10 @@ examples:
       leave the layers alone whose name starts with 'head', and write down what was done
   onnxprune prune bert.onnx small.onnx --ratio 0.5 --input-shape input_ids:1,128 --criterion l1
       sizes for the dynamic axes of an input, where no guess fits
-
   onnxprune prune model.onnx small.onnx --target macs=0.5 --calib samples.npz
       half of the MACs, cut where it costs least and refitted on unlabelled samples; no training
+  onnxprune prune model.onnx small.onnx --target bytes=20MB+memory=0.7
+      files of 20 MB at most, and 70 % of the peak memory of a run
 
 The input is never changed. OUT appears complete or not at all.
 """

@@ -25,7 +25,17 @@ from onnxprune.picking import pick
 from onnxprune.plan import Plan, PlannedGroup
 from onnxprune.report import TensorCut, cuts_of, reasons
 
-__all__ = ["Decision", "Removed", "decide", "options_of", "plan_of", "resolve", "step_of"]
+__all__ = [
+    "Decision",
+    "Removed",
+    "decide",
+    "groups_of",
+    "options_of",
+    "plan_of",
+    "resolve",
+    "scores_of",
+    "step_of",
+]
 
 Removed = Mapping[str, NDArray[np.int64]]
 
@@ -59,18 +69,16 @@ def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
     NothingToPrune
         If no unit of any group may go; the sentence counts the main reasons.
     """
-    groups = pick(analysis.grouping, options.ignore, options.only)
     if options.ratio == 0:
-        return Decision(groups, {})
-    if not groups:
-        raise NothingToPrune(_nothing(analysis, options))
+        return Decision(pick(analysis.grouping, options.ignore, options.only), {})
+    groups = groups_of(analysis, options)
     if options.ratio is None:
         raise UsageError("--ratio must say how much shall go.")
     align = step_of(options)
     budget = registry.load("onnxprune.budgets", "ratio")
     removed = budget.choose(
         groups,
-        _scores(model, groups, options),
+        scores_of(model, groups, options),
         ratio=options.ratio,
         align=align,
         scope=options.scope,
@@ -84,7 +92,21 @@ def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
     return Decision(groups, removed, align)
 
 
-def _scores(model: Model, groups: Sequence[Group], options: Options) -> dict[str, NDArray[np.float64]]:
+def groups_of(analysis: Analysis, options: Options) -> list[Group]:
+    """Return the groups that may be cut.
+
+    Raises
+    ------
+    NothingToPrune
+        If there are none; the sentence counts the main reasons.
+    """
+    groups = pick(analysis.grouping, options.ignore, options.only)
+    if not groups:
+        raise NothingToPrune(_nothing(analysis, options))
+    return groups
+
+
+def scores_of(model: Model, groups: Sequence[Group], options: Options) -> dict[str, NDArray[np.float64]]:
     """Score the units of each group, with a generator of its own that doesn't depend on the other groups."""
     criterion = registry.load("onnxprune.criteria", options.criterion)
     if not hasattr(criterion, "score"):

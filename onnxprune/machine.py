@@ -15,10 +15,22 @@ import sys
 from functools import cache
 from pathlib import Path
 
-__all__ = ["align_step", "vector_unit"]
+__all__ = ["PRESETS", "align_step", "vector_unit"]
 
 #: Vector unit -> channels. Where onnxruntime's own choice isn't known, 8 does little harm.
 STEPS = {"avx512": 16, "avx2": 8, "arm64": 16, "other": 8}
+
+#: Name of a target -> channels: what --align takes instead of a number.
+PRESETS = {
+    "ort-avx512": 16,
+    "ort-avx2": 8,
+    "trt-fp16": 8,
+    "trt-fp16-2:4": 16,
+    "trt-int8": 32,
+    "qualcomm-htp": 32,
+    "coreml": 16,
+    "openvino-sparse": 64,
+}
 
 #: PF_AVX512F_INSTRUCTIONS_AVAILABLE and PF_AVX2_INSTRUCTIONS_AVAILABLE of winnt.h.
 _WINDOWS_AVX512, _WINDOWS_AVX2 = 41, 40

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
+from onnxprune.machine import PRESETS
+from onnxprune.targets import family_of, parse_target
 
-__all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape", "parse_target"]
+__all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -57,9 +59,10 @@ class Options:
     )
     align: str | int | None = _option(
         "auto",
-        "keep widths on multiples of this many channels: 'auto' suits this machine's onnxruntime, none is 1",
+        "keep widths on multiples of this many channels: 'auto' suits this machine's onnxruntime, none is 1; or of a "
+        "target: ort-avx512, ort-avx2, trt-fp16, trt-fp16-2:4, trt-int8, qualcomm-htp, coreml, openvino-sparse",
         stage="decide",
-        metavar="auto|none|N",
+        metavar="auto|none|N|TARGET",
         unit="channels",
     )
     scope: str = _option(
@@ -109,11 +112,13 @@ class Options:
         stage="calibrate",
         metavar="SAMPLES",
     )
-    target: str | None = _option(
-        None,
-        "with --calib, instead of --ratio: the share of the MACs or parameters of the whole model that may stay",
-        stage="calibrate",
-        metavar="macs=SHARE|params=SHARE",
+    target: tuple[str, ...] = _option(
+        (),
+        "instead of --ratio: what may stay of the whole model, as a share or an amount: macs=0.5, params=3M, "
+        "bytes=20MB, memory=0.7 (activations alive at once, and weights); all of several must hold (repeat it, or "
+        "macs=0.5+bytes=20MB)",
+        stage="decide",
+        metavar="KIND=VALUE",
     )
     recover: str = _option(
         "lstsq",
@@ -173,8 +178,8 @@ class Options:
         """Check ranges, and bring values to their own types."""
         _check_calibration(self)
         if self.ratio is None:
-            if self.target is None and self.min_agreement is None and self.max_drop is None:
-                raise UsageError("--ratio (or --target with --calib) must say how much shall go.")
+            if not self.target and self.min_agreement is None and self.max_drop is None:
+                raise UsageError("--ratio or --target must say how much shall go.")
         elif not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio < 1:
             raise UsageError(
                 f"--ratio must be at least 0 and below 1, since a group never loses all of it; "
@@ -225,7 +230,7 @@ class MoreFields(TypedDict, total=False):
     allow_inexact: bool
     seed: int
     calib: Any
-    target: str | None
+    target: tuple[str, ...]
     recover: str
     samples: int | None
     labels: str | None
@@ -251,17 +256,16 @@ def flag(spec: dataclasses.Field[Any]) -> str:
 
 def _check_calibration(options: Options) -> None:
     """Refuse options that need samples where there are none, and values out of range."""
-    asked = [
-        n
-        for n in ("target", "samples", "labels", "min_agreement", "max_drop")
-        if getattr(options, n) is not None
-    ]
+    asked = [n for n in ("samples", "labels", "min_agreement", "max_drop") if getattr(options, n) is not None]
     if options.calib is None and asked:
         raise UsageError(f"--{asked[0].replace('_', '-')} needs samples; give them with --calib.")
-    if options.target is not None:
-        if options.ratio is not None:
-            raise UsageError("--target and --ratio both say how much shall go; give one of them.")
-        parse_target(options.target)
+    if options.target and options.ratio is not None:
+        raise UsageError("--target and --ratio both say how much shall go; give one of them.")
+    given = options.target or ()
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    for text in family_of(texts) if texts else ():
+        parse_target(text)
+    object.__setattr__(options, "target", texts)
     if options.max_drop is not None and options.labels is None:
         raise UsageError("--max-drop needs true labels; name their key in the samples with --labels.")
     if options.min_agreement is not None and not 0 < options.min_agreement <= 1:
@@ -272,37 +276,23 @@ def _check_calibration(options: Options) -> None:
         raise UsageError(f"--samples must be at least 1; got {options.samples}.")
 
 
-def parse_target(text: str) -> tuple[str, float]:
-    """Split ``macs=0.5`` or ``params=0.5``.
-
-    Examples
-    --------
-    >>> parse_target("macs=0.5")
-    ('macs', 0.5)
-    """
-    kind, _, share = text.partition("=")
-    try:
-        found = float(share)
-    except ValueError:
-        found = -1.0
-    if kind not in ("macs", "params") or not 0 < found <= 1:
-        raise UsageError(f"--target must look like macs=0.5 or params=0.5, a share of 1; got {text!r}.")
-    return kind, found
-
-
 def parse_align(value: str | int | None) -> str | int:
-    """Return ``"auto"``, or a number of channels.
+    """Return ``"auto"``, or a number of channels, also that of a target by its name.
 
     Examples
     --------
-    >>> parse_align("16"), parse_align("none"), parse_align(None), parse_align("auto")
-    (16, 1, 1, 'auto')
+    >>> parse_align("16"), parse_align("none"), parse_align(None), parse_align("auto"), parse_align("trt-int8")
+    (16, 1, 1, 'auto', 32)
     """
     text = "none" if value is None else str(value).strip().lower()
+    text = str(PRESETS.get(text, text))
     if text in ("auto", "none"):
         return text if text == "auto" else 1
     if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
-        raise UsageError(f"--align must be 'auto', 'none' or a number of channels from 1; got {value!r}.")
+        raise UsageError(
+            "--align must be 'auto', 'none', a number of channels from 1, or one of "
+            f"{', '.join(PRESETS)}; got {value!r}."
+        )
     return int(text)
 
 

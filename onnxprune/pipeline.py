@@ -14,24 +14,25 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.budgeting import Budgets, decide_within, judged, settled
 from onnxprune.carry import Carried, Dead, Failed, carry
 from onnxprune.cut.rewrite import Rewritten, rewrite
-from onnxprune.deciding import Decision, decide, plan_of, resolve
-from onnxprune.errors import ModelError, OutputError, VerificationError
-from onnxprune.files.external import is_external, parse
-from onnxprune.files.protowalk import tensors
+from onnxprune.deciding import Decision, decide, plan_of, resolve, step_of
+from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.given import feeds
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.inline import inline
 from onnxprune.memory import peak_bytes
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.places import data_files, refuse_overwrite, same, size_in_bytes
 from onnxprune.plan import Plan
 from onnxprune.report import Report, Size, copies_of, count_macs, count_parameters, cuts_of
 from onnxprune.staging import LARGE, Staging
@@ -39,7 +40,19 @@ from onnxprune.staging import LARGE, Staging
 if TYPE_CHECKING:
     from onnxprune.proof.verify import Verification
 
-__all__ = ["Job", "Progress", "Result", "Source", "apply", "carry_out", "make_plan", "prune", "verify"]
+__all__ = [
+    "Job",
+    "Progress",
+    "Result",
+    "Source",
+    "apply",
+    "carry_out",
+    "make_plan",
+    "prune",
+    "verify",
+    "refuse_overwrite",
+    "size_in_bytes",
+]
 
 Source = str | os.PathLike[str] | onnx.ModelProto | Model
 Progress = Callable[[str], None]
@@ -131,50 +144,6 @@ class Job:
             )
 
 
-def refuse_overwrite(model: Model, output: Path | None, in_place: bool) -> None:
-    """Refuse to write over the input, before any work is done.
-
-    Raises
-    ------
-    OutputError
-        If the output is the input under any name, or can't be a file.
-    """
-    if output is None:
-        return
-    if model.path is not None and not in_place and output.exists() and output.samefile(model.path):
-        raise OutputError(
-            f"The output {str(output)!r} is the input itself; give another name, or --in-place to replace it."
-        )
-    if any(_same(output, path) for path in data_files(model)):
-        raise OutputError(f"The output {str(output)!r} is the input's external data; give another name.")
-    if output.is_dir():
-        raise OutputError(f"The output {str(output)!r} is a folder; give the name of a file.")
-    if not output.absolute().parent.is_dir():
-        raise OutputError(
-            f"The output {str(output)!r} is to be in a folder that doesn't exist; create it first."
-        )
-
-
-def size_in_bytes(model: Model) -> int:
-    """Return the size of a model's files, external data included, or of its serialisation if it is in
-    memory.
-    """
-    if model.path is None:
-        return len(model.serialize())
-    return model.path.stat().st_size + sum(path.stat().st_size for path in data_files(model))
-
-
-def data_files(model: Model) -> list[Path]:
-    """Return the files that hold a model's external data."""
-    folder = Path() if model.path is None else model.path.parent
-    found = {parse(tensor, place).path for place, tensor in tensors(model.proto) if is_external(tensor)}
-    return [folder / name for name in sorted(found)]
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
-
-
 def prune(job: Job, output: Path | None) -> Result:
     """Do the whole journey.
 
@@ -195,9 +164,25 @@ def make_plan(job: Job) -> tuple[Plan, Analysis, Decision]:
     analysis = job.analyse()
     with job.stage("decide"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        decision = decide(job.model, analysis, job.options)
+        if job.options.target:
+            make = partial(budgets_of, job, analysis)
+            decision = decide_within(job.model, analysis, job.options, make)
+            job.notes.append(
+                "without samples (--calib) what channels are worth is guessed from weights alone"
+            )
+        else:
+            decision = decide(job.model, analysis, job.options)
     job.notes += [str(warning.message) for warning in caught]
-    return plan_of(job.sha256(), job.options, analysis, decision), analysis, decision
+    return plan_of(job.sha256(), settled(job.options, decision), analysis, decision), analysis, decision
+
+
+def budgets_of(job: Job, analysis: Analysis, groups: list[Group]) -> Budgets:
+    """Return what meets budgets on the job's model."""
+
+    def predictor() -> Any:
+        raise UsageError("Nothing here measures latency.")
+
+    return Budgets(analysis, groups, step_of(job.options), size_in_bytes(job.model), predictor)
 
 
 def apply(job: Job, plan: Plan, output: Path | None) -> Result:
@@ -303,7 +288,7 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
         carried = carry(analysis, decision.removed, cut, prove)
         if carried.put_back:
             decision = Decision(decision.groups, carried.removed, decision.align)
-            plan = plan_of(job.sha256(), job.options, analysis, decision)
+            plan = plan_of(job.sha256(), settled(job.options, decision), analysis, decision)
         report = _report(job, analysis, decision, carried)
         return _save(job, Result(carried.rewritten.model, plan, report, output), staging)
 
@@ -313,7 +298,7 @@ def _staging(job: Job, output: Path | None) -> Staging | None:
     options = job.options
     if output is None or not options.verify or options.in_place or os.name == "nt":
         return None  # Windows doesn't move files that are mapped
-    taken = any(_same(output.with_name(f"{output.name}.data"), path) for path in data_files(job.model))
+    taken = any(same(output.with_name(f"{output.name}.data"), path) for path in data_files(job.model))
     large = sum(job.model.info(name).nbytes for name in job.model.names()) >= LARGE
     return Staging(output, options.external_data_threshold) if large and not taken else None
 
@@ -375,6 +360,7 @@ def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
                 )
     after = size_in_bytes(result.pruned if output is None else Model.load(output))
     report.after = dataclasses.replace(report.after, bytes=after)
+    report.targets = judged(options, report)
     report.options, report.seed, report.seconds = options.to_json(), options.seed, job.seconds
     return result
 

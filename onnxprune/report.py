@@ -90,6 +90,8 @@ class Report:
         With samples: ``samples``, ``criterion``, ``recover``, ``target``, ``layers`` (for each refitted layer its error
         on held-out samples before and after, relative to its target's variance) and ``original`` (agreement with the
         original on samples set aside).
+    targets : list of dict
+        For each budget: ``target`` as it was given, ``asked`` and ``got`` in its unit, ``holds``.
     seconds : dict
         Stage -> wall-clock time.
     """
@@ -111,6 +113,7 @@ class Report:
     put_back: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
+    targets: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class Report:
             "frozen": [{"tensor": f.tensor, "axis": f.axis, "reason": f.reason} for f in self.frozen],
             "groups": self.groups,
             **both,
+            "targets": self.targets,
             "law1": self.law1,
             "checks": self.checks,
             "inexact": self.inexact,
@@ -176,11 +180,18 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return what the table doesn't say, a sentence a line."""
+        from onnxprune.table import amount
+
         cut = [g for g in self.groups if g["removed"]]
         removed, units = sum(g["removed"] for g in cut), sum(g["units"] for g in self.groups)
         found = [
             f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
             + (f", on multiples of {self.align}" if self.align > 1 else "")
+        ]
+        found += [
+            f"target {t['target']}: asked {amount(t['asked'])}, got {amount(t['got'])}"
+            + ("" if t["holds"] else ", which does not hold")
+            for t in self.targets
         ]
         found += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]
         if self.inexact:

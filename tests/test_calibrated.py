@@ -157,7 +157,11 @@ def test_the_largest_cut_that_holds_is_searched(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"target": "macs=0.5"}, "--target needs samples"),
+        ({"min_agreement": 0.9}, "--min-agreement needs samples"),
+        (
+            {"min_agreement": 0.9, "target": "macs=0.5+bytes=0.5", "calib": {"x": images(30)}},
+            "takes one --target",
+        ),
         ({"ratio": 0.5, "criterion": "obs"}, "--criterion obs needs samples"),
         ({"target": "flops=0.5", "calib": {"x": images(8)}}, "must look like macs=0.5"),
         ({"target": "macs=0.5", "ratio": 0.5, "calib": {"x": images(8)}}, "give one of them"),

@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 #: A new core module is added here; a new leaf (criterion, budget, pass) or op file needs no line.
 LAYERS = (
     "errors registry graph.group_types proof.compare table graph.space graph.values machine",
+    "targets",
     "options files.wire files.protowalk files.payload files.external files.sizes files.store files.checks "
     "files.opening files.output graph.binding given",
-    "model graph.inline",
+    "model graph.inline places",
     "ops",
     "graph.trace",
     "graph.escapes graph.coupling graph.belongings graph.groups",
@@ -30,6 +31,7 @@ LAYERS = (
     "sparse.targets sparse.methods",
     "sparse.storage sparse.gains sparse.masking",
     "sparse.report sparse.inspection",
+    "budgeting",
     "repair pipeline passlist calibrated",
     "sparse.journey",
     "api single testing sparse.front",

@@ -1,84 +1,179 @@
-"""MACs and parameters as sums of products of axis lengths, quick to count again when lengths change."""
+"""Costs as sums of functions of axis lengths, quick to count again when lengths change."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.graph.coupling import Coupling
+from onnxprune.analysis import Analysis
+from onnxprune.cut.kept import Kept, Masks
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Grouping
 
-__all__ = ["Costs", "macs", "parameters"]
+__all__ = ["Costs", "Losses", "Setting", "Term", "instance_terms", "mix"]
 
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Term:
+    """One summand of a cost.
+
+    Attributes
+    ----------
+    dims : tuple of int
+        Axes that it depends on.
+    weight : float
+    cost : callable, optional
+        Lengths of the dims -> number; their product otherwise.
+    """
+
+    dims: tuple[int, ...]
+    weight: float = 1.0
+    cost: Callable[[Sequence[float]], float] | None = None
+
+
+@dataclass
+class Setting:
+    """What a budget may ask for.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    losses : Losses
+    bytes : int
+        Of the input's files.
+    predictor : callable
+        Measures the model and returns what predicts its latency.
+    """
+
+    analysis: Analysis
+    losses: Losses
+    bytes: int
+    predictor: Callable[[], Any]
+
+
+class Losses:
+    """How many positions of each axis go with a unit of each group, on average.
+
+    Attributes
+    ----------
+    of_root : dict
+        Root dim -> {group: positions}.
+    of_group : dict
+        Group -> root dims.
+    """
+
+    def __init__(self, grouping: Grouping) -> None:
+        self.space = grouping.coupling.space
+        self.coupling = grouping.coupling
+        self.of_root: defaultdict[int, dict[str, float]] = defaultdict(dict)
+        self.of_group: defaultdict[str, list[int]] = defaultdict(list)
+        for family in grouping.families:
+            solution = family.solution
+            owner = np.full(solution.inexact.size + 1, -1, np.int64)  # the last one stands for "frozen"
+            for n, group in enumerate(family.groups):
+                owner[family.numbers[group.name]] = n
+            for root in solution.start:
+                mine = owner[solution.units_of(root, self.space.sizes[root])]
+                for n, count in zip(*np.unique(mine[mine >= 0], return_counts=True), strict=True):
+                    group = family.groups[n]
+                    self.of_root[root][group.name] = int(count) / group.units
+                    self.of_group[group.name].append(root)
+
+    def length(self, root: int, state: Mapping[str, int]) -> float:
+        """Return the length of an axis when groups have lost these counts of units."""
+        lost = sum(share * state.get(name, 0) for name, share in self.of_root.get(root, {}).items())
+        return self.space.sizes[root] - lost
+
+
 class Costs:
-    """A cost that is a sum of products of axis lengths.
+    """A cost that is a sum of terms.
 
     Parameters
     ----------
-    grouping : Grouping
-    terms : sequence of tuples of dims
-        Each stands for the product of the lengths of its dims.
+    losses : Losses
+    terms : sequence of Term
+    fixed : float
+        What doesn't change.
     """
 
-    def __init__(self, grouping: Grouping, terms: Sequence[tuple[int, ...]]) -> None:
-        space = grouping.coupling.space
-        self.sizes = space.sizes
-        self.terms = [tuple(space.find(d) for d in dims) for dims in terms]
-        self.lost: dict[str, dict[int, float]] = {}  # group -> root -> mean positions lost with a unit
-        families = [(f.solution, f.numbers) for f in grouping.families]
-        touched = {root for term in self.terms for root in term}
-        for solution, numbers in families:
-            owners = {name: np.zeros(solution.inexact.size, bool) for name in numbers}
-            for name, units in numbers.items():
-                owners[name][units] = True
-            for root in touched & set(solution.start):
-                unit = solution.units_of(root, self.sizes[root])
-                for name in numbers:
-                    share = int(owners[name][unit[unit >= 0]].sum())
-                    if share:
-                        self.lost.setdefault(name, {})[root] = share / len(numbers[name])
+    def __init__(self, losses: Losses, terms: Sequence[Term], fixed: float = 0.0) -> None:
+        self.losses, self.fixed = losses, fixed
+        find = losses.space.find
+        merged: dict[tuple[int, ...], float] = {}
+        self.terms: list[Term] = []
+        for term in terms:
+            roots = tuple(find(d) for d in term.dims)
+            if term.cost is not None:
+                self.terms.append(Term(roots, term.weight, term.cost))
+            elif any(r in losses.of_root for r in roots):
+                key = tuple(sorted(roots))
+                merged[key] = merged.get(key, 0.0) + term.weight
+            else:
+                self.fixed += term.weight * float(np.prod([losses.space.sizes[r] for r in roots]))
+        self.terms += [Term(roots, weight) for roots, weight in merged.items()]
         self.of_root: defaultdict[int, list[int]] = defaultdict(list)
         for n, term in enumerate(self.terms):
-            for root in set(term):
+            for root in set(term.dims):
                 self.of_root[root].append(n)
+        self._touched: dict[str, list[int]] = {}
+        self.owners = [
+            tuple(sorted({name for root in t.dims for name in losses.of_root.get(root, {})}))
+            for t in self.terms
+        ]
+        self._memory: dict[tuple[int, ...], float] = {}
 
-    def _length(self, root: int, state: Mapping[str, int]) -> float:
-        lost = sum(self.lost.get(name, {}).get(root, 0.0) * count for name, count in state.items() if count)
-        return self.sizes[root] - lost
+    def _value(self, n: int, length: Callable[[int], float]) -> float:
+        term = self.terms[n]
+        if term.cost is not None:
+            return term.weight * term.cost([length(r) for r in term.dims])
+        product = term.weight
+        for root in term.dims:
+            product *= length(root)
+        return product
 
-    def _sum(self, numbers: Sequence[int], state: Mapping[str, int]) -> float:
-        lengths: dict[int, float] = {}
-        total = 0.0
-        for n in numbers:
-            product = 1.0
-            for root in self.terms[n]:
-                if root not in lengths:
-                    lengths[root] = self._length(root, state)
-                product *= lengths[root]
-            total += product
-        return total
+    def _known(self, n: int, state: Mapping[str, int]) -> float:
+        """Return a term, worked out once for each state of the groups that it depends on."""
+        key = (n, *[state.get(name, 0) for name in self.owners[n]])
+        found = self._memory.get(key)
+        if found is None:
+            found = self._memory[key] = self._value(n, lambda r: self.losses.length(r, state))
+        return found
 
     def total(self, state: Mapping[str, int]) -> float:
         """Return the cost when groups have lost these counts of units."""
-        return self._sum(range(len(self.terms)), state)
+        return self.fixed + sum(self._known(n, state) for n in range(len(self.terms)))
+
+    def exact(self, dead: Masks) -> float:
+        """Return the cost when exactly these elements of each root dim are gone."""
+        kept = Kept(self.losses.coupling, dead)
+        return self.fixed + sum(self._value(n, kept.size) for n in range(len(self.terms)))
+
+    def touched(self, name: str) -> list[int]:
+        """Return the terms that a group changes."""
+        if name not in self._touched:
+            roots = self.losses.of_group.get(name, ())
+            self._touched[name] = sorted({n for root in roots for n in self.of_root.get(root, ())})
+        return self._touched[name]
 
     def curve(self, group: Group, counts: NDArray[np.int64], state: Mapping[str, int]) -> Floats:
         """Return the cost of the terms that a group touches, for several counts of its units."""
-        numbers = sorted({n for root in self.lost.get(group.name, {}) for n in self.of_root[root]})
-        return np.array([self._sum(numbers, {**state, group.name: int(c)}) for c in counts])
+        numbers, changed = self.touched(group.name), dict(state)
+        found = []
+        for count in counts.tolist():
+            changed[group.name] = count
+            found.append(sum(self._known(n, changed) for n in numbers))
+        return np.array(found)
 
     def independent(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """Split groups into those of which no two share a term, and the rest; groups that touch few come first."""
-        terms = {
-            g.name: {n for root in self.lost.get(g.name, {}) for n in self.of_root[root]} for g in groups
-        }
+        terms = {g.name: set(self.touched(g.name)) for g in groups}
         readers = Counter(n for mine in terms.values() for n in mine)
         order = sorted(range(len(groups)), key=lambda i: (sum(readers[n] for n in terms[groups[i].name]), i))
         taken: set[int] = set()
@@ -91,13 +186,17 @@ class Costs:
         return [g for g in groups if g.name in apart], [g for g in groups if g.name not in apart]
 
 
-def macs(grouping: Grouping) -> Costs:
-    """Return multiply-accumulates of one run."""
-    return Costs(grouping, [dims for applied in grouping.coupling.nodes for dims in applied.macs])
+def mix(parts: Sequence[tuple[Costs, float]]) -> Costs:
+    """Return the weighted sum of costs."""
+    terms = [Term(t.dims, t.weight * w, t.cost) for costs, w in parts for t in costs.terms]
+    return Costs(parts[0][0].losses, terms, sum(costs.fixed * w for costs, w in parts))
 
 
-def parameters(grouping: Grouping, counted: Sequence[str]) -> Costs:
-    """Return parameters of the named weights."""
-    coupling: Coupling = grouping.coupling
-    names = set(counted)
-    return Costs(grouping, [i.dims for i in coupling.instances if i.tensor in names and i.uses])
+def instance_terms(analysis: Analysis, weigh: Callable[[str], float]) -> list[Term]:
+    """Return one term for each weight as its nodes see it: its elements, times what ``weigh`` says of one.
+
+    A vector that several nodes share is as many terms, each of which counts for its part.
+    """
+    instances: list[Any] = [i for i in analysis.coupling.instances if i.uses or i.outer]
+    shared = Counter(i.tensor for i in instances)
+    return [Term(i.dims, w / shared[i.tensor]) for i in instances if (w := weigh(i.tensor))]

@@ -55,10 +55,10 @@ def allocate(
         choice = np.full(buckets + 1, -1, np.int32)
         for level in np.flatnonzero((steps <= buckets) & np.isfinite(error)).tolist():
             step = int(steps[level])
-            trial = np.full(buckets + 1, np.inf)
-            trial[step:] = best[: buckets + 1 - step] + error[level]
-            better = trial < new
-            new[better], choice[better] = trial[better], level
+            trial = best[: buckets + 1 - step] + error[level]
+            better = trial < new[step:]
+            np.copyto(new[step:], trial, where=better)
+            np.copyto(choice[step:], level, where=better)
         best = new
         choices.append(choice)
     if not np.isfinite(best[buckets]):

@@ -1,4 +1,4 @@
-"""A budget in MACs or parameters for the whole model, met with the least loss.
+"""A budget for the whole model, met with the least loss.
 
 Groups whose costs don't touch (no product of sizes holds axes of two of them) are allocated exactly by dynamic
 programming. What couples them (channels of a residual stream, which every block reads) is set first, by a search that
@@ -18,9 +18,12 @@ from onnxprune.budgets._costs import Costs
 from onnxprune.budgets._dp import allocate
 from onnxprune.graph.group_types import Group
 
-__all__ = ["Level", "choose", "level_of"]
+__all__ = ["Level", "choose", "error_of", "level_of"]
 
 Floats = NDArray[np.float64]
+
+#: Buckets of the dynamic program: in a search, and for the last word.
+COARSE, FINE = 800, 4000
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,13 @@ class Level:
 
 
 def choose(
-    groups: Sequence[Group], levels: Mapping[str, Level], costs: Costs, budget: float, *, buckets: int = 4000
+    groups: Sequence[Group],
+    levels: Mapping[str, Level],
+    costs: Costs,
+    budget: float,
+    *,
+    start: Mapping[str, int] | None = None,
+    buckets: int = FINE,
 ) -> dict[str, int] | None:
     """Choose how many units each group loses.
 
@@ -44,8 +53,10 @@ def choose(
     costs : Costs
     budget : float
         In the unit of the costs.
+    start : mapping, optional
+        Group -> count where the search begins, such as the answer to a budget nearby.
     buckets : int
-        Of the dynamic program.
+        Of the dynamic program that has the last word; the search uses fewer.
 
     Returns
     -------
@@ -54,21 +65,23 @@ def choose(
     """
     mine = [g for g in groups if g.name in levels]
     apart, shared = costs.independent(mine)
-    state = {g.name: 0 for g in mine}
-    found = _inner(apart, levels, costs, state, budget, buckets)
+
+    def solve(index: Mapping[str, int], buckets: int = COARSE) -> tuple[float, dict[str, int]]:
+        return _try(apart, shared, levels, costs, index, budget, buckets)
+
     if not shared:
-        return None if found is None else found[1]
-    best = (np.inf, dict(state)) if found is None else found
-    index = {g.name: 0 for g in shared}
-    if found is None:  # go down together until the budget can be met
-        for share in np.linspace(0.05, 1, 20):
-            for g in shared:
-                index[g.name] = round(share * (len(levels[g.name].counts) - 1))
-            best = _try(apart, shared, levels, costs, index, budget, buckets)
-            if np.isfinite(best[0]):
-                break
-        else:
-            return None
+        found = solve({}, buckets)
+        return found[1] if np.isfinite(found[0]) else None
+    index = {g.name: _nearest(levels[g.name], (start or {}).get(g.name, 0)) for g in shared}
+    best = solve(index)
+    for share in np.linspace(0.05, 1, 20):  # go down together until the budget can be met
+        if np.isfinite(best[0]):
+            break
+        index = {g.name: max(index[g.name], round(share * (len(levels[g.name].counts) - 1))) for g in shared}
+        best = solve(index)
+    if not np.isfinite(best[0]):
+        best = solve(index, buckets)  # the coarse program rounds costs up by more
+        return best[1] if np.isfinite(best[0]) else None
     for step in (4, 2, 1):
         improved = True
         while improved:
@@ -78,10 +91,16 @@ def choose(
                     trial = {**index, g.name: index[g.name] + move}
                     if not 0 <= trial[g.name] < len(levels[g.name].counts):
                         continue
-                    result = _try(apart, shared, levels, costs, trial, budget, buckets)
+                    result = solve(trial)
                     if result[0] < best[0] * (1 - 1e-6):
                         best, index, improved = result, trial, True
-    return best[1] if np.isfinite(best[0]) else None
+    last = solve(index, buckets)
+    return last[1] if last[0] < best[0] else best[1]
+
+
+def _nearest(level: Level, count: int) -> int:
+    """Return the index of the last count that isn't above this one."""
+    return max(int(np.searchsorted(level.counts, count, side="right")) - 1, 0)
 
 
 def _try(
@@ -122,6 +141,15 @@ def _inner(
         result[g.name] = int(levels[g.name].counts[level])
         error += float(levels[g.name].errors[level])
     return error, result
+
+
+def error_of(state: Mapping[str, int], levels: Mapping[str, Level]) -> float:
+    """Return the error of a choice."""
+    return sum(
+        float(levels[name].errors[int(np.searchsorted(levels[name].counts, count))])
+        for name, count in state.items()
+        if name in levels
+    )
 
 
 def level_of(group: Group, order: NDArray[np.int64], errors: Floats, align: int) -> Level:

@@ -1,0 +1,259 @@
+"""Budgets for the whole model: loss curves and costs in, units that go out.
+
+The curves come from samples (`onnxprune.repair`), or, without any, from the scores of a criterion that looks at
+weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.analysis import Analysis
+from onnxprune.budgets._allocate import Level, level_of
+from onnxprune.budgets._costs import Costs, Losses, Setting
+from onnxprune.budgets._several import Constraint, deepest, meet, worst
+from onnxprune.deciding import Decision, groups_of, scores_of
+from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.graph.group_types import Group
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.report import Report
+from onnxprune.targets import Target, parse_target
+
+__all__ = [
+    "FLOOR",
+    "SHARED",
+    "Budgets",
+    "Ranking",
+    "decide_within",
+    "judged",
+    "ranked_by_scores",
+    "settled",
+]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+#: Errors of groups that many layers read weigh this much more: their errors reach everything after them.
+SHARED = 4.0
+#: Share of the units of a group that always stay.
+FLOOR = 0.1
+#: Allocations until exact counts of what goes meet the budget that mean counts were to meet.
+EXACT = 4
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the units of a group go.
+
+    Attributes
+    ----------
+    order : int64[units]
+        The first to go first.
+    error : float64[units + 1]
+        Of each count that goes; infinite where a count isn't allowed.
+    """
+
+    order: Ints
+    error: Floats
+
+
+def ranked_by_scores(groups: Sequence[Group], scores: Mapping[str, Floats]) -> dict[str, Ranking]:
+    """Return rankings from scores of weights alone.
+
+    The error of losing some units is a ratio of noise to signal: the share ``s`` of the group's squared scores that
+    goes, over the share that stays, ``s / (1 - s)``. It stands in for a loss that nobody measured, so what it says
+    about one group against another is rough; with samples errors are measured.
+    """
+    found = {}
+    for group in groups:
+        mine = np.asarray(scores[group.name], np.float64)
+        order = np.argsort(mine, kind="stable").astype(np.int64)
+        energy = np.where(np.isfinite(mine), mine, 0.0)[order] ** 2
+        share = np.concatenate([[0.0], np.cumsum(energy)]) / max(float(energy.sum()), 1e-30)
+        error = share / np.maximum(1 - share, 1e-12)
+        allowed = group.units - max(1, int(np.ceil(FLOOR * group.units)))
+        fixed = np.flatnonzero(~np.isfinite(mine[order]) & (mine[order] > 0))
+        error[min(allowed, int(fixed[0]) if fixed.size else allowed) + 1 :] = np.inf
+        readers = {m.tensor for m in group.members if m.contracted}
+        found[group.name] = Ranking(order, error * (SHARED if len(readers) > 1 else 1.0))
+    return found
+
+
+@dataclass
+class Budgets:
+    """Budgets on one model.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    groups : list of Group
+        That may be cut.
+    align : int
+        Step of the widths that are left, in channels.
+    bytes : int
+        Of the input's files.
+    predictor : callable
+        Measures the model and returns what predicts its latency.
+    """
+
+    analysis: Analysis
+    groups: list[Group]
+    align: int
+    bytes: int
+    predictor: Callable[[], Any]
+    _costs: dict[str, list[Costs]] = field(default_factory=dict)
+    _losses: Losses | None = None
+
+    def costs(self, kind: str) -> list[Costs]:
+        """Return the costs that a kind of budget limits, each of them."""
+        if kind not in self._costs:
+            if self._losses is None:
+                self._losses = Losses(self.analysis.grouping)
+            setting = Setting(self.analysis, self._losses, self.bytes, self.predictor)
+            self._costs[kind] = registry.load("onnxprune.budgets", kind).costs(setting)
+        return self._costs[kind]
+
+    def dense(self, kind: str) -> float:
+        """Return what the original costs."""
+        return max(c.total({}) for c in self.costs(kind))
+
+    def exact(self, kind: str, removed: Mapping[str, Ints]) -> float:
+        """Return what is left of a cost when these units are gone."""
+        dead = self.analysis.grouping.dead(removed)
+        return max(c.exact(dead) for c in self.costs(kind))
+
+    def amount(self, target: Target) -> float:
+        """Return a budget in its unit."""
+        return target.value * self.dense(target.kind) if target.relative else target.value
+
+    def choose(
+        self,
+        rankings: Mapping[str, Ranking],
+        targets: Sequence[Target],
+        tighter: Mapping[str, float] | None = None,
+    ) -> dict[str, Ints]:
+        """Return which units go so that all targets hold.
+
+        Parameters
+        ----------
+        rankings : mapping
+            Group -> ranking; groups that aren't there stay whole.
+        targets : sequence of Target
+        tighter : mapping, optional
+            Kind -> factor on its budget, where what was measured differs from what was predicted.
+
+        Raises
+        ------
+        NothingToPrune
+            If the targets can't be met; the sentence says how far it would go.
+        """
+        if not rankings:
+            raise UsageError("--target finds no group that could be ranked; see 'onnxprune inspect'.")
+        levels = {
+            g.name: level_of(g, rankings[g.name].order, rankings[g.name].error, self.align)
+            for g in self.groups
+            if g.name in rankings
+        }
+        factors = {t.kind: (tighter or {}).get(t.kind, 1.0) for t in targets}
+        removed: dict[str, Ints] = {}
+        for _ in range(EXACT):
+            counts = self._meet(levels, targets, factors)
+            removed = {n: np.sort(rankings[n].order[:count]) for n, count in counts.items() if count}
+            removed = self.analysis.grouping.spare(removed, {n: _places(r) for n, r in rankings.items()})
+            over = {
+                t.kind: self.exact(t.kind, removed) / (self.amount(t) * (tighter or {}).get(t.kind, 1.0))
+                for t in targets
+            }
+            if all(share <= 1 + 1e-6 for share in over.values()):
+                return removed
+            factors = {k: f / max(over[k], 1.0) * (1 - 1e-4 * (over[k] > 1)) for k, f in factors.items()}
+        raise NothingToPrune(self._unmet(targets, levels))
+
+    def _meet(
+        self, levels: Mapping[str, Level], targets: Sequence[Target], factors: Mapping[str, float]
+    ) -> dict[str, int]:
+        constraints = [
+            Constraint(costs, self.amount(t) * factors[t.kind], t.text)
+            for t in targets
+            for costs in self.costs(t.kind)
+        ]
+        found = meet(self.groups, levels, constraints)
+        if found is None:
+            raise NothingToPrune(self._unmet(targets, levels))
+        return found
+
+    def _unmet(self, targets: Sequence[Target], levels: Mapping[str, Level]) -> str:
+        state = deepest(levels)
+        share = {
+            t: worst([Constraint(c, self.amount(t)) for c in self.costs(t.kind)], state)[0] for t in targets
+        }
+        tight = max(share, key=lambda t: share[t])
+        left = share[tight] * self.amount(tight) / self.dense(tight.kind)
+        return (
+            f"--target {'+'.join(t.text for t in targets)} can't be met: with a tenth of every group that can be "
+            f"ranked, on multiples of {self.align}, {left:.0%} of the {tight.kind} would be left; ask for less, or "
+            "--align none."
+        )
+
+
+def _places(ranking: Ranking) -> Floats:
+    """Return when each unit goes: the last to go matters most."""
+    places = np.empty(len(ranking.order))
+    places[ranking.order] = np.arange(len(ranking.order))
+    return places
+
+
+def decide_within(
+    model: Model, analysis: Analysis, options: Options, budgets: Callable[[list[Group]], Budgets]
+) -> Decision:
+    """Decide under budgets, by scores of weights.
+
+    Parameters
+    ----------
+    model : Model
+    analysis : Analysis
+    options : Options
+        With a target.
+    budgets : callable
+        Groups -> what meets budgets on them.
+    """
+    groups = groups_of(analysis, options)
+    rankings = ranked_by_scores(groups, scores_of(model, groups, options))
+    found = budgets(groups)
+    return Decision(groups, found.choose(rankings, parse_target("+".join(options.target))), found.align)
+
+
+def settled(options: Options, decision: Decision) -> Options:
+    """Return the options of a plan: the share of the units that went, where a budget decided it."""
+    if not options.target:
+        return options
+    units = sum(g.units for g in decision.groups)
+    share = round(sum(len(u) for u in decision.removed.values()) / max(units, 1), 6)
+    return dataclasses.replace(options, ratio=share, target=())
+
+
+def judged(options: Options, report: Report) -> list[dict[str, Any]]:
+    """Say of each target what was asked and what is."""
+    both = {
+        "macs": (report.before.macs, report.after.macs),
+        "params": (report.before.parameters, report.after.parameters),
+        "bytes": (report.before.bytes, report.after.bytes),
+        "memory": (report.before.memory, report.after.memory),
+    }
+    found = []
+    for target in parse_target("+".join(options.target)) if options.target else ():
+        before, after = both.get(target.kind, (None, None))
+        if before and after is not None:
+            asked = target.value * before if target.relative else target.value
+            found.append(
+                {"target": target.text, "asked": asked, "got": after, "holds": after <= asked * 1.001}
+            )
+    return found

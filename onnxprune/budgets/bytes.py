@@ -1,0 +1,18 @@
+"""Bytes of the model's files, external data included: ``bytes=0.5``, ``bytes=20MB``."""
+
+from __future__ import annotations
+
+from onnxprune.budgets._costs import Costs, Setting, instance_terms
+from onnxprune.memory import element_bytes
+
+__all__ = ["UNITS", "costs"]
+
+UNITS = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+
+
+def costs(setting: Setting) -> list[Costs]:
+    """Return the bytes of the weights; all else in the files (nodes, names) stays as it is."""
+    terms = instance_terms(setting.analysis, lambda name: element_bytes(setting.analysis, name))
+    found = Costs(setting.losses, terms)
+    found.fixed += setting.bytes - found.total({})
+    return [found]

@@ -1,0 +1,15 @@
+"""Multiply-accumulates of one run at the bound input shapes: ``macs=0.5``, ``macs=200M``."""
+
+from __future__ import annotations
+
+from onnxprune.budgets._costs import Costs, Setting, Term
+
+__all__ = ["UNITS", "costs"]
+
+UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def costs(setting: Setting) -> list[Costs]:
+    """Return the cost of each axis length: the products of the letters of each op's row."""
+    nodes = setting.analysis.coupling.nodes
+    return [Costs(setting.losses, [Term(dims) for applied in nodes for dims in applied.macs])]

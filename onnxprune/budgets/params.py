@@ -1,0 +1,22 @@
+"""Parameters: elements of floating-point and quantised weights: ``params=0.5``, ``params=3M``."""
+
+from __future__ import annotations
+
+from onnxprune.budgets._costs import Costs, Setting, instance_terms
+from onnxprune.graph.belongings import PARAMETER_TYPES
+from onnxprune.report import count_parameters
+
+__all__ = ["UNITS", "costs"]
+
+UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+
+def costs(setting: Setting) -> list[Costs]:
+    """Return the number of elements of each weight; what no node reads stays."""
+    model = setting.analysis.model
+    terms = instance_terms(
+        setting.analysis, lambda name: float(model.info(name).elem_type in PARAMETER_TYPES)
+    )
+    found = Costs(setting.losses, terms)
+    found.fixed += count_parameters(model) - found.total({})
+    return [found]

@@ -1,0 +1,121 @@
+"""What ``--target`` says: ``macs=0.5``, ``bytes=20MB``, several joined by ``+``, a family of values by commas."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from onnxprune import registry
+from onnxprune.errors import UsageError
+
+__all__ = ["Target", "family_of", "kinds", "parse_target"]
+
+_VALUE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)")
+_LIKE = "such as macs=0.5, params=3M, bytes=20MB, memory=0.7 or latency=4ms"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One budget.
+
+    Attributes
+    ----------
+    kind : str
+        The name of a file in onnxprune/budgets.
+    value : float
+        A share of the original, or an amount in the kind's unit: MACs, parameters, bytes, seconds.
+    relative : bool
+        Whether it is a share.
+    text : str
+        As it was given.
+    """
+
+    kind: str
+    value: float
+    relative: bool
+    text: str
+
+
+def kinds() -> list[str]:
+    """Return the kinds of budgets that there are."""
+    return [name for name in registry.names("onnxprune.budgets") if name != "ratio"]
+
+
+def parse_target(text: str) -> tuple[Target, ...]:
+    """Split what must hold together.
+
+    Raises
+    ------
+    UsageError
+        If a kind or unit is unknown, or a share isn't above 0 and at most 1.
+
+    Examples
+    --------
+    >>> parse_target("macs=0.5+bytes=20MB")[1]
+    Target(kind='bytes', value=20000000.0, relative=False, text='bytes=20MB')
+    """
+    found = tuple(_one(part.strip()) for part in text.split("+"))
+    if len({t.kind for t in found}) < len(found):
+        raise UsageError(f"--target {text!r} gives one kind of budget twice; give the tighter one.")
+    return found
+
+
+def family_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the budgets of each model that is asked for.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        All of them must hold. The values of one of them may be several, separated by commas.
+
+    Returns
+    -------
+    tuple of str
+        One text for each model, for `parse_target`.
+
+    Examples
+    --------
+    >>> family_of(["macs=0.7,0.5", "bytes=20MB"])
+    ('macs=0.7+bytes=20MB', 'macs=0.5+bytes=20MB')
+    """
+    parts = [part.strip() for text in texts for part in text.split("+")]
+    lists = [_values(part) for part in parts]
+    several = [n for n, values in enumerate(lists) if len(values) > 1]
+    if len(several) > 1:
+        raise UsageError(
+            f"--target {parts[several[1]]!r} and {parts[several[0]]!r} both list values; one budget may."
+        )
+    count = len(lists[several[0]]) if several else 1
+    found = tuple("+".join(values[n if len(values) > 1 else 0] for values in lists) for n in range(count))
+    if len(set(found)) < len(found):
+        raise UsageError(f"--target {parts[several[0]]!r} lists a value twice.")
+    return found
+
+
+def _values(part: str) -> list[str]:
+    kind, equals, values = part.partition("=")
+    return [f"{kind.strip()}{equals}{value.strip()}" for value in values.split(",")]
+
+
+def _one(part: str) -> Target:
+    kind, _, written = part.partition("=")
+    match = _VALUE.fullmatch(written.strip())
+    if kind not in kinds() or match is None:
+        raise UsageError(f"--target must look like macs=0.5, a budget and a value, {_LIKE}; got {part!r}.")
+    value, unit = float(match[1]), match[2]
+    if unit in ("", "%"):
+        value = value / 100 if unit else value
+        if not 0 < value <= 1:
+            hint = "" if unit else f"; an amount needs a unit, {_LIKE}"
+            raise UsageError(f"--target {part!r}: a share must be above 0 and at most 1{hint}.")
+        return Target(kind, value, True, part)
+    units: dict[str, float] = registry.load("onnxprune.budgets", kind).UNITS
+    if unit.lower() not in units:
+        known = ", ".join(units)
+        raise UsageError(f"--target {part!r}: {kind} knows the units {known} and none for a share.")
+    value *= units[unit.lower()]
+    if not (value > 0 and math.isfinite(value)):
+        raise UsageError(f"--target {part!r}: a budget must be above 0.")
+    return Target(kind, value, False, part)

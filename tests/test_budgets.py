@@ -1,0 +1,252 @@
+"""Budgets: what is asked holds in the file that comes out, several at once, with samples and without."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nets import build, node, normal
+from small_models import chain, residual
+
+import onnxprune
+from onnxprune.analysis import analyse
+from onnxprune.budgeting import Budgets, Ranking, ranked_by_scores
+from onnxprune.budgets._allocate import Level
+from onnxprune.budgets._costs import Costs, Losses, Term
+from onnxprune.budgets._several import Constraint, meet, worst
+from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.memory import peak_bytes
+from onnxprune.model import Model
+from onnxprune.options import parse_align
+from onnxprune.targets import Target, family_of, kinds, parse_target
+
+
+def wide(a: int = 24, b: int = 40, seed: int = 0) -> onnx.ModelProto:
+    """Two branches whose channels are concatenated, and a residual sum after them."""
+    weights = {
+        "w1": normal(a, 3, 3, 3, seed=seed),
+        "w2": normal(b, 3, 3, 3, seed=seed),
+        "w3": normal(32, a + b, 1, 1, seed=seed),
+        "w4": normal(48, 32, 3, 3, seed=seed),
+        "w5": normal(32, 48, 3, 3, seed=seed),
+        "w6": normal(10, 32, 1, 1, seed=seed),
+    }
+    nodes = [
+        node("Conv", "x w1", "a", pads=[1] * 4),
+        node("Conv", "x w2", "b", pads=[1] * 4),
+        node("Concat", "a b", "c", axis=1),
+        node("Relu", "c", "d"),
+        node("Conv", "d w3", "e"),
+        node("Conv", "e w4", "f", pads=[1] * 4),
+        node("Relu", "f", "g"),
+        node("Conv", "g w5", "h", pads=[1] * 4),
+        node("Add", "e h", "s"),
+        node("Conv", "s w6", "y"),
+    ]
+    return build(nodes, weights)
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    return sum(int(np.prod(t.dims)) for t in model.graph.initializer)
+
+
+def macs(model: onnx.ModelProto) -> int:
+    """Count a model of convolutions by hand, from the shapes that onnx infers."""
+    known = onnx.shape_inference.infer_shapes(model)
+    values = (*known.graph.value_info, *known.graph.output)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    weights = {t.name: list(t.dims) for t in model.graph.initializer}
+    convs = [n for n in model.graph.node if n.op_type == "Conv"]
+    return sum(int(np.prod(shapes[n.output[0]]) * np.prod(weights[n.input[1]][1:])) for n in convs)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    share=st.floats(0.3, 0.95),
+    kind=st.sampled_from(["macs", "params", "bytes", "memory"]),
+    align=st.sampled_from([1, 4, 8]),
+    widths=st.tuples(st.integers(3, 6).map(lambda n: 8 * n), st.integers(3, 6).map(lambda n: 8 * n)),
+)
+def test_a_budget_holds_in_the_file(
+    tmp_path: Path, share: float, kind: str, align: int, widths: tuple[int, int]
+) -> None:
+    model = wide(*widths)
+    before, after = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(model, before)
+    result = onnxprune.prune(before, after, target=(f"{kind}={share}",), align=align, verify=False)
+    small = onnx.load(after)
+    if kind == "memory":
+        old, new = (peak_bytes(analyse(Model.load(m))) for m in (model, small))
+    else:
+        of = {"macs": macs, "params": parameters, "bytes": lambda m: m.ByteSize()}[kind]
+        old, new = of(model), of(small)
+    assert new <= share * old * 1.0001
+    assert new > 0.5 * share * old, "much less is left than was asked for"
+    (line,) = result.report.targets
+    assert (line["holds"], line["got"], line["target"]) == (True, new, f"{kind}={share}")
+    widths_left = [t.dims[0] for t in small.graph.initializer if t.name != "w6"]
+    assert all(w % align == 0 for w in widths_left)
+
+
+@pytest.mark.parametrize("target", ["params=7K", "bytes=30KB", "macs=1.2M", "memory=120KB"])
+def test_amounts(target: str) -> None:
+    wanted = parse_target(target)[0].value
+    (line,) = onnxprune.prune(wide(), target=(target,), align=4).report.targets
+    assert line["asked"] == wanted
+    assert 0.8 * wanted < line["got"] <= wanted
+
+
+def test_several_hold_together_and_the_loose_one_does_not_bind() -> None:
+    model = wide()
+    lines = onnxprune.prune(model, target=("macs=0.5", "bytes=0.3+memory=0.9"), align=1).report.targets
+    assert [line["target"] for line in lines] == ["macs=0.5", "bytes=0.3", "memory=0.9"]
+    assert all(line["holds"] for line in lines)
+    alone = onnxprune.prune(model, target=("bytes=0.3",), align=1).report
+    together = onnxprune.prune(model, target=("bytes=0.3", "memory=0.99"), align=1).report
+    assert alone.cuts == together.cuts
+
+
+def test_what_cannot_be_met_says_how_far_it_goes() -> None:
+    with pytest.raises(NothingToPrune, match=r"macs=0\.001 can't be met.*\d+% of the macs would be left"):
+        onnxprune.prune(wide(), target=("macs=0.001",))
+    with pytest.raises(NothingToPrune, match=r"% of the bytes would be left"):
+        onnxprune.prune(wide(), target=("macs=0.9", "bytes=100B"))
+
+
+def test_a_plan_under_a_budget_can_be_applied(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(wide(), path)
+    plan = onnxprune.plan(path, target=("macs=0.5",))
+    result = onnxprune.apply(path, plan)
+    assert result.report.after.macs <= 0.5 * result.report.before.macs
+    assert result.model == onnxprune.prune(path, target=("macs=0.5",)).model
+
+
+def test_a_group_worth_nothing_goes_first() -> None:
+    """Without samples, too, channels of no weight are cut before others."""
+    model = wide()
+    weights = {t.name: t for t in model.graph.initializer}
+    array = normal(48, 32, 3, 3).copy()
+    array[:24] *= 1e-3
+    weights["w4"].CopyFrom(onnx.numpy_helper.from_array(array, "w4"))
+    array = normal(32, 48, 3, 3).copy()
+    array[:, :24] *= 1e-3
+    weights["w5"].CopyFrom(onnx.numpy_helper.from_array(array, "w5"))
+    report = onnxprune.prune(model, target=("params=0.62",), align=1).report
+    removed = {(c.tensor, c.axis): c.removed for c in report.cuts}
+    assert len(removed["w4", 0]) > 18
+    assert set(removed["w4", 0]) <= set(range(24))
+    assert sum(len(r) for (name, axis), r in removed.items() if axis == 0 and name != "w4") < 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_several_budgets_against_all_choices(seed: int) -> None:
+    """The choice holds all budgets wherever any choice does, and loses little more than the best."""
+    rng = np.random.default_rng(seed)
+    analysis = analyse(Model.load(wide()))
+    groups = analysis.grouping.groups[:3]
+    losses = Losses(analysis.grouping)
+    levels = {}
+    for g in groups:
+        counts = np.unique(np.linspace(0, g.units * 0.9, 14).astype(np.int64))
+        rise = np.cumsum(np.sort(rng.random(len(counts)))) * rng.uniform(0.2, 5)
+        levels[g.name] = Level(counts, rise - rise[0])
+    dims = [applied.macs[0] for applied in analysis.coupling.nodes if applied.macs]
+    tables = [
+        Costs(losses, [Term(d, float(w)) for d, w in zip(dims, rng.random(len(dims)), strict=True)])
+        for _ in range(3)
+    ]
+    states = [
+        dict(zip(levels, c, strict=True))
+        for c in itertools.product(*(level.counts.tolist() for level in levels.values()))
+    ]
+    middle = states[int(rng.integers(len(states) // 2, len(states)))]
+    constraints = [Constraint(c, c.total(middle) * rng.uniform(1, 1.2)) for c in tables]
+
+    def error(state: dict[str, int]) -> float:
+        return sum(float(levels[n].errors[list(levels[n].counts).index(c)]) for n, c in state.items())
+
+    best = min(error(s) for s in states if worst(constraints, s)[0] <= 1)
+    found = meet(groups, levels, constraints)
+    assert found is not None
+    assert worst(constraints, found)[0] <= 1 + 1e-6
+    assert error(found) <= 1.5 * best + 1e-9
+    assert meet(groups, levels, [*constraints, Constraint(tables[0], 1e-9)]) is None
+
+
+def test_costs_agree_with_exact_counts() -> None:
+    analysis = analyse(Model.load(residual()))
+    budgets = Budgets(analysis, list(analysis.grouping.groups), 1, 10_000, lambda: None)
+    for group in analysis.grouping.groups:
+        count = group.units // 2
+        state, removed = {group.name: count}, {group.name: np.arange(count)}
+        for kind in ("macs", "params", "bytes", "memory"):
+            mean = max(c.total(state) for c in budgets.costs(kind))
+            assert mean == pytest.approx(budgets.exact(kind, removed), rel=0.02)
+            assert mean < budgets.dense(kind)
+
+
+def test_infinite_scores_stay() -> None:
+    (group, *_) = analyse(Model.load(chain())).grouping.groups
+    scores = np.arange(1.0, group.units + 1)
+    scores[-2:] = np.inf
+    ranking = ranked_by_scores([group], {group.name: scores})[group.name]
+    assert np.isinf(ranking.error[group.units - 1 :]).all()
+    assert np.isfinite(ranking.error[: group.units - 2]).all()
+    assert (np.diff(ranking.error[: group.units - 2]) > 0).all()
+    assert isinstance(ranking, Ranking)
+
+
+def test_targets_are_read() -> None:
+    assert {"macs", "params", "bytes", "memory"} <= set(kinds())
+    assert parse_target("bytes=1.5MiB") == (Target("bytes", 1.5 * 2**20, False, "bytes=1.5MiB"),)
+    assert parse_target("macs=50%")[0].value == 0.5
+    assert family_of(["macs=0.7,0.5", "bytes=1MB"]) == ("macs=0.7+bytes=1MB", "macs=0.5+bytes=1MB")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("flops=0.5", "must look like macs=0.5"),
+        ("ratio=0.5", "must look like"),
+        ("macs", "must look like"),
+        ("macs=-1", "must look like"),
+        ("macs=0", "above 0 and at most 1"),
+        ("macs=1.5", "an amount needs a unit"),
+        ("macs=200MB", "macs knows the units k, m, g, t"),
+        ("bytes=0KB", "must be above 0"),
+        ("macs=0.5+macs=0.4", "one kind of budget twice"),
+    ],
+)
+def test_wrong_targets_are_told(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        onnxprune.prune(chain(), target=(text,))
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [(["macs=1,2", "bytes=1,2"], "both list values"), (["macs=0.5,0.5"], "lists a value twice")],
+)
+def test_wrong_families_are_told(texts: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        family_of(texts)
+
+
+def test_alignment_by_name() -> None:
+    assert [parse_align(a) for a in ("ort-avx512", "trt-fp16-2:4", "openvino-sparse", "coreml")] == [
+        16,
+        16,
+        64,
+        16,
+    ]
+    with pytest.raises(UsageError, match="ort-avx2"):
+        parse_align("avx2")
+    model = wide(64, 96)
+    report = onnxprune.prune(model, ratio=0.4, align="trt-int8").report
+    left = {g["name"]: g["units"] - g["removed"] for g in report.groups}
+    assert left["w1:0"] == 32
+    assert left["w2:0"] == 64
+    assert report.align == 32
