@@ -26,10 +26,10 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.report import Report
 from onnxprune.targets import Target, parse_target
+from onnxprune.tilt import SHARED
 
 __all__ = [
     "FLOOR",
-    "SHARED",
     "Budgets",
     "Ranking",
     "decide_within",
@@ -41,8 +41,6 @@ __all__ = [
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-#: Errors of groups that many layers read weigh this much more: their errors reach everything after them.
-SHARED = 4.0
 #: Share of the units of a group that always stay.
 FLOOR = 0.1
 #: Allocations until exact counts of what goes meet the budget that mean counts were to meet.

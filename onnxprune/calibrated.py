@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import pipeline, places, registry
+from onnxprune import pipeline, places, registry, tilt
 from onnxprune.analysis import Analysis
-from onnxprune.budgeting import SHARED, Budgets, Ranking
-from onnxprune.calibrate.agreement import compare, outputs
+from onnxprune.budgeting import Budgets, Ranking
+from onnxprune.calibrate.agreement import compare, distance, outputs
 from onnxprune.calibrate.samples import Samples, load_samples
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.deciding import Decision, decide, plan_of, step_of
@@ -33,6 +33,8 @@ Floats = NDArray[np.float64]
 
 #: Samples that no fit sees, for the figures of the whole model.
 ASIDE = 0.1
+#: Samples of a trial fit, and as many again to judge it; and positions used of a layer, for each regressor.
+TRIAL_SAMPLES, TRIAL_ROWS = 256, 24
 #: Trials of a search for the largest cut.
 TRIALS = 6
 
@@ -74,6 +76,7 @@ class _Work:
     calibration: Calibration
     align: int
     budgets: Budgets
+    tilt: float | None = None
 
     @classmethod
     def open(cls, job: Job) -> _Work:
@@ -117,6 +120,8 @@ class _Work:
     def choose(self, ratio: float | None, targets: Sequence[Target]) -> dict[str, Ints]:
         """Return which units go, under a ratio or a budget."""
         options = self.job.options
+        if targets and self.tilt is None:
+            self.tilt = self._search_tilt(targets)
         with self.job.stage("decide"):
             if targets:
                 removed = self._within(targets)
@@ -154,9 +159,36 @@ class _Work:
             raise UsageError(
                 f"--target with --calib needs a criterion with samples, such as obs; got {self.job.options.criterion}."
             )
-        weight = {name: SHARED if len(mine) > 1 else 1.0 for name, mine in self.calibration.readers.items()}
-        rankings = {name: Ranking(c.order, c.error * weight[name]) for name, c in curves.items()}
+        return self._allocate(targets, self.tilt or 0.0)
+
+    def _allocate(self, targets: Sequence[Target], steep: float) -> dict[str, Ints]:
+        weight = tilt.weights(self.calibration.places, [s.number for s in self.calibration.sites], steep)
+        rankings = {n: Ranking(c.order, c.error * weight[n]) for n, c in self.calibration.curves.items()}
         return self.budgets.choose(rankings, targets)
+
+    def _search_tilt(self, targets: Sequence[Target]) -> float:
+        """Find how errors at different depths weigh, by trial fits on few samples."""
+        trials = self.job.options.trials
+        few = _few(self.fit_on)
+        if few is None or len(self.calibration.curves) < 2:
+            return 0.0
+        quick, judge = few
+        calibration = self.calibration.on(quick, TRIAL_ROWS)
+        with self.job.stage("weigh"):
+            dense = outputs(self.job.model, judge)
+
+            def tried(steep: float) -> float:
+                try:
+                    fitted = calibration.fit(self._allocate(targets, steep))
+                except NothingToPrune:
+                    return np.inf
+                return distance(dense, outputs(fitted.model, judge))
+
+            found = tilt.search(tried, trials)
+        self.job.notes.append(
+            f"Errors of the deepest layer weigh {np.exp(found):.3g} times those of the first."
+        )
+        return found
 
     def fit(self, removed: Mapping[str, Ints], asked: str = "") -> _Trial:
         """Fit the layers, and compare the result with the original on the samples set aside."""
@@ -248,6 +280,16 @@ class _Work:
                 f"{len(lost)} groups are read by layers that can't be refitted, {lost[0]} first."
             )
         return pipeline.carry_out(job, trial.analysis, plan, decision, output)
+
+
+def _few(samples: Samples) -> tuple[Samples, Samples] | None:
+    """Return few samples for trial fits and as many to judge them by; None where there aren't enough."""
+    wanted = min(2 * TRIAL_SAMPLES, max(samples.count // 2, 32))
+    if samples.count < wanted:
+        return None
+    few = samples.split(1 - wanted / samples.count)[0]
+    quick, judge = few.split(0.5)
+    return None if judge is None else (quick, judge)
 
 
 def _holds(trial: _Trial, options: Options) -> tuple[bool, str]:

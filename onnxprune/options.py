@@ -126,6 +126,13 @@ class Options:
         stage="calibrate",
         metavar="NAME",
     )
+    trials: int = _option(
+        5,
+        "with --calib and --target: fits on few samples that find how much errors at each depth of the model matter; "
+        "0 for none",
+        stage="calibrate",
+        metavar="N",
+    )
     samples: int | None = _option(
         None,
         "with --calib: use at most this many samples (256 synthetic ones)",
@@ -232,6 +239,7 @@ class MoreFields(TypedDict, total=False):
     calib: Any
     target: tuple[str, ...]
     recover: str
+    trials: int
     samples: int | None
     labels: str | None
     min_agreement: float | None
@@ -272,6 +280,8 @@ def _check_calibration(options: Options) -> None:
         raise UsageError(f"--min-agreement must be above 0 and at most 1; got {options.min_agreement}.")
     if options.max_drop is not None and options.max_drop < 0:
         raise UsageError(f"--max-drop must not be negative; got {options.max_drop}.")
+    if options.trials < 0:
+        raise UsageError(f"--trials must be at least 0; got {options.trials}.")
     if options.samples is not None and options.samples < 1:
         raise UsageError(f"--samples must be at least 1; got {options.samples}.")
 

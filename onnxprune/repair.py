@@ -6,8 +6,9 @@ the original's shape; cutting it afterwards is exact and is proved like any othe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,17 @@ class Calibration:
                 "No group is read by layers that can be fitted (Conv, ConvTranspose, Gemm, MatMul with constant "
                 "weights); prune without --calib."
             )
+
+    @property
+    def places(self) -> dict[str, list[int]]:
+        """Group -> positions of the layers that read it."""
+        return {name: [site.number for site, _ in mine] for name, mine in self.readers.items()}
+
+    def on(self, samples: Samples, most: int) -> Calibration:
+        """Return the same calibration for fits on other samples, with at most so many rows for each regressor."""
+        found = copy.copy(self)
+        found.samples, found.settings, found.say = samples, replace(self.settings, most=most), None
+        return found
 
     def measure_curves(self) -> None:
         """Run the original over the samples and take the loss curve of each group."""

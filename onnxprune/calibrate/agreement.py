@@ -13,7 +13,7 @@ from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
 from onnxprune.runtime import RunError, open_session
 
-__all__ = ["compare", "outputs", "wilson"]
+__all__ = ["compare", "distance", "outputs", "wilson"]
 
 Array = NDArray[Any]
 
@@ -90,6 +90,16 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
                 "after": 100 * float((pruned.argmax(axis=1) == truth).mean()),
             }
     return found
+
+
+def distance(original: Array, pruned: Array) -> float:
+    """Return one figure of how far outputs are apart, to compare candidates by; less is nearer.
+
+    The squared relative error, times the Kullback-Leibler divergence where rows look like classes: the error alone
+    doesn't see which class wins, and the divergence alone hangs on the few samples that the model is unsure of.
+    """
+    found = compare(original, pruned)
+    return float(found["relative_error"] ** 2 * max(found.get("kl", 1.0), 1e-12))
 
 
 def _log_shares(rows: Array) -> Array:

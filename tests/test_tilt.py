@@ -1,0 +1,45 @@
+"""How errors at different depths weigh."""
+
+import numpy as np
+import pytest
+
+from onnxprune import tilt
+from onnxprune.calibrate.agreement import distance
+
+
+def test_weights_grow_with_depth_and_with_many_readers() -> None:
+    found = tilt.weights({"first": [3], "last": [9], "stream": [3, 9]}, [3, 5, 9], 2.0)
+    assert found["first"] == pytest.approx(1.0)
+    assert found["last"] == pytest.approx(np.exp(2.0))
+    assert found["stream"] == pytest.approx(tilt.SHARED * np.exp(1.0))
+    assert set(tilt.weights({"a": [3], "b": [9]}, [3, 9], 0.0).values()) == {1.0}
+
+
+@pytest.mark.parametrize("best", [-2.3, -0.4, 0.0, 0.9, 3.1])
+def test_search_comes_within_half_a_step(best: float) -> None:
+    asked: list[float] = []
+
+    def far(steep: float) -> float:
+        asked.append(steep)
+        return 0.1 + (steep - best) ** 2
+
+    found = tilt.search(far, 20)
+    assert abs(found - best) <= tilt.STEP / 2
+    assert len(asked) == len(set(asked)) <= 9  # nothing is tried twice
+
+
+def test_search_stays_where_nothing_is_clearly_better_and_within_its_trials() -> None:
+    calls: list[float] = []
+    assert tilt.search(lambda t: calls.append(t) or 1.0 - 0.001 * t, 3) == 0.0  # type: ignore[func-returns-value]
+    assert len(calls) == 3
+    assert tilt.search(lambda t: np.inf, 5) == 0.0
+    assert tilt.search(lambda t: 1 / 0, 0) == 0.0
+
+
+def test_distance_orders_candidates() -> None:
+    rng = np.random.default_rng(0)
+    original = rng.standard_normal((50, 10))
+    near, far = original + 0.01 * rng.standard_normal((50, 10)), original + 0.5 * rng.standard_normal((50, 10))
+    assert 0 <= distance(original, near) < distance(original, far)
+    wide = rng.standard_normal((1, 10))  # one row: no classes, the relative error alone
+    assert distance(wide, wide * 1.1) == pytest.approx(0.01)
