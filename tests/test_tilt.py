@@ -39,7 +39,10 @@ def test_search_stays_where_nothing_is_clearly_better_and_within_its_trials() ->
 def test_distance_orders_candidates() -> None:
     rng = np.random.default_rng(0)
     original = rng.standard_normal((50, 10))
-    near, far = original + 0.01 * rng.standard_normal((50, 10)), original + 0.5 * rng.standard_normal((50, 10))
+    near, far = (
+        original + 0.01 * rng.standard_normal((50, 10)),
+        original + 0.5 * rng.standard_normal((50, 10)),
+    )
     assert 0 <= distance(original, near) < distance(original, far)
     wide = rng.standard_normal((1, 10))  # one row: no classes, the relative error alone
     assert distance(wide, wide * 1.1) == pytest.approx(0.01)
