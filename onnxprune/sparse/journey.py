@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxprune import pipeline, registry
-from onnxprune.errors import NothingToPrune, UsageError, VerificationError
+from onnxprune.analysis import analyse
+from onnxprune.calibrate.agreement import compare, outputs
+from onnxprune.calibrate.samples import load_samples
+from onnxprune.errors import CalibrationError, NothingToPrune, UsageError, VerificationError
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.pipeline import Progress
@@ -21,10 +26,17 @@ from onnxprune.sparse.masking import blanked, masks
 from onnxprune.sparse.options import SparseOptions
 from onnxprune.sparse.pattern import holds
 from onnxprune.sparse.report import SparseReport, line_of
+from onnxprune.sparse.sequence import Fitter
 from onnxprune.sparse.storage import CANT_READ, to_sparse
 from onnxprune.sparse.targets import Left, Target, find
 
 __all__ = ["SparseResult", "sparsify"]
+
+LEAST_SAMPLES = 5
+#: Samples that no fit sees, for the figures of the whole model.
+ASIDE = 0.1
+#: Options that go with samples only, as they are without.
+_PLAIN: dict[str, Any] = {"samples": None, "labels": None, "refit": True, "schedule": "once", "steps": 1}
 
 
 @dataclass
@@ -66,7 +78,8 @@ def sparsify(
     clock = Clock(progress)
     pipeline.refuse_overwrite(source, output, options.in_place)
     pattern = parse_pattern(options.pattern)
-    registry.load("onnxprune.sparse.methods", options.method)
+    if registry.load("onnxprune.sparse.methods", options.method).DATA and options.calib is None:
+        raise UsageError(f"--method {options.method} needs samples; give them with --calib.")
     with clock.stage("find"):
         model = inline(source)
         found, left = find(model)
@@ -80,9 +93,13 @@ def sparsify(
     if options.sparsity == 0 or (pattern.fixed and pattern.keep == pattern.of):
         result = source
     else:
-        result = _treat(model, targets, pattern, options, clock)
+        if options.calib is None:
+            result = _treat(model, targets, pattern, options, clock)
+        else:
+            result = _with_samples(model, targets, spared, report, options, clock)
+        _check(result, targets, pattern)
     with clock.stage("report"):
-        report.lines = [line_of(t, model, result, pattern, options.method) for t in targets]
+        report.lines = [line_of(t, model, result, report, options.method) for t in targets]
         report.bytes_before = pipeline.size_in_bytes(source)
     report.sha256["input"] = source.sha256
     if options.store == "sparse" and result is not source:
@@ -163,7 +180,53 @@ def _treat(
             new = blanked(target, weight, keep[target.name])
             if new is not weight:
                 result.put(target.name, new)
-    _check(result, targets, pattern)
+    return result
+
+
+def _with_samples(
+    model: Model,
+    targets: Sequence[Target],
+    spared: Sequence[Left],
+    report: SparseReport,
+    options: SparseOptions,
+    clock: Clock,
+) -> Model:
+    """Return a model with zeros put in and layers fitted; what can't be fitted goes by magnitude."""
+    pattern = parse_pattern(options.pattern)
+    with clock.stage("analyse"):
+        analysis = analyse(model, input_shapes=options.input_shapes)
+    with clock.stage("samples"):
+        samples = load_samples(
+            model.proto.graph,
+            options.calib,
+            most=options.samples,
+            seed=options.seed,
+            labels=options.labels,
+            types=analysis.inputs,
+        )
+        if samples.count < LEAST_SAMPLES:
+            raise CalibrationError(
+                f"There are {samples.count} samples only; a fifth is held out of every fit, so give "
+                f"{LEAST_SAMPLES} at least."
+            )
+        fit_on, aside = samples.split(ASIDE) if samples.count >= 20 else (samples, None)
+    by_name = {t.name: t for t in targets}
+    fitter = Fitter(analysis, fit_on, by_name, {one.name for one in spared}, options, clock)
+    others = [t for t in targets if t.name not in fitter.fitted]
+    with clock.stage("fit"):
+        result = fitter.run(pattern, options.sparsity or 0.0)
+    if others:
+        plain = dataclasses.replace(options, method="magnitude", calib=None, scope="local", **_PLAIN)
+        result = _treat(result, others, pattern, plain, clock)
+        report.notes.append(
+            f"{len(others)} weights can't be fitted ({others[0].name!r} first), and got their zeros by magnitude."
+        )
+    report.fits = fitter.fits
+    found = None
+    if aside is not None:
+        with clock.stage("compare"):
+            found = compare(outputs(model, aside), outputs(result, aside), aside.labels)
+    report.calibration = {"source": fit_on.source, "samples": fit_on.count, "original": found}
     return result
 
 

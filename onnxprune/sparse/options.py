@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
-from onnxprune.options import _option, _patterns
+from onnxprune.options import Shapes, _option, _patterns
 from onnxprune.sparse.kinds import parse_pattern
 
 __all__ = ["SparseFields", "SparseOptions"]
@@ -37,16 +38,53 @@ class SparseOptions:
         unit="0 to 1",
     )
     method: str = _option(
-        "magnitude",
-        "how weights are chosen: magnitude",
+        "auto",
+        "how weights are chosen: magnitude; with --calib also wanda, sparsegpt, obs; auto is obs with --calib and "
+        "magnitude without",
         stage="sparsify",
         metavar="NAME",
     )
     scope: str = _option(
-        "local",
-        "the sparsity holds for each weight tensor (local), or for all together (global)",
+        "auto",
+        "the sparsity holds for each weight tensor (local), or for all together (global); auto is global with --calib, "
+        "local without",
         stage="sparsify",
         metavar="local|global",
+    )
+    calib: Any = _option(  # noqa: RUF009 - makes a field
+        None,
+        "unlabelled samples to choose by and to refit the layers on, as for 'prune'",
+        stage="sparsify",
+        metavar="SAMPLES",
+    )
+    samples: int | None = _option(
+        None, "with --calib: use at most this many samples", stage="sparsify", metavar="N"
+    )
+    labels: str | None = _option(
+        None,
+        "the key of true labels in the samples, for the accuracy in the report",
+        stage="sparsify",
+        metavar="KEY",
+    )
+    refit: bool = _option(
+        True, "with --calib: don't refit the weights that stay", stage="sparsify", flag="--no-refit"
+    )
+    schedule: str = _option(
+        "once",
+        "with --calib: reach the sparsity at once, or in --steps steps with refits between (cubic)",
+        stage="sparsify",
+        metavar="once|cubic",
+    )
+    steps: int = _option(1, "with --schedule cubic: how many steps", stage="sparsify", metavar="K")
+    input_shapes: Shapes = _option(  # noqa: RUF009 - makes a field
+        {},
+        "with --calib: sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)",
+        stage="sparsify",
+        metavar="NAME:D,D,...",
+        flag="--input-shape",
+    )
+    seed: int = _option(
+        0, "with --calib: seed of the choice of samples and positions", stage="sparsify", metavar="N"
     )
     ignore: tuple[str, ...] = _option(
         (),
@@ -85,6 +123,10 @@ class SparseOptions:
             )
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
             raise UsageError(f"--sparsity must be from 0 to 1; got {self.sparsity}.")
+        self._check_calibration()
+        if self.scope == "auto":
+            found = "global" if self.calib is not None and not pattern.fixed else "local"
+            object.__setattr__(self, "scope", found)
         if self.scope not in ("local", "global"):
             raise UsageError(f"--scope must be 'local' or 'global'; got {self.scope!r}.")
         if self.scope == "global" and pattern.fixed:
@@ -94,11 +136,39 @@ class SparseOptions:
         object.__setattr__(self, "ignore", _patterns("--ignore", self.ignore))
         object.__setattr__(self, "only", _patterns("--only", self.only))
 
+    def _check_calibration(self) -> None:
+        if self.method == "auto":
+            object.__setattr__(self, "method", "magnitude" if self.calib is None else "obs")
+        if self.schedule not in ("once", "cubic"):
+            raise UsageError(f"--schedule must be 'once' or 'cubic'; got {self.schedule!r}.")
+        if self.steps < 1 or (self.steps > 1) != (self.schedule == "cubic"):
+            raise UsageError("--steps must be at least 2, and goes with --schedule cubic.")
+        asked = [
+            name
+            for name, value in (
+                ("--samples", self.samples is not None),
+                ("--labels", self.labels is not None),
+                ("--schedule", self.schedule != "once"),
+                ("--no-refit", not self.refit),
+            )
+            if value
+        ]
+        if self.calib is None and asked:
+            raise UsageError(f"{asked[0]} needs samples; give them with --calib.")
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"--samples must be at least 1; got {self.samples}.")
+        shapes = {name: tuple(int(d) for d in shape) for name, shape in self.input_shapes.items()}
+        object.__setattr__(self, "input_shapes", shapes)
+
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON values, in their order."""
         found = {}
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
+            if spec.name == "calib":
+                value = value if isinstance(value, (str, type(None))) else "given"
+            elif isinstance(value, Mapping):
+                value = {name: list(shape) for name, shape in value.items()}
             found[spec.name] = list(value) if isinstance(value, tuple) else value
         return found
 
@@ -109,6 +179,14 @@ class SparseFields(TypedDict, total=False):
     sparsity: float | None
     method: str
     scope: str
+    calib: Any
+    samples: int | None
+    labels: str | None
+    refit: bool
+    schedule: str
+    steps: int
+    input_shapes: Shapes
+    seed: int
     ignore: tuple[str, ...]
     only: tuple[str, ...]
     store: str

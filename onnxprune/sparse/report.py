@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,8 +14,9 @@ import numpy as np
 
 from onnxprune.model import Model
 from onnxprune.report import dumps, versions, write_text
+from onnxprune.sparse.fitting import LayerFit
 from onnxprune.sparse.gains import ONNXRUNTIME, tensor_cores, useful
-from onnxprune.sparse.kinds import Pattern, parse_pattern
+from onnxprune.sparse.kinds import parse_pattern
 from onnxprune.sparse.pattern import holds, tail
 from onnxprune.sparse.storage import Sizes, sizes_of
 from onnxprune.sparse.targets import Left, Target
@@ -71,31 +74,6 @@ class Line:
         return found | ({"fit": self.fit} if self.fit else {})
 
 
-def line_of(target: Target, before: Model, after: Model, pattern: Pattern, method: str) -> Line:
-    """Return the line of a weight that was treated."""
-    weight = np.asarray(after.weight(target.name))
-    zero = target.zeros(weight)
-    two_four = target.shape[2] % 4 == 0 and holds(parse_pattern("2:4"), target.layout.view(zero))
-    count = int(np.count_nonzero(zero))
-    rest, names = tail(pattern, target.shape), ("outputs", "inputs")
-    parts = [f"the last {rest[i]} of {target.shape[1 + i]} {names[i]}" for i in (0, 1) if rest[i]]
-    return Line(
-        target.name,
-        [f"{r.name} ({r.op})" for r in target.readers],
-        list(weight.shape),
-        target.layout.axis,
-        weight.size,
-        int(np.count_nonzero(target.zeros(np.asarray(before.weight(target.name))))),
-        count,
-        ", ".join(parts),
-        tensor_cores(target),
-        useful(target),
-        two_four,
-        method,
-        sizes_of(weight, target.elem_type, count, two_four),
-    )
-
-
 @dataclass
 class SparseReport:
     """What was done.
@@ -111,6 +89,8 @@ class SparseReport:
     sparse : list of str
         Weights that were written as sparse_initializer.
     notes : list of str
+    fits : dict
+        With samples: weight -> what was done to the layer that reads it.
     calibration : dict or None
     """
 
@@ -123,6 +103,7 @@ class SparseReport:
     notes: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
+    fits: dict[str, LayerFit] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -237,8 +218,36 @@ class SparseReport:
         found += [f"dense tail: {line.tensor}: {line.tail}" for line in self.lines if line.tail]
         reasons = Counter(one.reason for one in self.left)
         found += [f"left dense: {count} x {reason}" for reason, count in reasons.most_common(6)]
+        found += _told(self.calibration)
         found += [f"note: {note}" for note in self.notes]
         return [*found, self._cores(), ONNXRUNTIME]
+
+
+def line_of(target: Target, before: Model, after: Model, report: SparseReport, method: str) -> Line:
+    """Return the line of a weight that was treated."""
+    weight = np.asarray(after.weight(target.name))
+    zero = target.zeros(weight)
+    fit, pattern = report.fits.get(target.name), parse_pattern(report.pattern)
+    two_four = target.shape[2] % 4 == 0 and holds(parse_pattern("2:4"), target.layout.view(zero))
+    count = int(np.count_nonzero(zero))
+    rest, names = tail(pattern, target.shape), ("outputs", "inputs")
+    parts = [f"the last {rest[i]} of {target.shape[1 + i]} {names[i]}" for i in (0, 1) if rest[i]]
+    return Line(
+        target.name,
+        [f"{r.name} ({r.op})" for r in target.readers],
+        list(weight.shape),
+        target.layout.axis,
+        weight.size,
+        int(np.count_nonzero(target.zeros(np.asarray(before.weight(target.name))))),
+        count,
+        ", ".join(parts),
+        tensor_cores(target),
+        useful(target),
+        two_four,
+        method if fit or not report.fits else "magnitude",
+        sizes_of(weight, target.elem_type, count, two_four),
+        {} if fit is None else dataclasses.asdict(fit),
+    )
 
 
 def _verdict(line: Line) -> str:
@@ -247,3 +256,19 @@ def _verdict(line: Line) -> str:
     if not line.two_four:
         return "no: 2:4 doesn't hold"
     return "yes" if line.useful else "yes, too small to gain"
+
+
+def _told(calibration: Mapping[str, Any] | None) -> list[str]:
+    if calibration is None:
+        return []
+    found = calibration["original"]
+    start = f"fitted on {calibration['samples']} samples"
+    if found is None:
+        return [f"{start}; too few to set any aside"]
+    text = f"{start}; on {found['samples']} set aside: relative error {found['relative_error']:.3g}"
+    if "agreement" in found:
+        low, high = found["agreement_interval"]
+        text += f", same top-1 {found['agreement']:.1%} ({low:.1%} to {high:.1%})"
+    if "accuracy" in found:
+        text += f", accuracy {found['accuracy']['before']:.1f} -> {found['accuracy']['after']:.1f} %"
+    return [text]

@@ -1,5 +1,5 @@
 """Ways to choose which weights become zero: one file each, found by name.
 
-A leaf says with ``DATA`` whether it needs samples. Without, ``score(magnitude)`` ranks weights; with, ``solve(task)``
-returns an `onnxprune.sparse.task.Solver`.
+A leaf says with ``DATA`` whether it needs samples, and has ``solve(task)``, which gives an
+`onnxprune.sparse.task.Solver`. One that doesn't need them also has ``score(magnitude)``, which ranks weights.
 """

@@ -1,0 +1,172 @@
+"""Zeros with samples: loss curves, one allocation of levels, and fits layer after layer.
+
+Inputs of a layer come from the model as it is by then, targets from the original; where a layer feeds a residual sum it
+also makes up for what the other branch has lost (see `onnxprune.recovery._sequence.Walk`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.analysis import Analysis
+from onnxprune.budgets._dp import allocate
+from onnxprune.calibrate.collect import Evidence
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.sites import Site, sites
+from onnxprune.calibrate.stream import Stream
+from onnxprune.model import Model
+from onnxprune.recovery._sequence import Settings, Walk, weights_of, write
+from onnxprune.sparse.clock import Clock
+from onnxprune.sparse.fitting import LayerFit, fit_layer, problems
+from onnxprune.sparse.kinds import Pattern
+from onnxprune.sparse.options import SparseOptions
+from onnxprune.sparse.targets import Target
+from onnxprune.sparse.task import Solver, Task
+
+__all__ = ["Fitter", "cubic", "nearer"]
+
+Matrix = NDArray[np.float64]
+#: Sparsities that an allocation chooses from, and the most that a layer may lose.
+LEVELS = np.concatenate([np.arange(0, 0.9, 0.025), np.arange(0.9, 0.99, 0.01)])
+
+
+def cubic(step: int, steps: int) -> float:
+    """Return the share of the final sparsity after a step (Zhu and Gupta, arXiv 1710.01878, equation 1).
+
+    Examples
+    --------
+    >>> cubic(1, 2), cubic(2, 2)
+    (0.875, 1.0)
+    """
+    return float(1 - (1 - step / steps) ** 3)
+
+
+def nearer(pattern: Pattern, share: float) -> Pattern:
+    """Return the N:M pattern that has this share of the zeros of another.
+
+    Examples
+    --------
+    >>> nearer(Pattern("1:4", "n:m", 1, 4), 0.4).text
+    '3:4'
+    """
+    if not pattern.fixed:
+        return pattern
+    keep = pattern.of - round((pattern.of - pattern.keep) * share)
+    return Pattern(f"{keep}:{pattern.of}", "n:m", keep, pattern.of)
+
+
+@dataclass
+class Fitter:
+    """A model, its samples and its targets.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    samples : Samples
+    targets : dict
+        Weight -> Target, those that a layer that can be fitted reads.
+    spared : set of str
+        Weights that no fit may touch.
+    options : SparseOptions
+    clock : Clock
+    """
+
+    analysis: Analysis
+    samples: Samples
+    targets: Mapping[str, Target]
+    spared: set[str]
+    options: SparseOptions
+    clock: Clock
+    levels: dict[str, float] = field(default_factory=dict)
+    fits: dict[str, LayerFit] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find the layers."""
+        found = [s for s in sites(self.analysis) if s.weight not in self.spared]
+        first = next((n for n, s in enumerate(found) if s.weight in self.targets), len(found))
+        self.sites = found[first:]
+        self.types = {name: typed[0] for name, typed in self.analysis.tracer.types.items()}
+        self.method = registry.load("onnxprune.sparse.methods", self.options.method)
+        self.settings = Settings(seed=self.options.seed)
+
+    @property
+    def fitted(self) -> list[str]:
+        """Targets that can be fitted."""
+        return [s.weight for s in self.sites if s.weight in self.targets]
+
+    def run(self, pattern: Pattern, sparsity: float) -> Model:
+        """Return a model with zeros, its layers fitted."""
+        model = self.analysis.model.fork()
+        curves = {} if pattern.fixed or self.options.scope == "local" else self._curves(pattern)
+        for step in range(1, self.options.steps + 1):
+            share = cubic(step, self.options.steps)
+            if not pattern.fixed:
+                self.levels = self._allocate(curves, pattern, sparsity * share)
+            self._pass(model, nearer(pattern, share), f"{step}/{self.options.steps} ")
+        return model
+
+    def _walk(self, fitted: Model, todo: Sequence[Site]) -> Walk:
+        dense = Stream(self.analysis.model, self.samples.batches, self.types)
+        walk = Walk(
+            dense, Stream(fitted, self.samples.batches, self.types), self.samples.counts, self.settings
+        )
+        for site in todo:
+            dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
+        return walk
+
+    def _solvers(self, site: Site, evidence: Evidence, model: Model, pattern: Pattern) -> list[Solver]:
+        view, matrices = site.view, weights_of(site, model)[0]
+        return [
+            self.method.solve(Task(problem, matrices[block], view.channels, view.taps, pattern))
+            for block, problem in enumerate(problems(evidence.whole(), site))
+        ]
+
+    def _curves(self, pattern: Pattern) -> dict[str, Matrix]:
+        """Return the loss curve of each layer on the original, relative to the variance of what its output feeds."""
+        todo = [s for s in self.sites if s.weight in self.targets]
+        walk, found = self._walk(self.analysis.model, todo), {}
+        for n, site in enumerate(todo):
+            self.clock.say(f"curves {n + 1}/{len(todo)}: {site.name}")
+            evidence = walk.original(site)
+            walk.done(site)
+            solvers = self._solvers(site, evidence, self.analysis.model, pattern)
+            rise = np.sum([solver.curve(LEVELS) for solver in solvers], axis=0)
+            found[site.weight] = rise / (evidence.spread or 1.0)
+        return found
+
+    def _allocate(self, curves: Mapping[str, Matrix], pattern: Pattern, sparsity: float) -> dict[str, float]:
+        """Choose each layer's level so that the sum of errors is least at the sparsity of all together."""
+        names = list(curves)
+        if not names or sparsity >= 1 or sparsity > LEVELS[-1]:
+            return dict.fromkeys(self.fitted, sparsity)
+        sizes = [float(np.prod(self.targets[name].shape)) for name in names]
+        budget = (1 - sparsity) * sum(sizes)
+        chosen = allocate([size * (1 - LEVELS) for size in sizes], [curves[n] for n in names], budget)
+        if chosen is None:
+            return dict.fromkeys(self.fitted, sparsity)
+        return {name: float(LEVELS[at]) for name, at in zip(names, chosen, strict=True)}
+
+    def _pass(self, model: Model, pattern: Pattern, text: str) -> None:
+        """Fit all layers once, in order, in place."""
+        walk = self._walk(model, self.sites)
+        ridges = self.settings.ridges if self.options.refit else ()
+        for n, site in enumerate(self.sites):
+            self.clock.say(f"fit {text}{n + 1}/{len(self.sites)}: {site.name}")
+            treated = site.weight in self.targets
+            if not treated and not self.options.refit:
+                walk.done(site)
+                continue
+            evidence, old = walk.evidence(site), weights_of(site, model)
+            walk.done(site)
+            if treated:
+                level = self.levels.get(site.weight, self.options.sparsity or 0.0)
+                found = [s.at(level) for s in self._solvers(site, evidence, model, pattern)]
+            else:
+                found = [(np.ones(w.shape, bool), w) for w in old[0]]
+            fits, self.fits[site.weight] = fit_layer(site, evidence, found, old, ridges)
+            write(model, site, fits)
