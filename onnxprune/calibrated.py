@@ -21,6 +21,7 @@ from onnxprune.deciding import Decision, decide, plan_of, step_of
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
 from onnxprune.graph.group_types import Group
 from onnxprune.options import Options
+from onnxprune.outline import thinned
 from onnxprune.picking import pick
 from onnxprune.pipeline import Job, Result
 from onnxprune.repair import Calibration, Fitted, refit_analysis
@@ -266,6 +267,7 @@ class _Work:
                 "target": trial.asked or "+".join(options.target) or None,
                 "layers": [dataclasses.asdict(line) for line in trial.fitted.layers],
                 "original": trial.original,
+                "curves": {name: thinned(curve.error) for name, curve in self.calibration.curves.items()},
             }
         }
         few = [line.layer for line in trial.fitted.layers if line.too_few]

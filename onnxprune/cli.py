@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build().parse_args(argv)
         verbose = bool(args.verbose)
+        args.line = shlex.join(["onnxprune", *map(str, sys.argv[1:] if argv is None else argv)])
         from onnxprune import cli_commands
 
         with warnings.catch_warnings():

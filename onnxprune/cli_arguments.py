@@ -234,7 +234,9 @@ def _prune(commands: Any) -> None:
     _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
     _add_options(parser, ("decide", "calibrate", "verify", "write"))
     parser.add_argument(
-        "--report", metavar="R.json", help="write the report: what was cut, what is frozen and why"
+        "--report",
+        metavar="R.html|R.json",
+        help="write the report: what was cut, what is frozen and why; a page to look at if it ends in .html",
     )
     parser.add_argument("--plan", metavar="P.json", help="write the plan, for 'apply' and 'verify'")
     _json(parser)
@@ -247,6 +249,7 @@ def _inspect(commands: Any) -> None:
     parser.add_argument("in", metavar="IN", nargs="?", help="the model")
     _add_options(parser, ("decide",), skip=_NO_GROUPS)
     parser.add_argument("--ops", action="store_true", help="print the op table; needs no model")
+    parser.add_argument("--html", metavar="OUT.html", help="write it as a page to look at, too")
     parser.add_argument(
         "--sparsity",
         action="store_true",
@@ -284,7 +287,9 @@ def _apply(commands: Any) -> None:
         ("out", "where the result goes"),
     )
     _add_options(parser, ("verify", "write"))
-    parser.add_argument("--report", metavar="R.json", help="write the report")
+    parser.add_argument(
+        "--report", metavar="R.html|R.json", help="write the report; a page to look at if it ends in .html"
+    )
     _json(parser)
 
 

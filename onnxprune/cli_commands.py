@@ -16,6 +16,7 @@ from onnxprune.cli_arguments import options_from, shapes_from
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.options import OptionFields
 from onnxprune.pipeline import Result
+from onnxprune.report import write_text
 from onnxprune.sparse import front
 from onnxprune.sparse.options import SparseOptions
 
@@ -84,15 +85,18 @@ def inspect(args: Namespace) -> None:
         else:
             zeros.show()
         return
+    _side_files(_input(args), None, args.html)
     found = api.inspect(
         _input(args),
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
         allow_inexact=getattr(args, "allow_inexact", False),
         progress=_progress(args),
     )
+    if args.html:
+        write_text(Path(args.html), found.page(Path(_input(args)).name))
     if args.json:
         sys.stdout.write(found.dumps())
-    else:
+    elif not args.quiet:
         found.show()
 
 
@@ -159,6 +163,7 @@ def _ops(args: Namespace) -> None:
 
 
 def _finish(args: Namespace, result: Result) -> None:
+    result.report.command = args.line
     if args.report:
         result.report.save(args.report)
     if args.json:

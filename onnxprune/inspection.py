@@ -9,13 +9,17 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from onnxprune import page
 from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import Kept, Masks
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Frozen, Grouping
+from onnxprune.memory import peak_bytes
 from onnxprune.ops import TABLE, Refusal, Row
-from onnxprune.report import Size, count_macs, count_parameters, dumps, plain_reason
+from onnxprune.outline import layers_of, tensors_of
+from onnxprune.page.words import plain_reason
+from onnxprune.report import Size, count_macs, count_parameters, dumps
 
 __all__ = ["Inspection", "OpLine", "inspect_analysis", "left_by", "op_table"]
 
@@ -45,6 +49,8 @@ class Inspection:
     left : dict
         What would be left, as shares: ``floor`` if every group kept one unit, ``half`` at ratio 0.5.
     input_shapes : dict
+    layers : list of dict
+        See `onnxprune.outline.layers_of`.
     """
 
     size: Size
@@ -54,6 +60,7 @@ class Inspection:
     frozen: list[Frozen]
     left: dict[str, dict[str, float]]
     input_shapes: dict[str, list[int]] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
 
     def frozen_by_reason(self) -> list[tuple[str, int, list[str]]]:
         """Return (reason, how many axes, examples), the most frequent first."""
@@ -69,6 +76,7 @@ class Inspection:
             "parameters": self.size.parameters,
             "macs": self.size.macs,
             "bytes": self.size.bytes,
+            "memory": self.size.memory,
             "input_shapes": self.input_shapes,
             "left": self.left,
             "groups": [_group_line(g) for g in self.groups],
@@ -78,11 +86,16 @@ class Inspection:
             ],
             "without_row": [{"node": n, "op": o, "reason": r} for n, o, r in self.without_row],
             "frozen": [{"tensor": f.tensor, "axis": f.axis, "reason": f.reason} for f in self.frozen],
+            "layers": self.layers,
         }
 
     def dumps(self) -> str:
         """Return JSON text."""
         return dumps(self.to_json())
+
+    def page(self, name: str = "") -> str:
+        """Return it as a page to look at; ``name`` is that of the model."""
+        return page.render({**self.to_json(), "files": {"input": name} if name else {}})
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print tables."""
@@ -156,7 +169,7 @@ def _group_line(group: Group) -> dict[str, Any]:
         "component": group.component,
         "inexact": group.inexact,
         "alternative": group.alternative,
-        "tensors": sorted({f"{m.tensor}:{m.axis}" for m in group.members}),
+        "tensors": tensors_of(group),
     }
 
 
@@ -170,7 +183,9 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         Of the model's files.
     """
     coupling, grouping = analysis.coupling, analysis.grouping
-    size = Size(count_parameters(analysis.model), count_macs(coupling), size_in_bytes)
+    size = Size(
+        count_parameters(analysis.model), count_macs(coupling), size_in_bytes, memory=peak_bytes(analysis)
+    )
     refused = [(a.node.name, _op(a.node.domain, a.node.op), a.reason) for a in coupling.nodes if a.reason]
     return Inspection(
         size,
@@ -180,6 +195,7 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         list(grouping.frozen),
         left_by(analysis, size),
         {name: list(shape) for name, shape in analysis.inputs.items()},
+        layers_of(coupling, [g for g in grouping.groups if not g.alternative]),
     )
 
 

@@ -32,6 +32,7 @@ from onnxprune.graph.inline import inline
 from onnxprune.memory import peak_bytes
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.outline import layers_of, tensors_of
 from onnxprune.places import data_files, refuse_overwrite, same, size_in_bytes
 from onnxprune.plan import Plan
 from onnxprune.report import Report, Size, copies_of, count_macs, count_parameters, cuts_of
@@ -307,18 +308,18 @@ def _report(
     job: Job, analysis: Analysis, decision: Decision, carried: Carried[Verification | None] | None
 ) -> Report:
     coupling, names = analysis.coupling, set(decision.removed)
+    chosen = [g for g in analysis.grouping.groups if not g.alternative or g.name in names]
     before = Size(count_parameters(job.model), count_macs(coupling), memory=peak_bytes(analysis))
     report = Report(
         before,
         before,
         frozen=list(analysis.grouping.frozen),
-        groups=[
-            _group_line(g, decision) for g in analysis.grouping.groups if not g.alternative or g.name in names
-        ],
+        groups=[_group_line(g, decision) for g in chosen],
         align=decision.align,
         inexact=any(g.inexact for g in decision.groups if g.name in names),
         input_shapes={name: list(shape) for name, shape in analysis.inputs.items()},
     )
+    report.layers = layers_of(coupling, chosen, {} if carried is None else carried.dead)
     if carried is not None:
         proof = carried.proof
         macs, memory = count_macs(coupling, carried.dead), peak_bytes(analysis, carried.dead)
@@ -341,6 +342,8 @@ def _group_line(group: Group, decision: Decision) -> dict[str, Any]:
         "params": int(group.params.sum()),
         "macs": int(group.macs.sum()),
         "inexact": group.inexact,
+        "component": group.component,
+        "tensors": tensors_of(group),
     }
 
 
@@ -350,6 +353,8 @@ def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
     before = size_in_bytes(job.model)  # while it is still there
     report.before = dataclasses.replace(report.before, bytes=before)
     report.sha256["input"] = job.sha256()
+    report.files = {} if job.model.path is None else {"input": job.model.path.name}
+    report.files |= {} if output is None else {"output": output.name}
     if output is not None:
         with job.stage("save"):
             if staging is not None and staging.model is result.pruned:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +19,14 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune import page
 from onnxprune.cut.rewrite import Kept, WeightCut
 from onnxprune.errors import OutputError
 from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.groups import Frozen
 from onnxprune.model import Model
+from onnxprune.page.words import plain_reason
 
 __all__ = [
     "Report",
@@ -76,7 +78,7 @@ class Report:
         Axes of weights that can't be cut, with the reason.
     groups : list of dict
         ``name``, ``kind``, ``units``, ``removed`` (a count), ``params`` and ``macs`` of all units,
-        ``inexact``.
+        ``inexact``, ``component`` (groups with the same number are coupled), ``tensors`` (``tensor:axis``).
     before, after : Size
     law1 : dict or None
         ``max_relative_error`` and ``inputs`` (how many were tried); None where verification was skipped.
@@ -89,9 +91,15 @@ class Report:
     calibration : dict or None
         With samples: ``samples``, ``criterion``, ``recover``, ``target``, ``layers`` (for each refitted layer its error
         on held-out samples before and after, relative to its target's variance) and ``original`` (agreement with the
-        original on samples set aside).
+        original on samples set aside), ``curves`` (for each group the relative error after so many units are gone).
     targets : list of dict
         For each budget: ``target`` as it was given, ``asked`` and ``got`` in its unit, ``holds``.
+    layers : list of dict
+        The layers in order, with their sizes and MACs before and after: `onnxprune.outline.layers_of`.
+    latency : dict or None
+        Where it was measured: ``before`` and ``after`` with ``p50_ms`` and ``p95_ms``, ``ratio`` and its ``interval``.
+    files, command, created : dict, str, str
+        Names of ``input`` and ``output`` where they are files, the command line where there was one, and when (UTC).
     seconds : dict
         Stage -> wall-clock time.
     """
@@ -114,6 +122,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
     targets: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    latency: dict[str, Any] | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -136,6 +149,11 @@ class Report:
             "put_back": self.put_back,
             "notes": self.notes,
             **({} if self.calibration is None else {"calibration": self.calibration}),
+            **({} if self.latency is None else {"latency": self.latency}),
+            "layers": self.layers,
+            "files": self.files,
+            "command": self.command,
+            "created": self.created,
             "options": self.options,
             "align": self.align,
             "seed": self.seed,
@@ -150,14 +168,14 @@ class Report:
         return dumps(self.to_json())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON, complete or not at all.
+        """Write the report, complete or not at all: as a page to look at if the name ends in .html, as JSON otherwise.
 
         Raises
         ------
         OutputError
             If the file can't be written.
         """
-        write_text(Path(path), self.dumps())
+        write_text(Path(path), page.render(self.to_json()) if page.is_page(path) else self.dumps())
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print the before/after table and what matters beside it."""
@@ -175,6 +193,9 @@ class Report:
                 ("peak memory", self.before.memory, self.after.memory),
             )
         ]
+        if self.latency is not None:
+            old, new = (self.latency[at]["p50_ms"] for at in ("before", "after"))
+            rows.append(["latency (p50)", f"{old:.3g} ms", f"{new:.3g} ms", share(new, old)])
         show(["", "before", "after", "left"], rows, stream=stream)
         stream.writelines(f"{line}\n" for line in self.lines())
 
@@ -280,11 +301,6 @@ def reasons(frozen: Iterable[Frozen]) -> list[tuple[str, int]]:
     [('axis of the graph output', 2)]
     """
     return Counter(plain_reason(f.reason) for f in frozen).most_common()
-
-
-def plain_reason(reason: str) -> str:
-    """Return a reason without the names of nodes and tensors in it."""
-    return re.sub(r"\s*'[^']*'", "", reason)
 
 
 def cuts_of(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]]) -> list[TensorCut]:

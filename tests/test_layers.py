@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The layers, lowest first. A module may import from its own layer and from those before it.
 #: A new core module is added here; a new leaf (criterion, budget, pass) or op file needs no line.
 LAYERS = (
-    "errors registry tilt graph.group_types proof.compare table graph.space graph.values machine",
+    "errors registry page tilt graph.group_types proof.compare table graph.space graph.values machine",
     "targets",
     "options files.wire files.protowalk files.payload files.external files.sizes files.store files.checks "
     "files.opening files.output graph.binding given",
@@ -24,7 +24,7 @@ LAYERS = (
     "graph.trace",
     "graph.escapes graph.coupling graph.belongings graph.groups",
     "runtime proof.widen analysis",
-    "cut.kept memory cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
+    "cut.kept memory outline cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
     "proof.soundness proof.twin proof.verify picking deciding inspection explaining staging",
     "gradient",
     "criteria budgets recovery sparse.clock sparse.layout sparse.kinds sparse.pattern sparse.options",

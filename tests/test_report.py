@@ -58,7 +58,8 @@ def test_json_has_what_is_promised() -> None:
     assert set(values["versions"]) == {"onnxprune", "onnx", "onnxruntime", "numpy", "python"}
     assert values["seed"] == values["options"]["seed"] == 3
     assert values["law1"]["inputs"] >= 1
-    assert values["groups"][0].keys() == {"name", "kind", "units", "removed", "params", "macs", "inexact"}
+    group = {"name", "kind", "units", "removed", "params", "macs", "inexact", "component", "tensors"}
+    assert values["groups"][0].keys() == group
     assert values["input_shapes"] == {"x": [1, 3, 8, 8]}
     assert all(seconds >= 0 for seconds in values["seconds"].values())
 

@@ -1,0 +1,65 @@
+"""One page out of a report's values."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from onnxprune.page import sections
+from onnxprune.page.data import embedded, facts
+
+__all__ = ["render"]
+
+STYLES = ("page.css", "parts.css")
+SCRIPTS = ("base.js", "detail.js", "groups.js", "rails.js", "charts.js")
+
+
+def render(values: Mapping[str, Any]) -> str:
+    """Return the page.
+
+    Parameters
+    ----------
+    values : mapping
+        As `onnxprune.report.Report.to_json` or `onnxprune.inspection.Inspection.to_json` give it.
+
+    Returns
+    -------
+    str
+        HTML that needs nothing else. Its content policy forbids every request and every script but its own. The same
+        values give the same text.
+    """
+    style = "".join(_read(name) for name in STYLES)
+    script = "(() => {\n'use strict';\n" + "".join(_read(name) for name in SCRIPTS) + "})();\n"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    title = sections.title(values)
+    body = "\n".join(text for text in sections.all_of(values) if text)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<title>{title} – onnxprune</title>
+<style>
+{style}</style>
+</head>
+<body>
+{body}
+<script type="application/json" id="data">{embedded(facts(values))}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _read(name: str) -> str:
+    return (resources.files("onnxprune.page") / name).read_text(encoding="utf-8")
