@@ -1,26 +1,50 @@
 """Accuracy without training: prune real models to budgets of MACs, with samples and without, and score each.
 
-    python benchmarks/accuracy.py --data FOLDER --work FOLDER [--python PYTHON] [--align none] NAME...
+    python benchmarks/accuracy.py --data FOLDER --work FOLDER [options] NAME...
 
-FOLDER holds models/NAME.onnx, ``calib.py NAME OUT.npz N`` (unlabelled inputs that no score uses) and ``eval.py NAME
-PATH`` (prints the scores as JSON); PYTHON has what these two need. For every model and budget the rows are: the
-original, l2 without samples at the ratio whose MACs are nearest to the budget, and ``--calib`` with 256, 1024 and all
-samples, and with synthetic ones. One table in Markdown goes to standard output, the figures to WORK/accuracy.json.
+FOLDER holds models/NAME.onnx, ``calib.py NAME OUT.npz`` (unlabelled inputs that no score uses), ``eval.py NAME PATH``
+(prints the scores as JSON); ``--python`` has what these two need. WORK/models/NAME.onnx and WORK/NAME.npz, where they
+are there, come before those of the folder. The rows of a model:
+
+==============  =======================================================================================================
+``dense``       the original
+``2x l2``       no samples; the ratio, the same for all groups, whose MACs are nearest to the budget
+``2x rival``    onnxsim's structured pruning ranked by Wanda's metric, with its refit (`accuracy_rival.py`), at the
+                sparsity whose MACs are nearest to the budget; needs ``--rival-python``; it knows no alignment
+``2x 256``      ``--target macs=0.5 --calib``, with 256, ``1024`` and ``all`` samples, and with ``synthetic`` ones
+==============  =======================================================================================================
+
+MACs of every result are counted by our counter. Rows go to standard output as they come, all figures to
+WORK/accuracy.json; what is there is not measured again unless ``--again``. ``--rows REGEX`` picks rows, so that a long
+table can be had in pieces; ``--table`` prints the table of all that is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from onnxprune import Options
+from onnxprune.analysis import Analysis, analyse
+from onnxprune.deciding import decide
+from onnxprune.errors import NothingToPrune
+from onnxprune.graph.inline import inline
+from onnxprune.model import Model
+from onnxprune.report import count_macs
+
 ODD = {"EVAL_HALF": "odd"}  # calib.py takes the samples with even index where there is no other set
+RIVAL = Path(__file__).with_name("accuracy_rival.py")
+STEPS = 8
+Row = dict[str, Any]
 
 
 def command(*parts: object, folder: Path | None = None, **env: str) -> str:
@@ -29,101 +53,188 @@ def command(*parts: object, folder: Path | None = None, **env: str) -> str:
         text, capture_output=True, text=True, cwd=folder, env={**os.environ, **env}, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(text)}: {done.stderr.strip().splitlines()[-1:]}")
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"{' '.join(text)}: {last[0]}")
     return done.stdout
+
+
+def nearest(share: float, macs: Callable[[float], float]) -> float:
+    """Return the ratio whose share of MACs is nearest, by bisection; ratio 0 leaves all."""
+    low, high, best = 0.0, 0.95, (1.0 - share, 0.0)
+    for _ in range(STEPS):
+        ratio = round((low + high) / 2, 4)
+        found = macs(ratio)
+        best = min(best, (abs(found - share), ratio))
+        low, high = (ratio, high) if found > share else (low, ratio)
+    return best[1]
+
+
+class Store:
+    """Figures of rows in a file that several runs may add to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Row]:
+        found: dict[str, Row] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found
+
+    def add(self, key: str, row: Row) -> None:
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            text = json.dumps({**self.read(), key: row}, indent=1)
+            part = self.path.with_suffix(".part")
+            part.write_text(text)
+            part.replace(self.path)
 
 
 class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
-        self.data, self.work, self.python, self.align = (
-            args.data.resolve(),
-            args.work.resolve(),
-            args.python,
-            args.align,
-        )
+        self.data, self.work = args.data.resolve(), args.work.resolve()
+        self.python, self.rival_python, self.align = args.python, args.rival_python, args.align
         self.work.mkdir(parents=True, exist_ok=True)
+        self.seen: dict[str, tuple[Model, Analysis, int]] = {}
 
-    def model(self, name: str) -> Path:
-        return Path(self.data / "models" / f"{name}.onnx")
+    def path(self, name: str) -> Path:
+        own = self.work / "models" / f"{name}.onnx"
+        return own if own.exists() else Path(self.data / "models" / f"{name}.onnx")
 
-    def score(self, name: str, path: Path) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            command(
-                self.python, "eval.py", name, path, folder=self.data, **({} if "cifar10" in name else ODD)
-            )
-        )
+    def original(self, name: str) -> tuple[Model, Analysis, int]:
+        if name not in self.seen:
+            model = inline(Model.load(self.path(name)))
+            analysis = analyse(model, keep_blocks=self.align != "none")
+            self.seen = {name: (model, analysis, count_macs(analysis.coupling))}
+        return self.seen[name]
+
+    def share(self, name: str, path: Path) -> float:
+        return count_macs(analyse(Model.load(path)).coupling) / self.original(name)[2]
+
+    def score(self, name: str, path: Path) -> Row:
+        odd = {} if "cifar10" in str(name) else ODD
+        found: Row = json.loads(command(self.python, "eval.py", name, path, folder=self.data, **odd))
         return found
 
     def samples(self, name: str) -> Path:
-        path = self.work / f"{name}.npz"
+        path = Path(self.work / f"{name}.npz")
         if not path.exists():
             command(self.python, "calib.py", name, path, folder=self.data)
         return path
 
-    def prune(self, name: str, *options: object) -> dict[str, Any]:
-        out, report = self.work / f"{name}.onnx", self.work / f"{name}.json"
+    def place(self, name: str, label: str) -> Path:
+        """Of a result: a folder of its own, since scores may ask for the model's name in that of the file."""
+        folder = self.work / f"{label} {self.align}".replace(" ", "_")
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}.onnx"
+
+    def dense(self, name: str, *_: Any) -> Row:
+        return {"macs": 1.0, "seconds": 0, "score": self.score(name, self.path(name))}
+
+    def ours(self, name: str, out: Path, *options: object) -> Row:
+        report = out.with_suffix(".json")
         start = time.perf_counter()
         command(
-            sys.executable, "-m", "onnxprune", "prune", self.model(name), out, "--align", self.align, "-q",
+            sys.executable, "-m", "onnxprune", "prune", self.path(name), out, "--align", self.align, "-q",
             "--report", report, *options,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         found = json.loads(report.read_text())
-        return {
+        row = {
             "macs": found["macs"]["after"] / found["macs"]["before"],
             "parameters": found["parameters"]["after"] / found["parameters"]["before"],
             "seconds": round(seconds, 1),
             "score": self.score(name, out),
         }
+        if "calibration" in found:
+            row["held_out"] = found["calibration"]["original"]
+        return row
 
-    def plain(self, name: str, share: float) -> dict[str, Any]:
-        """L2 at the ratio that comes nearest to the budget."""
-        low, high, best = 0.0, 0.95, None
-        for _ in range(7):
-            ratio = (low + high) / 2
-            found = self.prune(name, "--ratio", ratio)
-            if best is None or abs(found["macs"] - share) < abs(best["macs"] - share):
-                best = found
-            low, high = (ratio, high) if found["macs"] > share else (low, ratio)
-        assert best is not None
-        return best
+    def l2(self, name: str, out: Path, share: float) -> Row:
+        model, analysis, whole = self.original(name)
 
-    def rows(self, name: str, budgets: list[float]) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield (
-            "original",
-            {"macs": 1.0, "parameters": 1.0, "seconds": 0, "score": self.score(name, self.model(name))},
-        )
+        def macs(ratio: float) -> float:
+            try:
+                options = Options(ratio=ratio, criterion="l2", align=self.align)
+                dead = analysis.grouping.dead(decide(model, analysis, options).removed)
+            except NothingToPrune:
+                return 1.0
+            return count_macs(analysis.coupling, dead) / whole
+
+        return self.ours(name, out, "--criterion", "l2", "--ratio", nearest(share, macs))
+
+    def rival(self, name: str, out: Path, share: float) -> Row:
+        if self.rival_python is None:
+            raise RuntimeError("the rival's row needs --rival-python")
+
+        def prune(sparsity: float, *options: object) -> float:
+            command(self.rival_python, RIVAL, self.path(name), out, sparsity, *options)
+            return self.share(name, out)
+
+        sparsity = nearest(share, prune)
+        start = time.perf_counter()
+        macs = prune(sparsity, "--calib", self.samples(name))
+        seconds = round(time.perf_counter() - start, 1)
+        return {"macs": macs, "seconds": seconds, "sparsity": sparsity, "score": self.score(name, out)}
+
+    def rows(self, budgets: list[float]) -> Iterator[tuple[str, Callable[[str, Path], Row]]]:
+        yield "dense", self.dense
         for times in budgets:
             share = 1 / times
-            yield f"{times:g}x l2", self.plain(name, share)
-            for label, calib in (
-                ("256", [self.samples(name), "--samples", 256]),
-                ("1024", [self.samples(name), "--samples", 1024]),
-                ("all", [self.samples(name)]),
-                ("synthetic", ["synthetic"]),
-            ):
-                yield f"{times:g}x {label}", self.prune(name, "--target", f"macs={share}", "--calib", *calib)
+            yield f"{times:g}x l2", lambda name, out, share=share: self.l2(name, out, share)
+            yield f"{times:g}x rival", lambda name, out, share=share: self.rival(name, out, share)
+            for label in ("256", "1024", "all", "synthetic"):
+                yield f"{times:g}x {label}", self._calibrated(share, label)
+
+    def _calibrated(self, share: float, label: str) -> Callable[[str, Path], Row]:
+        def run(name: str, out: Path) -> Row:
+            calib = "synthetic" if label == "synthetic" else self.samples(name)
+            most = ["--samples", label] if label.isdigit() else []
+            return self.ours(name, out, "--target", f"macs={share:.6g}", "--calib", calib, *most)
+
+        return run
+
+
+def line(key: str, row: Row) -> str:
+    name, align, label = key.split("|")
+    if "error" in row:
+        return f"| {name} | {align} | {label} | | | {row['error']} |"
+    score = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row["score"].items())
+    return f"| {name} | {align} | {label} | {row['macs']:.1%} | {row['seconds']} | {score} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--python", default=sys.executable, help="runs calib.py and eval.py")
+    parser.add_argument("--rival-python", help="has onnxsim >= 0.8")
     parser.add_argument("--align", default="none")
     parser.add_argument("--times", type=float, nargs="+", default=[1.5, 2.0])
+    parser.add_argument("--rows", default="", metavar="REGEX", help="measure matching rows only")
+    parser.add_argument("--again", action="store_true", help="also those that have been measured")
+    parser.add_argument("--table", action="store_true", help="print all figures there are")
     args = parser.parse_args()
-    bench, figures = Bench(args), {}
-    print("| model | what | MACs left | seconds | score |\n|---|---|---|---|---|", flush=True)
+    bench = Bench(args)
+    store = Store(bench.work / "accuracy.json")
+    print("| model | align | what | MACs left | seconds | score |\n|---|---|---|---|---|---|", flush=True)
+    if args.table:
+        for key, row in store.read().items():
+            print(line(key, row))
     for name in args.names:
-        for label, row in bench.rows(name, args.times):
-            figures[f"{name} {label}"] = row
-            score = ", ".join(f"{k} {v}" for k, v in row["score"].items())
-            print(f"| {name} | {label} | {row['macs']:.1%} | {row['seconds']} | {score} |", flush=True)
-    (bench.work / "accuracy.json").write_text(json.dumps(figures, indent=1))
+        for label, measure in bench.rows(args.times):
+            # neither the original nor the rival knows of an alignment
+            key = f"{name}|{'-' if re.search('dense|rival', label) else args.align}|{label}"
+            if not re.search(args.rows, label):
+                continue
+            if args.again or key not in (known := store.read()) or "error" in known[key]:
+                try:
+                    row = measure(name, bench.place(name, label))
+                except RuntimeError as error:
+                    row = {"error": str(error)[-300:]}
+                store.add(key, row)
+            print(line(key, store.read()[key]), flush=True)
 
 
 if __name__ == "__main__":
