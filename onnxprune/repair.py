@@ -171,7 +171,11 @@ class Calibration:
     def _walk(self, original: Model, fitted: Model, todo: Sequence[Site]) -> Walk:
         dense = Stream(original, self.samples.batches, self.types)
         walk = Walk(
-            dense, Stream(fitted, self.samples.batches, self.types), self.samples.counts, self.settings
+            dense,
+            Stream(fitted, self.samples.batches, self.types),
+            self.samples.counts,
+            self.settings,
+            self.samples.valid,
         )
         for site in todo:
             dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}

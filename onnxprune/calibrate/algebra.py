@@ -193,45 +193,91 @@ def ranked(consumers: Sequence[Consumer], scores: Sequence[Matrix], least: int) 
     return Curve(order, error)
 
 
+class _Sized:
+    """Units with equally many regressors."""
+
+    def __init__(self, units: Sequence[int], rows: Sequence[Ints], inverse: Matrix) -> None:
+        self.units = np.asarray(units)
+        self.index = np.stack([rows[u] for u in units])
+        self.blocks = inverse[self.index[:, :, None], self.index[:, None, :]]
+
+    def keep(self, alive: NDArray[np.bool_], place: Ints) -> None:
+        stay = alive[self.units]
+        self.units, self.index, self.blocks = self.units[stay], place[self.index[stay]], self.blocks[stay]
+
+
 class _Downdate:
-    """The inverse Gram and optimal weights of one consumer, while units go."""
+    """The inverse Gram and optimal weights of one consumer, while units go.
+
+    The inverse changes ``PENDING`` columns at a time, in one product of matrices; what is read in between is kept up to
+    date. Rows that are gone leave the matrices now and then. Both only save time.
+    """
+
+    PENDING = 64
 
     def __init__(self, problem: Problem, rows: Sequence[Ints], share: float, weight: float) -> None:
         h = problem.h.copy()
         lam = ridge_of(h, share)
         dead = h.diagonal() <= 0
         h[np.diag_indices_from(h)] += np.where(dead, 1.0, lam)
-        self.inverse = np.linalg.inv(h)
+        self.inverse = np.asarray(np.linalg.inv(h), np.float64)
         self.w = self.inverse @ np.where(dead[:, None], 0.0, problem.g)
-        self.rows, self.weight = rows, weight
+        self.rows, self.weight = list(rows), weight
+        sizes = sorted({len(r) for r in rows if len(r)})
+        of_size = [[u for u, r in enumerate(rows) if len(r) == n] for n in sizes]
+        self.sized = [_Sized(units, rows, self.inverse) for units in of_size]
+        self.alive = np.ones(len(rows), bool)
+        self.gone = np.zeros(len(h), bool)
+        self._clear(self.PENDING + max(sizes, default=0))
 
-    def scores(self, alive: Sequence[int]) -> Matrix:
-        sizes = {len(self.rows[u]) for u in alive}
-        found = np.empty(len(alive))
-        for size in sizes:  # units of equal size at once
-            at = [i for i, u in enumerate(alive) if len(self.rows[u]) == size]
-            if size == 0:
-                found[at] = 0.0
-                continue
-            index = np.stack([self.rows[alive[i]] for i in at])
-            blocks = self.inverse[index[:, :, None], index[:, None, :]]
-            w = self.w[index]
-            found[at] = (w * np.linalg.solve(blocks, w)).sum(axis=(1, 2))
+    def _clear(self, room: int) -> None:
+        size, self.pending = len(self.inverse), 0
+        self.left, self.right = np.empty((size, room)), np.empty((room, size))
+
+    def scores(self) -> Matrix:
+        """Return the rise of the error for each unit, anything for those that are gone."""
+        found = np.zeros(len(self.rows))
+        for kind in self.sized:
+            if kind.index.shape[1] == 1:
+                square = np.einsum("ij,ij->i", self.w, self.w)[kind.index[:, 0]]
+                found[kind.units] = square / kind.blocks[:, 0, 0]
+            else:
+                w = self.w[kind.index]
+                found[kind.units] = np.einsum("uto,uto->u", w, np.linalg.solve(kind.blocks, w))
         return found * self.weight
 
     def drop(self, unit: int) -> None:
         rows = self.rows[unit]
+        self.alive[unit] = False
+        now = self.pending
         if len(rows) == 0:
             return
-        column = self.inverse[:, rows]
+        column = self.inverse[:, rows] - self.left[:, :now] @ self.right[:now, rows]
+        column[self.gone] = 0.0
         step = np.linalg.solve(column[rows], np.hstack([self.w[rows], column.T]))
-        outputs = self.w.shape[1]
-        self.w -= column @ step[:, :outputs]
-        self.inverse -= column @ step[:, outputs:]
-        self.inverse[rows] = 0.0
-        self.inverse[:, rows] = 0.0
-        self.inverse[rows, rows] = 1.0
+        inverse = step[:, self.w.shape[1] :]
+        self.w -= column @ step[:, : self.w.shape[1]]
         self.w[rows] = 0.0
+        for kind in self.sized:
+            kind.blocks -= np.matmul(column[kind.index], inverse[:, kind.index].transpose(1, 0, 2))
+            kind.blocks[kind.units == unit] = np.eye(kind.index.shape[1])
+        self.left[:, now : now + len(rows)], self.right[now : now + len(rows)] = column, inverse
+        self.pending += len(rows)
+        self.gone[rows] = True
+        if self.pending >= self.PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        now, room = self.pending, self.left.shape[1]
+        self.inverse -= self.left[:, :now] @ self.right[:now]
+        stay, place = np.flatnonzero(~self.gone), np.cumsum(~self.gone) - 1
+        if 4 * len(stay) < 3 * len(self.gone):
+            self.inverse, self.w = self.inverse[np.ix_(stay, stay)], self.w[stay]
+            self.rows = [place[r] if a else r[:0] for r, a in zip(self.rows, self.alive, strict=True)]
+            for kind in self.sized:
+                kind.keep(self.alive, place)
+            self.gone = np.zeros(len(stay), bool)
+        self._clear(room)
 
 
 def obs(
@@ -265,21 +311,21 @@ def obs(
     """
     units = len(consumers[0][1])
     parts = [_Downdate(p, rows, share, w) for (p, rows), w in zip(consumers, weights, strict=True)]
-    alive = list(range(units))
+    alive = np.ones(units, bool)
     order: list[int] = []
     error = np.full(units + 1, np.inf)
     error[0] = total = 0.0
-    while len(alive) > max(least, 0):
-        scores = np.sum([part.scores(alive) for part in parts], axis=0)
-        ranked = scores if cost is None else scores / np.maximum(cost[alive], 1e-30)
-        at = int(np.argmin(ranked))
-        total += max(float(scores[at]), 0.0)
-        unit = alive.pop(at)
+    while units - len(order) > max(least, 0):
+        scores = np.sum([part.scores() for part in parts], axis=0)
+        ranked = scores if cost is None else scores / np.maximum(cost, 1e-30)
+        unit = int(np.argmin(np.where(alive, ranked, np.inf)))
+        total += max(float(scores[unit]), 0.0)
+        alive[unit] = False
         order.append(unit)
         error[len(order)] = total
         for part in parts:
             part.drop(unit)
-    return Curve(np.asarray(order + alive, np.int64), error)
+    return Curve(np.concatenate([order, np.flatnonzero(alive)]).astype(np.int64), error)
 
 
 def keep_best(

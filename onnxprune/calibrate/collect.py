@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.regressors import View
 
-__all__ = ["HELD", "Evidence", "gather"]
+__all__ = ["HELD", "Evidence", "gather", "positions_of"]
 
 Array = NDArray[Any]
 
@@ -55,7 +55,15 @@ class Evidence:
             found.append(both)
         return found
 
-    def add(self, x: Array, y: Array, first: int, count: int, most: int, rng: np.random.Generator) -> None:
+    def add(
+        self,
+        x: Array,
+        y: Array,
+        span: tuple[int, int],
+        most: int,
+        rng: np.random.Generator,
+        valid: Array | None = None,
+    ) -> None:
         """Add one batch.
 
         Parameters
@@ -64,18 +72,19 @@ class Evidence:
             The layer's input.
         y : array [positions, blocks * outputs]
             Its targets, or all of its outputs, by position.
-        first : int
-            Number of the batch's first sample, and
-        count : int
-            how many samples it holds: every fifth sample is held out.
+        span : (first, count)
+            Number of the batch's first sample, and how many samples it holds: every fifth sample is held out.
         most : int
             Positions of the batch to be used at most, drawn at random.
         rng : numpy.random.Generator
+        valid : bool array, optional
+            See `positions_of`.
         """
         view, positions = self.view, len(y)
-        rows = np.arange(positions)
-        if positions > most:
-            rows = np.sort(rng.choice(positions, most, replace=False))
+        first, count = span
+        rows = positions_of(x, y, valid)
+        if len(rows) > most:
+            rows = np.sort(rng.choice(rows, most, replace=False))
         sample = first + rows // max(positions // max(count, 1), 1)
         held = sample % HELD == HELD - 1
         for part, into in ((rows[~held], self.train), (rows[held], self.held)):
@@ -91,8 +100,29 @@ def _common(x: Array) -> type[np.generic]:
     return np.float64 if x.dtype == np.float64 else np.float32
 
 
+def positions_of(x: Array, y: Array, valid: Array | None) -> NDArray[np.int64]:
+    """Return the positions of a batch that are no padding.
+
+    Parameters
+    ----------
+    x : array
+        The layer's input.
+    y : array [positions, ...]
+    valid : bool[batch, sequence] or None
+        False for the padding of sequences. It is heeded where the layer runs over exactly these positions.
+    """
+    same = valid is not None and len(y) == valid.size and (x.ndim == 2 or x.shape[:2] == valid.shape)
+    return np.flatnonzero(valid) if valid is not None and same else np.arange(len(y))
+
+
 def gather(
-    evidence: Evidence, batches: Iterable[tuple[Array, Array, int]], *, samples: int, most: int, seed: int
+    evidence: Evidence,
+    batches: Iterable[tuple[Array, Array, int]],
+    *,
+    samples: int,
+    most: int,
+    seed: int,
+    valid: Sequence[Array | None] = (),
 ) -> Evidence:
     """Add all batches to the evidence.
 
@@ -106,10 +136,13 @@ def gather(
     most : int
         Positions to be used in all at most; drawn at random, the same ones for the same seed.
     seed : int
+    valid : sequence of bool arrays, optional
+        One for each batch, see `positions_of`.
     """
     rng = np.random.default_rng(seed)
     first = 0
-    for x, y, count in batches:
-        evidence.add(x, y, first, count, max(1, most * count // max(samples, 1)), rng)
+    for n, (x, y, count) in enumerate(batches):
+        share = max(1, most * count // max(samples, 1))
+        evidence.add(x, y, (first, count), share, rng, valid[n] if valid else None)
         first += count
     return evidence

@@ -59,6 +59,14 @@ class Samples:
     free: bool = False
 
     @property
+    def valid(self) -> list[Array | None]:
+        """For each batch the mask of its sequences, bool[batch, sequence], false for padding; None without one.
+
+        It is an input of integers or booleans whose name says so, such as ``attention_mask``, of nothing but 0 and 1.
+        """
+        return [_mask(batch) for batch in self.batches]
+
+    @property
     def count(self) -> int:
         """Samples in all."""
         return sum(self.counts)
@@ -157,6 +165,14 @@ def load_samples(
         raise CalibrationError(f"There are {len(found)} labels in {labels!r} for {sum(counts)} samples.")
     free = all((axes := declared(v)) and isinstance(axes[0], str) for v in inputs.values())
     return Samples(batches, counts, found, source, free)
+
+
+def _mask(batch: Batch) -> Array | None:
+    for name, array in batch.items():
+        flags = "mask" in name.lower() and array.ndim == 2 and array.dtype.kind in "biu"
+        if flags and array.any() and np.isin(array, (0, 1)).all():
+            return array.astype(bool)
+    return None
 
 
 def _count(batch: Batch) -> int:

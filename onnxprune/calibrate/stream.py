@@ -123,7 +123,7 @@ class Stream:
         needed: dict[str, None] = {}
         for node in nodes[to:]:
             for name in (*node.input, *sorted(captured(node) if node.attribute else ())):
-                if name in made:
+                if name in made and name not in self.model:  # weights stay there
                     needed[name] = None
         for name in (*(v.name for v in self.model.proto.graph.output), *sorted(self.keep)):
             if name in made:
@@ -141,6 +141,8 @@ class Stream:
         picked: list[NodeProto] = []
         needed = set(missing)
         for node in reversed(nodes[self.position : to]):
+            if node.op_type == "Constant" and node.output[0] in self.model:
+                continue  # its value lies in the model, and becomes a weight of the part
             if needed.intersection(node.output):
                 picked.append(node)
                 needed |= set(node.input) | (captured(node) if node.attribute else set())
@@ -167,8 +169,6 @@ class Stream:
                 inputs.append(name)
             elif name in self.model:
                 weights.append(numpy_helper.from_array(np.asarray(self.model.weight(name)), name))
-        held = {t.name for t in weights}
-        nodes = [n for n in nodes if not (n.op_type == "Constant" and n.output[0] in held)]
         graph = helper.make_graph(
             list(nodes),
             "part",

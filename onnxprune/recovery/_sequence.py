@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of, refit
-from onnxprune.calibrate.collect import Evidence, gather
+from onnxprune.calibrate.collect import Evidence, gather, positions_of
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.sites import Site
@@ -91,6 +91,7 @@ class Walk:
     fitted: Stream
     counts: Sequence[int]
     settings: Settings
+    valid: Sequence[Array | None] = ()
     reports: list[LayerReport] = field(default_factory=list)
 
     def original(self, site: Site) -> Evidence:
@@ -101,13 +102,17 @@ class Walk:
         spread = _Spread()
 
         def batches() -> Any:
-            for found, count in zip(
-                self.dense.run(end + 1, [site.x, site.y, goal]), self.counts, strict=True
+            for found, count, valid in zip(
+                self.dense.run(end + 1, [site.x, site.y, goal]), self.counts, self._valid(), strict=True
             ):
-                spread.add(channels_last(found[goal], axis))
-                yield found[site.x], channels_last(found[site.y], axis), count
+                x, y = found[site.x], channels_last(found[site.y], axis)
+                spread.add(channels_last(found[goal], axis), x, valid)
+                yield x, y, count
 
         return self._gather(site, batches(), spread, self.settings.most // 3)
+
+    def _valid(self) -> Sequence[Array | None]:
+        return self.valid or [None] * len(self.counts)
 
     def done(self, site: Site) -> None:
         """Let go of what only this layer needed."""
@@ -121,6 +126,7 @@ class Walk:
             samples=sum(self.counts),
             most=most,
             seed=self.settings.seed + site.number,
+            valid=self._valid(),
         )
         unit = float(np.mean(site.total.gain**2)) if site.total else 1.0
         evidence.spread = spread.variance / unit
@@ -139,9 +145,9 @@ class Walk:
         spread = _Spread()
 
         def batches() -> Any:
-            for mine, target, count in zip(left, right, self.counts, strict=True):
+            for mine, target, count, valid in zip(left, right, self.counts, self._valid(), strict=True):
                 y = channels_last(target[goal], axis)
-                spread.add(y)
+                spread.add(y, mine[site.x], valid)
                 if total:
                     y = (y - channels_last(mine[total.other], axis) - total.offset) / total.gain
                 yield mine[site.x], y, count
@@ -155,7 +161,8 @@ class _Spread:
     def __init__(self) -> None:
         self.n, self.sum, self.square = 0, np.zeros(1), np.zeros(1)
 
-    def add(self, rows: Array) -> None:
+    def add(self, rows: Array, x: Array, valid: Array | None) -> None:
+        rows = rows if valid is None else rows[positions_of(x, rows, valid)]
         self.n += len(rows)
         self.sum = self.sum + rows.sum(axis=0, dtype=np.float64)
         self.square = self.square + np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
