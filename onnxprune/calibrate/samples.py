@@ -208,10 +208,24 @@ def _folder(path: Path) -> Iterator[Batch]:
         sets = [path]
     for one in sorted(sets, key=lambda p: int(p.name.rpartition("_")[2]) if p is not path else 0):
         files = sorted(one.glob("input_*.pb"), key=lambda p: int(re.sub(r"\D", "", p.stem) or 0))
-        tensors = [onnx.TensorProto.FromString(f.read_bytes()) for f in files]
+        tensors = [_tensor(f) for f in files]
         yield {t.name or f"input_{i}": numpy_helper.to_array(t) for i, t in enumerate(tensors)}
     if not sets:
-        yield {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
+        arrays = {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
+        if not arrays:
+            raise CalibrationError(
+                f"{str(path)!r} holds no .npy files and no test_data_set_0; give one .npy for each input."
+            )
+        yield arrays
+
+
+def _tensor(file: Path) -> onnx.TensorProto:
+    found = onnx.TensorProto()
+    try:
+        found.ParseFromString(file.read_bytes())
+    except Exception as error:  # protobuf's errors have no common base but this
+        raise CalibrationError(f"{str(file)!r} can't be read as a tensor ({error}).") from error
+    return found
 
 
 def _call(script: Path, name: str) -> Any:
@@ -221,8 +235,11 @@ def _call(script: Path, name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        function = getattr(module, name)
-        return function()
+        if not hasattr(module, name):
+            raise CalibrationError(f"{str(script)!r} has no function {name}() to take samples from.")
+        return getattr(module, name)()
+    except CalibrationError:
+        raise
     except Exception as error:  # anything can go wrong in a user's script
         raise CalibrationError(f"{str(script)!r} gives no samples: {name}() fails with {error!r}.") from error
 
@@ -261,6 +278,8 @@ def _parts(
     lengths = {len(a) for a in feed.values() if a.ndim}
     if stacked:
         size = 1
+    else:
+        _check_lengths(feed, axes, size)
     if size == 0 or len(lengths) != 1 or (not stacked and any(a.ndim == 0 for a in feed.values())):
         lengths, size = {1}, 1
         picked, parts = np.zeros(1, np.int64), [feed]
@@ -277,6 +296,24 @@ def _parts(
         at = picked[first : first + step]
         yield part, None if labels is None else (labels[at] if len(picked) > 1 else labels)
         first += step
+
+
+def _check_lengths(feed: Batch, axes: Mapping[str, tuple[int | str, ...] | None], size: int) -> None:
+    """Refuse arrays of one batch axis that hold different numbers of samples, and those that fill no batch."""
+    first, *others = feed
+    for name in others:
+        mine, other = axes[first], axes[name]
+        shared = mine and other and mine[0] == other[0]
+        if shared and len(feed[first]) != len(feed[name]):
+            raise CalibrationError(
+                f"There are {len(feed[first])} samples of {first!r}, but {len(feed[name])} of {name!r}; give as "
+                "many of each."
+            )
+    shortest = min((len(a) for a in feed.values() if a.ndim), default=size)
+    if shortest < size and all(a and a[0] == size for a in axes.values()):
+        raise CalibrationError(
+            f"There are {shortest} samples, but the model takes {size} at a time; give at least one batch."
+        )
 
 
 def _pick(total: int, most: int | None, seed: int, size: int) -> NDArray[np.int64]:
