@@ -18,9 +18,10 @@ from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import VerificationError
 
-__all__ = ["Carried", "Failed", "Removed", "carry"]
+__all__ = ["Carried", "Failed", "Removed", "carry", "most"]
 
 Proof = TypeVar("Proof")
+Result = TypeVar("Result")
 Removed = Mapping[str, NDArray[np.int64]]
 Dead = dict[int, NDArray[np.bool_]]
 
@@ -75,9 +76,32 @@ def carry(
     VerificationError
         If no cut holds.
     """
-    attempt = _Attempt(analysis, removed, rewrite, prove)
+    carried, put_back = most(list(removed), _Attempt(analysis, removed, rewrite, prove))
+    carried.put_back = put_back
+    return carried
+
+
+def most(names: Sequence[str], attempt: Callable[[Sequence[str]], Result]) -> tuple[Result, dict[str, str]]:
+    """Carry out as much of a list as holds.
+
+    Parameters
+    ----------
+    names : sequence of str
+    attempt : callable
+        Does what these names stand for; raises `Failed` where that doesn't hold.
+
+    Returns
+    -------
+    tuple of result, dict
+        What the last attempt that held returned, and why the names that it lacks don't hold.
+
+    Raises
+    ------
+    VerificationError
+        If nothing holds.
+    """
     try:
-        return attempt(list(removed))
+        return attempt(list(names)), {}
     except Failed as failure:
         first = str(failure)
     try:
@@ -87,23 +111,22 @@ def carry(
             f"Even without any cut the model doesn't pass verification: {failure}"
         ) from failure
     put_back: dict[str, str] = {}
-    best: Carried[Proof] | None = None
-    stack = _halves(list(removed))
+    best: Result | None = None
+    stack = _halves(list(names))
     good: list[str] = []
     while stack:
-        names = stack.pop()
+        part = stack.pop()
         try:
-            best = attempt([*good, *names])
-            good += names
+            best = attempt([*good, *part])
+            good += part
         except Failed as failure:
-            if len(names) == 1:
-                put_back[names[0]] = str(failure)
+            if len(part) == 1:
+                put_back[part[0]] = str(failure)
             else:
-                stack += _halves(names)
+                stack += _halves(part)
     if best is None:
         raise VerificationError(f"The result isn't what it must be, whichever groups are put back: {first}")
-    best.put_back = put_back
-    return best
+    return best, put_back
 
 
 def _halves(names: list[str]) -> list[list[str]]:

@@ -30,7 +30,7 @@ LAYERS = (
     "criteria budgets recovery sparse.clock sparse.layout sparse.kinds sparse.pattern sparse.options",
     "sparse.targets sparse.triangular sparse.refits sparse.task",
     "sparse.methods sparse.storage sparse.gains sparse.masking sparse.fitting",
-    "sparse.sequence",
+    "sparse.search sparse.symmetry sparse.permutation sparse.sequence",
     "sparse.report sparse.inspection",
     "budgeting",
     "repair pipeline passlist calibrated",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.graph.coupling import Applied, Coupling, Dims
 
-__all__ = ["Kept", "Masks", "NodeCut"]
+__all__ = ["Indices", "Kept", "Masks", "NodeCut"]
 
 Indices = NDArray[np.int64]
 Masks = Mapping[int, NDArray[np.bool_]]
@@ -18,7 +19,15 @@ Masks = Mapping[int, NDArray[np.bool_]]
 
 @dataclass
 class Kept:
-    """What stays of every dim."""
+    """What stays of every dim.
+
+    Attributes
+    ----------
+    word : str
+        What is said of copies of shared weights, in their names.
+    """
+
+    word: ClassVar[str] = "pruned"
 
     coupling: Coupling
     dead: Masks

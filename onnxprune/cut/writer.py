@@ -75,7 +75,7 @@ class Writer:
             array = self.source.weight(name)
             for axis, kept in axes.items():
                 array = np.take(array, kept, axis)
-            copy = self.model.add(f"{name}_pruned", array)
+            copy = self.model.add(f"{name}_{self.kept.word}", array)
             uses = [use for instance in same for use in instance.uses]
             for number, slot in uses:
                 self.set_input(number, slot, copy)

@@ -93,6 +93,7 @@ class Verification:
 def verify(
     analysis: Analysis, dead: Masks, pruned: Model | onnx.ModelProto | str | PathLike[str], *,
     inputs: Iterable[Feeds] | None = None, samples: int = 1, seed: int = 0, rtol: float | None = None,
+    kept: Kept | None = None,
 ) -> Verification:  # fmt: skip
     """Check a pruned model against the original with the same channels masked.
 
@@ -111,6 +112,8 @@ def verify(
     seed : int
     rtol : float, optional
         Relative tolerance, instead of those of the types.
+    kept : Kept, optional
+        Where each channel of the pruned model was, if it isn't what is left of ``dead`` in the old order.
 
     Returns
     -------
@@ -130,6 +133,7 @@ def verify(
     result.checks.insert(0, "names, types and order of inputs and outputs")
     if not result.failures:
         law = _Law(analysis, dead, pruned, result, rtol)
+        law.kept = kept or law.kept
         law.run(list(inputs or ()), samples, np.random.default_rng(seed))
     if result.failures:
         result.status = "failed"
