@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ Floats = NDArray[np.float64]
 ASIDE = 0.1
 #: Samples of a trial fit, and as many again to judge it; and positions used of a layer, for each regressor.
 TRIAL_SAMPLES, TRIAL_ROWS = 256, 24
+#: The same, of a step on the way.
+STEP_ROWS = 60
 #: Trials of a search for the largest cut.
 TRIALS = 6
 
@@ -54,8 +57,9 @@ def prune(job: Job, output: Path | None) -> Result:
     work = _Work.open(job)
     options = job.options
     if options.min_agreement is None and options.max_drop is None:
-        chosen = work.choose(options.ratio, parse_target("+".join(options.target)) if options.target else ())
-        return work.finish(work.fit(chosen), output)
+        targets = parse_target("+".join(options.target)) if options.target else ()
+        work.approach(targets)
+        return work.finish(work.fit(work.choose(options.ratio, targets)), output)
     return work.finish(work.search(), output)
 
 
@@ -141,6 +145,29 @@ class _Work:
         if not removed:
             raise NothingToPrune("No group can lose a unit under this budget and alignment; ask for more.")
         return removed
+
+    def approach(self, targets: Sequence[Target]) -> None:
+        """Cut and fit in steps, each time taking the loss curves again from what is left.
+
+        Parameters
+        ----------
+        targets : sequence of Target
+            What holds in the end; without, the ratio of the options.
+        """
+        options, steps = self.job.options, self.job.options.steps
+        if steps > 1 and targets:
+            self.tilt = self._search_tilt(targets)
+        shares = [self.budgets.amount(t) / self.budgets.dense(t.kind) for t in targets]
+        for step in range(1, steps):
+            far = step / steps
+            now = [
+                dataclasses.replace(t, value=min(share, 1.0) ** far, relative=True)
+                for t, share in zip(targets, shares, strict=True)
+            ]
+            ratio = 1 - (1 - (options.ratio or 0.0)) ** far
+            with contextlib.suppress(NothingToPrune), self.job.stage(f"step {step}"):
+                rough = self.calibration.on(self.fit_on, STEP_ROWS)
+                self.calibration.curves = rough.fit(self.choose(ratio, now), measure=True).curves
 
     def _scores(self) -> dict[str, Floats]:
         found = {}

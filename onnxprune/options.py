@@ -126,6 +126,12 @@ class Options:
         stage="calibrate",
         metavar="NAME",
     )
+    steps: int = _option(
+        1,
+        "with --calib: reach the cut in this many steps of prune and refit, taking the loss curves again after each",
+        stage="calibrate",
+        metavar="K",
+    )
     trials: int = _option(
         5,
         "with --calib and --target: fits on few samples that find how much errors at each depth of the model matter; "
@@ -239,6 +245,7 @@ class MoreFields(TypedDict, total=False):
     calib: Any
     target: tuple[str, ...]
     recover: str
+    steps: int
     trials: int
     samples: int | None
     labels: str | None
@@ -280,6 +287,8 @@ def _check_calibration(options: Options) -> None:
         raise UsageError(f"--min-agreement must be above 0 and at most 1; got {options.min_agreement}.")
     if options.max_drop is not None and options.max_drop < 0:
         raise UsageError(f"--max-drop must not be negative; got {options.max_drop}.")
+    if options.steps < 1:
+        raise UsageError(f"--steps must be at least 1; got {options.steps}.")
     if options.trials < 0:
         raise UsageError(f"--trials must be at least 0; got {options.trials}.")
     if options.samples is not None and options.samples < 1:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnxprune import registry
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.calibrate.algebra import Consumer, Curve, keep_best
+from onnxprune.calibrate.collect import Evidence
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Readers, Site, gone, readers, sites
 from onnxprune.calibrate.stream import Stream
@@ -47,6 +48,7 @@ class Fitted:
     model: Model
     removed: dict[str, Ints]
     layers: list[LayerReport]
+    curves: dict[str, Curve] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,45 +106,46 @@ class Calibration:
 
     def measure_curves(self) -> None:
         """Run the original over the samples and take the loss curve of each group."""
-        last = {name: max(s.number for s, _ in mine) for name, mine in self.readers.items()}
         read = {s.number for mine in self.readers.values() for s, _ in mine}
         needed = [s for s in self.sites if s.number in read]
         walk = self._walk(self.analysis.model, self.analysis.model, needed)
-        held: dict[str, list[Consumer]] = {}
+        found = _Curves(self, self.analysis.model)
         for n, site in enumerate(needed):
             self._tell(f"calibrate {n + 1}/{len(needed)}: {site.name}")
-            evidence = walk.original(site)
+            found.take(site, walk.original(site))
             walk.done(site)
-            for name, mine in self.readers.items():
-                for reader, rows in mine:
-                    if reader is site:
-                        held.setdefault(name, []).extend(
-                            consumers_of(site, evidence, rows, self.analysis.model, evidence.spread or 1.0)
-                        )
-                if last[name] == site.number and self.measure is not None:
-                    self.curves[name] = self.measure.curve(held.pop(name), self._least(name))
+        self.curves = found.done
 
     def _least(self, name: str) -> int:
         units = next(g.units for g in self.groups if g.name == name)
         return max(1, int(np.ceil(FLOOR * units)))
 
-    def fit(self, removed: Mapping[str, Ints]) -> Fitted:
+    def fit(self, removed: Mapping[str, Ints], *, measure: bool = False) -> Fitted:
         """Fit the layers in order, choosing once more which units go where one layer alone reads them.
 
         Parameters
         ----------
         removed : mapping
             Group -> units; their number is binding.
+        measure : bool
+            Take the loss curves of the groups again, from the inputs that layers have by now.
         """
         removed = {name: np.asarray(units) for name, units in removed.items()}
         model = self.analysis.model.fork()
         alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
-        first = min((s.number for name in removed for s, _ in self.readers.get(name, ())), default=1 << 60)
+        first = (
+            0
+            if measure
+            else min((s.number for name in removed for s, _ in self.readers.get(name, ())), default=1 << 60)
+        )
         todo = [s for s in self.sites if s.number >= first]
         walk = self._walk(self.analysis.model, model, todo)
+        again = _Curves(self, self.analysis.model, dict(self.curves))
         for n, site in enumerate(todo):
             self._tell(f"fit {n + 1}/{len(todo)}: {site.name}")
             evidence = walk.evidence(site)
+            if measure:
+                again.take(site, evidence)
             name = alone.get(site.number, "")
             if name in removed and self.measure is not None:
                 removed[name] = self._choose(site, name, len(removed[name]), evidence, model)
@@ -153,7 +156,7 @@ class Calibration:
             write(model, site, fits)
             walk.done(site)
             walk.reports.append(report)
-        return Fitted(model, removed, walk.reports)
+        return Fitted(model, removed, walk.reports, again.done)
 
     def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
         """Choose the units of a group once more, on the inputs as they are by now."""
@@ -184,6 +187,26 @@ class Calibration:
     def _tell(self, text: str) -> None:
         if self.say is not None:
             self.say(text)
+
+
+class _Curves:
+    """Loss curves of groups, each taken when the last layer that reads it has been seen."""
+
+    def __init__(self, calibration: Calibration, model: Model, done: dict[str, Curve] | None = None) -> None:
+        self.of, self.model = calibration, model
+        self.last = {name: max(places) for name, places in calibration.places.items()}
+        self.held: dict[str, list[Consumer]] = {}
+        self.done: dict[str, Curve] = done or {}
+
+    def take(self, site: Site, evidence: Evidence) -> None:
+        """Add what one layer tells of the groups that it reads."""
+        measure = self.of.measure
+        for name, mine in self.of.readers.items():
+            for rows in (rows for reader, rows in mine if reader is site):
+                found = consumers_of(site, evidence, rows, self.model, evidence.spread or 1.0)
+                self.held.setdefault(name, []).extend(found)
+            if self.last[name] == site.number and measure is not None and name in self.held:
+                self.done[name] = measure.curve(self.held.pop(name), self.of._least(name))
 
 
 def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:
