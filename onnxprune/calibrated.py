@@ -289,6 +289,7 @@ class _Work:
             "calibration": {
                 "source": self.fit_on.source,
                 "samples": self.fit_on.count,
+                "gram_bytes": self.calibration.gram_bytes,
                 "criterion": options.criterion,
                 "recover": options.recover,
                 "target": trial.asked or "+".join(options.target) or None,

@@ -98,6 +98,12 @@ class Calibration:
         """Group -> positions of the layers that read it."""
         return {name: [site.number for site, _ in mine] for name, mine in self.readers.items()}
 
+    @property
+    def gram_bytes(self) -> int:
+        """Bytes of the largest layer's moments, the most that statistics take at a time (for fitting and held out)."""
+        views = [site.view for site in self.sites]
+        return max((16 * v.blocks * (v.width + v.outputs) ** 2 for v in views), default=0)
+
     def on(self, samples: Samples, most: int) -> Calibration:
         """Return the same calibration for fits on other samples, with at most so many rows for each regressor."""
         found = copy.copy(self)
