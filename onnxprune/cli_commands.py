@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from onnxprune import api
 from onnxprune.cli_arguments import options_from, shapes_from
+from onnxprune.cli_progress import showing
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.options import OptionFields
 from onnxprune.pipeline import Result
@@ -22,12 +22,14 @@ from onnxprune.sparse.options import SparseOptions
 
 __all__ = ["apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "verify"]
 
+T = TypeVar("T")
+
 
 def prune(args: Namespace) -> None:
     """``onnxprune prune IN OUT --ratio R``."""
     source = _input(args)
     _side_files(source, args.out, args.report, args.plan)
-    result = api.prune(source, args.out, options_from(args), progress=_progress(args))
+    result = _told(args, api.prune, source, args.out, options_from(args))
     if args.plan:
         result.plan.save(args.plan)
     _finish(args, result)
@@ -37,7 +39,7 @@ def apply(args: Namespace) -> None:
     """``onnxprune apply IN PLAN OUT``."""
     source = _input(args)
     _side_files(source, args.out, args.report)
-    result = api.apply(source, args.plan, args.out, progress=_progress(args), **_given(args))
+    result = _told(args, api.apply, source, args.plan, args.out, **_given(args))
     _finish(args, result)
 
 
@@ -45,7 +47,7 @@ def plan(args: Namespace) -> None:
     """``onnxprune plan IN -o PLAN``."""
     source = _input(args)
     _side_files(source, None, args.output if args.output != "-" else None)
-    found = api.plan(source, options_from(args), progress=_progress(args))
+    found = _told(args, api.plan, source, options_from(args))
     if args.output == "-":
         sys.stdout.write(found.dumps())
         return
@@ -57,7 +59,7 @@ def plan(args: Namespace) -> None:
 
 def verify(args: Namespace) -> None:
     """``onnxprune verify ORIGINAL PRUNED --plan PLAN``."""
-    found = api.verify(args.original, args.pruned, args.plan, progress=_progress(args), **_given(args))
+    found = _told(args, api.verify, args.original, args.pruned, args.plan, **_given(args))
     if args.json:
         print(json.dumps(found, indent=1, allow_nan=False))
     elif not args.quiet:
@@ -86,11 +88,12 @@ def inspect(args: Namespace) -> None:
             zeros.show()
         return
     _side_files(_input(args), None, args.html)
-    found = api.inspect(
+    found = _told(
+        args,
+        api.inspect,
         _input(args),
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
         allow_inexact=getattr(args, "allow_inexact", False),
-        progress=_progress(args),
     )
     if args.html:
         write_text(Path(args.html), found.page(Path(_input(args)).name))
@@ -102,13 +105,14 @@ def inspect(args: Namespace) -> None:
 
 def explain(args: Namespace) -> None:
     """``onnxprune explain IN TENSOR [AXIS]``."""
-    found = api.explain(
+    found = _told(
+        args,
+        api.explain,
         _input(args),
         args.tensor,
         args.axis,
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
         allow_inexact=getattr(args, "allow_inexact", False),
-        progress=_progress(args),
     )
     if args.json:
         sys.stdout.write(found.dumps())
@@ -123,7 +127,7 @@ def run(args: Namespace) -> None:
     _side_files(source, args.out)
     if not args.quiet:
         _show_log()
-    api.run(source, args.passes, args.out, in_place=given.get("in_place", False), progress=_progress(args))
+    _told(args, api.run, source, args.passes, args.out, in_place=given.get("in_place", False))
     if not args.quiet:
         print(f"wrote {args.out} ({Path(args.out).stat().st_size:,} bytes)")
 
@@ -132,7 +136,7 @@ def sparsify(args: Namespace) -> None:
     """``onnxprune sparsify IN OUT --pattern 2:4``."""
     source = _input(args)
     _side_files(source, args.out, args.report)
-    result = front.sparsify(source, args.out, options_from(args, SparseOptions), progress=_progress(args))
+    result = _told(args, front.sparsify, source, args.out, options_from(args, SparseOptions))
     if args.report:
         result.report.save(args.report)
     if args.json:
@@ -203,12 +207,7 @@ def _side_files(source: str, output: str | None, *targets: str | None) -> None:
             raise OutputError(f"{str(path)!r} is to be in a folder that doesn't exist; create it first.")
 
 
-def _progress(args: Namespace) -> Callable[[str], None] | None:
-    if not args.verbose:
-        return None
-    start = time.perf_counter()
-
-    def tell(stage: str) -> None:
-        print(f"[{time.perf_counter() - start:6.2f} s] {stage}", file=sys.stderr)
-
-    return tell
+def _told(args: Namespace, work: Callable[..., T], *given: Any, **more: Any) -> T:
+    """Do the work, with progress on standard error meanwhile."""
+    with showing(quiet=args.quiet, verbose=args.verbose) as tell:
+        return work(*given, progress=tell, **more)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The layers, lowest first. A module may import from its own layer and from those before it.
 #: A new core module is added here; a new leaf (criterion, budget, pass) or op file needs no line.
 LAYERS = (
-    "errors registry page tilt graph.group_types proof.compare table graph.space graph.values machine",
+    "errors registry page progress tilt graph.group_types proof.compare table graph.space graph.values machine",
     "targets",
     "options files.wire files.protowalk files.payload files.external files.sizes files.store files.checks "
     "files.opening files.output graph.binding given",
@@ -37,7 +37,7 @@ LAYERS = (
     "sparse.journey",
     "api single testing sparse.front",
     "passes",
-    "cli_arguments cli_commands cli __main__",
+    "cli_arguments cli_progress cli_commands cli __main__",
 )
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 #: Packages of core modules: each module has a layer of its own.
