@@ -31,7 +31,7 @@ LAYERS = (
     "sparse.targets sparse.triangular sparse.refits sparse.task",
     "sparse.methods sparse.storage sparse.gains sparse.masking sparse.fitting",
     "sparse.search sparse.symmetry sparse.permutation sparse.sequence",
-    "sparse.report sparse.inspection",
+    "sparse.arranging sparse.report sparse.inspection",
     "budgeting",
     "repair pipeline passlist calibrated",
     "sparse.journey",

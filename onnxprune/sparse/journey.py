@@ -20,6 +20,7 @@ from onnxprune.errors import CalibrationError, NothingToPrune, UsageError, Verif
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.pipeline import Progress
+from onnxprune.sparse.arranging import arrange
 from onnxprune.sparse.clock import Clock
 from onnxprune.sparse.kinds import Pattern, parse_pattern
 from onnxprune.sparse.masking import blanked, masks
@@ -93,6 +94,9 @@ def sparsify(
     if options.sparsity == 0 or (pattern.fixed and pattern.keep == pattern.of):
         result = source
     else:
+        if options.permute:
+            report.order, targets = arrange(model, targets, options, clock)
+            model = report.order.model
         if options.calib is None:
             result = _treat(model, targets, pattern, options, clock)
         else:

@@ -51,6 +51,11 @@ class SparseOptions:
         stage="sparsify",
         metavar="local|global",
     )
+    permute: bool = _option(
+        False,
+        "for N:M: first give channels another order, so that the zeros take less; costs nothing at run time",
+        stage="sparsify",
+    )
     calib: Any = _option(  # noqa: RUF009 - makes a field
         None,
         "unlabelled samples to choose by and to refit the layers on, as for 'prune'",
@@ -123,6 +128,8 @@ class SparseOptions:
             )
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
             raise UsageError(f"--sparsity must be from 0 to 1; got {self.sparsity}.")
+        if self.permute and not pattern.fixed:
+            raise UsageError(f"--permute is for N:M; the order of channels means nothing to {pattern.text}.")
         self._check_calibration()
         if self.scope == "auto":
             found = "global" if self.calib is not None and not pattern.fixed else "local"
@@ -179,6 +186,7 @@ class SparseFields(TypedDict, total=False):
     sparsity: float | None
     method: str
     scope: str
+    permute: bool
     calib: Any
     samples: int | None
     labels: str | None

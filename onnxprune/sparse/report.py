@@ -18,6 +18,7 @@ from onnxprune.sparse.fitting import LayerFit
 from onnxprune.sparse.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparse.kinds import parse_pattern
 from onnxprune.sparse.pattern import holds, tail
+from onnxprune.sparse.permutation import Permuted
 from onnxprune.sparse.storage import Sizes, sizes_of
 from onnxprune.sparse.targets import Left, Target
 
@@ -92,6 +93,8 @@ class SparseReport:
     fits : dict
         With samples: weight -> what was done to the layer that reads it.
     calibration : dict or None
+    order : Permuted or None
+        With ``--permute``: which groups have another order.
     """
 
     pattern: str
@@ -104,6 +107,7 @@ class SparseReport:
     options: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     fits: dict[str, LayerFit] = field(default_factory=dict)
+    order: Permuted | None = None
     sha256: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -143,6 +147,7 @@ class SparseReport:
             "sparse_initializers": self.sparse,
             "speed": {"onnxruntime_cpu": ONNXRUNTIME, "sparse_tensor_cores": self._cores()},
             "notes": self.notes,
+            **({} if self.order is None else {"order": self.order.to_json()}),
             **({} if self.calibration is None else {"calibration": self.calibration}),
             "options": self.options,
             "sha256": self.sha256,
@@ -218,6 +223,7 @@ class SparseReport:
         found += [f"dense tail: {line.tensor}: {line.tail}" for line in self.lines if line.tail]
         reasons = Counter(one.reason for one in self.left)
         found += [f"left dense: {count} x {reason}" for reason, count in reasons.most_common(6)]
+        found += [] if self.order is None else self.order.text(self.pattern)
         found += _told(self.calibration)
         found += [f"note: {note}" for note in self.notes]
         return [*found, self._cores(), ONNXRUNTIME]

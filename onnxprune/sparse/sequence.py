@@ -6,7 +6,7 @@ also makes up for what the other branch has lost (see `onnxprune.recovery._seque
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -126,14 +126,20 @@ class Fitter:
             for block, problem in enumerate(problems(evidence.whole(), site))
         ]
 
-    def _curves(self, pattern: Pattern) -> dict[str, Matrix]:
-        """Return the loss curve of each layer on the original, relative to the variance of what its output feeds."""
+    def originals(self) -> Iterator[tuple[Site, Evidence]]:
+        """Yield the layers of targets with what is known of their inputs and outputs in the original."""
         todo = [s for s in self.sites if s.weight in self.targets]
-        walk, found = self._walk(self.analysis.model, todo), {}
+        walk = self._walk(self.analysis.model, todo)
         for n, site in enumerate(todo):
-            self.clock.say(f"curves {n + 1}/{len(todo)}: {site.name}")
+            self.clock.say(f"look {n + 1}/{len(todo)}: {site.name}")
             evidence = walk.original(site)
             walk.done(site)
+            yield site, evidence
+
+    def _curves(self, pattern: Pattern) -> dict[str, Matrix]:
+        """Return the loss curve of each layer on the original, relative to the variance of what its output feeds."""
+        found = {}
+        for site, evidence in self.originals():
             solvers = self._solvers(site, evidence, self.analysis.model, pattern)
             rise = np.sum([solver.curve(LEVELS) for solver in solvers], axis=0)
             found[site.weight] = rise / (evidence.spread or 1.0)
