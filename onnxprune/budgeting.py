@@ -19,12 +19,13 @@ from onnxprune.analysis import Analysis
 from onnxprune.budgets._allocate import Level, level_of
 from onnxprune.budgets._costs import Costs, Losses, Setting
 from onnxprune.budgets._several import Constraint, deepest, meet, worst
-from onnxprune.deciding import Decision, groups_of, scores_of
+from onnxprune.deciding import Decision, groups_of, scores_of, step_of
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.report import Report
+from onnxprune.speed import WITHIN, Speed, settle, surely
 from onnxprune.targets import Target, parse_target
 from onnxprune.tilt import SHARED
 
@@ -98,15 +99,15 @@ class Budgets:
         Step of the widths that are left, in channels.
     bytes : int
         Of the input's files.
-    predictor : callable
-        Measures the model and returns what predicts its latency.
+    speed : Speed or None
+        What times results, where they are to be timed.
     """
 
     analysis: Analysis
     groups: list[Group]
     align: int
     bytes: int
-    predictor: Callable[[], Any]
+    speed: Speed | None = None
     _costs: dict[str, list[Costs]] = field(default_factory=dict)
     _losses: Losses | None = None
 
@@ -115,9 +116,13 @@ class Budgets:
         if kind not in self._costs:
             if self._losses is None:
                 self._losses = Losses(self.analysis.grouping)
-            setting = Setting(self.analysis, self._losses, self.bytes, self.predictor)
+            setting = Setting(self.analysis, self._losses, self.bytes, self._predictor)
             self._costs[kind] = registry.load("onnxprune.budgets", kind).costs(setting)
         return self._costs[kind]
+
+    def _predictor(self) -> Any:
+        assert self.speed is not None, "a latency target brings a speed"
+        return self.speed.predictor(self.groups)
 
     def dense(self, kind: str) -> float:
         """Return what the original costs."""
@@ -131,6 +136,28 @@ class Budgets:
     def amount(self, target: Target) -> float:
         """Return a budget in its unit."""
         return target.value * self.dense(target.kind) if target.relative else target.value
+
+    def settle(self, rankings: Mapping[str, Ranking], targets: Sequence[Target]) -> dict[str, Ints]:
+        """Return which units go so that all targets hold and, where it is to be timed, the result is faster.
+
+        Raises
+        ------
+        NothingToPrune
+            If the targets can't be met.
+        NotFaster
+            If what meets them isn't faster than the input, on wider multiples either.
+        """
+        if self.speed is None:
+            return self.choose(rankings, targets)
+        latency = next((t for t in targets if t.kind == "latency"), None)
+        if latency is not None:
+            return settle(self.speed, latency, lambda f: self.choose(rankings, targets, {"latency": f}))
+
+        def decide(options: Options) -> Decision:
+            self.align = step_of(options)
+            return Decision(self.groups, self.choose(rankings, targets), self.align)
+
+        return surely(self.speed, self.speed.options, decide).removed
 
     def choose(
         self,
@@ -226,7 +253,8 @@ def decide_within(
     groups = groups_of(analysis, options)
     rankings = ranked_by_scores(groups, scores_of(model, groups, options))
     found = budgets(groups)
-    return Decision(groups, found.choose(rankings, parse_target("+".join(options.target))), found.align)
+    removed = found.settle(rankings, parse_target("+".join(options.target)))
+    return Decision(groups, removed, found.align)
 
 
 def settled(options: Options, decision: Decision) -> Options:
@@ -240,18 +268,24 @@ def settled(options: Options, decision: Decision) -> Options:
 
 def judged(options: Options, report: Report) -> list[dict[str, Any]]:
     """Say of each target what was asked and what is."""
-    both = {
+    both: dict[str, tuple[float | None, float | None]] = {
         "macs": (report.before.macs, report.after.macs),
         "params": (report.before.parameters, report.after.parameters),
         "bytes": (report.before.bytes, report.after.bytes),
         "memory": (report.before.memory, report.after.memory),
     }
+    if report.latency is not None:
+        seconds = float(report.latency["seconds"])
+        both["latency"] = (seconds * report.latency["ratio"], seconds)
     found = []
     for target in parse_target("+".join(options.target)) if options.target else ():
         before, after = both.get(target.kind, (None, None))
         if before and after is not None:
             asked = target.value * before if target.relative else target.value
+            near = (
+                WITHIN if target.kind == "latency" else 1.001
+            )  # times differ from one measurement to the next
             found.append(
-                {"target": target.text, "asked": asked, "got": after, "holds": after <= asked * 1.001}
+                {"target": target.text, "asked": asked, "got": after, "holds": after <= asked * near}
             )
     return found

@@ -26,6 +26,7 @@ from onnxprune.outline import thinned
 from onnxprune.picking import pick
 from onnxprune.pipeline import Job, Result
 from onnxprune.repair import Calibration, Fitted, refit_analysis
+from onnxprune.speed import surely
 from onnxprune.targets import Target, parse_target
 
 __all__ = ["prune"]
@@ -122,26 +123,20 @@ class _Work:
         budgets = pipeline.budgets_of(job, analysis, groups)
         return cls(job, analysis, groups, fit_on, aside, calibration, step_of(options), budgets)
 
-    def choose(self, ratio: float | None, targets: Sequence[Target]) -> dict[str, Ints]:
-        """Return which units go, under a ratio or a budget."""
+    def choose(
+        self, ratio: float | None, targets: Sequence[Target], *, rough: bool = False
+    ) -> dict[str, Ints]:
+        """Return which units go, under a ratio or a budget; rough: without timing anything."""
         options = self.job.options
         if targets and self.tilt is None:
             self.tilt = self._search_tilt(targets)
         with self.job.stage("decide"):
             if targets:
-                removed = self._within(targets)
-            elif not self.calibration.curves:
-                removed = dict(decide(self.job.model, self.analysis, options).removed)
+                removed = self._within(targets, rough)
             else:
-                budget = registry.load("onnxprune.budgets", "ratio")
-                removed = budget.choose(
-                    [g for g in self.groups if g.name in self.calibration.curves],
-                    self._scores(),
-                    ratio=ratio or 0.0,
-                    align=self.align,
-                    scope=options.scope,
-                    cap=options.cap,
-                )
+                options = dataclasses.replace(options, ratio=ratio, align=self.align)
+                decided = surely(None if rough else self.budgets.speed, options, self._by_ratio)
+                removed, self.align = decided.removed, decided.align
         if not removed:
             raise NothingToPrune("No group can lose a unit under this budget and alignment; ask for more.")
         return removed
@@ -167,7 +162,7 @@ class _Work:
             ratio = 1 - (1 - (options.ratio or 0.0)) ** far
             with contextlib.suppress(NothingToPrune), self.job.stage(f"step {step}"):
                 rough = self.calibration.on(self.fit_on, STEP_ROWS)
-                self.calibration.curves = rough.fit(self.choose(ratio, now), measure=True).curves
+                self.calibration.curves = rough.fit(self.choose(ratio, now, rough=True), measure=True).curves
 
     def _scores(self) -> dict[str, Floats]:
         found = {}
@@ -181,18 +176,38 @@ class _Work:
             found[name] = scores
         return found
 
-    def _within(self, targets: Sequence[Target]) -> dict[str, Ints]:
+    def _by_ratio(self, options: Options) -> Decision:
+        if not self.calibration.curves:
+            return decide(self.job.model, self.analysis, options)
+        budget = registry.load("onnxprune.budgets", "ratio")
+        removed = budget.choose(
+            [g for g in self.groups if g.name in self.calibration.curves],
+            self._scores(),
+            ratio=options.ratio,
+            align=step_of(options),
+            scope=options.scope,
+            cap=options.cap,
+        )
+        if not removed:
+            raise NothingToPrune("No group can lose a unit under this ratio and alignment; ask for more.")
+        return Decision(self.groups, removed, step_of(options))
+
+    def _within(self, targets: Sequence[Target], rough: bool) -> dict[str, Ints]:
         curves = self.calibration.curves
         if not curves:
             raise UsageError(
                 f"--target with --calib needs a criterion with samples, such as obs; got {self.job.options.criterion}."
             )
-        return self._allocate(targets, self.tilt or 0.0)
+        rankings = self._rankings(self.tilt or 0.0)
+        if rough:
+            return self.budgets.choose(rankings, targets)
+        found = self.budgets.settle(rankings, targets)
+        self.align = self.budgets.align
+        return found
 
-    def _allocate(self, targets: Sequence[Target], steep: float) -> dict[str, Ints]:
+    def _rankings(self, steep: float) -> dict[str, Ranking]:
         weight = tilt.weights(self.calibration.places, [s.number for s in self.calibration.sites], steep)
-        rankings = {n: Ranking(c.order, c.error * weight[n]) for n, c in self.calibration.curves.items()}
-        return self.budgets.choose(rankings, targets)
+        return {n: Ranking(c.order, c.error * weight[n]) for n, c in self.calibration.curves.items()}
 
     def _search_tilt(self, targets: Sequence[Target]) -> float:
         """Find how errors at different depths weigh, by trial fits on few samples."""
@@ -207,7 +222,7 @@ class _Work:
 
             def tried(steep: float) -> float:
                 try:
-                    fitted = calibration.fit(self._allocate(targets, steep))
+                    fitted = calibration.fit(self.budgets.choose(self._rankings(steep), targets))
                 except NothingToPrune:
                     return np.inf
                 return distance(dense, outputs(fitted.model, judge))

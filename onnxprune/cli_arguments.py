@@ -232,7 +232,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _prune(commands: Any) -> None:
     parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", _PRUNE)
     _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
-    _add_options(parser, ("decide", "calibrate", "verify", "write"))
+    _add_options(parser, ("decide", "calibrate", "speed", "verify", "write"))
     parser.add_argument(
         "--report",
         metavar="R.html|R.json",
@@ -275,7 +275,7 @@ def _plan(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="P.json", required=True, help="where the plan goes; - is standard output"
     )
-    _add_options(parser, ("decide",))
+    _add_options(parser, ("decide", "speed"))
 
 
 def _apply(commands: Any) -> None:

@@ -21,7 +21,7 @@ __all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "pa
 Shapes = Mapping[str, tuple[int, ...]]
 
 #: What an option belongs to: the decision (recorded in the plan), calibration, the proof, or the file that is written.
-STAGES = ("decide", "calibrate", "verify", "write")
+STAGES = ("decide", "calibrate", "speed", "verify", "write")
 
 
 def _option(default: Any, text: str, *, stage: str, metavar: str = "", unit: str = "", flag: str = "") -> Any:
@@ -115,8 +115,8 @@ class Options:
     target: tuple[str, ...] = _option(
         (),
         "instead of --ratio: what may stay of the whole model, as a share or an amount: macs=0.5, params=3M, "
-        "bytes=20MB, memory=0.7 (activations alive at once, and weights); all of several must hold (repeat it, or "
-        "macs=0.5+bytes=20MB)",
+        "bytes=20MB, memory=0.7 (activations alive at once, and weights), latency=4ms (measured here); all of several "
+        "must hold (repeat it, or macs=0.5+bytes=20MB)",
         stage="decide",
         metavar="KIND=VALUE",
     )
@@ -165,6 +165,24 @@ class Options:
         stage="calibrate",
         metavar="POINTS",
         unit="points",
+    )
+    check_speed: bool = _option(
+        False,
+        "time the result against the input; one that isn't faster is cut again on wider multiples, and never written "
+        "(always so with a latency target)",
+        stage="speed",
+    )
+    provider: str = _option(
+        "cpu", "time on this execution provider of onnxruntime", stage="speed", metavar="NAME"
+    )
+    batch: int | None = _option(
+        None, "time with this first axis of every input, where it is dynamic", stage="speed", metavar="N"
+    )
+    threads: int | None = _option(
+        None,
+        "time with this many threads; as many as onnxruntime likes otherwise",
+        stage="speed",
+        metavar="N",
     )
     verify: bool = _option(
         True, "skip the proof that the result computes what it must", stage="verify", flag="--no-verify"
@@ -251,6 +269,10 @@ class MoreFields(TypedDict, total=False):
     labels: str | None
     min_agreement: float | None
     max_drop: float | None
+    check_speed: bool
+    provider: str
+    batch: int | None
+    threads: int | None
     verify: bool
     inputs: Any
     rtol: float | None
@@ -291,6 +313,10 @@ def _check_calibration(options: Options) -> None:
         raise UsageError(f"--steps must be at least 1; got {options.steps}.")
     if options.trials < 0:
         raise UsageError(f"--trials must be at least 0; got {options.trials}.")
+    for name in ("batch", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1; got {value}.")
     if options.samples is not None and options.samples < 1:
         raise UsageError(f"--samples must be at least 1; got {options.samples}.")
 

@@ -25,7 +25,7 @@ from onnxprune.budgeting import Budgets, decide_within, judged, settled
 from onnxprune.carry import Carried, Dead, Failed, carry
 from onnxprune.cut.rewrite import Rewritten, rewrite
 from onnxprune.deciding import Decision, decide, plan_of, resolve, step_of
-from onnxprune.errors import ModelError, UsageError, VerificationError
+from onnxprune.errors import ModelError, VerificationError
 from onnxprune.given import feeds
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.inline import inline
@@ -36,6 +36,7 @@ from onnxprune.outline import layers_of, tensors_of
 from onnxprune.places import data_files, refuse_overwrite, same, size_in_bytes
 from onnxprune.plan import Plan
 from onnxprune.report import Report, Size, copies_of, count_macs, count_parameters, cuts_of
+from onnxprune.speed import Speed, is_asked, surely
 from onnxprune.staging import LARGE, Staging
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     report_with: dict[str, Any] = field(default_factory=dict)
+    speed: Speed | None = None
     _hash: threading.Thread | None = None
 
     @classmethod
@@ -133,6 +135,12 @@ class Job:
             self._hash.join()
             self._hash = None
         return self.model.sha256
+
+    def timed(self, analysis: Analysis) -> Speed | None:
+        """Return what times results, None where nothing is to be timed."""
+        if self.speed is None and is_asked(self.options):
+            self.speed = Speed(self.model, analysis, self.options, self.progress or (lambda text: None))
+        return self.speed
 
     def analyse(self) -> Analysis:
         """Trace and group the model."""
@@ -172,18 +180,14 @@ def make_plan(job: Job) -> tuple[Plan, Analysis, Decision]:
                 "without samples (--calib) what channels are worth is guessed from weights alone"
             )
         else:
-            decision = decide(job.model, analysis, job.options)
+            decision = surely(job.timed(analysis), job.options, partial(decide, job.model, analysis))
     job.notes += [str(warning.message) for warning in caught]
     return plan_of(job.sha256(), settled(job.options, decision), analysis, decision), analysis, decision
 
 
 def budgets_of(job: Job, analysis: Analysis, groups: list[Group]) -> Budgets:
     """Return what meets budgets on the job's model."""
-
-    def predictor() -> Any:
-        raise UsageError("Nothing here measures latency.")
-
-    return Budgets(analysis, groups, step_of(job.options), size_in_bytes(job.model), predictor)
+    return Budgets(analysis, groups, step_of(job.options), size_in_bytes(job.model), job.timed(analysis))
 
 
 def apply(job: Job, plan: Plan, output: Path | None) -> Result:
@@ -291,6 +295,9 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
             decision = Decision(decision.groups, carried.removed, decision.align)
             plan = plan_of(job.sha256(), settled(job.options, decision), analysis, decision)
         report = _report(job, analysis, decision, carried)
+        if job.speed is not None:
+            with job.stage("time"):
+                report.latency = job.speed.last(carried.rewritten.model)
         return _save(job, Result(carried.rewritten.model, plan, report, output), staging)
 
 

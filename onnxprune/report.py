@@ -27,6 +27,7 @@ from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.groups import Frozen
 from onnxprune.model import Model
 from onnxprune.page.words import plain_reason
+from onnxprune.sentences import calibration_lines, speed_lines
 
 __all__ = [
     "Report",
@@ -201,19 +202,13 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return what the table doesn't say, a sentence a line."""
-        from onnxprune.table import amount
-
         cut = [g for g in self.groups if g["removed"]]
         removed, units = sum(g["removed"] for g in cut), sum(g["units"] for g in self.groups)
         found = [
             f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
             + (f", on multiples of {self.align}" if self.align > 1 else "")
         ]
-        found += [
-            f"target {t['target']}: asked {amount(t['asked'])}, got {amount(t['got'])}"
-            + ("" if t["holds"] else ", which does not hold")
-            for t in self.targets
-        ]
+        found += speed_lines(self.latency, self.targets)
         found += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]
         if self.inexact:
             found.append(
@@ -225,28 +220,9 @@ class Report:
                 f"on {self.law1['inputs']} input{'s' if self.law1['inputs'] != 1 else ''}"
             )
         if self.calibration is not None:
-            found += _calibration_lines(self.calibration)
+            found += calibration_lines(self.calibration)
         found += [f"put back: {entry['group']}: {entry['reason']}" for entry in self.put_back]
         return found + [f"note: {note}" for note in self.notes]
-
-
-def _calibration_lines(found: Mapping[str, Any]) -> list[str]:
-    layers = found["layers"]
-    refitted = sum(line["variant"].startswith("lstsq") for line in layers)
-    lines = [
-        f"refitted {refitted} of {len(layers)} layers on {found['samples']:,} samples ({found['criterion']})"
-    ]
-    original = found["original"]
-    if original is None:
-        return [*lines, "too few samples to set any aside: nothing is said of the model as a whole"]
-    text = f"on {original['samples']} samples set aside: relative error {original['relative_error']:.3f}"
-    if "agreement" in original:
-        low, high = original["agreement_interval"]
-        text += f", top-1 as the original's on {original['agreement']:.1%} ({low:.1%} to {high:.1%})"
-    if "accuracy" in original:
-        accuracy = original["accuracy"]
-        text += f", accuracy {accuracy['before']:.1f} -> {accuracy['after']:.1f}"
-    return [*lines, text]
 
 
 def dumps(values: Mapping[str, Any]) -> str:

@@ -71,6 +71,10 @@ class Session:
         self.outputs = tuple(o.name for o in raw.get_outputs())
         self.types = {o.name: str(o.type) for o in raw.get_outputs()}
 
+    def end_profiling(self) -> str:
+        """Stop the profiler, and return the path of its file."""
+        return str(self._raw.end_profiling())
+
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the values of outputs (all of them unless named).
 
@@ -120,6 +124,7 @@ def open_session(
     *,
     prepack: bool = False,
     optimise: bool = False,
+    profile: str | None = None,
 ) -> Session:  # fmt: skip
     """Open a session for a run or two.
 
@@ -137,6 +142,8 @@ def open_session(
         models are to be compared under the same setting; few kernels need them.
     optimise : bool
         Let onnxruntime optimise the graph.
+    profile : str, optional
+        Where the file of a profile begins, see `Session.end_profiling`.
 
     Raises
     ------
@@ -148,7 +155,7 @@ def open_session(
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in dict.fromkeys(extra_outputs) if n not in known
     )
-    config = _Config(threads, tuple(providers or ("CPUExecutionProvider",)), prepack, optimise)
+    config = _Config(threads, tuple(providers or ("CPUExecutionProvider",)), prepack, optimise, profile)
     try:
         if not optimise:  # optimisations read weights where the proto says that they are
             try:
@@ -167,6 +174,7 @@ class _Config:
     providers: tuple[str, ...]
     prepack: bool
     optimise: bool
+    profile: str | None = None
 
     def options(self) -> Any:
         import onnxruntime as ort
@@ -177,6 +185,8 @@ class _Config:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimise else level.ORT_DISABLE_ALL
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        if self.profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, self.profile
         if not self.prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         return options

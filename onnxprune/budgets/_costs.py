@@ -110,9 +110,12 @@ class Costs:
         self.terms: list[Term] = []
         for term in terms:
             roots = tuple(find(d) for d in term.dims)
-            if term.cost is not None:
+            touched = any(r in losses.of_root for r in roots)
+            if term.cost is not None and touched:
                 self.terms.append(Term(roots, term.weight, term.cost))
-            elif any(r in losses.of_root for r in roots):
+            elif term.cost is not None:
+                self.fixed += term.weight * term.cost([losses.space.sizes[r] for r in roots])
+            elif touched:
                 key = tuple(sorted(roots))
                 merged[key] = merged.get(key, 0.0) + term.weight
             else:

@@ -1,0 +1,1 @@
+"""How long a model takes, measured and predicted on the user's own machine."""

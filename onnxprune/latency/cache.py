@@ -1,0 +1,75 @@
+"""Measurements on disk, so that a machine is measured once: one JSON file for each key, written whole or not at all.
+
+The folder is the platform's for caches, or what the environment variable ``ONNXPRUNE_CACHE`` names. What can't be read,
+whatever the reason, is as if it weren't there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["folder", "key_of", "machine", "read", "write"]
+
+
+def folder() -> Path:
+    """Return the folder of the cache; it needn't exist."""
+    if given := os.environ.get("ONNXPRUNE_CACHE"):
+        return Path(given)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "onnxprune"
+
+
+@cache
+def machine() -> str:
+    """Return what tells this machine's processor from others."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{platform.system()} {platform.machine()} {name} x{os.cpu_count()}"
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """Return a key for facts; they must be JSON values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def read(kind: str, facts: Mapping[str, Any]) -> Any:
+    """Return what was written for these facts; None where there is nothing, or nothing that can be read."""
+    try:
+        found = json.loads((folder() / kind / f"{key_of(facts)}.json").read_text(encoding="utf-8"))
+        return found["value"] if found["facts"] == json.loads(json.dumps(facts)) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def write(kind: str, facts: Mapping[str, Any], value: Any) -> None:
+    """Keep a JSON value for these facts; where the disk doesn't let it, nothing happens."""
+    path = folder() / kind / f"{key_of(facts)}.json"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump({"facts": facts, "value": value}, file)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise

@@ -1,0 +1,50 @@
+"""Facts of a report as sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxprune.table import amount
+
+__all__ = ["calibration_lines", "speed_lines"]
+
+
+def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how fast it is, and what of each budget was met."""
+    found = []
+    if latency is not None:
+        low, high = latency["interval"]
+        found.append(
+            f"latency {latency['before']['p50_ms']:.3g} ms -> {latency['after']['p50_ms']:.3g} ms (p50), "
+            f"{latency['ratio']:.2f} times as fast ({low:.2f} to {high:.2f})"
+        )
+    return found + [
+        f"target {t['target']}: asked {_told(t, 'asked')}, got {_told(t, 'got')}"
+        + ("" if t["holds"] else ", which does not hold")
+        for t in targets
+    ]
+
+
+def _told(target: Mapping[str, Any], key: str) -> str:
+    return f"{1e3 * target[key]:.3g} ms" if target["target"].startswith("latency") else amount(target[key])
+
+
+def calibration_lines(found: Mapping[str, Any]) -> list[str]:
+    """Say what was refitted, and how far the result is from the original."""
+    layers = found["layers"]
+    refitted = sum(line["variant"].startswith("lstsq") for line in layers)
+    lines = [
+        f"refitted {refitted} of {len(layers)} layers on {found['samples']:,} samples ({found['criterion']})"
+    ]
+    original = found["original"]
+    if original is None:
+        return [*lines, "too few samples to set any aside: nothing is said of the model as a whole"]
+    text = f"on {original['samples']} samples set aside: relative error {original['relative_error']:.3f}"
+    if "agreement" in original:
+        low, high = original["agreement_interval"]
+        text += f", top-1 as the original's on {original['agreement']:.1%} ({low:.1%} to {high:.1%})"
+    if "accuracy" in original:
+        accuracy = original["accuracy"]
+        text += f", accuracy {accuracy['before']:.1f} -> {accuracy['after']:.1f}"
+    return [*lines, text]
