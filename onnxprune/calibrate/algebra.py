@@ -369,21 +369,18 @@ def _one_swap(
         return None
     lam = ridge_of(problem.h, share)
     flat = np.concatenate([rows[u] for u in kept])
-    h = problem.h[np.ix_(flat, flat)].copy()
+    h = problem.h[np.ix_(flat, flat)]
     h[np.diag_indices_from(h)] += np.where(h.diagonal() <= 0, 1.0, lam)
     inverse = np.linalg.inv(h)
     w = inverse @ problem.g[flat]
-    starts = np.cumsum([0, *(len(rows[u]) for u in kept)])
-    loss = [
-        float((w[a:b] * np.linalg.solve(inverse[a:b, a:b], w[a:b])).sum())
-        for a, b in itertools.pairwise(starts)
-    ]
-    gain = []
-    for u in out:
-        r = rows[u]
-        cross = problem.h[np.ix_(r, flat)]
-        rest = problem.g[r] - cross @ w
-        block = problem.h[np.ix_(r, r)] - cross @ inverse @ cross.T + lam * np.eye(len(r))
+    parts = itertools.pairwise(np.cumsum([0, *(len(rows[u]) for u in kept)]))
+    loss = [float((w[a:b] * np.linalg.solve(inverse[a:b, a:b], w[a:b])).sum()) for a, b in parts]
+    gain, others = [], np.concatenate([rows[u] for u in out])
+    cross = problem.h[np.ix_(others, flat)]
+    rests, reach = problem.g[others] - cross @ w, cross @ inverse
+    for a, b in itertools.pairwise(np.cumsum([0, *(len(rows[u]) for u in out)])):
+        r, rest = others[a:b], rests[a:b]
+        block = problem.h[np.ix_(r, r)] - reach[a:b] @ cross[a:b].T + lam * np.eye(len(r))
         gain.append(float((rest * np.linalg.solve(block, rest)).sum()))
     best: tuple[Ints, float] | None = None
     for drop in kept[np.argsort(loss, kind="stable")[:width]]:
@@ -396,5 +393,8 @@ def _one_swap(
 
 
 def _explained(problem: Problem, rows: Sequence[Ints], kept: Ints, share: float) -> float:
+    """The error of a refit on its own moments, where ``W^T H W = W^T G - lam W^T W``."""
     flat = np.concatenate([rows[u] for u in kept])
-    return float(error_of(problem, refit(problem, flat, share)).sum())
+    w = refit(problem, flat, share).w[flat]
+    lam = ridge_of(problem.h[np.ix_(flat, flat)], share)
+    return problem.variance - float((w * problem.g[flat] + lam * w * w).sum())
