@@ -30,7 +30,7 @@ LAYERS = (
     "gradient",
     "criteria budgets recovery sparse.clock sparse.layout sparse.kinds sparse.pattern sparse.options",
     "sparse.targets sparse.triangular sparse.refits sparse.task",
-    "sparse.methods sparse.storage sparse.gains sparse.masking sparse.fitting",
+    "sparse.methods sparse.storage sparse.gains sparse.masking sparse.fitting sparse.dead",
     "sparse.search sparse.symmetry sparse.permutation sparse.sequence",
     "sparse.arranging sparse.report sparse.inspection",
     "latency",

@@ -20,6 +20,7 @@ from onnxprune.errors import CalibrationError, NothingToPrune, UsageError, Verif
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.pipeline import Progress
+from onnxprune.sparse import dead
 from onnxprune.sparse.arranging import arrange
 from onnxprune.sparse.clock import Clock
 from onnxprune.sparse.kinds import Pattern, parse_pattern
@@ -102,6 +103,8 @@ def sparsify(
         else:
             result = _with_samples(model, targets, spared, report, options, clock)
         _check(result, targets, pattern)
+        with clock.stage("dead units"):
+            report.notes += [text for text in [dead.note(result, targets)] if text]
     with clock.stage("report"):
         report.lines = [line_of(t, model, result, report, options.method) for t in targets]
         report.bytes_before = pipeline.size_in_bytes(source)
