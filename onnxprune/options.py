@@ -53,7 +53,7 @@ class Options:
     criterion: str = _option(
         "auto",
         "how units are ranked: random, l1, l2, lp, lamp, fpgm, bn_scale; with --calib also obs, wanda, act_variance, "
-        "obd, regression; auto is obs with --calib and l2 without",
+        "apoz, taylor, obd, regression; auto is obs with --calib and l2 without",
         stage="decide",
         metavar="NAME",
     )

@@ -22,6 +22,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Readers, Site, gone, readers, sites
 from onnxprune.calibrate.stream import Stream
 from onnxprune.errors import CalibrationError
+from onnxprune.gradient.probe import Probe, curve_of
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.recovery._sequence import (
@@ -112,6 +113,11 @@ class Calibration:
 
     def measure_curves(self) -> None:
         """Run the original over the samples and take the loss curve of each group."""
+        if hasattr(self.measure, "measure"):  # judges all groups at once
+            probe = Probe(self.analysis, self.samples, self.readers, self.seed, self.say)
+            scores = probe.scores(self.measure)
+            self.curves = {name: curve_of(found, self._least(name)) for name, found in scores.items()}
+            return
         read = {s.number for mine in self.readers.values() for s, _ in mine}
         needed = [s for s in self.sites if s.number in read]
         walk = self._walk(self.analysis.model, self.analysis.model, needed)
@@ -150,10 +156,10 @@ class Calibration:
         for n, site in enumerate(todo):
             self._tell(f"fit {n + 1}/{len(todo)}: {site.name}")
             evidence = walk.evidence(site)
-            if measure:
+            if measure and hasattr(self.measure, "curve"):
                 again.take(site, evidence)
             name = alone.get(site.number, "")
-            if name in removed and self.measure is not None:
+            if name in removed and hasattr(self.measure, "curve"):
                 removed[name] = self._choose(site, name, len(removed[name]), evidence, model)
             width = np.arange(site.view.width)
             cut = gone(self.readers, removed).get(site.weight)

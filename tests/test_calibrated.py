@@ -79,7 +79,9 @@ def test_redundant_channels_go_without_loss():
     assert result.report.law1["max_relative_error"] < 1e-4
 
 
-@pytest.mark.parametrize("criterion", ["obs", "wanda", "act_variance", "obd", "regression", "l2"])
+@pytest.mark.parametrize(
+    "criterion", ["obs", "wanda", "act_variance", "apoz", "taylor", "obd", "regression", "l2"]
+)
 def test_a_refit_is_never_worse_than_a_bias_and_that_than_nothing(criterion):
     model, fresh = residual(redundant=False), images(128, seed=9)
     before = run(model, fresh)

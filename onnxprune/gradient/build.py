@@ -34,8 +34,10 @@ __all__ = ["SEED", "GradientModel", "Reduce", "differentiable_output", "gradient
 SEED = "onnxprune/seed"
 #: Oldest opset that the backward pass is written in; 7 and 8 are raised to it, see `_raise_opset`.
 OLDEST = 9
-#: (tape, tensor, its gradient) -> what is given out.
-Reduce: TypeAlias = Callable[[Tape, str, str], str]
+#: A tensor, or (position of a node, slot): that input as this node alone reads it.
+Wanted: TypeAlias = str | tuple[int, int]
+#: (tape, what was wanted, its gradient) -> what is given out.
+Reduce: TypeAlias = Callable[[Tape, Wanted, str], str]
 _TABLES = (elementwise, movement, products, reductions, windows)  # imported for their rules
 
 
@@ -59,7 +61,7 @@ class GradientModel:
     model: Model
     output: str
     seed: str
-    gradients: dict[str, str]
+    gradients: dict[Wanted, str]
 
 
 def differentiable_output(analysis: Analysis) -> str:
@@ -87,7 +89,7 @@ def differentiable_output(analysis: Analysis) -> str:
 
 def gradient_model(
     analysis: Analysis,
-    wanted: Iterable[str],
+    wanted: Iterable[Wanted],
     output: str | None = None,
     reduce: Reduce | None = None,
     extra: Callable[[], Sequence[str]] = list,
@@ -98,13 +100,14 @@ def gradient_model(
     ----------
     analysis : Analysis
         Of the model.
-    wanted : iterable of str
-        Activations, graph inputs or weights.
+    wanted : iterable of str or (position, slot)
+        Activations, graph inputs or weights; or one input of the node at a position in topological order, whose
+        gradient is what flows through that reader alone.
     output : str, optional
         A floating-point tensor; the first such output of the model by default.
     reduce : callable, optional
-        (tape, tensor, gradient) -> the tensor that is given out in the place of the gradient; written in the graph, it
-        spares the copy of large gradients.
+        (tape, what was wanted, gradient) -> the tensor that is given out in the place of the gradient; written in the
+        graph, it spares the copy of large gradients.
     extra : callable, optional
         Asked at the end which other tensors are to be outputs.
 
@@ -134,18 +137,44 @@ def gradient_model(
         tape.nodes.append(helper.make_node("Identity", [grad], [named[name]], name=named[name]))
     seed = helper.make_tensor_value_info(SEED, elem, [None] * seed_rank)
     forward = [model.proto.graph.node[i] for i in model.order]
-    finish(model, forward, tape.nodes, seed, [output, *named.values(), *extra()])
+    _finish(model, forward, tape.nodes, [seed], [output, *named.values(), *extra()])
     return GradientModel(model, output, SEED, named)
 
 
-def finish(
-    model: Model, forward: Sequence[NodeProto], backward: Sequence[NodeProto], seed: onnx.ValueInfoProto,
+def forward_model(
+    analysis: Analysis, wanted: Iterable[str], reduce: Callable[[Tape, str], str]
+) -> tuple[Model, dict[str, str]]:
+    """Build a model that gives out statistics of activations, which are computed in the graph.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    wanted : iterable of str
+    reduce : callable
+        (tape, tensor) -> what is given out.
+
+    Returns
+    -------
+    Model, and dict of tensor -> output
+    """
+    model = analysis.model.fork()
+    tape = Tape(analysis, model, _raise_opset(model), np.dtype(np.float32))
+    try:
+        found = {name: reduce(tape, name) for name in dict.fromkeys(wanted)}
+    except NoGradient as error:
+        raise CalibrationError(f"An activation can't be measured: {error}.") from error
+    _finish(model, [model.proto.graph.node[i] for i in model.order], tape.nodes, [], list(found.values()))
+    return model, found
+
+
+def _finish(
+    model: Model, forward: Sequence[NodeProto], backward: Sequence[NodeProto], more: Sequence[onnx.ValueInfoProto],
     outputs: Sequence[str],
 ) -> None:  # fmt: skip
     """Put the nodes that the outputs need into a model, in order."""
     graph = model.proto.graph
     nodes = _needed([*forward, *backward], outputs)
-    inputs = [*real_inputs(graph), seed]
+    inputs = [*real_inputs(graph), *more]
     read = {n for node in nodes for n in (*node.input, *captured(node))} | set(outputs)
     kept = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in inputs]
     copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
@@ -200,15 +229,17 @@ def _raise_opset(model: Model) -> int:
     return OLDEST
 
 
-def _backward(tape: Tape, nodes: Sequence[Applied], wanted: list[str], output: str) -> dict[str, str]:
-    """Write the backward pass; return wanted tensor -> its gradient."""
-    follows = set(wanted)
+def _backward(tape: Tape, nodes: Sequence[Applied], wanted: list[Wanted], output: str) -> dict[Wanted, str]:
+    """Write the backward pass; return what was wanted -> its gradient."""
+    edges = {w for w in wanted if not isinstance(w, str)}
+    follows = {w if isinstance(w, str) else nodes[w[0]].node.inputs[w[1]] for w in wanted}
+    through: dict[Wanted, str] = {}
     for applied in nodes:
         inner = captured(applied.proto) if applied.proto.attribute else set()
         if applied.node.op not in BLOCKED and follows & {*applied.node.inputs, *inner}:
             follows |= {n for n in applied.node.outputs if n and _floating(tape, n)}
     grads: dict[str, str] = {output: SEED} if output in follows else {}
-    for applied in reversed(nodes):
+    for number, applied in reversed(list(enumerate(nodes))):
         node = applied.node
         dy = [grads.get(n, "") for n in node.outputs]
         need = frozenset(i for i, n in enumerate(node.inputs) if n in follows)
@@ -217,9 +248,13 @@ def _backward(tape: Tape, nodes: Sequence[Applied], wanted: list[str], output: s
             continue
         for slot, grad in _apply(tape, applied, dy, need).items():
             name = node.inputs[slot]
+            if (number, slot) in edges:
+                through[number, slot] = grad
             if slot in need:
                 grads[name] = tape.op("Add", grads[name], grad) if name in grads else grad
-    return {name: grads[name] for name in wanted if name in grads}
+    every: dict[Wanted, str] = dict(through)
+    every.update(grads.items())
+    return {w: every[w] for w in wanted if w in every}
 
 
 def _floating(tape: Tape, name: str) -> bool:

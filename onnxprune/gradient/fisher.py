@@ -10,7 +10,7 @@ Martens, Grosse, arXiv 1503.05671, equation 1; for convolutions Grosse, Martens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CalibrationError
-from onnxprune.gradient.build import Reduce, differentiable_output, gradient_model
+from onnxprune.gradient.build import Reduce, Wanted, differentiable_output, gradient_model
 from onnxprune.gradient.seeds import Seeds
 from onnxprune.gradient.tape import NoGradient, Tape
 from onnxprune.runtime import RunError, Session, open_session
@@ -97,9 +97,10 @@ def fisher(
     CalibrationError
         If an op on the way has no gradient, or the model fails on the samples.
     """
-    axes = dict(wanted)
+    axes: dict[Wanted, int] = dict(wanted.items())
 
-    def reduce(t: Tape, name: str, grad: str) -> str:
+    def reduce(t: Tape, name: Wanted, grad: str) -> str:
+        assert isinstance(name, str)
         rank = len(t.dims(name))
         axis = axes[name] % rank
         if axis == rank - 1:
@@ -110,7 +111,7 @@ def fisher(
         return t.op("Gemm", flat, flat, *t.no_bias(), transB=1)
 
     found: dict[str, Factor] = {}
-    for name, axis in axes.items():
+    for name, axis in wanted.items():
         shape = analysis.tracer.types.get(name, (0, None))[1]
         if shape is None:
             raise CalibrationError(f"The shape of {name!r} is unknown, so its gradients can't be summed.")
@@ -118,18 +119,18 @@ def fisher(
     for values, sizes, count in reduced(
         analysis, samples, list(axes), reduce, draws=draws, seed=seed, output=output, say=say
     ):
-        for name, gram in values.items():
-            factor = found[name]
+        for key, gram in values.items():
+            factor = found[str(key)]
             factor.gram += gram
-            factor.rows += sizes[name] // len(gram)
+            factor.rows += sizes[key] // len(gram)
             factor.samples += count
     return found
 
 
 def reduced(
-    analysis: Analysis, samples: Samples, wanted: list[str], reduce: Reduce, *,
+    analysis: Analysis, samples: Samples, wanted: Sequence[Wanted], reduce: Reduce, *,
     draws: int = 1, seed: int = 0, output: str | None = None, say: Callable[[str], None] | None = None,
-) -> Iterator[tuple[dict[str, Matrix], dict[str, int], int]]:  # fmt: skip
+) -> Iterator[tuple[dict[Wanted, Matrix], dict[Wanted, int], int]]:  # fmt: skip
     """Yield what gradients are reduced to in the graph, batch by batch.
 
     Parameters
@@ -148,11 +149,11 @@ def reduced(
     """
     output = output or differentiable_output(analysis)
 
-    def both(t: Tape, name: str, grad: str) -> str:
-        sizes.append((name, t.op("Size", name)))
+    def both(t: Tape, name: Wanted, grad: str) -> str:
+        sizes.append((name, t.op("Size", grad)))
         return reduce(t, name, grad)
 
-    sizes: list[tuple[str, str]] = []
+    sizes: list[tuple[Wanted, str]] = []
     try:
         found = gradient_model(analysis, wanted, output, both, extra=lambda: [s for _, s in sizes])
         forward = open_session(analysis.model, [output], prepack=True, optimise=True)
