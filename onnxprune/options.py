@@ -122,7 +122,7 @@ class Options:
     )
     recover: str = _option(
         "lstsq",
-        "with --calib: how layers make up for what went: lstsq, bias, none",
+        "with --calib: how layers make up for what went: lstsq, stats, bias, none",
         stage="calibrate",
         metavar="NAME",
     )

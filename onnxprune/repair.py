@@ -86,7 +86,8 @@ class Calibration:
         self.readers: Readers = readers(self.sites, self.groups)
         self.types = {name: typed[0] for name, typed in self.analysis.tracer.types.items()}
         way = registry.load("onnxprune.recovery", self.recover)
-        self.settings = Settings(ridges=way.RIDGES, bias="bias" in way.VARIANTS, seed=self.seed)
+        alone = getattr(way, "fit", None)
+        self.settings = Settings(way.RIDGES, "bias" in way.VARIANTS, seed=self.seed, alone=alone)
         self.measure = registry.load("onnxprune.criteria", self.criterion) if self.criterion else None
         if not self.readers:
             raise CalibrationError(

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from onnxprune import registry
 from onnxprune.budgets._dp import allocate
 from onnxprune.calibrate.algebra import Problem, error_of, keep_best, obs, refit
 from onnxprune.calibrate.moments import Moments
@@ -115,3 +116,24 @@ def test_an_exact_budget_is_met_and_an_impossible_one_refused():
     assert allocate(costs, errors, 4.0) == [1, 1]
     assert allocate(costs, errors, 8.0) == [0, 0]
     assert allocate(costs, errors, 3.9) is None
+
+
+def test_statistics_are_restored_in_every_output():
+    """Means exactly, variances up to the little that protects channels that hardly vary; least squares does neither."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4000, 6)) @ rng.standard_normal((6, 6)) + rng.standard_normal(6)
+    w = rng.standard_normal((6, 5))
+    y = np.maximum(x @ w + 0.3, -1)
+    moments = Moments.empty(11)
+    moments.add(np.concatenate([x, y], axis=1))
+    problem, kept = Problem.of(moments, 6), np.array([0, 1, 4])
+    prior = np.zeros_like(w)
+    prior[kept] = w[kept]
+    found = registry.load("onnxprune.recovery", "stats").fit(problem, kept, prior)
+    out = x @ found.w + found.b
+    np.testing.assert_allclose(out.mean(axis=0), y.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(out.var(axis=0), y.var(axis=0), rtol=0.05)
+    assert (found.w[[2, 3, 5]] == 0).all()
+    assert (np.abs((x @ prior).var(axis=0) / y.var(axis=0) - 1) > 0.1).any()
+    lstsq = refit(problem, kept, 1e-4)
+    assert ((x @ lstsq.w).var(axis=0) < 0.98 * y.var(axis=0)).any()

@@ -46,12 +46,15 @@ class Settings:
     most : int
         Output positions that are used of a layer, for each regressor; a third of them to rank units.
     seed : int
+    alone : callable, optional
+        (problem, kept, old weights) -> fit, applied to every layer without a choice.
     """
 
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     bias: bool = True
     most: int = 200
     seed: int = 0
+    alone: Callable[[Problem, Ints, Matrix], Fit] | None = None
 
 
 @dataclass
@@ -216,13 +219,16 @@ def fit_blocks(
     enough = rows_seen >= 2 * max(len(k) for k in kept)
     for share in settings.ridges if enough else STRONG if settings.ridges else ():
         makers[f"lstsq {share:g}"] = _ridge(share, kept, prior)
+    only = settings.alone
+    if only is not None:
+        makers["only"] = lambda b, p: only(p, kept[b], prior[b])
     errors = {
         name: sum(
             float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, held, strict=True))
         )
         for name, make in makers.items()
     }
-    best = min(errors, key=lambda n: errors[n])
+    best = "only" if only is not None else min(errors, key=lambda n: errors[n])
     whole = [_problem(m, width, free) for m in evidence.whole()]
     variance = max(sum(p.variance for p in held), 1e-30)
     report = LayerReport(
@@ -232,7 +238,7 @@ def fit_blocks(
         sum(p.n for p in whole),
         errors["kept"] / variance,
         errors[best] / variance,
-        best,
+        best if only is None else only.__module__.rpartition(".")[2],
         bool(settings.ridges) and not enough,
     )
     return [makers[best](b, p) for b, p in enumerate(whole)], report
