@@ -43,7 +43,7 @@ from onnxprune.report import count_macs
 
 ODD = {"EVAL_HALF": "odd"}  # calib.py takes the samples with even index where there is no other set
 RIVAL = Path(__file__).with_name("accuracy_rival.py")
-STEPS = 8
+GRID = 16
 Row = dict[str, Any]
 
 
@@ -58,14 +58,18 @@ def command(*parts: object, folder: Path | None = None, **env: str) -> str:
     return done.stdout
 
 
-def nearest(share: float, macs: Callable[[float], float]) -> float:
-    """Return the ratio whose share of MACs is nearest, by bisection; ratio 0 leaves all."""
+def nearest(share: float, macs: Callable[[list[float]], list[float]]) -> float:
+    """Return the ratio whose share of MACs is nearest, by two rounds of a search on a grid; ratio 0 leaves all."""
     low, high, best = 0.0, 0.95, (1.0 - share, 0.0)
-    for _ in range(STEPS):
-        ratio = round((low + high) / 2, 4)
-        found = macs(ratio)
-        best = min(best, (abs(found - share), ratio))
-        low, high = (ratio, high) if found > share else (low, ratio)
+    for _ in range(2):
+        ratios = [round(low + (high - low) * n / (GRID + 1), 4) for n in range(1, GRID + 1)]
+        shares = macs(ratios)
+        best = min(best, *((abs(s - share), r) for s, r in zip(shares, ratios, strict=True)))
+        above = [r for s, r in zip(shares, ratios, strict=True) if s > share]
+        low, high = (
+            max(above, default=low),
+            min((r for r in ratios if r > max(above, default=low)), default=high),
+        )
     return best[1]
 
 
@@ -159,21 +163,27 @@ class Bench:
                 return 1.0
             return count_macs(analysis.coupling, dead) / whole
 
-        return self.ours(name, out, "--criterion", "l2", "--ratio", nearest(share, macs))
+        ratio = nearest(share, lambda ratios: [macs(r) for r in ratios])
+        return self.ours(name, out, "--criterion", "l2", "--ratio", ratio)
 
     def rival(self, name: str, out: Path, share: float) -> Row:
         if self.rival_python is None:
             raise RuntimeError("the rival's row needs --rival-python")
 
-        def prune(sparsity: float, *options: object) -> float:
-            command(self.rival_python, RIVAL, self.path(name), out, sparsity, *options)
-            return self.share(name, out)
+        def macs(sparsities: list[float]) -> list[float]:
+            command(self.rival_python, RIVAL, self.path(name), out, *sparsities)
+            files = [Path(f"{out}.{n}") for n in range(len(sparsities))]
+            found = [self.share(name, file) for file in files]
+            for file in files:
+                file.unlink()
+            return found
 
-        sparsity = nearest(share, prune)
+        sparsity = nearest(share, macs)
         start = time.perf_counter()
-        macs = prune(sparsity, "--calib", self.samples(name))
+        command(self.rival_python, RIVAL, self.path(name), out, sparsity, "--calib", self.samples(name))
         seconds = round(time.perf_counter() - start, 1)
-        return {"macs": macs, "seconds": seconds, "sparsity": sparsity, "score": self.score(name, out)}
+        score = self.score(name, out)
+        return {"macs": self.share(name, out), "seconds": seconds, "sparsity": sparsity, "score": score}
 
     def rows(self, budgets: list[float]) -> Iterator[tuple[str, Callable[[str, Path], Row]]]:
         yield "dense", self.dense

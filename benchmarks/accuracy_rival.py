@@ -1,8 +1,8 @@
-"""onnxsim's structured pruning with data, of one file: `python accuracy_rival.py IN OUT SPARSITY [--calib NPZ]`.
+"""onnxsim's structured pruning with data, of one file: `python accuracy_rival.py IN OUT SPARSITY... [--calib NPZ]`.
 
 Needs onnxsim >= 0.8. Channels of layers and heads of attention are removed at the same sparsity. With ``--calib`` they
 are ranked by Wanda's metric on the samples, and the layers are refitted (``apply_pruning_finetune``); without, by the
-norm of weights: the same counts go, which is enough to count MACs.
+norm of weights: the same counts go, which is enough to count MACs. Of several sparsities there are OUT.0, OUT.1, ...
 """
 
 from __future__ import annotations
@@ -32,20 +32,24 @@ def main() -> None:
     )
     parser.add_argument("source")
     parser.add_argument("target")
-    parser.add_argument("sparsity", type=float)
+    parser.add_argument("sparsity", type=float, nargs="+")
     parser.add_argument("--calib")
     parser.add_argument("--samples", type=int)
     args = parser.parse_args()
-    model = onnx.load(args.source)
-    if args.calib is None:
-        small = onnxsim.apply_structured_pruning(model, sparsity=args.sparsity)
-        small = onnxsim.apply_attention_head_pruning(small, sparsity=args.sparsity)
-    else:
-        data = batches(model, args.calib, args.samples)
-        small = onnxsim.apply_structured_wanda_pruning(model, data, sparsity=args.sparsity)
-        small = onnxsim.apply_attention_head_wanda_pruning(small, data, sparsity=args.sparsity)
-        small = onnxsim.apply_pruning_finetune(onnx.load(args.source), small, data)
-    onnx.save(small, args.target)
+    data = batches(onnx.load(args.source), args.calib, args.samples) if args.calib else None
+    for n, sparsity in enumerate(args.sparsity):
+        small = prune(onnx.load(args.source), sparsity, data)
+        if data is not None:
+            small = onnxsim.apply_pruning_finetune(onnx.load(args.source), small, data)
+        onnx.save(small, args.target if len(args.sparsity) == 1 else f"{args.target}.{n}")
+
+
+def prune(model: onnx.ModelProto, sparsity: float, data: list[dict[str, Any]] | None) -> onnx.ModelProto:
+    if data is None:
+        small = onnxsim.apply_structured_pruning(model, sparsity=sparsity)
+        return onnxsim.apply_attention_head_pruning(small, sparsity=sparsity)
+    small = onnxsim.apply_structured_wanda_pruning(model, data, sparsity=sparsity)
+    return onnxsim.apply_attention_head_wanda_pruning(small, data, sparsity=sparsity)
 
 
 if __name__ == "__main__":
