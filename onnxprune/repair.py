@@ -25,6 +25,7 @@ from onnxprune.errors import CalibrationError
 from onnxprune.gradient.probe import Probe, curve_of
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
+from onnxprune.progress import Step
 from onnxprune.recovery._sequence import (
     LayerReport,
     Settings,
@@ -123,8 +124,9 @@ class Calibration:
         needed = [s for s in self.sites if s.number in read]
         walk = self._walk(self.analysis.model, self.analysis.model, needed)
         found = _Curves(self, self.analysis.model)
+        costs = [self._cost(site) for site in needed]
         for n, site in enumerate(needed):
-            self._tell(f"calibrate {n + 1}/{len(needed)}: {site.name}")
+            self._tell(Step.of("calibrate", site.name, n, costs))
             found.take(site, walk.original(site))
             walk.done(site)
         self.curves = found.done
@@ -154,8 +156,9 @@ class Calibration:
         todo = [s for s in self.sites if s.number >= first]
         walk = self._walk(self.analysis.model, model, todo)
         again = _Curves(self, self.analysis.model, dict(self.curves))
+        costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
-            self._tell(f"fit {n + 1}/{len(todo)}: {site.name}")
+            self._tell(Step.of("fit", site.name, n, costs))
             evidence = walk.evidence(site)
             if measure and hasattr(self.measure, "curve"):
                 again.take(site, evidence)
@@ -196,6 +199,17 @@ class Calibration:
         for site in todo:
             dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
         return walk
+
+    def _cost(self, site: Site) -> float:
+        """Return about what a layer costs, for the time that is left: copying rows, their moments, and solving."""
+        view = site.view
+        shape = self.analysis.tracer.types[site.y][1] or ()
+        positions = np.prod(shape, dtype=np.float64) / max(view.blocks * view.outputs, 1)
+        batch = shape[0] if len(shape) > 1 else 1
+        most = max(self.settings.most * view.width, 1 << 15)
+        rows = min(positions / max(batch, 1) * sum(self.samples.counts), most)
+        wide = view.width + view.outputs
+        return float(view.blocks * (rows * wide * (300 + wide) + 5 * view.width**3))
 
     def _tell(self, text: str) -> None:
         if self.say is not None:

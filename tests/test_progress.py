@@ -14,9 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import chain
 
+import onnxprune
 from onnxprune import progress
 from onnxprune.cli_progress import Plain, live, showing
 from onnxprune.progress import Step, Watch, read
+
+
+def test_layers_are_weighed_by_their_cost() -> None:
+    model = chain()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    samples = {"x": np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)}
+    told: list[str] = []
+    onnxprune.prune(model, ratio=0.5, align=None, calib=samples, progress=told.append)
+    for stage in ("calibrate", "fit"):
+        steps = [text for text in told if isinstance(text, Step) and text.startswith(f"{stage} ")]
+        assert [step.split(":")[0] for step in steps] == [f"{stage} {n + 1}/2" for n in range(2)]
+        assert steps[0].done == 0
+        assert 0.9 < steps[1].done < 1  # a 3x3 convolution on 8 x 8 positions, then a classifier on one
 
 
 class Clock:

@@ -113,12 +113,11 @@ def _latency(found: Values) -> str:
     before, after = found["before"], found["after"]
     share = after["p50_ms"] / before["p50_ms"] if before["p50_ms"] else 1.0
     low_high: Sequence[float] = found.get("interval") or ()
-    interval = f"ratio {found['ratio']:.3f}" if found.get("ratio") else ""
-    if len(low_high) == 2:
-        interval += f" ({low_high[0]:.3f} to {low_high[1]:.3f})"
+    faster = _faster(1 / found["ratio"] if found.get("ratio") else share)
+    interval = f"95 % interval {low_high[0]:.2f}× to {low_high[1]:.2f}×" if len(low_high) == 2 else ""
     return (
         f'<div class="card"><h3>Latency <span class="soft">p50</span></h3><p class="big">{_ms(after["p50_ms"])}</p>'
-        f'<p class="from">of {_ms(before["p50_ms"])}<span class="times">{_faster(share)}</span></p>'
+        f'<p class="from">of {_ms(before["p50_ms"])}<span class="times">{faster}</span></p>'
         f"{_bar(share, 'Latency')}"
         f'<p class="fine">p95 {_ms(after["p95_ms"])} of {_ms(before["p95_ms"])}</p>'
         f'<p class="fine">{interval}</p></div>'
@@ -127,6 +126,10 @@ def _latency(found: Values) -> str:
 
 def _ms(value: float) -> str:
     return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def _seconds(value: float) -> str:
+    return _ms(1000 * value)
 
 
 def _faster(share: float) -> str:
@@ -151,7 +154,8 @@ def _proof(values: Values) -> str:
             '<li class="warn"><b>Inexact</b> A cut changes an average, as --allow-inexact asked.</li>'
         )
     for t in values.get("targets") or ():
-        show = size if t["target"].partition("=")[0] in ("bytes", "memory") else count
+        kind = t["target"].partition("=")[0]
+        show = _seconds if kind == "latency" else size if kind in ("bytes", "memory") else count
         items.append(
             f'<li class="{"good" if t["holds"] else "warn"}"><b>{"Met" if t["holds"] else "Not met"}</b> '
             f"Target {escape(t['target'])}: asked {show(t['asked'])}, got {show(t['got'])}.</li>"
