@@ -1,7 +1,7 @@
 """``--permute``: channels get the order in which the pattern will take the least.
 
-How much a weight matters is what the method that chooses the zeros goes by: its magnitude; with samples
-``w^2 * E x^2`` (wanda), or ``w^2 / (H^-1)_jj`` (obs, sparsegpt), the rise of a layer's squared error when that weight
+How much a weight matters is the error that its zero makes: without samples its square, as a share of its layer's; with
+samples ``w^2 * E x^2`` (wanda), or ``w^2 / (H^-1)_jj`` (obs, sparsegpt), the rise of a layer's squared error when that weight
 alone goes and the rest makes up for it. With samples, layers that share a group are weighed by the variance of what
 they feed.
 """
@@ -59,7 +59,10 @@ def arrange(
             if name not in by_name:
                 return None
             found = weighed.get(name)
-            return np.sqrt(squares(by_name[name], model.weight(name))) if found is None else found
+            if found is None:
+                found = squares(by_name[name], model.weight(name))
+                found = found / (float(found.mean(dtype=np.float64)) or 1.0)
+            return found
 
         result = permute(
             model,
