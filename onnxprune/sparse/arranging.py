@@ -1,9 +1,9 @@
 """``--permute``: channels get the order in which the pattern will take the least.
 
 How much a weight matters is the error that its zero makes: without samples its square, as a share of its layer's; with
-samples ``w^2 * E x^2`` (wanda), or ``w^2 / (H^-1)_jj`` (obs, sparsegpt), the rise of a layer's squared error when that weight
-alone goes and the rest makes up for it. With samples, layers that share a group are weighed by the variance of what
-they feed.
+samples ``w^2 * E x^2`` (wanda), or ``w^2 / (H^-1)_jj`` (obs, sparsegpt), the rise of a layer's squared error when that
+weight alone goes and the rest makes up for it. With samples, layers that share a group are weighed by the variance of
+what they feed.
 """
 
 from __future__ import annotations
