@@ -16,6 +16,7 @@ from onnxprune import pipeline, places, registry, tilt
 from onnxprune.analysis import Analysis
 from onnxprune.budgeting import Budgets, Ranking
 from onnxprune.calibrate.agreement import compare, distance, outputs
+from onnxprune.calibrate.plausible import plausible
 from onnxprune.calibrate.samples import Samples, load_samples
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.deciding import Decision, decide, plan_of, step_of
@@ -102,6 +103,8 @@ class _Work:
                 labels=options.labels,
                 types=analysis.inputs,
             )
+            if options.calib == "synthetic":
+                samples = plausible(analysis, samples, options.seed, job.progress)
         if samples.count < 5:
             raise CalibrationError(
                 f"There are {samples.count} samples only; a fifth is held out of every fit, so give 5 at least."

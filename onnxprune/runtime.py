@@ -29,6 +29,7 @@ __all__ = [
     "Feeds",
     "RunError",
     "Session",
+    "id_limits",
     "light_proto",
     "open_session",
     "probe_types",
@@ -268,7 +269,7 @@ def random_inputs(
     RunError
         If an input is no tensor of numbers.
     """
-    limits = _id_limits(model, sizes or {})
+    limits = id_limits(model, sizes or {})
     found: dict[str, Array] = {}
     for value in real_inputs(model.proto.graph):
         name, shape = value.name, shapes.get(value.name, ())
@@ -307,7 +308,7 @@ _CARRIES = frozenset(
 )
 
 
-def _id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
+def id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
     """Find the exclusive upper limit of each integer input that indexes a table."""
     graph = model.proto.graph
     limits: dict[str, int] = {}

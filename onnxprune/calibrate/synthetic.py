@@ -22,6 +22,9 @@ __all__ = ["synthetic"]
 
 Array = NDArray[Any]
 
+#: From this length on, the last axis of an input that is no image is time.
+LONG = 64
+
 
 def synthetic(
     graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], count: int, seed: int
@@ -64,9 +67,29 @@ def synthetic(
             found[value.name] = np.ones(size, dtype) if ones else rng.integers(0, 2, size).astype(dtype)
         elif len(size) == 4:
             found[value.name] = images(size, rng).astype(dtype)
+        elif len(size) >= 2 and size[-1] >= LONG:
+            found[value.name] = series(size, rng).astype(dtype)
         else:
             found[value.name] = rng.standard_normal(size).astype(dtype)
     return found
+
+
+def series(size: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Return series along the last axis with a 1/f spectrum of power, each of mean 0 and variance 1 but for loudness.
+
+    Loudness varies between samples and along the series, as that of speech and of machines does.
+    """
+    frequency = np.fft.rfftfreq(size[-1])
+    frequency[0] = frequency[1]
+    noise = np.fft.rfft(rng.standard_normal(size)) / np.sqrt(frequency)
+    smooth = np.fft.irfft(noise, n=size[-1])
+    smooth /= smooth.std(axis=-1, keepdims=True) + 1e-12
+    corners = np.abs(rng.standard_normal((*size[:-1], 9)))
+    at = np.linspace(0, 8, size[-1])
+    left = np.minimum(at.astype(int), 7)
+    loud = corners[..., left] * (1 - (at - left)) + corners[..., left + 1] * (at - left)
+    found = smooth * loud
+    return np.asarray(found / (found.std() + 1e-12))
 
 
 def images(size: tuple[int, ...], rng: np.random.Generator) -> Array:
