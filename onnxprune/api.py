@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from onnxprune import pipeline, places
 from onnxprune.deciding import options_of
@@ -19,8 +19,12 @@ from onnxprune.model import Model
 from onnxprune.options import OptionFields, Options, Shapes
 from onnxprune.pipeline import Job, Progress, Result, Source
 from onnxprune.plan import Plan
+from onnxprune.targets import family_of
 
-__all__ = ["apply", "explain", "inspect", "plan", "prune", "run", "verify"]
+if TYPE_CHECKING:
+    from onnxprune.family import Sensitivity
+
+__all__ = ["apply", "explain", "family", "inspect", "plan", "prune", "run", "sensitivity", "verify"]
 
 Path_ = str | os.PathLike[str]
 
@@ -57,12 +61,57 @@ def prune(
         See `onnxprune.errors`; nothing is written then.
     """
     settings = _settings(options, fields)
+    if len(family_of(settings.target)) > 1:
+        raise UsageError(
+            "--target with several values makes several models; onnxprune.api.family returns them."
+        )
     job = Job.open(source, settings, progress)
     if settings.calib is not None:
         from onnxprune import calibrated
 
         return calibrated.prune(job, _path(output))
     return pipeline.prune(job, _path(output))
+
+
+def family(
+    source: Source,
+    output: Path_ | None = None,
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[OptionFields],
+) -> dict[str, Result]:
+    """Make one model for each value of a target such as ``("macs=0.7,0.5,0.3",)``, from one calibration.
+
+    Parameters
+    ----------
+    source, output, options, progress, **fields
+        As for `prune`; each file's name gets its target, in the place of ``{target}`` or at its end.
+
+    Returns
+    -------
+    dict
+        Target -> result.
+    """
+    from onnxprune import family as families
+
+    return families.prune(Job.open(source, _settings(options, fields), progress), _path(output))
+
+
+def sensitivity(
+    source: Source,
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[OptionFields],
+) -> Sensitivity:
+    """Return the loss curve of each group on samples (``calib``), the most sensitive first."""
+    from onnxprune import family as families
+
+    settings = _settings(options, {"ratio": 0.5, **fields})
+    if settings.calib is None:
+        raise UsageError("'sensitivity' needs samples; give them with --calib.")
+    return families.sensitivity(Job.open(source, settings, progress))
 
 
 def plan(

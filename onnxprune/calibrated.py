@@ -22,6 +22,7 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.deciding import Decision, decide, plan_of, step_of
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
 from onnxprune.graph.group_types import Group
+from onnxprune.keeping import curves_of, facts_of, keep
 from onnxprune.options import Options
 from onnxprune.outline import thinned
 from onnxprune.picking import pick
@@ -30,7 +31,7 @@ from onnxprune.repair import Calibration, Fitted, refit_analysis
 from onnxprune.speed import surely
 from onnxprune.targets import Target, parse_target
 
-__all__ = ["prune"]
+__all__ = ["Work", "prune"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -56,12 +57,10 @@ def prune(job: Job, output: Path | None) -> Result:
         See `onnxprune.errors`.
     """
     places.refuse_overwrite(job.model, output, job.options.in_place)
-    work = _Work.open(job)
+    work = Work.open(job)
     options = job.options
     if options.min_agreement is None and options.max_drop is None:
-        targets = parse_target("+".join(options.target)) if options.target else ()
-        work.approach(targets)
-        return work.finish(work.fit(work.choose(options.ratio, targets)), output)
+        return work.run(parse_target("+".join(options.target)) if options.target else (), output)
     return work.finish(work.search(), output)
 
 
@@ -74,7 +73,9 @@ class _Trial:
 
 
 @dataclass
-class _Work:
+class Work:
+    """One model and its samples: what any number of budgets share."""
+
     job: Job
     analysis: Analysis
     groups: list[Group]
@@ -86,7 +87,8 @@ class _Work:
     tilt: float | None = None
 
     @classmethod
-    def open(cls, job: Job) -> _Work:
+    def open(cls, job: Job) -> Work:
+        """Analyse the model, read the samples, and take the loss curves (or those that were kept)."""
         options = job.options
         analysis = job.analyse()
         groups = pick(analysis.grouping, options.ignore, options.only)
@@ -121,10 +123,34 @@ class _Work:
             job.progress,
         )
         if with_data:
-            with job.stage("calibrate"):
-                calibration.measure_curves()
+            facts = facts_of(
+                job.sha256(),
+                fit_on,
+                groups,
+                criterion=options.criterion,
+                seed=options.seed,
+                inexact=options.allow_inexact,
+            )
+            calibration.curves = curves_of(facts) or {}
+            if not calibration.curves:
+                with job.stage("calibrate"):
+                    calibration.measure_curves()
+                keep(facts, calibration.curves)
         budgets = pipeline.budgets_of(job, analysis, groups)
         return cls(job, analysis, groups, fit_on, aside, calibration, step_of(options), budgets)
+
+    def again(self, job: Job) -> Work:
+        """Return the same work under other options of the budget: samples, curves and weights are shared."""
+        found = dataclasses.replace(
+            self, job=job, budgets=pipeline.budgets_of(job, self.analysis, self.groups)
+        )
+        found.align = step_of(job.options)
+        return found
+
+    def run(self, targets: Sequence[Target], output: Path | None) -> Result:
+        """Decide, fit, cut and save."""
+        self.approach(targets)
+        return self.finish(self.fit(self.choose(self.job.options.ratio, targets)), output)
 
     def choose(
         self, ratio: float | None, targets: Sequence[Target], *, rough: bool = False

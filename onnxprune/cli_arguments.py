@@ -36,6 +36,8 @@ examples:
       half of the MACs, cut where it costs least and refitted on unlabelled samples; no training
   onnxprune prune model.onnx small.onnx --target bytes=20MB+memory=0.7
       files of 20 MB at most, and 70 % of the peak memory of a run
+  onnxprune prune model.onnx small.onnx --target macs=0.7,0.5,0.3 --calib samples.npz
+      three models, small-macs0.7.onnx and so on, from one calibration
 
 The input is never changed. OUT appears complete or not at all.
 """
@@ -52,6 +54,12 @@ _EXPLAIN = """\
 examples:
   onnxprune explain model.onnx conv1.weight 0     the axes that go with it, through which nodes
   onnxprune explain model.onnx conv1.weight:0 --json
+"""
+
+_SENSITIVITY = """\
+examples:
+  onnxprune sensitivity model.onnx --calib samples.npz
+      the error when a quarter, a half, three quarters of each group are gone; kept on disk for later runs
 """
 
 _PLAN = """\
@@ -105,6 +113,7 @@ def build() -> argparse.ArgumentParser:
     _prune(commands)
     _inspect(commands)
     _explain(commands)
+    _sensitivity(commands)
     _plan(commands)
     _apply(commands)
     _verify(commands)
@@ -266,6 +275,18 @@ def _explain(commands: Any) -> None:
     parser.add_argument("tensor", metavar="TENSOR", help="a tensor, tensor:axis, or a node for its output")
     parser.add_argument("axis", metavar="AXIS", nargs="?", type=_int, help="all of them otherwise")
     _add_options(parser, ("decide",), skip=_NO_GROUPS)
+    _json(parser)
+
+
+def _sensitivity(commands: Any) -> None:
+    parser = _command(
+        commands, "sensitivity", "measure what each group's channels are worth, on samples", _SENSITIVITY
+    )
+    _files(parser, ("in", "the model"))
+    _add_options(parser, ("decide",), skip=("ratio", "target", "align", "scope", "cap"))
+    _add_options(
+        parser, ("calibrate",), skip=("recover", "labels", "min_agreement", "max_drop", "steps", "trials")
+    )
     _json(parser)
 
 

@@ -14,13 +14,14 @@ from onnxprune import api
 from onnxprune.cli_arguments import options_from, shapes_from
 from onnxprune.cli_progress import showing
 from onnxprune.errors import OutputError, UsageError
-from onnxprune.options import OptionFields
+from onnxprune.options import OptionFields, Options
 from onnxprune.pipeline import Result
 from onnxprune.report import write_text
 from onnxprune.sparse import front
 from onnxprune.sparse.options import SparseOptions
+from onnxprune.targets import family_of
 
-__all__ = ["apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "verify"]
+__all__ = ["sensitivity", "apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "verify"]
 
 T = TypeVar("T")
 
@@ -29,10 +30,42 @@ def prune(args: Namespace) -> None:
     """``onnxprune prune IN OUT --ratio R``."""
     source = _input(args)
     _side_files(source, args.out, args.report, args.plan)
-    result = _told(args, api.prune, source, args.out, options_from(args))
+    options: Options = options_from(args)
+    if len(family_of(options.target)) > 1:
+        _family(args, source, options)
+        return
+    result = _told(args, api.prune, source, args.out, options)
     if args.plan:
         result.plan.save(args.plan)
     _finish(args, result)
+
+
+def _family(args: Namespace, source: str, options: Options) -> None:
+    """Make several models, and print what each is worth."""
+    from onnxprune.family import member_path, pareto, show_pareto
+
+    results = _told(args, api.family, source, args.out, options)
+    for target, result in results.items():
+        result.report.command = args.line
+        if args.report:
+            result.report.save(member_path(args.report, target))
+        if args.plan:
+            result.plan.save(member_path(args.plan, target))
+    if args.json:
+        print(json.dumps(pareto(results), indent=1))
+    elif not args.quiet:
+        show_pareto(pareto(results))
+        for result in results.values():
+            print(f"wrote {result.path}")
+
+
+def sensitivity(args: Namespace) -> None:
+    """``onnxprune sensitivity IN --calib SAMPLES``."""
+    found = _told(args, api.sensitivity, _input(args), options_from(args, ratio=0.5))
+    if args.json:
+        sys.stdout.write(found.dumps())
+    else:
+        found.show()
 
 
 def apply(args: Namespace) -> None:

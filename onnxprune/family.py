@@ -1,0 +1,188 @@
+"""One calibration, many answers: several budgets from one set of loss curves, and the curves themselves."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from onnxprune import calibrated, pipeline
+from onnxprune.errors import UsageError
+from onnxprune.outline import thinned
+from onnxprune.pipeline import Job, Result
+from onnxprune.report import dumps
+from onnxprune.table import amount, share, show
+from onnxprune.targets import family_of, parse_target
+
+__all__ = ["Sensitivity", "member_path", "pareto", "prune", "sensitivity", "show_pareto"]
+
+
+def member_path(path: str | Path, target: str) -> Path:
+    """Return where one member's file goes: its target takes the place of ``{target}``, or ends the name.
+
+    Examples
+    --------
+    >>> str(member_path("small.onnx", "macs=0.5+bytes=2MB"))
+    'small-macs0.5-bytes2MB.onnx'
+    >>> str(member_path("{target}.onnx", "macs=0.5"))
+    'macs0.5.onnx'
+    """
+    mark, path = target.replace("=", "").replace("+", "-").replace("%", "pct"), Path(path)
+    if "{target}" in path.name:
+        return path.with_name(path.name.replace("{target}", mark))
+    return path.with_name(f"{path.stem}-{mark}{path.suffix}")
+
+
+def prune(job: Job, output: Path | None) -> dict[str, Result]:
+    """Make one model for each value of the target; with samples all of them share the curves.
+
+    Parameters
+    ----------
+    job : Job
+    output : Path or None
+        See `member_path`.
+
+    Returns
+    -------
+    dict
+        Target -> result, in the order that was asked for.
+
+    Raises
+    ------
+    OnnxPruneError
+        As for one model; members that came before are written then.
+    """
+    options, found = job.options, {}
+    if options.min_agreement is not None or options.max_drop is not None:
+        raise UsageError("A search for the largest cut makes one model; give --target one value.")
+    targets = family_of(options.target)
+    paths = {t: None if output is None else member_path(output, t) for t in targets}
+    for path in paths.values():
+        pipeline.refuse_overwrite(job.model, path, False)
+    work: calibrated.Work | None = None
+    for target in targets:
+        mine = copy.copy(job)
+        mine.options = dataclasses.replace(options, target=(target,))
+        mine.notes, mine.report_with, mine.seconds = list(job.notes), {}, dict(job.seconds)
+        if mine.speed is not None:
+            mine.speed.races = []
+        if options.calib is None:
+            found[target] = pipeline.prune(mine, paths[target])
+            continue
+        work = calibrated.Work.open(mine) if work is None else work.again(mine)
+        found[target] = work.run(parse_target(target), paths[target])
+        job.speed = mine.speed
+    return found
+
+
+def pareto(results: dict[str, Result]) -> list[dict[str, Any]]:
+    """Return a line for each model: what is left of it, how near to the original it is, how fast."""
+    lines = []
+    for target, result in results.items():
+        report = result.report
+        original = (report.calibration or {}).get("original") or {}
+        lines.append(
+            {
+                "target": target,
+                "macs": report.after.macs,
+                "params": report.after.parameters,
+                "bytes": report.after.bytes,
+                "macs_left": (report.after.macs or 0) / (report.before.macs or 1),
+                "agreement": original.get("agreement"),
+                "relative_error": original.get("relative_error"),
+                "speedup": None if report.latency is None else report.latency["ratio"],
+                "path": None if result.path is None else str(result.path),
+            }
+        )
+    return lines
+
+
+def show_pareto(lines: Sequence[dict[str, Any]], stream: TextIO | None = None) -> None:
+    """Print the lines of `pareto` as a table."""
+
+    def told(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = [
+        [
+            line["target"],
+            amount(line["macs"]),
+            share(line["macs_left"], 1.0),
+            amount(line["params"]),
+            amount(line["bytes"]),
+            told(line["agreement"], ".1%"),
+            told(line["relative_error"], ".3f"),
+            told(line["speedup"], ".2f"),
+        ]
+        for line in lines
+    ]
+    head = ["target", "MACs", "left", "parameters", "bytes", "agreement", "error", "speed-up"]
+    show(head, rows, title="Family", stream=stream)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """Loss curves of groups, the most sensitive first.
+
+    Attributes
+    ----------
+    criterion : str
+    samples : int
+    groups : list of dict
+        ``name``, ``units``, ``macs``, ``half`` (the error when half of the units are gone, as a share of the variance
+        of what reads them; None where so many can't go) and ``curve``: pairs of the units that are gone and the error.
+    """
+
+    criterion: str
+    samples: int
+    groups: list[dict[str, Any]]
+
+    def dumps(self) -> str:
+        """Return JSON text."""
+        return dumps(
+            {"format": 1, "criterion": self.criterion, "samples": self.samples, "groups": self.groups}
+        )
+
+    def show(self, stream: TextIO | None = None) -> None:
+        """Print a table: the error when a quarter, a half, three quarters of a group are gone."""
+        rows = []
+        for group in self.groups:
+            at = dict(group["curve"])
+            cells = []
+            for part in (0.25, 0.5, 0.75):
+                near = max((n for n in at if n <= part * group["units"]), default=0)
+                cells.append(f"{at[near]:.3g}" if near in at else "-")
+            rows.append([group["name"], f"{group['units']:,}", amount(group["macs"]), *cells])
+        head = ["group", "units", "MACs", "1/4 gone", "1/2 gone", "3/4 gone"]
+        show(head, rows, title=f"Error by {self.criterion} on {self.samples:,} samples", stream=stream)
+
+
+def sensitivity(job: Job) -> Sensitivity:
+    """Return the loss curve of each group; later runs with the same samples reuse them.
+
+    Raises
+    ------
+    UsageError
+        If the criterion looks at weights only.
+    """
+    work = calibrated.Work.open(job)
+    if not work.calibration.curves:
+        raise UsageError(f"--criterion {job.options.criterion} takes no samples; give obs, for example.")
+    groups = {g.name: g for g in work.groups}
+    lines: list[dict[str, Any]] = []
+    for name, curve in work.calibration.curves.items():
+        group = groups[name]
+        half = float(curve.error[group.units // 2])
+        lines.append(
+            {
+                "name": name,
+                "units": group.units,
+                "macs": int(group.macs.sum()),
+                "half": half if half < float("inf") else None,
+                "curve": [[int(n), float(e)] for n, e in thinned(curve.error, 64)],
+            }
+        )
+    lines.sort(key=lambda line: -(line["half"] or 0.0))
+    return Sensitivity(job.options.criterion, work.fit_on.count, lines)
