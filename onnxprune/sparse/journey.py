@@ -107,7 +107,7 @@ def sparsify(
             report.notes += [text for text in [dead.note(result, targets)] if text]
     with clock.stage("report"):
         report.lines = [line_of(t, model, result, report, options.method) for t in targets]
-        report.bytes_before = pipeline.size_in_bytes(source)
+        report.bytes_before = source.nbytes if source.path is None else pipeline.size_in_bytes(source)
     report.sha256["input"] = source.sha256
     if options.store == "sparse" and result is not source:
         report.sparse = to_sparse(result, targets)
@@ -123,7 +123,10 @@ def _save(result: SparseResult, options: SparseOptions, clock: Clock) -> SparseR
             report.sha256["output"] = result.sparse.save(
                 output, in_place=options.in_place, external_threshold=options.external_data_threshold
             )
-    report.bytes_after = pipeline.size_in_bytes(result.sparse if output is None else Model.load(output))
+    if output is None:  # a fork still has the path of its source
+        report.bytes_after = result.sparse.nbytes
+    else:
+        report.bytes_after = pipeline.size_in_bytes(Model.load(output))
     report.seconds = clock.seconds
     return result
 

@@ -136,4 +136,7 @@ def holds(pattern: Pattern, zero: Mask) -> bool:
     if not full:
         return False
     split = zero[:, :, :full].reshape(*zero.shape[:2], full // pattern.of, pattern.of, zero.shape[3])
-    return bool((split.sum(axis=3, dtype=np.int32) >= pattern.of - pattern.keep).all())
+    count = np.zeros(np.delete(split.shape, 3), np.uint16)
+    for i in range(pattern.of):  # faster than a sum over a short axis
+        count += split[:, :, :, i]
+    return bool((count >= pattern.of - pattern.keep).all())

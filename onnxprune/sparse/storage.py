@@ -19,7 +19,7 @@ __all__ = ["CANT_READ", "INDEX", "Sizes", "sizes_of", "to_sparse"]
 Array = NDArray[Any]
 INDEX = 8  # bytes of an index in a SparseTensorProto
 #: Bytes that are compressed to tell how well it works; of a larger weight, pieces spread over it.
-SAMPLE, PIECE = 1 << 21, 1 << 16
+SAMPLE, PIECE = 1 << 18, 1 << 14
 #: What fails on a sparse_initializer (measured with onnx 1.23, onnx-ir 1.1).
 CANT_READ = "strict shape inference, the version converter and the reference evaluator of onnx, and onnx-ir"
 

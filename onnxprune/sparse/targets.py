@@ -156,7 +156,8 @@ class _Graph:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
             self.inner |= captured(node) if node.attribute else set()
-        self.inputs = {v.name for v in graph.input}
+        # before IR 4 every weight had to be declared as an input as well, and none can be given
+        self.inputs = {v.name for v in graph.input} if model.proto.ir_version >= 4 else set()
         self.outputs = {v.name for v in graph.output}
 
     def origin(self, name: str) -> tuple[str, Steps, list[NodeProto]]:

@@ -173,6 +173,9 @@ def test_what_stays_dense_has_a_reason():
     proto.graph.input.append(helper.make_tensor_value_info("w", 1, [8, 6]))
     with pytest.raises(NothingToPrune):
         onnxprune.sparsify(proto, pattern="2:4")
+    proto.ir_version = 3  # there it has to be one
+    proto.opset_import[0].version = 8
+    assert onnxprune.sparsify(proto, pattern="2:4").report.zeros == 24
 
 
 def test_a_weight_that_two_layers_read_alike_is_treated_once():
@@ -258,6 +261,14 @@ def test_no_file_is_larger_and_no_name_is_new(tmp_path):
         after = onnx.load(tmp_path / "o.onnx")
         assert (tmp_path / "o.onnx").stat().st_size <= (tmp_path / "m.onnx").stat().st_size, name
         assert [t.name for t in after.graph.initializer] == [t.name for t in proto.graph.initializer]
+
+
+def test_bytes_in_memory_are_those_of_the_result(tmp_path):
+    onnx.save(READ["conv"][0], tmp_path / "m.onnx")
+    result = onnxprune.sparsify(tmp_path / "m.onnx", pattern="unstructured", sparsity=0.95, store="sparse")
+    assert result.report.bytes_before == (tmp_path / "m.onnx").stat().st_size
+    assert result.report.bytes_after == len(result.model.SerializeToString())
+    assert result.report.bytes_after < result.report.bytes_before
 
 
 def test_the_command(tmp_path, capsys):
