@@ -71,9 +71,8 @@ class Bench:
         out = self.work / f"{name}.rival.onnx"
         start = time.perf_counter()
         if method == "polygraphy":
-            command(
-                self.args.rival_python, "-m", "polygraphy", "surgeon", "prune", self.source(name), "-o", out
-            )
+            tool = Path(self.args.rival_python).parent / "polygraphy"
+            command(tool, "surgeon", "prune", self.source(name), "-o", out)
         else:
             given = ("--calib", self.samples(name), "--samples", self.args.samples)
             command(self.args.rival_python, HERE / "sparse_rival.py", self.source(name), out, method, pattern, sparsity,

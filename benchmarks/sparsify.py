@@ -77,7 +77,7 @@ def rival(python: str, work: Path) -> None:
     onnx.save(chain("gemm transB", 1, 1024), source)
     timed("2:4, 1.0 M weights, from file to file: onnxprune",
           lambda: onnxprune.sparsify(source, work / "ours.onnx", pattern="2:4"))  # fmt: skip
-    command = [python, "-m", "polygraphy", "surgeon", "prune", source, "-o", work / "theirs.onnx"]
+    command = [Path(python).parent / "polygraphy", "surgeon", "prune", source, "-o", work / "theirs.onnx"]
     start = time.perf_counter()
     subprocess.run([str(c) for c in command], check=True, capture_output=True)
     print(f"| ... polygraphy surgeon prune | {time.perf_counter() - start:.2f} | |")

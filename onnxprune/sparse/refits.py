@@ -20,7 +20,7 @@ __all__ = ["EXACT", "is_exact", "masked_refit"]
 Matrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 #: Above this many multiplications of the exact solution conjugate gradients are used.
-EXACT = 4e11
+EXACT = 6e10
 BATCH_BYTES = 1 << 26
 STEPS, CLOSE = 60, 1e-5
 
