@@ -153,7 +153,7 @@ def _couple(
     ]
     if not unknown:
         return coupling, tracer
-    from onnxprune.runtime import probe_types
+    from onnxprune.probing import probe_types
 
     hints = probe_types(model, inputs, unknown)
     if not hints:

@@ -138,9 +138,10 @@ def _once(found: Shrunk, verify: bool) -> bool:
 
 def _compare(analysis: Analysis, pruned: Model) -> None:
     """Run both models on random inputs; raise where they differ by more than rounding."""
+    from onnxprune.probing import random_inputs
     from onnxprune.proof.compare import compare, worst
     from onnxprune.proof.widen import widen
-    from onnxprune.runtime import RunError, open_session, random_inputs
+    from onnxprune.runtime import RunError, open_session
 
     half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     models = [analysis.model, pruned]

@@ -24,7 +24,7 @@ LAYERS = (
     "ops",
     "graph.trace",
     "graph.escapes graph.coupling graph.belongings graph.groups",
-    "runtime proof.widen analysis",
+    "runtime probing proof.widen analysis",
     "cut.kept memory outline cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
     "proof.soundness proof.twin proof.verify picking deciding inspection explaining staging",
     "gradient",

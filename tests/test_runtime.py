@@ -9,8 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.model import Model
+from onnxprune.probing import probe_types, random_inputs
 from onnxprune.proof.widen import widen
-from onnxprune.runtime import RunError, open_session, probe_types, random_inputs
+from onnxprune.runtime import RunError, open_session
 
 RNG = np.random.default_rng(5)
 LARGE = RNG.standard_normal((40, 30)).astype(np.float32)  # more than 1 KiB: left out of light protos

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxprune import tilt
-from onnxprune.calibrate.agreement import distance
+from onnxprune.calibrate.agreement import compare, distance
 
 
 def test_weights_grow_with_depth_and_with_many_readers() -> None:
@@ -46,3 +46,12 @@ def test_distance_orders_candidates() -> None:
     assert 0 <= distance(original, near) < distance(original, far)
     wide = rng.standard_normal((1, 10))  # one row: no classes, the relative error alone
     assert distance(wide, wide * 1.1) == pytest.approx(0.01)
+
+
+def test_only_one_long_axis_is_classes() -> None:
+    rng = np.random.default_rng(0)
+    scores, hidden = rng.standard_normal((30, 7)), rng.standard_normal((30, 4, 7))
+    assert compare(scores, scores)["agreement"] == 1.0
+    assert compare(scores.reshape(30, 7, 1, 1), scores.reshape(30, 7, 1, 1))["agreement"] == 1.0
+    assert "agreement" not in compare(hidden, hidden)
+    assert "kl" not in compare(hidden, hidden)

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 
 def outputs(model: Model, samples: Samples, providers: Sequence[str] | None = None) -> Array:
-    """Return the first floating-point output over all samples, one row for each sample.
+    """Return the first floating-point output over all samples, samples along axis 0.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def outputs(model: Model, samples: Samples, providers: Sequence[str] | None = No
                 raise CalibrationError("The model has no floating-point output to compare.")
             array = np.asarray(first, np.float64)
             whole = array.ndim > 0 and array.shape[0] == count
-            rows.append(array.reshape(count if whole else 1, -1))
+            rows.append(array if whole else array[None])
         return np.concatenate(rows)
     except RunError as error:
         raise CalibrationError(f"The model fails on the samples: {error}.") from error
@@ -56,8 +56,8 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
 
     Parameters
     ----------
-    original, pruned : float64[samples, values]
-        Outputs, one row for each sample.
+    original, pruned : float64[samples, ...]
+        Outputs; they are classes where one axis behind the samples is longer than 1, no more.
     labels : int array [samples], optional
         For true accuracy.
 
@@ -65,9 +65,11 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
     -------
     dict
         ``samples``, ``relative_error`` (root of the squared difference over that of the original), ``cosine`` (mean
-        over samples); where rows look like classes (2 to 100,000 values) ``agreement`` (same top-1) with
+        over samples); where they are classes ``agreement`` (same top-1) with
         ``agreement_interval`` (95 %) and ``kl`` (mean, nats); with labels ``accuracy`` (before, after), in points.
     """
+    classes = sum(size > 1 for size in original.shape[1:]) == 1
+    original, pruned = original.reshape(len(original), -1), pruned.reshape(len(pruned), -1)
     difference = float(np.linalg.norm(pruned - original))
     lengths = np.linalg.norm(original, axis=1) * np.linalg.norm(pruned, axis=1)
     cosine = (original * pruned).sum(axis=1) / np.maximum(lengths, 1e-30)
@@ -77,7 +79,7 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
         "relative_error": difference / max(float(np.linalg.norm(original)), 1e-30),
         "cosine": float(cosine.mean()),
     }
-    if 2 <= original.shape[1] <= 100_000 and n > 1:
+    if classes and n > 1:
         same = float((original.argmax(axis=1) == pruned.argmax(axis=1)).mean())
         p, q = _log_shares(original), _log_shares(pruned)
         found["agreement"] = same
@@ -95,7 +97,7 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
 def distance(original: Array, pruned: Array) -> float:
     """Return one figure of how far outputs are apart, to compare candidates by; less is nearer.
 
-    The squared relative error, times the Kullback-Leibler divergence where rows look like classes: the error alone
+    The squared relative error, times the Kullback-Leibler divergence where the output is classes: the error alone
     doesn't see which class wins, and the divergence alone hangs on the few samples that the model is unsure of.
     """
     found = compare(original, pruned)

@@ -24,7 +24,8 @@ from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import sites
 from onnxprune.errors import CalibrationError
-from onnxprune.runtime import RunError, id_limits, open_session
+from onnxprune.probing import id_limits
+from onnxprune.runtime import RunError, open_session
 
 __all__ = ["RANGES", "plausible"]
 

@@ -21,7 +21,8 @@ from onnxprune.analysis import Analysis
 from onnxprune.errors import UsageError
 from onnxprune.graph.binding import declared, real_inputs
 from onnxprune.model import Model
-from onnxprune.runtime import Feeds, RunError, Session, open_session, random_inputs
+from onnxprune.probing import random_inputs
+from onnxprune.runtime import Feeds, RunError, Session, open_session
 
 __all__ = ["Bench", "Race", "bench_of", "interval", "race", "runs_of", "timed_turn"]
 

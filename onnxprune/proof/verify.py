@@ -30,12 +30,13 @@ from onnx import TensorProto
 from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import Kept
 from onnxprune.model import Model
+from onnxprune.probing import random_inputs
 from onnxprune.proof import interior, soundness
 from onnxprune.proof.compare import Difference, worst
 from onnxprune.proof.interior import Case
 from onnxprune.proof.twin import twin
 from onnxprune.proof.widen import DOUBLE, HALF, widen
-from onnxprune.runtime import Feeds, RunError, open_session, random_inputs
+from onnxprune.runtime import Feeds, RunError, open_session
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 

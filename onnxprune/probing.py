@@ -1,0 +1,170 @@
+"""Random values for a model's inputs, and types of tensors found by running it on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxprune.graph.binding import real_inputs
+from onnxprune.graph.trace import Shape, Typed
+from onnxprune.model import Model
+from onnxprune.runtime import Array, RunError, open_session
+
+__all__ = ["id_limits", "probe_types", "random_inputs"]
+
+#: Random ids stay below this, whatever the size of the table that they look up.
+MAX_ID = 1000
+
+
+def random_inputs(
+    model: Model, shapes: Mapping[str, Shape], rng: np.random.Generator, *,
+    scale: float = 1.0, sizes: Mapping[str, Typed] | None = None, ones: bool = False,
+) -> dict[str, Array]:  # fmt: skip
+    """Draw values for the inputs of a model.
+
+    Floats are normal; booleans are drawn, integers too: ids that a Gather looks up stay within the table,
+    others are 0 or 1. Inputs named like a mask are ones, so that nothing is masked. Inputs that double as
+    initializers are left out.
+
+    Parameters
+    ----------
+    model : Model
+    shapes : mapping
+        Input -> shape.
+    rng : numpy.random.Generator
+    scale : float
+        Standard deviation of floats.
+    sizes : mapping, optional
+        Tensor -> (element type, shape), to find tables that are not weights.
+    ones : bool
+        Give ones to all integers.
+
+    Raises
+    ------
+    RunError
+        If an input is no tensor of numbers.
+    """
+    limits = id_limits(model, sizes or {})
+    found: dict[str, Array] = {}
+    for value in real_inputs(model.proto.graph):
+        name, shape = value.name, shapes.get(value.name, ())
+        if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type == TensorProto.STRING:
+            raise RunError(
+                f"no random values can be drawn for the input '{name}', which is no tensor of numbers"
+            )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if dtype.kind in "biu":
+            flat = ones or "mask" in name.lower()
+            limit = 2 if dtype.kind == "b" else limits.get(name, 256 if dtype.itemsize == 1 else 2)
+            drawn = np.ones(shape) if flat else rng.integers(0, limit, shape)
+            found[name] = np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(
+                dtype
+            )
+        else:
+            found[name] = np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
+    return found
+
+
+_CARRIES = frozenset(
+    {
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Concat",
+        "Expand",
+        "Add",
+        "Split",
+    }
+)
+
+
+def id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
+    """Find the exclusive upper limit of each integer input that indexes a table."""
+    graph = model.proto.graph
+    limits: dict[str, int] = {}
+    integers = {
+        v.name
+        for v in real_inputs(graph)
+        if v.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
+    }
+    if not integers:
+        return limits
+    origin = {name: {name} for name in integers}
+    for index in model.order:
+        node = graph.node[index]
+        if node.op_type in _CARRIES:
+            sources = set().union(*(origin.get(n, set()) for n in node.input))
+            for name in node.output if sources else ():
+                origin[name] = sources
+        for table, axis, ids in _lookups(node):
+            shape = _shape(model, table, sizes)
+            for source in origin.get(ids, ()):
+                if shape:
+                    # half of the table, since an offset may be added on the way
+                    limits[source] = min(limits.get(source, MAX_ID), max(1, (shape[axis] + 1) // 2))
+    return limits
+
+
+def _lookups(node: onnx.NodeProto) -> list[tuple[str, int, str]]:
+    """Return (table, axis, ids) of each lookup that a node does."""
+    if node.op_type == "Gather" and len(node.input) == 2:
+        return [
+            (node.input[0], next((int(a.i) for a in node.attribute if a.name == "axis"), 0), node.input[1])
+        ]
+    if node.op_type == "EmbedLayerNormalization" and len(node.input) > 4:
+        return [(node.input[2], 0, node.input[0]), (node.input[4], 0, node.input[1])]
+    return []
+
+
+def _shape(model: Model, name: str, sizes: Mapping[str, Typed]) -> Shape | None:
+    return model.info(name).dims if name in model else sizes.get(name, (0, None))[1]
+
+
+def probe_types(model: Model, inputs: Mapping[str, Shape], names: Iterable[str]) -> dict[str, Typed]:
+    """Find the types of tensors by running the model once, on random inputs.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : mapping
+        Input -> shape.
+    names : iterable of str
+        Outputs of nodes of the main graph.
+
+    Returns
+    -------
+    dict
+        Tensor -> (element type, shape); empty where the model can't be run.
+    """
+    wanted = list(dict.fromkeys(names))
+    try:
+        types = open_session(model, wanted).types
+        elements = {n: _ELEMENTS[types[n]] for n in wanted if types.get(n) in _ELEMENTS}
+        probe = model.fork()  # asks for shapes, not for the tensors themselves
+        ask = {n: f"onnxprune/shape/{i}" for i, n in enumerate(elements)}
+        probe.proto.graph.node.extend(
+            onnx.helper.make_node("Shape", [n], [shape]) for n, shape in ask.items()
+        )
+        session = open_session(probe, ask.values())
+        feeds = random_inputs(model, inputs, np.random.default_rng(0))
+        found = session.run(feeds, list(ask.values()))
+    except RunError:
+        return {}
+    return {n: (elements[n], tuple(int(s) for s in found[ask[n]])) for n in elements}
+
+
+_ELEMENTS = {
+    f"tensor({name})": getattr(TensorProto, kind) for name, kind in {
+        "float": "FLOAT", "double": "DOUBLE", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "bool": "BOOL",
+        "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "uint8": "UINT8", "uint16":
+        "UINT16", "uint32": "UINT32", "uint64": "UINT64", "string": "STRING",
+    }.items()
+}  # fmt: skip
