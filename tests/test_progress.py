@@ -158,5 +158,5 @@ def test_results_stay_on_standard_output(tmp_path: Path) -> None:
     assert done.stdout.startswith("             ")
     assert "wrote o.onnx" in done.stdout
     assert "\x1b" not in done.stdout
-    assert b"calibrate" in drawn or b"fit" in drawn or b"verify" in drawn
+    assert any(stage in drawn for stage in (b"load", b"calibrate", b"fit", b"verify"))  # as far as it was slow enough
     assert b"wrote o.onnx" not in drawn
