@@ -158,5 +158,7 @@ def test_results_stay_on_standard_output(tmp_path: Path) -> None:
     assert done.stdout.startswith("             ")
     assert "wrote o.onnx" in done.stdout
     assert "\x1b" not in done.stdout
-    assert any(stage in drawn for stage in (b"load", b"calibrate", b"fit", b"verify"))  # as far as it was slow enough
+    assert any(
+        stage in drawn for stage in (b"load", b"calibrate", b"fit", b"verify")
+    )  # as far as it was slow enough
     assert b"wrote o.onnx" not in drawn
