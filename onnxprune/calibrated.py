@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 #: Samples that no fit sees, for the figures of the whole model.
 ASIDE = 0.1
 #: Samples of a trial fit, and as many again to judge it; and positions used of a layer, for each regressor.
-TRIAL_SAMPLES, TRIAL_ROWS = 256, 24
+TRIAL_SAMPLES, TRIAL_ROWS = 256, 16
 #: The same, of a step on the way.
 STEP_ROWS = 60
 #: Trials of a search for the largest cut.

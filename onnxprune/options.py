@@ -133,7 +133,7 @@ class Options:
         metavar="K",
     )
     trials: int = _option(
-        5,
+        4,
         "with --calib and --target: fits on few samples that find how much errors at each depth of the model matter; "
         "0 for none",
         stage="calibrate",

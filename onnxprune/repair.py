@@ -27,6 +27,7 @@ from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.progress import Step
 from onnxprune.recovery._sequence import (
+    LEAST,
     LayerReport,
     Settings,
     Walk,
@@ -206,7 +207,7 @@ class Calibration:
         shape = self.analysis.tracer.types[site.y][1] or ()
         positions = np.prod(shape, dtype=np.float64) / max(view.blocks * view.outputs, 1)
         batch = shape[0] if len(shape) > 1 else 1
-        most = max(self.settings.most * view.width, 1 << 15)
+        most = max(self.settings.most * view.width, LEAST)
         rows = min(positions / max(batch, 1) * sum(self.samples.counts), most)
         wide = view.width + view.outputs
         return float(view.blocks * (rows * wide * (300 + wide) + 5 * view.width**3))

@@ -22,7 +22,7 @@ from onnxprune.calibrate.sites import Site
 from onnxprune.calibrate.stream import Stream
 from onnxprune.model import Model
 
-__all__ = ["LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "weights_of", "write"]
+__all__ = ["LEAST", "LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "weights_of", "write"]
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -31,6 +31,8 @@ Matrix = NDArray[np.float64]
 
 #: Ridges where there are fewer than two rows for each regressor: near the old weights.
 STRONG = (0.1, 1.0, 10.0)
+#: Positions of a layer that are used in any case, where there are as many.
+LEAST = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Walk:
         self.dense.keep -= {site.x, site.y, site.total.tensor if site.total else site.y}
 
     def _gather(self, site: Site, batches: Any, spread: _Spread, most: int) -> Evidence:
-        most = max(most * site.view.width, 1 << 15)
+        most = max(most * site.view.width, LEAST)
         evidence = gather(
             Evidence.empty(site.view),
             batches,
