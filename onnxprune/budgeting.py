@@ -222,10 +222,12 @@ class Budgets:
         }
         tight = max(share, key=lambda t: share[t])
         left = share[tight] * self.amount(tight) / self.dense(tight.kind)
+        steps, other = (
+            (f", on multiples of {self.align}", ", or --align none") if self.align > 1 else ("", "")
+        )
         return (
             f"--target {'+'.join(t.text for t in targets)} can't be met: with a tenth of every group that can be "
-            f"ranked, on multiples of {self.align}, {left:.0%} of the {tight.kind} would be left; ask for less, or "
-            "--align none."
+            f"ranked{steps}, {left:.0%} of the {tight.kind} would be left; ask for less{other}."
         )
 
 
