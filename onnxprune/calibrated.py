@@ -17,7 +17,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.budgeting import Budgets, Ranking
 from onnxprune.calibrate.agreement import compare, distance, outputs
 from onnxprune.calibrate.plausible import plausible
-from onnxprune.calibrate.samples import Samples, load_samples
+from onnxprune.calibrate.samples import Samples, samples_for
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.deciding import Decision, decide, plan_of, step_of
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
@@ -97,14 +97,7 @@ class Work:
                 "Nothing may be cut: no group is left; 'onnxprune inspect' lists them with reasons."
             )
         with job.stage("samples"):
-            samples = load_samples(
-                job.model.proto.graph,
-                options.calib,
-                most=options.samples,
-                seed=options.seed,
-                labels=options.labels,
-                types=analysis.inputs,
-            )
+            samples = samples_for(job.model.proto.graph, options, analysis.inputs)
             if options.calib == "synthetic":
                 samples = plausible(analysis, samples, options.seed, job.progress)
         if samples.count < 5:

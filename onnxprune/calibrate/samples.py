@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ from onnxprune.errors import CalibrationError
 from onnxprune.given import each
 from onnxprune.graph.binding import declared, real_inputs
 
-__all__ = ["Samples", "load_samples"]
+__all__ = ["Asked", "Samples", "load_samples", "samples_for"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -102,6 +102,33 @@ class Samples:
             Samples(first, counts[0], labels[0], self.source, self.free),
             Samples(second, counts[1], labels[1], self.source, self.free),
         )
+
+
+class Asked(Protocol):
+    """Options that say which samples."""
+
+    @property
+    def calib(self) -> Any:
+        """Where they are, or they themselves."""
+
+    @property
+    def samples(self) -> int | None:
+        """The most that are used."""
+
+    @property
+    def seed(self) -> int:
+        """Of a random choice."""
+
+    @property
+    def labels(self) -> str | None:
+        """The key of true labels."""
+
+
+def samples_for(graph: onnx.GraphProto, asked: Asked, types: Mapping[str, tuple[int, ...]]) -> Samples:
+    """Read the samples that options ask for; see `load_samples`."""
+    return load_samples(
+        graph, asked.calib, most=asked.samples, seed=asked.seed, labels=asked.labels, types=types
+    )
 
 
 def load_samples(

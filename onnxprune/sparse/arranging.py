@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.analysis import analyse
 from onnxprune.calibrate.collect import Evidence
-from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibrate.samples import samples_for
 from onnxprune.calibrate.sites import Site
 from onnxprune.model import Model
 from onnxprune.recovery._sequence import weights_of
@@ -82,14 +82,7 @@ def _weighed(
 ) -> dict[str, Array]:
     """Return how much each weight of the layers that can be fitted matters, from their inputs in the model as it is."""
     analysis = analyse(model, input_shapes=options.input_shapes)
-    samples = load_samples(
-        model.proto.graph,
-        options.calib,
-        most=options.samples,
-        seed=options.seed,
-        labels=options.labels,
-        types=analysis.inputs,
-    )
+    samples = samples_for(model.proto.graph, options, analysis.inputs)
     fitter, found = Fitter(analysis, samples, targets, set(), options, clock), {}
     for site, evidence in fitter.originals():
         weight = _matters(model, site, evidence, targets[site.weight], options)

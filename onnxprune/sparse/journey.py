@@ -15,7 +15,7 @@ import onnx
 from onnxprune import pipeline, registry
 from onnxprune.analysis import analyse
 from onnxprune.calibrate.agreement import compare, outputs
-from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibrate.samples import samples_for
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError, VerificationError
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
@@ -206,14 +206,7 @@ def _with_samples(
     with clock.stage("analyse"):
         analysis = analyse(model, input_shapes=options.input_shapes)
     with clock.stage("samples"):
-        samples = load_samples(
-            model.proto.graph,
-            options.calib,
-            most=options.samples,
-            seed=options.seed,
-            labels=options.labels,
-            types=analysis.inputs,
-        )
+        samples = samples_for(model.proto.graph, options, analysis.inputs)
         if samples.count < LEAST_SAMPLES:
             raise CalibrationError(
                 f"There are {samples.count} samples only; a fifth is held out of every fit, so give "
