@@ -118,6 +118,7 @@ def open_session(
     prepack: bool = False,
     optimise: bool = False,
     profile: str | None = None,
+    spin: bool = False,
 ) -> Session:  # fmt: skip
     """Open a session for a run or two.
 
@@ -137,6 +138,9 @@ def open_session(
         Let onnxruntime optimise the graph.
     profile : str, optional
         Where the file of a profile begins, see `Session.end_profiling`.
+    spin : bool
+        Let threads wait busily between ops, as is onnxruntime's default: quicker by itself, and in the way of
+        everything else that has threads, numpy's products above all.
 
     Raises
     ------
@@ -148,7 +152,7 @@ def open_session(
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in dict.fromkeys(extra_outputs) if n not in known
     )
-    config = _Config(threads, tuple(providers or ("CPUExecutionProvider",)), prepack, optimise, profile)
+    config = _Config(threads, tuple(providers or ("CPUExecutionProvider",)), prepack, optimise, profile, spin)
     try:
         if not optimise and any(_INTEGER.fullmatch(n.op_type) for n in proto.graph.node):
             # Only its optimiser makes onnxruntime add up u8 times s8 without saturation where x86 has no VNNI; sums
@@ -173,6 +177,7 @@ class _Config:
     prepack: bool
     optimise: bool
     profile: str | None = None
+    spin: bool = False
 
     def options(self) -> Any:
         import onnxruntime as ort
@@ -186,6 +191,8 @@ class _Config:
         if self.profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, self.profile
         options.add_session_config_entry("session.x64quantprecision", "1")
+        if not self.spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         return options

@@ -69,7 +69,7 @@ class Bench:
             If onnxruntime doesn't take the model.
         """
         return open_session(
-            model, (), self.threads, [self.provider], prepack=True, optimise=True, profile=profile
+            model, (), self.threads, [self.provider], prepack=True, optimise=True, profile=profile, spin=True
         )
 
 
