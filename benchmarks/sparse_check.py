@@ -2,8 +2,8 @@
 
 Each model is sparsified by magnitude, and ``polygraphy inspect sparsity`` reads the result. A line for each: weights
 that we treated, that the checker calls sparse, that it calls non-sparse; and of the latter those that we had treated
-(there must be none) and those that we left dense on purpose, with our reason. ``--wrong-axis`` is the control: groups of
-four along the outputs, at which the checker must say no.
+(there must be none) and those that we left dense on purpose, with our reason. ``--wrong-axis`` is the control: groups
+of four along the outputs, at which the checker must say no.
 """
 
 from __future__ import annotations
