@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from onnxprune import pipeline, places, registry, tilt
 from onnxprune.analysis import Analysis
 from onnxprune.budgeting import Budgets, Ranking
 from onnxprune.calibrate.agreement import compare, distance, outputs
+from onnxprune.calibrate.algebra import Curve
 from onnxprune.calibrate.plausible import plausible
 from onnxprune.calibrate.samples import Samples, samples_for
 from onnxprune.cut.rewrite import rewrite
@@ -84,6 +86,7 @@ class Work:
     calibration: Calibration
     align: int
     budgets: Budgets
+    measured: dict[str, Curve]  # loss curves of the original; steps replace those of the calibration
     tilt: float | None = None
 
     @classmethod
@@ -130,7 +133,8 @@ class Work:
                     calibration.measure_curves()
                 keep(facts, calibration.curves)
         budgets = pipeline.budgets_of(job, analysis, groups)
-        return cls(job, analysis, groups, fit_on, aside, calibration, step_of(options), budgets)
+        step = step_of(options)
+        return cls(job, analysis, groups, fit_on, aside, calibration, step, budgets, calibration.curves)
 
     def again(self, job: Job) -> Work:
         """Return the same work under other options of the budget: samples, curves and weights are shared."""
@@ -138,6 +142,8 @@ class Work:
             self, job=job, budgets=pipeline.budgets_of(job, self.analysis, self.groups)
         )
         found.align = step_of(job.options)
+        found.calibration = copy.copy(self.calibration)
+        found.calibration.curves = self.measured
         return found
 
     def run(self, targets: Sequence[Target], output: Path | None) -> Result:
@@ -150,8 +156,7 @@ class Work:
     ) -> dict[str, Ints]:
         """Return which units go, under a ratio or a budget; rough: without timing anything."""
         options = self.job.options
-        if targets and self.tilt is None:
-            self.tilt = self._search_tilt(targets)
+        self._weigh(targets)
         with self.job.stage("decide"):
             if targets:
                 removed = self._within(targets, rough)
@@ -172,8 +177,7 @@ class Work:
             What holds in the end; without, the ratio of the options.
         """
         options, steps = self.job.options, self.job.options.steps
-        if steps > 1 and targets:
-            self.tilt = self._search_tilt(targets)
+        self._weigh(targets)  # by what holds in the end, not by the first step
         shares = [self.budgets.amount(t) / self.budgets.dense(t.kind) for t in targets]
         for step in range(1, steps):
             far = step / steps
@@ -231,12 +235,14 @@ class Work:
         weight = tilt.weights(self.calibration.places, [s.number for s in self.calibration.sites], steep)
         return {n: Ranking(c.order, c.error * weight[n]) for n, c in self.calibration.curves.items()}
 
-    def _search_tilt(self, targets: Sequence[Target]) -> float:
-        """Find how errors at different depths weigh, by trial fits on few samples."""
-        trials = self.job.options.trials
-        few = _few(self.fit_on)
-        if few is None or len(self.calibration.curves) < 2:
-            return 0.0
+    def _weigh(self, targets: Sequence[Target]) -> None:
+        """Find how errors at different depths weigh, once, by trial fits on few samples."""
+        if not targets or self.tilt is not None:
+            return
+        trials, few = self.job.options.trials, _few(self.fit_on)
+        if trials == 0 or few is None or len(self.calibration.curves) < 2:
+            self.tilt = 0.0
+            return
         quick, judge = few
         calibration = self.calibration.on(quick, TRIAL_ROWS)
         with self.job.stage("weigh"):
@@ -249,11 +255,10 @@ class Work:
                     return np.inf
                 return distance(dense, outputs(fitted.model, judge))
 
-            found = tilt.search(tried, trials)
+            self.tilt = tilt.search(tried, trials)
         self.job.notes.append(
-            f"Errors of the deepest layer weigh {np.exp(found):.3g} times those of the first."
+            f"Errors of the deepest layer weigh {np.exp(self.tilt):.3g} times those of the first."
         )
-        return found
 
     def fit(self, removed: Mapping[str, Ints], asked: str = "") -> _Trial:
         """Fit the layers, and compare the result with the original on the samples set aside."""

@@ -7,9 +7,13 @@ from test_calibrated import images, residual, run
 import onnxprune
 from onnxprune.analysis import analyse
 from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibrated import Work
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.pipeline import Job
 from onnxprune.repair import Calibration
+from onnxprune.targets import parse_target
 
 
 def calibration(model):
@@ -60,6 +64,20 @@ def test_steps_work_with_a_ratio_and_give_the_same_bytes_twice(tmp_path):
     for name in ("a", "b"):
         onnxprune.prune(residual(), tmp_path / name, ratio=0.5, align=None, calib={"x": images()}, steps=2)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_members_of_a_family_in_steps_do_not_see_each_other():
+    """Each begins from the original's loss curves, whatever steps the one before it has gone."""
+    options = Options(target=("macs=0.6",), align="none", calib={"x": images()}, steps=2, trials=0)
+    job = Job.open(residual(redundant=False), options)
+    first = Work.open(job)
+    measured = first.calibration.curves
+    first.approach(parse_target("macs=0.6"))
+    gone = first.calibration.curves
+    assert any(not np.allclose(gone[n].error, measured[n].error, rtol=0.05) for n in measured)
+    second = first.again(job)
+    assert second.calibration.curves is measured
+    assert first.calibration.curves is gone
 
 
 @pytest.mark.parametrize(("option", "value"), [("steps", 0), ("trials", -1)])
