@@ -124,7 +124,7 @@ class Calibration:
         read = {s.number for mine in self.readers.values() for s, _ in mine}
         needed = [s for s in self.sites if s.number in read]
         walk = self._walk(self.analysis.model, self.analysis.model, needed)
-        found = _Curves(self, self.analysis.model)
+        found = _Curves(self)
         costs = [self._cost(site) for site in needed]
         for n, site in enumerate(needed):
             self._tell(Step.of("calibrate", site.name, n, costs))
@@ -156,7 +156,7 @@ class Calibration:
         )
         todo = [s for s in self.sites if s.number >= first]
         walk = self._walk(self.analysis.model, model, todo)
-        again = _Curves(self, self.analysis.model, dict(self.curves))
+        again = _Curves(self, dict(self.curves))
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
             self._tell(Step.of("fit", site.name, n, costs))
@@ -220,8 +220,8 @@ class Calibration:
 class _Curves:
     """Loss curves of groups, each taken when the last layer that reads it has been seen."""
 
-    def __init__(self, calibration: Calibration, model: Model, done: dict[str, Curve] | None = None) -> None:
-        self.of, self.model = calibration, model
+    def __init__(self, calibration: Calibration, done: dict[str, Curve] | None = None) -> None:
+        self.of = calibration
         self.last = {name: max(places) for name, places in calibration.places.items()}
         self.held: dict[str, list[Consumer]] = {}
         self.done: dict[str, Curve] = done or {}
@@ -231,7 +231,7 @@ class _Curves:
         measure = self.of.measure
         for name, mine in self.of.readers.items():
             for rows in (rows for reader, rows in mine if reader is site):
-                found = consumers_of(site, evidence, rows, self.model, evidence.spread or 1.0)
+                found = consumers_of(site, evidence, rows, self.of.analysis.model, evidence.spread or 1.0)
                 self.held.setdefault(name, []).extend(found)
             if self.last[name] == site.number and measure is not None and name in self.held:
                 self.done[name] = measure.curve(self.held.pop(name), self.of._least(name))
