@@ -30,6 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ class Store:
             part = self.path.with_suffix(".part")
             part.write_text(text)
             part.replace(self.path)
+
+    def fill(self, key: str, measure: Callable[[], Row], *, again: bool) -> None:
+        """Measure a row unless it is there; what fails leaves its error, and is tried again next time."""
+        if not again and "error" not in self.read().get(key, {"error": ""}):
+            return
+        try:
+            row = measure()
+        except RuntimeError as error:
+            row = {"error": str(error)[-300:]}
+        self.add(key, row)
 
 
 class Bench:
@@ -238,12 +249,7 @@ def main() -> None:
             key = f"{name}|{'-' if re.search('dense|rival', label) else args.align}|{label}"
             if not re.search(args.rows, label):
                 continue
-            if args.again or key not in (known := store.read()) or "error" in known[key]:
-                try:
-                    row = measure(name, bench.place(name, label))
-                except RuntimeError as error:
-                    row = {"error": str(error)[-300:]}
-                store.add(key, row)
+            store.fill(key, partial(measure, name, bench.place(name, label)), again=args.again)
             print(line(key, store.read()[key]), flush=True)
 
 

@@ -1,26 +1,29 @@
 """Accuracy with zeros, without training: methods and patterns on real models, each scored.
 
     python benchmarks/sparse_accuracy.py --data FOLDER --work FOLDER [--python PYTHON] [--rival-python PYTHON]
-           [--pattern 2:4 unstructured=0.7 ...] [--method magnitude obs ...] [--samples N] NAME...
+           [--pattern 2:4 unstructured=0.7 ...] [--rows REGEX] [--samples N] NAME...
 
 FOLDER holds models/NAME.onnx, ``calib.py NAME OUT.npz`` (unlabelled inputs that no score uses) and ``eval.py NAME
 PATH`` (prints the scores as JSON); PYTHON has what these two need, and the rival's PYTHON has onnxsim >= 0.8 and
 Polygraphy. For each model and pattern the rows are: magnitude without samples; each method with the refit and without;
 with N:M each method with ``--permute``; the rivals. One table in Markdown goes to standard output, the figures to
-WORK/sparse_accuracy.json.
+WORK/sparse_accuracy.json; what is there is not measured again. ``--rows REGEX`` picks rows ("obs", "rival"), and
+``--table`` prints all that is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from accuracy import ODD, command
+from accuracy import ODD, Row, Store, command
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("magnitude", "wanda", "sparsegpt", "obs")
@@ -43,11 +46,12 @@ class Bench:
     def source(self, name: str) -> Path:
         return Path(self.data / "models" / f"{name}.onnx")
 
-    def score(self, name: str, path: Path) -> dict[str, Any]:
+    def dense(self, name: str) -> Row:
+        return {"zeros": 0.0, "seconds": 0, "score": self.score(name, self.source(name))}
+
+    def score(self, name: str, path: Path) -> Row:
         env = {} if "cifar10" in name else ODD
-        found: dict[str, Any] = json.loads(
-            command(self.args.python, "eval.py", name, path, folder=self.data, **env)
-        )
+        found: Row = json.loads(command(self.args.python, "eval.py", name, path, folder=self.data, **env))
         return found
 
     def samples(self, name: str) -> Path:
@@ -56,8 +60,10 @@ class Bench:
             command(self.args.python, "calib.py", name, path, folder=self.data)
         return path
 
-    def ours(self, name: str, *options: object) -> dict[str, Any]:
-        out, report = self.work / f"{name}.onnx", self.work / f"{name}.json"
+    def ours(self, name: str, *options: object) -> Row:
+        folder = self.work / str(os.getpid())  # scores ask for the model's name in that of the file
+        folder.mkdir(exist_ok=True)
+        out, report = folder / f"{name}.onnx", folder / f"{name}.json"
         start = time.perf_counter()
         command(
             sys.executable, "-m", "onnxprune", "sparsify", self.source(name), out, "-q", "--report", report, *options
@@ -67,8 +73,10 @@ class Bench:
         zeros = found["zeros"] / found["weights"]
         return {"zeros": zeros, "seconds": seconds, "score": self.score(name, out)}
 
-    def theirs(self, name: str, method: str, pattern: str, sparsity: float) -> dict[str, Any]:
-        out = self.work / f"{name}.rival.onnx"
+    def theirs(self, name: str, method: str, pattern: str, sparsity: float) -> Row:
+        if self.args.rival_python is None:
+            raise RuntimeError("the rival's row needs --rival-python")
+        out = self.work / f"{name}.{os.getpid()}.rival.onnx"
         start = time.perf_counter()
         if method == "polygraphy":
             tool = Path(self.args.rival_python).parent / "polygraphy"
@@ -80,53 +88,63 @@ class Bench:
         seconds = round(time.perf_counter() - start, 1)
         return {"zeros": sparsity, "seconds": seconds, "score": self.score(name, out)}
 
-    def rows(self, name: str, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows(self, name: str, pattern: str) -> Iterator[tuple[str, Callable[[], Row]]]:
         kind, _, text = pattern.partition("=")
         asked: list[object] = ["--pattern", kind, *(["--sparsity", text] if text else [])]
         calib: list[object] = ["--calib", self.samples(name), "--samples", self.args.samples]
-        yield "magnitude, no samples", self.ours(name, *asked)
-        for method in self.args.method:
+        yield "magnitude, no samples", partial(self.ours, name, *asked)
+        for method in METHODS:
             given = [*asked, *calib, "--method", method]
-            yield method, self.ours(name, *given)
-            yield f"{method}, no refit", self.ours(name, *given, "--no-refit")
+            yield method, partial(self.ours, name, *given)
+            yield f"{method}, no refit", partial(self.ours, name, *given, "--no-refit")
             if ":" in kind:
-                yield f"{method}, permuted", self.ours(name, *given, "--permute")
-        if self.args.rival_python is None:
-            return
+                yield f"{method}, permuted", partial(self.ours, name, *given, "--permute")
         share = float(text) if text else 1 - int(kind.split(":")[0]) / int(kind.split(":")[1])
-        for method in ("magnitude", "wanda", "sparsegpt", *(["polygraphy"] if kind == "2:4" else [])):
-            label = method if method == "polygraphy" else f"onnxsim {method}"
-            try:
-                yield label, self.theirs(name, method, kind, share)
-            except RuntimeError as error:  # a row all the same
-                yield label, {"zeros": 0.0, "seconds": 0, "score": {"failed": str(error)[-120:]}}
+        for method in METHODS[:3]:
+            yield f"rival onnxsim {method}", partial(self.theirs, name, method, kind, share)
+        if kind == "2:4":
+            yield "rival polygraphy", partial(self.theirs, name, "polygraphy", kind, share)
+
+
+def line(key: str, row: Row) -> str:
+    cells = " | ".join(key.split("|"))
+    if "error" in row:
+        return f"| {cells} | | | {row['error']} |"
+    score = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row["score"].items())
+    return f"| {cells} | {row['zeros']:.1%} | {row['seconds']} | {score} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--rival-python")
     parser.add_argument("--pattern", nargs="+", default=PATTERNS)
-    parser.add_argument("--method", nargs="+", default=METHODS)
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--rows", default="", metavar="REGEX", help="measure matching rows only")
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--table", action="store_true", help="print all figures there are")
     args = parser.parse_args()
-    bench, figures = Bench(args), {}
+    bench = Bench(args)
+    store = Store(bench.work / "sparse_accuracy.json")
     print("| model | pattern | what | zeros | seconds | score |\n|---|---|---|---|---|---|", flush=True)
+    if args.table:
+        for key, row in store.read().items():
+            print(line(key, row))
     for name in args.names:
-        dense = bench.score(name, bench.source(name))
-        print(f"| {name} | | dense | 0.0% | | {dense} |", flush=True)
-        for pattern in args.pattern:
-            for what, row in bench.rows(name, pattern):
-                figures[f"{name} {pattern} {what}"] = row
-                score = ", ".join(f"{k} {v}" for k, v in row["score"].items())
-                cells = f"| {name} | {pattern} | {what} | {row['zeros']:.1%} | {row['seconds']} | {score} |"
-                print(cells, flush=True)
-                (bench.work / "sparse_accuracy.json").write_text(json.dumps(figures, indent=1))
+        todo = [("|dense", lambda name=name: bench.dense(name))]
+        todo += [
+            (f"{pattern}|{what}", measure)
+            for pattern in args.pattern
+            for what, measure in bench.rows(name, pattern)
+            if re.search(args.rows, what)
+        ]
+        for label, measure in todo:
+            store.fill(f"{name}|{label}", measure, again=False)
+            print(line(key := f"{name}|{label}", store.read()[key]), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ also makes up for what the other branch has lost (see `onnxprune.recovery._seque
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,11 @@ def nearer(pattern: Pattern, share: float) -> Pattern:
     return Pattern(f"{keep}:{pattern.of}", "n:m", keep, pattern.of)
 
 
+def _without_new_bias(site: Site) -> Site:
+    """Return a layer that gets no bias where it had none: the file must not grow."""
+    return site if site.bias else replace(site, adder=None)
+
+
 @dataclass
 class Fitter:
     """A model, its samples and its targets.
@@ -87,7 +92,7 @@ class Fitter:
 
     def __post_init__(self) -> None:
         """Find the layers."""
-        found = [s for s in sites(self.analysis) if s.weight not in self.spared]
+        found = [_without_new_bias(s) for s in sites(self.analysis) if s.weight not in self.spared]
         first = next((n for n, s in enumerate(found) if s.weight in self.targets), len(found))
         self.sites = found[first:]
         self.types = {name: typed[0] for name, typed in self.analysis.tracer.types.items()}

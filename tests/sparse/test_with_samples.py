@@ -181,3 +181,13 @@ def test_the_command(tmp_path, capsys):
     assert found["options"]["method"] == "sparsegpt"
     assert found["tensors"][0]["fit"]["variant"]
     assert (tmp_path / "o.onnx").stat().st_size <= (tmp_path / "m.onnx").stat().st_size + 400  # biases
+
+
+def test_the_file_does_not_grow(tmp_path):
+    """Layers without a bias get none, or their file would be larger than the one that came in."""
+    onnx.save(net(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "s.npz", x=images())
+    given = ["sparsify", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--pattern", "2:4"]
+    assert cli.main([*given, "--calib", str(tmp_path / "s.npz"), "-q"]) == 0
+    assert (tmp_path / "out.onnx").stat().st_size <= (tmp_path / "in.onnx").stat().st_size
+    assert [len(n.input) for n in onnx.load(tmp_path / "out.onnx").graph.node if n.name == "block0.b"] == [2]
