@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.moments import Moments, Stack
 from onnxprune.calibrate.regressors import View
 
 __all__ = ["HELD", "Evidence", "gather", "positions_of"]
@@ -27,33 +27,39 @@ class Evidence:
     Attributes
     ----------
     view : View
-    train, held : list of Moments
-        One for each block.
+    fitting, aside : Stack
+        Of the samples that fits see, and of those that are held out.
     spread : float
         Variance, summed over channels, of the tensor that the layer's output becomes part of (the residual sum, or the
         output itself): the natural unit of the layer's error.
     """
 
     view: View
-    train: list[Moments]
-    held: list[Moments]
+    fitting: Stack
+    aside: Stack
     spread: float = 0.0
 
     @classmethod
     def empty(cls, view: View) -> Evidence:
         """Return no evidence."""
         size = view.width + view.outputs
-        blocks = range(view.blocks)
-        return cls(view, [Moments.empty(size) for _ in blocks], [Moments.empty(size) for _ in blocks])
+        return cls(view, Stack.empty(view.blocks, size), Stack.empty(view.blocks, size))
+
+    @property
+    def train(self) -> list[Moments]:
+        """Moments of the rows for fitting, one for each block."""
+        return self.fitting.parts
+
+    @property
+    def held(self) -> list[Moments]:
+        """Moments of the rows that are held out, one for each block."""
+        return self.aside.parts
 
     def whole(self) -> list[Moments]:
-        """Return the moments of all rows."""
-        found = []
-        for train, held in zip(self.train, self.held, strict=True):
-            both = train.copy()
-            both.merge(held)
-            found.append(both)
-        return found
+        """Return the moments of all rows, one for each block."""
+        both = self.fitting.copy()
+        both.merge(self.aside)
+        return both.parts
 
     def add(
         self,
@@ -87,13 +93,11 @@ class Evidence:
             rows = np.sort(rng.choice(rows, most, replace=False))
         sample = first + rows // max(positions // max(count, 1), 1)
         held = sample % HELD == HELD - 1
-        for part, into in ((rows[~held], self.train), (rows[held], self.held)):
-            if not part.size:
-                continue
-            regressors, targets = view.x(x, part), y[part]
-            for block, moments in enumerate(into):
-                mine = targets[:, block * view.outputs : (block + 1) * view.outputs]
-                moments.add(np.concatenate([regressors[block], mine], axis=1, dtype=_common(x)))
+        targets = y[rows].reshape(len(rows), view.blocks, view.outputs).transpose(1, 0, 2)
+        both = np.concatenate([view.x(x, rows), targets], axis=2, dtype=_common(x))
+        for part, into in ((~held, self.fitting), (held, self.aside)):
+            if part.any():
+                into.add(both[:, part])
 
 
 def _common(x: Array) -> type[np.generic]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "Stack"]
 
 Matrix = NDArray[np.float64]
 
@@ -70,12 +70,7 @@ class Moments:
             block = rows[first : first + BLOCK]
             if block.dtype not in (np.float32, np.float64):
                 block = block.astype(np.float32)
-            mean = block.mean(axis=0, dtype=np.float64)
-            if not np.isfinite(mean).all():
-                raise CalibrationError(
-                    "An activation holds NaN or infinity on the calibration samples; look for broken samples, "
-                    "or for preprocessing that the model doesn't expect."
-                )
+            mean = _mean(block)
             centred = block - mean.astype(block.dtype)
             # what rounding of the mean to float32 left over is put back exactly below
             left = centred.mean(axis=0, dtype=np.float64)
@@ -130,3 +125,85 @@ class Moments:
         if mean.ndim != 1 or gram.shape != (mean.size, mean.size) or n < 0:
             raise CalibrationError(f"{str(path)!r} holds no saved moments: their sizes don't agree.")
         return cls(mean.size, n, mean, gram)
+
+
+@dataclass
+class Stack:
+    """Moments of equally wide rows of several blocks, seen together: a depthwise convolution has hundreds.
+
+    Attributes
+    ----------
+    n : int
+        Rows seen, of each block.
+    mean : float64[blocks, width]
+    gram : float64[blocks, width, width]
+    """
+
+    n: int
+    mean: Matrix
+    gram: Matrix
+
+    @classmethod
+    def empty(cls, blocks: int, width: int) -> Stack:
+        """Return the moments of no rows."""
+        return cls(0, np.zeros((blocks, width)), np.zeros((blocks, width, width)))
+
+    @property
+    def parts(self) -> list[Moments]:
+        """The moments of each block; they share the memory of these."""
+        width = self.mean.shape[1]
+        return [Moments(width, self.n, m, g) for m, g in zip(self.mean, self.gram, strict=True)]
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Add rows.
+
+        Parameters
+        ----------
+        rows : array [blocks, k, width]
+
+        Raises
+        ------
+        CalibrationError
+            If a value isn't finite.
+        """
+        if len(rows) == 1:  # one product of matrices, which knows that it is symmetric
+            (only,) = self.parts
+            only.add(rows[0])
+            self.n, self.mean[0] = only.n, only.mean
+            return
+        for first in range(0, rows.shape[1], BLOCK):
+            block = np.ascontiguousarray(rows[:, first : first + BLOCK].transpose(0, 2, 1))
+            if block.dtype not in (np.float32, np.float64):
+                block = block.astype(np.float32)
+            mean = _mean(block, -1)
+            block -= mean[:, :, None].astype(block.dtype)
+            left, count = block.mean(axis=-1, dtype=np.float64), block.shape[-1]
+            gram = np.matmul(block, block.transpose(0, 2, 1)).astype(np.float64)
+            self._merge(count, mean, gram - count * left[:, :, None] * left[:, None, :])
+
+    def merge(self, other: Stack) -> None:
+        """Add the rows of another shard."""
+        if other.n:
+            self._merge(other.n, other.mean, other.gram)
+
+    def _merge(self, n: int, mean: Matrix, gram: Matrix) -> None:
+        total = self.n + n
+        shift = mean - self.mean
+        self.gram += gram
+        self.gram += shift[:, :, None] * (shift[:, None, :] * (self.n * n / total))
+        self.mean += shift * (n / total)
+        self.n = total
+
+    def copy(self) -> Stack:
+        """Return an independent copy."""
+        return Stack(self.n, self.mean.copy(), self.gram.copy())
+
+
+def _mean(block: NDArray[Any], axis: int = 0) -> Matrix:
+    mean: Matrix = block.mean(axis=axis, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise CalibrationError(
+            "An activation holds NaN or infinity on the calibration samples; look for broken samples, "
+            "or for preprocessing that the model doesn't expect."
+        )
+    return mean

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.moments import Moments, Stack
 from onnxprune.errors import CalibrationError
 
 
@@ -54,3 +54,22 @@ def test_what_is_not_finite_or_no_moments_is_refused(tmp_path):
         Moments.load(tmp_path / "x.npz")
     with pytest.raises(ValueError, match="width 3"):
         Moments.empty(2).merge(Moments.empty(3))
+
+
+def test_a_stack_is_the_moments_of_each_block():
+    rng = np.random.default_rng(5)
+    rows = (rng.standard_normal((7, 300, 4)) + 5).astype(np.float32)
+    stack, alone = Stack.empty(7, 4), [Moments.empty(4) for _ in range(7)]
+    for part in (rows[:, :120], rows[:, 120:]):
+        stack.add(part)
+        for block, mine in enumerate(alone):
+            mine.add(part[block])
+    both = stack.copy()
+    both.merge(stack)
+    for mine, found, twice in zip(alone, stack.parts, both.parts, strict=True):
+        assert mine.n == found.n == twice.n // 2
+        np.testing.assert_allclose(found.mean, mine.mean, rtol=1e-12)
+        np.testing.assert_allclose(found.gram, mine.gram, rtol=1e-5)
+        np.testing.assert_allclose(twice.cov, found.cov, rtol=1e-12)
+    with pytest.raises(CalibrationError, match="NaN"):
+        stack.add(np.full((7, 2, 4), np.nan))
