@@ -131,6 +131,7 @@ class Costs:
             for t in self.terms
         ]
         self._memory: dict[tuple[int, ...], float] = {}
+        self._curves: dict[tuple[Any, ...], Floats] = {}
 
     def _value(self, n: int, length: Callable[[int], float]) -> float:
         term = self.terms[n]
@@ -167,12 +168,26 @@ class Costs:
 
     def curve(self, group: Group, counts: NDArray[np.int64], state: Mapping[str, int]) -> Floats:
         """Return the cost of the terms that a group touches, for several counts of its units."""
-        numbers, changed = self.touched(group.name), dict(state)
-        found = []
-        for count in counts.tolist():
-            changed[group.name] = count
-            found.append(sum(self._known(n, changed) for n in numbers))
-        return np.array(found)
+        numbers, name = self.touched(group.name), group.name
+        others = sorted({owner for n in numbers for owner in self.owners[n]} - {name})
+        key = (name, counts.tobytes(), *[state.get(other, 0) for other in others])
+        if key not in self._curves:
+            found = np.zeros(len(counts))
+            for n in numbers:
+                found += self._along(n, name, counts, state)
+            self._curves[key] = found
+        return self._curves[key]
+
+    def _along(self, n: int, name: str, counts: NDArray[np.int64], state: Mapping[str, int]) -> Floats:
+        """Return a term for several counts of a group's units."""
+        term = self.terms[n]
+        if term.cost is not None:
+            return np.array([self._known(n, {**state, name: count}) for count in counts.tolist()])
+        product, others = np.full(len(counts), term.weight), {**state, name: 0}
+        for root in term.dims:
+            share = self.losses.of_root.get(root, {}).get(name, 0.0)
+            product *= self.losses.length(root, others) - share * counts
+        return product
 
     def independent(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """Split groups into those of which no two share a term, and the rest; groups that touch few come first."""

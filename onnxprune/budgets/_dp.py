@@ -53,7 +53,7 @@ def allocate(
         steps = np.ceil(over / unit - 1e-9) if unit > 0 else np.where(over <= slack, 0.0, np.inf)
         new = np.full(buckets + 1, np.inf)
         choice = np.full(buckets + 1, -1, np.int32)
-        for level in np.flatnonzero((steps <= buckets) & np.isfinite(error)).tolist():
+        for level in _worth_trying(steps, error, buckets):
             step = int(steps[level])
             trial = best[: buckets + 1 - step] + error[level]
             better = trial < new[step:]
@@ -71,3 +71,11 @@ def allocate(
         extra = float(costs[n][chosen]) - least[n]
         at -= int(np.ceil(extra / unit - 1e-9)) if unit > 0 else 0
     return found[::-1]
+
+
+def _worth_trying(steps: NDArray[np.float64], error: NDArray[np.float64], buckets: int) -> list[int]:
+    """Return the levels within the budget; of those that cost the same number of steps the one of least error."""
+    levels = np.flatnonzero((steps <= buckets) & np.isfinite(error))
+    order = levels[np.lexsort((error[levels], steps[levels]))]
+    first = np.unique(steps[order], return_index=True)[1]
+    return sorted(order[first].tolist())

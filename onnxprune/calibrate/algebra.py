@@ -30,6 +30,7 @@ __all__ = [
     "obs",
     "ranked",
     "refit",
+    "ridge_of",
 ]
 
 Matrix = NDArray[np.float64]
@@ -183,8 +184,7 @@ def ranked(consumers: Sequence[Consumer], scores: Sequence[Matrix], least: int) 
     least : int
         Units that stay.
     """
-    units = len(consumers[0].rows)
-    total = np.zeros(units)
+    total = np.zeros(units := len(consumers[0].rows))
     for consumer, score in zip(consumers, scores, strict=True):
         total += np.array([score[rows].sum() for rows in consumer.rows]) / consumer.unit
     order = np.argsort(total, kind="stable")

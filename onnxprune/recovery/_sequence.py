@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of, refit
+from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of
+from onnxprune.calibrate.blocks import refits
 from onnxprune.calibrate.collect import Evidence, gather, positions_of
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.regressors import channels_last
@@ -214,20 +216,20 @@ def fit_blocks(
     for block, rows in enumerate(kept):
         gone = np.setdiff1d(np.arange(width), rows)
         prior[block][gone] = 0.0
-    makers: dict[str, Callable[[int, Problem], Fit]] = {"kept": lambda b, _: Fit(prior[b], old[1][b])}
+    makers: dict[str, Callable[[Sequence[Problem]], list[Fit]]] = {
+        "kept": lambda found: [Fit(prior[b], old[1][b]) for b in range(len(found))]
+    }
     if free and settings.bias:
-        makers["bias"] = lambda b, p: bias_only(p, kept[b], prior[b])
+        makers["bias"] = lambda found: [bias_only(p, kept[b], prior[b]) for b, p in enumerate(found)]
     rows_seen = min(m.n for m in evidence.train)
     enough = rows_seen >= 2 * max(len(k) for k in kept)
     for share in settings.ridges if enough else STRONG if settings.ridges else ():
-        makers[f"lstsq {share:g}"] = _ridge(share, kept, prior)
+        makers[f"lstsq {share:g}"] = partial(refits, kept=kept, share=share, priors=list(prior))
     only = settings.alone
     if only is not None:
-        makers["only"] = lambda b, p: only(p, kept[b], prior[b])
+        makers["only"] = lambda found: [only(p, kept[b], prior[b]) for b, p in enumerate(found)]
     errors = {
-        name: sum(
-            float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, held, strict=True))
-        )
+        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(held, make(train), strict=True))
         for name, make in makers.items()
     }
     best = "only" if only is not None else min(errors, key=lambda n: errors[n])
@@ -243,11 +245,7 @@ def fit_blocks(
         best if only is None else only.__module__.rpartition(".")[2],
         bool(settings.ridges) and not enough,
     )
-    return [makers[best](b, p) for b, p in enumerate(whole)], report
-
-
-def _ridge(share: float, kept: Sequence[Ints], prior: Matrix) -> Callable[[int, Problem], Fit]:
-    return lambda b, p: refit(p, kept[b], share, prior[b])
+    return makers[best](whole), report
 
 
 def _problem(moments: Moments, width: int, free: bool) -> Problem:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from onnxprune.calibrate.algebra import Problem, refit
+from onnxprune.calibrate.blocks import refits
 from onnxprune.calibrate.moments import Moments, Stack
 from onnxprune.errors import CalibrationError
 
@@ -73,3 +75,21 @@ def test_a_stack_is_the_moments_of_each_block():
         np.testing.assert_allclose(twice.cov, found.cov, rtol=1e-12)
     with pytest.raises(CalibrationError, match="NaN"):
         stack.add(np.full((7, 2, 4), np.nan))
+
+
+def test_refits_of_blocks_are_those_of_each():
+    rng = np.random.default_rng(6)
+    problems, priors = [], []
+    for block in range(9):
+        rows = rng.standard_normal((80, 8))
+        rows[:, 2] *= block % 3 > 0  # without variance
+        rows[:, 6:] += rows[:, :6] @ rng.standard_normal((6, 2))
+        moments = Moments.empty(8)
+        moments.add(rows)
+        problems.append(Problem.of(moments, 6))
+        priors.append(rng.standard_normal((6, 2)))
+    kept = [np.arange(6) if b % 2 else np.array([0, 2, 5]) if b else np.arange(0) for b in range(9)]
+    for found, *given in zip(refits(problems, kept, 0.1, priors), problems, kept, priors, strict=True):
+        alone = refit(given[0], given[1], 0.1, given[2])
+        np.testing.assert_allclose(found.w, alone.w, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(found.b, alone.b, rtol=1e-12)
