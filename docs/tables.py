@@ -52,10 +52,10 @@ def options() -> str:
 
 
 def _option_rows(kind: Any) -> list[str]:
-    from onnxprune.options import flag
+    from onnxprune.declaring import flag, specs
 
     lines = ["| command line | Python | default | unit | |", "|---|---|---|---|---|"]
-    for spec in dataclasses.fields(kind):
+    for spec in specs(kind):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         factory = spec.default_factory is not dataclasses.MISSING
         default = "required" if required else "`{}`" if factory else f"`{spec.default!r}`"

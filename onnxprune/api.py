@@ -65,6 +65,8 @@ def prune(
         raise UsageError(
             "--target with several values makes several models; onnxprune.api.family returns them."
         )
+    if settings.ratio is not None and (settings.min_agreement, settings.max_drop) != (None, None):
+        raise UsageError("--min-agreement and --max-drop find out how much can go; leave --ratio out.")
     job = Job.open(source, settings, progress)
     if settings.calib is not None:
         from onnxprune import calibrated
@@ -133,7 +135,12 @@ def plan(
     Plan
         For `apply` and `verify`; ``Plan.save`` writes it as JSON.
     """
-    job = Job.open(source, _settings(options, fields), progress)
+    settings = _settings(options, fields)
+    if settings.calib is not None:
+        raise UsageError(
+            "'plan' decides by the weights alone; with samples, 'prune' decides, and writes its plan with --plan."
+        )
+    job = Job.open(source, settings, progress)
     found = pipeline.make_plan(job)[0]
     for note in job.notes:
         warnings.warn(note, stacklevel=2)

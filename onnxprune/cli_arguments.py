@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from onnxprune.declaring import STAGES, flag, specs
 from onnxprune.errors import UsageError
-from onnxprune.options import Options, flag, parse_shape
+from onnxprune.options import Options, parse_shape
 
 __all__ = ["build", "options_from"]
 
@@ -151,7 +152,7 @@ def _add_options(
     skip: Collection[str] = (),
     kind: Any = Options,
 ) -> None:
-    for spec in dataclasses.fields(kind):
+    for spec in specs(kind):
         if spec.metadata["stage"] in stages and spec.name not in skip:
             _add_option(parser, spec)
 
@@ -241,7 +242,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _prune(commands: Any) -> None:
     parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", _PRUNE)
     _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
-    _add_options(parser, ("decide", "calibrate", "speed", "verify", "write"))
+    _add_options(parser, STAGES)
     parser.add_argument(
         "--report",
         metavar="R.html|R.json",
@@ -341,7 +342,7 @@ def _sparsify(commands: Any) -> None:
 
     parser = _command(commands, "sparsify", "put zeros into weights in a pattern, such as 2:4", _SPARSIFY)
     _files(parser, ("in", "the model"), ("out", "where the result goes"))
-    _add_options(parser, ("sparsify",), kind=SparseOptions)
+    _add_options(parser, STAGES, kind=SparseOptions)
     parser.add_argument("--report", metavar="R.json", help="write the report: zeros and gains of each weight")
     _json(parser)
 

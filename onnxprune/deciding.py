@@ -110,7 +110,7 @@ def scores_of(model: Model, groups: Sequence[Group], options: Options) -> dict[s
     """Score the units of each group, with a generator of its own that doesn't depend on the other groups."""
     criterion = registry.load("onnxprune.criteria", options.criterion)
     if not hasattr(criterion, "score"):
-        raise UsageError(f"--criterion {options.criterion} needs samples; give them with --calib.")
+        raise UsageError(f"--criterion {options.criterion} needs samples; give them to 'prune' with --calib.")
     found = {}
     for group in groups:
         rng = np.random.default_rng([options.seed, zlib.crc32(group.name.encode())])

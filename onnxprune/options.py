@@ -6,12 +6,12 @@ This module imports nothing heavy, since the command line reads it before it kno
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from onnxprune.declaring import SharedFields, SharedOptions, option, patterns
 from onnxprune.errors import UsageError
 from onnxprune.machine import PRESETS
 from onnxprune.targets import family_of, parse_target
@@ -20,21 +20,9 @@ __all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "pa
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-#: What an option belongs to: the decision (recorded in the plan), calibration, the proof, or the file that is written.
-STAGES = ("decide", "calibrate", "speed", "verify", "write")
-
-
-def _option(default: Any, text: str, *, stage: str, metavar: str = "", unit: str = "", flag: str = "") -> Any:
-    metadata = {"help": text, "stage": stage, "metavar": metavar, "unit": unit, "flag": flag}
-    if default is dataclasses.MISSING:
-        return field(metadata=metadata)
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(SharedOptions):
     """What may be asked of a pruning run.
 
     Raises
@@ -43,21 +31,21 @@ class Options:
         If a value is out of range; the sentence names the option.
     """
 
-    ratio: float | None = _option(
+    ratio: float | None = option(
         None,
         "share of the units (channels, heads, neurons) of every group to remove; 0 copies the file",
         stage="decide",
         metavar="R",
         unit="0 <= R < 1",
     )
-    criterion: str = _option(
+    criterion: str = option(
         "auto",
         "how units are ranked: random, l1, l2, lp, lamp, fpgm, bn_scale; with --calib also obs, wanda, act_variance, "
         "apoz, taylor, obd, regression; auto is obs with --calib and l2 without",
         stage="decide",
         metavar="NAME",
     )
-    align: str | int | None = _option(
+    align: str | int | None = option(
         "auto",
         "keep widths on multiples of this many channels: 'auto' suits this machine's onnxruntime, none is 1; or of a "
         "target: ort-avx512, ort-avx2, trt-fp16, trt-fp16-2:4, trt-int8, qualcomm-htp, coreml, openvino-sparse",
@@ -65,54 +53,47 @@ class Options:
         metavar="auto|none|N|TARGET",
         unit="channels",
     )
-    scope: str = _option(
+    scope: str = option(
         "local",
         "rank the units within each group (local), or of the whole model together (global)",
         stage="decide",
         metavar="local|global",
     )
-    cap: float = _option(
+    cap: float = option(
         0.9,
         "with --scope global: the largest share of any one group that may go",
         stage="decide",
         metavar="SHARE",
         unit="0 < SHARE <= 1",
     )
-    ignore: tuple[str, ...] = _option(
+    ignore: tuple[str, ...] = option(
         (),
         "leave alone what matches: the name of a group, weight or node (regular expression, repeatable)",
         stage="decide",
         metavar="REGEX",
     )
-    only: tuple[str, ...] = _option(
+    only: tuple[str, ...] = option(
         (),
         "cut nothing but the channels that a matching group, weight or node produces (repeatable)",
         stage="decide",
         metavar="REGEX",
     )
-    input_shapes: Shapes = _option(  # noqa: RUF009 - makes a field
+    input_shapes: Shapes = option(  # noqa: RUF009 - makes a field
         {},
         "sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)",
         stage="decide",
         metavar="NAME:D,D,...",
         flag="--input-shape",
     )
-    allow_inexact: bool = _option(
+    allow_inexact: bool = option(
         False,
         "also cut axes that an average runs over (LayerNorm width); the result is marked inexact",
         stage="decide",
     )
-    seed: int = _option(
+    seed: int = option(
         0, "seed of the random criterion and of the random test inputs", stage="decide", metavar="N"
     )
-    calib: Any = _option(  # noqa: RUF009 - makes a field
-        None,
-        "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
-        "script.py:function, or 'synthetic'",
-        stage="calibrate",
-        metavar="SAMPLES",
-    )
-    target: tuple[str, ...] = _option(
+    target: tuple[str, ...] = option(
         (),
         "instead of --ratio: what may stay of the whole model, as a share or an amount: macs=0.5, params=3M, "
         "bytes=20MB, memory=0.7 (activations alive at once, and weights), latency=4ms (measured here); all of several "
@@ -120,94 +101,84 @@ class Options:
         stage="decide",
         metavar="KIND=VALUE",
     )
-    recover: str = _option(
+    recover: str = option(
         "lstsq",
         "with --calib: how layers make up for what went: lstsq, stats, bias, none",
         stage="calibrate",
         metavar="NAME",
+        needs_samples=True,
     )
-    steps: int = _option(
+    steps: int = option(
         1,
         "with --calib: reach the cut in this many steps of prune and refit, taking the loss curves again after each",
         stage="calibrate",
         metavar="K",
+        needs_samples=True,
     )
-    trials: int = _option(
+    trials: int = option(
         4,
         "with --calib and --target: fits on few samples that find how much errors at each depth of the model matter; "
         "0 for none",
         stage="calibrate",
         metavar="N",
+        needs_samples=True,
     )
-    samples: int | None = _option(
-        None,
-        "with --calib: use at most this many samples (256 synthetic ones)",
-        stage="calibrate",
-        metavar="N",
-    )
-    labels: str | None = _option(
-        None,
-        "the key of true labels in the samples, for the accuracy in the report",
-        stage="calibrate",
-        metavar="KEY",
-    )
-    min_agreement: float | None = _option(
+    min_agreement: float | None = option(
         None,
         "with --calib: make the largest cut whose top-1 agrees with the original's on at least this share of "
         "samples set aside",
         stage="calibrate",
         metavar="SHARE",
         unit="0 to 1",
+        needs_samples=True,
     )
-    max_drop: float | None = _option(
+    max_drop: float | None = option(
         None,
         "with --calib and --labels: make the largest cut that costs at most this much accuracy on samples set aside",
         stage="calibrate",
         metavar="POINTS",
         unit="points",
+        needs_samples=True,
     )
-    check_speed: bool = _option(
+    check_speed: bool = option(
         False,
         "time the result against the input; one that isn't faster is cut again on wider multiples, and never written "
         "(always so with a latency target)",
         stage="speed",
     )
-    provider: str = _option(
+    provider: str = option(
         "cpu", "time on this execution provider of onnxruntime", stage="speed", metavar="NAME"
     )
-    batch: int | None = _option(
+    batch: int | None = option(
         None, "time with this first axis of every input, where it is dynamic", stage="speed", metavar="N"
     )
-    threads: int | None = _option(
+    threads: int | None = option(
         None,
         "time with this many threads; as many as onnxruntime likes otherwise",
         stage="speed",
         metavar="N",
     )
-    verify: bool = _option(
+    verify: bool = option(
         True, "skip the proof that the result computes what it must", stage="verify", flag="--no-verify"
     )
-    inputs: Any = _option(  # noqa: RUF009 - makes a field
+    inputs: Any = option(  # noqa: RUF009 - makes a field
         None,
         "inputs to verify on, beside random ones: an .npz file with one array for each input",
         stage="verify",
         metavar="FILE.npz",
     )
-    rtol: float | None = _option(
+    rtol: float | None = option(
         None,
         "greatest relative error of law 1 that passes; by default 1e-4, or 1e-9 where all floats are double",
         stage="verify",
         metavar="E",
         unit="of the largest output value",
     )
-    in_place: bool = _option(False, "allow OUT to be the same file as IN", stage="write")
-    external_data_threshold: int | None = _option(
-        None, "move weights of at least this size to OUT.data", stage="write", metavar="BYTES", unit="bytes"
-    )
 
     def __post_init__(self) -> None:
         """Check ranges, and bring values to their own types."""
-        _check_calibration(self)
+        super().__post_init__()
+        _check_amounts(self)
         if self.ratio is None:
             if not self.target and self.min_agreement is None and self.max_drop is None:
                 raise UsageError("--ratio or --target must say how much shall go.")
@@ -225,30 +196,14 @@ class Options:
         if self.criterion == "auto":
             object.__setattr__(self, "criterion", "l2" if self.calib is None else "obs")
         object.__setattr__(self, "align", parse_align(self.align))
-        object.__setattr__(self, "ignore", _patterns("--ignore", self.ignore))
-        object.__setattr__(self, "only", _patterns("--only", self.only))
+        object.__setattr__(self, "ignore", patterns("--ignore", self.ignore))
+        object.__setattr__(self, "only", patterns("--only", self.only))
         object.__setattr__(
             self, "input_shapes", {n: tuple(int(d) for d in s) for n, s in self.input_shapes.items()}
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON values, in their order; given inputs only as a note that there were
-        some.
-        """
-        found: dict[str, Any] = {}
-        for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            if spec.name in ("inputs", "calib"):
-                value = value if isinstance(value, (str, type(None))) else "given"
-            elif isinstance(value, tuple):
-                value = list(value)
-            elif isinstance(value, Mapping):
-                value = {name: list(shape) for name, shape in value.items()}
-            found[spec.name] = value
-        return found
 
-
-class MoreFields(TypedDict, total=False):
+class MoreFields(SharedFields, total=False):
     """The fields of `Options` but the ratio, as keyword arguments."""
 
     criterion: str
@@ -260,13 +215,10 @@ class MoreFields(TypedDict, total=False):
     input_shapes: Shapes
     allow_inexact: bool
     seed: int
-    calib: Any
     target: tuple[str, ...]
     recover: str
     steps: int
     trials: int
-    samples: int | None
-    labels: str | None
     min_agreement: float | None
     max_drop: float | None
     check_speed: bool
@@ -276,8 +228,6 @@ class MoreFields(TypedDict, total=False):
     verify: bool
     inputs: Any
     rtol: float | None
-    in_place: bool
-    external_data_threshold: int | None
 
 
 class OptionFields(MoreFields, total=False):
@@ -286,16 +236,8 @@ class OptionFields(MoreFields, total=False):
     ratio: float | None
 
 
-def flag(spec: dataclasses.Field[Any]) -> str:
-    """Return the command line's name of an option."""
-    return str(spec.metadata["flag"]) or "--" + spec.name.replace("_", "-")
-
-
-def _check_calibration(options: Options) -> None:
-    """Refuse options that need samples where there are none, and values out of range."""
-    asked = [n for n in ("samples", "labels", "min_agreement", "max_drop") if getattr(options, n) is not None]
-    if options.calib is None and asked:
-        raise UsageError(f"--{asked[0].replace('_', '-')} needs samples; give them with --calib.")
+def _check_amounts(options: Options) -> None:
+    """Check how much shall go, and bring the target to its own type."""
     if options.target and options.ratio is not None:
         raise UsageError("--target and --ratio both say how much shall go; give one of them.")
     given = options.target or ()
@@ -317,8 +259,6 @@ def _check_calibration(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1; got {value}.")
-    if options.samples is not None and options.samples < 1:
-        raise UsageError(f"--samples must be at least 1; got {options.samples}.")
 
 
 def parse_align(value: str | int | None) -> str | int:
@@ -353,13 +293,3 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not colon or not name or not re.fullmatch(r"\s*[0-9]+\s*(,\s*[0-9]+\s*)*", sizes):
         raise UsageError(f"--input-shape must look like name:1,3,224,224; got {text!r}.")
     return name, tuple(int(size) for size in sizes.split(","))
-
-
-def _patterns(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
-    found = (given,) if isinstance(given, str) else tuple(given)
-    for pattern in found:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise UsageError(f"{name} {pattern!r} isn't a regular expression: {error}.") from error
-    return found

@@ -18,7 +18,7 @@ LAYERS = (
     "errors registry page progress tilt graph.group_types proof.compare table sentences graph.space graph.values "
     "machine",
     "targets",
-    "options files.wire files.protowalk files.payload files.external files.sizes files.store files.checks "
+    "declaring options files.wire files.protowalk files.payload files.external files.sizes files.store files.checks "
     "files.opening files.output graph.binding given",
     "model graph.inline places",
     "ops",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -37,8 +35,6 @@ __all__ = ["SparseResult", "sparsify"]
 LEAST_SAMPLES = 5
 #: Samples that no fit sees, for the figures of the whole model.
 ASIDE = 0.1
-#: Options that go with samples only, as they are without.
-_PLAIN: dict[str, Any] = {"samples": None, "labels": None, "refit": True, "schedule": "once", "steps": 1}
 
 
 @dataclass
@@ -219,7 +215,7 @@ def _with_samples(
     with clock.stage("fit"):
         result = fitter.run(pattern, options.sparsity or 0.0)
     if others:
-        plain = dataclasses.replace(options, method="magnitude", calib=None, scope="local", **_PLAIN)
+        plain = options.without_samples(method="magnitude", scope="local")
         result = _treat(result, others, pattern, plain, clock)
         report.notes.append(
             f"{len(others)} weights can't be fitted ({others[0].name!r} first), and got their zeros by magnitude."

@@ -1,0 +1,162 @@
+"""How an option is declared, and the options that `onnxprune prune` and `onnxprune sparsify` share.
+
+This module imports nothing heavy, since the command line reads it before it knows what is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypedDict
+
+from onnxprune.errors import UsageError
+
+__all__ = ["STAGES", "SharedFields", "SharedOptions", "flag", "option", "patterns", "specs"]
+
+#: What an option belongs to, in the order of help and docs: the decision (recorded in the plan), samples, times, the
+#: proof, or the file that is written.
+STAGES = ("decide", "calibrate", "speed", "verify", "write")
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    stage: str,
+    metavar: str = "",
+    unit: str = "",
+    flag: str = "",
+    needs_samples: bool = False,
+) -> Any:
+    """Return the field of an option.
+
+    Parameters
+    ----------
+    default : object
+        MISSING if the option must be given.
+    text : str
+        For ``--help`` and docs/options.md.
+    stage : str
+        One of `STAGES`.
+    metavar, unit : str
+    flag : str
+        The command line's name, if it isn't the field's.
+    needs_samples : bool
+        Without ``calib`` the option does nothing, and is refused.
+    """
+    metadata = {
+        "help": text,
+        "stage": stage,
+        "metavar": metavar,
+        "unit": unit,
+        "flag": flag,
+        "needs_samples": needs_samples,
+    }
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata)
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def specs(kind: Any) -> list[dataclasses.Field[Any]]:
+    """Return the options of a class in the order in which they are told: by stage, shared ones first."""
+    return sorted(dataclasses.fields(kind), key=lambda spec: STAGES.index(spec.metadata["stage"]))
+
+
+def flag(spec: dataclasses.Field[Any]) -> str:
+    """Return the command line's name of an option."""
+    return str(spec.metadata["flag"]) or "--" + spec.name.replace("_", "-")
+
+
+def patterns(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    """Return regular expressions as a tuple.
+
+    Raises
+    ------
+    UsageError
+        If one isn't a regular expression.
+    """
+    found = (given,) if isinstance(given, str) else tuple(given)
+    for pattern in found:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UsageError(f"{name} {pattern!r} isn't a regular expression: {error}.") from error
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions:
+    """Samples, and the file that is written."""
+
+    calib: Any = option(  # noqa: RUF009 - makes a field
+        None,
+        "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
+        "script.py:function, or 'synthetic'",
+        stage="calibrate",
+        metavar="SAMPLES",
+    )
+    samples: int | None = option(
+        None,
+        "with --calib: use at most this many samples (256 synthetic ones)",
+        stage="calibrate",
+        metavar="N",
+        needs_samples=True,
+    )
+    labels: str | None = option(
+        None,
+        "with --calib: the key of true labels in the samples, for the accuracy in the report",
+        stage="calibrate",
+        metavar="KEY",
+        needs_samples=True,
+    )
+    in_place: bool = option(False, "allow OUT to be the same file as IN", stage="write")
+    external_data_threshold: int | None = option(
+        None, "move weights of at least this size to OUT.data", stage="write", metavar="BYTES", unit="bytes"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what needs samples where there are none, and check the range of ``samples``."""
+        for spec in specs(self):
+            if (
+                self.calib is None
+                and spec.metadata["needs_samples"]
+                and getattr(self, spec.name) != spec.default
+            ):
+                raise UsageError(
+                    f"{flag(spec)} needs samples; give them with --calib, or leave {flag(spec)} out."
+                )
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"--samples must be at least 1; got {self.samples}.")
+
+    def without_samples(self, **more: Any) -> Self:
+        """Return the same options without samples, and without those that need some; ``more`` are replaced, too."""
+        plain = {spec.name: spec.default for spec in specs(self) if spec.metadata["needs_samples"]}
+        return dataclasses.replace(self, **{**plain, "calib": None, **more})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON values; given arrays only as a note that there were some."""
+        found: dict[str, Any] = {}
+        for spec in specs(self):
+            value = getattr(self, spec.name)
+            if str(spec.type) == "Any":
+                value = value if isinstance(value, (str, type(None))) else "given"
+            elif isinstance(value, tuple):
+                value = list(value)
+            elif isinstance(value, Mapping):
+                value = {name: list(shape) for name, shape in value.items()}
+            found[spec.name] = value
+        return found
+
+
+class SharedFields(TypedDict, total=False):
+    """The fields of `SharedOptions`, as keyword arguments."""
+
+    calib: Any
+    samples: int | None
+    labels: str | None
+    in_place: bool
+    external_data_threshold: int | None

@@ -1,0 +1,106 @@
+"""Options that need samples: refused without, at work with them, and declared as what they are."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from small_models import chain
+
+import onnxprune
+from onnxprune.cli import main
+from onnxprune.cli_arguments import build, options_from
+from onnxprune.declaring import flag, specs
+from onnxprune.errors import UsageError
+from onnxprune.options import Options
+from onnxprune.sparse.options import SparseOptions
+
+#: How much shall go, and for each option that needs samples what else it needs and a value that isn't its default.
+PRUNE: dict[str, tuple[str, list[str]]] = {
+    "samples": ("--ratio 0.5", ["--samples", "9"]),
+    "labels": ("--ratio 0.5", ["--labels", "y"]),
+    "recover": ("--ratio 0.5", ["--recover", "bias"]),
+    "steps": ("--ratio 0.5", ["--steps", "3"]),
+    "trials": ("--target macs=0.5", ["--trials", "0"]),
+    "min_agreement": ("", ["--min-agreement", "0.9"]),
+    "max_drop": ("", ["--max-drop", "1", "--labels", "y"]),
+}
+SPARSIFY: dict[str, tuple[str, list[str]]] = {
+    "samples": ("--pattern 2:4", ["--samples", "9"]),
+    "labels": ("--pattern 2:4", ["--labels", "y"]),
+    "refit": ("--pattern 2:4", ["--no-refit"]),
+    "schedule": ("--pattern 2:4", ["--schedule", "cubic", "--steps", "2"]),
+    "steps": ("--pattern 2:4", ["--steps", "2", "--schedule", "cubic"]),
+}
+CASES = [("prune", Options, n) for n in PRUNE] + [("sparsify", SparseOptions, n) for n in SPARSIFY]
+#: Options of which only some values speak of samples, or which serve --permute, too.
+PARTLY = {"criterion", "method", "scope", "input_shapes", "seed"}
+
+
+def line(command: str, name: str) -> list[str]:
+    base, more = (PRUNE if command == "prune" else SPARSIFY)[name]
+    return [*base.split(), *more]
+
+
+@pytest.mark.parametrize("kind", [Options, SparseOptions])
+def test_every_option_that_speaks_of_samples_is_declared_to_need_some(kind: Any) -> None:
+    needing = {spec.name for spec in specs(kind) if spec.metadata["needs_samples"]}
+    assert needing == set(PRUNE if kind is Options else SPARSIFY)
+    speaking = {spec.name for spec in specs(kind) if "with --calib" in spec.metadata["help"]}
+    assert speaking - needing - PARTLY == set()
+
+
+@pytest.mark.parametrize(("command", "kind", "name"), CASES)
+def test_refused_without_samples_and_read_with_them(
+    command: str, kind: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(chain(), model)
+    given = line(command, name)
+    assert main([command, str(model), str(out), *given]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "needs samples; give them with --calib, or leave" in said.err
+    assert said.err.startswith("onnxprune: error: --")
+    assert said.err.split()[2] in given
+    assert not out.exists()
+    args = build().parse_args([command, str(model), str(out), *given, "--calib", "some.npz"])
+    found = options_from(args, kind)
+    spec = next(spec for spec in specs(kind) if spec.name == name)
+    assert getattr(found, name) != spec.default
+    assert getattr(found.without_samples(ratio=0.5, target=()) if kind is Options else found.without_samples(),
+                   name) == spec.default  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "how"), [(Options, {"ratio": 0.5}), (SparseOptions, {"pattern": "2:4"})])
+def test_at_their_defaults_they_are_no_offence(kind: Any, how: dict[str, Any]) -> None:
+    for spec in specs(kind):
+        if spec.metadata["needs_samples"]:
+            assert kind(**how, **{spec.name: spec.default}).calib is None
+
+
+def test_the_one_that_was_given_is_named() -> None:
+    for spec in specs(Options):
+        if spec.metadata["needs_samples"]:
+            with pytest.raises(UsageError, match=f"^{flag(spec)} needs samples"):
+                Options(ratio=0.5, **{spec.name: 7})
+
+
+@pytest.mark.parametrize("method", ["wanda", "obs", "sparsegpt"])
+def test_methods_that_need_samples(method: str) -> None:
+    with pytest.raises(UsageError, match=f"--method {method} needs samples"):
+        onnxprune.sparsify(chain(), pattern="2:4", method=method)
+    onnxprune.sparsify(chain(), pattern="2:4", method="magnitude")
+
+
+def test_a_plan_takes_no_samples() -> None:
+    with pytest.raises(UsageError, match="'plan' decides by the weights alone"):
+        onnxprune.plan(chain(), ratio=0.5, calib={"x": []})
+    with pytest.raises(UsageError, match="--criterion obs needs samples; give them to 'prune'"):
+        onnxprune.plan(chain(), ratio=0.5, criterion="obs")
+
+
+@pytest.mark.parametrize("how", [{"min_agreement": 0.9}, {"max_drop": 1.0, "labels": "y"}])
+def test_a_search_takes_no_ratio(how: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="leave --ratio out"):
+        onnxprune.prune(chain(), ratio=0.5, calib={"x": []}, **how)
