@@ -21,6 +21,7 @@ from onnxprune.calibrate.collect import Evidence, gather, positions_of
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.sites import Site
+from onnxprune.calibrate.steady import steadied
 from onnxprune.calibrate.stream import Stream
 from onnxprune.model import Model
 
@@ -288,10 +289,13 @@ def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
 def consumers_of(
     site: Site, evidence: Evidence, rows: Sequence[Sequence[Ints]], model: Model, unit: float
 ) -> list[Consumer]:
-    """Return one consumer for each block of a layer, on all samples."""
+    """Return one consumer for each block of a layer, on all samples; steadied where they are few."""
     matrices, _ = weights_of(site, model)
+    width, free = site.view.width, site.adder is not None
+    parts = zip(evidence.train, evidence.held, evidence.whole(), strict=True)
     found = []
-    for block, moments in enumerate(evidence.whole()):
-        problem = _problem(moments, site.view.width, site.adder is not None)
-        found.append(Consumer(problem, rows[block], matrices[block], unit))
+    for block, three in enumerate(parts):
+        train, held, whole = (_problem(moments, width, free) for moments in three)
+        problem, factor = steadied(train, held, whole, rows[block], matrices[block])
+        found.append(Consumer(problem, rows[block], matrices[block], unit / factor))
     return found
