@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class Work:
     budgets: Budgets
     measured: dict[str, Curve]  # loss curves of the original; steps replace those of the calibration
     tilt: float | None = None
+    dense: dict[str, NDArray[Any]] = field(default_factory=dict)  # outputs of the original
 
     @classmethod
     def open(cls, job: Job) -> Work:
@@ -148,8 +149,12 @@ class Work:
 
     def run(self, targets: Sequence[Target], output: Path | None) -> Result:
         """Decide, fit, cut and save."""
+        return self.finish(self.fit(self.decide(targets)), output)
+
+    def decide(self, targets: Sequence[Target]) -> dict[str, Ints]:
+        """Return which units go in the end, after the steps on the way."""
         self.approach(targets)
-        return self.finish(self.fit(self.choose(self.job.options.ratio, targets)), output)
+        return self.choose(self.job.options.ratio, targets)
 
     def choose(
         self, ratio: float | None, targets: Sequence[Target], *, rough: bool = False
@@ -262,9 +267,14 @@ class Work:
 
     def fit(self, removed: Mapping[str, Ints], asked: str = "") -> _Trial:
         """Fit the layers, and compare the result with the original on the samples set aside."""
-        options = self.job.options
         with self.job.stage("fit"):
             fitted = self.calibration.fit(removed)
+        return self.judge(fitted, asked)
+
+    def judge(self, fitted: Fitted, asked: str = "") -> _Trial:
+        """Compare a fitted model with the original on the samples set aside."""
+        options, removed = self.job.options, fitted.removed
+        with self.job.stage("fit"):
             analysis = refit_analysis(
                 fitted,
                 self.analysis,
@@ -278,8 +288,9 @@ class Work:
             with self.job.stage("compare"):
                 dead = analysis.grouping.dead(fitted.removed)
                 cut = rewrite(fitted.model, analysis.coupling, analysis.tracer, dead, analysis.other_values())
-                before, after = outputs(self.job.model, self.aside), outputs(cut.model, self.aside)
-                original = compare(before, after, self.aside.labels)
+                if "aside" not in self.dense:
+                    self.dense["aside"] = outputs(self.job.model, self.aside)
+                original = compare(self.dense["aside"], outputs(cut.model, self.aside), self.aside.labels)
         return _Trial(fitted, analysis, original, asked)
 
     def search(self) -> _Trial:

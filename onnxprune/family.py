@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxprune import calibrated, pipeline
-from onnxprune.errors import UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.outline import thinned
 from onnxprune.pipeline import Job, Result
+from onnxprune.repair import Fitted
 from onnxprune.report import dumps
 from onnxprune.table import amount, share, show
 from onnxprune.targets import family_of, parse_target
+
+Removed = Mapping[str, NDArray[np.int64]]
 
 __all__ = ["Sensitivity", "member_path", "pareto", "prune", "sensitivity", "show_pareto"]
 
@@ -61,20 +68,58 @@ def prune(job: Job, output: Path | None) -> dict[str, Result]:
     paths = {t: None if output is None else member_path(output, t) for t in targets}
     for path in paths.values():
         pipeline.refuse_overwrite(job.model, path, False)
+    if options.calib is None:
+        for target in targets:
+            found[target] = pipeline.prune(_member(job, target), paths[target])
+        return found
+    members, failure = _decided(job, targets)
+    if members:
+        for work, fitted in zip([work for work, _ in members], _fitted(members), strict=True):
+            (target,) = work.job.options.target
+            found[target] = work.finish(work.judge(fitted), paths[target])
+    if failure is not None:
+        raise failure
+    return found
+
+
+def _member(job: Job, target: str) -> Job:
+    mine = copy.copy(job)
+    mine.options = dataclasses.replace(job.options, target=(target,))
+    mine.notes, mine.report_with, mine.seconds = list(job.notes), {}, dict(job.seconds)
+    if job.speed is not None:
+        mine.speed = copy.copy(job.speed)  # knows what the others have measured
+        mine.speed.races = []
+    return mine
+
+
+def _decided(
+    job: Job, targets: Sequence[str]
+) -> tuple[list[tuple[calibrated.Work, Removed]], OnnxPruneError | None]:
+    """Return what each member loses, up to the first that can't be had, and why that one can't."""
+    found: list[tuple[calibrated.Work, Removed]] = []
     work: calibrated.Work | None = None
     for target in targets:
-        mine = copy.copy(job)
-        mine.options = dataclasses.replace(options, target=(target,))
-        mine.notes, mine.report_with, mine.seconds = list(job.notes), {}, dict(job.seconds)
-        if mine.speed is not None:
-            mine.speed.races = []
-        if options.calib is None:
-            found[target] = pipeline.prune(mine, paths[target])
-            continue
-        work = calibrated.Work.open(mine) if work is None else work.again(mine)
-        found[target] = work.run(parse_target(target), paths[target])
+        mine = _member(job, target)
+        try:
+            work = calibrated.Work.open(mine) if work is None else work.again(mine)
+            found.append((work, work.decide(parse_target(target))))
+        except OnnxPruneError as error:
+            return found, error
         job.speed = mine.speed
-    return found
+    return found, None
+
+
+def _fitted(members: Sequence[tuple[calibrated.Work, Removed]]) -> list[Fitted]:
+    """Fit all members side by side; the time is theirs in equal parts."""
+    works = [work for work, _ in members]
+    start = time.perf_counter()
+    if works[0].job.progress:
+        works[0].job.progress("fit")
+    fitted = works[0].calibration.fit_all([removed for _, removed in members])
+    each = (time.perf_counter() - start) / len(works)
+    for work in works:
+        work.job.seconds["fit"] = work.job.seconds.get("fit", 0.0) + each
+    return fitted
 
 
 def pareto(results: dict[str, Result]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from onnxprune import registry
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.calibrate.algebra import Consumer, Curve, keep_best
 from onnxprune.calibrate.collect import Evidence
+from onnxprune.calibrate.frontier import held
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Readers, Site, gone, readers, sites
 from onnxprune.calibrate.stream import Stream
@@ -42,6 +43,8 @@ __all__ = ["Calibration", "Fitted", "refit_analysis"]
 Ints = NDArray[np.int64]
 Say = Callable[[str], None]
 FLOOR = 0.1  # of the units of a group that always stay
+#: Of activations that are held of the original, and as many of all models that are fitted side by side.
+MOST_BYTES = 1 << 30
 
 
 @dataclass
@@ -86,6 +89,7 @@ class Calibration:
         """Find the layers that can be fitted."""
         self.sites: list[Site] = sites(self.analysis)
         self.readers: Readers = readers(self.sites, self.groups)
+        self.alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
         self.types = {name: typed[0] for name, typed in self.analysis.tracer.types.items()}
         way = registry.load("onnxprune.recovery", self.recover)
         alone = getattr(way, "fit", None)
@@ -104,7 +108,7 @@ class Calibration:
 
     @property
     def gram_bytes(self) -> int:
-        """Bytes of the largest layer's moments, the most that statistics take at a time (for fitting and held out)."""
+        """Bytes of the largest layer's moments (for fitting and held out), the most that a model's take at a time."""
         views = [site.view for site in self.sites]
         return max((16 * v.blocks * (v.width + v.outputs) ** 2 for v in views), default=0)
 
@@ -123,7 +127,7 @@ class Calibration:
             return
         read = {s.number for mine in self.readers.values() for s, _ in mine}
         needed = [s for s in self.sites if s.number in read]
-        walk = self._walk(self.analysis.model, self.analysis.model, needed)
+        walk = self._walk(self.analysis.model, [], needed)
         found = _Curves(self)
         costs = [self._cost(site) for site in needed]
         for n, site in enumerate(needed):
@@ -137,43 +141,59 @@ class Calibration:
         return max(1, int(np.ceil(FLOOR * units)))
 
     def fit(self, removed: Mapping[str, Ints], *, measure: bool = False) -> Fitted:
+        """Fit the layers of one model, see `fit_all`."""
+        return self.fit_all([removed], measure=measure)[0]
+
+    def fit_all(self, removed: Sequence[Mapping[str, Ints]], *, measure: bool = False) -> list[Fitted]:
         """Fit the layers in order, choosing once more which units go where one layer alone reads them.
+
+        Models are fitted side by side, layer by layer, so that the original runs once for all of them; each is what it
+        would be alone. Those that begin at different layers, or find no room beside each other, take turns.
 
         Parameters
         ----------
-        removed : mapping
-            Group -> units; their number is binding.
+        removed : sequence of mappings
+            For each model group -> units; their number is binding.
         measure : bool
             Take the loss curves of the groups again, from the inputs that layers have by now.
         """
-        removed = {name: np.asarray(units) for name, units in removed.items()}
-        model = self.analysis.model.fork()
-        alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
-        first = (
-            0
-            if measure
-            else min((s.number for name in removed for s, _ in self.readers.get(name, ())), default=1 << 60)
-        )
-        todo = [s for s in self.sites if s.number >= first]
-        walk = self._walk(self.analysis.model, model, todo)
-        again = _Curves(self, dict(self.curves))
+        members = [_Member.of(self, units, whole=measure) for units in removed]
+        for first in sorted({m.first for m in members}):
+            todo = [s for s in self.sites if s.number >= first]
+            mine = [m for m in members if m.first == first]
+            width = self._abreast(todo) if len(mine) > 1 else 1
+            for some in (mine[n : n + width] for n in range(0, len(mine), width)):
+                self._side_by_side(some, todo, measure)
+        return [m.fitted for m in members]
+
+    def _abreast(self, todo: Sequence[Site]) -> int:
+        """Return how many models find room beside each other, without a stream that must run anything again."""
+        each = held(self.analysis, self.samples, [s.number for s in todo]) + self.gram_bytes
+        return max(int(MOST_BYTES // each), 1) if np.isfinite(each) else 1
+
+    def _side_by_side(self, members: Sequence[_Member], todo: Sequence[Site], measure: bool) -> None:
+        walk = self._walk(self.analysis.model, [m.fitted.model for m in members], todo)
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
             self._tell(Step.of("fit", site.name, n, costs))
-            evidence = walk.evidence(site)
-            if measure and hasattr(self.measure, "curve"):
-                again.take(site, evidence)
-            name = alone.get(site.number, "")
-            if name in removed and hasattr(self.measure, "curve"):
-                removed[name] = self._choose(site, name, len(removed[name]), evidence, model)
-            width = np.arange(site.view.width)
-            cut = gone(self.readers, removed).get(site.weight)
-            kept = [np.setdiff1d(width, c) for c in cut] if cut else [width] * site.view.blocks
-            fits, report = fit_blocks(site, evidence, kept, weights_of(site, model), self.settings)
-            write(model, site, fits)
+            for member, evidence in zip(members, walk.evidence(site, spread=measure), strict=True):
+                if measure and hasattr(self.measure, "curve"):
+                    member.again.take(site, evidence)
+                self._fit(member.fitted, site, evidence)
             walk.done(site)
-            walk.reports.append(report)
-        return Fitted(model, removed, walk.reports, again.done)
+
+    def _fit(self, fitted: Fitted, site: Site, evidence: Evidence) -> None:
+        """Fit one layer of one model."""
+        name = self.alone.get(site.number, "")
+        if name in fitted.removed and hasattr(self.measure, "curve"):
+            count = len(fitted.removed[name])
+            fitted.removed[name] = self._choose(site, name, count, evidence, fitted.model)
+        width = np.arange(site.view.width)
+        cut = gone(self.readers, fitted.removed).get(site.weight)
+        kept = [np.setdiff1d(width, c) for c in cut] if cut else [width] * site.view.blocks
+        fits, report = fit_blocks(site, evidence, kept, weights_of(site, fitted.model), self.settings)
+        write(fitted.model, site, fits)
+        fitted.layers.append(report)
 
     def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
         """Choose the units of a group once more, on the inputs as they are by now."""
@@ -188,18 +208,13 @@ class Calibration:
             kept = keep_best(found[0].problem, rows[0], kept)
         return np.setdiff1d(np.arange(units), kept)
 
-    def _walk(self, original: Model, fitted: Model, todo: Sequence[Site]) -> Walk:
-        dense = Stream(original, self.samples.batches, self.types)
-        walk = Walk(
-            dense,
-            Stream(fitted, self.samples.batches, self.types),
-            self.samples.counts,
-            self.settings,
-            self.samples.valid,
-        )
+    def _walk(self, original: Model, fitted: Sequence[Model], todo: Sequence[Site]) -> Walk:
+        samples, most = self.samples, MOST_BYTES // max(len(fitted), 1)
+        dense = Stream(original, samples.batches, self.types, most_bytes=MOST_BYTES)
+        streams = [Stream(m, samples.batches, self.types, most_bytes=most) for m in fitted]
         for site in todo:
             dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
-        return walk
+        return Walk(dense, streams, samples.counts, self.settings, samples.valid)
 
     def _cost(self, site: Site) -> float:
         """Return about what a layer costs, for the time that is left: copying rows, their moments, and solving."""
@@ -217,6 +232,24 @@ class Calibration:
             self.say(text)
 
 
+@dataclass
+class _Member:
+    """One of the models that are fitted side by side."""
+
+    fitted: Fitted
+    first: int  # the first layer that is fitted
+    again: _Curves
+
+    @classmethod
+    def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> _Member:
+        """Begin with the original; whole: at its first layer, whatever is cut."""
+        units = {name: np.asarray(mine) for name, mine in removed.items()}
+        cut = (s.number for name in units for s, _ in calibration.readers.get(name, ()))
+        again = _Curves(calibration, dict(calibration.curves))
+        fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
+        return cls(fitted, 0 if whole else min(cut, default=1 << 60), again)
+
+
 class _Curves:
     """Loss curves of groups, each taken when the last layer that reads it has been seen."""
 
@@ -224,7 +257,7 @@ class _Curves:
         self.of = calibration
         self.last = {name: max(places) for name, places in calibration.places.items()}
         self.held: dict[str, list[Consumer]] = {}
-        self.done: dict[str, Curve] = done or {}
+        self.done: dict[str, Curve] = {} if done is None else done
 
     def take(self, site: Site, evidence: Evidence) -> None:
         """Add what one layer tells of the groups that it reads."""

@@ -9,9 +9,14 @@ import pytest
 from test_calibrated import images, residual
 
 import onnxprune
-from onnxprune import api
+from onnxprune import api, repair
+from onnxprune.analysis import analyse
+from onnxprune.calibrate.frontier import held
+from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibrate.stream import Stream
 from onnxprune.cli import main
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.model import Model
 from onnxprune.repair import Calibration
 
 
@@ -31,6 +36,69 @@ def test_a_family_is_what_its_members_are_alone(tmp_path: Path) -> None:
         assert all(line["holds"] for line in result.report.targets)
         assert result.report.options["target"] == [target]
     assert found["macs=0.5"].report.after.macs < found["macs=0.8"].report.after.macs
+
+
+def calibration(model: onnx.ModelProto) -> Calibration:
+    found = analyse(Model.load(model))
+    samples = load_samples(model.graph, {"x": images()}, types=found.inputs)
+    made = Calibration(found, samples, list(found.grouping.groups), "obs")
+    made.measure_curves()
+    return made
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 30, 1])
+def test_models_fitted_side_by_side_are_what_each_is_alone(
+    most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that begin at another layer; without room for two streams they take turns."""
+    made = calibration(residual(redundant=False))
+    early, late = (next(n for n in made.places if n.startswith(w)) for w in ("w0a", "w1a"))
+    order = {n: made.curves[n].order for n in (early, late)}
+    asked = [
+        {early: order[early][:3]},
+        {late: order[late][:4]},
+        {early: order[early][:6], late: order[late][:6]},
+    ]
+    runs: list[Model] = []
+    run = Stream.run
+    monkeypatch.setattr(
+        Stream,
+        "run",
+        lambda self, *a: runs.append(self.model) or run(self, *a),  # type: ignore[func-returns-value]
+    )
+    monkeypatch.setattr(repair, "MOST_BYTES", most_bytes)
+    alone = [made.fit(removed) for removed in asked]
+    apart = sum(model is made.analysis.model for model in runs)
+    runs.clear()
+    together = made.fit_all(asked)
+    original = sum(model is made.analysis.model for model in runs)
+    assert (original < apart) == (most_bytes > 1)
+    for one, other in zip(alone, together, strict=True):
+        assert one.model.to_proto() == other.model.to_proto()
+        assert one.layers == other.layers
+        assert {n: u.tolist() for n, u in one.removed.items()} == {
+            n: u.tolist() for n, u in other.removed.items()
+        }
+    assert together[0].model.to_proto() != together[2].model.to_proto()
+
+
+def test_what_a_stream_will_hold_is_known_before() -> None:
+    made = calibration(residual())
+    stops = [site.number for site in made.sites]
+    stream, most = Stream(made.analysis.model, made.samples.batches, made.types), 0
+    for stop in stops:
+        for _ in stream.run(stop, []):
+            pass
+        most = max(most, sum(a.nbytes for batch in stream.batches for a in batch.values()))
+    assert held(made.analysis, made.samples, stops) == most
+
+
+def test_members_before_one_that_cannot_be_had_are_written(tmp_path: Path) -> None:
+    with pytest.raises(NothingToPrune, match="can't be met"):
+        api.family(
+            residual(), tmp_path / "{target}.onnx", target=("macs=0.8,0.01",), calib={"x": images()}, trials=0
+        )
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["macs0.8.onnx"]
 
 
 def test_curves_are_taken_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

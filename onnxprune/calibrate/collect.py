@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,66 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.moments import Moments, Stack
 from onnxprune.calibrate.regressors import View
 
-__all__ = ["HELD", "Evidence", "gather", "positions_of"]
+__all__ = ["HELD", "Draw", "Evidence", "Rows", "positions_of"]
 
 Array = NDArray[Any]
 
 #: Every so many samples one is held out.
 HELD = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Positions of a batch that are used.
+
+    Attributes
+    ----------
+    index : int64[rows]
+        Ascending.
+    held : bool[rows]
+        Which of them belong to samples that are held out.
+    """
+
+    index: NDArray[np.int64]
+    held: NDArray[np.bool_]
+
+
+class Draw:
+    """Draws the positions of one layer that are used, batch after batch; the same ones for the same seed.
+
+    Parameters
+    ----------
+    samples : int
+        Samples in all batches.
+    most : int
+        Positions to be used in all at most, each batch its share, drawn at random.
+    seed : int
+    """
+
+    def __init__(self, samples: int, most: int, seed: int) -> None:
+        self.samples, self.most, self.first = samples, most, 0
+        self.rng = np.random.default_rng(seed)
+
+    def take(self, x: Array, y: Array, count: int, valid: Array | None = None) -> Rows:
+        """Return the positions of the next batch.
+
+        Parameters
+        ----------
+        x : array
+            The layer's input, of which the shape counts alone.
+        y : array [positions, ...]
+        count : int
+            Samples of the batch: every fifth sample is held out.
+        valid : bool array, optional
+            See `positions_of`.
+        """
+        share = max(1, self.most * count // max(self.samples, 1))
+        index = positions_of(x, y, valid)
+        if len(index) > share:
+            index = np.sort(self.rng.choice(index, share, replace=False))
+        sample = self.first + index // max(len(y) // max(count, 1), 1)
+        self.first += count
+        return Rows(index, sample % HELD == HELD - 1)
 
 
 @dataclass
@@ -61,41 +114,21 @@ class Evidence:
         both.merge(self.aside)
         return both.parts
 
-    def add(
-        self,
-        x: Array,
-        y: Array,
-        span: tuple[int, int],
-        most: int,
-        rng: np.random.Generator,
-        valid: Array | None = None,
-    ) -> None:
+    def add(self, x: Array, targets: Array, rows: Rows) -> None:
         """Add one batch.
 
         Parameters
         ----------
         x : array
             The layer's input.
-        y : array [positions, blocks * outputs]
-            Its targets, or all of its outputs, by position.
-        span : (first, count)
-            Number of the batch's first sample, and how many samples it holds: every fifth sample is held out.
-        most : int
-            Positions of the batch to be used at most, drawn at random.
-        rng : numpy.random.Generator
-        valid : bool array, optional
-            See `positions_of`.
+        targets : array [rows, blocks * outputs]
+            Its targets at the drawn positions.
+        rows : Rows
         """
-        view, positions = self.view, len(y)
-        first, count = span
-        rows = positions_of(x, y, valid)
-        if len(rows) > most:
-            rows = np.sort(rng.choice(rows, most, replace=False))
-        sample = first + rows // max(positions // max(count, 1), 1)
-        held = sample % HELD == HELD - 1
-        targets = y[rows].reshape(len(rows), view.blocks, view.outputs).transpose(1, 0, 2)
-        both = np.concatenate([view.x(x, rows), targets], axis=2, dtype=_common(x))
-        for part, into in ((~held, self.fitting), (held, self.aside)):
+        view = self.view
+        wanted = targets.reshape(len(targets), view.blocks, view.outputs).transpose(1, 0, 2)
+        both = np.concatenate([view.x(x, rows.index), wanted], axis=2, dtype=_common(x))
+        for part, into in ((~rows.held, self.fitting), (rows.held, self.aside)):
             if part.any():
                 into.add(both[:, part])
 
@@ -117,36 +150,3 @@ def positions_of(x: Array, y: Array, valid: Array | None) -> NDArray[np.int64]:
     """
     same = valid is not None and len(y) == valid.size and (x.ndim == 2 or x.shape[:2] == valid.shape)
     return np.flatnonzero(valid) if valid is not None and same else np.arange(len(y))
-
-
-def gather(
-    evidence: Evidence,
-    batches: Iterable[tuple[Array, Array, int]],
-    *,
-    samples: int,
-    most: int,
-    seed: int,
-    valid: Sequence[Array | None] = (),
-) -> Evidence:
-    """Add all batches to the evidence.
-
-    Parameters
-    ----------
-    evidence : Evidence
-    batches : iterable of (x, y, count)
-        A layer's inputs, its targets by position, and the number of samples of the batch.
-    samples : int
-        Samples in all batches.
-    most : int
-        Positions to be used in all at most; drawn at random, the same ones for the same seed.
-    seed : int
-    valid : sequence of bool arrays, optional
-        One for each batch, see `positions_of`.
-    """
-    rng = np.random.default_rng(seed)
-    first = 0
-    for n, (x, y, count) in enumerate(batches):
-        share = max(1, most * count // max(samples, 1))
-        evidence.add(x, y, (first, count), share, rng, valid[n] if valid else None)
-        first += count
-    return evidence

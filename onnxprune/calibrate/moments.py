@@ -22,6 +22,8 @@ Matrix = NDArray[np.float64]
 
 #: Rows whose products are summed in float32 before they are added up in float64.
 BLOCK = 8192
+#: Entries of a Gram that are worked on at a time.
+CACHED = 1 << 14
 
 
 @dataclass
@@ -74,8 +76,7 @@ class Moments:
             centred = block - mean.astype(block.dtype)
             # what rounding of the mean to float32 left over is put back exactly below
             left = centred.mean(axis=0, dtype=np.float64)
-            gram = (centred.T @ centred).astype(np.float64) - len(block) * np.outer(left, left)
-            self._merge(len(block), mean, gram)
+            self._merge(len(block), mean, centred.T @ centred, left)
 
     def merge(self, other: Moments) -> None:
         """Add the rows of another shard.
@@ -92,11 +93,19 @@ class Moments:
         if other.n:
             self._merge(other.n, other.mean, other.gram)
 
-    def _merge(self, n: int, mean: Matrix, gram: Matrix) -> None:
+    def _merge(self, n: int, mean: Matrix, gram: NDArray[Any], left: Matrix | None = None) -> None:
+        """Add ``n`` rows: their mean, their Gram about it, and how far it lay beside the mean of the centred rows."""
         total = self.n + n
         shift = mean - self.mean
-        self.gram += gram
-        self.gram += np.outer(shift, shift * (self.n * n / total))
+        step = max(CACHED // max(self.width, 1), 1)
+        for first in range(0, self.width, step):  # a few rows at a time stay in the cache
+            some = slice(first, first + step)
+            part = gram[some].astype(np.float64)
+            if left is not None:
+                part -= n * np.multiply.outer(left[some], left)
+            mine = self.gram[some]
+            mine += part
+            mine += np.multiply.outer(shift[some], shift * (self.n * n / total))
         self.mean = self.mean + shift * (n / total)
         self.n = total
 

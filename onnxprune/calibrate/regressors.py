@@ -93,18 +93,23 @@ def _conv(node: Node) -> View | None:
 
     def x(array: Array, rows: Ints) -> Array:
         pads = _pads(attrs, array.shape[2:], kernel, strides, dilations)
-        batch = array.shape[0]
-        padded = np.pad(array, [(0, 0), (0, 0), *pads])
+        sizes = [n + a + b for n, (a, b) in zip(array.shape[2:], pads, strict=True)]
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + spatial)))
-        steps = tuple(slice(None, None, s) for s in strides)
-        holes = tuple(slice(None, None, d) for d in dilations)
-        whole: Any = slice(None)
-        windows = windows[(whole, whole, *steps, *holes)]
-        at: tuple[Any, ...] = np.unravel_index(rows, (batch, *windows.shape[2 : 2 + spatial]))
-        picked = windows[(at[0], whole, *at[1:])]  # [rows, groups * channels, *kernel]
-        split = picked.reshape(len(rows), groups, channels * taps)
-        return np.asarray(split.transpose(1, 0, 2))
+        counts = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
+        # channels last: each tap of a row is then one piece of memory
+        padded = np.zeros((len(array), *sizes, array.shape[1]), array.dtype)
+        inside = tuple(slice(a, a + n) for n, (a, _) in zip(array.shape[2:], pads, strict=True))
+        padded[(slice(None), *inside)] = np.moveaxis(array, 1, -1)
+        places = padded.reshape(-1, array.shape[1])
+        at, *spot = np.unravel_index(rows, (len(array), *counts))
+        steps = np.cumprod([1, *sizes[:0:-1]])[::-1]
+        first = at * prod(sizes) + sum(p * s * n for p, s, n in zip(spot, strides, steps, strict=True))
+        found = np.empty((len(rows), array.shape[1], taps), array.dtype)
+        for tap, place in enumerate(np.ndindex(*kernel)):
+            found[:, :, tap] = places[
+                first + sum(p * d * n for p, d, n in zip(place, dilations, steps, strict=True))
+            ]
+        return found.reshape(len(rows), groups, channels * taps).transpose(1, 0, 2)
 
     def y(array: Array, rows: Ints) -> Array:
         return channels_last(array, 1)[rows]

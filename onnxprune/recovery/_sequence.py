@@ -7,7 +7,7 @@ those channels afterwards is exact, so the proof of the cut holds for the refitt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of
 from onnxprune.calibrate.blocks import refits
-from onnxprune.calibrate.collect import Evidence, gather, positions_of
+from onnxprune.calibrate.collect import Draw, Evidence, positions_of
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.sites import Site
@@ -93,74 +93,76 @@ class LayerReport:
 
 @dataclass
 class Walk:
-    """Two streams through the same samples: the original, and the model that is being fitted."""
+    """Streams through the same samples: one of the original, and one of each model that is being fitted."""
 
     dense: Stream
-    fitted: Stream
+    fitted: Sequence[Stream]
     counts: Sequence[int]
     settings: Settings
     valid: Sequence[Array | None] = ()
-    reports: list[LayerReport] = field(default_factory=list)
 
     def original(self, site: Site) -> Evidence:
         """Return the moments of a layer's inputs and outputs in the original."""
         goal = site.total.tensor if site.total else site.y
         end = site.total.end if site.total else site.end
         axis = site.view.out_axis
-        spread = _Spread()
+        spread, evidence = _Spread(), Evidence.empty(site.view)
+        draw = self._draw(site, self.settings.most // 3)
+        right = self.dense.run(end + 1, [site.x, site.y, goal])
+        for found, count, valid in zip(right, self.counts, self._valid(), strict=True):
+            x, y = found[site.x], channels_last(found[site.y], axis)
+            spread.add(channels_last(found[goal], axis), x, valid)
+            rows = draw.take(x, y, count, valid)
+            evidence.add(x, y[rows.index], rows)
+        evidence.spread = spread.variance / _unit(site)
+        return evidence
 
-        def batches() -> Any:
-            for found, count, valid in zip(
-                self.dense.run(end + 1, [site.x, site.y, goal]), self.counts, self._valid(), strict=True
-            ):
-                x, y = found[site.x], channels_last(found[site.y], axis)
-                spread.add(channels_last(found[goal], axis), x, valid)
-                yield x, y, count
+    def evidence(self, site: Site, *, spread: bool = False) -> list[Evidence]:
+        """Return the moments of a layer's present inputs and of the targets that it should reach, for each model.
 
-        return self._gather(site, batches(), spread, self.settings.most // 3)
-
-    def _valid(self) -> Sequence[Array | None]:
-        return self.valid or [None] * len(self.counts)
+        Parameters
+        ----------
+        site : Site
+        spread : bool
+            Take `Evidence.spread` as well.
+        """
+        total = site.total
+        wanted = [site.x, *([total.other] if total else [])]
+        goal, end = (total.tensor, total.end) if total else (site.y, site.end)
+        axis, unit = site.view.out_axis, _Spread()
+        found, draw = [Evidence.empty(site.view) for _ in self.fitted], self._draw(site, self.settings.most)
+        lefts = [stream.run(site.number, wanted) for stream in self.fitted]
+        right = self.dense.run(end + 1, [goal])
+        for target, count, valid, *batches in zip(right, self.counts, self._valid(), *lefts, strict=True):
+            x, y = batches[0][site.x], channels_last(target[goal], axis)
+            rows = draw.take(x, y, count, valid)
+            if spread:
+                unit.add(y, x, valid)
+            y = y[rows.index]
+            for evidence, mine in zip(found, batches, strict=True):
+                reach = y
+                if total:
+                    other = channels_last(mine[total.other], axis)[rows.index]
+                    reach = (y - other - total.offset) / total.gain
+                evidence.add(mine[site.x], reach, rows)
+        for evidence in found:
+            evidence.spread = unit.variance / _unit(site)
+        return found
 
     def done(self, site: Site) -> None:
         """Let go of what only this layer needed."""
         self.dense.keep -= {site.x, site.y, site.total.tensor if site.total else site.y}
 
-    def _gather(self, site: Site, batches: Any, spread: _Spread, most: int) -> Evidence:
+    def _valid(self) -> Sequence[Array | None]:
+        return self.valid or [None] * len(self.counts)
+
+    def _draw(self, site: Site, most: int) -> Draw:
         most = max(most * site.view.width, LEAST)
-        evidence = gather(
-            Evidence.empty(site.view),
-            batches,
-            samples=sum(self.counts),
-            most=most,
-            seed=self.settings.seed + site.number,
-            valid=self._valid(),
-        )
-        unit = float(np.mean(site.total.gain**2)) if site.total else 1.0
-        evidence.spread = spread.variance / unit
-        return evidence
+        return Draw(sum(self.counts), most, self.settings.seed + site.number)
 
-    def evidence(self, site: Site) -> Evidence:
-        """Return the moments of a layer's present inputs and of the targets that it should reach."""
-        total = site.total
-        wanted = [site.x] + ([total.other] if total else [])
-        goal = total.tensor if total else site.y
-        end = total.end if total else site.end
-        left = self.fitted.run(site.number, wanted)
-        right = self.dense.run(end + 1, [goal])
-        axis = site.view.out_axis
 
-        spread = _Spread()
-
-        def batches() -> Any:
-            for mine, target, count, valid in zip(left, right, self.counts, self._valid(), strict=True):
-                y = channels_last(target[goal], axis)
-                spread.add(y, mine[site.x], valid)
-                if total:
-                    y = (y - channels_last(mine[total.other], axis) - total.offset) / total.gain
-                yield mine[site.x], y, count
-
-        return self._gather(site, batches(), spread, self.settings.most)
+def _unit(site: Site) -> float:
+    return float(np.mean(site.total.gain**2)) if site.total else 1.0
 
 
 class _Spread:

@@ -118,7 +118,7 @@ class Fitter:
     def _walk(self, fitted: Model, todo: Sequence[Site]) -> Walk:
         dense = Stream(self.analysis.model, self.samples.batches, self.types)
         walk = Walk(
-            dense, Stream(fitted, self.samples.batches, self.types), self.samples.counts, self.settings
+            dense, [Stream(fitted, self.samples.batches, self.types)], self.samples.counts, self.settings
         )
         for site in todo:
             dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
@@ -172,7 +172,7 @@ class Fitter:
             if not treated and not self.options.refit:
                 walk.done(site)
                 continue
-            evidence, old = walk.evidence(site), weights_of(site, model)
+            evidence, old = walk.evidence(site)[0], weights_of(site, model)
             walk.done(site)
             if treated:
                 level = self.levels.get(site.weight, self.options.sparsity or 0.0)

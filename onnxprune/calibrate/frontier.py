@@ -1,0 +1,65 @@
+"""How much a stream through the samples will hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+from onnx import helper
+
+from onnxprune.analysis import Analysis
+from onnxprune.calibrate.samples import Samples
+from onnxprune.graph.trace import captured
+
+__all__ = ["held", "largest"]
+
+
+def largest(analysis: Analysis, stops: Sequence[int]) -> float:
+    """Return the bytes of the tensors that a `Stream` holds at the greediest of its stops, at the analysed shapes.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    stops : sequence of int
+        Positions in topological order.
+
+    Returns
+    -------
+    float
+        Infinite where the shape of a tensor isn't known.
+    """
+    nodes = analysis.coupling.nodes
+    made = dict.fromkeys(analysis.inputs, 0)  # tensor -> first stop at which it exists
+    last = dict.fromkeys((v.name for v in analysis.model.proto.graph.output), len(nodes))
+    for number, applied in enumerate(nodes):
+        made |= dict.fromkeys((n for n in applied.node.outputs if n), number + 1)
+        inner = captured(applied.proto) if applied.proto.attribute else ()
+        for name in (*applied.node.inputs, *inner):
+            last[name] = max(last.get(name, 0), number)
+    change = np.zeros(len(nodes) + 2)
+    for name in made.keys() & last.keys():
+        if name in analysis.model or last[name] < made[name]:
+            continue
+        elem, shape = analysis.tracer.types.get(name, (0, None))
+        if shape is None:
+            return np.inf
+        size = helper.tensor_dtype_to_np_dtype(elem).itemsize * prod(shape)
+        change[made[name]] += size
+        change[last[name] + 1] -= size
+    return float(np.cumsum(change)[list(stops)].max(initial=0.0))
+
+
+def held(analysis: Analysis, samples: Samples, stops: Sequence[int]) -> float:
+    """Return the bytes of `largest` over all samples.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    samples : Samples
+    stops : sequence of int
+        Where the stream stops.
+    """
+    once = max((prod(shape) for shape in analysis.inputs.values()), default=1)
+    whole = sum(max((a.size for a in batch.values()), default=0) for batch in samples.batches)
+    return largest(analysis, stops) * whole / max(once, 1)
