@@ -343,7 +343,11 @@ def _sparsify(commands: Any) -> None:
     parser = _command(commands, "sparsify", "put zeros into weights in a pattern, such as 2:4", _SPARSIFY)
     _files(parser, ("in", "the model"), ("out", "where the result goes"))
     _add_options(parser, STAGES, kind=SparseOptions)
-    parser.add_argument("--report", metavar="R.json", help="write the report: zeros and gains of each weight")
+    parser.add_argument(
+        "--report",
+        metavar="R.html|R.json",
+        help="write the report: zeros and gains of each weight; a page to look at if it ends in .html",
+    )
     _json(parser)
 
 

@@ -15,8 +15,7 @@ from onnxprune.cli_arguments import options_from, shapes_from
 from onnxprune.cli_progress import showing
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.options import OptionFields, Options
-from onnxprune.pipeline import Result
-from onnxprune.report import write_text
+from onnxprune.record import Facts, Record, write_text
 from onnxprune.sparse import front
 from onnxprune.sparse.options import SparseOptions
 from onnxprune.targets import family_of
@@ -37,7 +36,7 @@ def prune(args: Namespace) -> None:
     result = _told(args, api.prune, source, args.out, options)
     if args.plan:
         result.plan.save(args.plan)
-    _finish(args, result)
+    _finish(args, result.report)
 
 
 def _family(args: Namespace, source: str, options: Options) -> None:
@@ -61,11 +60,7 @@ def _family(args: Namespace, source: str, options: Options) -> None:
 
 def sensitivity(args: Namespace) -> None:
     """``onnxprune sensitivity IN --calib SAMPLES``."""
-    found = _told(args, api.sensitivity, _input(args), options_from(args, ratio=0.5))
-    if args.json:
-        sys.stdout.write(found.dumps())
-    else:
-        found.show()
+    _say(args, _told(args, api.sensitivity, _input(args), options_from(args, ratio=0.5)))
 
 
 def apply(args: Namespace) -> None:
@@ -73,7 +68,7 @@ def apply(args: Namespace) -> None:
     source = _input(args)
     _side_files(source, args.out, args.report)
     result = _told(args, api.apply, source, args.plan, args.out, **_given(args))
-    _finish(args, result)
+    _finish(args, result.report)
 
 
 def plan(args: Namespace) -> None:
@@ -114,11 +109,7 @@ def inspect(args: Namespace) -> None:
             "'inspect' needs a model, or --ops for the op table; see 'onnxprune inspect --help'."
         )
     if args.sparsity:
-        zeros = front.inspect_sparsity(_input(args))
-        if args.json:
-            sys.stdout.write(zeros.dumps())
-        else:
-            zeros.show()
+        _say(args, front.inspect_sparsity(_input(args)))
         return
     _side_files(_input(args), None, args.html)
     found = _told(
@@ -130,10 +121,7 @@ def inspect(args: Namespace) -> None:
     )
     if args.html:
         write_text(Path(args.html), found.page(Path(_input(args)).name))
-    if args.json:
-        sys.stdout.write(found.dumps())
-    elif not args.quiet:
-        found.show()
+    _say(args, found)
 
 
 def explain(args: Namespace) -> None:
@@ -147,10 +135,7 @@ def explain(args: Namespace) -> None:
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
         allow_inexact=getattr(args, "allow_inexact", False),
     )
-    if args.json:
-        sys.stdout.write(found.dumps())
-    else:
-        found.show()
+    _say(args, found)
 
 
 def run(args: Namespace) -> None:
@@ -170,13 +155,7 @@ def sparsify(args: Namespace) -> None:
     source = _input(args)
     _side_files(source, args.out, args.report)
     result = _told(args, front.sparsify, source, args.out, options_from(args, SparseOptions))
-    if args.report:
-        result.report.save(args.report)
-    if args.json:
-        sys.stdout.write(result.report.dumps())
-    elif not args.quiet:
-        result.report.show()
-        print(f"wrote {args.out}")
+    _finish(args, result.report)
 
 
 def _show_log() -> None:
@@ -199,15 +178,21 @@ def _ops(args: Namespace) -> None:
     show(["op", "kind", "row"], table, left=3)
 
 
-def _finish(args: Namespace, result: Result) -> None:
-    result.report.command = args.line
+def _finish(args: Namespace, report: Record) -> None:
+    report.command = args.line
     if args.report:
-        result.report.save(args.report)
-    if args.json:
-        sys.stdout.write(result.report.dumps())
-    elif not args.quiet:
-        result.report.show()
+        report.save(args.report)
+    _say(args, report)
+    if not (args.json or args.quiet):
         print(f"wrote {args.out}")
+
+
+def _say(args: Namespace, found: Facts) -> None:
+    """Print what was found: for programs, for people, or not at all."""
+    if args.json:
+        sys.stdout.write(found.dumps())
+    elif not args.quiet:
+        found.show()
 
 
 def _input(args: Namespace) -> str:

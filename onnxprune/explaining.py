@@ -23,7 +23,7 @@ from onnxprune.ops import Refusal, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum
 from onnxprune.ops.resolve import Misfit, fit
 from onnxprune.picking import near_names
-from onnxprune.report import dumps
+from onnxprune.record import Facts
 
 __all__ = ["Explanation", "explain"]
 
@@ -56,7 +56,7 @@ class AxisLine:
 
 
 @dataclass
-class Explanation:
+class Explanation(Facts):
     """What `onnxprune explain` shows."""
 
     tensor: str
@@ -65,10 +65,6 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; a path is a list of ``tensor:axis`` and nodes in turn."""
         return {"format": 1, "tensor": self.tensor, "axes": [vars(a) for a in self.axes]}
-
-    def dumps(self) -> str:
-        """Return JSON text."""
-        return dumps(self.to_json())
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print it for people."""

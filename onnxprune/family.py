@@ -16,8 +16,8 @@ from onnxprune import calibrated, pipeline
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.outline import thinned
 from onnxprune.pipeline import Job, Result
+from onnxprune.record import Facts
 from onnxprune.repair import Fitted
-from onnxprune.report import dumps
 from onnxprune.table import amount, share, show
 from onnxprune.targets import family_of, parse_target
 
@@ -168,7 +168,7 @@ def show_pareto(lines: Sequence[dict[str, Any]], stream: TextIO | None = None) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Facts):
     """Loss curves of groups, the most sensitive first.
 
     Attributes
@@ -184,11 +184,9 @@ class Sensitivity:
     samples: int
     groups: list[dict[str, Any]]
 
-    def dumps(self) -> str:
-        """Return JSON text."""
-        return dumps(
-            {"format": 1, "criterion": self.criterion, "samples": self.samples, "groups": self.groups}
-        )
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"format": 1, "criterion": self.criterion, "samples": self.samples, "groups": self.groups}
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print a table: the error when a quarter, a half, three quarters of a group are gone."""

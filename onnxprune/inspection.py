@@ -19,7 +19,8 @@ from onnxprune.memory import peak_bytes
 from onnxprune.ops import TABLE, Refusal, Row
 from onnxprune.outline import layers_of, tensors_of
 from onnxprune.page.words import plain_reason
-from onnxprune.report import Size, count_macs, count_parameters, dumps
+from onnxprune.record import Facts
+from onnxprune.report import Size, count_macs, count_parameters
 
 __all__ = ["Inspection", "OpLine", "inspect_analysis", "left_by", "op_table"]
 
@@ -35,7 +36,7 @@ class OpLine:
 
 
 @dataclass
-class Inspection:
+class Inspection(Facts):
     """What `onnxprune inspect` shows.
 
     Attributes
@@ -88,10 +89,6 @@ class Inspection:
             "frozen": [{"tensor": f.tensor, "axis": f.axis, "reason": f.reason} for f in self.frozen],
             "layers": self.layers,
         }
-
-    def dumps(self) -> str:
-        """Return JSON text."""
-        return dumps(self.to_json())
 
     def page(self, name: str = "") -> str:
         """Return it as a page to look at; ``name`` is that of the model."""

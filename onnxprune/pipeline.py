@@ -360,8 +360,7 @@ def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
     before = size_in_bytes(job.model)  # while it is still there
     report.before = dataclasses.replace(report.before, bytes=before)
     report.sha256["input"] = job.sha256()
-    report.files = {} if job.model.path is None else {"input": job.model.path.name}
-    report.files |= {} if output is None else {"output": output.name}
+    report.name_files(job.model.path, output)
     if output is not None:
         with job.stage("save"):
             if staging is not None and staging.model is result.pruned:

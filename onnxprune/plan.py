@@ -29,7 +29,8 @@ from typing import Any, TypeVar
 
 from onnxprune.errors import PlanError
 from onnxprune.graph.groups import Frozen
-from onnxprune.report import TensorCut, dumps, write_text
+from onnxprune.record import dumps, write_text
+from onnxprune.report import TensorCut
 
 __all__ = ["FORMAT", "Plan", "PlannedGroup"]
 

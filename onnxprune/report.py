@@ -5,15 +5,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -21,12 +15,12 @@ from numpy.typing import NDArray
 
 from onnxprune import page
 from onnxprune.cut.rewrite import Kept, WeightCut
-from onnxprune.errors import OutputError
 from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.groups import Frozen
 from onnxprune.model import Model
 from onnxprune.page.words import plain_reason
+from onnxprune.record import Record
 from onnxprune.sentences import calibration_lines, speed_lines
 
 __all__ = [
@@ -37,7 +31,6 @@ __all__ = [
     "count_parameters",
     "cuts_of",
     "reasons",
-    "write_text",
 ]
 
 _COUNTED = PARAMETER_TYPES
@@ -65,8 +58,8 @@ class Size:
 
 
 @dataclass
-class Report:
-    """What a run did.
+class Report(Record):
+    """What a run did; what it has of its run in common with other reports is in `Record`.
 
     Attributes
     ----------
@@ -85,8 +78,6 @@ class Report:
         ``max_relative_error`` and ``inputs`` (how many were tried); None where verification was skipped.
     checks : list of str
         What else was verified, or could not be, and why.
-    sha256 : dict
-        ``input`` and ``output``.
     put_back : list of dict
         ``group`` and ``reason``: cuts that were decided, failed verification and were undone.
     calibration : dict or None
@@ -99,36 +90,25 @@ class Report:
         The layers in order, with their sizes and MACs before and after: `onnxprune.outline.layers_of`.
     latency : dict or None
         Where it was measured: ``before`` and ``after`` with ``p50_ms`` and ``p95_ms``, ``ratio`` and its ``interval``.
-    files, command, created : dict, str, str
-        Names of ``input`` and ``output`` where they are files, the command line where there was one, and when (UTC).
-    seconds : dict
-        Stage -> wall-clock time.
     """
 
     before: Size
     after: Size
-    options: dict[str, Any] = field(default_factory=dict)
     cuts: list[TensorCut] = field(default_factory=list)
     copies: list[dict[str, Any]] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     groups: list[dict[str, Any]] = field(default_factory=list)
     law1: dict[str, Any] | None = None
     checks: list[str] = field(default_factory=list)
-    sha256: dict[str, str] = field(default_factory=dict)
     input_shapes: dict[str, list[int]] = field(default_factory=dict)
     align: int = 1
     seed: int = 0
     inexact: bool = False
     put_back: list[dict[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
     targets: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     latency: dict[str, Any] | None = None
-    files: dict[str, str] = field(default_factory=dict)
-    command: str = ""
-    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -152,31 +132,15 @@ class Report:
             **({} if self.calibration is None else {"calibration": self.calibration}),
             **({} if self.latency is None else {"latency": self.latency}),
             "layers": self.layers,
-            "files": self.files,
-            "command": self.command,
-            "created": self.created,
-            "options": self.options,
             "align": self.align,
             "seed": self.seed,
             "input_shapes": self.input_shapes,
-            "sha256": self.sha256,
-            "versions": versions(),
-            "seconds": {name: round(seconds, 4) for name, seconds in self.seconds.items()},
+            **self.run_facts(),
         }
 
-    def dumps(self) -> str:
-        """Return the report as JSON text."""
-        return dumps(self.to_json())
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report, complete or not at all: as a page to look at if the name ends in .html, as JSON otherwise.
-
-        Raises
-        ------
-        OutputError
-            If the file can't be written.
-        """
-        write_text(Path(path), page.render(self.to_json()) if page.is_page(path) else self.dumps())
+    def page(self) -> str:
+        """Return the report as a page to look at."""
+        return page.render(self.to_json())
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print the before/after table and what matters beside it."""
@@ -223,49 +187,6 @@ class Report:
             found += calibration_lines(self.calibration)
         found += [f"put back: {entry['group']}: {entry['reason']}" for entry in self.put_back]
         return found + [f"note: {note}" for note in self.notes]
-
-
-def dumps(values: Mapping[str, Any]) -> str:
-    """Return JSON with a line for each entry of each list, so that it can be read and compared.
-
-    Examples
-    --------
-    >>> print(dumps({"a": [{"b": [1, 2]}, {"b": []}], "c": {"d": 1}}), end="")
-    {
-    "a": [
-     {"b": [1, 2]},
-     {"b": []}],
-    "c": {"d": 1}}
-    """
-    lines = []
-    for key, value in values.items():
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        if isinstance(value, list) and any(isinstance(entry, (dict, list)) for entry in value):
-            entries = (json.dumps(entry, allow_nan=False, ensure_ascii=False) for entry in value)
-            text = "[\n " + ",\n ".join(entries) + "]"
-        lines.append(f"{json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "}\n"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import onnx
-
-    from onnxprune import __version__
-
-    try:
-        runtime = version("onnxruntime")
-    except PackageNotFoundError:  # a build of another name, such as onnxruntime-gpu
-        runtime = "unknown"
-    return {
-        "onnxprune": __version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": runtime,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def reasons(frozen: Iterable[Frozen]) -> list[tuple[str, int]]:
@@ -345,30 +266,3 @@ def count_macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]] | None 
                 product *= kept.size(dim)
             total += product
     return total
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, complete or not at all.
-
-    Raises
-    ------
-    OutputError
-        If it can't be written.
-    """
-    temporary = ""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OutputError(f"{str(path)!r} can't be written: {error.strerror or error}.") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

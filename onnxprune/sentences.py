@@ -7,7 +7,7 @@ from typing import Any
 
 from onnxprune.table import amount
 
-__all__ = ["calibration_lines", "speed_lines"]
+__all__ = ["calibration_lines", "original_lines", "speed_lines"]
 
 
 def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -34,12 +34,16 @@ def calibration_lines(found: Mapping[str, Any]) -> list[str]:
     """Say what was refitted, and how far the result is from the original."""
     layers = found["layers"]
     refitted = sum(line["variant"].startswith("lstsq") for line in layers)
-    lines = [
-        f"refitted {refitted} of {len(layers)} layers on {found['samples']:,} samples ({found['criterion']})"
+    return [
+        f"refitted {refitted} of {len(layers)} layers on {found['samples']:,} samples ({found['criterion']})",
+        *original_lines(found["original"]),
     ]
-    original = found["original"]
+
+
+def original_lines(original: Mapping[str, Any] | None) -> list[str]:
+    """Say how far the result is from the original on samples set aside."""
     if original is None:
-        return [*lines, "too few samples to set any aside: nothing is said of the model as a whole"]
+        return ["too few samples to set any aside: nothing is said of the model as a whole"]
     text = f"on {original['samples']} samples set aside: relative error {original['relative_error']:.3f}"
     if "agreement" in original:
         low, high = original["agreement_interval"]
@@ -47,4 +51,4 @@ def calibration_lines(found: Mapping[str, Any]) -> list[str]:
     if "accuracy" in original:
         accuracy = original["accuracy"]
         text += f", accuracy {accuracy['before']:.1f} -> {accuracy['after']:.1f}"
-    return [*lines, text]
+    return [text]

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The layers, lowest first. A module may import from its own layer and from those before it.
 #: A new core module is added here; a new leaf (criterion, budget, pass) or op file needs no line.
 LAYERS = (
-    "errors registry page progress tilt graph.group_types proof.compare table sentences graph.space graph.values "
-    "machine",
+    "errors registry page record progress tilt graph.group_types proof.compare table sentences graph.space "
+    "graph.values machine",
     "targets",
     "declaring options files.wire files.protowalk files.payload files.external files.sizes files.store files.checks "
     "files.opening files.output graph.binding given",

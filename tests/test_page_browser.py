@@ -1,5 +1,7 @@
 """The page in a real browser without a screen: what the script draws, and that it complains of nothing."""
 
+import html
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from small_models import residual
 from test_page import attacked, report, with_samples
+from test_page_zeros import report as zeros_report
 
 import onnxprune
 from onnxprune import page
@@ -95,3 +98,39 @@ def test_an_inspection(tmp_path: Path) -> None:
     text, said = drawn(found.page("residual.onnx"), tmp_path, width=500)
     assert said == []
     assert text.count('<tr class="line"') == len([g for g in found.groups if not g.alternative])
+
+
+def overflow(text: str, tmp_path: Path, width: int) -> int:
+    """Return by how many pixels a page is wider than a window of a width, which is a frame in another page."""
+    frame = (
+        f'<iframe id="frame" width="{width}" height="800" style="border:0" srcdoc="{html.escape(text)}"></iframe>'
+        "<script>addEventListener('load', () => { const root = document.getElementById('frame').contentDocument"
+        ".documentElement; document.body.dataset.over = root.scrollWidth - root.clientWidth; });</script>"
+    )
+    found, _ = drawn(f"<!doctype html><body>{frame}</body>", tmp_path)
+    over = re.search(r'data-over="(-?\d+)"', found)
+    assert over
+    return int(over[1])
+
+
+@pytest.mark.parametrize("width", [360, 390, 1280])
+@pytest.mark.parametrize("kind", ["cut", "zeros"])
+def test_no_page_is_wider_than_its_window(kind: str, width: int, tmp_path: Path) -> None:
+    text = page.render(with_samples()) if kind == "cut" else page.render_zeros(zeros_report("samples"))
+    assert overflow(text, tmp_path, width) == 0
+
+
+def test_a_page_that_is_too_wide_is_seen(tmp_path: Path) -> None:
+    """The control: the same page, whose table has no box of its own."""
+    text = page.render_zeros(zeros_report("samples")).replace('class="wide"', "")
+    assert overflow(text, tmp_path, 360) > 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "samples"])
+def test_a_page_on_zeros(kind: str, tmp_path: Path) -> None:
+    values = zeros_report(kind)
+    text, said = drawn(page.render_zeros(values), tmp_path)
+    assert said == []
+    assert text.count('<tr class="weight"') == len(values["tensors"])
+    assert ">Theme: system</button>" in text
+    assert 'id="theme" hidden' not in text  # the script has run

@@ -14,7 +14,7 @@ import pytest
 from small_models import MODELS, Builder, chain
 
 import onnxprune
-from onnxprune import report, table
+from onnxprune import record, table
 from onnxprune.errors import OutputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,14 +116,14 @@ def test_text_is_written_complete_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", fail)
         with pytest.raises(OutputError, match="Permission denied"):
-            report.write_text(path, "new")
+            record.write_text(path, "new")
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
     assert path.read_text() == "old"
-    report.write_text(path, "new")
+    record.write_text(path, "new")
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("name", ["report", "table", "options", "passlist", "given"])
+@pytest.mark.parametrize("name", ["report", "record", "table", "options", "passlist", "given"])
 def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"onnxprune.{name}"))
     assert found.failed == 0

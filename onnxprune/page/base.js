@@ -1,8 +1,7 @@
-// Shared by all parts: the data, elements, numbers in words, the theme, and which group is selected.
-const DATA = JSON.parse(document.getElementById('data').textContent);
+// Shared by all parts: the data, elements, numbers in words, and which group is selected.
+const DATA = JSON.parse(byId('data').textContent);
 const GROUPS = DATA.groups, LAYERS = DATA.layers;
 const SVG = 'http://www.w3.org/2000/svg';
-const byId = (id) => document.getElementById(id);
 
 function fill(node, props, kids) {
   for (const [key, value] of Object.entries(props || {})) {
@@ -62,22 +61,3 @@ function selectLayer(layer) {
   chosen.layer = layer;
   for (const tell of chosen.tell) tell('map');
 }
-
-const store = {
-  get() { try { return localStorage.getItem('onnxprune-theme'); } catch { return null; } },
-  set(value) { try { localStorage.setItem('onnxprune-theme', value); } catch { /* a file may have no storage */ } },
-};
-function theme(value) {
-  if (value === 'system') delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = value;
-  byId('theme').textContent = `Theme: ${value}`;
-}
-const THEMES = ['system', 'light', 'dark'];
-let themed = THEMES.includes(store.get()) ? store.get() : 'system';
-theme(themed);
-byId('theme').hidden = false;
-byId('theme').addEventListener('click', () => {
-  themed = THEMES[(THEMES.indexOf(themed) + 1) % 3];
-  theme(themed);
-  store.set(themed);
-});

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from onnxprune.page import sections
+from onnxprune.page import sections, zeros
 from onnxprune.page.data import embedded, facts
 
-__all__ = ["render"]
+__all__ = ["render", "render_zeros"]
 
 STYLES = ("page.css", "parts.css")
-SCRIPTS = ("base.js", "detail.js", "groups.js", "rails.js", "charts.js")
+SCRIPTS = ("theme.js", "base.js", "detail.js", "groups.js", "rails.js", "charts.js")
 
 
 def render(values: Mapping[str, Any]) -> str:
@@ -31,15 +31,28 @@ def render(values: Mapping[str, Any]) -> str:
         HTML that needs nothing else. Its content policy forbids every request and every script but its own. The same
         values give the same text.
     """
+    return _page(sections.title(values), sections.all_of(values), SCRIPTS, facts(values))
+
+
+def render_zeros(values: Mapping[str, Any]) -> str:
+    """Return the page of a report on zeros, as `onnxprune.sparse.report.SparseReport.to_json` gives it.
+
+    It is the same kind of page as that of `render`, with no script but for light and dark.
+    """
+    return _page(sections.title(values), zeros.all_of(values), SCRIPTS[:1], None)
+
+
+def _page(title: str, parts: Iterable[str], scripts: Sequence[str], data: Any) -> str:
     style = "".join(_read(name) for name in STYLES)
-    script = "(() => {\n'use strict';\n" + "".join(_read(name) for name in SCRIPTS) + "})();\n"
+    script = "(() => {\n'use strict';\n" + "".join(_read(name) for name in scripts) + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; base-uri 'none'; "
         "form-action 'none'"
     )
-    title = sections.title(values)
-    body = "\n".join(text for text in sections.all_of(values) if text)
+    body = "\n".join(text for text in parts if text)
+    if data is not None:
+        body += f'\n<script type="application/json" id="data">{embedded(data)}</script>'
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -54,7 +67,6 @@ def render(values: Mapping[str, Any]) -> str:
 </head>
 <body>
 {body}
-<script type="application/json" id="data">{embedded(facts(values))}</script>
 <script>{script}</script>
 </body>
 </html>

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from onnxprune.page.summary import agreement, head, summary, title
+from onnxprune.page.summary import agreement, head, lead, summary, title
 from onnxprune.page.words import plain_reason
 from onnxprune.table import amount
 
-__all__ = ["all_of", "title"]
+__all__ = ["FOOTER", "all_of", "run", "title", "why"]
 
 Values = Mapping[str, Any]
 #: Frozen axes that are listed for one reason.
@@ -28,7 +28,7 @@ def all_of(values: Values) -> Iterator[str]:
     names += [("layers", "Layer errors")] if calibration.get("layers") else []
     names += [("frozen", "Frozen"), ("run", "Run" if "options" in values else "Model")]
     shown = dict(names)
-    yield head(values, names)
+    yield head(values, names, "report" if "options" in values else "inspection", lead(values))
     yield '<main id="main">'
     yield summary(values)
     yield agreement(calibration["original"]) if "agreement" in shown else ""
@@ -36,11 +36,14 @@ def all_of(values: Values) -> Iterator[str]:
     yield _MAP if "map" in shown else ""
     yield _SENSITIVITY if "sensitivity" in shown else ""
     yield _LAYERS if "layers" in shown else ""
-    yield frozen(values["frozen"])
+    axes = [(f"{f['tensor']}:{f['axis']}", f["reason"]) for f in values["frozen"]]
+    yield why("frozen", "Frozen, and why", axes, "axes of weights (tensor:axis) can't be cut")
     yield run(values) if "options" in values else model(values)
     yield "</main>"
-    yield "<footer><p>Made by onnxprune. This file asks the network for nothing.</p></footer>"
+    yield FOOTER
 
+
+FOOTER = "<footer><p>Made by onnxprune. This file asks the network for nothing.</p></footer>"
 
 _NOSCRIPT = '<noscript><p class="note">This part is drawn by a script, and scripts are off.</p></noscript>'
 
@@ -77,16 +80,23 @@ the old weights, and refitted.</p>
 </section>"""
 
 
-def frozen(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return what can't be cut and why, the most frequent reason first."""
-    by_reason: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+def why(name: str, heading: str, lines: Sequence[tuple[str, str]], what: str) -> str:
+    """Return what stays as it is and why, the most frequent reason first.
+
+    Parameters
+    ----------
+    name, heading : str
+        Of the section.
+    lines : sequence of (str, str)
+        What, and the reason, in which names stand in quotes.
+    what : str
+        What they are, in the plural.
+    """
+    by_reason: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for line in lines:
-        by_reason[plain_reason(line["reason"])].append(line)
-    parts = ['<section id="frozen" aria-labelledby="frozen-h">', '<h2 id="frozen-h">Frozen, and why</h2>']
-    if not lines:
-        return "\n".join([*parts, '<p class="hint">Nothing is frozen.</p></section>'])
-    count = f"{len(lines):,} axes of weights can't be cut." if len(lines) > 1 else "One axis can't be cut."
-    parts.append(f'<p class="hint">{count} <code>tensor:axis</code></p>')
+        by_reason[plain_reason(line[1])].append(line)
+    parts = [f'<section id="{name}" aria-labelledby="{name}-h">', f'<h2 id="{name}-h">{heading}</h2>']
+    parts.append(f'<p class="hint">{f"{len(lines):,} {what}" if lines else "None"}.</p>')
     for reason, found in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
         share = 100 * len(found) / len(lines)
         parts.append(
@@ -94,17 +104,17 @@ def frozen(lines: Sequence[Mapping[str, Any]]) -> str:
             f'<span class="why-text">{escape(reason)}</span>'
             f'<span class="why-bar" aria-hidden="true"><i style="width:{share:.2f}%"></i></span></summary><ul>'
         )
-        parts += [_frozen_line(line, reason) for line in found[:MOST_LISTED]]
+        parts += [_why_line(line, reason) for line in found[:MOST_LISTED]]
         if len(found) > MOST_LISTED:
             parts.append(f"<li>and {len(found) - MOST_LISTED:,} more; the JSON report has them all</li>")
         parts.append("</ul></details>")
     return "\n".join([*parts, "</section>"])
 
 
-def _frozen_line(line: Mapping[str, Any], plain: str) -> str:
-    text = f"<code>{escape(line['tensor'])}:{line['axis']}</code>"
-    if line["reason"] != plain:
-        text += f' <span class="soft">{escape(line["reason"])}</span>'
+def _why_line(line: tuple[str, str], plain: str) -> str:
+    text = f"<code>{escape(line[0])}</code>"
+    if line[1] != plain:
+        text += f' <span class="soft">{escape(line[1])}</span>'
     return f"<li>{text}</li>"
 
 
@@ -115,9 +125,8 @@ def run(values: Values) -> str:
         parts.append(f'<pre class="command" tabindex="0"><code>{escape(values["command"])}</code></pre>')
     facts = [("Made", values.get("created", ""))]
     facts += [(f"SHA-256 of the {which}", text) for which, text in values["sha256"].items()]
-    facts += [
-        (f"Input {name}", " × ".join(map(str, shape))) for name, shape in values["input_shapes"].items()
-    ]
+    shapes = values.get("input_shapes") or {}
+    facts += [(f"Input {name}", " × ".join(map(str, shape))) for name, shape in shapes.items()]
     facts += [("Versions", ", ".join(f"{name} {text}" for name, text in values["versions"].items()))]
     parts += [_facts(facts), _seconds(values["seconds"])]
     for name, heading in (("checks", "Checks"), ("notes", "Notes")):

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.page.words import count, size, times
 
-__all__ = ["agreement", "head", "summary", "title"]
+__all__ = ["agreement", "bar", "card", "head", "lead", "summary", "title"]
 
 Values = Mapping[str, Any]
 
@@ -18,17 +18,16 @@ def title(values: Values) -> str:
     return escape((values.get("files") or {}).get("input") or "model")
 
 
-def head(values: Values, names: Sequence[tuple[str, str]]) -> str:
-    """Return the header with its links."""
+def head(values: Values, names: Sequence[tuple[str, str]], kind: str, lead: str) -> str:
+    """Return the header: what the page is, the files, the result in a sentence, and links to the sections."""
     links = "".join(f'<a href="#{name}">{text}</a>' for name, text in names)
     files = values.get("files") or {}
     to = f' <span class="to">→ {escape(files["output"])}</span>' if files.get("output") else ""
-    kind = "report" if "options" in values else "inspection"
     return (
         '<a class="skip" href="#main">Skip to the content</a>\n'
         f'<header><div class="top"><p class="brand">onnxprune <span>{kind}</span></p>'
         '<button type="button" id="theme" hidden>Theme: system</button></div>'
-        f'<h1>{title(values)}{to}</h1><p class="lead">{lead(values)}</p>'
+        f'<h1>{title(values)}{to}</h1><p class="lead">{lead}</p>'
         f'<nav aria-label="Sections">{links}</nav></header>'
     )
 
@@ -58,12 +57,12 @@ def lead(values: Values) -> str:
 def summary(values: Values) -> str:
     """Return the cards, and what is proved."""
     cards = [
-        _card(name, _pair(values.get(key)), show)
-        for key, name, show in (
-            ("macs", "MACs", count),
-            ("parameters", "Parameters", count),
-            ("bytes", "File size", size),
-            ("memory", "Peak memory", size),
+        card(name, _pair(values.get(key)), show, note)
+        for key, name, show, note in (
+            ("macs", "MACs", count, ""),
+            ("parameters", "Parameters", count, ""),
+            ("bytes", "File size", size, ""),
+            ("memory", "Peak memory", size, "estimate"),
         )
         if _pair(values.get(key)).get("before") is not None
     ]
@@ -80,16 +79,16 @@ def _pair(found: Any) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {"before": found}
 
 
-def _card(name: str, pair: Mapping[str, Any], show: Any) -> str:
+def card(name: str, pair: Mapping[str, Any], show: Any, note: str = "", what: str = "") -> str:
+    """Return a card with a number before and after; ``what`` is left, if not what the name says."""
     before, after = pair.get("before"), pair.get("after")
-    note = "estimate" if name == "Peak memory" else ""
     if before is None or after is None:
         return f'<div class="card"><h3>{name}</h3><p class="big">{show(before)}</p><p class="fine">{note}</p></div>'
     share = after / before if before else 1.0
     return (
         f'<div class="card"><h3>{name}</h3><p class="big">{show(after)}</p>'
         f'<p class="from">of {show(before)}<span class="times">{_less(before, after)}</span></p>'
-        f"{_bar(share, name, note)}</div>"
+        f"{bar(share, f'{100 * share:.1f} % of the {what or name} left', note)}</div>"
     )
 
 
@@ -99,10 +98,8 @@ def _less(before: float, after: float) -> str:
     return f"{times(before, after)} less" if after < before else f"{times(after, before)} more"
 
 
-def _bar(share: float, name: str, note: str = "") -> str:
-    text = (
-        f"{100 * share:.1f} % of the {name} left" if name != "Latency" else f"{100 * share:.1f} % of the time"
-    )
+def bar(share: float, text: str, note: str = "") -> str:
+    """Return a bar of what is left; the text says it to those who don't see it."""
     return (
         f'<div class="left" role="img" aria-label="{escape(text)}"><i style="width:{min(100 * share, 100):.2f}%"></i>'
         f'</div><p class="share" aria-hidden="true">{100 * share:.1f} %<span>{note}</span></p>'
@@ -118,7 +115,7 @@ def _latency(found: Values) -> str:
     return (
         f'<div class="card"><h3>Latency <span class="soft">p50</span></h3><p class="big">{_ms(after["p50_ms"])}</p>'
         f'<p class="from">of {_ms(before["p50_ms"])}<span class="times">{faster}</span></p>'
-        f"{_bar(share, 'Latency')}"
+        f"{bar(share, f'{100 * share:.1f} % of the time')}"
         f'<p class="fine">p95 {_ms(after["p95_ms"])} of {_ms(before["p95_ms"])}</p>'
         f'<p class="fine">{interval}</p></div>'
     )

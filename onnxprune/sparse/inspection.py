@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
-from onnxprune.report import dumps
+from onnxprune.record import Facts
 from onnxprune.sparse.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparse.kinds import parse_pattern
 from onnxprune.sparse.pattern import holds
@@ -62,7 +62,7 @@ class TensorZeros:
 
 
 @dataclass
-class SparsityInspection:
+class SparsityInspection(Facts):
     """What ``onnxprune inspect --sparsity`` shows."""
 
     tensors: list[TensorZeros] = field(default_factory=list)
@@ -83,10 +83,6 @@ class SparsityInspection:
             "left": [{"tensor": one.name, "reason": one.reason} for one in self.left],
             "onnxruntime_cpu": ONNXRUNTIME,
         }
-
-    def dumps(self) -> str:
-        """Return JSON text."""
-        return dumps(self.to_json())
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print tables."""

@@ -109,11 +109,12 @@ def sparsify(
         report.sparse = to_sparse(result, targets)
         said = f"that {CANT_READ} can't read" if report.sparse else "since no weight would be smaller"
         report.notes.append(f"{len(report.sparse)} weights are written as sparse_initializer, {said}.")
-    return _save(SparseResult(result, report, output), options, clock)
+    return _save(source, SparseResult(result, report, output), options, clock)
 
 
-def _save(result: SparseResult, options: SparseOptions, clock: Clock) -> SparseResult:
+def _save(source: Model, result: SparseResult, options: SparseOptions, clock: Clock) -> SparseResult:
     report, output = result.report, result.path
+    report.name_files(source.path, output)
     if output is not None:
         with clock.stage("save"):
             report.sha256["output"] = result.sparse.save(

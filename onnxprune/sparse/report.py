@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from onnxprune import page
 from onnxprune.model import Model
-from onnxprune.report import dumps, versions, write_text
+from onnxprune.record import Record
+from onnxprune.sentences import original_lines
 from onnxprune.sparse.fitting import LayerFit
 from onnxprune.sparse.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparse.kinds import parse_pattern
@@ -76,8 +75,8 @@ class Line:
 
 
 @dataclass
-class SparseReport:
-    """What was done.
+class SparseReport(Record):
+    """What was done; what it has of its run in common with other reports is in `Record`.
 
     Attributes
     ----------
@@ -89,7 +88,6 @@ class SparseReport:
         Of the files.
     sparse : list of str
         Weights that were written as sparse_initializer.
-    notes : list of str
     fits : dict
         With samples: weight -> what was done to the layer that reads it.
     calibration : dict or None
@@ -103,13 +101,9 @@ class SparseReport:
     bytes_before: int = 0
     bytes_after: int = 0
     sparse: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     fits: dict[str, LayerFit] = field(default_factory=dict)
     order: Permuted | None = None
-    sha256: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def zeros(self) -> int:
@@ -149,25 +143,12 @@ class SparseReport:
             "notes": self.notes,
             **({} if self.order is None else {"order": self.order.to_json()}),
             **({} if self.calibration is None else {"calibration": self.calibration}),
-            "options": self.options,
-            "sha256": self.sha256,
-            "versions": versions(),
-            "seconds": {name: round(seconds, 4) for name, seconds in self.seconds.items()},
+            **self.run_facts(),
         }
 
-    def dumps(self) -> str:
-        """Return the report as JSON text."""
-        return dumps(self.to_json())
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON, complete or not at all.
-
-        Raises
-        ------
-        OutputError
-            If the file can't be written.
-        """
-        write_text(Path(path), self.dumps())
+    def page(self) -> str:
+        """Return the report as a page to look at."""
+        return page.render_zeros(self.to_json())
 
     def _cores(self) -> str:
         ready = [line for line in self.lines if line.two_four and not line.tensor_cores]
@@ -224,7 +205,11 @@ class SparseReport:
         reasons = Counter(one.reason for one in self.left)
         found += [f"left dense: {count} x {reason}" for reason, count in reasons.most_common(6)]
         found += [] if self.order is None else self.order.text(self.pattern)
-        found += _told(self.calibration)
+        if self.calibration is not None:
+            found += [
+                f"fitted on {self.calibration['samples']:,} samples",
+                *original_lines(self.calibration["original"]),
+            ]
         found += [f"note: {note}" for note in self.notes]
         return [*found, self._cores(), ONNXRUNTIME]
 
@@ -262,19 +247,3 @@ def _verdict(line: Line) -> str:
     if not line.two_four:
         return "no: 2:4 doesn't hold"
     return "yes" if line.useful else "yes, too small to gain"
-
-
-def _told(calibration: Mapping[str, Any] | None) -> list[str]:
-    if calibration is None:
-        return []
-    found = calibration["original"]
-    start = f"fitted on {calibration['samples']} samples"
-    if found is None:
-        return [f"{start}; too few to set any aside"]
-    text = f"{start}; on {found['samples']} set aside: relative error {found['relative_error']:.3g}"
-    if "agreement" in found:
-        low, high = found["agreement_interval"]
-        text += f", same top-1 {found['agreement']:.1%} ({low:.1%} to {high:.1%})"
-    if "accuracy" in found:
-        text += f", accuracy {found['accuracy']['before']:.1f} -> {found['accuracy']['after']:.1f} %"
-    return [text]

@@ -175,7 +175,7 @@ def test_the_command(tmp_path, capsys):
     report = str(tmp_path / "r.json")
     assert cli.main(["sparsify", *paths, "--pattern", "2:4", *given, "--report", report]) == 0
     out = capsys.readouterr().out
-    assert "on 6 set aside" in out
+    assert "on 6 samples set aside" in out
     assert "accuracy" in out
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["options"]["method"] == "sparsegpt"
