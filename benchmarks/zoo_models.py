@@ -7,34 +7,12 @@ written here `own_`. Nothing is ever downloaded: all weights are random.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo_entry import Axes, Built, Entry
+
 RIVALS = Path(__file__).with_name("zoo_rivals.json")
-
-# What torch.onnx.export calls dynamic axes: input name -> {axis: symbol}.
-Axes = dict[str, dict[int, str]]
-
-
-@dataclass(frozen=True)
-class Built:
-    """A model with example inputs by name (in the order of its forward) and the axes that stay symbolic."""
-
-    model: Any
-    inputs: dict[str, Any]
-    dynamic: Axes = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the zoo; `mparams` is its size in millions where that is known without building it."""
-
-    name: str
-    build: Callable[[], Built]
-    mparams: float = 5.0
-
 
 # Small enough for a minute each, and together every wiring that these libraries know.
 TIMM = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from zoo_models import Axes, Built, Entry
+from zoo_entry import Axes, Built, Entry
 
 VOCABULARY = 500
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 144}
