@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -251,9 +252,11 @@ class Work:
         quick, judge = few
         calibration = self.calibration.on(quick, TRIAL_ROWS)
         with self.job.stage("weigh"):
-            dense = outputs(self.job.model, judge)
+            dense, numbers = outputs(self.job.model, judge), count(1)
 
             def tried(steep: float) -> float:
+                if self.job.progress:
+                    self.job.progress(f"weigh {next(numbers)}/{trials}: trial fit")
                 try:
                     fitted = calibration.fit(self.budgets.choose(self._rankings(steep), targets))
                 except NothingToPrune:
