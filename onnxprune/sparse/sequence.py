@@ -18,6 +18,7 @@ from onnxprune.budgets._dp import allocate
 from onnxprune.calibrate.collect import Evidence
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Site, sites
+from onnxprune.calibrate.steady import steadied
 from onnxprune.calibrate.stream import Stream
 from onnxprune.model import Model
 from onnxprune.recovery._sequence import Settings, Walk, weights_of, write
@@ -124,12 +125,19 @@ class Fitter:
             dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
         return walk
 
-    def _solvers(self, site: Site, evidence: Evidence, model: Model, pattern: Pattern) -> list[Solver]:
+    def _solvers(
+        self, site: Site, evidence: Evidence, model: Model, pattern: Pattern
+    ) -> list[tuple[Solver, float]]:
+        """Return what chooses the zeros of each block, and the factor of its errors."""
         view, matrices = site.view, weights_of(site, model)[0]
-        return [
-            self.method.solve(Task(problem, matrices[block], view.channels, view.taps, pattern))
-            for block, problem in enumerate(problems(evidence.whole(), site))
-        ]
+        alone = list(np.arange(view.width)[:, None])
+        parts = (problems(m, site) for m in (evidence.train, evidence.held, evidence.whole()))
+        found = []
+        for matrix, train, held, whole in zip(matrices, *parts, strict=True):
+            problem, factor = steadied(train, held, whole, alone, matrix)
+            task = Task(problem, matrix, view.channels, view.taps, pattern)
+            found.append((self.method.solve(task), factor))
+        return found
 
     def originals(self) -> Iterator[tuple[Site, Evidence]]:
         """Yield the layers of targets with what is known of their inputs and outputs in the original."""
@@ -146,7 +154,7 @@ class Fitter:
         found = {}
         for site, evidence in self.originals():
             solvers = self._solvers(site, evidence, self.analysis.model, pattern)
-            rise = np.sum([solver.curve(LEVELS) for solver in solvers], axis=0)
+            rise = np.sum([factor * solver.curve(LEVELS) for solver, factor in solvers], axis=0)
             found[site.weight] = rise / (evidence.spread or 1.0)
         return found
 
@@ -176,7 +184,7 @@ class Fitter:
             walk.done(site)
             if treated:
                 level = self.levels.get(site.weight, self.options.sparsity or 0.0)
-                found = [s.at(level) for s in self._solvers(site, evidence, model, pattern)]
+                found = [s.at(level) for s, _ in self._solvers(site, evidence, model, pattern)]
             else:
                 found = [(np.ones(w.shape, bool), w) for w in old[0]]
             fits, self.fits[site.weight] = fit_layer(site, evidence, found, old, ridges)

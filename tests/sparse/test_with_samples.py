@@ -90,7 +90,8 @@ def test_levels_come_from_one_allocation():
     assert max(shares) - min(shares) > 0.1
     assert abs(one.report.zeros / one.report.weights - 0.6) < 0.02
     each = onnxprune.sparsify(model, pattern="unstructured", sparsity=0.6, calib=calib, scope="local")
-    assert max(abs(line.zeros / line.weights - 0.6) for line in each.report.lines) < 0.05
+    # a refit gives inputs that never vary no weight, on top of what was asked
+    assert max(abs(line.zeros / line.weights - 0.6) for line in each.report.lines) < 0.06
     assert distance(model, one.model) < distance(model, each.model)
 
 
