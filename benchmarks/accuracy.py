@@ -118,7 +118,10 @@ class Bench:
         if name not in self.seen:
             model = inline(Model.load(self.path(name)))
             analysis = analyse(model, keep_blocks=self.align != "none")
-            self.seen = {name: (model, analysis, count_macs(analysis.coupling))}
+            macs = count_macs(analysis.coupling)
+            if not macs:
+                raise RuntimeError("no layer of it counts as MACs")
+            self.seen = {name: (model, analysis, macs)}
         return self.seen[name]
 
     def share(self, name: str, path: Path) -> float:
