@@ -19,27 +19,34 @@ Array = NDArray[Any]
 
 
 def outputs(model: Model, samples: Samples, providers: Sequence[str] | None = None) -> Array:
-    """Return the first floating-point output over all samples, samples along axis 0.
+    """Return the first floating-point output over all samples, samples along axis 0; else the first of integers.
 
     Raises
     ------
     CalibrationError
-        If the model fails on them.
+        If the model fails on them, or has no such output.
     """
     try:
         session = open_session(model, providers=providers, prepack=True, optimise=True)
         rows = []
         for batch, count in zip(samples.batches, samples.counts, strict=True):
             values = session.run(batch)
-            first = next((v for v in values.values() if np.asarray(v).dtype.kind == "f"), None)
-            if first is None:
-                raise CalibrationError("The model has no floating-point output to compare.")
-            array = np.asarray(first, np.float64)
+            array = _first([v for v in values.values() if isinstance(v, np.ndarray)])
             whole = array.ndim > 0 and array.shape[0] == count
             rows.append(array if whole else array[None])
         return np.concatenate(rows)
     except RunError as error:
         raise CalibrationError(f"The model fails on the samples: {error}.") from error
+
+
+def _first(values: Sequence[Array]) -> Array:
+    for array in values:
+        if array.dtype.kind == "f":
+            return array.astype(np.float64)
+    for array in values:
+        if array.dtype.kind in "iub":
+            return array.astype(np.int64)
+    raise CalibrationError("The model has no output of numbers to compare.")
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -56,8 +63,9 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
 
     Parameters
     ----------
-    original, pruned : float64[samples, ...]
-        Outputs; they are classes where one axis behind the samples is longer than 1, no more.
+    original, pruned : float64 or int64 [samples, ...]
+        Outputs; they are classes where one axis behind the samples is longer than 1, no more. Integers are numbers of
+        classes, as ArgMax gives them, each for one position: they count as one-hot rows.
     labels : int array [samples], optional
         For true accuracy.
 
@@ -68,6 +76,8 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
         over samples); where they are classes ``agreement`` (same top-1) with
         ``agreement_interval`` (95 %) and ``kl`` (mean, nats); with labels ``accuracy`` (before, after), in points.
     """
+    if original.dtype.kind == "i":
+        return _compare_numbers(original, pruned, labels)
     classes = sum(size > 1 for size in original.shape[1:]) == 1
     original, pruned = original.reshape(len(original), -1), pruned.reshape(len(pruned), -1)
     difference = float(np.linalg.norm(pruned - original))
@@ -91,6 +101,24 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
                 "before": 100 * float((original.argmax(axis=1) == truth).mean()),
                 "after": 100 * float((pruned.argmax(axis=1) == truth).mean()),
             }
+    return found
+
+
+def _compare_numbers(original: Array, pruned: Array, labels: Array | None) -> dict[str, Any]:
+    n = len(original)
+    original, pruned = original.reshape(n, -1), pruned.reshape(n, -1)
+    same = float((original == pruned).mean())
+    found: dict[str, Any] = {
+        "samples": n,
+        "relative_error": float(np.sqrt(2 * (1 - same))),
+        "cosine": same,
+        "agreement": same,
+        "agreement_interval": list(wilson(same, n)),
+    }
+    if labels is not None and labels.size == original.size:
+        truth = np.asarray(labels).reshape(original.shape)
+        hits = [100 * float((numbers == truth).mean()) for numbers in (original, pruned)]
+        found["accuracy"] = {"before": hits[0], "after": hits[1]}
     return found
 
 
