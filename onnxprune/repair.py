@@ -28,7 +28,6 @@ from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.progress import Step
 from onnxprune.recovery._sequence import (
-    LEAST,
     LayerReport,
     Settings,
     Walk,
@@ -43,6 +42,7 @@ __all__ = ["Calibration", "Fitted", "refit_analysis"]
 Ints = NDArray[np.int64]
 Say = Callable[[str], None]
 FLOOR = 0.1  # of the units of a group that always stay
+ROUGH = 1 << 13  # positions of a narrow layer in a fit on the way
 #: Of activations that are held of the original, and as many of all models that are fitted side by side.
 MOST_BYTES = 1 << 30
 
@@ -115,7 +115,8 @@ class Calibration:
     def on(self, samples: Samples, most: int) -> Calibration:
         """Return the same calibration for fits on other samples, with at most so many rows for each regressor."""
         found = copy.copy(self)
-        found.samples, found.settings, found.say = samples, replace(self.settings, most=most), None
+        found.settings = replace(self.settings, most=most, least=ROUGH)
+        found.samples, found.say = samples, None
         return found
 
     def measure_curves(self) -> None:
@@ -222,7 +223,7 @@ class Calibration:
         shape = self.analysis.tracer.types[site.y][1] or ()
         positions = np.prod(shape, dtype=np.float64) / max(view.blocks * view.outputs, 1)
         batch = shape[0] if len(shape) > 1 else 1
-        most = max(self.settings.most * view.width, LEAST)
+        most = max(self.settings.most * view.width, self.settings.least)
         rows = min(positions / max(batch, 1) * sum(self.samples.counts), most)
         wide = view.width + view.outputs
         return float(view.blocks * (rows * wide * (300 + wide) + 5 * view.width**3))

@@ -25,7 +25,7 @@ from onnxprune.calibrate.steady import steadied
 from onnxprune.calibrate.stream import Stream
 from onnxprune.model import Model
 
-__all__ = ["LEAST", "LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "weights_of", "write"]
+__all__ = ["LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "weights_of", "write"]
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -34,8 +34,6 @@ Matrix = NDArray[np.float64]
 
 #: Ridges where there are fewer than two rows for each regressor: near the old weights.
 STRONG = (0.1, 1.0, 10.0)
-#: Positions of a layer that are used in any case, where there are as many.
-LEAST = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,8 @@ class Settings:
         Whether a bias may be changed alone.
     most : int
         Output positions that are used of a layer, for each regressor; a third of them to rank units.
+    least : int
+        Output positions that are used of a layer in any case, where there are as many.
     seed : int
     alone : callable, optional
         (problem, kept, old weights) -> fit, applied to every layer without a choice.
@@ -58,6 +58,7 @@ class Settings:
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     bias: bool = True
     most: int = 200
+    least: int = 1 << 15
     seed: int = 0
     alone: Callable[[Problem, Ints, Matrix], Fit] | None = None
 
@@ -157,7 +158,7 @@ class Walk:
         return self.valid or [None] * len(self.counts)
 
     def _draw(self, site: Site, most: int) -> Draw:
-        most = max(most * site.view.width, LEAST)
+        most = max(most * site.view.width, self.settings.least)
         return Draw(sum(self.counts), most, self.settings.seed + site.number)
 
 
