@@ -183,11 +183,8 @@ class Costs:
         term = self.terms[n]
         if term.cost is not None:
             return np.array([self._known(n, {**state, name: count}) for count in counts.tolist()])
-        product, others = np.full(len(counts), term.weight), {**state, name: 0}
-        for root in term.dims:
-            share = self.losses.of_root.get(root, {}).get(name, 0.0)
-            product *= self.losses.length(root, others) - share * counts
-        return product
+        changed: dict[str, Any] = {**state, name: counts}  # lengths become arrays, and so does their product
+        return np.asarray(self._value(n, lambda root: self.losses.length(root, changed)))
 
     def independent(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """Split groups into those of which no two share a term, and the rest; groups that touch few come first."""

@@ -184,12 +184,12 @@ def ranked(consumers: Sequence[Consumer], scores: Sequence[Matrix], least: int) 
     least : int
         Units that stay.
     """
-    total = np.zeros(units := len(consumers[0].rows))
+    total = np.zeros(len(consumers[0].rows))
     for consumer, score in zip(consumers, scores, strict=True):
         total += np.array([score[rows].sum() for rows in consumer.rows]) / consumer.unit
     order = np.argsort(total, kind="stable")
     error = np.concatenate([[0.0], np.cumsum(total[order])])
-    error[max(units - max(least, 0), 0) + 1 :] = np.inf
+    error[max(total.size - max(least, 0), 0) + 1 :] = np.inf
     return Curve(order, error)
 
 

@@ -81,5 +81,4 @@ def _pulled(problem: Problem, share: float, w: Matrix) -> Problem:
 
 def _left(problem: Problem, kept: Ints) -> float:
     """The error of least squares on some regressors, on its own moments."""
-    g = problem.g[kept]
-    return problem.variance - float((np.linalg.solve(problem.h[np.ix_(kept, kept)], g) * g).sum())
+    return float(error_of(problem, refit(problem, kept, 0.0)).sum())
