@@ -25,12 +25,13 @@ from onnxprune.cut.rewrite import rewrite
 from onnxprune.deciding import Decision, decide, plan_of, step_of
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
 from onnxprune.graph.group_types import Group
-from onnxprune.keeping import curves_of, facts_of, keep
+from onnxprune.measuring import measured
 from onnxprune.options import Options
 from onnxprune.outline import thinned
 from onnxprune.picking import pick
 from onnxprune.pipeline import Job, Result
 from onnxprune.repair import Calibration, Fitted, refit_analysis
+from onnxprune.rotation.basis import Rotated
 from onnxprune.speed import surely
 from onnxprune.targets import Target, parse_target
 
@@ -88,6 +89,7 @@ class Work:
     align: int
     budgets: Budgets
     measured: dict[str, Curve]  # loss curves of the original; steps replace those of the calibration
+    rotated: Rotated
     tilt: float | None = None
     dense: dict[str, NDArray[Any]] = field(default_factory=dict)  # outputs of the original
 
@@ -110,33 +112,12 @@ class Work:
                 f"There are {samples.count} samples only; a fifth is held out of every fit, so give 5 at least."
             )
         fit_on, aside = samples.split(ASIDE) if samples.count >= 20 else (samples, None)
-        with_data = not hasattr(registry.load("onnxprune.criteria", options.criterion), "score")
-        calibration = Calibration(
-            analysis,
-            fit_on,
-            groups,
-            options.criterion if with_data else "",
-            options.recover,
-            options.seed,
-            job.progress,
-        )
-        if with_data:
-            facts = facts_of(
-                job.sha256(),
-                fit_on,
-                groups,
-                criterion=options.criterion,
-                seed=options.seed,
-                inexact=options.allow_inexact,
-            )
-            calibration.curves = curves_of(facts) or {}
-            if not calibration.curves:
-                with job.stage("calibrate"):
-                    calibration.measure_curves()
-                keep(facts, calibration.curves)
+        calibration, rotated = measured(job, analysis, groups, fit_on)
+        analysis = calibration.analysis
         budgets = pipeline.budgets_of(job, analysis, groups)
         step = step_of(options)
-        return cls(job, analysis, groups, fit_on, aside, calibration, step, budgets, calibration.curves)
+        curves = calibration.curves
+        return cls(job, analysis, groups, fit_on, aside, calibration, step, budgets, curves, rotated)
 
     def again(self, job: Job) -> Work:
         """Return the same work under other options of the budget: samples, curves and weights are shared."""
@@ -351,6 +332,7 @@ class Work:
                 "target": trial.asked or "+".join(options.target) or None,
                 "layers": [dataclasses.asdict(line) for line in trial.fitted.layers],
                 "original": trial.original,
+                "rotated": {"groups": [m.name for m in self.rotated.mixed], "refused": self.rotated.refused},
                 "curves": {name: thinned(curve.error) for name, curve in self.calibration.curves.items()},
             }
         }
@@ -360,7 +342,7 @@ class Work:
                 f"{len(few)} layers had too few samples for a regression ({few[0]} first) and stay near their old "
                 "weights; give more."
             )
-        lost = [g.name for g in self.groups if g.name not in self.calibration.readers]
+        lost = [g.name for g in self.groups if g.name not in self.calibration.places]
         if lost:
             job.notes.append(
                 f"{len(lost)} groups are read by layers that can't be refitted, {lost[0]} first."

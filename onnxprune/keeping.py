@@ -40,7 +40,7 @@ def _code() -> str:
     here = Path(__file__).parent
     files = [
         here / "repair.py",
-        *(p for d in ("calibrate", "criteria", "recovery") for p in (here / d).glob("*.py")),
+        *(p for d in ("calibrate", "criteria", "recovery", "rotation") for p in (here / d).glob("*.py")),
     ]
     digest = hashlib.sha256()
     for path in sorted(files):

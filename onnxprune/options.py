@@ -115,6 +115,14 @@ class Options(SharedOptions):
         metavar="K",
         needs_samples=True,
     )
+    rotate: bool = option(
+        True,
+        "with --calib: first turn attention heads and linear bottlenecks, without loss, so that few of their axes hold "
+        "most of what is read",
+        stage="calibrate",
+        flag="--no-rotate",
+        needs_samples=True,
+    )
     trials: int = option(
         4,
         "with --calib and --target: fits on few samples that find how much errors at each depth of the model matter; "
@@ -218,6 +226,7 @@ class MoreFields(SharedFields, total=False):
     target: tuple[str, ...]
     recover: str
     steps: int
+    rotate: bool
     trials: int
     min_agreement: float | None
     max_drop: float | None

@@ -36,6 +36,7 @@ from onnxprune.recovery._sequence import (
     weights_of,
     write,
 )
+from onnxprune.rotation.products import Product, silenced
 
 __all__ = ["Calibration", "Fitted", "refit_analysis"]
 
@@ -74,6 +75,8 @@ class Calibration:
     seed : int
     say : callable, optional
         Told what is being done.
+    products : dict
+        Group that no layer reads -> what it is part of, where its loss was measured.
     """
 
     analysis: Analysis
@@ -84,6 +87,7 @@ class Calibration:
     seed: int = 0
     say: Say | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
@@ -103,8 +107,9 @@ class Calibration:
 
     @property
     def places(self) -> dict[str, list[int]]:
-        """Group -> positions of the layers that read it."""
-        return {name: [site.number for site, _ in mine] for name, mine in self.readers.items()}
+        """Group -> positions of the layers that read it, or hear of it first."""
+        read = {name: [site.number for site, _ in mine] for name, mine in self.readers.items()}
+        return {name: [product.site.number] for name, product in self.products.items()} | read
 
     @property
     def gram_bytes(self) -> int:
@@ -186,13 +191,20 @@ class Calibration:
     def _fit(self, fitted: Fitted, site: Site, evidence: Evidence) -> None:
         """Fit one layer of one model."""
         name = self.alone.get(site.number, "")
-        if name in fitted.removed and hasattr(self.measure, "curve"):
+        if name not in self.products and name in fitted.removed and hasattr(self.measure, "curve"):
             count = len(fitted.removed[name])
             fitted.removed[name] = self._choose(site, name, count, evidence, fitted.model)
         width = np.arange(site.view.width)
         cut = gone(self.readers, fitted.removed).get(site.weight)
+        silent = [
+            p.channels(site.number, fitted.removed[n])
+            for n, p in self.products.items()
+            if n in fitted.removed
+        ]
         kept = [np.setdiff1d(width, c) for c in cut] if cut else [width] * site.view.blocks
         fits, report = fit_blocks(site, evidence, kept, weights_of(site, fitted.model), self.settings)
+        for channels in silent:
+            fits = silenced(site, fits, channels)
         write(fitted.model, site, fits)
         fitted.layers.append(report)
 
@@ -245,7 +257,9 @@ class _Member:
     def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> _Member:
         """Begin with the original; whole: at its first layer, whatever is cut."""
         units = {name: np.asarray(mine) for name, mine in removed.items()}
-        cut = (s.number for name in units for s, _ in calibration.readers.get(name, ()))
+        cut = [s.number for name in units for s, _ in calibration.readers.get(name, ())]
+        made = [p.mixable.makers for name, p in calibration.products.items() if name in units]
+        cut += [side.site.number for sides in made for side in sides]
         again = _Curves(calibration, dict(calibration.curves))
         fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
         return cls(fitted, 0 if whole else min(cut, default=1 << 60), again)
@@ -256,7 +270,7 @@ class _Curves:
 
     def __init__(self, calibration: Calibration, done: dict[str, Curve] | None = None) -> None:
         self.of = calibration
-        self.last = {name: max(places) for name, places in calibration.places.items()}
+        self.last = {name: max(s.number for s, _ in mine) for name, mine in calibration.readers.items()}
         self.held: dict[str, list[Consumer]] = {}
         self.done: dict[str, Curve] = {} if done is None else done
 

@@ -71,6 +71,10 @@ class Samples:
         """Samples in all."""
         return sum(self.counts)
 
+    def few(self, most: int) -> Samples:
+        """Return the first samples, about so many at most."""
+        return self if self.count <= most else self.split(1 - most / self.count)[0]
+
     def split(self, share: float) -> tuple[Samples, Samples | None]:
         """Set the last samples aside, about this share; whole batches only where the model fixes their size.
 

@@ -1,0 +1,75 @@
+"""From samples to loss curves: turn what can be turned, then run the original once, or read what was kept."""
+
+from __future__ import annotations
+
+from onnxprune import registry
+from onnxprune.analysis import Analysis
+from onnxprune.calibrate.algebra import Curve
+from onnxprune.calibrate.samples import Samples
+from onnxprune.graph.group_types import Group
+from onnxprune.keeping import curves_of, facts_of, keep
+from onnxprune.pipeline import Job
+from onnxprune.repair import FLOOR, Calibration
+from onnxprune.rotation.basis import Rotated, rotate
+from onnxprune.rotation.products import products
+
+__all__ = ["measured"]
+
+
+def measured(
+    job: Job, analysis: Analysis, groups: list[Group], samples: Samples
+) -> tuple[Calibration, Rotated]:
+    """Return a calibration with the loss curves of all groups that have one, and what was turned for it.
+
+    Parameters
+    ----------
+    job : Job
+    analysis : Analysis
+    groups : list of Group
+        That may be cut.
+    samples : Samples
+        That fits may see.
+
+    Raises
+    ------
+    CalibrationError
+        If the samples don't fit the model.
+    """
+    options = job.options
+    with_data = not hasattr(registry.load("onnxprune.criteria", options.criterion), "score")
+    rotated = Rotated(analysis)
+    if with_data and options.rotate:
+        with job.stage("rotate"):
+            rotated = rotate(analysis, groups, samples)
+    criterion = options.criterion if with_data else ""
+    calibration = Calibration(
+        rotated.analysis, samples, groups, criterion, options.recover, options.seed, job.progress
+    )
+    if with_data:
+        calibration.curves = _curves(job, calibration, rotated)
+        with job.stage("rotate"):
+            calibration.products = products(rotated, samples, calibration.sites, FLOOR)
+        curves = calibration.curves
+        curves |= {n: p.with_readers(curves.get(n)) for n, p in calibration.products.items()}
+    return calibration, rotated
+
+
+def _curves(job: Job, calibration: Calibration, rotated: Rotated) -> dict[str, Curve]:
+    """Return the curves that were kept, or take them."""
+    options = job.options
+    facts = facts_of(
+        job.sha256(),
+        calibration.samples,
+        calibration.groups,
+        criterion=options.criterion,
+        seed=options.seed,
+        inexact=options.allow_inexact,
+        rotated=[m.name for m in rotated.mixed],
+    )
+    kept = curves_of(facts)
+    if kept:
+        return kept
+    with job.stage("calibrate"):
+        calibration.measure_curves()
+    keep(facts, calibration.curves)
+    return calibration.curves

@@ -1,0 +1,263 @@
+"""Turn the units of mixable groups so that the first hold most of what is read, and the last can go.
+
+A stream, read by layers with weights ``W`` and inputs of covariance ``C``, gets an orthogonal basis: its first ``k``
+axes span the ``k`` sums of inputs from which the layers' outputs follow with the least squared error, for each ``k``.
+In a product ``q . k`` the bases are those of the singular vectors of ``Cq^1/2 Ck^1/2``: dropping axes changes the
+products by the squares of their singular values, if ``q`` and ``k`` are independent. ``Ck`` is taken about the mean,
+since what all keys share moves all products of a query alike and a Softmax doesn't see it.
+
+Nothing is lost: the model computes what it did, which is checked in onnxruntime; what fails is left as it was.
+
+References
+----------
+Eckart and Young, "The approximation of one matrix by another of lower rank", Psychometrika 1936. Streams: reduced-rank
+regression, Izenman 1975; rotations of what lies between layers, Ashkboos et al., SliceGPT, arXiv 2401.15024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.analysis import Analysis
+from onnxprune.calibrate.agreement import outputs
+from onnxprune.calibrate.algebra import Fit
+from onnxprune.calibrate.collect import positions_of
+from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.regressors import channels_last
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.sites import readers, sites
+from onnxprune.calibrate.stream import Stream
+from onnxprune.carry import Failed, most
+from onnxprune.errors import VerificationError
+from onnxprune.graph.group_types import Group
+from onnxprune.model import Model
+from onnxprune.proof.compare import compare
+from onnxprune.recovery._sequence import weights_of, write
+from onnxprune.rotation.linear import Mixable, Side, find
+
+__all__ = ["Rotated", "rotate"]
+
+Matrix = NDArray[np.float64]
+
+#: Samples that the bases are found on, and that the model is compared on; positions of a sample that are looked at.
+FEW, CHECKED, POSITIONS = 256, 16, 256
+#: Added to covariances, as a share of their mean variance, before they are inverted.
+RIDGE = 1e-4
+#: Greatest difference of an output, relative to its greatest value, that rounding may make.
+ROUNDING = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-3, np.dtype(np.float16): 2e-2}
+
+
+@dataclass
+class Rotated:
+    """A model whose mixable groups stand in another basis.
+
+    Attributes
+    ----------
+    analysis : Analysis
+        Of a model that computes what the original does.
+    mixed : list of Mixable
+        What was turned.
+    strength : dict
+        Group that is a product -> float64[units], the squared singular values over all heads, falling.
+    refused : dict
+        What was left as it was -> why.
+    """
+
+    analysis: Analysis
+    mixed: list[Mixable] = field(default_factory=list)
+    strength: dict[str, Matrix] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def rotate(analysis: Analysis, groups: list[Group], samples: Samples) -> Rotated:
+    """Turn the units of the groups that can be mixed.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    groups : sequence of Group
+    samples : Samples
+        Of which a few hundred are taken.
+
+    Raises
+    ------
+    CalibrationError
+        If onnxruntime fails on the samples.
+    """
+    result, layers = Rotated(analysis), sites(analysis)
+    found = {m.name: m for m in find(analysis, groups, layers, readers(layers, groups))}
+    if not found:
+        return result
+    few = samples.few(FEW)
+    moments = _moments(analysis, few, found.values())
+    turns = {name: _turn(analysis.model, mixable, moments) for name, mixable in found.items()}
+    check = samples.few(CHECKED)
+    before = outputs(analysis.model, check)
+
+    def attempt(names: Sequence[str]) -> Model:
+        model = analysis.model.fork()
+        for name in names:
+            _apply(model, found[name], turns[name])
+        error = compare(before, outputs(model, check)).error if names else 0.0
+        if not error <= _rounding(analysis.model, found, names):
+            raise Failed(f"in another basis the output differs by {error:.1e}")
+        return model
+
+    try:
+        model, result.refused = most(list(found), attempt)
+    except VerificationError as error:
+        result.refused = dict.fromkeys(found, str(error))
+        return result
+    result.analysis = replace(analysis, model=model)
+    result.mixed = [m for name, m in found.items() if name not in result.refused]
+    result.strength = {m.group: turns[m.name].strength for m in result.mixed if m.product >= 0}
+    return result
+
+
+@dataclass
+class _Turn:
+    """Matrices for the left and the right of a group, [heads, units, units], and the strength of each axis."""
+
+    left: Matrix
+    right: Matrix
+    strength: Matrix
+
+
+def _rounding(model: Model, found: Mapping[str, Mixable], names: Sequence[str]) -> float:
+    types = {model.weight(s.site.weight).dtype for n in names for s in found[n].makers}
+    return max((ROUNDING.get(t, ROUNDING[np.dtype(np.float32)]) for t in types), default=0.0)
+
+
+def _moments(
+    analysis: Analysis, samples: Samples, found: Iterable[Mixable]
+) -> dict[tuple[str, int], Moments]:
+    """Return the moments of the channels at both ends: (tensor, its channel axis) -> moments."""
+    wanted: dict[tuple[str, int], int] = {}
+    for mixable in found:
+        for side in mixable.makers:
+            wanted[side.site.y, side.site.view.out_axis] = side.site.end + 1
+        for side in () if mixable.product >= 0 else mixable.right:
+            wanted[side.site.x, _in_axis(analysis, side)] = side.site.number
+    types = {name: typed[0] for name, typed in analysis.tracer.types.items()}
+    stream = Stream(analysis.model, samples.batches, types)
+    stream.keep = {name for name, _ in wanted}
+    result: dict[tuple[str, int], Moments] = {}
+    for (name, axis), end in sorted(wanted.items(), key=lambda item: item[1]):
+        for batch, count, valid in zip(stream.run(end, [name]), samples.counts, samples.valid, strict=True):
+            rows = channels_last(batch[name], axis)
+            at = positions_of(batch[name], rows, valid)
+            at = at[:: max(len(at) // (POSITIONS * max(count, 1)), 1)]
+            result.setdefault((name, axis), Moments.empty(rows.shape[1])).add(rows[at])
+        stream.keep.discard(name)
+    return result
+
+
+def _in_axis(analysis: Analysis, side: Side) -> int:
+    ((_, axis),) = [c for c in analysis.coupling.nodes[side.site.number].contracted if c[0] == 0]
+    return axis
+
+
+def _turn(model: Model, mixable: Mixable, moments: Mapping[tuple[str, int], Moments]) -> _Turn:
+    def of(side: Side, head: int, tensor: str) -> Moments:
+        whole = next(m for (name, _), m in moments.items() if name == tensor)
+        at = side.at[head]
+        return Moments(len(at), whole.n, whole.mean[at], whole.gram[np.ix_(at, at)])
+
+    found = []
+    for head in range(mixable.heads):
+        left = [(s, h) for s in mixable.left for h in _share(len(s.at), mixable.heads, head)]
+        right = [(s, h) for s in mixable.right for h in _share(len(s.at), mixable.heads, head)]
+        if mixable.product >= 0:
+            first, second = ([of(s, h, s.site.y) for s, h in sides] for sides in (left, right))
+            second_moment = np.sum([m.cov + np.outer(m.mean, m.mean) for m in first], axis=0)
+            found.append(_product(second_moment, np.sum([m.cov for m in second], axis=0)))
+        else:
+            found.append(_stream([(of(s, h, s.site.x).cov, _read(model, s, h)) for s, h in right]))
+    a, b, strength = zip(*found, strict=True)
+    return _Turn(np.stack(a), np.stack(b), np.sum(strength, axis=0))
+
+
+def _share(mine: int, heads: int, head: int) -> range:
+    """Return which of a side's heads take one matrix: neighbours, where it has more of them than there are."""
+    each = mine // heads
+    return range(head * each, (head + 1) * each)
+
+
+def _read(model: Model, side: Side, head: int) -> Matrix:
+    """Return float64[units, taps * outputs], what a layer does with the units of a head."""
+    view = side.site.view
+    matrix = weights_of(side.site, model)[0][0].reshape(view.channels, -1)
+    return np.asarray(matrix[side.at[head]])
+
+
+def _stream(readers: Sequence[tuple[Matrix, Matrix]]) -> tuple[Matrix, Matrix, Matrix]:
+    """Return the basis of a stream, its inverse for the readers, and nothing to say of strength."""
+    cov = np.mean([c for c, _ in readers], axis=0)
+    gram = np.zeros_like(cov)
+    for mine, weight in readers:  # each reader's error in units of its output
+        one = weight @ weight.T
+        gram += one / max(float(np.sum(one * mine)), 1e-30)
+    root = _root(cov)
+    strength, vectors = np.linalg.eigh(root @ gram @ root)
+    basis = np.linalg.qr(gram @ root @ vectors[:, ::-1])[0]
+    return basis, basis, np.maximum(strength[::-1], 0.0)
+
+
+def _product(left: Matrix, right: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """Return the bases of both sides of a product, and the squares of what each axis adds to it."""
+    one, two = _root(left), _root(right)
+    _, s, vt = np.linalg.svd(one @ two)
+    scale = 1 / np.sqrt(np.maximum(s, 1e-6 * max(float(s[0]), 1e-30)))
+    basis = two @ vt.T * scale
+    return basis, np.linalg.inv(basis).T, s**2
+
+
+def _root(cov: Matrix) -> Matrix:
+    """Return the square root of a covariance with a little ridge."""
+    size = max(float(np.trace(cov)) / len(cov), 1e-30)
+    values, vectors = np.linalg.eigh(cov + RIDGE * size * np.eye(len(cov)))
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
+
+
+def _apply(model: Model, mixable: Mixable, turn: _Turn) -> None:
+    """Put the matrices into the layers of both ends."""
+    for side in mixable.left:
+        _make(model, side, turn.left)
+    for side in mixable.right:
+        if mixable.product >= 0:
+            _make(model, side, turn.right)
+        else:
+            _take(model, side, turn.right)
+
+
+def _make(model: Model, side: Side, turns: Matrix) -> None:
+    matrix, bias = (np.array(a[0]) for a in weights_of(side.site, model))
+    for turn, head in _by_head(side, turns):
+        matrix[:, head] = matrix[:, head] @ turn
+        bias[head] = bias[head] @ turn
+    _write(model, side, matrix, bias)
+
+
+def _take(model: Model, side: Side, turns: Matrix) -> None:
+    matrix, bias = (np.array(a[0]) for a in weights_of(side.site, model))
+    view = side.site.view
+    split = matrix.reshape(view.channels, -1)
+    for turn, head in _by_head(side, turns):
+        split[head] = turn.T @ split[head]
+    _write(model, side, split.reshape(matrix.shape), bias)
+
+
+def _by_head(side: Side, turns: Matrix) -> Iterable[tuple[Matrix, NDArray[Any]]]:
+    for number, turn in enumerate(turns):
+        for head in _share(len(side.at), len(turns), number):
+            yield turn, side.at[head]
+
+
+def _write(model: Model, side: Side, matrix: Matrix, bias: Matrix) -> None:
+    site = side.site if side.site.bias else replace(side.site, adder=None)  # none is added
+    write(model, site, [Fit(matrix, bias)])

@@ -1,0 +1,275 @@
+"""Groups whose units can be mixed: what lies between their makers and their readers is linear and treats all alike.
+
+Two kinds are found. A *stream* runs from layers that make it, through sums, means and changes of shape, to layers that
+read it: the values of an attention head, or the residual sum of linear bottlenecks. A *product* ends where two sides of
+it are multiplied: queries and keys. In both an invertible matrix may be put on one side and its inverse on the other.
+
+Rules:
+
+1. A layer is a `Site` whose weight and bias nobody else reads, and which isn't grouped.
+2. Every weight that the group touches belongs to one of these layers; each unit owns as many channels of it as any
+   other. The n-th of them, in ascending order, is its channel in head n.
+3. Between layers there are only the ops of `STILL`, sums of two parts of the group, and products with one number. A
+   MatMul of two activations passes one of them on, or is the end where both belong to the group.
+4. A group may be both, where one layer makes queries, keys and values and they have one width. Its heads are then taken
+   to be those of queries first, of keys, and of values; a model in which they aren't doesn't pass the comparison with
+   the original that follows (`onnxprune.rotation.basis`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.analysis import Analysis
+from onnxprune.calibrate.sites import Readers, Site
+from onnxprune.graph.coupling import Applied
+from onnxprune.graph.group_types import Group, Member
+
+__all__ = ["Mixable", "Side", "find"]
+
+Ints = NDArray[np.int64]
+
+#: Ops that move or average positions of their first input, or say its shape; all units alike.
+STILL = frozenset({
+    "Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather", "Expand",
+    "GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum", "Resize", "Upsample", "Shape",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A layer at one end of a group.
+
+    Attributes
+    ----------
+    site : Site
+    at : int64[heads, units]
+        Channel of each unit in each head: of the layer's output where it makes the group, else of its input.
+    """
+
+    site: Site
+    at: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Mixable:
+    """A group whose units can be mixed.
+
+    Attributes
+    ----------
+    group : str
+    left, right : tuple of Side
+        A matrix goes to the output channels of the left; its inverse to the input channels of the right, or, in a
+        product, the inverse's transpose to the output channels of the right.
+    product : int
+        Position of the node that multiplies left and right; -1 for a stream.
+    """
+
+    group: str
+    left: tuple[Side, ...]
+    right: tuple[Side, ...]
+    product: int = -1
+
+    @property
+    def name(self) -> str:
+        """The group, and which kind this is."""
+        return f"{self.group} ({'product' if self.product >= 0 else 'stream'})"
+
+    @property
+    def makers(self) -> tuple[Side, ...]:
+        """Layers whose output channels belong to the group."""
+        return (*self.left, *self.right) if self.product >= 0 else self.left
+
+    @property
+    def heads(self) -> int:
+        """Matrices that may differ."""
+        return min(len(side.at) for side in (*self.left, *self.right))
+
+
+class _No(ValueError):
+    """A group that can't be mixed."""
+
+
+def find(
+    analysis: Analysis, groups: Sequence[Group], found: Sequence[Site], readers: Readers
+) -> list[Mixable]:
+    """Find the groups whose units can be mixed.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    groups : sequence of Group
+        Of those that cut the same channels in other units the first counts.
+    found : sequence of Site
+        The layers of the model that can be fitted.
+    readers : dict
+        Group -> layers that read it.
+    """
+    by_weight = {s.weight: s for s in found if s.view.blocks == 1}
+    result: list[Mixable] = []
+    taken: set[tuple[str, int]] = set()
+    for group in groups:
+        try:
+            mine = _Look(analysis, group, by_weight, readers).mixable()
+        except _No:
+            continue
+        made = {(s.site.weight, int(c)) for m in mine for s in m.makers for c in s.at.flat}
+        if not made & taken:
+            taken |= made
+            result += mine
+    return result
+
+
+class _Look:
+    """One group, from its layers to what lies between them."""
+
+    def __init__(
+        self, analysis: Analysis, group: Group, by_weight: Mapping[str, Site], readers: Readers
+    ) -> None:
+        self.model, self.coupling, self.group = analysis.model, analysis.coupling, group
+        try:  # what the loss of one unit touches is what belongs to the group
+            self.touched = analysis.grouping.dead({group.name: [0]}).keys()
+        except ValueError as error:
+            raise _No from error
+        self.makers = {
+            m.tensor: self._maker(by_weight[m.tensor], m)
+            for m in group.members
+            if not m.contracted and m.tensor in by_weight and by_weight[m.tensor].bias != m.tensor
+        }
+        self.readers = [
+            Side(site, _at_rows(rows[0], site.view.taps))
+            for site, rows in readers.get(group.name, ())
+            if site.view.blocks == 1
+        ]
+
+    def mixable(self) -> list[Mixable]:
+        """Return the group as a stream, a product, or both."""
+        ours = {*self.makers, *(s.site.bias for s in self.makers.values())}
+        theirs = {s.site.weight for s in self.readers}
+        if any(m.tensor not in (theirs if m.contracted else ours) for m in self.group.members):
+            raise _No
+        products = self._between()
+        sides, ends, name = tuple(self.makers.values()), tuple(self.readers), self.group.name
+        if not sides or not (products or ends) or len(products) > 1:
+            raise _No
+        if not products:
+            return [_fitting(Mixable(name, sides, ends))]
+        if not ends:
+            return [_fitting(Mixable(name, *self._pair(products[0]), products[0]))]
+        queries, keys, values = _thirds(sides, ends)
+        return [_fitting(Mixable(name, queries, keys, products[0])), _fitting(Mixable(name, values, ends))]
+
+    def _maker(self, site: Site, member: Member) -> Side:
+        weight, view = self.model.weight(site.weight), site.view
+        shared = site.bias and not (site.own and self.model.weight(site.bias).size == view.outputs)
+        if member.axis == view.weight_axis or weight.shape[member.axis] != view.outputs or shared:
+            raise _No
+        by_unit = np.lexsort((member.index, member.unit))
+        return Side(
+            site, _heads([member.index[by_unit[member.unit[by_unit] == u]] for u in range(self.group.units)])
+        )
+
+    def _in(self, dims: Sequence[int] | None) -> bool:
+        return dims is not None and any(self.coupling.space.find(d) in self.touched for d in dims)
+
+    def _between(self) -> list[int]:
+        """Check all nodes that the group touches; return those that multiply two sides of it."""
+        ends = {s.site.number for s in self.readers}
+        makers = {n for s in self.makers.values() for n in (s.site.number, s.site.end)}
+        products = []
+        for number, applied in enumerate(self.coupling.nodes):
+            inside, outside = [self._in(d) for d in applied.ins], any(self._in(d) for d in applied.outs)
+            if number in makers or not (any(inside) or outside):
+                continue
+            if number in ends:
+                if inside != [True, True, False][: len(inside)]:
+                    raise _No
+            elif applied.node.op == "MatMul" and inside == [True, True] and not outside:
+                products.append(number)
+            elif not _treats_alike(applied, inside, outside=outside):
+                raise _No
+        return products
+
+    def _pair(self, product: int) -> tuple[tuple[Side, ...], tuple[Side, ...]]:
+        """Return the layers on either side of a product; the halves of one that makes both."""
+        first, second = (self._sources(n) for n in self.coupling.nodes[product].node.inputs)
+        if not first & second:
+            return tuple(self.makers[n] for n in sorted(first)), tuple(self.makers[n] for n in sorted(second))
+        if first != second or len(first) != 1:
+            raise _No
+        (whole,) = (self.makers[n] for n in first)
+        half = len(whole.at) // 2
+        queries, keys = _parts(whole, half, half)
+        return queries, keys
+
+    def _sources(self, name: str) -> set[str]:
+        """Return the weights of the layers that a tensor of the group comes from."""
+        ends = {s.site.y: weight for weight, s in self.makers.items()}
+        made = {n: a for a in self.coupling.nodes for n in a.node.outputs}
+        found, seen, todo = set(), set(), [name]
+        while todo:
+            name = todo.pop()
+            if name in ends:
+                found.add(ends[name])
+            elif name in made and name not in seen:
+                todo += [
+                    n for n, d in zip(made[name].node.inputs, made[name].ins, strict=True) if self._in(d)
+                ]
+            seen.add(name)
+        return found
+
+
+def _treats_alike(applied: Applied, inside: Sequence[bool], *, outside: bool) -> bool:
+    """Whether a node that a group runs through is linear in it, and the same for all of its units."""
+    node = applied.node
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op in STILL:
+        return inside[0] and not any(inside[1:])
+    if node.op in ("Add", "Sub"):
+        return all(inside) and node.shapes[0] == node.shapes[1]
+    if node.op in ("Mul", "Div"):
+        other = node.shapes[1] if inside[0] else node.shapes[0]
+        alone = inside == [True, False] or (node.op == "Mul" and inside == [False, True])
+        return alone and other is not None and int(np.prod(other)) == 1
+    return node.op == "MatMul" and sum(inside) == 1 and outside
+
+
+def _parts(whole: Side, *counts: int) -> tuple[tuple[Side, ...], ...]:
+    """Divide the heads of a layer among what it makes."""
+    if sum(counts) != len(whole.at) or not all(counts):
+        raise _No
+    ends = np.cumsum(counts)
+    return tuple((Side(whole.site, whole.at[end - n : end]),) for n, end in zip(counts, ends, strict=True))
+
+
+def _thirds(makers: Sequence[Side], readers: Sequence[Side]) -> tuple[tuple[Side, ...], ...]:
+    """Return queries, keys and values; there are as many queries as heads that are read."""
+    queries = len(readers[0].at)
+    if len(makers) != 1:
+        raise _No
+    others = (len(makers[0].at) - queries) // 2
+    return _parts(makers[0], queries, others, others)
+
+
+def _heads(channels: Sequence[Ints]) -> Ints:
+    """Return int64[heads, units] of the channels of each unit."""
+    if len({len(c) for c in channels}) != 1 or not len(channels[0]):
+        raise _No
+    return np.stack(channels, axis=1)
+
+
+def _at_rows(rows: Sequence[Ints], taps: int) -> Ints:
+    return _heads([np.unique(r // taps) for r in rows])
+
+
+def _fitting(found: Mixable) -> Mixable:
+    """Refuse sides whose heads don't fit each other."""
+    left, right = ({len(s.at) for s in sides} for sides in (found.left, found.right))
+    if len(left) != 1 or len(right) != 1 or max(*left, *right) % min(*left, *right):
+        raise _No
+    return found

@@ -1,0 +1,165 @@
+"""Loss curves of products, such as queries and keys: what narrower heads do to the next layer that can be fitted.
+
+No layer reads the units of a product, so there is no regression to take a curve from. It is measured: the last axes of
+the basis (`onnxprune.rotation.basis`) are silenced, a few shares of them in turn, and the part of the model up to the
+next layer runs once more. Between the shares the error follows the strength of the axes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.analysis import Analysis
+from onnxprune.calibrate.algebra import Curve, Fit
+from onnxprune.calibrate.collect import positions_of
+from onnxprune.calibrate.regressors import channels_last
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.sites import Site
+from onnxprune.calibrate.stream import Stream
+from onnxprune.model import Model
+from onnxprune.recovery._sequence import weights_of, write
+from onnxprune.rotation.basis import Rotated
+from onnxprune.rotation.linear import Mixable
+
+__all__ = ["Product", "products", "silenced"]
+
+Matrix = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: Shares of the axes that are silenced in turn.
+SHARES = (0.25, 0.5, 0.75, 1.0)
+#: Samples that they are measured on.
+FEW = 64
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product, the layer that hears of it first, and its loss curve.
+
+    Attributes
+    ----------
+    mixable : Mixable
+    site : Site
+    curve : Curve
+    """
+
+    mixable: Mixable
+    site: Site
+    curve: Curve
+
+    def with_readers(self, read: Curve | None) -> Curve:
+        """Return the curve of a group that layers read as well: errors add up, and the weakest axes go first."""
+        return self.curve if read is None else Curve(self.curve.order, self.curve.error + read.error)
+
+    def channels(self, number: int, units: Ints) -> Ints:
+        """Return the output channels of the layer at a position that belong to units of the product."""
+        found = [s.at[:, units].ravel() for s in self.mixable.makers if s.site.number == number]
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def products(rotated: Rotated, samples: Samples, layers: list[Site], floor: float) -> dict[str, Product]:
+    """Measure the curves of products.
+
+    Parameters
+    ----------
+    rotated : Rotated
+        The model in its new basis.
+    samples : Samples
+        Of which a few are taken.
+    layers : list of Site
+        All layers that can be fitted, in order.
+    floor : float
+        Share of the units that always stay.
+    """
+    analysis, samples = rotated.analysis, samples.few(FEW)
+    types = {name: typed[0] for name, typed in analysis.tracer.types.items()}
+    stream = Stream(analysis.model, samples.batches, types)
+    first = {m: min(s.site.number for s in m.makers) for m in rotated.mixed if m.product >= 0}
+    result = {}
+    for mixable in sorted(first, key=lambda m: first[m]):
+        strength = rotated.strength[mixable.group]
+        site = _next(analysis, mixable.product, layers)
+        if site is None:
+            continue
+        for _ in stream.run(first[mixable], []):
+            pass
+        units = len(strength)
+        counts = [round(share * units) for share in SHARES]
+        errors = _errors(stream, samples, mixable, site, [np.arange(units - n, units) for n in counts])
+        least = max(1, int(np.ceil(floor * units)))
+        result[mixable.group] = Product(mixable, site, _curve(strength, counts, errors, least))
+    return result
+
+
+def silenced(site: Site, fits: list[Fit], channels: Ints) -> list[Fit]:
+    """Return the fits of an ungrouped layer with some of its outputs zero."""
+    if not channels.size:
+        return fits
+    (fit,) = fits
+    w, b = fit.w.copy(), fit.b.copy()
+    w[:, channels], b[channels] = 0.0, 0.0
+    return [Fit(w, b)]
+
+
+def _next(analysis: Analysis, product: int, sites: list[Site]) -> Site | None:
+    """Return the first layer that the products reach."""
+    reached = set(analysis.coupling.nodes[product].node.outputs)
+    by_number = {s.number: s for s in sites}
+    for number in range(product + 1, len(analysis.coupling.nodes)):
+        node = analysis.coupling.nodes[number].node
+        if reached.intersection(node.inputs):
+            if number in by_number:
+                return by_number[number]
+            reached |= {n for n in node.outputs if n}
+    return None
+
+
+def _errors(stream: Stream, samples: Samples, mixable: Mixable, site: Site, gone: list[Ints]) -> list[float]:
+    """Return the error that silencing axes makes at a layer, in units of the variance of what it feeds."""
+    total = site.total
+    goal, end = (total.tensor, total.end + 1) if total else (site.y, site.end + 1)
+    runs = [_rows(stream, stream.model, goal, end)]
+    runs += [_rows(stream, _without(stream.model, mixable, units), goal, end) for units in gone]
+    axis, errors, n = site.view.out_axis, np.zeros(len(gone)), 0
+    mean, square = 0.0, 0.0
+    for valid, original, *others in zip(samples.valid, *runs, strict=True):
+        rows = channels_last(original, axis)
+        at = positions_of(original, rows, valid)
+        rows = rows[at].astype(np.float64)
+        n += len(rows)
+        mean, square = mean + rows.sum(axis=0), square + float(np.sum(rows * rows))
+        for i, other in enumerate(others):
+            errors[i] += float(np.sum((channels_last(other, axis)[at] - rows) ** 2))
+    variance = square / n - float(np.sum((mean / n) ** 2))
+    return list(errors / n / max(variance, 1e-30))
+
+
+def _rows(stream: Stream, model: Model, goal: str, end: int) -> Iterator[Any]:
+    probe = copy.copy(stream)  # goes on from the same place
+    probe.model = model
+    for batch in probe.run(end, [goal]):
+        yield batch[goal]
+
+
+def _without(model: Model, mixable: Mixable, units: Ints) -> Model:
+    found = model.fork()
+    for side in mixable.left:
+        matrices, bias = weights_of(side.site, found)
+        write(found, side.site, silenced(side.site, [Fit(matrices[0], bias[0])], side.at[:, units].ravel()))
+    return found
+
+
+def _curve(strength: Matrix, counts: list[int], errors: list[float], least: int) -> Curve:
+    """Return the error of each count of axes that go, the weakest first."""
+    units = len(strength)
+    tail = np.concatenate([[0.0], np.cumsum(strength[::-1])]) / max(float(strength.sum()), 1e-30)
+    points = np.maximum.accumulate([0.0, *errors])
+    error = np.interp(tail, tail[[0, *counts]], points)
+    error[units - least + 1 :] = np.inf
+    return Curve(np.arange(units)[::-1].astype(np.int64), error)
