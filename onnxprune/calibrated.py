@@ -113,7 +113,7 @@ class Work:
             )
         fit_on, aside = samples.split(ASIDE) if samples.count >= 20 else (samples, None)
         calibration, rotated = measured(job, analysis, groups, fit_on)
-        analysis = calibration.analysis
+        analysis, groups = calibration.analysis, calibration.groups
         budgets = pipeline.budgets_of(job, analysis, groups)
         step = step_of(options)
         curves = calibration.curves

@@ -6,11 +6,13 @@ from onnxprune import registry
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.algebra import Curve
 from onnxprune.calibrate.samples import Samples
+from onnxprune.deciding import step_of
 from onnxprune.graph.group_types import Group
 from onnxprune.keeping import curves_of, facts_of, keep
 from onnxprune.pipeline import Job
 from onnxprune.repair import FLOOR, Calibration
 from onnxprune.rotation.basis import Rotated, rotate
+from onnxprune.rotation.linear import widths_for_heads
 from onnxprune.rotation.products import products
 
 __all__ = ["measured"]
@@ -26,7 +28,7 @@ def measured(
     job : Job
     analysis : Analysis
     groups : list of Group
-        That may be cut.
+        That may be cut; where heads are turned, their widths take the place of whole heads.
     samples : Samples
         That fits may see.
 
@@ -40,6 +42,7 @@ def measured(
     rotated = Rotated(analysis)
     if with_data and options.rotate:
         with job.stage("rotate"):
+            groups = widths_for_heads(analysis, groups, options.ignore, step_of(options))
             rotated = rotate(analysis, groups, samples)
     criterion = options.criterion if with_data else ""
     calibration = Calibration(

@@ -21,7 +21,7 @@ from onnxprune.model import Model
 from onnxprune.picking import pick
 from onnxprune.proof.compare import compare
 from onnxprune.rotation.basis import Rotated, rotate
-from onnxprune.rotation.linear import Mixable, find
+from onnxprune.rotation.linear import Mixable, find, widths_for_heads
 from onnxprune.rotation.products import products
 
 Weights = dict[str, NDArray[Any]]
@@ -242,3 +242,15 @@ def test_pruning_takes_the_axes_that_nothing_needs() -> None:
     assert sorted(kept.values()) == [4, 4]
     assert with_turn < 0.8 * without
     assert found[False]["calibration"]["rotated"]["groups"] == []
+
+
+def test_head_widths_take_the_place_of_heads_where_they_can_be_turned() -> None:
+    def kinds(proto: onnx.ModelProto, align: int = 1, ignore: tuple[str, ...] = ()) -> set[str]:
+        analysis, _ = study(proto)
+        groups = pick(analysis.grouping, ignore, ())
+        return {g.kind for g in widths_for_heads(analysis, groups, ignore, align)}
+
+    assert kinds(attention(4, 8)) == kinds(attention(4, 8), 4) == {"head width"}
+    assert kinds(attention(4, 8), 8) == {"heads"}
+    assert kinds(attention(4, 8, between="Relu")) == {"heads"}
+    assert kinds(attention(4, 8), ignore=("^v$",)) == set()

@@ -18,6 +18,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,11 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.analysis import Analysis
-from onnxprune.calibrate.sites import Readers, Site
+from onnxprune.calibrate.sites import Readers, Site, readers, sites
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.group_types import Group, Member
+from onnxprune.picking import pick
 
-__all__ = ["Mixable", "Side", "find"]
+__all__ = ["Mixable", "Side", "find", "widths_for_heads"]
 
 Ints = NDArray[np.int64]
 
@@ -94,9 +96,7 @@ class _No(ValueError):
     """A group that can't be mixed."""
 
 
-def find(
-    analysis: Analysis, groups: Sequence[Group], found: Sequence[Site], readers: Readers
-) -> list[Mixable]:
+def find(analysis: Analysis, groups: Sequence[Group], found: Sequence[Site], read: Readers) -> list[Mixable]:
     """Find the groups whose units can be mixed.
 
     Parameters
@@ -106,7 +106,7 @@ def find(
         Of those that cut the same channels in other units the first counts.
     found : sequence of Site
         The layers of the model that can be fitted.
-    readers : dict
+    read : dict
         Group -> layers that read it.
     """
     by_weight = {s.weight: s for s in found if s.view.blocks == 1}
@@ -114,7 +114,7 @@ def find(
     taken: set[tuple[str, int]] = set()
     for group in groups:
         try:
-            mine = _Look(analysis, group, by_weight, readers).mixable()
+            mine = _Look(analysis, group, by_weight, read).mixable()
         except _No:
             continue
         made = {(s.site.weight, int(c)) for m in mine for s in m.makers for c in s.at.flat}
@@ -124,11 +124,41 @@ def find(
     return result
 
 
+def widths_for_heads(
+    analysis: Analysis, groups: list[Group], ignore: Sequence[str], align: int
+) -> list[Group]:
+    """Return the groups with whole heads exchanged for head widths, where these can be mixed.
+
+    Mixed, the width of all heads can be cut with less loss than whole heads.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    groups : list of Group
+        As picked; a component without its default stays as it is.
+    ignore : sequence of str
+        Regular expressions, see `onnxprune.picking`.
+    align : int
+        Step of widths: a head narrower than two steps stays whole.
+    """
+    chosen = {g.component for g in groups if not g.alternative}
+    beside = [g for g in analysis.grouping.groups if g.alternative and g.component in chosen]
+    if not beside:
+        return groups
+    allowed = pick(analysis.grouping, ignore, [f"^{re.escape(g.name)}$" for g in beside])
+    layers = sites(analysis)
+    mixable = {m.group for m in find(analysis, allowed, layers, readers(layers, allowed))}
+    wide = {g.name for g in allowed if g.units >= 2 * align and g.kind == "head width"}
+    kept = {g.component for g in beside if g.name not in mixable & wide}
+    swapped = {g.component for g in beside} - kept
+    return [g for g in groups if g.component not in swapped] + [g for g in beside if g.component in swapped]
+
+
 class _Look:
     """One group, from its layers to what lies between them."""
 
     def __init__(
-        self, analysis: Analysis, group: Group, by_weight: Mapping[str, Site], readers: Readers
+        self, analysis: Analysis, group: Group, by_weight: Mapping[str, Site], read: Readers
     ) -> None:
         self.model, self.coupling, self.group = analysis.model, analysis.coupling, group
         try:  # what the loss of one unit touches is what belongs to the group
@@ -142,7 +172,7 @@ class _Look:
         }
         self.readers = [
             Side(site, _at_rows(rows[0], site.view.taps))
-            for site, rows in readers.get(group.name, ())
+            for site, rows in read.get(group.name, ())
             if site.view.blocks == 1
         ]
 
