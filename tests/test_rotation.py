@@ -254,3 +254,13 @@ def test_head_widths_take_the_place_of_heads_where_they_can_be_turned() -> None:
     assert kinds(attention(4, 8), 8) == {"heads"}
     assert kinds(attention(4, 8, between="Relu")) == {"heads"}
     assert kinds(attention(4, 8), ignore=("^v$",)) == set()
+
+
+def test_a_comparison_that_says_nothing_turns_nothing() -> None:
+    proto = attention(2, 8)
+    for weight in proto.graph.initializer:
+        if weight.name == "o":
+            weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros((16, WIDTH), np.float32), "o"))
+    _, _, rotated = turned(proto)
+    assert not rotated.mixed
+    assert all("constant" in why for why in rotated.refused.values())

@@ -103,9 +103,13 @@ def rotate(analysis: Analysis, groups: list[Group], samples: Samples) -> Rotated
         model = analysis.model.fork()
         for name in names:
             _apply(model, found[name], turns[name])
-        error = compare(before, outputs(model, check)).error if names else 0.0
-        if not error <= _rounding(analysis.model, found, names):
-            raise Failed(f"in another basis the output differs by {error:.1e}")
+        if not names:
+            return model
+        gap = compare(before, outputs(model, check))
+        if gap.void:
+            raise Failed(f"the output on the samples is {gap.void}, so nothing can be compared")
+        if not gap.error <= _rounding(analysis.model, found, names):
+            raise Failed(f"in another basis the output differs by {gap.error:.1e}")
         return model
 
     try:
