@@ -199,6 +199,8 @@ class Options(SharedOptions):
             raise UsageError(f"--scope must be 'local' or 'global'; got {self.scope!r}.")
         if not 0 < self.cap <= 1:
             raise UsageError(f"--cap must be above 0 and at most 1; got {self.cap}.")
+        if self.cap != Options.cap and self.scope != "global":
+            raise UsageError("--cap holds for --scope global only; give that too, or leave --cap out.")
         if self.rtol is not None and not self.rtol > 0:
             raise UsageError(f"--rtol must be above 0; got {self.rtol}.")
         if self.criterion == "auto":

@@ -21,13 +21,13 @@ from onnxprune.calibrate.collect import Evidence
 from onnxprune.calibrate.frontier import held
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Readers, Site, gone, readers, sites
-from onnxprune.calibrate.stream import Stream
 from onnxprune.errors import CalibrationError
 from onnxprune.gradient.probe import Probe, curve_of
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.progress import Step
 from onnxprune.recovery._sequence import (
+    MOST_BYTES,
     LayerReport,
     Settings,
     Walk,
@@ -44,8 +44,6 @@ Ints = NDArray[np.int64]
 Say = Callable[[str], None]
 FLOOR = 0.1  # of the units of a group that always stay
 ROUGH = 1 << 13  # positions of a narrow layer in a fit on the way
-#: Of activations that are held of the original, and as many of all models that are fitted side by side.
-MOST_BYTES = 1 << 30
 
 
 @dataclass
@@ -94,7 +92,6 @@ class Calibration:
         self.sites: list[Site] = sites(self.analysis)
         self.readers: Readers = readers(self.sites, self.groups)
         self.alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
-        self.types = {name: typed[0] for name, typed in self.analysis.tracer.types.items()}
         way = registry.load("onnxprune.recovery", self.recover)
         alone = getattr(way, "fit", None)
         self.settings = Settings(way.RIDGES, "bias" in way.VARIANTS, seed=self.seed, alone=alone)
@@ -133,7 +130,7 @@ class Calibration:
             return
         read = {s.number for mine in self.readers.values() for s, _ in mine}
         needed = [s for s in self.sites if s.number in read]
-        walk = self._walk(self.analysis.model, [], needed)
+        walk = Walk.of(self.analysis, [], self.samples, self.settings, needed)
         found = _Curves(self)
         costs = [self._cost(site) for site in needed]
         for n, site in enumerate(needed):
@@ -178,7 +175,8 @@ class Calibration:
         return max(int(MOST_BYTES // each), 1) if np.isfinite(each) else 1
 
     def _side_by_side(self, members: Sequence[_Member], todo: Sequence[Site], measure: bool) -> None:
-        walk = self._walk(self.analysis.model, [m.fitted.model for m in members], todo)
+        models = [m.fitted.model for m in members]
+        walk = Walk.of(self.analysis, models, self.samples, self.settings, todo)
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
             self._tell(Step.of("fit", site.name, n, costs))
@@ -220,14 +218,6 @@ class Calibration:
         if self.criterion == "obs" and len(found) == 1 and owned == site.view.width:
             kept = keep_best(found[0].problem, rows[0], kept)
         return np.setdiff1d(np.arange(units), kept)
-
-    def _walk(self, original: Model, fitted: Sequence[Model], todo: Sequence[Site]) -> Walk:
-        samples, most = self.samples, MOST_BYTES // max(len(fitted), 1)
-        dense = Stream(original, samples.batches, self.types, most_bytes=MOST_BYTES)
-        streams = [Stream(m, samples.batches, self.types, most_bytes=most) for m in fitted]
-        for site in todo:
-            dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
-        return Walk(dense, streams, samples.counts, self.settings, samples.valid)
 
     def _cost(self, site: Site) -> float:
         """Return about what a layer costs, for the time that is left: copying rows, their moments, and solving."""

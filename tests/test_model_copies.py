@@ -151,7 +151,7 @@ def test_a_chain_of_100_000_nodes_is_checked_in_linear_time() -> None:
         return time.perf_counter() - start
 
     seconds(1000)
-    assert seconds(100_000) < 5  # 0.6 s here; 100 times that would be quadratic
+    assert seconds(100_000) < 40 * seconds(10_000)  # 10 is linear, 100 quadratic
 
 
 def test_every_tensor_is_walked() -> None:

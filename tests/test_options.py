@@ -104,3 +104,9 @@ def test_a_plan_takes_no_samples() -> None:
 def test_a_search_takes_no_ratio(how: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="leave --ratio out"):
         onnxprune.prune(chain(), ratio=0.5, calib={"x": []}, **how)
+
+
+def test_a_cap_without_a_global_scope_is_no_use() -> None:
+    with pytest.raises(UsageError, match="--cap holds for --scope global only"):
+        Options(ratio=0.5, cap=0.5)
+    assert Options(ratio=0.5, cap=0.5, scope="global").cap == 0.5

@@ -15,23 +15,29 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.analysis import Analysis
 from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of
 from onnxprune.calibrate.blocks import refits
 from onnxprune.calibrate.collect import Draw, Evidence, positions_of
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.regressors import channels_last
+from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Site
 from onnxprune.calibrate.steady import steadied
 from onnxprune.calibrate.stream import Stream
 from onnxprune.model import Model
 
-__all__ = ["LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "weights_of", "write"]
+__all__ = [
+    "MOST_BYTES", "LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "problem_of", "weights_of", "write",
+]  # fmt: skip
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Matrix = NDArray[np.float64]
 
 
+#: Activations that are held of the original, and as many of all models that are fitted side by side.
+MOST_BYTES = 1 << 30
 #: Ridges where there are fewer than two rows for each regressor: near the old weights.
 STRONG = (0.1, 1.0, 10.0)
 
@@ -101,6 +107,36 @@ class Walk:
     counts: Sequence[int]
     settings: Settings
     valid: Sequence[Array | None] = ()
+
+    @classmethod
+    def of(
+        cls,
+        analysis: Analysis,
+        fitted: Sequence[Model],
+        samples: Samples,
+        settings: Settings,
+        todo: Sequence[Site],
+    ) -> Walk:
+        """Begin at the samples.
+
+        Parameters
+        ----------
+        analysis : Analysis
+            Of the original.
+        fitted : sequence of Model
+            They share what may be held of activations.
+        samples : Samples
+        settings : Settings
+        todo : sequence of Site
+            The layers that will be asked for; each is to be let go (`done`) afterwards.
+        """
+        types = {name: typed[0] for name, typed in analysis.tracer.types.items()}
+        dense = Stream(analysis.model, samples.batches, types, most_bytes=MOST_BYTES)
+        most = MOST_BYTES // max(len(fitted), 1)
+        streams = [Stream(model, samples.batches, types, most_bytes=most) for model in fitted]
+        for site in todo:
+            dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
+        return cls(dense, streams, samples.counts, settings, samples.valid)
 
     def original(self, site: Site) -> Evidence:
         """Return the moments of a layer's inputs and outputs in the original."""
@@ -214,8 +250,8 @@ def fit_blocks(
     """
     width = site.view.width
     free = site.adder is not None
-    train = [_problem(m, width, free) for m in evidence.train]
-    held = [_problem(m, width, free) for m in evidence.held]
+    train = [problem_of(site, m) for m in evidence.train]
+    held = [problem_of(site, m) for m in evidence.held]
     prior = old[0].copy()
     for block, rows in enumerate(kept):
         gone = np.setdiff1d(np.arange(width), rows)
@@ -237,7 +273,7 @@ def fit_blocks(
         for name, make in makers.items()
     }
     best = "only" if only is not None else min(errors, key=lambda n: errors[n])
-    whole = [_problem(m, width, free) for m in evidence.whole()]
+    whole = [problem_of(site, m) for m in evidence.whole()]
     variance = max(sum(p.variance for p in held), 1e-30)
     report = LayerReport(
         site.name,
@@ -252,10 +288,10 @@ def fit_blocks(
     return makers[best](whole), report
 
 
-def _problem(moments: Moments, width: int, free: bool) -> Problem:
-    """Moments as a problem; about zero rather than about the mean where no bias can be given."""
-    found = Problem.of(moments, width)
-    if free:
+def problem_of(site: Site, moments: Moments) -> Problem:
+    """Return a block's problem; about zero rather than about the mean where no bias can be given."""
+    found = Problem.of(moments, site.view.width)
+    if site.adder is not None:
         return found
     zero_x, zero_y = np.zeros_like(found.mx), np.zeros_like(found.my)
     h = found.h + np.outer(found.mx, found.mx)
@@ -294,11 +330,10 @@ def consumers_of(
 ) -> list[Consumer]:
     """Return one consumer for each block of a layer, on all samples; steadied where they are few."""
     matrices, _ = weights_of(site, model)
-    width, free = site.view.width, site.adder is not None
     parts = zip(evidence.train, evidence.held, evidence.whole(), strict=True)
     found = []
     for block, three in enumerate(parts):
-        train, held, whole = (_problem(moments, width, free) for moments in three)
+        train, held, whole = (problem_of(site, moments) for moments in three)
         problem, factor = steadied(train, held, whole, rows[block], matrices[block])
         found.append(Consumer(problem, rows[block], matrices[block], unit / factor))
     return found

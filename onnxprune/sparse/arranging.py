@@ -19,9 +19,8 @@ from onnxprune.calibrate.collect import Evidence
 from onnxprune.calibrate.samples import samples_for
 from onnxprune.calibrate.sites import Site
 from onnxprune.model import Model
-from onnxprune.recovery._sequence import weights_of
+from onnxprune.recovery._sequence import problem_of, weights_of
 from onnxprune.sparse.clock import Clock
-from onnxprune.sparse.fitting import problems
 from onnxprune.sparse.kinds import parse_pattern
 from onnxprune.sparse.masking import squares
 from onnxprune.sparse.options import SparseOptions
@@ -97,7 +96,7 @@ def _matters(
     """Return how much each weight of a layer matters, in the stored shape; None where its layout is another one."""
     matrices, pattern = weights_of(site, model)[0], parse_pattern(options.pattern)
     parts = []
-    for block, problem in enumerate(problems(evidence.whole(), site)):
+    for block, problem in enumerate(problem_of(site, m) for m in evidence.whole()):
         task = Task(problem, matrices[block], site.view.channels, site.view.taps, pattern)
         if options.method == "wanda":
             scale = problem.h.diagonal() + problem.mx**2

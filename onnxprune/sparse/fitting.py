@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibrate.algebra import Fit, Problem, error_of
 from onnxprune.calibrate.collect import Evidence
-from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.sites import Site
+from onnxprune.recovery._sequence import problem_of
 from onnxprune.sparse.refits import is_exact, masked_refit
 from onnxprune.sparse.task import Mask
 
-__all__ = ["LayerFit", "fit_layer", "problems"]
+__all__ = ["LayerFit", "fit_layer"]
 
 Matrix = NDArray[np.float64]
 #: Ridges where there are fewer than two rows for each weight of an output: near the old weights.
@@ -53,24 +53,6 @@ class LayerFit:
     exact: bool
 
 
-def problems(moments: Sequence[Moments], site: Site) -> list[Problem]:
-    """Return the problem of each block; about zero rather than about the mean where no bias can be given."""
-    found = [Problem.of(m, site.view.width) for m in moments]
-    if site.adder is not None:
-        return found
-    return [
-        replace(
-            p,
-            h=p.h + np.outer(p.mx, p.mx),
-            g=p.g + np.outer(p.mx, p.my),
-            v=p.v + p.my**2,
-            mx=np.zeros_like(p.mx),
-            my=np.zeros_like(p.my),
-        )
-        for p in found
-    ]
-
-
 def fit_layer(
     site: Site,
     evidence: Evidence,
@@ -91,7 +73,7 @@ def fit_layer(
     ridges : sequence of float
         None: no refit.
     """
-    train, held = problems(evidence.train, site), problems(evidence.held, site)
+    train, held = ([problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held))
     keep = [mask for mask, _ in found]
     prior = [np.where(mask, old[0][b], 0.0) for b, mask in enumerate(keep)]
     makers: dict[str, Callable[[int, Problem], Fit]] = {
@@ -113,7 +95,7 @@ def fit_layer(
         for name, make in makers.items()
     }
     best = min(errors, key=lambda n: errors[n])
-    whole = problems(evidence.whole(), site)
+    whole = [problem_of(site, m) for m in evidence.whole()]
     variance = max(sum(p.variance for p in held), 1e-30)
     report = LayerFit(
         site.name,

@@ -6,7 +6,7 @@ also makes up for what the other branch has lost (see `onnxprune.recovery._seque
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,11 +19,10 @@ from onnxprune.calibrate.collect import Evidence
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Site, sites
 from onnxprune.calibrate.steady import steadied
-from onnxprune.calibrate.stream import Stream
 from onnxprune.model import Model
-from onnxprune.recovery._sequence import Settings, Walk, weights_of, write
+from onnxprune.recovery._sequence import Settings, Walk, problem_of, weights_of, write
 from onnxprune.sparse.clock import Clock
-from onnxprune.sparse.fitting import LayerFit, fit_layer, problems
+from onnxprune.sparse.fitting import LayerFit, fit_layer
 from onnxprune.sparse.kinds import Pattern
 from onnxprune.sparse.options import SparseOptions
 from onnxprune.sparse.targets import Target
@@ -96,7 +95,6 @@ class Fitter:
         found = [_without_new_bias(s) for s in sites(self.analysis) if s.weight not in self.spared]
         first = next((n for n, s in enumerate(found) if s.weight in self.targets), len(found))
         self.sites = found[first:]
-        self.types = {name: typed[0] for name, typed in self.analysis.tracer.types.items()}
         self.method = registry.load("onnxprune.sparse.methods", self.options.method)
         self.settings = Settings(seed=self.options.seed)
 
@@ -116,22 +114,15 @@ class Fitter:
             self._pass(model, nearer(pattern, share), f"{step}/{self.options.steps} ")
         return model
 
-    def _walk(self, fitted: Model, todo: Sequence[Site]) -> Walk:
-        dense = Stream(self.analysis.model, self.samples.batches, self.types)
-        walk = Walk(
-            dense, [Stream(fitted, self.samples.batches, self.types)], self.samples.counts, self.settings
-        )
-        for site in todo:
-            dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
-        return walk
-
     def _solvers(
         self, site: Site, evidence: Evidence, model: Model, pattern: Pattern
     ) -> list[tuple[Solver, float]]:
         """Return what chooses the zeros of each block, and the factor of its errors."""
         view, matrices = site.view, weights_of(site, model)[0]
         alone = list(np.arange(view.width)[:, None])
-        parts = (problems(m, site) for m in (evidence.train, evidence.held, evidence.whole()))
+        parts = (
+            [problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held, evidence.whole())
+        )
         found = []
         for matrix, train, held, whole in zip(matrices, *parts, strict=True):
             problem, factor = steadied(train, held, whole, alone, matrix)
@@ -142,7 +133,7 @@ class Fitter:
     def originals(self) -> Iterator[tuple[Site, Evidence]]:
         """Yield the layers of targets with what is known of their inputs and outputs in the original."""
         todo = [s for s in self.sites if s.weight in self.targets]
-        walk = self._walk(self.analysis.model, todo)
+        walk = Walk.of(self.analysis, [], self.samples, self.settings, todo)
         for n, site in enumerate(todo):
             self.clock.say(f"look {n + 1}/{len(todo)}: {site.name}")
             evidence = walk.original(site)
@@ -172,7 +163,7 @@ class Fitter:
 
     def _pass(self, model: Model, pattern: Pattern, text: str) -> None:
         """Fit all layers once, in order, in place."""
-        walk = self._walk(model, self.sites)
+        walk = Walk.of(self.analysis, [model], self.samples, self.settings, self.sites)
         ridges = self.settings.ridges if self.options.refit else ()
         for n, site in enumerate(self.sites):
             self.clock.say(f"fit {text}{n + 1}/{len(self.sites)}: {site.name}")

@@ -71,6 +71,19 @@ def test_what_is_padding_does_not_change_the_result():
     assert np.abs(weights[0] - weights[1]).max() > 1e-3
 
 
+def test_zeros_are_chosen_without_the_padding():
+    x, mask = sequences()
+    other = x.copy()
+    other[mask == 0] = 3.0
+
+    def sparse(values, name):
+        asked = {"pattern": "2:4", "method": "sparsegpt", "calib": {"x": values, name: mask}}
+        return onnxprune.sparsify(encoder(name), **asked).model.SerializeToString()
+
+    assert sparse(x, "attention_mask") == sparse(other, "attention_mask")
+    assert sparse(x, "lengths") != sparse(other, "lengths")
+
+
 def test_a_mask_is_heeded_only_where_the_positions_are_its_own():
     valid = np.array([[True, False], [True, True], [False, False]])
     rows = np.zeros((6, 4))
