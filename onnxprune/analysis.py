@@ -46,6 +46,11 @@ class Analysis:
     given: dict[str, Shape] = field(default_factory=dict)
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
 
+    @property
+    def types(self) -> dict[str, int]:
+        """Tensor -> its element type."""
+        return {name: typed[0] for name, typed in self.tracer.types.items()}
+
     def other_values(self) -> Mapping[str, NDArray[Any]] | None:
         """Values of small tensors under another binding; None where no axis is dynamic."""
         other = self.other_trace()

@@ -21,6 +21,7 @@ PRUNE: dict[str, tuple[str, list[str]]] = {
     "labels": ("--ratio 0.5", ["--labels", "y"]),
     "recover": ("--ratio 0.5", ["--recover", "bias"]),
     "steps": ("--ratio 0.5", ["--steps", "3"]),
+    "rotate": ("--ratio 0.5", ["--no-rotate"]),
     "trials": ("--target macs=0.5", ["--trials", "0"]),
     "min_agreement": ("", ["--min-agreement", "0.9"]),
     "max_drop": ("", ["--max-drop", "1", "--labels", "y"]),

@@ -147,8 +147,7 @@ def _moments(
             wanted[side.site.y, side.site.view.out_axis] = side.site.end + 1
         for side in () if mixable.product >= 0 else mixable.right:
             wanted[side.site.x, _in_axis(analysis, side)] = side.site.number
-    types = {name: typed[0] for name, typed in analysis.tracer.types.items()}
-    stream = Stream(analysis.model, samples.batches, types)
+    stream = Stream(analysis.model, samples.batches, analysis.types)
     stream.keep = {name for name, _ in wanted}
     result: dict[tuple[str, int], Moments] = {}
     for (name, axis), end in sorted(wanted.items(), key=lambda item: item[1]):

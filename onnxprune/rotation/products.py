@@ -78,8 +78,7 @@ def products(rotated: Rotated, samples: Samples, layers: list[Site], floor: floa
         Share of the units that always stay.
     """
     analysis, samples = rotated.analysis, samples.few(FEW)
-    types = {name: typed[0] for name, typed in analysis.tracer.types.items()}
-    stream = Stream(analysis.model, samples.batches, types)
+    stream = Stream(analysis.model, samples.batches, analysis.types)
     first = {m: min(s.site.number for s in m.makers) for m in rotated.mixed if m.product >= 0}
     result = {}
     for mixable in sorted(first, key=lambda m: first[m]):
