@@ -342,6 +342,7 @@ class Work:
                 f"{len(few)} layers had too few samples for a regression ({few[0]} first) and stay near their old "
                 "weights; give more."
             )
+        job.notes += self.rotated.notes()
         lost = [g.name for g in self.groups if g.name not in self.calibration.places]
         if lost:
             job.notes.append(

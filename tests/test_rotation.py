@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from nets import build, node, normal
 from numpy.typing import NDArray
 
 import onnxprune
+from onnxprune import api
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.calibrate.agreement import outputs
 from onnxprune.calibrate.samples import Samples, load_samples
@@ -264,3 +266,14 @@ def test_a_comparison_that_says_nothing_turns_nothing() -> None:
     _, _, rotated = turned(proto)
     assert not rotated.mixed
     assert all("constant" in why for why in rotated.refused.values())
+
+
+def test_members_of_a_family_are_what_they_are_alone(tmp_path: Path) -> None:
+    proto = attention(2, 8)
+    x = np.random.default_rng(1).standard_normal((120, TOKENS, WIDTH)).astype(np.float32)
+    asked: dict[str, Any] = {"align": None, "calib": {"x": x}, "trials": 0}
+    api.family(proto, tmp_path / "{target}.onnx", target=("macs=0.8,0.5",), **asked)
+    for share in ("0.8", "0.5"):
+        alone = onnxprune.prune(proto, target=(f"macs={share}",), **asked)
+        assert any("turned before the cut" in note for note in alone.report.notes)
+        assert (tmp_path / f"macs{share}.onnx").read_bytes() == alone.model.SerializeToString()

@@ -73,6 +73,19 @@ class Rotated:
     strength: dict[str, Matrix] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
+    def notes(self) -> list[str]:
+        """Say what was turned, and what wasn't, in sentences."""
+        found = []
+        if self.mixed:
+            groups = len({m.group for m in self.mixed})
+            found.append(
+                f"{groups} groups were turned before the cut, so that their first axes hold most of what is read."
+            )
+        if self.refused:
+            name, why = next(iter(self.refused.items()))
+            found.append(f"{len(self.refused)} groups couldn't be turned: {why} ({name} first).")
+        return found
+
 
 def rotate(analysis: Analysis, groups: list[Group], samples: Samples) -> Rotated:
     """Turn the units of the groups that can be mixed.
