@@ -42,8 +42,10 @@ def measured(
     rotated = Rotated(analysis)
     if with_data and options.rotate:
         with job.stage("rotate"):
-            groups = widths_for_heads(analysis, groups, options.ignore, step_of(options))
-            rotated = rotate(analysis, groups, samples)
+            wide = widths_for_heads(analysis, groups, options.ignore, step_of(options))
+            rotated = rotate(analysis, wide, samples)
+            back = {g.component for g in wide if g.name in rotated.refused}
+            groups = [g for g in groups if g.component in back] + [g for g in wide if g.component not in back]
     criterion = options.criterion if with_data else ""
     calibration = Calibration(
         rotated.analysis, samples, groups, criterion, options.recover, options.seed, job.progress
@@ -51,7 +53,8 @@ def measured(
     if with_data:
         calibration.curves = _curves(job, calibration, rotated)
         with job.stage("rotate"):
-            calibration.products = products(rotated, samples, calibration.sites, FLOOR)
+            found, names = products(rotated, samples, calibration.sites, FLOOR), {g.name for g in groups}
+            calibration.products = {name: product for name, product in found.items() if name in names}
         curves = calibration.curves
         curves |= {n: p.with_readers(curves.get(n)) for n, p in calibration.products.items()}
     return calibration, rotated

@@ -232,6 +232,17 @@ def test_heads_that_are_paired_otherwise_are_found_out() -> None:
     assert gap(analysis, samples, rotated) < 1e-5
 
 
+def test_heads_go_whole_where_their_widths_turn_out_not_to_be_turned() -> None:
+    x = np.random.default_rng(1).standard_normal((60, TOKENS, WIDTH)).astype(np.float32)
+
+    def cut(turned: bool) -> list[tuple[int, int]]:
+        found = onnxprune.prune(attention(4, 8, turned=turned), ratio=0.5, align=None, calib={"x": x}).report
+        return sorted((g["units"], g["removed"]) for g in found.groups if g["removed"])
+
+    assert cut(turned=False) == [(8, 4), (8, 4)]
+    assert cut(turned=True) == [(4, 2)]
+
+
 def test_pruning_takes_the_axes_that_nothing_needs() -> None:
     proto = attention(2, 8, rank=2)
     x = np.random.default_rng(1).standard_normal((120, TOKENS, WIDTH)).astype(np.float32)

@@ -159,6 +159,12 @@ class Stream:
         except RunError as error:
             raise CalibrationError(f"A part of the model can't be run for calibration: {error}.") from error
 
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a list of integers, which ops that take sizes must know; None for all else."""
+        shapes = {b[name].shape for b in self.batches}
+        whole = all(b[name].dtype.kind == "i" for b in self.batches)
+        return shapes.pop() if whole and len(shapes) == 1 and len(next(iter(shapes))) == 1 else None
+
     def _part(
         self, nodes: Sequence[NodeProto], outside: Iterable[str], outputs: Iterable[str], have: set[str]
     ) -> tuple[onnx.ModelProto, list[str]]:
@@ -172,7 +178,7 @@ class Stream:
         graph = helper.make_graph(
             list(nodes),
             "part",
-            [helper.make_tensor_value_info(n, self.types[n], None) for n in inputs],
+            [helper.make_tensor_value_info(n, self.types[n], self._shape(n)) for n in inputs],
             [onnx.ValueInfoProto(name=n) for n in outputs],
             weights,
         )

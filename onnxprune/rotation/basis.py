@@ -65,7 +65,7 @@ class Rotated:
     strength : dict
         Group that is a product -> float64[units], the squared singular values over all heads, falling.
     refused : dict
-        What was left as it was -> why.
+        Group -> why it was left as it was.
     """
 
     analysis: Analysis
@@ -126,12 +126,13 @@ def rotate(analysis: Analysis, groups: list[Group], samples: Samples) -> Rotated
         return model
 
     try:
-        model, result.refused = most(list(found), attempt)
+        model, refused = most(list(found), attempt)
     except VerificationError as error:
-        result.refused = dict.fromkeys(found, str(error))
+        result.refused = {m.group: str(error) for m in found.values()}
         return result
     result.analysis = replace(analysis, model=model)
-    result.mixed = [m for name, m in found.items() if name not in result.refused]
+    result.mixed = [m for name, m in found.items() if name not in refused]
+    result.refused = {found[name].group: why for name, why in refused.items()}
     result.strength = {m.group: turns[m.name].strength for m in result.mixed if m.product >= 0}
     return result
 
