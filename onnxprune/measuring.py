@@ -43,7 +43,7 @@ def measured(
     if with_data and options.rotate:
         with job.stage("rotate"):
             wide = widths_for_heads(analysis, groups, options.ignore, step_of(options))
-            rotated = rotate(analysis, wide, samples)
+            rotated = rotate(analysis, wide, samples, job.progress)
             back = {g.component for g in wide if g.name in rotated.refused}
             groups = [g for g in groups if g.component in back] + [g for g in wide if g.component not in back]
     criterion = options.criterion if with_data else ""
@@ -53,7 +53,8 @@ def measured(
     if with_data:
         calibration.curves = _curves(job, calibration, rotated)
         with job.stage("rotate"):
-            found, names = products(rotated, samples, calibration.sites, FLOOR), {g.name for g in groups}
+            found = products(rotated, samples, calibration.sites, FLOOR, job.progress)
+            names = {g.name for g in groups}
             calibration.products = {name: product for name, product in found.items() if name in names}
         curves = calibration.curves
         curves |= {n: p.with_readers(curves.get(n)) for n, p in calibration.products.items()}

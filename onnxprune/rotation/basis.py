@@ -16,7 +16,7 @@ regression, Izenman 1975; rotations of what lies between layers, Ashkboos et al.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -77,17 +77,23 @@ class Rotated:
         """Say what was turned, and what wasn't, in sentences."""
         found = []
         if self.mixed:
-            groups = len({m.group for m in self.mixed})
+            turned = len({m.group for m in self.mixed})
             found.append(
-                f"{groups} groups were turned before the cut, so that their first axes hold most of what is read."
+                f"{_groups(turned)} turned before the cut, so that few axes hold most of what is read."
             )
         if self.refused:
             name, why = next(iter(self.refused.items()))
-            found.append(f"{len(self.refused)} groups couldn't be turned: {why} ({name} first).")
+            found.append(f"{_groups(len(self.refused))} not turned: {why} ({name} first).")
         return found
 
 
-def rotate(analysis: Analysis, groups: list[Group], samples: Samples) -> Rotated:
+def _groups(count: int) -> str:
+    return "1 group was" if count == 1 else f"{count} groups were"
+
+
+def rotate(
+    analysis: Analysis, groups: list[Group], samples: Samples, say: Callable[[str], None] | None = None
+) -> Rotated:
     """Turn the units of the groups that can be mixed.
 
     Parameters
@@ -96,6 +102,8 @@ def rotate(analysis: Analysis, groups: list[Group], samples: Samples) -> Rotated
     groups : sequence of Group
     samples : Samples
         Of which a few hundred are taken.
+    say : callable, optional
+        Told of progress.
 
     Raises
     ------
@@ -107,7 +115,7 @@ def rotate(analysis: Analysis, groups: list[Group], samples: Samples) -> Rotated
     if not found:
         return result
     few = samples.few(FEW)
-    moments = _moments(analysis, few, found.values())
+    moments = _moments(analysis, few, found.values(), say)
     turns = {name: _turn(analysis.model, mixable, moments) for name, mixable in found.items()}
     check = samples.few(CHECKED)
     before = outputs(analysis.model, check)
@@ -152,7 +160,7 @@ def _rounding(model: Model, found: Mapping[str, Mixable], names: Sequence[str]) 
 
 
 def _moments(
-    analysis: Analysis, samples: Samples, found: Iterable[Mixable]
+    analysis: Analysis, samples: Samples, found: Iterable[Mixable], say: Callable[[str], None] | None
 ) -> dict[tuple[str, int], Moments]:
     """Return the moments of the channels at both ends: (tensor, its channel axis) -> moments."""
     wanted: dict[tuple[str, int], int] = {}
@@ -164,7 +172,9 @@ def _moments(
     stream = Stream(analysis.model, samples.batches, analysis.types)
     stream.keep = {name for name, _ in wanted}
     result: dict[tuple[str, int], Moments] = {}
-    for (name, axis), end in sorted(wanted.items(), key=lambda item: item[1]):
+    for number, ((name, axis), end) in enumerate(sorted(wanted.items(), key=lambda item: item[1])):
+        if say:
+            say(f"turn {number + 1}/{len(wanted)}: {name}")
         for batch, count, valid in zip(stream.run(end, [name]), samples.counts, samples.valid, strict=True):
             rows = channels_last(batch[name], axis)
             at = positions_of(batch[name], rows, valid)

@@ -8,7 +8,7 @@ next layer runs once more. Between the shares the error follows the strength of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,13 @@ class Product:
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
-def products(rotated: Rotated, samples: Samples, layers: list[Site], floor: float) -> dict[str, Product]:
+def products(
+    rotated: Rotated,
+    samples: Samples,
+    layers: list[Site],
+    floor: float,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Product]:
     """Measure the curves of products.
 
     Parameters
@@ -76,12 +82,16 @@ def products(rotated: Rotated, samples: Samples, layers: list[Site], floor: floa
         All layers that can be fitted, in order.
     floor : float
         Share of the units that always stay.
+    say : callable, optional
+        Told of progress.
     """
     analysis, samples = rotated.analysis, samples.few(FEW)
     stream = Stream(analysis.model, samples.batches, analysis.types)
     first = {m: min(s.site.number for s in m.makers) for m in rotated.mixed if m.product >= 0}
     result = {}
-    for mixable in sorted(first, key=lambda m: first[m]):
+    for number, mixable in enumerate(sorted(first, key=lambda m: first[m])):
+        if say:
+            say(f"narrow {number + 1}/{len(first)}: {mixable.group}")
         strength = rotated.strength[mixable.group]
         site = _next(analysis, mixable.product, layers)
         if site is None:
