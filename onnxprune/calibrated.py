@@ -34,6 +34,7 @@ from onnxprune.repair import Calibration, Fitted, refit_analysis
 from onnxprune.rotation.basis import Rotated
 from onnxprune.speed import surely
 from onnxprune.targets import Target, parse_target
+from onnxprune.tilt import Weighing
 
 __all__ = ["Work", "prune"]
 
@@ -90,7 +91,7 @@ class Work:
     budgets: Budgets
     measured: dict[str, Curve]  # loss curves of the original; steps replace those of the calibration
     rotated: Rotated
-    tilt: float | None = None
+    weighing: Weighing | None = None
     dense: dict[str, NDArray[Any]] = field(default_factory=dict)  # outputs of the original
 
     @classmethod
@@ -211,42 +212,44 @@ class Work:
             raise UsageError(
                 f"--target with --calib needs a criterion with samples, such as obs; got {self.job.options.criterion}."
             )
-        rankings = self._rankings(self.tilt or 0.0)
+        rankings = self._rankings(self.weighing or Weighing())
         if rough:
             return self.budgets.choose(rankings, targets)
         found = self.budgets.settle(rankings, targets)
         self.align = self.budgets.align
         return found
 
-    def _rankings(self, steep: float) -> dict[str, Ranking]:
-        weight = tilt.weights(self.calibration.places, [s.number for s in self.calibration.sites], steep)
+    def _rankings(self, weighing: Weighing) -> dict[str, Ranking]:
+        weight = tilt.weights(self.calibration.places, [s.number for s in self.calibration.sites], weighing)
         return {n: Ranking(c.order, c.error * weight[n]) for n, c in self.calibration.curves.items()}
 
     def _weigh(self, targets: Sequence[Target]) -> None:
-        """Find how errors at different depths weigh, once, by trial fits on few samples."""
-        if not targets or self.tilt is not None:
+        """Find how errors of different groups weigh, once, by trial fits on few samples."""
+        if not targets or self.weighing is not None:
             return
         trials, few = self.job.options.trials, _few(self.fit_on)
         if trials == 0 or few is None or len(self.calibration.curves) < 2:
-            self.tilt = 0.0
+            self.weighing = Weighing()
             return
         quick, judge = few
         calibration = self.calibration.on(quick, TRIAL_ROWS)
         with self.job.stage("weigh"):
             dense, numbers = outputs(self.job.model, judge), count(1)
 
-            def tried(steep: float) -> float:
+            def tried(weighing: Weighing) -> float:
                 if self.job.progress:
-                    self.job.progress(f"weigh {next(numbers)}/{trials}: trial fit")
+                    self.job.progress(f"weigh {next(numbers)}: trial fit")
                 try:
-                    fitted = calibration.fit(self.budgets.choose(self._rankings(steep), targets))
+                    fitted = calibration.fit(self.budgets.choose(self._rankings(weighing), targets))
                 except NothingToPrune:
                     return np.inf
                 return distance(dense, outputs(fitted.model, judge))
 
-            self.tilt = tilt.search(tried, trials)
+            many = any(len(mine) > 1 for mine in calibration.places.values())
+            self.weighing = found = tilt.search(tried, trials, many=many)
+        shared = f", those of groups that many layers read {found.shared:g} times others" if many else ""
         self.job.notes.append(
-            f"Errors of the deepest layer weigh {np.exp(self.tilt):.3g} times those of the first."
+            f"Errors of the deepest layer weigh {np.exp(found.tilt):.3g} times those of the first{shared}."
         )
 
     def fit(self, removed: Mapping[str, Ints], asked: str = "") -> _Trial:

@@ -125,8 +125,8 @@ class Options(SharedOptions):
     )
     trials: int = option(
         4,
-        "with --calib and --target: fits on few samples that find how much errors at each depth of the model matter; "
-        "0 for none",
+        "with --calib and --target: fits on few samples, at most so many to find how much errors matter at each depth "
+        "of the model, and again in groups that many layers read; 0 for none",
         stage="calibrate",
         metavar="N",
         needs_samples=True,

@@ -1,10 +1,13 @@
-"""How much an error in each group matters: a tilt along the depth of the model, found by trials on few samples.
+"""How much an error in each group matters: by its depth, and by whether many layers read it; found by trials.
 
-A loss curve says what a cut costs at the layer that reads the group. What it costs at the model's output depends on
+A loss curve says what a cut costs at the layers that read the group. What it costs at the model's output depends on
 what follows: layers that are refitted afterwards absorb part of an early error, and nothing absorbs a late one (or, in
 a plain chain, early errors grow on their way). So the error of a group at depth ``d`` (0 at the first layer that can be
-fitted, 1 at the last) weighs ``exp(tilt * d)``, and the tilt is what makes the output of a trial fit come nearest to
-the original's, on samples that the trial's fits have not seen. Trials need no labels.
+fitted, 1 at the last) weighs ``exp(tilt * d)``. And the errors of a group that many layers read, such as a residual
+stream, are summed over them, though they are one error seen many times: they weigh ``shared`` times as much.
+
+Both are what makes the output of a trial fit come nearest to the original's, on samples that the trial's fits have not
+seen. Trials need no labels.
 
 Random search over one weight for each group, as in SPDY (arXiv 2201.13096), was tried from there and found nothing
 better in 24 trials; see docs/decisions/0007-tilt.md.
@@ -13,13 +16,17 @@ better in 24 trials; see docs/decisions/0007-tilt.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = ["SHARED", "depths", "search", "weights"]
+__all__ = ["SHARED", "Weighing", "depths", "search", "weights"]
 
-#: Errors of groups that many layers read weigh this much more: their errors reach everything after them.
+#: What errors of groups that many layers read weigh, to begin with: they reach everything after them. It was found on
+#: convolutional residual nets; in transformers a fraction of it is better.
 SHARED = 4.0
+#: Each step of its search divides it by this.
+FEWER = 4.0
 #: First step of the search; half of it is the last.
 STEP = 1.5
 #: Samples are few, so a step must come this much nearer to be taken.
@@ -42,44 +49,70 @@ def depths(readers: Mapping[str, Sequence[int]], layers: Sequence[int]) -> dict[
     return {name: float(np.mean([place[n] for n in mine])) for name, mine in readers.items()}
 
 
-def weights(readers: Mapping[str, Sequence[int]], layers: Sequence[int], tilt: float) -> dict[str, float]:
-    """Return the weight of each group's errors under a tilt."""
+@dataclass(frozen=True)
+class Weighing:
+    """What errors weigh.
+
+    Attributes
+    ----------
+    tilt : float
+        Errors at the deepest layer weigh ``exp(tilt)`` times those at the first.
+    shared : float
+        Those of groups that several layers read weigh this much more.
+    """
+
+    tilt: float = 0.0
+    shared: float = SHARED
+
+
+def weights(
+    readers: Mapping[str, Sequence[int]], layers: Sequence[int], weighing: Weighing
+) -> dict[str, float]:
+    """Return the weight of each group's errors."""
     deep = depths(readers, layers)
     return {
-        n: (SHARED if len(mine) > 1 else 1.0) * float(np.exp(tilt * deep[n])) for n, mine in readers.items()
+        n: (weighing.shared if len(mine) > 1 else 1.0) * float(np.exp(weighing.tilt * deep[n]))
+        for n, mine in readers.items()
     }
 
 
-def search(distance: Callable[[float], float], trials: int) -> float:
-    """Return the tilt of least distance, by steps uphill from none and then half a step to either side.
+def search(distance: Callable[[Weighing], float], trials: int, *, many: bool) -> Weighing:
+    """Return the weighing of least distance: first its tilt, by steps uphill from none and then half a step.
 
     Parameters
     ----------
     distance : callable
-        Tilt -> how far a trial's output is from the original's; infinite where it can't be tried.
+        Weighing -> how far a trial's output is from the original's; infinite where it can't be tried.
     trials : int
-        Calls at most; with none the tilt is 0.
+        Calls at most for the tilt, and as many for what is shared; with none nothing is tried.
+    many : bool
+        Whether several layers read any group.
 
     Examples
     --------
-    >>> search(lambda tilt: (tilt - 2.0) ** 2, 8)
-    2.25
-    >>> search(lambda tilt: (tilt + 1.0) ** 2, 3), search(abs, 0)
-    (-1.5, 0.0)
+    >>> search(lambda w: (w.tilt - 2.0) ** 2, 8, many=False)
+    Weighing(tilt=2.25, shared=4.0)
+    >>> search(lambda w: (w.tilt + 1.0) ** 2 + w.shared, 3, many=True)
+    Weighing(tilt=-1.5, shared=0.25)
     """
-    seen: dict[float, float] = {}
+    if trials <= 0:
+        return Weighing()
+    seen: dict[Weighing, float] = {}
 
-    def tried(tilt: float) -> float:
-        if tilt not in seen:
-            if len(seen) >= trials or abs(tilt) > STEEPEST:
-                return np.inf
-            seen[tilt] = distance(tilt)
-        return seen[tilt]
+    def better(asked: Weighing, than: Weighing, most: int) -> bool:
+        for one in (than, asked):
+            if one not in seen:
+                if len(seen) >= most or abs(one.tilt) > STEEPEST:
+                    return False
+                seen[one] = distance(one)
+        return seen[asked] < CLEAR * seen[than]
 
-    best = 0.0
+    best = Weighing()
     for step in (STEP, STEP / 2):
-        tried(best)
         for way in (step, -step):
-            while tried(best + way) < CLEAR * seen.get(best, np.inf):
-                best += way
+            while better(next_ := replace(best, tilt=best.tilt + way), best, trials):
+                best = next_
+    most = len(seen) + trials - 1
+    while many and better(next_ := replace(best, shared=best.shared / FEWER), best, most):
+        best = next_
     return best

@@ -5,35 +5,60 @@ import pytest
 
 from onnxprune import tilt
 from onnxprune.calibrate.agreement import compare, distance
+from onnxprune.tilt import Weighing
 
 
 def test_weights_grow_with_depth_and_with_many_readers() -> None:
-    found = tilt.weights({"first": [3], "last": [9], "stream": [3, 9]}, [3, 5, 9], 2.0)
+    readers = {"first": [3], "last": [9], "stream": [3, 9]}
+    found = tilt.weights(readers, [3, 5, 9], Weighing(2.0))
     assert found["first"] == pytest.approx(1.0)
     assert found["last"] == pytest.approx(np.exp(2.0))
     assert found["stream"] == pytest.approx(tilt.SHARED * np.exp(1.0))
-    assert set(tilt.weights({"a": [3], "b": [9]}, [3, 9], 0.0).values()) == {1.0}
+    assert tilt.weights(readers, [3, 5, 9], Weighing(0.0, 0.25)) == {
+        "first": 1.0,
+        "last": 1.0,
+        "stream": 0.25,
+    }
+    assert set(tilt.weights({"a": [3], "b": [9]}, [3, 9], Weighing()).values()) == {1.0}
 
 
 @pytest.mark.parametrize("best", [-2.3, -0.4, 0.0, 0.9, 3.1])
 def test_search_comes_within_half_a_step(best: float) -> None:
-    asked: list[float] = []
+    asked: list[Weighing] = []
 
-    def far(steep: float) -> float:
-        asked.append(steep)
-        return 0.1 + (steep - best) ** 2
+    def far(weighing: Weighing) -> float:
+        asked.append(weighing)
+        return 0.1 + (weighing.tilt - best) ** 2
 
-    found = tilt.search(far, 20)
-    assert abs(found - best) <= tilt.STEP / 2
+    found = tilt.search(far, 20, many=False)
+    assert abs(found.tilt - best) <= tilt.STEP / 2
     assert len(asked) == len(set(asked)) <= 9  # nothing is tried twice
 
 
+@pytest.mark.parametrize(("best", "found"), [(9.0, 4.0), (4.0, 4.0), (1.0, 1.0), (0.02, 0.0625)])
+def test_what_is_shared_weighs_less_where_that_is_better(best: float, found: float) -> None:
+    asked: list[Weighing] = []
+
+    def far(weighing: Weighing) -> float:
+        asked.append(weighing)
+        return 1.0 + abs(np.log(weighing.shared / best)) + weighing.tilt**2
+
+    assert tilt.search(far, 4, many=True) == Weighing(0.0, found)
+    assert len(asked) == len(set(asked)) <= 7
+    assert tilt.search(far, 4, many=False) == Weighing()
+
+
 def test_search_stays_where_nothing_is_clearly_better_and_within_its_trials() -> None:
-    calls: list[float] = []
-    assert tilt.search(lambda t: calls.append(t) or 1.0 - 0.001 * t, 3) == 0.0  # type: ignore[func-returns-value]
+    calls: list[Weighing] = []
+
+    def level(weighing: Weighing) -> float:
+        calls.append(weighing)
+        return 1.0 - 0.001 * weighing.tilt
+
+    assert tilt.search(level, 3, many=False) == Weighing()
     assert len(calls) == 3
-    assert tilt.search(lambda t: np.inf, 5) == 0.0
-    assert tilt.search(lambda t: 1 / 0, 0) == 0.0
+    assert tilt.search(lambda w: np.inf, 5, many=True) == Weighing()
+    assert tilt.search(lambda w: 1 / 0, 0, many=True) == Weighing()
 
 
 def test_distance_orders_candidates() -> None:
