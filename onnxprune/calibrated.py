@@ -233,19 +233,20 @@ class Work:
             return
         quick, judge = few
         calibration = self.calibration.on(quick, TRIAL_ROWS)
+        many = any(len(mine) > 1 for mine in calibration.places.values())
+        most = 2 * trials - 1 if many else trials
         with self.job.stage("weigh"):
             dense, numbers = outputs(self.job.model, judge), count(1)
 
             def tried(weighing: Weighing) -> float:
                 if self.job.progress:
-                    self.job.progress(f"weigh {next(numbers)}: trial fit")
+                    self.job.progress(f"weigh {next(numbers)}/{most}: trial fit")
                 try:
                     fitted = calibration.fit(self.budgets.choose(self._rankings(weighing), targets))
                 except NothingToPrune:
                     return np.inf
                 return distance(dense, outputs(fitted.model, judge))
 
-            many = any(len(mine) > 1 for mine in calibration.places.values())
             self.weighing = found = tilt.search(tried, trials, many=many)
         shared = f", those of groups that many layers read {found.shared:g} times others" if many else ""
         self.job.notes.append(
