@@ -161,25 +161,25 @@ def _rounding(model: Model, found: Mapping[str, Mixable], names: Sequence[str]) 
 
 def _moments(
     analysis: Analysis, samples: Samples, found: Iterable[Mixable], say: Callable[[str], None] | None
-) -> dict[tuple[str, int], Moments]:
-    """Return the moments of the channels at both ends: (tensor, its channel axis) -> moments."""
-    wanted: dict[tuple[str, int], int] = {}
+) -> dict[str, Moments]:
+    """Return the moments of the channels of the tensors at both ends."""
+    wanted: dict[str, tuple[int, int]] = {}  # how far the model runs for it, its channel axis
     for mixable in found:
         for side in mixable.makers:
-            wanted[side.site.y, side.site.view.out_axis] = side.site.end + 1
+            wanted[side.site.y] = side.site.end + 1, side.site.view.out_axis
         for side in () if mixable.product >= 0 else mixable.right:
-            wanted[side.site.x, _in_axis(analysis, side)] = side.site.number
+            wanted[side.site.x] = side.site.number, _in_axis(analysis, side)
     stream = Stream(analysis.model, samples.batches, analysis.types)
-    stream.keep = {name for name, _ in wanted}
-    result: dict[tuple[str, int], Moments] = {}
-    for number, ((name, axis), end) in enumerate(sorted(wanted.items(), key=lambda item: item[1])):
+    stream.keep = set(wanted)
+    result: dict[str, Moments] = {}
+    for number, (name, (end, axis)) in enumerate(sorted(wanted.items(), key=lambda item: item[1][0])):
         if say:
             say(f"turn {number + 1}/{len(wanted)}: {name}")
         for batch, count, valid in zip(stream.run(end, [name]), samples.counts, samples.valid, strict=True):
             rows = channels_last(batch[name], axis)
             at = positions_of(batch[name], rows, valid)
             at = at[:: max(len(at) // (POSITIONS * max(count, 1)), 1)]
-            result.setdefault((name, axis), Moments.empty(rows.shape[1])).add(rows[at])
+            result.setdefault(name, Moments.empty(rows.shape[1])).add(rows[at])
         stream.keep.discard(name)
     return result
 
@@ -189,10 +189,9 @@ def _in_axis(analysis: Analysis, side: Side) -> int:
     return axis
 
 
-def _turn(model: Model, mixable: Mixable, moments: Mapping[tuple[str, int], Moments]) -> _Turn:
+def _turn(model: Model, mixable: Mixable, moments: Mapping[str, Moments]) -> _Turn:
     def of(side: Side, head: int, tensor: str) -> Moments:
-        whole = next(m for (name, _), m in moments.items() if name == tensor)
-        at = side.at[head]
+        whole, at = moments[tensor], side.at[head]
         return Moments(len(at), whole.n, whole.mean[at], whole.gram[np.ix_(at, at)])
 
     found = []

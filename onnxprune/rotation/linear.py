@@ -198,10 +198,7 @@ class _Look:
         shared = site.bias and not (site.own and self.model.weight(site.bias).size == view.outputs)
         if member.axis == view.weight_axis or weight.shape[member.axis] != view.outputs or shared:
             raise _No
-        by_unit = np.lexsort((member.index, member.unit))
-        return Side(
-            site, _heads([member.index[by_unit[member.unit[by_unit] == u]] for u in range(self.group.units)])
-        )
+        return Side(site, _heads([np.sort(member.index[member.unit == u]) for u in range(self.group.units)]))
 
     def _in(self, dims: Sequence[int] | None) -> bool:
         return dims is not None and any(self.coupling.space.find(d) in self.touched for d in dims)
