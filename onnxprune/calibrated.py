@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune import pipeline, places, registry, tilt
 from onnxprune.analysis import Analysis
+from onnxprune.blockwise.reconstruct import reconstruct
 from onnxprune.budgeting import Budgets, Ranking
 from onnxprune.calibrate.agreement import compare, distance, outputs
 from onnxprune.calibrate.algebra import Curve
@@ -260,17 +261,20 @@ class Work:
         return self.judge(fitted, asked)
 
     def judge(self, fitted: Fitted, asked: str = "") -> _Trial:
-        """Compare a fitted model with the original on the samples set aside."""
-        options, removed = self.job.options, fitted.removed
-        with self.job.stage("fit"):
-            analysis = refit_analysis(
-                fitted,
-                self.analysis,
-                removed,
-                input_shapes=options.input_shapes,
-                allow_inexact=options.allow_inexact,
-                keep_blocks=options.align != 1,
-            )
+        """Reconstruct a fitted model's blocks, and compare it with the original on the samples set aside."""
+        analysis = self._refit_analysis(fitted)
+        if self.calibration.blockwise:
+            with self.job.stage("reconstruct"):
+                dead = analysis.grouping.dead(fitted.removed)
+                fitted.segments = reconstruct(
+                    analysis,
+                    self.analysis,
+                    dead,
+                    self.fit_on,
+                    seed=self.job.options.seed,
+                    say=self.job.progress,
+                )
+            analysis = self._refit_analysis(fitted)
         original = None
         if self.aside is not None:
             with self.job.stage("compare"):
@@ -280,6 +284,18 @@ class Work:
                     self.dense["aside"] = outputs(self.job.model, self.aside)
                 original = compare(self.dense["aside"], outputs(cut.model, self.aside), self.aside.labels)
         return _Trial(fitted, analysis, original, asked)
+
+    def _refit_analysis(self, fitted: Fitted) -> Analysis:
+        options = self.job.options
+        with self.job.stage("fit"):
+            return refit_analysis(
+                fitted,
+                self.analysis,
+                fitted.removed,
+                input_shapes=options.input_shapes,
+                allow_inexact=options.allow_inexact,
+                keep_blocks=options.align != 1,
+            )
 
     def search(self) -> _Trial:
         """Find the largest cut that holds what was asked, by bisection on the share of MACs that stays."""
@@ -335,6 +351,7 @@ class Work:
                 "recover": options.recover,
                 "target": trial.asked or "+".join(options.target) or None,
                 "layers": [dataclasses.asdict(line) for line in trial.fitted.layers],
+                "segments": [dataclasses.asdict(line) for line in trial.fitted.segments],
                 "original": trial.original,
                 "rotated": {"groups": [m.name for m in self.rotated.mixed], "refused": self.rotated.refused},
                 "curves": {name: thinned(curve.error) for name, curve in self.calibration.curves.items()},

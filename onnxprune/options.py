@@ -102,8 +102,9 @@ class Options(SharedOptions):
         metavar="KIND=VALUE",
     )
     recover: str = option(
-        "lstsq",
-        "with --calib: how layers make up for what went: lstsq, stats, bias, none",
+        "blocks",
+        "with --calib: how layers make up for what went: blocks (lstsq, then a few layers together, by descent), lstsq "
+        "(layer by layer, quicker), stats, bias, none",
         stage="calibrate",
         metavar="NAME",
         needs_samples=True,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune import registry
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.blockwise.reconstruct import SegmentReport
 from onnxprune.calibrate.algebra import Consumer, Curve, keep_best
 from onnxprune.calibrate.collect import Evidence
 from onnxprune.calibrate.frontier import held
@@ -54,6 +55,7 @@ class Fitted:
     removed: dict[str, Ints]
     layers: list[LayerReport]
     curves: dict[str, Curve] = field(default_factory=dict)
+    segments: list[SegmentReport] = field(default_factory=list)
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Calibration:
         self.alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
         way = registry.load("onnxprune.recovery", self.recover)
         alone = getattr(way, "fit", None)
+        self.blockwise: bool = getattr(way, "BLOCKWISE", False)
         self.settings = Settings(way.RIDGES, "bias" in way.VARIANTS, seed=self.seed, alone=alone)
         self.measure = registry.load("onnxprune.criteria", self.criterion) if self.criterion else None
         if not self.readers:

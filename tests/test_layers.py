@@ -36,7 +36,7 @@ LAYERS = (
     "latency",
     "speed",
     "budgeting keeping",
-    "rotation",
+    "rotation blockwise",
     "repair pipeline measuring passlist calibrated",
     "sparse.journey family",
     "api single testing sparse.front",

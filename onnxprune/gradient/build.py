@@ -11,7 +11,7 @@ Linnainmaa, "Taylor expansion of the accumulated rounding error", BIT 1976: reve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,11 +28,13 @@ from onnxprune.graph.coupling import Applied
 from onnxprune.graph.trace import captured
 from onnxprune.model import Model
 
-__all__ = ["SEED", "GradientModel", "Reduce", "differentiable_output", "gradient_model"]
+__all__ = [
+    "SEED", "GradientModel", "Reduce", "backward", "differentiable_output", "finish", "gradient_model", "raise_opset",
+]  # fmt: skip
 
 #: The input that takes the gradient of the output.
 SEED = "onnxprune/seed"
-#: Oldest opset that the backward pass is written in; 7 and 8 are raised to it, see `_raise_opset`.
+#: Oldest opset that the backward pass is written in; 7 and 8 are raised to it, see `raise_opset`.
 OLDEST = 9
 #: A tensor, or (position of a node, slot): that input as this node alone reads it.
 Wanted: TypeAlias = str | tuple[int, int]
@@ -123,10 +125,10 @@ def gradient_model(
             f"{output!r} isn't a tensor of 32- or 64-bit floats, so there are no gradients."
         )
     model = analysis.model.fork()
-    opset = _raise_opset(model)
+    opset = raise_opset(model)
     tape = Tape(analysis, model, opset, np.dtype(helper.tensor_dtype_to_np_dtype(elem)))
     try:
-        grads = _backward(tape, analysis.coupling.nodes, list(dict.fromkeys(wanted)), output)
+        grads = backward(tape, analysis.coupling.nodes, list(dict.fromkeys(wanted)), {output: SEED})
         seed_rank = len(tape.dims(output))
         if reduce is not None:
             grads = {name: reduce(tape, name, grad) for name, grad in grads.items()}
@@ -137,7 +139,12 @@ def gradient_model(
         tape.nodes.append(helper.make_node("Identity", [grad], [named[name]], name=named[name]))
     seed = helper.make_tensor_value_info(SEED, elem, [None] * seed_rank)
     forward = [model.proto.graph.node[i] for i in model.order]
-    _finish(model, forward, tape.nodes, [seed], [output, *named.values(), *extra()])
+    finish(
+        model,
+        [*forward, *tape.nodes],
+        [*real_inputs(model.proto.graph), seed],
+        [output, *named.values(), *extra()],
+    )
     return GradientModel(model, output, SEED, named)
 
 
@@ -158,28 +165,37 @@ def forward_model(
     Model, and dict of tensor -> output
     """
     model = analysis.model.fork()
-    tape = Tape(analysis, model, _raise_opset(model), np.dtype(np.float32))
+    tape = Tape(analysis, model, raise_opset(model), np.dtype(np.float32))
     try:
         found = {name: reduce(tape, name) for name in dict.fromkeys(wanted)}
     except NoGradient as error:
         raise CalibrationError(f"An activation can't be measured: {error}.") from error
-    _finish(model, [model.proto.graph.node[i] for i in model.order], tape.nodes, [], list(found.values()))
+    forward = [model.proto.graph.node[i] for i in model.order]
+    finish(model, [*forward, *tape.nodes], real_inputs(model.proto.graph), list(found.values()))
     return model, found
 
 
-def _finish(
-    model: Model, forward: Sequence[NodeProto], backward: Sequence[NodeProto], more: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[str],
-) -> None:  # fmt: skip
-    """Put the nodes that the outputs need into a model, in order."""
+def finish(
+    model: Model, nodes: Sequence[NodeProto], inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[str]
+) -> None:
+    """Make a model of the nodes that its new outputs need, in order, from its new inputs on.
+
+    Parameters
+    ----------
+    model : Model
+    nodes : sequence of NodeProto
+    inputs : sequence of ValueInfoProto
+        What makes them is left out; those that are weights no longer are.
+    outputs : sequence of str
+    """
     graph = model.proto.graph
-    nodes = _needed([*forward, *backward], outputs)
-    inputs = [*real_inputs(graph), *more]
+    known = {v.name for v in inputs}
+    nodes = _needed(nodes, outputs, known)
     read = {n for node in nodes for n in (*node.input, *captured(node))} | set(outputs)
     kept = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in inputs]
     copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
     constants = [n for n in graph.node if n.op_type == "Constant" and n.output[0] in read]
-    have = {n.output[0] for n in copies}
+    have = {n.output[0] for n in copies} | known
     copies = [
         NodeProto.FromString(c.SerializeToString()) for c in constants if c.output[0] not in have
     ] + copies
@@ -187,21 +203,21 @@ def _finish(
     graph.node.extend(copies)
     graph.input.extend(kept)
     graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(outputs))
-    model.drop(*(n for n in model.names() if n not in read))
+    model.drop(*(n for n in model.names() if n not in read or n in known))
     model.proto.ir_version = max(model.proto.ir_version, 4)  # from there on weights need not be inputs
     model.refresh()
 
 
-def _needed(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
-    wanted, found = set(outputs), []
+def _needed(nodes: Sequence[NodeProto], outputs: Sequence[str], given: set[str]) -> list[NodeProto]:
+    wanted, found = set(outputs) - given, []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
             found.append(node)
-            wanted |= set(node.input) | (captured(node) if node.attribute else set())
+            wanted |= (set(node.input) | (captured(node) if node.attribute else set())) - given
     return found[::-1]
 
 
-def _raise_opset(model: Model) -> int:
+def raise_opset(model: Model) -> int:
     """Return the opset; 7 and 8 become 9, which differs for three ops only.
 
     Rules
@@ -229,8 +245,24 @@ def _raise_opset(model: Model) -> int:
     return OLDEST
 
 
-def _backward(tape: Tape, nodes: Sequence[Applied], wanted: list[Wanted], output: str) -> dict[Wanted, str]:
-    """Write the backward pass; return what was wanted -> its gradient."""
+def backward(
+    tape: Tape, nodes: Sequence[Applied], wanted: Sequence[Wanted], seeds: Mapping[str, str]
+) -> dict[Wanted, str]:
+    """Write the backward pass.
+
+    Parameters
+    ----------
+    tape : Tape
+    nodes : sequence of Applied
+    wanted : sequence of str or (position, slot)
+    seeds : mapping
+        Tensor -> the gradient of the loss with respect to it, as far as it isn't by way of other nodes.
+
+    Returns
+    -------
+    dict
+        What was wanted -> its gradient; what isn't here has none.
+    """
     edges = {w for w in wanted if not isinstance(w, str)}
     follows = {w if isinstance(w, str) else nodes[w[0]].node.inputs[w[1]] for w in wanted}
     through: dict[Wanted, str] = {}
@@ -238,7 +270,7 @@ def _backward(tape: Tape, nodes: Sequence[Applied], wanted: list[Wanted], output
         inner = captured(applied.proto) if applied.proto.attribute else set()
         if applied.node.op not in BLOCKED and follows & {*applied.node.inputs, *inner}:
             follows |= {n for n in applied.node.outputs if n and _floating(tape, n)}
-    grads: dict[str, str] = {output: SEED} if output in follows else {}
+    grads: dict[str, str] = {name: seed for name, seed in seeds.items() if name in follows}
     for number, applied in reversed(list(enumerate(nodes))):
         node = applied.node
         dy = [grads.get(n, "") for n in node.outputs]

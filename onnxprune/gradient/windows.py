@@ -125,7 +125,16 @@ def _turned(t: Tape, weight: str, group: int) -> str:
     return t.const(np.swapaxes(flipped, 1, 2).reshape(group * inputs, outputs // group, *taps))
 
 
-def taps_gradient(t: Tape, x: str, dy: str, w: Window, group: int, sizes: tuple[list[int], list[int]]) -> str:
+def taps_gradient(
+    t: Tape,
+    x: str,
+    dy: str,
+    w: Window,
+    group: int,
+    sizes: tuple[list[int], list[int]],
+    *,
+    fewer: bool = False,
+) -> str:
     """Write the gradient of a Conv weight, [outputs, inputs / group, taps...]: a Conv with batch and channels swapped.
 
     Group ``g`` of the swapped convolution is group ``g`` of the layer, so one node serves any number of groups.
@@ -134,8 +143,12 @@ def taps_gradient(t: Tape, x: str, dy: str, w: Window, group: int, sizes: tuple[
     ----------
     sizes : pair of list of int
         Spatial sizes of ``x`` and of ``dy``.
+    fewer : bool
+        Whether ``dy`` has fewer channels than ``x``.
     """
     spatial = list(range(len(w.kernel)))
+    if group == 1 and fewer and _slides_back(t, w):
+        return _taps_from_outputs(t, x, dy, w)
     if group == 1:
         data = t.transpose(x, [1, 0, *(2 + i for i in spatial)])
     else:
@@ -147,6 +160,22 @@ def taps_gradient(t: Tape, x: str, dy: str, w: Window, group: int, sizes: tuple[
     if any(w.unread):
         found = t.slice(found, [2 + i for i in spatial], [0] * len(spatial), list(w.kernel))
     return t.transpose(found, [1, 0, *(2 + i for i in spatial)])
+
+
+def _slides_back(t: Tape, w: Window) -> bool:
+    """Whether outputs may slide over inputs as well as inputs over outputs."""
+    inside = all(b < k and 0 <= e < k for b, e, k in zip(w.begin, w.end, w.kernel, strict=True))
+    return inside and {*w.strides, *w.dilations} == {1} and t.opset >= 10
+
+
+def _taps_from_outputs(t: Tape, x: str, dy: str, w: Window) -> str:
+    """Write the gradient as a Conv that slides over the outputs: cheaper where these have fewer channels."""
+    axes = [2 + i for i in range(len(w.kernel))]
+    pads = [k - 1 - b for k, b in zip(w.kernel, w.begin, strict=True)]
+    pads += [k - 1 - e for k, e in zip(w.kernel, w.end, strict=True)]
+    found = t.op("Conv", t.transpose(dy, [1, 0, *axes]), t.transpose(x, [1, 0, *axes]), pads=pads)
+    back = [t.ints_const([value] * len(axes)) for value in (-1, -(1 << 30))]
+    return t.op("Slice", found, *back, t.ints_const(axes), t.ints_const([-1] * len(axes)))
 
 
 def _spatial_sum(t: Tape, dy: str, rank: int) -> str:
@@ -167,7 +196,8 @@ def conv(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
         found[0] = spread(t, dy[0], weight, w, group, x)
     if 1 in need:
         big, small = _static_sizes(t, x, y)
-        found[1] = taps_gradient(t, x, dy[0], w, group, (big, small))
+        fewer = t.static(y, [1]) < t.static(x, [1])
+        found[1] = taps_gradient(t, x, dy[0], w, group, (big, small), fewer=fewer)
     if 2 in need:
         found[2] = _spatial_sum(t, dy[0], len(t.dims(y)))
     return found

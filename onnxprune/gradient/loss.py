@@ -1,0 +1,125 @@
+"""A part of a model with the gradients of how far its activations are from given ones, for descent on its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune.analysis import Analysis
+from onnxprune.errors import CalibrationError
+from onnxprune.gradient.build import backward, finish, raise_opset
+from onnxprune.gradient.tape import NoGradient, Tape
+from onnxprune.model import Model
+
+__all__ = ["LossModel", "loss_model", "part_model"]
+
+LOSS, VALID = "onnxprune/loss", "onnxprune/valid"
+
+
+@dataclass(frozen=True)
+class LossModel:
+    """A part of a model, its loss and its gradients.
+
+    Attributes
+    ----------
+    model : Model
+        Its inputs are the activations and weights that it was built for, ``targets`` and, where any goal is masked,
+        ``valid``.
+    targets : dict
+        Goal -> the input that it shall be near to.
+    valid : str
+        The input that is 1 where an error counts and 0 where it doesn't; empty if there is none.
+    loss : str
+        The output that is the loss.
+    gradients : dict
+        Weight -> the output that is the gradient of half of the loss; a weight that doesn't reach a goal isn't here.
+    """
+
+    model: Model
+    targets: dict[str, str]
+    valid: str
+    loss: str
+    gradients: dict[str, str]
+
+
+def loss_model(
+    analysis: Analysis,
+    given: Sequence[str],
+    weights: Sequence[str],
+    goals: Mapping[str, float],
+    *,
+    masked: bool = False,
+) -> LossModel:
+    """Build the model that computes ``sum(factor * (goal - target)^2)`` over all goals, and its gradients by weights.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    given : sequence of str
+        Activations from which it starts.
+    weights : sequence of str
+        They become inputs.
+    goals : mapping
+        Activation -> factor of its squared distance.
+    masked : bool
+        Whether errors are multiplied by a mask [batch, sequence, 1] first.
+
+    Raises
+    ------
+    CalibrationError
+        If an op on the way has no gradient.
+    """
+    model = analysis.model.fork()
+    opset = raise_opset(model)
+    forward = [model.proto.graph.node[i] for i in model.order]
+    elem = analysis.tracer.types[next(iter(goals))][0]
+    model.drop(*weights)  # so that the backward pass reads them as they come in
+    tape = Tape(analysis, model, opset, np.dtype(helper.tensor_dtype_to_np_dtype(elem)))
+    targets = {goal: f"onnxprune/target/{n}" for n, goal in enumerate(goals)}
+    try:
+        seeds, losses = {}, []
+        for goal, factor in goals.items():
+            off = tape.op("Sub", goal, targets[goal])
+            off = tape.mul(off, VALID) if masked else off
+            seeds[goal] = tape.scaled(off, factor)
+            axes = range(len(tape.dims(goal)))
+            losses.append(tape.reduce("ReduceSum", tape.mul(off, seeds[goal]), axes, keep=False))
+        found = backward(tape, analysis.coupling.nodes, list(weights), seeds)
+    except NoGradient as error:
+        raise CalibrationError(f"no gradients: {error}") from error
+    grads = {str(weight): grad for weight, grad in found.items()}
+    named = {weight: f"onnxprune/gradient_of/{n}" for n, weight in enumerate(grads)}
+    grads = {named[weight]: grad for weight, grad in grads.items()}
+    grads[LOSS] = losses[0] if len(losses) == 1 else tape.op("Sum", *losses)
+    tape.nodes += [helper.make_node("Identity", [grad], [name], name=name) for name, grad in grads.items()]
+    inputs = [_input(analysis, name) for name in (*given, *weights)]
+    inputs += [_input(analysis, goal, name) for goal, name in targets.items()]
+    if masked:
+        inputs.append(helper.make_tensor_value_info(VALID, elem, [None, None, 1]))
+    finish(model, [*forward, *tape.nodes], inputs, list(grads))
+    return LossModel(model, targets, VALID if masked else "", LOSS, named)
+
+
+def part_model(analysis: Analysis, given: Sequence[str], wanted: Sequence[str]) -> Model:
+    """Build the part of a model that computes activations from others.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    given, wanted : sequence of str
+    """
+    model = analysis.model.fork()
+    forward = [model.proto.graph.node[i] for i in model.order]
+    outputs = [name for name in wanted if name not in given]
+    finish(model, forward, [_input(analysis, name) for name in given], outputs)
+    return model
+
+
+def _input(analysis: Analysis, tensor: str, name: str = "") -> onnx.ValueInfoProto:
+    elem, shape = analysis.tracer.types[tensor]
+    fixed = tensor in analysis.model
+    return helper.make_tensor_value_info(name or tensor, elem, shape if fixed else [None] * len(shape or ()))
