@@ -54,8 +54,8 @@ class Pace:
     """
 
     steps: int = 200
-    passes: int = 12
-    batch: tuple[int, int] = (4, 64)
+    passes: int = 6
+    batch: tuple[int, int] = (4, 32)
     rate: float = 0.015
     looks: int = 4
 
@@ -120,7 +120,7 @@ class Basis:
     ROWS = 30, 4096
 
     @classmethod
-    def of(cls, view: View, shape: tuple[int, ...], x: Array, positions: int, seed: int) -> Basis:
+    def of(cls, view: View, shape: tuple[int, ...], x: Array, rows: NDArray[np.int64], seed: int) -> Basis:
         """Look at a layer's inputs.
 
         Parameters
@@ -130,15 +130,14 @@ class Basis:
             Of the weight.
         x : array
             The layer's input over some samples.
-        positions : int
-            Output positions that belong to them.
+        rows : int64
+            Output positions that count.
         seed : int
             Of the choice among them.
         """
-        rows = np.arange(positions)
         most = max(cls.ROWS[0] * view.width, cls.ROWS[1])
-        if positions > most:
-            rows = np.sort(np.random.default_rng(seed).choice(positions, most, replace=False))
+        if len(rows) > most:
+            rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
         found = view.x(x, rows)
         moments = np.matmul(found.transpose(0, 2, 1), found).astype(np.float64)
         return cls(view, np.linalg.eigh(moments)[1].astype(np.float32), shape)
@@ -159,7 +158,7 @@ class _Adam:
 
     def __init__(self, start: Weights, bases: Mapping[str, Basis]) -> None:
         self.start, self.bases = start, bases
-        self.now = {n: self._turned(n, np.asarray(w, np.float32)) for n, w in start.items()}
+        self.now = {n: self._turned(n, np.array(w, np.float32)) for n, w in start.items()}
         self.scale = {n: float(np.sqrt(np.mean(np.square(w)))) or 1e-3 for n, w in self.now.items()}
         self.mean = {n: np.zeros_like(w) for n, w in self.now.items()}
         self.square = {n: np.zeros_like(w) for n, w in self.now.items()}

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.blockwise.descent import Basis, Data, Pace, descend
 from onnxprune.blockwise.segments import Segment, segments
+from onnxprune.calibrate.collect import positions_of
+from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import sites
 from onnxprune.calibrate.stream import Stream
@@ -181,20 +183,22 @@ class _Work:
 
     def _fit(self, part: Segment, pairs: list[tuple[Batch, Batch]], report: SegmentReport, seed: int) -> None:
         names = [n for s in part.sites for n in (s.weight, s.bias if s.own else "") if n in self.trainable]
-        counts = self.samples.counts[: len(pairs)]
-        factors = _factors([goals for _, goals in pairs], part.goals, sum(counts))
-        masks = [_mask(valid, goals) for valid, (_, goals) in zip(self.samples.valid, pairs, strict=False)]
-        found = self._loss_model(part, names, factors, masked=all(mask is not None for mask in masks))
+        counts, valid = self.samples.counts[: len(pairs)], self.samples.valid[: len(pairs)]
+        masked = [
+            n for n in part.goals if all(_covers(v, g[n]) for v, (_, g) in zip(valid, pairs, strict=True))
+        ]
+        factors = _factors([goals for _, goals in pairs], valid, part.goals, masked, sum(counts))
+        found = self._loss_model(part, names, factors, masked)
         if found is None:
             report.why = "none of its weights may change" if not names else "what it gives never varies"
             return
         start = {n: np.array(self.cut.weight(n)) for n in found.gradients}
         given = [batch for batch, _ in pairs]
-        bases = self._bases(part, given, counts, start, seed)
-        for (batch, goals), mask in zip(pairs, masks, strict=True):
+        bases = self._bases(part, given, valid, start, seed)
+        for (batch, goals), mask in zip(pairs, valid, strict=True):
             batch |= {found.targets[n]: goals[n] for n in factors}
             if found.valid and mask is not None:
-                batch[found.valid] = mask
+                batch[found.valid] = mask[..., None].astype(goals[masked[0]].dtype)
         data = _data(given, counts, free=self.samples.free)
         best, report.before, report.after = descend(found, start, data, bases, self.pace, seed)
         report.samples = sum(counts)
@@ -203,42 +207,57 @@ class _Work:
         self.changed |= set(best) if report.after < report.before else set()
 
     def _loss_model(
-        self, part: Segment, names: Sequence[str], factors: dict[str, float], *, masked: bool
+        self, part: Segment, names: Sequence[str], factors: dict[str, float], masked: Sequence[str]
     ) -> LossModel | None:
         """Return the loss of the weights that reach a goal; None where there are none."""
         if not names or not factors:
             return None
         found = loss_model(self.analysis, part.given, names, factors, masked=masked)
         if len(found.gradients) < len(names):
-            return self._loss_model(part, list(found.gradients), factors, masked=masked)
+            return self._loss_model(part, list(found.gradients), factors, masked)
         return found
 
     def _bases(
-        self, part: Segment, given: Sequence[Batch], counts: Sequence[int], start: dict[str, Array], seed: int
+        self,
+        part: Segment,
+        given: Sequence[Batch],
+        valid: Sequence[Array | None],
+        start: dict[str, Array],
+        seed: int,
     ) -> dict[str, Basis]:
         """Return the coordinates of the layers' weights, from what they read now on the first samples."""
         layers = [s for s in part.sites if s.weight in start]
+        counts = self.samples.counts
         few = int(np.searchsorted(np.cumsum(counts), LOOKED_AT)) + 1
         wanted = list(dict.fromkeys(n for s in layers for n in (s.x, s.y)))
         session = open_session(part_model(self.analysis, part.given, wanted), prepack=True, optimise=True)
-        rows: dict[str, list[Array]] = {n: [] for n in wanted}
-        for batch in given[:few]:
-            got = {**batch, **session.run(batch)}
-            for name, mine in rows.items():
-                mine.append(got[name])
+        seen = [{**batch, **session.run(batch)} for batch in given[:few]]
+        seen = [batch for batch in seen if all(_alike([batch[n], seen[0][n]]) for n in wanted)]
         bases = {}
         for site in layers:
-            x = np.concatenate(rows[site.x])
-            positions = sum(y.size for y in rows[site.y]) // (site.view.blocks * site.view.outputs)
-            bases[site.weight] = Basis.of(site.view, start[site.weight].shape, x, positions, seed)
+            total, rows = 0, []
+            for batch, mask in zip(seen, valid, strict=False):
+                y = channels_last(batch[site.y], site.view.out_axis)
+                rows.append(total + positions_of(batch[site.x], y, mask))
+                total += len(y)
+            x = np.concatenate([batch[site.x] for batch in seen])
+            bases[site.weight] = Basis.of(site.view, start[site.weight].shape, x, np.concatenate(rows), seed)
         return bases
 
 
-def _factors(goals: Sequence[Batch], names: Sequence[str], samples: int) -> dict[str, float]:
+def _factors(
+    goals: Sequence[Batch],
+    valid: Sequence[Array | None],
+    names: Sequence[str],
+    masked: Sequence[str],
+    samples: int,
+) -> dict[str, float]:
     """Return what the squared distance of each goal is multiplied by: it is then relative, and for each sample."""
     found = {}
     for name in names:
         arrays = [np.asarray(batch[name], np.float64) for batch in goals]
+        if name in masked:
+            arrays = [a[v] for a, v in zip(arrays, valid, strict=True)]
         mean = sum(a.sum(axis=0) for a in arrays) / sum(len(a) for a in arrays) if _alike(arrays) else 0.0
         variance = sum(float(np.square(a - mean).sum()) for a in arrays) / samples
         if variance > 0:
@@ -250,11 +269,9 @@ def _alike(arrays: Sequence[Array]) -> bool:
     return len({a.shape[1:] for a in arrays}) == 1 and all(a.ndim for a in arrays)
 
 
-def _mask(valid: Array | None, goals: Batch) -> Array | None:
-    """Return what errors of the goals are multiplied by, [batch, sequence, 1]: 0 for the padding of sequences."""
-    if valid is None or any(a.shape[:-1] != valid.shape for a in goals.values()):
-        return None
-    return np.asarray(valid[..., None], next(iter(goals.values())).dtype)
+def _covers(valid: Array | None, goal: Array) -> bool:
+    """Whether a mask of sequences says which positions of a goal [batch, sequence, channels] count."""
+    return valid is not None and goal.ndim == 3 and goal.shape[:2] == valid.shape
 
 
 def _data(parts: list[Batch], counts: Sequence[int], *, free: bool) -> Data:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ def loss_model(
     weights: Sequence[str],
     goals: Mapping[str, float],
     *,
-    masked: bool = False,
+    masked: Collection[str] = (),
 ) -> LossModel:
     """Build the model that computes ``sum(factor * (goal - target)^2)`` over all goals, and its gradients by weights.
 
@@ -65,8 +65,8 @@ def loss_model(
         They become inputs.
     goals : mapping
         Activation -> factor of its squared distance.
-    masked : bool
-        Whether errors are multiplied by a mask [batch, sequence, 1] first.
+    masked : collection of str
+        Goals whose errors are multiplied by a mask [batch, sequence, 1] first.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def loss_model(
         seeds, losses = {}, []
         for goal, factor in goals.items():
             off = tape.op("Sub", goal, targets[goal])
-            off = tape.mul(off, VALID) if masked else off
+            off = tape.mul(off, VALID) if goal in masked else off
             seeds[goal] = tape.scaled(off, factor)
             axes = range(len(tape.dims(goal)))
             losses.append(tape.reduce("ReduceSum", tape.mul(off, seeds[goal]), axes, keep=False))

@@ -1,0 +1,207 @@
+"""Block-wise reconstruction: segments, gradients of their losses, descent, and that it keeps what it promises."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import prune
+from onnxprune.analysis import analyse
+from onnxprune.blockwise.descent import Basis, Data, Pace, descend
+from onnxprune.blockwise.segments import FEWEST, segments
+from onnxprune.calibrate.sites import sites
+from onnxprune.gradient.loss import loss_model, part_model
+from onnxprune.model import Model
+from onnxprune.runtime import open_session
+
+RNG = np.random.default_rng(0)
+
+
+def net(blocks: int = 3, channels: int = 6, batch: int | str = "n") -> onnx.ModelProto:
+    """A residual net of convolutions."""
+    rng = np.random.default_rng(1)
+    nodes, weights = [], []
+
+    def conv(x: str, name: str, inputs: int, outputs: int) -> str:
+        weights.extend(
+            numpy_helper.from_array(a.astype(np.float32), f"{name}_{kind}")
+            for kind, a in (
+                ("w", rng.normal(size=(outputs, inputs, 3, 3)) / 6),
+                ("b", rng.normal(size=outputs) / 4),
+            )
+        )
+        inside = [x, f"{name}_w", f"{name}_b"]
+        nodes.append(helper.make_node("Conv", inside, [name], name=name, pads=[1, 1, 1, 1]))
+        return name
+
+    def step(kind: str, *inputs: str) -> str:
+        out = f"{kind}_{len(nodes)}"
+        nodes.append(helper.make_node(kind, list(inputs), [out], name=out))
+        return out
+
+    x = step("Relu", conv("x", "stem", 3, channels))
+    for n in range(blocks):
+        y = step("Relu", conv(x, f"b{n}_1", channels, 2 * channels))
+        x = step("Relu", step("Add", conv(y, f"b{n}_2", 2 * channels, channels), x))
+    x = step("Flatten", step("GlobalAveragePool", x))
+    weights.append(numpy_helper.from_array(rng.normal(size=(channels, 5)).astype(np.float32), "fc_w"))
+    nodes.append(helper.make_node("Gemm", [x, "fc_w"], ["out"], name="fc"))
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [batch, 5])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    """Smooth images: neighbours are alike, as in real ones."""
+    raw = np.random.default_rng(seed).normal(size=(count, 3, 10, 10))
+    return (raw[:, :, 2:, 2:] + raw[:, :, 1:-1, 2:] + raw[:, :, 2:, 1:-1]).astype(np.float32)
+
+
+def parts_of(proto: onnx.ModelProto):
+    analysis = analyse(Model.load(proto))
+    return analysis, segments(analysis, sites(analysis))
+
+
+def test_segments_partition_the_graph_and_end_where_one_activation_is_alive():
+    analysis, parts = parts_of(net(blocks=6))
+    assert [p.first for p in parts] == [0, *(p.end for p in parts[:-1])]
+    assert [s.name for p in parts for s in p.sites] == [s.name for s in sites(analysis)]
+    assert len(parts) > 1
+    assert all(len(p.sites) >= FEWEST for p in parts[:-1])
+    for part in parts[:-1]:
+        assert len(part.goals) == 1
+        assert analysis.coupling.nodes[part.end - 1].node.op in ("Relu", "Flatten")
+    for part, following in itertools.pairwise(parts):
+        assert set(following.given) <= set(part.goals) | set(part.given)
+    assert parts[-1].goals == ("out",)
+
+
+def test_the_gradients_of_a_segment_are_those_of_its_loss():
+    analysis, parts = parts_of(net(blocks=6))
+    part = parts[1]
+    names = [n for s in part.sites for n in (s.weight, s.bias)]
+    found = loss_model(analysis, part.given, names, {part.goals[0]: 0.5})
+    session = open_session(found.model)
+    weights = {n: np.array(analysis.model.weight(n)) for n in names}
+    given, goal = (RNG.random((4, 6, 8, 8), np.float32) for _ in range(2))
+    feed = {part.given[0]: given, found.targets[part.goals[0]]: goal}
+
+    def loss(changed: dict[str, np.ndarray]) -> float:
+        return float(session.run({**feed, **weights, **changed}, [found.loss])[found.loss])
+
+    got = session.run({**feed, **weights})
+    for name in names:
+        way = RNG.normal(size=weights[name].shape).astype(np.float32)
+        up, down = (loss({name: weights[name] + np.float32(s * 1e-3) * way}) for s in (1, -1))
+        slope = 2 * float((got[found.gradients[name]] * way).sum())
+        assert (up - down) / 2e-3 == pytest.approx(slope, rel=0.02, abs=1e-3)
+
+
+def test_what_is_masked_counts_nothing():
+    rng = np.random.default_rng(2)
+    weight = numpy_helper.from_array(rng.normal(size=(4, 3)).astype(np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 5, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5, 3])],
+        [weight],
+    )
+    analysis = analyse(
+        Model.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    )
+    found = loss_model(analysis, ["x"], ["w"], {"y": 1.0}, masked=["y"])
+    feed = {"x": rng.random((2, 5, 4), np.float32), "w": numpy_helper.to_array(weight)}
+    feed[found.targets["y"]] = np.zeros((2, 5, 3), np.float32)
+    valid = np.ones((2, 5, 1), np.float32)
+    valid[1, 3:] = 0
+    feed[found.valid] = valid
+    first = open_session(found.model).run(feed)
+    assert first[found.loss] == pytest.approx(
+        float(np.square((feed["x"] @ feed["w"]) * valid).sum()), rel=1e-5
+    )
+    feed["x"][1, 3:] += 7
+    second = open_session(found.model).run(feed)
+    assert all(np.array_equal(first[n], second[n]) for n in (found.loss, *found.gradients.values()))
+
+
+def test_a_basis_turns_and_turns_back():
+    analysis, parts = parts_of(net())
+    site = parts[0].sites[1]
+    weight = np.array(analysis.model.weight(site.weight))
+    x = open_session(part_model(analysis, ["x"], [site.x])).run({"x": images(8)})[site.x]
+    basis = Basis.of(site.view, weight.shape, x, np.arange(8 * 64), 0)
+    turned = basis.turn(weight)
+    assert np.allclose(basis.back(turned), weight, atol=1e-5)
+    rows = site.view.x(x, np.arange(8 * 64))[0]
+    moments = (rows @ basis.axes[0]).T @ (rows @ basis.axes[0])
+    assert np.abs(moments - np.diag(np.diag(moments))).max() < 1e-4 * np.diag(moments).max()
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_descent_finds_weights_that_were_disturbed(free):
+    analysis, parts = parts_of(net(blocks=6, batch="n" if free else 1))
+    part = parts[1]
+    names = [s.weight for s in part.sites]
+    found = loss_model(analysis, part.given, names, {part.goals[0]: 1.0})
+    right = {n: np.array(analysis.model.weight(n)) for n in names}
+    x = RNG.random((40, 6, 8, 8), np.float32)
+    run = open_session(part_model(analysis, part.given, part.goals))
+    y = np.concatenate([run.run({part.given[0]: x[i : i + 1]})[part.goals[0]] for i in range(40)])
+    target = found.targets[part.goals[0]]
+    feeds = [{part.given[0]: x, target: y}]
+    feeds = feeds if free else [{n: a[i : i + 1] for n, a in feeds[0].items()} for i in range(40)]
+    data = Data(feeds, [40] if free else [1] * 40, free)
+    start = {
+        n: w + np.float32(0.2 * w.std()) * RNG.normal(size=w.shape).astype(np.float32)
+        for n, w in right.items()
+    }
+    best, before, after = descend(found, start, data, {}, Pace(), 0)
+    assert after < 0.2 * before
+    assert descend(found, start, data, {}, Pace(), 0)[1:] == (before, after)  # the same seed
+    same, before, after = descend(found, right, data, {}, Pace(steps=8), 0)
+    assert before == after
+    assert all(same[n] is right[n] for n in names)
+    assert all(best[n].dtype == right[n].dtype for n in names)
+
+
+def test_blocks_come_nearer_than_layers_on_samples_that_no_fit_saw():
+    model, fresh = net(blocks=4, channels=8), {"x": images(200, 9)}
+    dense = open_session(Model.load(model)).run(fresh)["out"]
+    off = {}
+    for recover in ("lstsq", "blocks"):
+        result = prune(model, ratio=0.5, calib={"x": images(250)}, recover=recover, align=1, seed=0)
+        off[recover] = float(
+            np.square(open_session(Model.load(result.model)).run(fresh)["out"] - dense).mean()
+        )
+    assert off["blocks"] < 0.8 * off["lstsq"]
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    found = [
+        prune(net(), ratio=0.5, calib={"x": images(60)}, align=1).model.SerializeToString() for _ in range(2)
+    ]
+    assert found[0] == found[1]
+
+
+def test_what_has_no_gradient_keeps_its_weights_and_says_why():
+    model = net(blocks=6)
+    # Mod of a constant keeps values below it, and has no rule
+    first = next(i for i, n in enumerate(model.graph.node) if n.name == "b0_2")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e6, np.float32), "big"))
+    node = helper.make_node("Mod", [model.graph.node[first].input[0], "big"], ["odd"], fmod=1)
+    model.graph.node.insert(first, node)
+    model.graph.node[first + 1].input[0] = "odd"
+    found = prune(model, ratio=0.5, calib={"x": images(60)}, align=1).report.calibration["segments"]
+    assert "Mod" in found[0]["why"]
+    assert found[0]["samples"] == 0
+    assert any(not line["why"] and line["after"] < line["before"] for line in found[1:])
