@@ -177,7 +177,7 @@ class _Work:
         return found
 
     def _stays(self, tensor: str, array: Array) -> Array:
-        for axis, index in self.kept.axes(self.original.coupling.dims[tensor]).items():
+        for axis, index in self.kept.axes(self.kept.coupling.dims[tensor]).items():
             array = np.take(array, index, axis)
         return array
 
