@@ -207,8 +207,8 @@ def descend(
     RunError
         If onnxruntime fails.
     """
-    session = open_session(found.model, prepack=True, optimise=True)
-    best, least = start, _judged(session, found, start, data)
+    session, judge = (open_session(m, prepack=True, optimise=True) for m in (found.model, found.forward))
+    best, least = start, _judged(judge, found, start, data)
     before = least
     size = max(pace.size(len(data.train) * data.each) // data.each, 1)
     top = pace.rate * min(np.sqrt(before / LARGE), 1.0)
@@ -223,7 +223,7 @@ def descend(
         adam.step(gradients, top * 0.5 * (1 + np.cos(np.pi * step / pace.steps)))
         if (step + 1) * pace.looks % pace.steps < pace.looks:
             weights = adam.weights()
-            loss = _judged(session, found, weights, data)
+            loss = _judged(judge, found, weights, data)
             if loss < least:
                 best, least = weights, loss
     return best, before, least

@@ -26,9 +26,9 @@ class LossModel:
 
     Attributes
     ----------
-    model : Model
-        Its inputs are the activations and weights that it was built for, ``targets`` and, where any goal is masked,
-        ``valid``.
+    model, forward : Model
+        With the gradients, and without. Their inputs are the activations and weights that they were built for,
+        ``targets`` and, where any goal is masked, ``valid``.
     targets : dict
         Goal -> the input that it shall be near to.
     valid : str
@@ -40,6 +40,7 @@ class LossModel:
     """
 
     model: Model
+    forward: Model
     targets: dict[str, str]
     valid: str
     loss: str
@@ -100,8 +101,10 @@ def loss_model(
     inputs += [_input(analysis, goal, name) for goal, name in targets.items()]
     if masked:
         inputs.append(helper.make_tensor_value_info(VALID, elem, [None, None, 1]))
+    alone = model.fork()
+    finish(alone, [*forward, *tape.nodes], inputs, [LOSS])
     finish(model, [*forward, *tape.nodes], inputs, list(grads))
-    return LossModel(model, targets, VALID if masked else "", LOSS, named)
+    return LossModel(model, alone, targets, VALID if masked else "", LOSS, named)
 
 
 def part_model(analysis: Analysis, given: Sequence[str], wanted: Sequence[str]) -> Model:
