@@ -32,6 +32,8 @@ Weights = dict[str, Array]
 
 #: Decay of the means of gradients and of their squares.
 BETAS = 0.9, 0.999
+#: A relative error below which nothing is done.
+EXACT = 1e-8
 #: A relative error from which on the rate is the full one; below it, it falls with the root of the error.
 LARGE = 0.1
 
@@ -210,6 +212,8 @@ def descend(
     session, judge = (open_session(m, prepack=True, optimise=True) for m in (found.model, found.forward))
     best, least = start, _judged(judge, found, start, data)
     before = least
+    if before < EXACT:
+        return best, before, least
     size = max(pace.size(len(data.train) * data.each) // data.each, 1)
     top = pace.rate * min(np.sqrt(before / LARGE), 1.0)
     rng = np.random.default_rng(seed)

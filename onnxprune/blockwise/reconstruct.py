@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.blockwise.descent import Basis, Data, Pace, descend
 from onnxprune.blockwise.segments import Segment, segments
-from onnxprune.calibrate.collect import positions_of
+from onnxprune.calibrate.collect import HELD, positions_of
 from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import sites
@@ -138,7 +138,7 @@ class _Work:
 
     def run(self) -> list[SegmentReport]:
         """Fit all segments in order."""
-        self.analysis = analyse(self.cut)
+        self.analysis = analyse(self.cut, input_shapes=self.original.given)
         parts = segments(self.analysis, sites(self.analysis))
         made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
         batches = self.samples.batches
@@ -152,7 +152,8 @@ class _Work:
             report = SegmentReport([site.name for site in part.sites])
             found.append(report)
             if not part.goals or not all(goal in made for goal in part.goals):
-                report.why = "what it gives isn't in the original"
+                lost = "isn't in the original" if part.goals else "isn't of 32- or 64-bit floats"
+                report.why = f"what it gives {lost}"
                 continue
             end = max(made[goal] for goal in part.goals) + 1
             pairs = self._pairs(
@@ -200,6 +201,9 @@ class _Work:
             if found.valid and mask is not None:
                 batch[found.valid] = mask[..., None].astype(goals[masked[0]].dtype)
         data = _data(given, counts, free=self.samples.free)
+        if not len(data.held):
+            report.why = f"fewer than {HELD} samples, or batches of the model's own size"
+            return
         best, report.before, report.after = descend(found, start, data, bases, self.pace, seed)
         report.samples = sum(counts)
         for name, weight in best.items():

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from onnxprune.page.words import count, size, times
+from onnxprune.sentences import segment_lines
 
 __all__ = ["agreement", "bar", "card", "head", "lead", "summary", "title"]
 
@@ -166,6 +167,10 @@ def _proof(values: Values) -> str:
             f"({escape(str(calibration['criterion']))})."
             " The result is no longer the masked original; the cut is exact.</li>"
         )
+        items += [
+            f"<li><b>Blocks</b> {line.capitalize()}.</li>"
+            for line in segment_lines(calibration.get("segments") or ())
+        ]
     if values.get("put_back"):
         n = len(values["put_back"])
         items.append(
