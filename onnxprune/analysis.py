@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,21 +62,31 @@ class Analysis:
             self._other.append(self._trace_otherwise())
         return self._other[0]
 
+    def vary(self, inputs: dict[str, Shape] | None) -> None:
+        """Take these inputs as the other binding, instead of a guess; None: all axes are as good as fixed.
+
+        Raises
+        ------
+        TraceError
+            If the shapes of the graph don't agree under them.
+        """
+        self._other[:] = [None if inputs is None else self._trace(inputs)]
+
     def _trace_otherwise(self) -> Tracer | None:
         graph = self.model.proto.graph
         if not binding.is_dynamic(graph, {}):
             return None
         for inputs in binding.others(graph, self.given):
-            if inputs == self.inputs:
-                continue
-            tracer = _tracer(self.model, self.tracer.weights, inputs, {})
-            try:
-                for applied in self.coupling.nodes:
-                    tracer.visit(applied.proto)
-            except TraceError:
-                continue
-            return tracer
+            if inputs != self.inputs:
+                with suppress(TraceError):
+                    return self._trace(inputs)
         return None
+
+    def _trace(self, inputs: dict[str, Shape]) -> Tracer:
+        tracer = _tracer(self.model, self.tracer.weights, inputs, {})
+        for applied in self.coupling.nodes:
+            tracer.visit(applied.proto)
+        return tracer
 
 
 def analyse(

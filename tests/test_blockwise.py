@@ -193,6 +193,32 @@ def test_the_same_seed_gives_the_same_bytes():
     assert found[0] == found[1]
 
 
+def test_sizes_that_the_model_leaves_open_are_those_of_the_samples():
+    model = net(blocks=6)
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    found = prune(model, ratio=0.5, calib={"x": images(60)}, align=1).report.calibration["segments"]
+    assert not any(line["why"] for line in found)
+    assert found[0]["after"] < found[0]["before"]
+
+
+def test_constants_are_no_goals():
+    model = net(blocks=6)
+    weights = {w.name: w for w in model.graph.initializer}
+    for number, (name, weight) in enumerate(weights.items()):
+        node = helper.make_node("Constant", [], [name], value=weight)
+        model.graph.node.insert(number, node)
+    del model.graph.initializer[:]
+    analysis, parts = parts_of(model)
+    assert all(goal not in weights for part in parts for goal in part.goals)
+    assert all(len(part.goals) == 1 for part in parts)
+
+
+def test_too_few_samples_change_nothing():
+    found = prune(net(), ratio=0.5, calib={"x": images(5)}, align=1).report.calibration["segments"]
+    assert all(line["why"] or line["after"] <= line["before"] for line in found)
+
+
 def test_what_has_no_gradient_keeps_its_weights_and_says_why():
     model = net(blocks=6)
     # Mod of a constant keeps values below it, and has no rule

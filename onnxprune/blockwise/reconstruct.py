@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +29,10 @@ from onnxprune.calibrate.sites import sites
 from onnxprune.calibrate.stream import Stream
 from onnxprune.cut.kept import Kept, Masks
 from onnxprune.cut.rewrite import rewrite
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, ModelError, UsageError
 from onnxprune.gradient.loss import LossModel, loss_model, part_model
 from onnxprune.graph.coupling import Instance
+from onnxprune.graph.trace import Shape, TraceError
 from onnxprune.model import Model
 from onnxprune.runtime import RunError, open_session
 
@@ -138,7 +140,7 @@ class _Work:
 
     def run(self) -> list[SegmentReport]:
         """Fit all segments in order."""
-        self.analysis = analyse(self.cut, input_shapes=self.original.given)
+        self.analysis = _analysed(self.cut, self.samples, self.original.given)
         parts = segments(self.analysis, sites(self.analysis))
         made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
         batches = self.samples.batches
@@ -247,6 +249,17 @@ class _Work:
             x = np.concatenate([batch[site.x] for batch in seen])
             bases[site.weight] = Basis.of(site.view, start[site.weight].shape, x, np.concatenate(rows), seed)
         return bases
+
+
+def _analysed(model: Model, samples: Samples, given: dict[str, Shape]) -> Analysis:
+    """Analyse a model at the shapes of its samples: no axis is dynamic there but the batch, and that where it is free."""
+    shapes = [{name: a.shape for name, a in batch.items()} for batch in samples.batches]
+    if len({tuple((n, s[1:]) for n, s in found.items()) for found in shapes}) == 1:
+        with suppress(ModelError, TraceError, UsageError):
+            found = analyse(model, input_shapes=shapes[0])
+            found.vary({n: (s[0] + 1, *s[1:]) for n, s in shapes[0].items()} if samples.free else None)
+            return found
+    return analyse(model, input_shapes=given)
 
 
 def _factors(

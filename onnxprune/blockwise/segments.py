@@ -111,6 +111,8 @@ class _Life:
                 n for n in (*applied.node.inputs, *inner) if self.made.get(n, first) < first
             )
             goals |= dict.fromkeys(
-                n for n in applied.node.outputs if self.last.get(n, -1) >= end and self._float(n)
+                n
+                for n in applied.node.outputs
+                if n in self.made and self.last.get(n, -1) >= end and self._float(n)
             )
         return Segment(first, end, sites, tuple(read), tuple(goals))
