@@ -252,7 +252,7 @@ class _Work:
 
 
 def _analysed(model: Model, samples: Samples, given: dict[str, Shape]) -> Analysis:
-    """Analyse a model at the shapes of its samples: no axis is dynamic there but the batch, and that where it is free."""
+    """Analyse a model at the shapes of its samples: only the batch is dynamic there, and that only where it is free."""
     shapes = [{name: a.shape for name, a in batch.items()} for batch in samples.batches]
     if len({tuple((n, s[1:]) for n, s in found.items()) for found in shapes}) == 1:
         with suppress(ModelError, TraceError, UsageError):
