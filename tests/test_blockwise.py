@@ -231,3 +231,17 @@ def test_what_has_no_gradient_keeps_its_weights_and_says_why():
     assert "Mod" in found[0]["why"]
     assert found[0]["samples"] == 0
     assert any(not line["why"] and line["after"] < line["before"] for line in found[1:])
+
+
+def test_a_segment_that_reads_what_has_no_batch_axis_is_fitted_batch_by_batch():
+    model = net(blocks=6)
+    nodes = model.graph.node
+    first = next(i for i, n in enumerate(nodes) if n.name == "b5_1")
+    nodes.insert(0, helper.make_node("ReduceMean", ["x"], ["level"], keepdims=0, name="level"))
+    nodes.insert(
+        first + 1, helper.make_node("Add", [nodes[first + 1].input[0], "level"], ["raised"], name="raised")
+    )
+    nodes[first + 2].input[0] = "raised"
+    found = prune(model, ratio=0.5, calib={"x": images(60)}, align=1).report.calibration["segments"]
+    assert not any(line["why"] for line in found)
+    assert all(line["samples"] == 54 for line in found)

@@ -43,6 +43,8 @@ Batch = dict[str, Array]
 
 #: What is held of activations: of each stream, and of what one segment reads and shall give.
 STREAM_BYTES, DATA_BYTES = 1 << 30, 1 << 29
+#: Batches that samples are cut into at least, and the most samples of one.
+UNITS, LARGEST = 25, 16
 #: Samples whose activations tell the coordinates to go down in.
 LOOKED_AT = 256
 
@@ -89,6 +91,8 @@ def reconstruct(
     say : callable, optional
         Told of progress.
     """
+    # where a segment reads what has no batch axis, whole batches are the units, and some of them must be held out
+    samples = samples.cut_into(min(max(samples.count // UNITS, 1), LARGEST))
     cut = rewrite(fitted.model, fitted.coupling, fitted.tracer, dead, fitted.other_values()).model
     kept = Kept(fitted.coupling, dead)
     places: defaultdict[str, list[Instance]] = defaultdict(list)
