@@ -85,6 +85,13 @@ def test_segments_partition_the_graph_and_end_where_one_activation_is_alive():
     assert parts[-1].goals == ("out",)
 
 
+def test_what_ends_in_an_arg_max_goes_toward_what_stands_before_it():
+    model = net(blocks=6)
+    model.graph.node.append(helper.make_node("ArgMax", ["out"], ["class"], axis=1, name="class"))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("class", TensorProto.INT64, ["n", 1]))
+    assert parts_of(model)[1][-1].goals == ("out",)
+
+
 def test_the_gradients_of_a_segment_are_those_of_its_loss():
     analysis, parts = parts_of(net(blocks=6))
     part = parts[1]

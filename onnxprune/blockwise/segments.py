@@ -96,8 +96,12 @@ class _Life:
         return float_type(self.analysis.tracer.types.get(name, (0, None))[0])
 
     def narrowest(self, low: int, high: int, *, early: bool = False) -> tuple[int, int]:
-        """Return the least number of activations alive before a node of ``low..high``, and the last such (or first)."""
+        """Return the least number of activations alive before a node of ``low..high``, and the last such (or first).
+
+        Places where none is alive, as behind an ArgMax, count only where there is no other.
+        """
         places = self.alive[low : high + 1]
+        places = np.where(places > 0, places, places.max(initial=0) + 1)
         best = int(np.argmin(places)) if early else len(places) - 1 - int(np.argmin(places[::-1]))
         return int(places[best]), low + best
 
