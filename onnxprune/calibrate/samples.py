@@ -77,18 +77,15 @@ class Samples:
 
     def cut_into(self, size: int) -> Samples:
         """Return the same samples in batches of at most this size, where the model leaves it free."""
-        if not self.free or any(len(a) != n for b, n in self.pairs() for a in b.values()):
+        pairs = list(zip(self.batches, self.counts, strict=True))
+        if not self.free or any(len(a) != n for b, n in pairs for a in b.values()):
             return self
         parts = [
             ({n: a[i : i + size] for n, a in b.items()}, min(size, c - i))
-            for b, c in self.pairs()
+            for b, c in pairs
             for i in range(0, c, size)
         ]
         return Samples([b for b, _ in parts], [c for _, c in parts], self.labels, self.source, self.free)
-
-    def pairs(self) -> Iterator[tuple[Batch, int]]:
-        """Yield each batch with its number of samples."""
-        yield from zip(self.batches, self.counts, strict=True)
 
     def split(self, share: float) -> tuple[Samples, Samples | None]:
         """Set the last samples aside, about this share; whole batches only where the model fixes their size.

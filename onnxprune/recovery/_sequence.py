@@ -28,7 +28,8 @@ from onnxprune.calibrate.stream import Stream
 from onnxprune.model import Model
 
 __all__ = [
-    "MOST_BYTES", "LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "problem_of", "weights_of", "write",
+    "MOST_BYTES", "RIDGES", "VARIANTS",
+    "LayerReport", "Settings", "Walk", "consumers_of", "fit_blocks", "problem_of", "weights_of", "write",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -38,6 +39,10 @@ Matrix = NDArray[np.float64]
 
 #: Activations that are held of the original, and as many of all models that are fitted side by side.
 MOST_BYTES = 1 << 30
+#: What least squares may choose from for each layer, by its held-out error.
+VARIANTS = frozenset({"kept", "bias", "lstsq"})
+#: Its ridges, as shares of the regressors' mean variance.
+RIDGES: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
 #: Ridges where there are fewer than two rows for each regressor: near the old weights.
 STRONG = (0.1, 1.0, 10.0)
 
@@ -61,7 +66,7 @@ class Settings:
         (problem, kept, old weights) -> fit, applied to every layer without a choice.
     """
 
-    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    ridges: tuple[float, ...] = RIDGES
     bias: bool = True
     most: int = 200
     least: int = 1 << 15

@@ -10,11 +10,9 @@ Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reco
 
 from __future__ import annotations
 
+from onnxprune.recovery._sequence import RIDGES, VARIANTS
+
 __all__ = ["BLOCKWISE", "RIDGES", "VARIANTS"]
 
-#: What `onnxprune.recovery._sequence` may choose from for each layer, by its held-out error.
-VARIANTS = frozenset({"kept", "bias", "lstsq"})
-#: Ridges, as shares of the regressors' mean variance.
-RIDGES: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
 #: Blocks follow.
 BLOCKWISE = True

@@ -7,9 +7,6 @@ He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", IC
 
 from __future__ import annotations
 
-__all__ = ["RIDGES", "VARIANTS"]
+from onnxprune.recovery._sequence import RIDGES, VARIANTS
 
-#: What `onnxprune.recovery._sequence` may choose from for each layer, by its held-out error.
-VARIANTS = frozenset({"kept", "bias", "lstsq"})
-#: Ridges, as shares of the regressors' mean variance.
-RIDGES: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+__all__ = ["RIDGES", "VARIANTS"]
