@@ -106,6 +106,13 @@ class SharedOptions:
         metavar="N",
         needs_samples=True,
     )
+    calib_provider: str = option(
+        "cpu",
+        "with --calib: run the samples on this execution provider of onnxruntime, such as cuda",
+        stage="calibrate",
+        metavar="NAME",
+        needs_samples=True,
+    )
     labels: str | None = option(
         None,
         "with --calib: the key of true labels in the samples, for the accuracy in the report",
@@ -157,6 +164,7 @@ class SharedFields(TypedDict, total=False):
 
     calib: Any
     samples: int | None
+    calib_provider: str
     labels: str | None
     in_place: bool
     external_data_threshold: int | None

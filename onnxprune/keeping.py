@@ -28,6 +28,7 @@ def facts_of(sha256: str, samples: Samples, groups: Sequence[Group], **more: Any
     return {
         "model": sha256,
         "samples": digest.hexdigest(),
+        "provider": samples.provider,
         "groups": [[g.name, g.units] for g in groups],
         "code": _code(),
         **more,

@@ -21,10 +21,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from onnxprune.errors import UsageError
 from onnxprune.files.external import point
 from onnxprune.model import Model
 
-__all__ = ["Feeds", "RunError", "Session", "light_proto", "open_session"]
+__all__ = ["CPU", "Feeds", "RunError", "Session", "light_proto", "open_session", "provider_of"]
 
 Array: TypeAlias = NDArray[Any]
 Feeds: TypeAlias = Mapping[str, Array]
@@ -43,6 +44,15 @@ _VIEWED: dict[int, type[np.generic]] = {
 _INTEGER = re.compile(
     r"Q(Linear(Conv|MatMul)|Gemm|Attention)|(Conv|MatMul)Integer(ToFloat)?|DynamicQuantize\w+"
 )
+
+
+#: The execution provider that every onnxruntime has.
+CPU = "CPUExecutionProvider"
+#: What a provider is told where results matter, not time: floats keep their 24 bits, and the same run gives the same.
+EXACT = {
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+    "TensorrtExecutionProvider": {"trt_fp16_enable": "0"},
+}
 
 
 class RunError(ValueError):
@@ -113,12 +123,12 @@ def open_session(
     model: Model | onnx.ModelProto | str | os.PathLike[str],
     extra_outputs: Iterable[str] = (),
     threads: int | None = None,
-    providers: Sequence[str] | None = None,
+    provider: str = CPU,
     *,
     prepack: bool = False,
     optimise: bool = False,
     profile: str | None = None,
-    spin: bool = False,
+    timed: bool = False,
 ) -> Session:  # fmt: skip
     """Open a session for a run or two.
 
@@ -129,8 +139,8 @@ def open_session(
         Tensors to be returned besides the graph's outputs, which come first.
     threads : int, optional
         Threads within an op; onnxruntime's default otherwise.
-    providers : sequence of str, optional
-        Execution providers, ``["CPUExecutionProvider"]`` by default.
+    provider : str
+        Execution provider; what it doesn't take runs on the CPU.
     prepack : bool
         Let kernels keep repacked copies of weights. Without them results differ in the last bit, so two
         models are to be compared under the same setting; few kernels need them.
@@ -138,9 +148,9 @@ def open_session(
         Let onnxruntime optimise the graph.
     profile : str, optional
         Where the file of a profile begins, see `Session.end_profiling`.
-    spin : bool
-        Let threads wait busily between ops, as is onnxruntime's default: quicker by itself, and in the way of
-        everything else that has threads, numpy's products above all.
+    timed : bool
+        Leave onnxruntime's defaults as users have them: threads wait busily between ops, which is quicker and in the
+        way of everything else that has threads, numpy's products above all; floats may lose bits (see `EXACT`).
 
     Raises
     ------
@@ -152,7 +162,7 @@ def open_session(
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in dict.fromkeys(extra_outputs) if n not in known
     )
-    config = _Config(threads, tuple(providers or ("CPUExecutionProvider",)), prepack, optimise, profile, spin)
+    config = _Config(threads, provider, prepack, optimise, profile, timed)
     try:
         if not optimise and any(_INTEGER.fullmatch(n.op_type) for n in proto.graph.node):
             # Only its optimiser makes onnxruntime add up u8 times s8 without saturation where x86 has no VNNI; sums
@@ -173,11 +183,11 @@ def open_session(
 @dataclass(frozen=True)
 class _Config:
     threads: int | None
-    providers: tuple[str, ...]
+    provider: str
     prepack: bool
     optimise: bool
     profile: str | None = None
-    spin: bool = False
+    timed: bool = False
 
     def options(self) -> Any:
         import onnxruntime as ort
@@ -191,7 +201,7 @@ class _Config:
         if self.profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, self.profile
         options.add_session_config_entry("session.x64quantprecision", "1")
-        if not self.spin:
+        if not self.timed:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -200,7 +210,53 @@ class _Config:
     def session(self, proto: onnx.ModelProto, options: Any) -> Any:
         import onnxruntime as ort
 
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=list(self.providers))
+        told = {} if self.timed else EXACT.get(self.provider, {})
+        found = ort.InferenceSession(
+            proto.SerializeToString(), options, providers=[(self.provider, told)], enable_fallback=0
+        )
+        if self.provider not in found.get_providers():  # onnxruntime goes on without it
+            raise RunError(f"onnxruntime can't start {self.provider} on this machine")
+        return found
+
+
+def provider_of(name: str, option: str = "--provider") -> str:
+    """Return onnxruntime's name of a provider that starts on this machine.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"cuda"``.
+    option : str
+        That named it, for the error.
+
+    Raises
+    ------
+    UsageError
+        If this onnxruntime doesn't have it, or it doesn't start; the sentence lists those that it has.
+    """
+    import onnxruntime as ort
+
+    known: list[str] = ort.get_available_providers()
+    short = {p.removesuffix("ExecutionProvider").lower(): p for p in known}
+    found = short.get(name.lower().removesuffix("executionprovider"))
+    if found is None:
+        raise UsageError(f"{option} {name!r} isn't in this onnxruntime; it has {', '.join(sorted(short))}.")
+    if found == CPU:
+        return found
+    value = onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Neg", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value], [onnx.ValueInfoProto(name="y")])
+    opset = [onnx.helper.make_opsetid("", 13)]
+    try:
+        _Config(None, found, False, False).session(
+            onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), ort.SessionOptions()
+        )
+    except Exception as error:
+        raise UsageError(
+            f"{option} {name!r} doesn't start on this machine; onnxruntime says why above. Install what it needs, or "
+            "take another."
+        ) from error
+    return found
 
 
 def _sharing(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Config) -> Session:

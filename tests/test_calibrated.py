@@ -1,5 +1,7 @@
 """The journey with samples, on small nets whose answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -7,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import registry
+from onnxprune import registry, runtime
 from onnxprune.calibrate.algebra import Consumer, Problem
 from onnxprune.calibrate.moments import Moments
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
@@ -264,3 +266,29 @@ def test_narrow_layers_are_fitted_on_more_positions_than_trials_use():
     rows = [layer["rows"] for layer in result.report.calibration["layers"]]
     positions = 1080 * int(np.prod(images(1).shape[2:]))
     assert max(rows) > 0.9 * min(positions, 1 << 15) > 1 << 13
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ratio": 0.5}, {"target": "macs=0.7"}, {"ratio": 0.5, "criterion": "taylor", "recover": "bias"}],
+)
+def test_samples_run_on_the_provider_that_is_named(monkeypatch, options):
+    """All of calibration does, and nothing else: the proof stays on the CPU."""
+    used, real = [], runtime._Config.session
+
+    def session(config, proto, settings):
+        used.append(config.provider)
+        return real(replace(config, provider=runtime.CPU), proto, settings)
+
+    known = ort.get_available_providers()
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [*known, "OddExecutionProvider"])
+    monkeypatch.setattr(runtime._Config, "session", session)
+    plain = onnxprune.prune(residual(), calib={"x": images()}, verify=False, **options)
+    before = len(used)
+    assert set(used) == {runtime.CPU}
+    odd = onnxprune.prune(residual(), calib={"x": images()}, calib_provider="odd", verify=False, **options)
+    mine = used[before:]
+    assert mine.count("OddExecutionProvider") > 8
+    assert mine.count(runtime.CPU) < 0.2 * len(mine)  # probes of types, and the rows of the table of ops
+    assert odd.model.SerializeToString() == plain.model.SerializeToString()
+    assert odd.report.to_json()["options"]["calib_provider"] == "odd"

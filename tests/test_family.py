@@ -85,7 +85,7 @@ def test_models_fitted_side_by_side_are_what_each_is_alone(
 def test_what_a_stream_will_hold_is_known_before() -> None:
     made = calibration(residual())
     stops = [site.number for site in made.sites]
-    stream, most = Stream(made.analysis.model, made.samples.batches, made.analysis.types), 0
+    stream, most = Stream(made.analysis.model, made.samples, made.analysis.types), 0
     for stop in stops:
         for _ in stream.run(stop, []):
             pass

@@ -20,11 +20,12 @@ from onnxprune.budgets._costs import Losses, Setting
 from onnxprune.cli import main
 from onnxprune.errors import NotFaster, NothingToPrune, UsageError
 from onnxprune.latency import cache, predict
-from onnxprune.latency.clock import Race, bench_of, interval, provider_of, race_of
+from onnxprune.latency.clock import Race, bench_of, interval, race_of
 from onnxprune.latency.profile import Timed, _number, blame
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.registry import load
+from onnxprune.runtime import provider_of
 from onnxprune.speed import settle, steps_of, surely
 from onnxprune.targets import Target
 

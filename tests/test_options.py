@@ -18,6 +18,7 @@ from onnxprune.sparse.options import SparseOptions
 #: How much shall go, and for each option that needs samples what else it needs and a value that isn't its default.
 PRUNE: dict[str, tuple[str, list[str]]] = {
     "samples": ("--ratio 0.5", ["--samples", "9"]),
+    "calib_provider": ("--ratio 0.5", ["--calib-provider", "CPUExecutionProvider"]),
     "labels": ("--ratio 0.5", ["--labels", "y"]),
     "recover": ("--ratio 0.5", ["--recover", "bias"]),
     "steps": ("--ratio 0.5", ["--steps", "3"]),
@@ -28,6 +29,7 @@ PRUNE: dict[str, tuple[str, list[str]]] = {
 }
 SPARSIFY: dict[str, tuple[str, list[str]]] = {
     "samples": ("--pattern 2:4", ["--samples", "9"]),
+    "calib_provider": ("--pattern 2:4", ["--calib-provider", "CPUExecutionProvider"]),
     "labels": ("--pattern 2:4", ["--labels", "y"]),
     "refit": ("--pattern 2:4", ["--no-refit"]),
     "schedule": ("--pattern 2:4", ["--schedule", "cubic", "--steps", "2"]),

@@ -8,10 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
+from onnxprune.errors import UsageError
 from onnxprune.model import Model
 from onnxprune.probing import probe_types, random_inputs
 from onnxprune.proof.widen import widen
-from onnxprune.runtime import RunError, open_session
+from onnxprune.runtime import RunError, open_session, provider_of
 
 RNG = np.random.default_rng(5)
 LARGE = RNG.standard_normal((40, 30)).astype(np.float32)  # more than 1 KiB: left out of light protos
@@ -185,3 +186,18 @@ def test_half_floats_are_widened() -> None:
     y = open_session(wide).run({"x": x})["y"]
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, np.log1p(np.exp(x @ LARGE)), rtol=0.05, atol=0.05)
+
+
+def test_a_provider_that_does_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime goes on with the CPU where a provider can't start, and would have its times told as the other's."""
+    import onnxruntime as ort
+
+    known = ["OddExecutionProvider", *ort.get_available_providers()]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: known)
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", lambda data, options, **_: real(data, options))
+    with pytest.raises(UsageError, match=r"--calib-provider 'odd' doesn't start on this machine"):
+        provider_of("odd", "--calib-provider")
+    with pytest.raises(RunError, match="can't start OddExecutionProvider"):
+        open_session(matmul(), provider="OddExecutionProvider")
+    assert provider_of("CPU") == runtime.CPU

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.collect import HELD
 from onnxprune.calibrate.regressors import View
 from onnxprune.gradient.loss import LossModel
-from onnxprune.runtime import Session, open_session
+from onnxprune.runtime import CPU, Session, open_session
 
 __all__ = ["Basis", "Data", "Pace", "descend"]
 
@@ -187,7 +187,13 @@ class _Adam:
 
 
 def descend(
-    found: LossModel, start: Weights, data: Data, bases: Mapping[str, Basis], pace: Pace, seed: int
+    found: LossModel,
+    start: Weights,
+    data: Data,
+    bases: Mapping[str, Basis],
+    pace: Pace,
+    seed: int,
+    provider: str = CPU,
 ) -> tuple[Weights, float, float]:
     """Return the weights of least loss that descent came by, and that loss for each sample before and after.
 
@@ -203,13 +209,17 @@ def descend(
     pace : Pace
     seed : int
         Of the mini-batches.
+    provider : str
+        Execution provider.
 
     Raises
     ------
     RunError
         If onnxruntime fails.
     """
-    session, judge = (open_session(m, prepack=True, optimise=True) for m in (found.model, found.forward))
+    session, judge = (
+        open_session(m, provider=provider, prepack=True, optimise=True) for m in (found.model, found.forward)
+    )
     best, least = start, _judged(judge, found, start, data)
     before = least
     if before < EXACT:

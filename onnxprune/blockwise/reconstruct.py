@@ -34,7 +34,7 @@ from onnxprune.gradient.loss import LossModel, loss_model, part_model
 from onnxprune.graph.coupling import Instance
 from onnxprune.graph.trace import Shape, TraceError
 from onnxprune.model import Model
-from onnxprune.runtime import RunError, open_session
+from onnxprune.runtime import RunError
 
 __all__ = ["SegmentReport", "reconstruct"]
 
@@ -147,9 +147,8 @@ class _Work:
         self.analysis = _analysed(self.cut, self.samples, self.original.given)
         parts = segments(self.analysis, sites(self.analysis))
         made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
-        batches = self.samples.batches
-        dense = Stream(self.original.model, batches, self.original.types, most_bytes=STREAM_BYTES)
-        small = Stream(self.cut, batches, self.analysis.types, most_bytes=STREAM_BYTES)
+        dense = Stream(self.original.model, self.samples, self.original.types, STREAM_BYTES)
+        small = Stream(self.cut, self.samples, self.analysis.types, STREAM_BYTES)
         dense.keep |= {goal for part in parts for goal in part.goals}
         found = []
         for number, part in enumerate(parts):
@@ -210,7 +209,8 @@ class _Work:
         if not len(data.held):
             report.why = f"fewer than {HELD} samples, or batches of the model's own size"
             return
-        best, report.before, report.after = descend(found, start, data, bases, self.pace, seed)
+        pace, on = self.pace, self.samples.provider
+        best, report.before, report.after = descend(found, start, data, bases, pace, seed, on)
         report.samples = sum(counts)
         for name, weight in best.items():
             self.cut.put(name, weight)
@@ -240,7 +240,7 @@ class _Work:
         counts = self.samples.counts
         few = int(np.searchsorted(np.cumsum(counts), LOOKED_AT)) + 1
         wanted = list(dict.fromkeys(n for s in layers for n in (s.x, s.y)))
-        session = open_session(part_model(self.analysis, part.given, wanted), prepack=True, optimise=True)
+        session = self.samples.open(part_model(self.analysis, part.given, wanted))
         seen = [{**batch, **session.run(batch)} for batch in given[:few]]
         seen = [batch for batch in seen if all(_alike([batch[n], seen[0][n]]) for n in wanted)]
         bases = {}

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
-from onnxprune.runtime import RunError, open_session
+from onnxprune.runtime import RunError
 
 __all__ = ["compare", "distance", "outputs", "wilson"]
 
 Array = NDArray[Any]
 
 
-def outputs(model: Model, samples: Samples, providers: Sequence[str] | None = None) -> Array:
+def outputs(model: Model, samples: Samples) -> Array:
     """Return the first floating-point output over all samples, samples along axis 0; else the first of integers.
 
     Raises
@@ -27,7 +27,7 @@ def outputs(model: Model, samples: Samples, providers: Sequence[str] | None = No
         If the model fails on them, or has no such output.
     """
     try:
-        session = open_session(model, providers=providers, prepack=True, optimise=True)
+        session = samples.open(model)
         rows = []
         for batch, count in zip(samples.batches, samples.counts, strict=True):
             values = session.run(batch)

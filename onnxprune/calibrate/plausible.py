@@ -14,6 +14,7 @@ Cai et al., "ZeroQ", arXiv 2001.00281: distance to the statistics of BatchNormal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import sites
 from onnxprune.errors import CalibrationError
 from onnxprune.probing import id_limits
-from onnxprune.runtime import RunError, open_session
+from onnxprune.runtime import RunError
 
 __all__ = ["RANGES", "plausible"]
 
@@ -71,7 +72,7 @@ def plausible(
     floats = [n for n, a in samples.batches[0].items() if a.dtype.kind == "f"]
     if not floats:
         return samples
-    few = Samples(samples.batches[:JUDGED], samples.counts[:JUDGED])
+    few = replace(samples, batches=samples.batches[:JUDGED], counts=samples.counts[:JUDGED])
     found: dict[str, float] = {}
     why = ""
     for name, change in RANGES.items():
@@ -87,7 +88,7 @@ def plausible(
 
 
 def _with(samples: Samples, batches: list[dict[str, Array]]) -> Samples:
-    return Samples(batches, samples.counts, samples.labels, samples.source, samples.free)
+    return replace(samples, batches=batches)
 
 
 def _ranged(samples: Samples, floats: list[str], change: Callable[[Array], Array]) -> Samples:
@@ -113,7 +114,7 @@ def _imbalance(analysis: Analysis, samples: Samples) -> float:
     first = next((s for s in sites(analysis) if s.bias), None)
     if first is None:
         return 0.0
-    session = open_session(analysis.model, [first.y], prepack=True, optimise=True)
+    session = samples.open(analysis.model, [first.y])
     axis = first.view.out_axis
     rows = np.concatenate([channels_last(session.run(b, [first.y])[first.y], axis) for b in samples.batches])
     bias = np.asarray(analysis.model.weight(first.bias), np.float64)
@@ -136,7 +137,7 @@ def _norms(analysis: Analysis) -> dict[str, tuple[Array, Array]]:
 
 def _distance(analysis: Analysis, samples: Samples, norms: Mapping[str, tuple[Array, Array]]) -> float:
     """Mean divergence of normal distributions, observed from expected, over layers and channels."""
-    session = open_session(analysis.model, norms, prepack=True, optimise=True)
+    session = samples.open(analysis.model, norms)
     held: dict[str, list[Array]] = {n: [] for n in norms}
     for batch in samples.batches:
         for name, value in session.run(batch, list(norms)).items():

@@ -11,8 +11,8 @@ import importlib.util
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from onnxprune.calibrate.synthetic import synthetic
 from onnxprune.errors import CalibrationError
 from onnxprune.given import each
 from onnxprune.graph.binding import declared, real_inputs
+from onnxprune.model import Model
+from onnxprune.runtime import CPU, Session, open_session, provider_of
 
 __all__ = ["Asked", "Samples", "load_samples", "samples_for"]
 
@@ -50,6 +52,8 @@ class Samples:
         Where they come from, for people.
     free : bool
         Whether the model takes batches of any size.
+    provider : str
+        onnxruntime's name of the execution provider that runs them.
     """
 
     batches: list[Batch]
@@ -57,6 +61,17 @@ class Samples:
     labels: Array | None = None
     source: str = ""
     free: bool = False
+    provider: str = CPU
+
+    def open(self, model: Model | onnx.ModelProto, extra_outputs: Iterable[str] = ()) -> Session:
+        """Open an optimised session for these samples.
+
+        Raises
+        ------
+        RunError
+            If onnxruntime doesn't take the model.
+        """
+        return open_session(model, extra_outputs, provider=self.provider, prepack=True, optimise=True)
 
     @property
     def valid(self) -> list[Array | None]:
@@ -85,7 +100,7 @@ class Samples:
             for b, c in pairs
             for i in range(0, c, size)
         ]
-        return Samples([b for b, _ in parts], [c for _, c in parts], self.labels, self.source, self.free)
+        return replace(self, batches=[b for b, _ in parts], counts=[c for _, c in parts])
 
     def split(self, share: float) -> tuple[Samples, Samples | None]:
         """Set the last samples aside, about this share; whole batches only where the model fixes their size.
@@ -115,8 +130,8 @@ class Samples:
             else (self.labels[: sum(counts[0])], self.labels[sum(counts[0]) :])
         )
         return (
-            Samples(first, counts[0], labels[0], self.source, self.free),
-            Samples(second, counts[1], labels[1], self.source, self.free),
+            replace(self, batches=first, counts=counts[0], labels=labels[0]),
+            replace(self, batches=second, counts=counts[1], labels=labels[1]),
         )
 
 
@@ -139,12 +154,18 @@ class Asked(Protocol):
     def labels(self) -> str | None:
         """The key of true labels."""
 
+    @property
+    def calib_provider(self) -> str:
+        """The execution provider that runs them."""
+
 
 def samples_for(graph: onnx.GraphProto, asked: Asked, types: Mapping[str, tuple[int, ...]]) -> Samples:
     """Read the samples that options ask for; see `load_samples`."""
-    return load_samples(
+    provider = provider_of(asked.calib_provider, "--calib-provider")
+    found = load_samples(
         graph, asked.calib, most=asked.samples, seed=asked.seed, labels=asked.labels, types=types
     )
+    return replace(found, provider=provider)
 
 
 def load_samples(

@@ -15,10 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
+from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.trace import captured
 from onnxprune.model import Model
-from onnxprune.runtime import RunError, Session, open_session
+from onnxprune.runtime import RunError, Session
 
 __all__ = ["Stream"]
 
@@ -33,12 +34,9 @@ class Stream:
     ----------
     model : Model
         May be edited between stops, after the position that was reached.
-    batches : sequence of dict
-        Input -> array, for each batch.
+    samples : Samples
     types : mapping
         Tensor -> element type, for every tensor of the graph.
-    providers : sequence of str, optional
-        Execution providers.
     most_bytes : int
         Largest frontier that is held over all batches.
 
@@ -53,14 +51,13 @@ class Stream:
     def __init__(
         self,
         model: Model,
-        batches: Sequence[Batch],
+        samples: Samples,
         types: Mapping[str, int],
-        providers: Sequence[str] | None = None,
         most_bytes: int = 1 << 30,
     ) -> None:
-        self.model, self.types, self.providers, self.most_bytes = model, types, providers, most_bytes
+        self.model, self.samples, self.types, self.most_bytes = model, samples, types, most_bytes
         self.position = 0
-        self.batches: list[Batch] = [dict(b) for b in batches]
+        self.batches: list[Batch] = [dict(b) for b in samples.batches]
         self.keep: set[str] = set()
 
     @property
@@ -153,9 +150,7 @@ class Stream:
             raise ValueError(f"{sorted(lost)} can't be had between nodes {self.position} and {to}")
         proto, inputs = self._part(picked, needed - made - {""}, sorted(missing), have)
         try:
-            return open_session(
-                Model.load(proto), providers=self.providers, prepack=True, optimise=True
-            ), inputs
+            return self.samples.open(proto), inputs
         except RunError as error:
             raise CalibrationError(f"A part of the model can't be run for calibration: {error}.") from error
 
@@ -187,10 +182,3 @@ class Stream:
         proto.opset_import.extend(source.opset_import)
         proto.graph.CopyFrom(graph)
         return proto, inputs
-
-
-def batched(samples: Mapping[str, Array], size: int) -> Iterator[Batch]:
-    """Yield batches of samples that lie along axis 0."""
-    count = min((len(a) for a in samples.values()), default=0)
-    for first in range(0, count, size):
-        yield {n: a[first : first + size] for n, a in samples.items()}

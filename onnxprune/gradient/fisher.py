@@ -22,7 +22,7 @@ from onnxprune.errors import CalibrationError
 from onnxprune.gradient.build import Reduce, Wanted, differentiable_output, gradient_model
 from onnxprune.gradient.seeds import Seeds
 from onnxprune.gradient.tape import NoGradient, Tape
-from onnxprune.runtime import RunError, Session, open_session
+from onnxprune.runtime import RunError, Session
 
 __all__ = ["Factor", "fisher", "reduced"]
 
@@ -156,8 +156,8 @@ def reduced(
     sizes: list[tuple[Wanted, str]] = []
     try:
         found = gradient_model(analysis, wanted, output, both, extra=lambda: [s for _, s in sizes])
-        forward = open_session(analysis.model, [output], prepack=True, optimise=True)
-        backward = open_session(found.model, prepack=True, optimise=True)
+        forward = samples.open(analysis.model, [output])
+        backward = samples.open(found.model)
         seeds = Seeds.of(_first(forward, samples, output), seed)
         for n, (batch, count) in enumerate(zip(samples.batches, samples.counts, strict=True)):
             if say is not None:

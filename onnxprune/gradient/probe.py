@@ -21,7 +21,7 @@ from onnxprune.errors import CalibrationError
 from onnxprune.gradient.build import SEED, Wanted, forward_model
 from onnxprune.gradient.fisher import reduced
 from onnxprune.gradient.tape import Tape
-from onnxprune.runtime import RunError, open_session
+from onnxprune.runtime import RunError
 
 __all__ = ["Probe", "curve_of"]
 
@@ -90,7 +90,7 @@ class Probe:
         model, outputs = forward_model(self.analysis, axes, summed)
         total: dict[int, Floats] = {}
         try:
-            session = open_session(model, prepack=True, optimise=True)
+            session = self.samples.open(model)
             for batch, count in zip(self.samples.batches, self.samples.counts, strict=True):
                 got = session.run(batch)
                 for n, site in sites.items():

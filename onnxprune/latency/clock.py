@@ -22,7 +22,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.binding import declared, real_inputs
 from onnxprune.model import Model
 from onnxprune.probing import random_inputs
-from onnxprune.runtime import Feeds, RunError, Session, open_session
+from onnxprune.runtime import CPU, Feeds, RunError, Session, open_session, provider_of
 
 __all__ = ["Bench", "Race", "bench_of", "interval", "race", "runs_of", "timed_turn"]
 
@@ -56,7 +56,7 @@ class Bench:
     @property
     def clock(self) -> Callable[[], float]:
         """What runs are compared by, in seconds."""
-        alone = self.threads == 1 and self.provider == "CPUExecutionProvider"
+        alone = self.threads == 1 and self.provider == CPU
         fine = time.get_clock_info("thread_time").resolution < 1e-6
         return time.thread_time if alone and fine else time.perf_counter
 
@@ -69,26 +69,8 @@ class Bench:
             If onnxruntime doesn't take the model.
         """
         return open_session(
-            model, (), self.threads, [self.provider], prepack=True, optimise=True, profile=profile, spin=True
+            model, (), self.threads, self.provider, prepack=True, optimise=True, profile=profile, timed=True
         )
-
-
-def provider_of(name: str) -> str:
-    """Return onnxruntime's name of a provider.
-
-    Raises
-    ------
-    UsageError
-        If this onnxruntime doesn't have it; the sentence lists those that it has.
-    """
-    import onnxruntime as ort
-
-    known: list[str] = ort.get_available_providers()
-    short = {p.removesuffix("ExecutionProvider").lower(): p for p in known}
-    found = short.get(name.lower().removesuffix("executionprovider"))
-    if found is None:
-        raise UsageError(f"--provider {name!r} isn't in this onnxruntime; it has {', '.join(sorted(short))}.")
-    return found
 
 
 def bench_of(

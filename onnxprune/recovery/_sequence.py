@@ -135,9 +135,9 @@ class Walk:
         todo : sequence of Site
             The layers that will be asked for; each is to be let go (`done`) afterwards.
         """
-        dense = Stream(analysis.model, samples.batches, analysis.types, most_bytes=MOST_BYTES)
+        dense = Stream(analysis.model, samples, analysis.types, MOST_BYTES)
         most = MOST_BYTES // max(len(fitted), 1)
-        streams = [Stream(model, samples.batches, analysis.types, most_bytes=most) for model in fitted]
+        streams = [Stream(model, samples, analysis.types, most) for model in fitted]
         for site in todo:
             dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
         return cls(dense, streams, samples.counts, settings, samples.valid)

@@ -169,7 +169,7 @@ def _moments(
             wanted[side.site.y] = side.site.end + 1, side.site.view.out_axis
         for side in () if mixable.product >= 0 else mixable.right:
             wanted[side.site.x] = side.site.number, _in_axis(analysis, side)
-    stream = Stream(analysis.model, samples.batches, analysis.types)
+    stream = Stream(analysis.model, samples, analysis.types)
     stream.keep = set(wanted)
     result: dict[str, Moments] = {}
     for number, (name, (end, axis)) in enumerate(sorted(wanted.items(), key=lambda item: item[1][0])):

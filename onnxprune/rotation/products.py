@@ -86,7 +86,7 @@ def products(
         Told of progress.
     """
     analysis, samples = rotated.analysis, samples.few(FEW)
-    stream = Stream(analysis.model, samples.batches, analysis.types)
+    stream = Stream(analysis.model, samples, analysis.types)
     first = {m: min(s.site.number for s in m.makers) for m in rotated.mixed if m.product >= 0}
     result = {}
     for number, mixable in enumerate(sorted(first, key=lambda m: first[m])):

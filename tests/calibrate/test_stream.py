@@ -43,7 +43,7 @@ def test_a_stop_anywhere_changes_nothing(stop: int) -> None:
     analysis = analyse(model)
     x = np.random.default_rng(0).standard_normal((70, 3, 4, 4)).astype(np.float32)
     samples = load_samples(model.proto.graph, {"x": x}, types=analysis.inputs)
-    stream = Stream(model, samples.batches, analysis.types)
+    stream = Stream(model, samples, analysis.types)
     for _ in stream.run(stop, []):
         pass
     assert stream.position == stop
