@@ -23,7 +23,6 @@ from onnxprune.analysis import Analysis, analyse
 from onnxprune.blockwise.descent import Basis, Data, Pace, descend
 from onnxprune.blockwise.segments import Segment, segments
 from onnxprune.calibrate.collect import HELD, positions_of
-from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import sites
 from onnxprune.calibrate.stream import Stream
@@ -247,9 +246,10 @@ class _Work:
         for site in layers:
             total, rows = 0, []
             for batch, mask in zip(seen, valid, strict=False):
-                y = channels_last(batch[site.y], site.view.out_axis)
-                rows.append(total + positions_of(batch[site.x], y, mask))
-                total += len(y)
+                y = batch[site.y]
+                positions = y.size // y.shape[site.view.out_axis]
+                rows.append(total + positions_of(batch[site.x], positions, mask))
+                total += positions
             x = np.concatenate([batch[site.x] for batch in seen])
             bases[site.weight] = Basis.of(site.view, start[site.weight].shape, x, np.concatenate(rows), seed)
         return bases

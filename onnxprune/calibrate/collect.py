@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.moments import Moments, Stack
 from onnxprune.calibrate.regressors import View
 
-__all__ = ["HELD", "Draw", "Evidence", "Rows", "positions_of"]
+__all__ = ["HELD", "Collector", "Draw", "Evidence", "Rows", "positions_of"]
 
 Array = NDArray[Any]
 
@@ -26,13 +26,13 @@ class Rows:
     Attributes
     ----------
     index : int64[rows]
-        Ascending.
-    held : bool[rows]
-        Which of them belong to samples that are held out.
+        First those of samples for fitting, then those of samples that are held out; both ascending.
+    fitting : int
+        How many are for fitting.
     """
 
     index: NDArray[np.int64]
-    held: NDArray[np.bool_]
+    fitting: int
 
 
 class Draw:
@@ -51,26 +51,28 @@ class Draw:
         self.samples, self.most, self.first = samples, most, 0
         self.rng = np.random.default_rng(seed)
 
-    def take(self, x: Array, y: Array, count: int, valid: Array | None = None) -> Rows:
+    def take(self, x: Array, positions: int, count: int, valid: Array | None = None) -> Rows:
         """Return the positions of the next batch.
 
         Parameters
         ----------
         x : array
             The layer's input, of which the shape counts alone.
-        y : array [positions, ...]
+        positions : int
+            Of the layer's output.
         count : int
             Samples of the batch: every fifth sample is held out.
         valid : bool array, optional
             See `positions_of`.
         """
         share = max(1, self.most * count // max(self.samples, 1))
-        index = positions_of(x, y, valid)
+        index = positions_of(x, positions, valid)
         if len(index) > share:
             index = np.sort(self.rng.choice(index, share, replace=False))
-        sample = self.first + index // max(len(y) // max(count, 1), 1)
+        sample = self.first + index // max(positions // max(count, 1), 1)
         self.first += count
-        return Rows(index, sample % HELD == HELD - 1)
+        held = sample % HELD == HELD - 1
+        return Rows(np.concatenate([index[~held], index[held]]), int(len(index) - held.sum()))
 
 
 @dataclass
@@ -92,12 +94,6 @@ class Evidence:
     aside: Stack
     spread: float = 0.0
 
-    @classmethod
-    def empty(cls, view: View) -> Evidence:
-        """Return no evidence."""
-        size = view.width + view.outputs
-        return cls(view, Stack.empty(view.blocks, size), Stack.empty(view.blocks, size))
-
     @property
     def train(self) -> list[Moments]:
         """Moments of the rows for fitting, one for each block."""
@@ -114,6 +110,20 @@ class Evidence:
         both.merge(self.aside)
         return both.parts
 
+
+class Collector:
+    """Adds up the moments of one layer, batch after batch.
+
+    Parameters
+    ----------
+    view : View
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        size = view.width + view.outputs
+        self.fitting, self.aside = Stack.empty(view.blocks, size), Stack.empty(view.blocks, size)
+
     def add(self, x: Array, targets: Array, rows: Rows) -> None:
         """Add one batch.
 
@@ -124,29 +134,46 @@ class Evidence:
         targets : array [rows, blocks * outputs]
             Its targets at the drawn positions.
         rows : Rows
+
+        Raises
+        ------
+        CalibrationError
+            If a value isn't finite.
         """
+        view, count = self.view, len(targets)
+        found = view.read(x, rows.index).reshape(view.blocks, count, view.width)
+        if x.dtype != np.float64:
+            targets = targets.astype(np.float32, copy=False)
+        wanted = targets.reshape(count, view.blocks, view.outputs).transpose(1, 0, 2)
+        for part, into in (
+            (slice(rows.fitting), self.fitting),
+            (slice(rows.fitting, None), self.aside),
+        ):
+            into.add(found[:, part], wanted[:, part])
+
+    def evidence(self, spread: float = 0.0) -> Evidence:
+        """Return what was added, the regressors in the order of the weight; see `Evidence.spread`."""
+        return Evidence(self.view, self._ordered(self.fitting), self._ordered(self.aside), spread)
+
+    def _ordered(self, stack: Stack) -> Stack:
         view = self.view
-        wanted = targets.reshape(len(targets), view.blocks, view.outputs).transpose(1, 0, 2)
-        both = np.concatenate([view.x(x, rows.index), wanted], axis=2, dtype=_common(x))
-        for part, into in ((~rows.held, self.fitting), (rows.held, self.aside)):
-            if part.any():
-                into.add(both[:, part])
+        if 1 in (view.taps, view.channels):
+            return stack
+        order = np.append(view.order, np.arange(view.width, view.width + view.outputs))
+        return Stack(stack.n, stack.mean[:, order], stack.gram[:, order[:, None], order])
 
 
-def _common(x: Array) -> type[np.generic]:
-    return np.float64 if x.dtype == np.float64 else np.float32
-
-
-def positions_of(x: Array, y: Array, valid: Array | None) -> NDArray[np.int64]:
+def positions_of(x: Array, positions: int, valid: Array | None) -> NDArray[np.int64]:
     """Return the positions of a batch that are no padding.
 
     Parameters
     ----------
     x : array
         The layer's input.
-    y : array [positions, ...]
+    positions : int
+        Of the layer's output.
     valid : bool[batch, sequence] or None
         False for the padding of sequences. It is heeded where the layer runs over exactly these positions.
     """
-    same = valid is not None and len(y) == valid.size and (x.ndim == 2 or x.shape[:2] == valid.shape)
-    return np.flatnonzero(valid) if valid is not None and same else np.arange(len(y))
+    same = valid is not None and positions == valid.size and (x.ndim == 2 or x.shape[:2] == valid.shape)
+    return np.flatnonzero(valid) if valid is not None and same else np.arange(positions)

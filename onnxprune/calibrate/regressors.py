@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from onnxprune.ops import Node
 
-__all__ = ["View", "view_of"]
+__all__ = ["View", "channels_last", "columns", "view_of"]
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
+
+#: A position by itself takes as long as so many that are moved all together.
+SPARSE = 3
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class View:
         Axis of the weight that counts the channels of a block.
     out_axis : int
         Channel axis of the output.
-    x : callable
-        (activation, rows) -> array [blocks, len(rows), channels * taps]; ``rows`` are output positions over the batch.
+    read : callable
+        (activation, rows) -> array [blocks, len(rows), taps, channels], the regressors as they come cheapest; ``rows``
+        are output positions over the batch.
     y : callable
         (output, rows) -> array [len(rows), blocks * outputs].
     pack, unpack : callable
@@ -55,7 +59,7 @@ class View:
     outputs: int
     weight_axis: int
     out_axis: int
-    x: Callable[[Array, Ints], Array]
+    read: Callable[[Array, Ints], Array]
     y: Callable[[Array, Ints], Array]
     pack: Callable[[Array], Array]
     unpack: Callable[[Array], Array]
@@ -66,6 +70,16 @@ class View:
     def width(self) -> int:
         """Regressors of a block."""
         return self.channels * self.taps
+
+    @property
+    def order(self) -> Ints:
+        """int64[channels * taps]: where each regressor stands in a row of ``taps * channels`` that `read` gives."""
+        return np.arange(self.width).reshape(self.taps, self.channels).T.ravel()
+
+    def x(self, array: Array, rows: Ints) -> Array:
+        """Return the regressors of an activation, array [blocks, len(rows), channels * taps], at output positions."""
+        found = self.read(array, rows).swapaxes(2, 3)
+        return found.reshape(self.blocks, len(rows), self.width)
 
 
 def view_of(node: Node) -> View | None:
@@ -82,6 +96,16 @@ def channels_last(array: Array, axis: int) -> Array:
     return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
 
 
+def columns(array: Array, axis: int, rows: Ints) -> Array:
+    """Return [len(rows), channels], some positions of `channels_last`; where they are few, only they are moved."""
+    axis %= array.ndim
+    channels, inner = array.shape[axis], prod(array.shape[axis + 1 :])
+    if inner == 1 or len(rows) * channels * SPARSE > array.size:
+        return channels_last(array, axis)[rows]
+    at, spot = np.divmod(rows, inner)
+    return np.asarray(array.reshape(-1, channels, inner)[at, :, spot])
+
+
 def _conv(node: Node) -> View | None:
     weight, given = node.shape(1), node.shape(0)
     kernel, spatial = weight[2:], len(weight) - 2
@@ -89,30 +113,29 @@ def _conv(node: Node) -> View | None:
     strides = [int(s) for s in node.attr("strides", [1] * spatial)]
     dilations = [int(d) for d in node.attr("dilations", [1] * spatial)]
     channels, outputs, taps = weight[1], weight[0] // groups, prod(kernel)
-    attrs = node.attrs
+    attrs, places = node.attrs, list(np.ndindex(*kernel))
 
-    def x(array: Array, rows: Ints) -> Array:
+    def read(array: Array, rows: Ints) -> Array:
         pads = _pads(attrs, array.shape[2:], kernel, strides, dilations)
         sizes = [n + a + b for n, (a, b) in zip(array.shape[2:], pads, strict=True)]
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
         counts = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
-        # channels last: each tap of a row is then one piece of memory
-        padded = np.zeros((len(array), *sizes, array.shape[1]), array.dtype)
-        inside = tuple(slice(a, a + n) for n, (a, _) in zip(array.shape[2:], pads, strict=True))
-        padded[(slice(None), *inside)] = np.moveaxis(array, 1, -1)
-        places = padded.reshape(-1, array.shape[1])
         at, *spot = np.unravel_index(rows, (len(array), *counts))
         steps = np.cumprod([1, *sizes[:0:-1]])[::-1]
         first = at * prod(sizes) + sum(p * s * n for p, s, n in zip(spot, strides, steps, strict=True))
-        found = np.empty((len(rows), array.shape[1], taps), array.dtype)
-        for tap, place in enumerate(np.ndindex(*kernel)):
-            found[:, :, tap] = places[
-                first + sum(p * d * n for p, d, n in zip(place, dilations, steps, strict=True))
-            ]
-        return found.reshape(len(rows), groups, channels * taps).transpose(1, 0, 2)
+        if taps == 1 and not any(map(any, pads)):
+            found = columns(array, 1, first)
+        else:
+            # channels last: each tap of a row is then one piece of memory
+            padded = np.zeros((len(array), *sizes, array.shape[1]), array.dtype)
+            inside = tuple(slice(a, a + n) for n, (a, _) in zip(array.shape[2:], pads, strict=True))
+            padded[(slice(None), *inside)] = np.moveaxis(array, 1, -1)
+            shifts = [sum(p * d * n for p, d, n in zip(t, dilations, steps, strict=True)) for t in places]
+            found = padded.reshape(-1, array.shape[1]).take(first[:, None] + np.array(shifts), axis=0)
+        return found.reshape(len(rows), taps, groups, channels).transpose(2, 0, 1, 3)
 
     def y(array: Array, rows: Ints) -> Array:
-        return channels_last(array, 1)[rows]
+        return columns(array, 1, rows)
 
     def unpack(array: Array) -> Array:
         return np.asarray(array).reshape(groups, outputs, channels * taps).transpose(0, 2, 1)
@@ -122,7 +145,7 @@ def _conv(node: Node) -> View | None:
 
     if len(given) != len(weight):
         return None
-    return View(groups, channels, taps, outputs, 1, 1, x, y, pack, unpack, bias_slot=2)
+    return View(groups, channels, taps, outputs, 1, 1, read, y, pack, unpack, bias_slot=2)
 
 
 def _pads(
@@ -158,7 +181,7 @@ def _conv_transpose(node: Node) -> View | None:
     channels, outputs, taps = weight[0] // groups, weight[1], prod(kernel)
     extra = [int(p) for p in node.attr("output_padding", [0] * spatial)]
 
-    def x(array: Array, rows: Ints) -> Array:
+    def read(array: Array, rows: Ints) -> Array:
         batch, shape = array.shape[0], array.shape[2:]
         reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
         spread = [(n - 1) * s + 1 for n, s in zip(shape, strides, strict=True)]
@@ -177,10 +200,10 @@ def _conv_transpose(node: Node) -> View | None:
         at: tuple[Any, ...] = np.unravel_index(rows, (batch, *windows.shape[2 : 2 + spatial]))
         every: Any = slice(None)
         picked = windows[(at[0], every, *at[1:])]
-        return np.asarray(picked.reshape(len(rows), groups, channels * taps).transpose(1, 0, 2))
+        return np.asarray(picked.reshape(len(rows), groups, channels, taps).transpose(1, 0, 3, 2))
 
     def y(array: Array, rows: Ints) -> Array:
-        return channels_last(array, 1)[rows]
+        return columns(array, 1, rows)
 
     def unpack(array: Array) -> Array:
         split = np.asarray(array).reshape(groups, channels, outputs, taps)
@@ -190,7 +213,7 @@ def _conv_transpose(node: Node) -> View | None:
         split = matrices.reshape(groups, channels, taps, outputs)
         return split.transpose(0, 1, 3, 2).reshape(weight)
 
-    return View(groups, channels, taps, outputs, 0, 1, x, y, pack, unpack, bias_slot=2)
+    return View(groups, channels, taps, outputs, 0, 1, read, y, pack, unpack, bias_slot=2)
 
 
 def _product(node: Node) -> View | None:
@@ -204,11 +227,11 @@ def _product(node: Node) -> View | None:
     if alpha == 0 or beta == 0:
         return None
 
-    def x(array: Array, rows: Ints) -> Array:
-        return np.asarray(channels_last(array, -2 if left else -1)[rows][None])
+    def read(array: Array, rows: Ints) -> Array:
+        return columns(array, -2 if left else -1, rows)[None, :, None]
 
     def y(array: Array, rows: Ints) -> Array:
-        return channels_last(array, -1)[rows]
+        return columns(array, -1, rows)
 
     def unpack(array: Array) -> Array:
         found = np.asarray(array) * alpha if alpha != 1 else np.asarray(array)
@@ -221,7 +244,7 @@ def _product(node: Node) -> View | None:
     bias_slot = 2 if node.op.endswith("Gemm") else -1
     if bias_slot == 2 and node.has(2) and prod(node.shape(2)) not in (1, outputs):
         return None
-    return View(1, channels, 1, outputs, 1 if right else 0, -1, x, y, pack, unpack, bias_slot, beta)
+    return View(1, channels, 1, outputs, 1 if right else 0, -1, read, y, pack, unpack, bias_slot, beta)
 
 
 _VIEWS: dict[tuple[str, str], Callable[[Node], View | None]] = {

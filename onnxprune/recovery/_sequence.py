@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of
 from onnxprune.calibrate.blocks import refits
-from onnxprune.calibrate.collect import Draw, Evidence, positions_of
+from onnxprune.calibrate.collect import Collector, Draw, Evidence, positions_of
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.samples import Samples
@@ -39,6 +40,8 @@ Matrix = NDArray[np.float64]
 
 #: Activations that are held of the original, and as many of all models that are fitted side by side.
 MOST_BYTES = 1 << 30
+#: Entries of an activation that are worked on at a time.
+CACHED = 1 << 17
 #: What least squares may choose from for each layer, by its held-out error.
 VARIANTS = frozenset({"kept", "bias", "lstsq"})
 #: Its ridges, as shares of the regressors' mean variance.
@@ -147,16 +150,15 @@ class Walk:
         goal = site.total.tensor if site.total else site.y
         end = site.total.end if site.total else site.end
         axis = site.view.out_axis
-        spread, evidence = _Spread(), Evidence.empty(site.view)
+        view, spread, collector = site.view, _Spread(), Collector(site.view)
         draw = self._draw(site, self.settings.most // 3)
         right = self.dense.run(end + 1, [site.x, site.y, goal])
         for found, count, valid in zip(right, self.counts, self._valid(), strict=True):
-            x, y = found[site.x], channels_last(found[site.y], axis)
-            spread.add(channels_last(found[goal], axis), x, valid)
-            rows = draw.take(x, y, count, valid)
-            evidence.add(x, y[rows.index], rows)
-        evidence.spread = spread.variance / _unit(site)
-        return evidence
+            x, y = found[site.x], found[site.y]
+            spread.add(found[goal], axis, x, valid)
+            rows = draw.take(x, y.size // y.shape[axis], count, valid)
+            collector.add(x, view.y(y, rows.index), rows)
+        return collector.evidence(spread.variance / _unit(site))
 
     def evidence(self, site: Site, *, spread: bool = False) -> list[Evidence]:
         """Return the moments of a layer's present inputs and of the targets that it should reach, for each model.
@@ -171,24 +173,22 @@ class Walk:
         wanted = [site.x, *([total.other] if total else [])]
         goal, end = (total.tensor, total.end) if total else (site.y, site.end)
         axis, unit = site.view.out_axis, _Spread()
-        found, draw = [Evidence.empty(site.view) for _ in self.fitted], self._draw(site, self.settings.most)
+        view, draw = site.view, self._draw(site, self.settings.most)
+        collectors = [Collector(view) for _ in self.fitted]
         lefts = [stream.run(site.number, wanted) for stream in self.fitted]
         right = self.dense.run(end + 1, [goal])
         for target, count, valid, *batches in zip(right, self.counts, self._valid(), *lefts, strict=True):
-            x, y = batches[0][site.x], channels_last(target[goal], axis)
-            rows = draw.take(x, y, count, valid)
+            x, y = batches[0][site.x], target[goal]
+            rows = draw.take(x, y.size // y.shape[axis], count, valid)
             if spread:
-                unit.add(y, x, valid)
-            y = y[rows.index]
-            for evidence, mine in zip(found, batches, strict=True):
+                unit.add(y, axis, x, valid)
+            y = view.y(y, rows.index)
+            for collector, mine in zip(collectors, batches, strict=True):
                 reach = y
                 if total:
-                    other = channels_last(mine[total.other], axis)[rows.index]
-                    reach = (y - other - total.offset) / total.gain
-                evidence.add(mine[site.x], reach, rows)
-        for evidence in found:
-            evidence.spread = unit.variance / _unit(site)
-        return found
+                    reach = (y - view.y(mine[total.other], rows.index) - total.offset) / total.gain
+                collector.add(mine[site.x], reach, rows)
+        return [collector.evidence(unit.variance / _unit(site)) for collector in collectors]
 
     def done(self, site: Site) -> None:
         """Let go of what only this layer needed."""
@@ -207,20 +207,37 @@ def _unit(site: Site) -> float:
 
 
 class _Spread:
-    """Variance of columns, streamed."""
+    """Variance summed over channels, streamed, of arrays that are read as they lie."""
 
     def __init__(self) -> None:
-        self.n, self.sum, self.square = 0, np.zeros(1), np.zeros(1)
+        self.n, self.square = 0, 0.0
+        self.centre: Array = np.zeros(0)  # near the means, so that no digits are lost to them
+        self.sum = np.zeros(1)
 
-    def add(self, rows: Array, x: Array, valid: Array | None) -> None:
-        rows = rows if valid is None else rows[positions_of(x, rows, valid)]
-        self.n += len(rows)
-        self.sum = self.sum + rows.sum(axis=0, dtype=np.float64)
-        self.square = self.square + np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+    def add(self, array: Array, axis: int, x: Array, valid: Array | None) -> None:
+        """Add the positions of an array that are no padding, see `positions_of`."""
+        axis %= array.ndim
+        channels, inner = array.shape[axis], prod(array.shape[axis + 1 :])
+        if valid is not None:
+            rows = channels_last(array, axis)
+            array, inner = rows[positions_of(x, len(rows), valid)], 1
+        parts = array.reshape(-1, channels, inner)
+        if not self.n:
+            self.centre = parts[:1].mean(axis=(0, 2), dtype=np.result_type(array.dtype, np.float32))
+        self.n += len(parts) * inner
+        step = max(CACHED // max(channels * inner, 1), 1)
+        for first in range(0, len(parts), step):
+            part = parts[first : first + step] - self.centre[:, None]
+            if inner > 1:
+                sums = (part @ np.ones(inner, part.dtype)).sum(axis=0, dtype=np.float64)
+            else:
+                sums = np.ones(len(part), part.dtype) @ part[:, :, 0]
+            self.sum = self.sum + sums
+            self.square += float(np.vdot(part, part))
 
     @property
     def variance(self) -> float:
-        return float((self.square / self.n - (self.sum / self.n) ** 2).sum()) if self.n else 0.0
+        return self.square / self.n - float(np.square(self.sum / self.n).sum()) if self.n else 0.0
 
 
 def weights_of(site: Site, model: Model) -> tuple[Matrix, Matrix]:

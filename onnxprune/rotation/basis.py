@@ -28,7 +28,7 @@ from onnxprune.calibrate.agreement import outputs
 from onnxprune.calibrate.algebra import Fit
 from onnxprune.calibrate.collect import positions_of
 from onnxprune.calibrate.moments import Moments
-from onnxprune.calibrate.regressors import channels_last
+from onnxprune.calibrate.regressors import columns
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import readers, sites
 from onnxprune.calibrate.stream import Stream
@@ -176,10 +176,11 @@ def _moments(
         if say:
             say(f"turn {number + 1}/{len(wanted)}: {name}")
         for batch, count, valid in zip(stream.run(end, [name]), samples.counts, samples.valid, strict=True):
-            rows = channels_last(batch[name], axis)
-            at = positions_of(batch[name], rows, valid)
+            array = batch[name]
+            channels = array.shape[axis]
+            at = positions_of(array, array.size // channels, valid)
             at = at[:: max(len(at) // (POSITIONS * max(count, 1)), 1)]
-            result.setdefault(name, Moments.empty(rows.shape[1])).add(rows[at])
+            result.setdefault(name, Moments.empty(channels)).add(columns(array, axis, at))
         stream.keep.discard(name)
     return result
 

@@ -139,7 +139,7 @@ def _errors(stream: Stream, samples: Samples, mixable: Mixable, site: Site, gone
     mean, square = 0.0, 0.0
     for valid, original, *others in zip(samples.valid, *runs, strict=True):
         rows = channels_last(original, axis)
-        at = positions_of(original, rows, valid)
+        at = positions_of(original, len(rows), valid)
         rows = rows[at].astype(np.float64)
         n += len(rows)
         mean, square = mean + rows.sum(axis=0), square + float(np.sum(rows * rows))

@@ -88,10 +88,10 @@ def test_a_mask_is_heeded_only_where_the_positions_are_its_own():
     valid = np.array([[True, False], [True, True], [False, False]])
     rows = np.zeros((6, 4))
     for x in (np.zeros((3, 2, 5)), np.zeros((6, 5))):
-        np.testing.assert_array_equal(positions_of(x, rows, valid), [0, 2, 3])
+        np.testing.assert_array_equal(positions_of(x, len(rows), valid), [0, 2, 3])
     for x, y in ((np.zeros((2, 3, 5)), rows), (np.zeros((3, 5)), rows[:3]), (np.zeros((3, 2, 5)), rows[:3])):
-        np.testing.assert_array_equal(positions_of(x, y, valid), np.arange(len(y)))
-    np.testing.assert_array_equal(positions_of(rows, rows, None), np.arange(6))
+        np.testing.assert_array_equal(positions_of(x, len(y), valid), np.arange(len(y)))
+    np.testing.assert_array_equal(positions_of(rows, len(rows), None), np.arange(6))
 
 
 def test_only_flags_are_a_mask():
