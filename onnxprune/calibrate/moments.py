@@ -1,10 +1,10 @@
 """Streamed second moments in float64: count, mean and centred Gram, never the samples themselves.
 
 Rows arrive in blocks. A block is centred on its own mean before its Gram is taken, so float32 products lose nothing to
-a large mean. The mean is a rough one, summed in the rows' own type: the sum of the centred rows, which are small, then
-says how far it was off, and mean and Gram are put right by that. Blocks are merged by the pairwise formula of Chan,
-Golub and LeVeque (The American Statistician 1983). The result depends on the order of the blocks only: the same shards
-in the same order give the same bits.
+a large mean. That mean is a rough one, summed in the type of the rows. A column of ones beside the centred rows makes
+the product hold their sums too: they say how far the mean was off, and mean and Gram are put right by that. Blocks are
+merged by the pairwise formula of Chan, Golub and LeVeque (The American Statistician 1983). The result depends on the
+order of the blocks only: the same shards in the same order give the same bits.
 """
 
 from __future__ import annotations
@@ -72,17 +72,17 @@ class Moments:
         CalibrationError
             If a value isn't finite.
         """
-        kind = _kind(parts)
         for first in range(0, len(parts[0]), BLOCK):
-            block = [part[first : first + BLOCK].astype(kind, copy=False) for part in parts]
-            means = [_checked(_sum(part) / len(part)) for part in block]
-            rows = np.empty((len(block[0]), self.width), kind)
+            block = [part[first : first + BLOCK] for part in parts]
+            rows = np.empty((len(block[0]), self.width + 1), _kind(parts))
+            mean = np.empty(self.width, rows.dtype)
             at = 0
-            for part, mean in zip(block, means, strict=True):  # centred and put side by side in one go
-                np.subtract(part, mean, out=rows[:, at : at + len(mean)])
-                at += len(mean)
-            left = _sum(rows).astype(np.float64) / len(rows)
-            self._merge(len(rows), np.concatenate(means) + left, rows.T @ rows, left)
+            for part in block:  # centred and put side by side in one go
+                some = slice(at, at := at + part.shape[1])
+                mean[some] = _mean(part, 0, rows.dtype)
+                np.subtract(part, mean[some], out=rows[:, some], casting="same_kind")
+            rows[:, -1] = 1
+            self._merge_product(len(rows), mean, rows.T @ rows)
 
     def merge(self, other: Moments) -> None:
         """Add the rows of another shard.
@@ -98,6 +98,11 @@ class Moments:
             )
         if other.n:
             self._merge(other.n, other.mean, other.gram)
+
+    def _merge_product(self, n: int, mean: NDArray[Any], product: NDArray[Any]) -> None:
+        """Add ``n`` rows: what was taken from them, and the product of what was left, a column of ones behind it."""
+        left = product[-1, :-1].astype(np.float64) / n
+        self._merge(n, mean + left, product[:-1, :-1], left)
 
     def _merge(self, n: int, mean: Matrix, gram: NDArray[Any], left: Matrix | None = None) -> None:
         """Add ``n`` rows: their mean, and their Gram about a point that lies ``left`` below it, or about the mean."""
@@ -189,16 +194,21 @@ class Stack:
             only.add(*(part[0] for part in parts))
             self.n, self.mean[0] = only.n, only.mean
             return
-        kind = _kind(parts)
+        blocks, width = self.mean.shape
         for first in range(0, parts[0].shape[1], BLOCK):
             some = [part[:, first : first + BLOCK].transpose(0, 2, 1) for part in parts]
-            rows = np.concatenate(some, axis=1, dtype=kind)  # each column in one piece: they are short
-            count = rows.shape[-1]
-            mean = _checked(_sum(rows.transpose(2, 0, 1)) / count)
-            rows -= mean[:, :, None]
-            left = _sum(rows.transpose(2, 0, 1)).astype(np.float64) / count
-            gram = np.matmul(rows, rows.transpose(0, 2, 1)).astype(np.float64)
-            self._merge(count, mean + left, gram - count * left[:, :, None] * left[:, None, :])
+            count = some[0].shape[-1]
+            rows = np.empty((blocks, width + 1, count), _kind(parts))
+            np.concatenate(
+                some, axis=1, out=rows[:, :-1], casting="same_kind"
+            )  # a column in one piece: they are short
+            mean = _mean(rows[:, :-1], -1, rows.dtype)
+            rows[:, :-1] -= mean[:, :, None]
+            rows[:, -1] = 1
+            product = np.matmul(rows, rows.transpose(0, 2, 1)).astype(np.float64)
+            left = product[:, -1, :-1] / count
+            gram = product[:, :-1, :-1] - count * left[:, :, None] * left[:, None, :]
+            self._merge(count, mean + left, gram)
 
     def merge(self, other: Stack) -> None:
         """Add the rows of another shard."""
@@ -222,13 +232,9 @@ def _kind(parts: Sequence[NDArray[Any]]) -> type[np.floating[Any]]:
     return np.float64 if any(part.dtype == np.float64 for part in parts) else np.float32
 
 
-def _sum(rows: NDArray[Any]) -> NDArray[Any]:
-    """Sum over the first axis: as a product several times faster than numpy's sum of columns."""
-    with np.errstate(invalid="ignore", over="ignore"):  # what isn't finite is refused afterwards
-        return np.tensordot(np.ones(len(rows), rows.dtype), rows, 1)
-
-
-def _checked(mean: NDArray[Any]) -> NDArray[Any]:
+def _mean(rows: NDArray[Any], axis: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean: NDArray[Any] = rows.mean(axis=axis, dtype=kind)
     if not np.isfinite(mean).all():
         raise CalibrationError(
             "An activation holds NaN or infinity on the calibration samples; look for broken samples, "
