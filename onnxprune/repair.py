@@ -136,10 +136,12 @@ class Calibration:
         walk = Walk.of(self.analysis, [], self.samples, self.settings, needed)
         found = _Curves(self)
         costs = [self._cost(site) for site in needed]
-        for n, site in enumerate(needed):
-            self._tell(Step.of("calibrate", site.name, n, costs))
-            found.take(site, walk.original(site))
-            walk.done(site)
+        seen = 0
+        for some in walk.stretches(needed):
+            self._tell(Step.of("calibrate", some[0].name, seen, costs))
+            seen += len(some)
+            for site, evidence in zip(some, walk.originals(some), strict=True):
+                found.take(site, evidence)
         self.curves = found.done
 
     def _least(self, name: str) -> int:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibrate.moments import Moments, Stack
-from onnxprune.calibrate.regressors import View
+from onnxprune.calibrate.regressors import View, channels_last
 
-__all__ = ["HELD", "Collector", "Draw", "Evidence", "Rows", "positions_of"]
+__all__ = ["HELD", "Collector", "Draw", "Evidence", "Rows", "Spread", "positions_of"]
 
 Array = NDArray[Any]
 
 #: Every so many samples one is held out.
 HELD = 5
+#: Entries of an activation that are worked on at a time.
+CACHED = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,41 @@ class Collector:
             return stack
         order = np.append(view.order, np.arange(view.width, view.width + view.outputs))
         return Stack(stack.n, stack.mean[:, order], stack.gram[:, order[:, None], order])
+
+
+class Spread:
+    """Variance summed over channels, streamed, of arrays that are read as they lie."""
+
+    def __init__(self) -> None:
+        self.n, self.square = 0, 0.0
+        self.centre: Array = np.zeros(0)  # near the means, so that no digits are lost to them
+        self.sum = np.zeros(1)
+
+    def add(self, array: Array, axis: int, x: Array, valid: Array | None) -> None:
+        """Add the positions of an array that are no padding, see `positions_of`."""
+        axis %= array.ndim
+        channels, inner = array.shape[axis], prod(array.shape[axis + 1 :])
+        if valid is not None:
+            rows = channels_last(array, axis)
+            array, inner = rows[positions_of(x, len(rows), valid)], 1
+        parts = array.reshape(-1, channels, inner)
+        if not self.n:
+            self.centre = parts[:1].mean(axis=(0, 2), dtype=np.result_type(array.dtype, np.float32))
+        self.n += len(parts) * inner
+        step = max(CACHED // max(channels * inner, 1), 1)
+        for first in range(0, len(parts), step):
+            part = parts[first : first + step] - self.centre[:, None]
+            if inner > 1:
+                sums = (part @ np.ones(inner, part.dtype)).sum(axis=0, dtype=np.float64)
+            else:
+                sums = np.ones(len(part), part.dtype) @ part[:, :, 0]
+            self.sum = self.sum + sums
+            self.square += float(np.vdot(part, part))
+
+    @property
+    def variance(self) -> float:
+        """Of what was added; 0 of nothing."""
+        return self.square / self.n - float(np.square(self.sum / self.n).sum()) if self.n else 0.0
 
 
 def positions_of(x: Array, positions: int, valid: Array | None) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.calibrate.samples import Samples
 from onnxprune.graph.trace import captured
 
-__all__ = ["held", "largest"]
+__all__ = ["held", "largest", "sizes"]
 
 
 def largest(analysis: Analysis, stops: Sequence[int]) -> float:
@@ -41,13 +41,19 @@ def largest(analysis: Analysis, stops: Sequence[int]) -> float:
     for name in made.keys() & last.keys():
         if name in analysis.model or last[name] < made[name]:
             continue
-        elem, shape = analysis.tracer.types.get(name, (0, None))
-        if shape is None:
+        size = _bytes(analysis, name)
+        if np.isinf(size):
             return np.inf
-        size = helper.tensor_dtype_to_np_dtype(elem).itemsize * prod(shape)
         change[made[name]] += size
         change[last[name] + 1] -= size
     return float(np.cumsum(change)[list(stops)].max(initial=0.0))
+
+
+def sizes(analysis: Analysis, samples: Samples) -> dict[str, float]:
+    """Return the bytes of tensors for the largest batch; infinite where the shape isn't known."""
+    once = _entries(analysis)
+    batch = max(max((a.size for a in batch.values()), default=0) for batch in samples.batches)
+    return {name: _bytes(analysis, name) * batch / once for name in analysis.tracer.types}
 
 
 def held(analysis: Analysis, samples: Samples, stops: Sequence[int]) -> float:
@@ -60,6 +66,16 @@ def held(analysis: Analysis, samples: Samples, stops: Sequence[int]) -> float:
     stops : sequence of int
         Where the stream stops.
     """
-    once = max((prod(shape) for shape in analysis.inputs.values()), default=1)
     whole = sum(max((a.size for a in batch.values()), default=0) for batch in samples.batches)
-    return largest(analysis, stops) * whole / max(once, 1)
+    return largest(analysis, stops) * whole / _entries(analysis)
+
+
+def _bytes(analysis: Analysis, name: str) -> float:
+    """Return the bytes of a tensor at the analysed shapes."""
+    elem, shape = analysis.tracer.types.get(name, (0, None))
+    return np.inf if shape is None else float(helper.tensor_dtype_to_np_dtype(elem).itemsize * prod(shape))
+
+
+def _entries(analysis: Analysis) -> int:
+    """Return the size of the largest input at the analysed shapes."""
+    return max((1, *(prod(shape) for shape in analysis.inputs.values())))

@@ -6,10 +6,9 @@ those channels afterwards is exact, so the proof of the cut holds for the refitt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from numpy.typing import NDArray
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.algebra import Consumer, Fit, Problem, bias_only, error_of
 from onnxprune.calibrate.blocks import refits
-from onnxprune.calibrate.collect import Collector, Draw, Evidence, positions_of
+from onnxprune.calibrate.collect import Collector, Draw, Evidence, Spread
+from onnxprune.calibrate.frontier import sizes
 from onnxprune.calibrate.moments import Moments
-from onnxprune.calibrate.regressors import channels_last
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Site
 from onnxprune.calibrate.steady import steadied
@@ -40,8 +39,9 @@ Matrix = NDArray[np.float64]
 
 #: Activations that are held of the original, and as many of all models that are fitted side by side.
 MOST_BYTES = 1 << 30
-#: Entries of an activation that are worked on at a time.
-CACHED = 1 << 17
+#: Layers of the original that are looked at in one run, and bytes of their moments and activations: a run of several
+#: layers takes hardly longer than one of the plain model, while runs from layer to layer take twice as long.
+ABREAST, ABREAST_BYTES = 8, 1 << 28
 #: What least squares may choose from for each layer, by its held-out error.
 VARIANTS = frozenset({"kept", "bias", "lstsq"})
 #: Its ridges, as shares of the regressors' mean variance.
@@ -115,6 +115,8 @@ class Walk:
     counts: Sequence[int]
     settings: Settings
     valid: Sequence[Array | None] = ()
+    sizes: Mapping[str, float] = field(default_factory=dict)  # bytes of tensors, of one batch
+    todo: list[Site] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -136,29 +138,49 @@ class Walk:
         samples : Samples
         settings : Settings
         todo : sequence of Site
-            The layers that will be asked for; each is to be let go (`done`) afterwards.
+            The layers that will be asked for, in topological order; each is to be let go (`done`) afterwards.
         """
         dense = Stream(analysis.model, samples, analysis.types, MOST_BYTES)
         most = MOST_BYTES // max(len(fitted), 1)
         streams = [Stream(model, samples, analysis.types, most) for model in fitted]
-        for site in todo:
-            dense.keep |= {site.x, site.y, site.total.tensor if site.total else site.y}
-        return cls(dense, streams, samples.counts, settings, samples.valid)
+        walk = cls(
+            dense, streams, samples.counts, settings, samples.valid, sizes(analysis, samples), list(todo)
+        )
+        dense.keep = {name for site in todo for name in _tensors(site)}
+        return walk
 
-    def original(self, site: Site) -> Evidence:
-        """Return the moments of a layer's inputs and outputs in the original."""
-        goal = site.total.tensor if site.total else site.y
-        end = site.total.end if site.total else site.end
-        axis = site.view.out_axis
-        view, spread, collector = site.view, _Spread(), Collector(site.view)
-        draw = self._draw(site, self.settings.most // 3)
-        right = self.dense.run(end + 1, [site.x, site.y, goal])
-        for found, count, valid in zip(right, self.counts, self._valid(), strict=True):
-            x, y = found[site.x], found[site.y]
-            spread.add(found[goal], axis, x, valid)
-            rows = draw.take(x, y.size // y.shape[axis], count, valid)
-            collector.add(x, view.y(y, rows.index), rows)
-        return collector.evidence(spread.variance / _unit(site))
+    def stretches(self, todo: Sequence[Site]) -> list[list[Site]]:
+        """Return the layers in turn, as many at a time as `originals` should look at together."""
+        found: list[list[Site]] = []
+        held = 0.0
+        for site in todo:
+            size = site.view.width + site.view.outputs
+            more = 16 * site.view.blocks * size**2 + sum(self.sizes.get(n, np.inf) for n in _tensors(site))
+            if not found or len(found[-1]) == ABREAST or held + more > ABREAST_BYTES:
+                found.append([])
+                held = 0.0
+            found[-1].append(site)
+            held += more
+        return found
+
+    def originals(self, some: Sequence[Site]) -> list[Evidence]:
+        """Return the moments of layers' inputs and outputs in the original, which runs once for all; they are let go.
+
+        Parameters
+        ----------
+        some : sequence of Site
+            Next to be asked for, in topological order, see `stretches`.
+        """
+        for site in some:
+            self.done(site)
+        takers = [_Taker(site, self._draw(site, self.settings.most // 3)) for site in some]
+        end = max(_goal(site)[1] for site in some)
+        wanted = dict.fromkeys(name for site in some for name in _tensors(site))
+        batches = self.dense.run(end + 1, list(wanted))
+        for found, count, valid in zip(batches, self.counts, self._valid(), strict=True):
+            for taker in takers:
+                taker.add(found, count, valid)
+        return [taker.evidence() for taker in takers]
 
     def evidence(self, site: Site, *, spread: bool = False) -> list[Evidence]:
         """Return the moments of a layer's present inputs and of the targets that it should reach, for each model.
@@ -171,8 +193,8 @@ class Walk:
         """
         total = site.total
         wanted = [site.x, *([total.other] if total else [])]
-        goal, end = (total.tensor, total.end) if total else (site.y, site.end)
-        axis, unit = site.view.out_axis, _Spread()
+        goal, end = _goal(site)
+        axis, unit = site.view.out_axis, Spread()
         view, draw = site.view, self._draw(site, self.settings.most)
         collectors = [Collector(view) for _ in self.fitted]
         lefts = [stream.run(site.number, wanted) for stream in self.fitted]
@@ -192,7 +214,8 @@ class Walk:
 
     def done(self, site: Site) -> None:
         """Let go of what only this layer needed."""
-        self.dense.keep -= {site.x, site.y, site.total.tensor if site.total else site.y}
+        self.todo = [other for other in self.todo if other is not site]
+        self.dense.keep = {name for other in self.todo for name in _tensors(other)}
 
     def _valid(self) -> Sequence[Array | None]:
         return self.valid or [None] * len(self.counts)
@@ -202,42 +225,35 @@ class Walk:
         return Draw(sum(self.counts), most, self.settings.seed + site.number)
 
 
+class _Taker:
+    """Takes what the original gives for one layer."""
+
+    def __init__(self, site: Site, draw: Draw) -> None:
+        self.site, self.draw = site, draw
+        self.spread, self.collector = Spread(), Collector(site.view)
+
+    def add(self, found: Mapping[str, Array], count: int, valid: Array | None) -> None:
+        site, axis = self.site, self.site.view.out_axis
+        x, y = found[site.x], found[site.y]
+        self.spread.add(found[_goal(site)[0]], axis, x, valid)
+        rows = self.draw.take(x, y.size // y.shape[axis], count, valid)
+        self.collector.add(x, site.view.y(y, rows.index), rows)
+
+    def evidence(self) -> Evidence:
+        return self.collector.evidence(self.spread.variance / _unit(self.site))
+
+
+def _goal(site: Site) -> tuple[str, int]:
+    """Return the tensor that a layer's output becomes part of, and the position of the node that makes it."""
+    return (site.total.tensor, site.total.end) if site.total else (site.y, site.end)
+
+
+def _tensors(site: Site) -> set[str]:
+    return {site.x, site.y, _goal(site)[0]}
+
+
 def _unit(site: Site) -> float:
     return float(np.mean(site.total.gain**2)) if site.total else 1.0
-
-
-class _Spread:
-    """Variance summed over channels, streamed, of arrays that are read as they lie."""
-
-    def __init__(self) -> None:
-        self.n, self.square = 0, 0.0
-        self.centre: Array = np.zeros(0)  # near the means, so that no digits are lost to them
-        self.sum = np.zeros(1)
-
-    def add(self, array: Array, axis: int, x: Array, valid: Array | None) -> None:
-        """Add the positions of an array that are no padding, see `positions_of`."""
-        axis %= array.ndim
-        channels, inner = array.shape[axis], prod(array.shape[axis + 1 :])
-        if valid is not None:
-            rows = channels_last(array, axis)
-            array, inner = rows[positions_of(x, len(rows), valid)], 1
-        parts = array.reshape(-1, channels, inner)
-        if not self.n:
-            self.centre = parts[:1].mean(axis=(0, 2), dtype=np.result_type(array.dtype, np.float32))
-        self.n += len(parts) * inner
-        step = max(CACHED // max(channels * inner, 1), 1)
-        for first in range(0, len(parts), step):
-            part = parts[first : first + step] - self.centre[:, None]
-            if inner > 1:
-                sums = (part @ np.ones(inner, part.dtype)).sum(axis=0, dtype=np.float64)
-            else:
-                sums = np.ones(len(part), part.dtype) @ part[:, :, 0]
-            self.sum = self.sum + sums
-            self.square += float(np.vdot(part, part))
-
-    @property
-    def variance(self) -> float:
-        return self.square / self.n - float(np.square(self.sum / self.n).sum()) if self.n else 0.0
 
 
 def weights_of(site: Site, model: Model) -> tuple[Matrix, Matrix]:

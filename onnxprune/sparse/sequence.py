@@ -134,11 +134,11 @@ class Fitter:
         """Yield the layers of targets with what is known of their inputs and outputs in the original."""
         todo = [s for s in self.sites if s.weight in self.targets]
         walk = Walk.of(self.analysis, [], self.samples, self.settings, todo)
-        for n, site in enumerate(todo):
-            self.clock.say(f"look {n + 1}/{len(todo)}: {site.name}")
-            evidence = walk.original(site)
-            walk.done(site)
-            yield site, evidence
+        seen = 0
+        for some in walk.stretches(todo):
+            self.clock.say(f"look {seen + 1}/{len(todo)}: {some[0].name}")
+            seen += len(some)
+            yield from zip(some, walk.originals(some), strict=True)
 
     def _curves(self, pattern: Pattern) -> dict[str, Matrix]:
         """Return the loss curve of each layer on the original, relative to the variance of what its output feeds."""
