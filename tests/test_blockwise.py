@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -152,6 +153,27 @@ def test_a_basis_turns_and_turns_back():
     rows = site.view.x(x, np.arange(8 * 64))[0]
     moments = (rows @ basis.axes[0]).T @ (rows @ basis.axes[0])
     assert np.abs(moments - np.diag(np.diag(moments))).max() < 1e-4 * np.diag(moments).max()
+
+
+def test_steps_are_short_where_inputs_hardly_are():
+    """Adam alone goes as far along coordinates of which samples say next to nothing: there it follows noise."""
+    analysis, parts = parts_of(net(blocks=6, batch="n"))
+    part = parts[1]
+    site = part.sites[0]
+    found = loss_model(analysis, part.given, [site.weight], {part.goals[0]: 1.0})
+    x = RNG.random((40, 6, 8, 8), np.float32)
+    x[:, 0] *= 1e-4
+    y = open_session(part_model(analysis, part.given, part.goals)).run({part.given[0]: x})[part.goals[0]]
+    feeds = {part.given[0]: x, found.targets[part.goals[0]]: y + RNG.normal(size=y.shape).astype(np.float32)}
+    start = {site.weight: np.float32(0.7) * np.array(analysis.model.weight(site.weight))}
+    basis = Basis.of(site.view, start[site.weight].shape, x, np.arange(40 * 64), 0)
+    moved = {}
+    for name, mine in (("short", basis), ("full", replace(basis, pace=np.ones_like(basis.pace)))):
+        best, before, after = descend(found, start, Data([feeds], [40], True), {site.weight: mine}, Pace(), 0)
+        assert after < before
+        change = np.abs(best[site.weight] - start[site.weight])
+        moved[name] = change[:, 0].mean() / change[:, 1:].mean()
+    assert moved["short"] < 0.01 < 0.1 < moved["full"]
 
 
 @pytest.mark.parametrize("free", [True, False])

@@ -2,7 +2,8 @@
 
 Adam divides each coordinate of the gradient by its size. The inputs of a layer are strongly correlated (the taps of a
 convolution above all), so the coordinates in which that says most are the eigenvectors of their second moments: there
-a layer of least squares falls apart into one problem for each coordinate.
+a layer of least squares falls apart into one problem for each coordinate. But Adam goes as far along coordinates of
+which the samples say nothing, where it follows noise; there steps are shortened.
 
 References
 ----------
@@ -36,6 +37,9 @@ BETAS = 0.9, 0.999
 EXACT = 1e-8
 #: A relative error from which on the rate is the full one; below it, it falls with the root of the error.
 LARGE = 0.1
+#: Along a coordinate in which a layer's inputs are this small (second moment, as a share of the mean over coordinates)
+#: steps are half as long, and shorter still below.
+UNSEEN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,15 @@ class Basis:
     view : View
     axes : float32[blocks, width, width]
         Eigenvectors in columns.
+    pace : float32[blocks, width, 1]
+        Length of steps along each, 1 where inputs are large and 0 where there are none.
     shape : tuple of int
         Of the weight.
     """
 
     view: View
     axes: Array
+    pace: Array
     shape: tuple[int, ...]
 
     #: Positions of the inputs that are looked at, for each regressor, and at least.
@@ -142,7 +149,10 @@ class Basis:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
         found = view.x(x, rows)
         moments = np.matmul(found.transpose(0, 2, 1), found).astype(np.float64)
-        return cls(view, np.linalg.eigh(moments)[1].astype(np.float32), shape)
+        sizes, axes = np.linalg.eigh(moments)
+        sizes = np.maximum(sizes, 0.0)
+        pace = sizes / np.maximum(sizes + UNSEEN * sizes.mean(axis=1, keepdims=True), 1e-30)
+        return cls(view, axes.astype(np.float32), pace[:, :, None].astype(np.float32), shape)
 
     def turn(self, weight: Array) -> Array:
         """Return a weight, or its gradient, in these coordinates."""
@@ -183,7 +193,8 @@ class _Adam:
             self.mean[name] += (1 - BETAS[0]) * (slope - self.mean[name])
             self.square[name] += (1 - BETAS[1]) * (slope * slope - self.square[name])
             size = np.sqrt(self.square[name] / second) + 1e-30
-            self.now[name] -= (rate * self.scale[name] / first) * self.mean[name] / size
+            pace = self.bases[name].pace if name in self.bases else 1.0
+            self.now[name] -= (rate * self.scale[name] / first) * pace * self.mean[name] / size
 
 
 def descend(
