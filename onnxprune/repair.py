@@ -139,9 +139,11 @@ class Calibration:
         seen = 0
         for some in walk.stretches(needed):
             self._tell(Step.of("calibrate", some[0].name, seen, costs))
-            seen += len(some)
             for site, evidence in zip(some, walk.originals(some), strict=True):
+                if site is not some[0]:
+                    self._tell(Step.of("calibrate", site.name, seen, costs))
                 found.take(site, evidence)
+                seen += 1
         self.curves = found.done
 
     def _least(self, name: str) -> int:
