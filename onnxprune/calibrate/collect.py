@@ -19,7 +19,7 @@ Array = NDArray[Any]
 #: Every so many samples one is held out.
 HELD = 5
 #: Entries of an activation that are worked on at a time.
-CACHED = 1 << 17
+CACHED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -182,18 +182,16 @@ class Spread:
             rows = channels_last(array, axis)
             array, inner = rows[positions_of(x, len(rows), valid)], 1
         parts = array.reshape(-1, channels, inner)
-        if not self.n:
-            self.centre = parts[:1].mean(axis=(0, 2), dtype=np.result_type(array.dtype, np.float32))
         self.n += len(parts) * inner
         step = max(CACHED // max(channels * inner, 1), 1)
+        if not self.centre.size and parts.size:
+            self.centre = parts[:step].mean(axis=(0, 2), dtype=np.result_type(array.dtype, np.float32))
         for first in range(0, len(parts), step):
             part = parts[first : first + step] - self.centre[:, None]
-            if inner > 1:
-                sums = (part @ np.ones(inner, part.dtype)).sum(axis=0, dtype=np.float64)
-            else:
-                sums = np.ones(len(part), part.dtype) @ part[:, :, 0]
-            self.sum = self.sum + sums
-            self.square += float(np.vdot(part, part))
+            # no products: in pieces of this size they would wait for numpy's threads
+            self.sum = self.sum + part.sum(axis=2).sum(axis=0, dtype=np.float64)
+            rows = part.reshape(-1, inner if inner > 1 else channels)
+            self.square += float(np.vecdot(rows, rows).sum(dtype=np.float64))
 
     @property
     def variance(self) -> float:

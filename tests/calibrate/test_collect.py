@@ -131,6 +131,16 @@ def test_the_spread_is_the_variance(monkeypatch, shape, axis, mean):
     assert spread.variance == pytest.approx(rows.var(axis=0).sum(), rel=1e-5)
 
 
+def test_a_first_position_far_from_the_others_costs_no_digits():
+    array = np.random.default_rng(6).standard_normal((64, 26, 4)).astype(np.float32)
+    array[0, 0] = 1e6
+    spread, valid = Spread(), np.ones((64, 26), bool)
+    valid[:, 1] = False
+    spread.add(array, -1, array, valid)
+    rows = array[valid].astype(np.float64)
+    assert spread.variance == pytest.approx(rows.var(axis=0).sum(), rel=1e-7)
+
+
 @pytest.mark.parametrize("count", [3, 150])
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_columns_are_some_positions(count, axis):
