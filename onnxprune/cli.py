@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(
         100_000, 20, 20
     )  # what is made here lives to the end; looking through it in vain costs 5 %
+    # read when numpy is first imported: threads that wait busily after each product take cores from onnxruntime
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
         args = build().parse_args(argv)
         verbose = bool(args.verbose)

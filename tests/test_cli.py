@@ -219,6 +219,19 @@ def test_help_and_version_load_nothing_heavy() -> None:
     assert process("--version").stdout == "onnxprune 0.1.0\n"
 
 
+@pytest.mark.parametrize("given", [None, "9"])
+def test_threads_of_numpy_do_not_wait_busily(given: str | None) -> None:
+    code = (
+        "import os, sys; from onnxprune.cli import main\n"
+        "main(['inspect', 'missing.onnx'])\n"  # numpy is first imported in there
+        "print(os.environ['OPENBLAS_THREAD_TIMEOUT'], 'numpy' in sys.modules)"
+    )
+    env = {n: v for n, v in os.environ.items() if n != "OPENBLAS_THREAD_TIMEOUT"}
+    env |= {"OPENBLAS_THREAD_TIMEOUT": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    assert done.stdout == f"{given or 4} True\n", done.stderr
+
+
 def test_pruning_does_not_load_what_it_does_not_need(model: Path, tmp_path: Path) -> None:
     args = ["prune", str(model), str(tmp_path / "out.onnx"), "--ratio", "0.5", "--align", "none"]
     code = (
