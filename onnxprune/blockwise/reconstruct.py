@@ -208,8 +208,9 @@ class _Work:
         if not len(data.held):
             report.why = f"fewer than {HELD} samples, or batches of the model's own size"
             return
-        pace, on = self.pace, self.samples.provider
-        best, report.before, report.after = descend(found, start, data, bases, pace, seed, on)
+        best, report.before, report.after = descend(
+            found, start, data, bases, self.pace, seed, self.samples.provider
+        )
         report.samples = sum(counts)
         for name, weight in best.items():
             self.cut.put(name, weight)
@@ -246,8 +247,7 @@ class _Work:
         for site in layers:
             total, rows = 0, []
             for batch, mask in zip(seen, valid, strict=False):
-                y = batch[site.y]
-                positions = y.size // y.shape[site.view.out_axis]
+                positions = site.view.positions(batch[site.y])
                 rows.append(total + positions_of(batch[site.x], positions, mask))
                 total += positions
             x = np.concatenate([batch[site.x] for batch in seen])

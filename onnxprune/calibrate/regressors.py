@@ -76,6 +76,10 @@ class View:
         """int64[channels * taps]: where each regressor stands in a row of ``taps * channels`` that `read` gives."""
         return np.arange(self.width).reshape(self.taps, self.channels).T.ravel()
 
+    def positions(self, output: Array) -> int:
+        """Return how many positions an output of the layer has, over the batch."""
+        return int(output.size // output.shape[self.out_axis])
+
     def x(self, array: Array, rows: Ints) -> Array:
         """Return the regressors of an activation, array [blocks, len(rows), channels * taps], at output positions."""
         found = self.read(array, rows).swapaxes(2, 3)

@@ -201,7 +201,7 @@ class Walk:
         right = self.dense.run(end + 1, [goal])
         for target, count, valid, *batches in zip(right, self.counts, self._valid(), *lefts, strict=True):
             x, y = batches[0][site.x], target[goal]
-            rows = draw.take(x, y.size // y.shape[axis], count, valid)
+            rows = draw.take(x, view.positions(y), count, valid)
             if spread:
                 unit.add(y, axis, x, valid)
             y = view.y(y, rows.index)
@@ -236,7 +236,7 @@ class _Taker:
         site, axis = self.site, self.site.view.out_axis
         x, y = found[site.x], found[site.y]
         self.spread.add(found[_goal(site)[0]], axis, x, valid)
-        rows = self.draw.take(x, y.size // y.shape[axis], count, valid)
+        rows = self.draw.take(x, site.view.positions(y), count, valid)
         self.collector.add(x, site.view.y(y, rows.index), rows)
 
     def evidence(self) -> Evidence:
