@@ -294,9 +294,9 @@ def run(
 
     steps = passlist.parse(passes)
     source = Model.load(source)
+    places.refuse_overwrite(source, _path(output), in_place)
     model = passlist.apply(source, steps, progress)
     if output is not None:
-        places.refuse_overwrite(source, Path(output), in_place)
         model.save(output, in_place=in_place)
     return model
 

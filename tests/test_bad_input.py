@@ -3,7 +3,6 @@
 import hashlib
 import re
 import stat
-import time
 from pathlib import Path
 
 import onnx
@@ -47,12 +46,11 @@ def sentence(text: str) -> bool:
 @every_attack
 def test_refused_in_one_sentence(attack: Attack, folder: Path) -> None:
     path = attack.make(folder)
-    before, start = fingerprint(folder.parent), time.perf_counter()
+    before = fingerprint(folder.parent)
     with pytest.raises(ModelError, match=attack.says) as caught:
         Model.load(path)
     assert sentence(str(caught.value))
     assert caught.value.exit_code == 3
-    assert time.perf_counter() - start < 5
     assert fingerprint(folder.parent) == before
 
 

@@ -1,5 +1,7 @@
 """How errors at different depths weigh."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,17 @@ def test_only_one_long_axis_is_classes() -> None:
     assert compare(scores.reshape(30, 7, 1, 1), scores.reshape(30, 7, 1, 1))["agreement"] == 1.0
     assert "agreement" not in compare(hidden, hidden)
     assert "kl" not in compare(hidden, hidden)
+
+
+@pytest.mark.parametrize(("gain", "taken"), [(0.04, False), (0.06, True)])
+@pytest.mark.parametrize("what", ["tilt", "shared"])
+def test_a_step_must_come_a_twentieth_nearer(what: str, gain: float, taken: bool) -> None:
+    """Few samples judge, so what is nearer by less than they can tell is left alone."""
+
+    def far(weighing: Weighing) -> float:
+        moved = weighing.tilt == 1.5 if what == "tilt" else weighing.shared == 1.0
+        return 1.0 - gain if moved and replace(weighing, **{what: getattr(still, what)}) == still else 1.0
+
+    still = Weighing()
+    found = tilt.search(far, 8, many=what == "shared")
+    assert found == (replace(still, **{what: 1.5 if what == "tilt" else 1.0}) if taken else still)

@@ -2,11 +2,22 @@
 
 import numpy as np
 import pytest
+from small_models import Builder
 
+from onnxprune.analysis import analyse
 from onnxprune.calibrate.algebra import Consumer, Problem, error_of, refit
 from onnxprune.calibrate.moments import Moments
+from onnxprune.calibrate.samples import load_samples
 from onnxprune.calibrate.steady import ENOUGH, steadied
 from onnxprune.criteria import obs
+from onnxprune.model import Model
+from onnxprune.recovery import _sequence
+from onnxprune.repair import Calibration
+from onnxprune.sparse import sequence
+from onnxprune.sparse.clock import Clock
+from onnxprune.sparse.kinds import parse_pattern
+from onnxprune.sparse.options import SparseOptions
+from onnxprune.sparse.targets import find
 
 UNITS, OUTPUTS = 60, 8
 ROWS = [np.array([u]) for u in range(UNITS)]
@@ -43,3 +54,54 @@ def test_enough_rows_are_left_alone():
     found, factor = steadied(train, held, train, ROWS, w)
     assert found is train
     assert factor == 1.0
+
+
+def test_errors_are_scaled_up_to_those_on_held_out_samples_and_never_down():
+    """Ten times the error on held-out samples is ten times the curve; less than it says is no reason; decision 9."""
+    w = np.random.default_rng(0).standard_normal((UNITS, OUTPUTS))
+    train, others, whole = problem(40, w, 1), problem(400, w, 2), problem(50, w, 3)
+
+    def factor(times):
+        held = Problem(400, others.h * times, others.g * times, others.v * times, train.mx, train.my)
+        return steadied(train, held, whole, ROWS, w)[1]
+
+    assert factor(1e-3) == 1.0
+    assert factor(40.0) > 2.0
+    assert factor(400.0) == pytest.approx(10 * factor(40.0))
+
+
+@pytest.mark.parametrize("where", ["channels", "zeros"])
+def test_the_journeys_scale_their_curves_by_it(where, monkeypatch):
+    """Twice the factor is twice the curve, in both journeys: what it says isn't lost on the way."""
+    seen = []
+    for times in (1.0, 2.0):
+
+        def doubled(*given, times=times):
+            found, factor = steadied(*given)
+            return found, factor * times
+
+        monkeypatch.setattr(_sequence, "steadied", doubled)
+        monkeypatch.setattr(sequence, "steadied", doubled)
+        seen.append(_curves(where))
+    assert seen[0].keys() == seen[1].keys()
+    for name, curve in seen[0].items():
+        live = np.isfinite(curve) & (curve > 0)
+        assert live.sum() > 3
+        np.testing.assert_allclose(seen[1][name][live], 2 * curve[live], rtol=1e-9)
+
+
+def _curves(where):
+    b = Builder()
+    y = b.op("Relu", [b.linear("x", "up", 12, 40)], "relu")
+    model = Model.load(b.model({"x": ["N", 12]}, b.linear(y, "down", 40, 4)))
+    analysis = analyse(model, input_shapes={"x": (2, 12)})
+    given = {"x": np.random.default_rng(1).standard_normal((60, 12)).astype(np.float32)}
+    samples = load_samples(model.proto.graph, given)
+    if where == "channels":
+        calibration = Calibration(analysis, samples, analysis.grouping.groups)
+        calibration.measure_curves()
+        return {name: curve.error for name, curve in calibration.curves.items()}
+    targets = {t.name: t for t in find(model)[0]}
+    options = SparseOptions(pattern="unstructured", sparsity=0.5, calib=given, method="obs")
+    fitter = sequence.Fitter(analysis, samples, targets, set(), options, Clock(None))
+    return fitter._curves(parse_pattern("unstructured"))

@@ -12,8 +12,9 @@ from onnx import helper, numpy_helper
 
 import onnxprune
 from onnxprune import cli
-from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.errors import NothingToPrune, UsageError, VerificationError
 from onnxprune.model import Model
+from onnxprune.sparse import journey, sequence
 from onnxprune.sparse.front import inspect_sparsity
 from onnxprune.sparse.inspection import patterns_of
 from onnxprune.sparse.options import SparseFields, SparseOptions
@@ -85,6 +86,41 @@ def test_zeros_are_zeros_for_onnxruntime(name):
     result.graph.output.append(helper.make_tensor_value_info(last, 1, None))
     read = run(result, values((2, 8)))[1]
     assert ((read == 0) == zero_of(result)).all()
+
+
+@pytest.mark.parametrize("method", ["magnitude", "obs"])
+@pytest.mark.parametrize("broken", ["rolled", "one too many", "along another axis"])
+def test_a_result_that_is_not_in_the_pattern_is_refused_and_not_written(
+    broken, method, monkeypatch, tmp_path
+):
+    """Whatever made the mask: the result itself is looked at in the end."""
+    original = journey.blanked if method == "magnitude" else sequence.write
+
+    def spoil(array):
+        array = array.copy()
+        if broken == "rolled":  # as many zeros, each group of four with another one's
+            array[0] = np.roll(array[0], 2)
+        elif broken == "one too many":
+            array[array == 0] = np.where(np.arange((array == 0).sum()) == 3, 1, 0)
+        else:
+            array[:] = np.where(np.arange(len(array)) % 4 < 2, 0, 1)[:, None]
+        return array
+
+    def blanked(target, weight, keep):
+        return spoil(original(target, weight, keep))
+
+    def write(model, *given):
+        original(model, *given)
+        model.put("w", spoil(np.asarray(model.weight("w"))))
+
+    if method == "magnitude":
+        monkeypatch.setattr(journey, "blanked", blanked)
+    else:
+        monkeypatch.setattr(sequence, "write", write)
+    given = {} if method == "magnitude" else {"calib": {"x": values((40, 8), 1)}}
+    with pytest.raises(VerificationError, match="'w' isn't 2:4 along its inputs"):
+        onnxprune.sparsify(READ["gemm transB"][0], tmp_path / "o.onnx", pattern="2:4", method=method, **given)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "block:2x2", "kernel", "vector"])

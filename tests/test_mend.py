@@ -1,0 +1,36 @@
+"""What reads a stale size is mended; a cut whose shapes don't come out is refused."""
+
+import re
+
+import numpy as np
+import pytest
+from nets import build, node, normal
+
+from onnxprune.analysis import analyse
+from onnxprune.cut import mend
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.model import Model
+
+
+def split_in_two() -> tuple:
+    """Eight channels as four pairs, the batch left to Reshape: a stale 2 there halves the batch."""
+    weights = {"w1": normal(3, 8), "pairs": np.array([-1, 4, 2]), "w2": normal(2, 5)}
+    nodes = [node("MatMul", "x w1", "h"), node("Reshape", "h pairs", "p"), node("MatMul", "p w2", "y")]
+    analysis = analyse(Model.load(build(nodes, weights, (2, 3))))
+    (pair,) = analysis.grouping.groups
+    return analysis, analysis.grouping.dead({pair.name: np.array([0])})
+
+
+def test_a_reshape_gets_the_sizes_that_are_left() -> None:
+    analysis, dead = split_in_two()
+    found = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead).model
+    assert found.weight("pairs").tolist() == [-1, 4, 1]
+
+
+def test_a_node_whose_shape_is_not_what_the_cut_implies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stale Reshape runs: only its shape shows that the batch has become 1."""
+    analysis, dead = split_in_two()
+    monkeypatch.setattr(mend, "emit", lambda node, cut: ())
+    says = "would give 'p' the shape (1, 4, 2), where the cut implies (2, 4, 1)"
+    with pytest.raises(mend.RewriteError, match=re.escape(says)):
+        rewrite(analysis.model, analysis.coupling, analysis.tracer, dead)
