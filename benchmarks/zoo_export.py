@@ -33,7 +33,7 @@ import zoo_models
 GIANT = 60.0  # millions of parameters: these come last
 OPSET = {"torchscript": 17, "dynamo": 18}
 MAX_IR, MAX_OPSET = 13, 26  # the newest that onnxruntime 1.31 takes
-SETS = ("torchscript", "extra", "dedup", "giants", "dynamo", "giants-dynamo")
+SETS = ("torchscript", "extra", "dedup", "giants", "dynamo", "giants-dynamo", "lengths")
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def jobs(sets: list[str]) -> Iterator[Job]:
         "dynamo": [Job(n, "dynamo") for n in small],
         "giants": [Job(n, "torchscript") for n in large],
         "giants-dynamo": [Job(n, "dynamo") for n in large],
+        "lengths": [Job(n, exporter) for n in zoo_models.LENGTHS for exporter in OPSET],
     }
     for key in sets:
         yield from plans[key]

@@ -134,6 +134,18 @@ TIMM_DYNAMIC = {
     "dla34",
 }
 
+# Exported with dynamic lengths, heights and widths: tables that are indexed by them must stay whole.
+LENGTHS = [
+    "hf_bert",
+    "hf_roberta",
+    "hf_gpt2",
+    "hf_llama",
+    "hf_t5_lengths",
+    "hf_whisper_lengths",
+    "hf_vit_lengths",
+    "hf_swin_lengths",
+]
+
 # Exported with the library's own initialisation and equal initializers shared.
 DEDUP = [
     "resnet18",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from zoo_entry import Axes, Built, Entry
+from zoo_inputs_hf import INPUTS, VOCABULARY
 
-VOCABULARY = 500
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 144}
 TEXT = SMALL | {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
 ViT = SMALL | {"image_size": 64, "patch_size": 16}
 GQA = TEXT | {"num_key_value_heads": 2, "pad_token_id": 0}
 TOKENS: Axes = {"input_ids": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch", 1: "sequence"}}
+PIXELS: Axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
 
 # name -> (model class, configuration class, its arguments, kind of input, symbolic axes)
 Spec = tuple[str, str, dict[str, Any], str, Axes]
@@ -275,6 +275,56 @@ SPECS: dict[str, Spec] = {
         "image",
         {},
     ),
+    "t5_lengths": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 144,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vocab_size": VOCABULARY,
+            "decoder_start_token_id": 0,
+        },
+        "seq2seq",
+        TOKENS | {"decoder_input_ids": {0: "batch", 1: "target"}},
+    ),
+    "whisper_lengths": (
+        "WhisperForConditionalGeneration",
+        "WhisperConfig",
+        {
+            "d_model": 64,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 144,
+            "decoder_ffn_dim": 144,
+            "vocab_size": VOCABULARY,
+            "max_source_positions": 50,
+            "max_target_positions": 64,
+            "num_mel_bins": 20,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+        },
+        "whisper_batch",
+        {
+            "input_features": {0: "batch"},
+            "decoder_input_ids": {0: "batch", 1: "target"},
+            "decoder_attention_mask": {0: "batch", 1: "target"},
+        },
+    ),
+    "vit_lengths": ("ViTModel", "ViTConfig", ViT, "interpolated", PIXELS),
+    "swin_lengths": (
+        "SwinModel",
+        "SwinConfig",
+        {"image_size": 64, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+        "image_pair",
+        PIXELS,
+    ),
     "swin2sr": (
         "Swin2SRForImageSuperResolution",
         "Swin2SRConfig",
@@ -304,14 +354,16 @@ def transformers_entries() -> list[Entry]:
 class Plain(nn.Module):
     """A transformers model that takes tensors in a fixed order and returns a tuple of tensors."""
 
-    def __init__(self, model: nn.Module, names: list[str], outputs: int) -> None:
+    def __init__(self, model: nn.Module, names: list[str], outputs: int, **constants: Any) -> None:
         super().__init__()
         self.model = model
         self.names = names
         self.outputs = outputs
+        self.constants = constants
 
     def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found = self.model(**dict(zip(self.names, args, strict=True)), return_dict=False)
+        given = dict(zip(self.names, args, strict=True))
+        found = self.model(**given, **self.constants, return_dict=False)
         tensors = [value for value in found if isinstance(value, torch.Tensor)]
         return tuple(tensors[: self.outputs])
 
@@ -334,54 +386,6 @@ def _build(model: str, config: str, arguments: dict[str, Any], kind: str, axes: 
             part._attn_implementation = "eager"
             part.use_cache = False
     inputs, outputs = INPUTS[kind](arguments)
-    return Built(Plain(getattr(transformers, model)(configuration), list(inputs), outputs), inputs, axes)
-
-
-def _ids(batch: int = 2, length: int = 12) -> torch.Tensor:
-    return torch.randint(3, VOCABULARY, (batch, length))
-
-
-def _text(_: dict[str, Any]) -> tuple[dict[str, torch.Tensor], int]:
-    ids = _ids()
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 2
-
-
-def _seq2seq(_: dict[str, Any]) -> tuple[dict[str, torch.Tensor], int]:
-    ids = _ids()
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": _ids(length=7)}, 1
-
-
-def _whisper(_: dict[str, Any]) -> tuple[dict[str, torch.Tensor], int]:
-    ids = _ids(1, 7)
-    mask = torch.ones_like(
-        ids
-    )  # without it transformers looks for packed sequences by aten::diff, which does not export
-    return {
-        "input_features": torch.randn(1, 20, 100),
-        "decoder_input_ids": ids,
-        "decoder_attention_mask": mask,
-    }, 1
-
-
-def _audio(_: dict[str, Any]) -> tuple[dict[str, torch.Tensor], int]:
-    return {"input_values": torch.randn(1, 8000)}, 1
-
-
-def _image(arguments: dict[str, Any]) -> tuple[dict[str, torch.Tensor], int]:
-    size = arguments.get("image_size", 64)
-    size = size[0] if isinstance(size, list) else size
-    return {"pixel_values": torch.randn(1, 3, size, size)}, 2
-
-
-def _clip(arguments: dict[str, Any]) -> tuple[dict[str, torch.Tensor], int]:
-    return _text(arguments)[0] | _image({})[0], 2
-
-
-INPUTS: dict[str, Callable[[dict[str, Any]], tuple[dict[str, torch.Tensor], int]]] = {
-    "text": _text,
-    "seq2seq": _seq2seq,
-    "whisper": _whisper,
-    "audio": _audio,
-    "image": _image,
-    "clip": _clip,
-}
+    constants = {"interpolate_pos_encoding": True} if kind == "interpolated" else {}
+    plain = Plain(getattr(transformers, model)(configuration), list(inputs), outputs, **constants)
+    return Built(plain, inputs, axes)
