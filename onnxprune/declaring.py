@@ -122,7 +122,11 @@ class SharedOptions:
     )
     in_place: bool = option(False, "allow OUT to be the same file as IN", stage="write")
     external_data_threshold: int | None = option(
-        None, "move weights of at least this size to OUT.data", stage="write", metavar="BYTES", unit="bytes"
+        None,
+        "move weights of at least this size to OUT.data; what onnxruntime must find in the model stays",
+        stage="write",
+        metavar="BYTES",
+        unit="bytes",
     )
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from onnxprune.errors import ModelError
 from onnxprune.files import checks, opening, output, payload
-from onnxprune.files.external import is_external, point
+from onnxprune.files.external import is_external, point, stays_inline
 from onnxprune.files.payload import Array, Payload
 from onnxprune.files.protowalk import all_names, tensors
 from onnxprune.files.store import DETACH_ABOVE, Piece, Store, joined, stored, strip, token_of, weights
@@ -327,7 +327,7 @@ class Model:
         for name, is_node, index in weights(proto.graph):
             tensor = parts.tensor(name) if is_node else proto.graph.initializer[index]
             token = token_of(tensor)
-            if token is not None:
+            if token is not None and not stays_inline(tensor, payloads[token].nbytes):
                 arrays[name] = payloads[token].array()
                 point(tensor, f"onnxprune-{index}", 0, payloads[token].nbytes)
         _, pieces = joined(proto.SerializeToString(deterministic=True), payloads)

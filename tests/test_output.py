@@ -54,7 +54,7 @@ def test_the_same_bytes_again(tmp_path: Path) -> None:
 
 def test_large_tensors_start_on_a_page(tmp_path: Path) -> None:
     weights = [
-        numpy_helper.from_array(np.full(n, n % 256, np.uint8), f"w{n}") for n in (2000, 5000, 10, 9000)
+        numpy_helper.from_array(np.full(n, n % 256, np.uint8), f"w{n}") for n in (2000, 5000, 130, 9000)
     ]
     model = Model.load(chain([helper.make_node("Relu", ["x"], ["y"])], weights))
     model.save(tmp_path / "m.onnx", external_threshold=1)

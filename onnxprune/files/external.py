@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError
 
-__all__ = ["Folder", "Location", "is_external", "parse", "point"]
+__all__ = ["Folder", "Location", "is_external", "parse", "point", "stays_inline"]
 
 _KEYS = ("location", "offset", "length", "checksum")
+_SHAPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+_SMALL, _MOST_SHAPE = 128, 1 << 20  # bytes; onnxruntime's own writer keeps what is below 128 in the model
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ class Location:
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor says that its data is in another file."""
     return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def stays_inline(tensor: onnx.TensorProto, nbytes: int) -> bool:
+    """Whether the model itself must hold a tensor, since shapes may hang on its values.
+
+    onnxruntime reads sizes, axes, pads, repeats, scales and depths when it loads a model, and refuses the model if
+    they are external. No op has to be known for that: what says a shape is a list of integers, or a few numbers.
+    """
+    listed = len(tensor.dims) <= 1 and tensor.data_type in _SHAPES and nbytes <= _MOST_SHAPE
+    return listed or nbytes < _SMALL
 
 
 def parse(tensor: onnx.TensorProto, what: object) -> Location:

@@ -7,7 +7,8 @@ replaced, so that at no moment a model stands beside data that isn't its own.
 - An unedited model is a copy of the input, byte for byte. Its external data keeps its name: in another folder
   the data files are copied, in the same folder they are shared. Where another file already has such a name,
   the data is written as if the model were edited.
-- An edited model with external data gets one data file of its own, ``<output name>.data``, tensor by tensor.
+- An edited model with external data gets one data file of its own, ``<output name>.data``, tensor by tensor. What
+  onnxruntime reads while it loads a model (see `stays_inline`) is in the model all the same.
 - In place, the new data file gets a name that the input doesn't use, and the input's data file is removed if
   it's named after the model (``<model name>.data``); another may belong to other models too, and stays.
 """
@@ -27,10 +28,10 @@ from typing import IO
 import onnx
 
 from onnxprune.errors import OutputError
-from onnxprune.files.external import is_external, point
+from onnxprune.files.external import is_external, point, stays_inline
 from onnxprune.files.payload import Payload, from_array
 from onnxprune.files.protowalk import tensors
-from onnxprune.files.store import Piece, Store, joined, stored
+from onnxprune.files.store import Piece, Store, joined, stored, strip
 
 __all__ = ["MOST_EMBEDDED", "Job", "save"]
 
@@ -236,14 +237,25 @@ def _outside(
     store: Store, proto: onnx.ModelProto, threshold: int | None
 ) -> list[tuple[onnx.TensorProto, Payload]]:
     """The tensors that go to the data file, in the order of the graph."""
-    found = [(t, store.payload(t, place)) for place, t in tensors(proto) if is_external(t)]
+    external = [(t, store.payload(t, place)) for place, t in tensors(proto) if is_external(t)]
+    found = [(t, data) for t, data in external if data is not None and not _brought_in(t, data)]
     if threshold is None:
         length, _ = joined(proto.SerializeToString(deterministic=True), store.payloads)
         threshold = _MOVE_ABOVE if length > MOST_EMBEDDED else None
     if threshold is not None:
         inner = (tensor for tensor in proto.graph.initializer if _is_embedded(tensor))
-        found += [(t, data) for t in inner if (data := _data(store, t)).nbytes >= max(threshold, 1)]
-    return [(tensor, data) for tensor, data in found if data is not None]
+        outer = ((t, data) for t in inner if (data := _data(store, t)).nbytes >= max(threshold, 1))
+        found += [(t, data) for t, data in outer if not stays_inline(t, data.nbytes)]
+    return found
+
+
+def _brought_in(tensor: onnx.TensorProto, data: Payload) -> bool:
+    """Embed an external tensor that onnxruntime must find in the model; whether it was one."""
+    if not stays_inline(tensor, data.nbytes):
+        return False
+    strip(tensor)
+    tensor.raw_data = data.stored().tobytes()
+    return True
 
 
 def _data(store: Store, tensor: onnx.TensorProto) -> Payload:
