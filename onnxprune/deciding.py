@@ -136,7 +136,8 @@ def _nothing(analysis: Analysis, options: Options) -> str:
             "Nothing in the model can be pruned: outside of subgraphs (If, Loop, Scan) it has no weight with more than "
             "one channel."
         )
-    more = " --allow-inexact opens the axes that are only averaged over." if "averag" in text else ""
+    soft = any(word in text for word in ("averag", "a maximum is", "a minimum is"))
+    more = " --allow-inexact opens the axes that only an average or a maximum is taken over." if soft else ""
     return f"Nothing in the model can be pruned; its axes are frozen ({text}).{more}"
 
 

@@ -122,7 +122,7 @@ class Inspection(Facts):
         if any(g.alternative for g in self.groups):
             stream.write("* an alternative: cut only if --only picks it\n")
         if any(g.inexact for g in self.groups):
-            stream.write("~ inexact: a cut changes an average (--allow-inexact)\n")
+            stream.write("~ inexact: a cut changes an average or a maximum (--allow-inexact)\n")
         lines = [
             [o.op, f"{o.nodes:,}", " | ".join(o.rows) or f"none: {'; '.join(o.refused)}"] for o in self.ops
         ]

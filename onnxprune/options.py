@@ -87,7 +87,7 @@ class Options(SharedOptions):
     )
     allow_inexact: bool = option(
         False,
-        "also cut axes that an average runs over (LayerNorm width); the result is marked inexact",
+        "also cut axes that an average or a maximum is taken over (LayerNorm width); the result is marked inexact",
         stage="decide",
     )
     seed: int = option(

@@ -176,7 +176,7 @@ class Report(Record):
         found += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]
         if self.inexact:
             found.append(
-                "inexact: a cut changes an average, as --allow-inexact asked; this isn't the masked graph"
+                "inexact: a cut changes an average or a maximum, as --allow-inexact asked; this isn't the masked graph"
             )
         if self.law1 is not None:
             found.append(

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.ops import Node, Refusal, Row, SetAttr, emit, lookup
+from onnxprune.ops import Node, Pick, Refusal, Row, SetAttr, emit, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum
 from onnxprune.ops.resolve import Fit, Misfit, fit
 from onnxprune.single import differ, node_of, run_node
@@ -357,6 +357,9 @@ class _Law:
         for edit in emit(self.node, self):
             if isinstance(edit, SetAttr):
                 attrs[edit.name] = edit.value
+                continue
+            if isinstance(edit, Pick):
+                inputs[edit.slot] = np.take(inputs[edit.slot], edit.index, edit.axis)  # type: ignore[arg-type]
                 continue
             while len(proto.input) <= edit.slot:
                 proto.input.append("")

@@ -19,7 +19,7 @@ from onnxprune.cut.kept import NodeCut
 from onnxprune.cut.writer import Writer
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.trace import TraceError, Tracer, Weight
-from onnxprune.ops import Node, SetAttr, SetInput, emit
+from onnxprune.ops import Node, Pick, SetAttr, SetInput, emit
 
 __all__ = ["Mender", "RewriteError"]
 
@@ -89,12 +89,31 @@ class Mender:
             for edit in emit(node, NodeCut(applied, self.kept)):
                 if isinstance(edit, SetAttr):
                     self.writer.set_attr(number, edit.name, edit.value)
+                elif isinstance(edit, Pick):
+                    self._pick(number, edit)
                 else:
                     assert isinstance(edit, SetInput)
                     wanted[edit.slot] = edit.array
         known = {slot for slot, value in enumerate(node.values) if value is not None}
         for slot in sorted(known | wanted.keys()):
             self._mend_input(number, applied, slot, wanted.get(slot))
+
+    def _pick(self, number: int, edit: Pick) -> None:
+        """Put a Gather in front of a node."""
+        name = self.writer.protos[number].input[edit.slot]
+        index = self.writer.model.add(f"{name}_kept", edit.index)
+        self._weigh(index, edit.index)
+        result = f"{index}_taken"
+        gather = helper.make_node("Gather", [name, index], [result], name=result, axis=edit.axis)
+        self.new.visit(gather)
+        self.writer.before.setdefault(number, []).append(gather)
+        self.writer.set_input(number, edit.slot, result)
+
+    def _weigh(self, name: str, value: NDArray[Any]) -> None:
+        """Have the trace know a new weight."""
+        elem = numpy_helper.from_array(value[:0] if value.ndim else value).data_type
+        self.new.weights = {**self.new.weights, name: Weight(elem, value.shape)}
+        self.new.types[name], self.new.values[name] = (elem, value.shape), value
 
     def _mend_input(self, number: int, applied: Applied, slot: int, want: NDArray[Any] | None) -> None:
         old = applied.node.values[slot] if slot < len(applied.node.values) else None
@@ -130,8 +149,8 @@ class Mender:
 
     def _give(self, number: int, slot: int, hint: str, want: NDArray[Any]) -> None:
         new = self.writer.model.add(hint, np.asarray(want, order="C"))
-        self.new.weights = {**self.new.weights, new: Weight(0, want.shape)}
-        self._know(number, slot, new, want)
+        self._weigh(new, want)
+        self.writer.set_input(number, slot, new)
 
     def _know(self, number: int, slot: int, new: str, want: NDArray[Any]) -> None:
         self.new.types[new] = (numpy_helper.from_array(want[:0] if want.ndim else want).data_type, want.shape)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from onnxprune.graph.values import MAX_ELEMENTS, evaluate
-from onnxprune.ops import Node, Refusal, lookup
+from onnxprune.ops import Elem, Node, Refusal, lookup
 from onnxprune.ops.resolve import Misfit, out_shapes
 
 Shape: TypeAlias = tuple[int, ...]
@@ -249,8 +249,17 @@ class Tracer:
             shapes = out_shapes(row, node)
         except Misfit:
             return found
-        elem = self.types.get(proto.input[0], (0, None))[0] if proto.input else 0
-        return [t if t[1] is not None else (t[0] or elem, s) for t, s in zip(found, shapes, strict=True)]
+        elems = [self._elem(row.elems.get(slot, 0), proto) for slot in range(len(found))]
+        return [
+            t if t[1] is not None else (t[0] or elem, s)
+            for t, s, elem in zip(found, shapes, elems, strict=True)
+        ]
+
+    def _elem(self, source: int | Elem, proto: NodeProto) -> int:
+        """Element type of an output: a given one, or that of an input."""
+        if isinstance(source, Elem):
+            return int(source)
+        return self.types.get(proto.input[source], (0, None))[0] if source < len(proto.input) else 0
 
     def _value(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
         if len(proto.output) != 1 or proto.domain not in _ONNX_DOMAINS:

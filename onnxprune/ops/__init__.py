@@ -19,8 +19,10 @@ from onnxprune.ops.base import (
     TABLE,
     Cut,
     Edit,
+    Elem,
     Map,
     Node,
+    Pick,
     Refusal,
     Row,
     SetAttr,
@@ -31,6 +33,6 @@ from onnxprune.ops.base import (
 from onnxprune.ops.notation import NotationError, parse
 
 __all__ = [
-    "EMITTERS", "TABLE", "Cut", "Edit", "Map", "Node", "NotationError", "Refusal", "Row", "SetAttr", "SetInput",
-    "emit", "lookup", "parse",
+    "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "Pick", "Refusal", "Row", "SetAttr",
+    "SetInput", "emit", "lookup", "parse",
 ]  # fmt: skip

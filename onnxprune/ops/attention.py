@@ -142,6 +142,7 @@ def quantized_attention(node: Node) -> Row | Refusal:
         sizes=sizes,
         attrs={"num_heads": "h"},
         zeros=zeros,
+        elems={0: 3, 1: 3},
         why={**WHY, "q": "K and V"},
         roles=("data", "weight", "bias"),
     )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 __all__ = [
-    "EMITTERS", "TABLE", "Cut", "Edit", "Map", "Node", "Refusal", "Row", "SetAttr", "SetInput", "Unknown",
-    "emit", "emitter", "literal", "lookup", "op",
+    "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "Pick", "Refusal", "Row", "SetAttr", "SetInput",
+    "Unknown", "emit", "emitter", "literal", "lookup", "op",
 ]  # fmt: skip
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -24,6 +26,15 @@ Shape: TypeAlias = tuple[int, ...]
 
 class Unknown(ValueError):
     """A rule needs something (a shape, a value) that is not known before the model runs."""
+
+
+class Elem(IntEnum):
+    """Element types, by ONNX's numbers: the few that ops outside ONNX give whatever they read."""
+
+    FLOAT = TensorProto.FLOAT
+    UINT8 = TensorProto.UINT8
+    INT32 = TensorProto.INT32
+    BOOL = TensorProto.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,8 @@ class Row:
     attrs : attribute -> letter whose kept count is the attribute's new value.
     why : letter (or ``*star``'s name) -> reason of its lock.
     zeros : input slot -> input slot of the zero point that is its zero.
+    elems : output slot -> the input slot whose element type it has, or a type's ONNX number; the first input's where
+        nothing is said. Asked only where ONNX itself doesn't know the op.
     roles : role of each input: "data", "weight", "bias", "scale", "mean", "var", "shape", "quant".
     """
 
@@ -58,6 +71,7 @@ class Row:
     why: Mapping[str, str] = field(default_factory=dict)
     zeros: Mapping[int, int] = field(default_factory=dict)
     roles: tuple[str, ...] = ()
+    elems: Mapping[int, int | Elem] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +169,15 @@ class SetInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Pick:
+    """Of input ``slot``, the node must read these positions along an axis, in this order: a Gather in front of it."""
+
+    slot: int
+    axis: int
+    index: Indices
+
+
+@dataclass(frozen=True, slots=True)
 class SetAttr:
     """Attribute ``name`` must become this value; None: it must go."""
 
@@ -162,7 +185,7 @@ class SetAttr:
     value: Any
 
 
-Edit: TypeAlias = SetInput | SetAttr
+Edit: TypeAlias = SetInput | SetAttr | Pick
 
 
 class Cut(Protocol):

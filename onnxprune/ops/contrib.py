@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.ops.axes import join, mark, names, text
-from onnxprune.ops.base import Node, Refusal, Row, literal, normal, op
+from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, normal, op
 from onnxprune.ops.norm import WIDTH
 
 MICROSOFT = "com.microsoft"
@@ -18,7 +18,12 @@ literal(
     why=dict.fromkeys("st", "windows run over these positions"),
 )
 literal("k! h, (), () -> 1 h s! t!", ["RelativePositionBias"], MICROSOFT, roles=("weight", "shape", "shape"))
-literal("b! s! c, b! -> n! c, *x!, *y!, *z!", ["RemovePadding"], MICROSOFT)
+literal(
+    "b! s! c, b! -> n! c, *x!, *y!, *z!",
+    ["RemovePadding"],
+    MICROSOFT,
+    elems=dict.fromkeys((1, 2, 3), Elem.INT32),
+)
 literal("n! c, b! s! -> b! s! c", ["RestorePadding"], MICROSOFT)
 literal(
     "w! c, *i, ()?, ()? -> *i c",
@@ -35,7 +40,7 @@ def embed(node: Node) -> Row | Refusal:
     row = "b! s!, b! s!?, w! z~, p! z, q! z?, z, z, *m!?, *i!? -> b! s! z, b!, b! s! z"
     why = {"z": WIDTH, "s": "positions have a table", "w": "looked up", "p": "looked up", "q": "looked up"}
     roles = ("data", "data", "weight", "weight", "weight", "scale", "bias")
-    return Row(row, why=why, roles=roles)
+    return Row(row, why=why, roles=roles, elems={0: 2, 1: Elem.INT32, 2: 2})
 
 
 @op("QLinearReduceMean", domain=MICROSOFT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.ops.axes import broadcast, join, text
-from onnxprune.ops.base import Node, Refusal, Row, literal, op
+from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, op
 
 UNARY = """
 Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
@@ -63,7 +63,8 @@ def bias_dropout(node: Node) -> Row | Refusal:
     if node.has(4) and node.value(4).any():
         return Refusal("BiasDropout in training mode is random")
     bias = "*s c" if node.rank(1) == node.rank(0) else "c"
-    return Row(f"*s c, {bias}, *s c?, ()?, ()? -> *s c, *s c", roles=("data", "bias", "data"))
+    row = f"*s c, {bias}, *s c?, ()?, ()? -> *s c, *s c"
+    return Row(row, roles=("data", "bias", "data"), elems={1: Elem.BOOL})
 
 
 @op(*RANDOM)

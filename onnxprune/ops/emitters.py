@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.ops.base import Cut, Edit, Node, SetAttr, SetInput, emitter
+from onnxprune.ops.base import Cut, Edit, Node, Pick, SetAttr, SetInput, emitter
 from onnxprune.ops.movement import pads, slices, widest
 
 __all__: list[str] = []
@@ -53,6 +53,17 @@ def expand(node: Node, cut: Cut) -> list[Edit]:
     return _set(node, 1, target, found)
 
 
+@emitter("Tile")
+def tile(node: Node, cut: Cut) -> list[Edit]:
+    """An axis of length 1 is repeated as often as its copies are kept; other counts stay."""
+    counts = node.value(1)
+    found = [
+        new if size == 1 else int(count)
+        for size, new, count in zip(node.shape(0), cut.new_out_shape(0), counts.reshape(-1), strict=True)
+    ]
+    return _set(node, 1, counts, np.asarray(found))
+
+
 @emitter("ConstantOfShape")
 def constant_of_shape(node: Node, cut: Cut) -> list[Edit]:
     return _set(node, 0, node.value(0), np.asarray(cut.new_out_shape(0), np.int64))
@@ -60,16 +71,28 @@ def constant_of_shape(node: Node, cut: Cut) -> list[Edit]:
 
 @emitter("Slice")
 def slice_(node: Node, cut: Cut) -> list[Edit]:
-    """What is kept of a slice of step 1 is again a slice."""
+    """What is kept of a slice is again a slice, or (of a stepped one) positions that a Gather picks in front of it."""
     starts, ends = list(node.ints("starts", 1, 10) or []), list(node.ints("ends", 2, 10) or [])
+    steps = [step for _, _, step in slices(node)]
     shape, out = node.shape(0), node.out_shape()
+    picks: list[Edit] = []
     for n, (axis, start, step) in enumerate(slices(node)):
         kept = cut.kept(0, axis)
-        if step != 1 or len(kept) == shape[axis] or out[axis] == shape[axis]:
+        if len(kept) == shape[axis] or (step == 1 and out[axis] == shape[axis]):
             continue
-        starts[n] = int((kept < start).sum())
-        ends[n] = starts[n] + cut.new_out_shape(0)[axis]
-    return _list(node, "starts", 1, 10, starts) + _list(node, "ends", 2, 10, ends)
+        at = np.searchsorted(kept, start + step * cut.kept_out(0, axis))
+        if step == 1:
+            starts[n] = int((kept < start).sum())
+            ends[n] = starts[n] + len(at)
+        elif len(at) and np.unique(np.diff(at)).size <= 1:
+            steps[n] = int(at[1] - at[0]) if len(at) > 1 else 1
+            starts[n], end = int(at[0]), int(at[-1]) + steps[n]
+            ends[n] = end if end >= 0 else -len(kept) - 1  # walking backwards, through the first one
+        else:
+            picks.append(Pick(0, axis, at))
+            starts[n], ends[n], steps[n] = 0, len(at), 1
+    edits = _list(node, "starts", 1, 10, starts) + _list(node, "ends", 2, 10, ends)
+    return [*picks, *edits, *(_list(node, "steps", 4, 10, steps) if node.has(4) else [])]
 
 
 @emitter("Split")

@@ -8,10 +8,16 @@ from onnxprune.ops.axes import join, mark, names, text
 from onnxprune.ops.base import Map, Node, Refusal, Row, literal, normal, op
 
 RUN_TIME = "its indices are computed at run time"
+TABLE = "picked by a table of indices"
 ORDER = "counted along"
 
 literal("b! n! q!, b! c! n! -> s! t!", ["NonMaxSuppression"])
 literal("() -> w!", ["HannWindow", "HammingWindow", "BlackmanWindow"])
+
+
+def _indexed(node: Node) -> str:
+    """Return why an axis that input 1 indexes is locked."""
+    return TABLE if node.constant[1] or node.values[1] is not None else RUN_TIME
 
 
 def _along(node: Node, axes: set[int], outputs: int = 1, new: bool = False) -> Row:
@@ -100,16 +106,16 @@ def gather_elements(node: Node) -> Row | Refusal:
     """One index for each result, along one axis."""
     axis, data, index = _beside(node, (1,))
     index[axis] = f"i{axis}"
-    return Row(join([text(data), text(index)], [text(index)]), why={data[axis].rstrip("!"): RUN_TIME})
+    why = {data[axis].rstrip("!"): _indexed(node), f"i{axis}": _indexed(node)}
+    return Row(join([text(data), text(index)], [text(index)]), why=why)
 
 
 @op("ScatterElements", "Scatter")
 def scatter_elements(node: Node) -> Row | Refusal:
     """One index for each update, along one axis."""
     axis, data, index = _beside(node, (1, 2))
-    return Row(
-        join([text(data), text(index), text(index)], [text(data)]), why={data[axis].rstrip("!"): RUN_TIME}
-    )
+    why = {data[axis].rstrip("!"): _indexed(node), f"i{axis}": _indexed(node)}
+    return Row(join([text(data), text(index), text(index)], [text(data)]), why=why)
 
 
 @op("GatherND")
@@ -119,7 +125,7 @@ def gather_nd(node: Node) -> Row | Refusal:
     batch, depth = int(node.attr("batch_dims", 0)), node.shape(1)[-1]
     data, index = list(names(node.rank())), [f"i{i}" for i in range(node.rank(1) - 1)]
     index[:batch] = data[:batch]
-    why = {data[i]: RUN_TIME for i in range(batch, batch + depth)}
+    why = {data[i]: _indexed(node) for i in range(batch, batch + depth)}
     left = mark(data, range(batch, batch + depth))
     return Row(join([text(left), text([*index, "d!"])], [text([*index, *data[batch + depth :]])]), why=why)
 
@@ -131,7 +137,10 @@ def scatter_nd(node: Node) -> Row | Refusal:
     data, index = list(names(node.rank())), [f"i{i}!" for i in range(node.rank(1) - 1)]
     left = text(mark(data, range(depth)))
     row = join([left, text([*index, "d!"]), text([*index, *data[depth:]])], [left])
-    return Row(row, why={data[i]: RUN_TIME for i in range(depth)})
+    why = {data[i]: _indexed(node) for i in range(depth)} | {
+        f"i{i}": _indexed(node) for i in range(len(index))
+    }
+    return Row(row, why={**why, "d": "coordinates"})
 
 
 @op("TensorScatter")

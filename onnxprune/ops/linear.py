@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnxprune.ops.axes import broadcast, join, quant, text
-from onnxprune.ops.base import Node, Refusal, Row, Shape, op
+from onnxprune.ops.base import Elem, Node, Refusal, Row, Shape, op
 
 KERNEL = dict.fromkeys("skt", "the positions of a convolution")
 WEIGHTS = ("data", "weight", "bias", "data")
@@ -143,7 +143,8 @@ def matmul_integer(node: Node) -> Row | Refusal:
     a, b, y = product(node.shape(0), node.shape(1))
     own = [matrix_quant(node, 2, 0, a, "m") + "?", matrix_quant(node, 3, 1, b, "n") + "?"]
     roles = (*_sides(node, 0, 1), "quant", "quant")
-    return Row(join([text(a), text(b), *own], [text(y)]), zeros=_zeros(node, (0, 2), (1, 3)), roles=roles)
+    row, zeros = join([text(a), text(b), *own], [text(y)]), _zeros(node, (0, 2), (1, 3))
+    return Row(row, zeros=zeros, roles=roles, elems={0: Elem.INT32})
 
 
 def matrix_quant(node: Node, slot: int, data: int, axes: list[str], letter: str) -> str:

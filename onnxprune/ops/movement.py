@@ -7,9 +7,9 @@ import numpy as np
 from onnxprune.ops.axes import broadcast, join, names, regroup, text
 from onnxprune.ops.base import Map, Node, Refusal, Row, normal, op
 
-_STEP = "taken in steps"
 _MODE = "padded with its own elements"
 _RUN_TIME = "its indices are computed at run time"
+_TABLE = "picked by a table of indices"
 
 
 @op("Transpose")
@@ -67,18 +67,13 @@ def slices(node: Node) -> list[tuple[int, int, int]]:
 def slice_(node: Node) -> Row:
     shape, out = node.shape(0), node.out_shape()
     left, right = list(names(len(shape))), list(names(len(shape)))
-    maps, why = {}, {}
+    maps = {}
     for axis, start, step in slices(node):
         if step == 1 and out[axis] == shape[axis]:
             continue
         right[axis] = f"s{axis}"
-        if step == 1:
-            maps[right[axis]] = Map(left[axis], start + np.arange(out[axis], dtype=np.int64))
-        else:
-            why[left[axis]] = why[right[axis]] = _STEP
-            left[axis] += "!"
-            right[axis] += "!"
-    return Row(join([text(left)], [text(right)]), maps=maps, why=why)
+        maps[right[axis]] = Map(left[axis], start + step * np.arange(out[axis], dtype=np.int64))
+    return Row(join([text(left)], [text(right)]), maps=maps)
 
 
 @op("Gather")
@@ -88,7 +83,7 @@ def gather(node: Node) -> Row:
     size, index = node.shape(0)[axis], node.values[1]
     if index is None:
         found = [f"i{n}" for n in range(node.rank(1))]
-        why = {data[axis]: _RUN_TIME}
+        why = {data[axis]: _TABLE if node.constant[1] else _RUN_TIME}
         data[axis] += "!"
         return Row(
             join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why
@@ -104,7 +99,7 @@ def gather(node: Node) -> Row:
         out = text([*data[:axis], *taken, *data[axis + 1 :]])
         return Row(join([text(data), text(given)], [out]), maps={"q": Map(data[axis], index.reshape(-1))})
     found = [f"i{n}!" for n in range(index.ndim)]
-    why = {data[axis]: "picked by a table of indices"}
+    why = {data[axis]: _TABLE}
     data[axis] += "!"
     return Row(join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why)
 
@@ -157,15 +152,16 @@ def expand(node: Node) -> Row:
 
 @op("Tile")
 def tile(node: Node) -> Row:
+    """Repeat axes; of those of length 1 all copies are equal, so that they are free, as behind Expand."""
+    node.value(1)  # raises where the counts are computed at run time: they couldn't be rewritten
     shape, out = node.shape(0), node.out_shape()
-    left = names(len(shape))
-    right = [
-        a if size == wide else f"(r{n}! {a})"
-        for n, (a, size, wide) in enumerate(zip(left, shape, out, strict=True))
-    ]
-    sizes = {
-        f"r{n}": wide // size for n, (size, wide) in enumerate(zip(shape, out, strict=True)) if size != wide
-    }
+    left, right, sizes = list(names(len(shape))), list(names(len(shape))), {}
+    for n, (size, wide) in enumerate(zip(shape, out, strict=True)):
+        if size == 1:
+            left[n] = "1"
+        elif size != wide:
+            sizes[f"r{n}"] = wide // size
+            right[n] = f"(r{n}! {left[n]})"
     return Row(join([text(left)], [text(right)]), sizes=sizes, why=dict.fromkeys(sizes, "repeated"))
 
 
@@ -246,4 +242,5 @@ def qlinear_concat(node: Node) -> Row:
     for slot in slots:
         own[slot] = text(f"p{slot}" if i == axis else name for i, name in enumerate(axes))
     whole = " + ".join(f"p{slot}" for slot in slots)
-    return Row(join(own, [text(f"({whole})" if i == axis else name for i, name in enumerate(axes))]))
+    row = join(own, [text(f"({whole})" if i == axis else name for i, name in enumerate(axes))])
+    return Row(row, elems={0: 2})

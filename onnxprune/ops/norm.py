@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from onnxprune.ops.axes import join, mark, names, onto, text
-from onnxprune.ops.base import Node, Row, Shape, literal, normal, op
+from onnxprune.ops.base import Elem, Node, Row, Shape, literal, normal, op
 
 WIDTH = "the normalisation averages over this axis"
 ALONE = "normalised over"
 ROLES = ("data", "scale", "bias")
+STATISTICS = {1: Elem.FLOAT, 2: Elem.FLOAT}
 
 literal("n c *s!, c, c -> n c *s!", ["InstanceNormalization"], why={"s": WIDTH}, roles=ROLES)
 literal("n c! *s -> n c! *s", ["LRN"], why={"c": "each channel is divided by its neighbours"})
@@ -79,7 +80,7 @@ def layer_norm(node: Node) -> Row:
     affine = [text(onto(node.shape(slot), shape, letters)) for slot in (1, 2) if node.has(slot)]
     rest = text([*axes[:axis], *["1"] * (len(shape) - axis)])
     row = join([text(axes), *affine], [text(axes), rest, rest])
-    return Row(row, why=dict.fromkeys(letters[axis:], WIDTH), roles=ROLES)
+    return Row(row, why=dict.fromkeys(letters[axis:], WIDTH), roles=ROLES, elems=STATISTICS)
 
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
@@ -94,7 +95,8 @@ def skip_layer_norm(node: Node) -> Row:
     simplified = node.op != "SkipLayerNormalization"
     affine = "z, z?" if simplified else "z, z?, z?"
     roles = ("data", "data", "scale", "bias") if simplified else ("data", "data", "scale", "bias", "bias")
-    return Row(f"{data}, {skip}, {affine} -> {data}, {rest}, {rest}, {data}", why={"z": WIDTH}, roles=roles)
+    row = f"{data}, {skip}, {affine} -> {data}, {rest}, {rest}, {data}"
+    return Row(row, why={"z": WIDTH}, roles=roles, elems=STATISTICS)
 
 
 def _same_rank(shape: Shape, rank: int) -> Shape:

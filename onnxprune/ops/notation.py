@@ -11,7 +11,7 @@ A signature lists operands, inputs ``->`` outputs, separated by commas; an opera
 ``(a + b)``    a concatenation; each part is a letter or a composite: ``(h d + h d + h v)``
 ``*s``         any number of axes, tied axis by axis with every other ``*s``
 ``c!`` ``*s!``  hard lock: cutting would change other elements than those cut
-``c~``         soft lock: cutting changes an average (the width of a LayerNorm)
+``c~``         soft lock: cutting changes an average or a maximum (the width of a LayerNorm)
 ``c^``         this slot contracts ``c`` although ``c`` is in an output (recurrent weights)
 ``()``         an operand without axes, a scalar; so is nothing between two commas
 ``... ?``      after a whole operand: an optional input

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from onnxprune.ops.axes import broadcast, join, mark, names, quant, text
-from onnxprune.ops.base import Node, Refusal, Row, literal, op
+from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, op
 from onnxprune.ops.linear import matrix_quant, product
+
+
+class Known(TypedDict):
+    """Fields that all rows of an op share."""
+
+    zeros: dict[int, int]
+    roles: tuple[str, ...]
+    elems: dict[int, int | Elem]
+
 
 RANGE = "the range of a dynamic quantization is taken over the whole tensor"
 BLOCK = "quantized in blocks"
@@ -21,21 +32,21 @@ def linear(node: Node) -> Row | Refusal:
     shape, scale = node.shape(0), node.shape(1)
     letters = list(names(len(shape)))
     zeros = {0: 2} if node.op == "DequantizeLinear" and node.has(2) else {}
+    result: int | Elem = 1 if node.op == "DequantizeLinear" else 2 if node.has(2) else Elem.UINT8
+    known: Known = {"zeros": zeros, "roles": DATA, "elems": {0: result}}
     if scale in ((), (1,)) and not node.attr("block_size", 0):
         one = text(["1"] * len(scale))
         zero = text(["1"] * node.rank(2)) if node.has(2) else "()"
-        return Row(f"{text(letters)}, {one}, {zero}? -> {text(letters)}", zeros=zeros, roles=DATA)
+        return Row(f"{text(letters)}, {one}, {zero}? -> {text(letters)}", **known)
     axis = node.axis(1)
     if len(scale) == 1 and not node.attr("block_size", 0):
         if scale[0] != shape[axis]:
             raise ValueError(f"{scale[0]} scales for an axis of {shape[axis]}")
         own = letters[axis]
-        return Row(f"{text(letters)}, {own}, {own}? -> {text(letters)}", zeros=zeros, roles=DATA)
+        return Row(f"{text(letters)}, {own}, {own}? -> {text(letters)}", **known)
     data = text(mark(letters, [axis]))
     own = text([*letters[:axis], "z!", *letters[axis + 1 :]])
-    return Row(
-        f"{data}, {own}, {own}? -> {data}", why={letters[axis]: BLOCK, "z": BLOCK}, zeros=zeros, roles=DATA
-    )
+    return Row(f"{data}, {own}, {own}? -> {data}", why={letters[axis]: BLOCK, "z": BLOCK}, **known)
 
 
 @op("QLinearAdd", "QLinearMul", domain="com.microsoft")
@@ -53,7 +64,7 @@ def qlinear_where(node: Node) -> Row | Refusal:
     """Condition, X, scale, zero, Y, scale, zero, Z's scale, zero: broadcast."""
     condition, x, y, z = broadcast((node.shape(0), node.shape(1), node.shape(4)))
     own = [_one(node, slot) for slot in (2, 3, 5, 6, 7, 8)]
-    return Row(join([text(condition), text(x), *own[:2], text(y), *own[2:]], [text(z)]))
+    return Row(join([text(condition), text(x), *own[:2], text(y), *own[2:]], [text(z)]), elems={0: 1})
 
 
 @op("QLinearSoftmax", domain="com.microsoft")
@@ -86,7 +97,10 @@ def qgemm(node: Node) -> Row | Refusal:
     left, right = "k m" if across else "m k", "n k" if down else "k n"
     row = join([left, own[0], own[1], right, own[2], own[3], bias + "?", *last], ["m n"])
     roles = ("data", "quant", "quant", "weight", "quant", "quant", "bias", "quant", "quant")
-    return Row(row, zeros={0: 2, 3: 5}, roles=roles)
+    result: int | Elem = (
+        8 if node.has(8) else Elem.FLOAT
+    )  # without a scale and zero point the result is float
+    return Row(row, zeros={0: 2, 3: 5}, roles=roles, elems={0: result})
 
 
 @op("MatMulIntegerToFloat", domain="com.microsoft")
@@ -96,7 +110,8 @@ def matmul_integer_to_float(node: Node) -> Row | Refusal:
     own = [matrix_quant(node, slot, side, axes, letter) + "?" for slot, side, axes, letter in _quartet(a, b)]
     zeros = {slot: zero for slot, zero in ((0, 4), (1, 5)) if node.has(zero)}
     roles = ("data", "weight", "quant", "quant", "quant", "quant", "bias")
-    return Row(join([text(a), text(b), *own, "n?"], [text(y)]), zeros=zeros, roles=roles)
+    row = join([text(a), text(b), *own, "n?"], [text(y)])
+    return Row(row, zeros=zeros, roles=roles, elems={0: 2})
 
 
 def _quartet(a: list[str], b: list[str]) -> list[tuple[int, int, list[str], str]]:

@@ -1,4 +1,6 @@
-"""Reductions: a sum contracts, a mean averages, everything else looks at all elements."""
+"""Reductions: a sum contracts; a mean or a maximum of fewer channels is another number, which may be asked for; the
+rest looks at all elements.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,13 @@ from onnxprune.ops.base import Node, Row, normal, op
 
 LOCKS = {
     "ReduceSum": "", "ReduceSumSquare": "", "ReduceL1": "", "ReduceL2": "", "ReduceLogSum": "", "ReduceMean": "~",
-    "ReduceMax": "!", "ReduceMin": "!", "ReduceProd": "!", "ReduceLogSumExp": "!",
+    "ReduceMax": "~", "ReduceMin": "~", "ReduceProd": "!", "ReduceLogSumExp": "!",
 }  # fmt: skip
-WHY = {"~": "averaged over", "!": "reduced over"}
+WHY = {
+    "ReduceMean": "averaged over",
+    "ReduceMax": "a maximum is taken over it",
+    "ReduceMin": "a minimum is taken over it",
+}
 
 
 @op(*LOCKS)
@@ -33,5 +39,5 @@ def arg(node: Node) -> Row:
 def _over(node: Node, axes: set[int], lock: str) -> Row:
     letters, keep = names(node.rank()), node.attr("keepdims", 1)
     right = text("1" if i in axes else name for i, name in enumerate(letters) if keep or i not in axes)
-    why = {letters[axis]: WHY[lock] for axis in axes} if lock else {}
+    why = {letters[axis]: WHY.get(node.op, "reduced over") for axis in axes} if lock else {}
     return Row(join([text(mark(letters, axes, lock))], [right]), why=why)

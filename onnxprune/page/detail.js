@@ -21,7 +21,7 @@ function groupDetail(n, inMap) {
       ...fact('parameters', `${count(g.params)}, ${percent(g.params / DATA.parameters)} of all`),
       ...fact('MACs', `${count(g.macs)}${DATA.macs ? `, ${percent(g.macs / DATA.macs)} of all` : ''}`),
       ...fact('error at the cut', g.curve && g.removed ? small(at(g.curve, g.removed)) : ''),
-      ...fact('inexact', g.inexact ? 'a cut changes an average' : '')),
+      ...fact('inexact', g.inexact ? 'a cut changes an average or a maximum' : '')),
     el('div', { class: 'cols' },
       links('Written by', g.writes, toLayer),
       links('Read by', g.reads, toLayer),

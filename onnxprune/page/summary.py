@@ -149,7 +149,7 @@ def _proof(values: Values) -> str:
         items.append('<li class="warn"><b>Not proved</b> The proof was skipped.</li>')
     if values.get("inexact"):
         items.append(
-            '<li class="warn"><b>Inexact</b> A cut changes an average, as --allow-inexact asked.</li>'
+            '<li class="warn"><b>Inexact</b> A cut changes an average or a maximum, as --allow-inexact asked.</li>'
         )
     for t in values.get("targets") or ():
         kind = t["target"].partition("=")[0]

@@ -24,7 +24,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.cut.kept import Kept, NodeCut
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.model import Model
-from onnxprune.ops import SetAttr, emit
+from onnxprune.ops import Pick, SetAttr, emit
 from onnxprune.ops.notation import Axis, Letter, Product, Sum
 from onnxprune.ops.resolve import fit
 
@@ -193,6 +193,9 @@ class _Twin:
         for edit in emit(applied.node, NodeCut(applied, self.kept)):
             if isinstance(edit, SetAttr):
                 attrs[edit.name] = edit.value
+            elif isinstance(edit, Pick):
+                before.append(self.gather(proto.input[edit.slot], edit.index, edit.axis))
+                proto.input[edit.slot] = before[-1].output[0]
             else:
                 proto.input.extend([""] * (edit.slot + 1 - len(proto.input)))
                 proto.input[edit.slot] = self.constant(edit.array)
