@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.cut.kept import NodeCut
 from onnxprune.cut.writer import Writer
@@ -22,6 +22,14 @@ from onnxprune.graph.trace import TraceError, Tracer, Weight
 from onnxprune.ops import Node, Pick, SetAttr, SetInput, emit
 
 __all__ = ["Mender", "RewriteError"]
+
+
+#: Arithmetic of sizes whose result is a fixed multiple of a size wherever its inputs are, or only moves sizes.
+_LINEAR = frozenset(
+    ("Concat", "Flatten", "Gather", "Identity", "Mul", "Neg", "Reshape", "Shape", "Size", "Slice", "Split",
+     "Squeeze", "Transpose", "Unsqueeze")
+)  # fmt: skip
+_WHOLE = (TensorProto.INT32, TensorProto.INT64)
 
 
 class RewriteError(ValueError):
@@ -78,7 +86,8 @@ class Mender:
         row = applied.row
         assert row is not None
         if all(name in self.old.values for name in node.outputs if name):
-            return  # shape arithmetic computes itself anew
+            self._restore(number, applied)  # the rest computes itself anew
+            return
         touched = any(self.kept.cut(d) for dims in (*applied.ins, *applied.outs) for d in dims or ())
         wanted: dict[int, NDArray[Any]] = {}
         if touched:
@@ -115,6 +124,23 @@ class Mender:
         self.new.weights = {**self.new.weights, name: Weight(elem, value.shape)}
         self.new.types[name], self.new.values[name] = (elem, value.shape), value
 
+    def _restore(self, number: int, applied: Applied) -> None:
+        """Have arithmetic that isn't linear in a size (``batch * heads // heads``) read what that size was.
+
+        What comes out of it is no fixed multiple of what must come out, for all sizes of the input; so it is put right
+        before, not after.
+        """
+        node, proto = applied.node, self.writer.protos[number]
+        if node.op in _LINEAR or (node.op == "Cast" and node.attr("to", 0) in _WHOLE):
+            return
+        for slot, old in enumerate(node.values):
+            have = self.new.values.get(proto.input[slot]) if slot < len(proto.input) else None
+            if old is None or have is None or have.shape != old.shape or np.array_equal(have, old):
+                continue
+            follows = not self._same(node.inputs[slot], old, have != old)
+            if follows or (slot == 0 and _vanishes(node, have)):
+                self._know(number, slot, self._scaled(number, slot, proto.input[slot], old), old)
+
     def _mend_input(self, number: int, applied: Applied, slot: int, want: NDArray[Any] | None) -> None:
         old = applied.node.values[slot] if slot < len(applied.node.values) else None
         proto = self.writer.protos[number]
@@ -145,7 +171,7 @@ class Mender:
         if self._fixed(original, old):
             self._give(number, slot, f"{original}_pruned", want)
         else:
-            self._know(number, slot, self._scaled(number, name, have, want), want)
+            self._know(number, slot, self._scaled(number, slot, name, want), want)
 
     def _give(self, number: int, slot: int, hint: str, want: NDArray[Any]) -> None:
         new = self.writer.model.add(hint, np.asarray(want, order="C"))
@@ -159,22 +185,48 @@ class Mender:
 
     def _fixed(self, name: str, old: NDArray[Any] | None) -> bool:
         """Whether a value is the same for every size of the dynamic axes."""
+        return self._same(name, old, True)
+
+    def _same(self, name: str, old: NDArray[Any] | None, where: Any) -> bool:
+        """Whether some entries of a value are the same for every size of the dynamic axes."""
         if self.other is None or name in self.old.weights or old is None:
             return True
-        return name in self.other and np.array_equal(self.other[name], old)
+        other = self.other.get(name)
+        return other is not None and other.shape == old.shape and bool((where <= (other == old)).all())
 
-    def _scaled(self, number: int, name: str, have: NDArray[Any] | None, want: NDArray[Any]) -> str:
-        """Insert ``name * a / b``, for entries that follow the input (batch * heads)."""
-        if have is None or have.shape != want.shape or have.dtype.kind not in "iu" or (have == 0).any():
+    def _scaled(self, number: int, slot: int, name: str, want: NDArray[Any]) -> str:
+        """Insert ``name * a / b``, for entries that follow the input (batch * heads).
+
+        An entry that became zero is given as it must be, if it is the same for every size of the dynamic axes.
+        """
+        have, old = self.new.values.get(name), self.writer.coupling.nodes[number].node.values[slot]
+        lost = have == 0 if have is not None else np.zeros(0)
+        if (
+            have is None
+            or have.shape != want.shape
+            or have.dtype.kind not in "iu"
+            or not self._same(self.writer.coupling.nodes[number].node.inputs[slot], old, lost)
+        ):
             raise RewriteError(f"the size '{name}' follows the input in a way that cannot be rewritten")
         over = np.array(
-            [gcd(int(w), int(h)) for w, h in zip(want.ravel(), have.ravel(), strict=True)]
+            [gcd(int(w), int(h)) or 1 for w, h in zip(want.ravel(), have.ravel(), strict=True)]
         ).reshape(want.shape)
         top = self.writer.model.add(f"{name}_kept", (want // over).astype(have.dtype))
-        bottom = self.writer.model.add(f"{name}_of", (have // over).astype(have.dtype))
+        bottom = self.writer.model.add(f"{name}_of", np.where(lost, 1, have // over).astype(have.dtype))
         product, ratio = f"{top}_product", f"{top}_ratio"
-        self.writer.before.setdefault(number, []).extend([
+        made = self.writer.before.setdefault(number, [])
+        made += [
             helper.make_node("Mul", [name, top], [product], name=product),
             helper.make_node("Div", [product, bottom], [ratio], name=ratio),
-        ])  # fmt: skip
-        return ratio
+        ]
+        if not lost.any():
+            return ratio
+        given = self.writer.model.add(f"{name}_given", np.where(lost, want, 0).astype(have.dtype))
+        made.append(helper.make_node("Add", [ratio, given], [f"{top}_sum"], name=f"{top}_sum"))
+        return f"{top}_sum"
+
+
+def _vanishes(node: Node, have: NDArray[Any]) -> bool:
+    """Whether a whole division gives a zero, which no factor could put right."""
+    by = node.values[1] if node.op == "Div" else None
+    return by is not None and have.dtype.kind in "iu" and bool((abs(have) < abs(by)).any())
