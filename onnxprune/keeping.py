@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache as once
 from pathlib import Path
@@ -15,11 +16,14 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.graph.group_types import Group
 from onnxprune.latency import cache
 
-__all__ = ["curves_of", "facts_of", "keep"]
+__all__ = ["code_of", "curves_of", "facts_of", "keep"]
 
 
 def facts_of(sha256: str, samples: Samples, groups: Sequence[Group], **more: Any) -> dict[str, Any]:
     """Return what curves depend on: model, samples, groups, the code that measures, and settings (JSON values)."""
+    import onnx
+    import onnxruntime
+
     digest = hashlib.sha256()
     for batch in samples.batches:
         for name, array in sorted(batch.items()):
@@ -31,40 +35,73 @@ def facts_of(sha256: str, samples: Samples, groups: Sequence[Group], **more: Any
         "provider": samples.provider,
         "groups": [[g.name, g.units] for g in groups],
         "code": _code(),
+        "versions": {
+            "numpy": np.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
         **more,
     }
 
 
 @once
 def _code() -> str:
-    """Return a hash of the files that measure: another version measures anew."""
-    here = Path(__file__).parent
-    files = [
-        here / "repair.py",
-        *(p for d in ("calibrate", "criteria", "recovery", "rotation") for p in (here / d).glob("*.py")),
-    ]
+    return code_of(Path(__file__).parent)
+
+
+def code_of(folder: Path) -> str:
+    """Return a hash of the program: another version measures anew.
+
+    Curves hang on most of it, from the op table to the sums, so all of it counts; what is named one by one is forgotten
+    one by one. Names count, too: a file that is moved is another program.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder isn't the package's.
+    """
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.py"))
+    if "keeping.py" not in files:
+        raise FileNotFoundError(f"The package's sources aren't at {str(folder)!r}, so curves can't be kept.")
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.read_bytes() if path.exists() else b"")
+    for name in files:
+        data = (folder / name).read_bytes()
+        digest.update(f"{name} {len(data)}\n".encode())
+        digest.update(data)
     return digest.hexdigest()
 
 
 def curves_of(facts: Mapping[str, Any]) -> dict[str, Curve] | None:
-    """Return the curves that were kept for these facts; None where there are none, or none that are whole."""
+    """Return the curves that were kept for these facts; None where there are none, or none that can be right."""
     found = cache.read("curves", facts)
     units = dict(facts["groups"])
-    try:
-        curves = {
-            name: Curve(np.array(order, np.int64), np.array(error, np.float64))
-            for name, order, error in found
-        }
-        whole = all(
-            sorted(c.order.tolist()) == list(range(units[n])) and c.error.shape == (units[n] + 1,)
-            for n, c in curves.items()
-        )
-    except (TypeError, ValueError, KeyError):
+    if not isinstance(found, list) or not found:
         return None
-    return curves if curves and whole else None
+    curves: dict[str, Curve] = {}
+    for entry in found:
+        curve = _curve(entry, units)
+        if curve is None or entry[0] in curves:
+            return None
+        curves[entry[0]] = curve
+    return curves
+
+
+def _curve(entry: Any, units: Mapping[str, int]) -> Curve | None:
+    """Read one group's curve: each unit once, an error for each count, none negative, none that is no number."""
+    if not isinstance(entry, list) or len(entry) != 3:
+        return None
+    name, order, error = entry
+    count = units.get(name) if isinstance(name, str) else None
+    if count is None or not isinstance(order, list) or not isinstance(error, list):
+        return None
+    if {type(n) for n in order} != {int} or {type(e) for e in error} != {float}:
+        return None
+    if sorted(order) != list(range(count)) or len(error) != count + 1:
+        return None
+    reached = sum(math.isfinite(e) for e in error)  # only counts behind all these may be infinite
+    if not reached or not all(e >= 0 for e in error) or not all(math.isfinite(e) for e in error[:reached]):
+        return None
+    return Curve(np.array(order, np.int64), np.array(error, np.float64))
 
 
 def keep(facts: Mapping[str, Any], curves: Mapping[str, Curve]) -> None:

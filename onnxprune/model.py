@@ -12,12 +12,11 @@ Tensors in external data keep ``data_location == EXTERNAL``, embedded ones stay 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -25,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from onnxprune.errors import ModelError
 from onnxprune.files import checks, opening, output, payload
+from onnxprune.files.digest import digests
 from onnxprune.files.external import is_external, point, stays_inline
 from onnxprune.files.payload import Array, Payload
 from onnxprune.files.protowalk import all_names, tensors
@@ -79,7 +79,7 @@ class Model:
         self._store = store
         self._source = source  # the bytes of the input
         self._origin = origin  # the light proto and the payloads of the input
-        self._sha256: str | None = None
+        self._digests: tuple[str, str] | None = None
         self._taken: set[str] | None = None
 
     @property
@@ -117,14 +117,17 @@ class Model:
     def sha256(self) -> str:
         """sha256 of the input as loaded, in hexadecimal: of the file, or of the deterministic serialisation.
 
-        External data isn't part of it.
+        External data is part of it: what tensors read follows the file's bytes, in the order of the tensors.
         """
-        if self._sha256 is None:
-            digest = hashlib.sha256()
-            for piece in self._pristine():
-                digest.update(stored(piece))
-            self._sha256 = digest.hexdigest()
-        return self._sha256
+        if self._digests is None:
+            self._digests = digests(self._pristine(), self._origin[0], self._store.folder)
+        return self._digests[1]
+
+    @property
+    def file_sha256(self) -> str:
+        """As `sha256`, without the external data; the same where there is none."""
+        whole = self.sha256
+        return whole if self._digests is None else self._digests[0]
 
     def _pristine(self) -> list[Piece]:
         return joined(*self._origin)[1] if self._source is None else [self._source.data]
@@ -276,8 +279,13 @@ class Model:
         proto.CopyFrom(self.proto)
         store = Store(proto, self._store.folder, dict(self._store.payloads))
         twin = Model(store, self.path, self._source, self._origin)
-        twin._sha256 = self._sha256
+        twin._digests = self._digests
         return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the complete model: all of its weights, also those of external data, but not where they came from."""
+        digests = self.sha256, self.file_sha256
+        return _unpickled, (self.serialize(), digests)
 
     def skeleton(self) -> onnx.ModelProto:
         """A copy without weights: those of more than 1 KiB have a name, a type and dimensions, no data."""
@@ -360,6 +368,12 @@ class Model:
         pristine = None if self.edited else self._pristine()
         job = output.Job(Path(path), self.path, in_place, external_threshold, pristine)
         return output.save(self._store, job)
+
+
+def _unpickled(data: bytes, digests: tuple[str, str]) -> Model:
+    model = Model.load(data)
+    model._digests = digests
+    return model
 
 
 def _cut(axis: int, positions: ArrayLike, dims: tuple[int, ...], name: str) -> tuple[int, NDArray[np.int64]]:

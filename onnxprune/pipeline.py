@@ -114,7 +114,7 @@ class Job:
         model = Model.load(source)
         job = cls(options, model, progress)
         job.seconds["load"] = time.perf_counter() - start
-        job._hash = threading.Thread(target=lambda: model.sha256, daemon=True)
+        job._hash = threading.Thread(target=_hashed, args=(model,), daemon=True)
         job._hash.start()
         return job
 
@@ -224,8 +224,13 @@ def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
     return _law1(found) | {"checks": found.checks, "notes": found.notes}
 
 
+def _hashed(model: Model) -> None:
+    with contextlib.suppress(ModelError):  # raised again where the hash is asked for
+        model.sha256  # noqa: B018
+
+
 def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
-    plan.check_model(job.sha256())
+    plan.check_model(job.sha256(), job.model.file_sha256)
     analysis = job.analyse()
     return analysis, resolve(plan, analysis)
 

@@ -37,11 +37,9 @@ def refuse_overwrite(model: Model, output: Path | None, in_place: bool) -> None:
 
 
 def size_in_bytes(model: Model) -> int:
-    """Return the size of a model's files, external data included, or of its serialisation if it is in
-    memory.
-    """
-    if model.path is None:
-        return len(model.serialize())
+    """Return the size of a model's files, external data included, or of the complete model where it is in memory."""
+    if model.path is None or model.edited:  # what was cut still knows the path that it came from
+        return model.nbytes
     return model.path.stat().st_size + sum(path.stat().st_size for path in data_files(model))
 
 

@@ -66,7 +66,7 @@ class Plan:
     Attributes
     ----------
     model_sha256 : str
-        Of the file that the plan was made for.
+        Of the model that the plan was made for, its external data included; see `Model.sha256`.
     criterion, ratio, align, seed, scope : str, float, int, int, str
         How it was decided; 1 is no alignment.
     inexact : bool
@@ -164,19 +164,33 @@ class Plan:
             raise PlanError(f"The plan {str(path)!r} can't be read: {error}.") from error
         return cls.loads(text, f"The plan {str(path)!r}")
 
-    def check_model(self, sha256: str) -> None:
+    def check_model(self, sha256: str, file_sha256: str = "") -> None:
         """Refuse a plan that was made for another model.
+
+        Parameters
+        ----------
+        sha256 : str
+            Of the model, its external data included.
+        file_sha256 : str
+            Of its file alone, which plans of version 0.1.0 have.
 
         Raises
         ------
         PlanError
             With both hashes.
         """
-        if self.model_sha256 != sha256:
+        if self.model_sha256 == sha256:
+            return
+        if self.model_sha256 == file_sha256:
             raise PlanError(
-                f"The plan is for another model: it was made for sha256 {self.model_sha256}, this one has "
-                f"{sha256}; make a new one with 'onnxprune plan'."
+                f"The plan names the model's file alone (sha256 {file_sha256}), so it can't tell whether it was made "
+                f"for this external data; with it the sha256 is {sha256}: make a new plan with 'onnxprune plan'."
             )
+        data = ", weights in external data included" if file_sha256 not in ("", sha256) else ""
+        raise PlanError(
+            f"The plan is for another model: it was made for sha256 {self.model_sha256}, this one has "
+            f"{sha256}{data}; make a new one with 'onnxprune plan'."
+        )
 
 
 class _Wrong(Exception):

@@ -18,8 +18,8 @@ LAYERS = (
     "errors registry page record progress tilt graph.group_types proof.compare table sentences graph.space "
     "graph.values machine",
     "targets",
-    "declaring options files.wire files.protowalk files.payload files.external files.sizes files.store files.checks "
-    "files.opening files.output graph.binding given",
+    "declaring options files.wire files.protowalk files.payload files.external files.sizes files.store files.digest "
+    "files.checks files.opening files.output graph.binding given",
     "model graph.inline places",
     "ops",
     "graph.trace",

@@ -20,6 +20,9 @@ from typing import Any
 
 __all__ = ["folder", "key_of", "machine", "read", "write"]
 
+#: A larger file isn't one of ours.
+MOST_BYTES = 1 << 28
+
 
 def folder() -> Path:
     """Return the folder of the cache; it needn't exist."""
@@ -48,28 +51,43 @@ def machine() -> str:
 
 def key_of(facts: Mapping[str, Any]) -> str:
     """Return a key for facts; they must be JSON values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return _hash(facts)[:32]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read(kind: str, facts: Mapping[str, Any]) -> Any:
-    """Return what was written for these facts; None where there is nothing, or nothing that can be read."""
+    """Return what was written for these facts; None where there is nothing, or not just what was written."""
     try:
-        found = json.loads((folder() / kind / f"{key_of(facts)}.json").read_text(encoding="utf-8"))
-        return found["value"] if found["facts"] == json.loads(json.dumps(facts)) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        path = folder() / kind / f"{key_of(facts)}.json"
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        whole = found["facts"] == json.loads(json.dumps(facts)) and found["sha256"] == _hash(found["value"])
+        return found["value"] if whole else None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ):  # RuntimeError: no home, or nested too deeply
         return None
 
 
 def write(kind: str, facts: Mapping[str, Any], value: Any) -> None:
     """Keep a JSON value for these facts; where the disk doesn't let it, nothing happens."""
-    path = folder() / kind / f"{key_of(facts)}.json"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        path = folder() / kind / f"{key_of(facts)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with open(handle, "w", encoding="utf-8") as file:
-                json.dump({"facts": facts, "value": value}, file)
+                json.dump({"facts": facts, "value": value, "sha256": _hash(value)}, file)
             os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
             raise

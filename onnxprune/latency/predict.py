@@ -10,7 +10,7 @@ the time of the whole model by a factor and a remainder, fitted on the same widt
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, prod
 from typing import Any
@@ -224,7 +224,8 @@ def measure(
         "shapes": {name: list(np.shape(a)) for name, a in bench.feeds.items()},
         "states": states,
     }
-    timed = _from_json(cache.read("latency", facts), len(states))
+    known = nodes_of(analysis.coupling, set(analysis.tracer.weights))
+    timed = _from_json(cache.read("latency", facts), len(states), known)
     if timed is None:
         models = [model, *(cut_by_state(analysis, state) for state in states[1:])]
         timed = profile(models, blame(analysis.coupling), bench)
@@ -244,16 +245,31 @@ def cut_by_state(analysis: Analysis, state: Mapping[str, int]) -> Model:
     return rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, analysis.other_values()).model
 
 
-def _from_json(found: Any, count: int) -> list[Timed] | None:
+def _from_json(found: Any, count: int, known: Container[int]) -> list[Timed] | None:
+    """Read what was kept; None unless all of it are times that a clock can give."""
+    if not isinstance(found, list) or len(found) != count:
+        return None
     try:
         timed = [
-            Timed(float(t["whole"]), {int(n): float(s) for n, s in t["nodes"]}, float(t["rest"]))
+            Timed(_time(t["whole"]), {_number_of(n): _time(s) for n, s in t["nodes"]}, _time(t["rest"]))
             for t in found
         ]
     except (TypeError, ValueError, KeyError):
         return None
-    good = len(timed) == count and all(np.isfinite(t.whole) and t.whole > 0 for t in timed)
+    good = all(t.whole > 0 and all(n in known for n in t.nodes) for t in timed)
     return timed if good else None
+
+
+def _time(value: Any) -> float:
+    if type(value) is not float or not np.isfinite(value) or value < 0:
+        raise ValueError(f"{value!r} is no time")
+    return value
+
+
+def _number_of(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no node")
+    return value
 
 
 def fitted(
