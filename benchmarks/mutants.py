@@ -4,10 +4,10 @@
     python benchmarks/mutants.py --only criteria     those whose file or text holds this
     python benchmarks/mutants.py --list              the rows, and whether their texts are found
 
-Rows are in mutants.toml: for each file the quick tests of its room, and pairs of old and new text. Each is applied alone in a copy
-of the tree, and its tests are run there until the first that fails. A mutant that no test kills is a behaviour that
-could be lost unseen: it gets a test, or its row says why none can tell it from the original. Before anything is broken
-all of these tests are run once as they are, since a test that fails anyway kills nothing.
+Rows are in mutants.toml: for each file the quick tests of its room, and pairs of old and new text. Each is applied
+alone in a copy of the tree, and its tests are run there until the first that fails. A mutant that no test kills is a
+behaviour that could be lost unseen: it gets a test, or its row says why none can tell it from the original. Before
+anything is broken all of these tests are run once as they are, since a test that fails anyway kills nothing.
 
 A row is matched by its text. Where its file has moved the text is looked for in the whole tree; a row whose text isn't
 there, or is there twice, is an error that names it. Tests are named by their file alone, wherever it lies.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import pipeline, places, registry, tilt
+from onnxprune import pipeline, places, registry, search, tilt
 from onnxprune.analysis import Analysis
 from onnxprune.blockwise.reconstruct import reconstruct
 from onnxprune.budgeting import Budgets, Ranking
@@ -33,6 +33,7 @@ from onnxprune.picking import pick
 from onnxprune.pipeline import Job, Result
 from onnxprune.repair import Calibration, Fitted, refit_analysis
 from onnxprune.rotation.basis import Rotated
+from onnxprune.search import Floors
 from onnxprune.speed import surely
 from onnxprune.targets import Target, parse_target
 from onnxprune.tilt import Weighing
@@ -48,8 +49,6 @@ ASIDE = 0.1
 TRIAL_SAMPLES, TRIAL_ROWS = 256, 16
 #: The same, of a step on the way.
 STEP_ROWS = 60
-#: Trials of a search for the largest cut.
-TRIALS = 6
 
 
 def prune(job: Job, output: Path | None) -> Result:
@@ -65,9 +64,11 @@ def prune(job: Job, output: Path | None) -> Result:
     places.refuse_overwrite(job.model, output, job.options.in_place)
     work = Work.open(job)
     options = job.options
-    if options.min_agreement is None and options.max_drop is None:
-        return work.run(parse_target("+".join(options.target)) if options.target else (), output)
-    return work.finish(work.search(), output)
+    targets = parse_target("+".join(options.target)) if options.target else ()
+    floors = Floors(options.min_agreement, options.max_drop)
+    if not floors:
+        return work.run(targets, output)
+    return work.finish(work.held(targets, floors), output)
 
 
 @dataclass
@@ -167,13 +168,10 @@ class Work:
         """
         options, steps = self.job.options, self.job.options.steps
         self._weigh(targets)  # by what holds in the end, not by the first step
-        shares = [self.budgets.amount(t) / self.budgets.dense(t.kind) for t in targets]
+        shares = self._shares(targets)
         for step in range(1, steps):
             far = step / steps
-            now = [
-                dataclasses.replace(t, value=min(share, 1.0) ** far, relative=True)
-                for t, share in zip(targets, shares, strict=True)
-            ]
+            now = [dataclasses.replace(t, value=t.value**far) for t in shares]
             ratio = 1 - (1 - (options.ratio or 0.0)) ** far
             with contextlib.suppress(NothingToPrune), self.job.stage(f"step {step}"):
                 rough = self.calibration.on(self.fit_on, STEP_ROWS)
@@ -297,40 +295,33 @@ class Work:
                 keep_blocks=options.align != 1,
             )
 
-    def search(self) -> _Trial:
-        """Find the largest cut that holds what was asked, by bisection on the share of MACs that stays."""
-        options = self.job.options
+    def held(self, targets: Sequence[Target], floors: Floors) -> _Trial:
+        """Return a cut that holds floors and meets its targets; the largest that holds where there are none.
+
+        Raises
+        ------
+        CalibrationError
+            If there are no samples to judge it by, or no such cut.
+        """
         if self.aside is None:
             raise CalibrationError(
-                "A search for the largest cut needs samples that no fit sees; give more samples (at least 20)."
+                f"{floors.text} is judged on samples that no fit sees; give more samples (at least 20)."
             )
-        first = parse_target("+".join(options.target or ("macs=0.1",)))
-        if len(first) > 1 or not first[0].relative:
-            raise UsageError(
-                "A search for the largest cut takes one --target, the share to begin from, such as macs=0.1."
-            )
-        kind, low, high = first[0].kind, first[0].value, 1.0
-        best: _Trial | None = None
-        seen: list[str] = []
-        for _ in range(TRIALS):
-            share = (low + high) / 2
-            try:
-                asked = Target(kind, share, True, f"{kind}={share:.4g}")
-                trial = self.fit(self.choose(None, (asked,)), asked.text)
-            except NothingToPrune:
-                low = share
-                continue
-            holds, text = _holds(trial, options)
-            seen.append(f"{trial.asked}: {text}")
-            if self.job.progress:
-                self.job.progress(f"{seen[-1]}: {'holds' if holds else 'too much'}")
-            if holds:
-                best, high = trial, share
-            else:
-                low = share
-        if best is None:
-            raise CalibrationError(f"No cut that was tried holds what was asked ({'; '.join(seen)}).")
-        return best
+
+        def fit(asked: tuple[Target, ...]) -> _Trial:
+            return self.fit(self.choose(None, asked), "+".join(t.text for t in asked))
+
+        if not targets:
+            return search.largest(fit, floors, self.job.progress)
+        first = self.fit(self.decide(targets), "+".join(t.text for t in targets))
+        self.calibration.curves = self.measured  # steps on the way to the target are none to less
+        return search.held(first, fit, floors, self._shares(targets), self.job.progress)
+
+    def _shares(self, targets: Sequence[Target]) -> list[Target]:
+        """Return targets as shares of the original, at most 1."""
+        shares = [min(self.budgets.amount(t) / self.budgets.dense(t.kind), 1.0) for t in targets]
+        both = zip(targets, shares, strict=True)
+        return [dataclasses.replace(t, value=share, relative=True) for t, share in both]
 
     def finish(self, trial: _Trial, output: Path | None) -> Result:
         """Cut, verify, report and save."""
@@ -380,20 +371,3 @@ def _few(samples: Samples) -> tuple[Samples, Samples] | None:
     few = samples.split(1 - wanted / samples.count)[0]
     quick, judge = few.split(0.5)
     return None if judge is None else (quick, judge)
-
-
-def _holds(trial: _Trial, options: Options) -> tuple[bool, str]:
-    found = trial.original or {}
-    holds, text = True, []
-    if options.min_agreement is not None:
-        if "agreement" not in found:
-            raise CalibrationError("--min-agreement needs an output with a row of classes for each sample.")
-        holds &= found["agreement"] >= options.min_agreement
-        text.append(f"agreement {found['agreement']:.3f}")
-    if options.max_drop is not None:
-        if "accuracy" not in found:
-            raise CalibrationError("--max-drop needs an output with a row of classes for each sample.")
-        drop = found["accuracy"]["before"] - found["accuracy"]["after"]
-        holds &= drop <= options.max_drop
-        text.append(f"accuracy {-drop:+.2f}")
-    return holds, ", ".join(text)

@@ -63,7 +63,7 @@ def prune(job: Job, output: Path | None) -> dict[str, Result]:
     """
     options, found = job.options, {}
     if options.min_agreement is not None or options.max_drop is not None:
-        raise UsageError("A search for the largest cut makes one model; give --target one value.")
+        raise UsageError("--min-agreement and --max-drop are judged on one model; give --target one value.")
     targets = family_of(options.target)
     paths = {t: None if output is None else member_path(output, t) for t in targets}
     for path in paths.values():

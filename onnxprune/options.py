@@ -134,8 +134,8 @@ class Options(SharedOptions):
     )
     min_agreement: float | None = option(
         None,
-        "with --calib: make the largest cut whose top-1 agrees with the original's on at least this share of "
-        "samples set aside",
+        "with --calib: the top-1 must agree with the original's on at least this share of samples set aside; the "
+        "largest such cut, or one that meets --target as well, or none",
         stage="calibrate",
         metavar="SHARE",
         unit="0 to 1",
@@ -143,7 +143,8 @@ class Options(SharedOptions):
     )
     max_drop: float | None = option(
         None,
-        "with --calib and --labels: make the largest cut that costs at most this much accuracy on samples set aside",
+        "with --calib and --labels: the cut must cost at most this much accuracy on samples set aside; the largest "
+        "such cut, or one that meets --target as well, or none",
         stage="calibrate",
         metavar="POINTS",
         unit="points",
@@ -265,6 +266,8 @@ def _check_amounts(options: Options) -> None:
         raise UsageError(f"--max-drop must not be negative; got {options.max_drop}.")
     if options.steps < 1:
         raise UsageError(f"--steps must be at least 1; got {options.steps}.")
+    if options.steps > 1 and options.ratio is None and not options.target:
+        raise UsageError("--steps goes with --ratio or --target; a search for the largest cut takes none.")
     if options.trials < 0:
         raise UsageError(f"--trials must be at least 0; got {options.trials}.")
     for name in ("batch", "threads"):

@@ -35,7 +35,7 @@ LAYERS = (
     "sparse.arranging sparse.report sparse.inspection",
     "latency",
     "speed",
-    "budgeting keeping",
+    "budgeting keeping search",
     "rotation blockwise",
     "repair pipeline measuring passlist calibrated",
     "sparse.journey family",
