@@ -142,6 +142,19 @@ def test_every_dependency_has_a_lower_bound() -> None:
     assert [one for one in wanted if not re.fullmatch(r"[\w-]+>=[\d.]+", one)] == []
 
 
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    """What .ci/lowest installs is read from pyproject.toml as it runs, and .ci/run runs it when asked."""
+    script = (ROOT / ".ci" / "lowest").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<<'PY'\n(.*?)\nPY\n", script, re.DOTALL)
+    done = run_python("-c", code, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+    assert done.stdout.split() == [one.replace(">=", "==") for one in wanted]
+    assert "exec .ci/lowest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    versions = {c.rpartition(" ")[2] for c in PROJECT["project"]["classifiers"] if "Python :: 3." in c}
+    assert min(versions) == PROJECT["project"]["requires-python"].removeprefix(">=")
+
+
 def imported_names() -> set[str]:
     """Return the top-level names that the installed modules import, wherever in the file."""
     pattern = re.compile(r"^\s*(?:from|import)\s+([a-zA-Z_]\w*)", re.MULTILINE)

@@ -85,6 +85,18 @@ def masks(path):
     return {t.name: t.zeros(np.asarray(model.weight(t.name))) for t in find(model)[0]}
 
 
+def dynamically(small, out, original):
+    """Quantise; skip where onnxruntime refuses the original too, as before 1.32 it does where it mistakes a shape."""
+    try:
+        quantize_dynamic(small, out, weight_type=QuantType.QInt8)
+    except onnx.shape_inference.InferenceError:
+        try:
+            quantize_dynamic(original, out, weight_type=QuantType.QInt8)
+        except onnx.shape_inference.InferenceError as error:
+            pytest.skip(f"onnxruntime's quantiser refuses the original too: {error}")
+        raise
+
+
 @pytest.mark.parametrize("net", SAMPLES)
 @pytest.mark.parametrize("way", ["static", "dynamic"])
 @pytest.mark.parametrize("first", ["sparse", "pruned"])
@@ -99,7 +111,7 @@ def test_zeros_stay_zeros(net, way, first, tmp_path):
         quantize_static(small, out, Reader(feed), quant_format=QuantFormat.QDQ, weight_type=QuantType.QInt8,
                         per_channel=True)  # fmt: skip
     else:
-        quantize_dynamic(small, out, weight_type=QuantType.QInt8)
+        dynamically(small, out, SAMPLES[net])
     want, have = outputs(small, feed), outputs(out, feed)
     assert np.isfinite(have).all()
     assert np.corrcoef(want.ravel(), have.ravel())[0, 1] > 0.9
