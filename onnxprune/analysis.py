@@ -17,6 +17,8 @@ from onnxprune.errors import ModelError
 from onnxprune.graph import binding
 from onnxprune.graph.coupling import Coupling, couple
 from onnxprune.graph.groups import Grouping, group
+from onnxprune.graph.size_locks import follow
+from onnxprune.graph.sizes import Sizes
 from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, Weight, is_small
 from onnxprune.model import Model
 
@@ -34,6 +36,8 @@ class Analysis:
     grouping : Grouping
     inputs : dict
         The shapes that the inputs were bound to.
+    sizes : Sizes
+        Which lengths and values follow the sizes of dynamic axes.
     given : dict
         Those of them that the user said.
     """
@@ -43,6 +47,7 @@ class Analysis:
     coupling: Coupling
     grouping: Grouping
     inputs: dict[str, Shape]
+    sizes: Sizes
     given: dict[str, Shape] = field(default_factory=dict)
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
 
@@ -146,9 +151,11 @@ def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep
         except TraceError as error:
             failure = failure or error
             continue
+        sizes = Sizes(tracer)
+        follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
         elements = {name: weight.elem for name, weight in weights.items()}
         grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
-        return Analysis(model, tracer, coupling, grouping, inputs, given)
+        return Analysis(model, tracer, coupling, grouping, inputs, sizes, given)
     raise ModelError(
         f"The shapes of the graph do not agree ({failure}): give the shapes of its inputs with --input-shape, "
         "or repair the model."

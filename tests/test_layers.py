@@ -22,8 +22,8 @@ LAYERS = (
     "files.checks files.opening files.output graph.binding given",
     "model graph.inline places",
     "ops",
-    "graph.trace",
-    "graph.escapes graph.coupling graph.belongings graph.groups",
+    "graph.trace graph.lengths graph.length_rules graph.sizes",
+    "graph.escapes graph.coupling graph.size_locks graph.belongings graph.groups",
     "runtime probing proof.widen analysis",
     "cut.kept memory outline cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
     "proof.soundness proof.twin proof.verify picking deciding inspection explaining staging",

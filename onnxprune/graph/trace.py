@@ -78,14 +78,18 @@ def subgraphs(proto: NodeProto) -> Iterable[onnx.GraphProto]:
 
 def captured(proto: NodeProto) -> set[str]:
     """Return the outer names that a node's bodies read."""
+    return set[str]().union(*map(outer_names, subgraphs(proto)))
+
+
+def outer_names(body: onnx.GraphProto) -> set[str]:
+    """Return the names that a body reads from outside."""
     found: set[str] = set()
-    for body in subgraphs(proto):
-        own = {v.name for v in body.input} | {t.name for t in body.initializer}
-        own |= {t.values.name for t in body.sparse_initializer}
-        for node in body.node:
-            found |= (set(node.input) | captured(node)) - own
-            own |= set(node.output)
-        found |= {v.name for v in body.output} - own
+    own = {v.name for v in body.input} | {t.name for t in body.initializer}
+    own |= {t.values.name for t in body.sparse_initializer}
+    for node in body.node:
+        found |= (set(node.input) | captured(node)) - own
+        own |= set(node.output)
+    found |= {v.name for v in body.output} - own
     return found - {""}
 
 

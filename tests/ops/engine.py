@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxprune.analysis import Analysis, _couple, _tracer, weights_of
 from onnxprune.cut.rewrite import Kept, rewrite
 from onnxprune.graph.groups import Grouping, check_closed
+from onnxprune.graph.sizes import Sizes
 from onnxprune.graph.space import Solution, Space, solve
 from onnxprune.graph.trace import Weight, is_small
 from onnxprune.model import Model
@@ -139,7 +140,9 @@ class _Law:
         tracer = _tracer(self.model, weights, {}, {})
         # no input, no output: none is locked
         self.coupling, tracer = _couple(self.model, tracer, nodes, {}, [])
-        self.analysis = Analysis(self.model, tracer, self.coupling, Grouping(self.coupling, ()), {})
+        self.analysis = Analysis(
+            self.model, tracer, self.coupling, Grouping(self.coupling, ()), {}, Sizes(tracer)
+        )
         self.title = ", ".join(n.op_type for n in self.graph.node[:3])
 
     def check(self, count: int, rng: np.random.Generator) -> Outcome:

@@ -1,0 +1,260 @@
+"""What must not be cut because it depends on the sizes of dynamic axes.
+
+An axis that is indexed, sliced, counted, padded, repeated or compared with a value that follows the sizes of dynamic
+axes (`onnxprune.graph.sizes`) may be read at other places under other sizes: that a position is not read under the
+sizes at hand says nothing. So it is locked, and so is each axis whose own length follows them, unless it is a product
+of which only one factor does (batch x heads): then the others are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from onnxprune.graph.coupling import Applied, Coupling, Dims
+from onnxprune.graph.lengths import Number, leaves, over
+from onnxprune.graph.sizes import Sizes
+from onnxprune.ops import Node
+from onnxprune.ops.elementwise import BROADCASTING
+from onnxprune.ops.notation import Axis, Letter, Product, Unit
+from onnxprune.ops.resolve import Fit, fit
+
+__all__ = ["follow"]
+
+_REGROUP = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "ExpandDims"})
+_COMPARE = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where"})
+#: Op -> what is done along an axis, how much of it is given by an input, and by which.
+_COUNTED = {
+    "Slice": ("its elements are picked up to a position that follows {}", (1, 2, 4), 3),
+    "Pad": ("it is padded by a number that follows {}", (1,), 3),
+    "Resize": ("it is resized to a length that follows {}", (1, 2, 3), None),
+    "Upsample": ("it is resized to a length that follows {}", (1,), None),
+    "CenterCropPad": ("it is cropped to a length that follows {}", (1,), None),
+}
+
+
+def follow(coupling: Coupling, sizes: Sizes, declared: Mapping[str, Sequence[int | str] | None]) -> None:
+    """Derive which lengths and values of a coupled graph follow the sizes of dynamic axes, and lock what they touch.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    sizes : Sizes
+        Of the tracer that the graph was coupled with; nothing visited yet.
+    declared : mapping
+        Input -> its axes, a size or the name of a dynamic one; None where even the rank is open.
+    """
+    sizes.declare(declared)
+    for applied in coupling.nodes:
+        sizes.visit(applied.node, applied.row)
+    if sizes.lengths:
+        _Locks(coupling, sizes).run()
+
+
+class _Locks:
+    def __init__(self, coupling: Coupling, sizes: Sizes) -> None:
+        self.space, self.coupling, self.sizes = coupling.space, coupling, sizes
+        self.what = "the size of an input or its data" if sizes.by_run else "the size of an input"
+        self.moving: dict[int, str] = {}  # root dim -> why its length follows the sizes
+
+    def run(self) -> None:
+        for applied in self.coupling.nodes:
+            if applied.row is not None:
+                self.node(applied)
+        for name, dims in self.coupling.dims.items():
+            shape = self.sizes.shape(name) or ()
+            for dim, number, size in zip(dims, self.sizes.lengths.get(name, ()), shape, strict=False):
+                if number != size:
+                    self.moving.setdefault(self.space.find(dim), f"its length follows {self.what}")
+        self.lock_moving()
+
+    def lock_moving(self) -> None:
+        """Lock axes that vary, but for products of which a factor is locked."""
+        space = self.space
+        linked = {space.find(d) for link in space.links for d in (link.a, link.b)}
+        factored = {
+            space.find(p.whole)
+            for p in space.products
+            if any(space.find(f) in self.moving for f in p.factors)
+        }
+        for root, reason in self.moving.items():
+            if root not in factored or root in linked:
+                space.lock(root, reason)
+
+    def lock(self, dims: Dims | None, axis: int, reason: str, node: Node) -> None:
+        if dims is not None and -len(dims) <= axis < len(dims) and self.space.sizes[dims[axis]] > 1:
+            self.space.lock(dims[axis], f"{reason} ({node.op} '{node.name}')")
+
+    def node(self, applied: Applied) -> None:
+        node = applied.node
+        ins, outs = applied.ins, applied.outs
+        if not any(map(self.sizes.varies, filter(None, (*node.inputs, *node.outputs)))):
+            return
+        for axis, reason in self.counted(node):
+            self.lock(ins[0], axis, reason, node)
+            for dims in outs:
+                self.lock(dims, axis, reason, node)
+        for slot, axis, reason in self.picked(node):
+            self.lock(ins[slot], axis, reason, node)
+        if node.op in _REGROUP:
+            self.regrouped(applied)
+        if node.op in BROADCASTING or "MatMul" in node.op:
+            self.broadcast(applied, 0 if node.op in BROADCASTING else 2)
+        if node.op in _COMPARE:
+            self.compared(applied)
+
+    def compared(self, applied: Applied) -> None:
+        """Lock constants that are compared with a value that varies, or chosen between by one, place by place."""
+        node = applied.node
+        reason = f"it is compared with a value that follows {self.what}"
+        if not all(n in self.sizes.free for n in node.inputs):
+            return
+        places = self.sizes.shape(node.inputs[0]) or ()
+        for dims in applied.ins:
+            for back in range(1, len(dims or ()) + 1):
+                if node.op != "Where" or (back <= len(places) and places[-back] > 1):
+                    self.lock(dims, -back, reason, node)
+
+    def counted(self, node: Node) -> Iterator[tuple[int, str]]:
+        """Yield the axes along which an op counts by a value that varies."""
+        rank = len(self.sizes.shape(node.inputs[0]) or ()) if node.inputs else 0
+        if node.op == "Split" and node.has(1) and self.sizes.moving(node.inputs[1]).any():
+            yield node.axis(0, rank), f"it is split at positions that follow {self.what}"
+        if node.op not in _COUNTED:
+            return
+        reason, slots, at = _COUNTED[node.op]
+        given = (
+            node.values[at]
+            if at is not None and node.has(at) and at < len(node.values)
+            else node.attr("axes")
+        )
+        axes = [int(a) for a in np.ravel(given)] if given is not None else None
+        loose = at is not None and node.has(at) and bool(self.sizes.moving(node.inputs[at]).any())
+        for slot in slots:
+            if not node.has(slot):
+                continue
+            moving = self.sizes.moving(node.inputs[slot])
+            own = axes if axes is not None else range(rank)
+            if moving.any():
+                for n, axis in enumerate(own):
+                    if loose or moving[n :: len(own)].any():
+                        yield axis, reason.format(self.what)
+            elif loose:
+                yield from ((axis, reason.format(self.what)) for axis in range(rank))
+
+    def picked(self, node: Node) -> Iterator[tuple[int, int, str]]:
+        """Yield the axes of operands from which a value that varies picks."""
+        reason = f"its elements are picked by a position that follows {self.what}"
+        if node.op == "Gather" and self.sizes.varies(node.inputs[1]):
+            yield 0, node.axis(0, node.rank()), reason
+        if node.op == "Compress" and "axis" in node.attrs and self.sizes.varies(node.inputs[1]):
+            yield 0, node.axis(0), reason
+        if node.op == "Tile":  # more than one repetition is a factor of its own
+            for axis in np.flatnonzero(self.sizes.moving(node.inputs[1]) & (node.value(1) == 1)):
+                yield 0, int(axis), f"it is repeated as often as {self.what} says"
+        if node.op == "Expand" and node.has(1):
+            moving = self.sizes.moving(node.inputs[1])
+            for back in range(1, min(moving.size, node.rank()) + 1):
+                if moving[-back]:
+                    yield 0, -back, f"it is repeated as often as {self.what} says"
+
+    def broadcast(self, applied: Applied, behind: int) -> None:
+        """Lock what is set against an axis that varies: it may have one element under these sizes only."""
+        node = applied.node
+        reason = f"it is set against an axis whose length follows {self.what}"
+        sides = [(n, d) for n, d in zip(node.inputs, applied.ins, strict=False) if d]
+        for back in range(behind + 1, max((len(d) for _, d in sides), default=0) + 1):
+            own = [(self.stretches(n, -back), d) for n, d in sides if len(d) >= back]
+            if any(stretches for stretches, _ in own):
+                for stretches, dims in own:
+                    if not stretches:
+                        self.lock(dims, -back, reason, node)
+
+    def stretches(self, name: str, axis: int) -> bool:
+        """Whether the length of an axis follows the sizes of dynamic axes."""
+        numbers, shape = self.sizes.length(name), self.sizes.shape(name)
+        return numbers is not None and shape is not None and numbers[axis] != shape[axis]
+
+    def regrouped(self, applied: Applied) -> None:
+        """Hold the atoms of a reshape to all sizes: they were found under one binding.
+
+        A run of axes that becomes another run is sound if each axis is the product of its atoms under all sizes, and if
+        what lies behind it has as many elements on both sides.
+        """
+        node, row = applied.node, applied.row
+        assert row is not None
+        left, right = self.sizes.length(node.inputs[0]), self.sizes.length(node.outputs[0])
+        if left is None or right is None:
+            return
+        fitted = fit(row, node)
+        sides = list(zip((fitted.ins[0] or (), fitted.outs[0] or ()), (left, right), strict=True))
+        sizes = (self.sizes.shape(node.inputs[0]) or (), self.sizes.shape(node.outputs[0]) or ())
+        for letters in _segments([axis for axes, _ in sides for axis in axes]):
+            own = [[i for i, a in enumerate(axes) if letters & set(leaves(a))] for axes, _ in sides]
+            atoms = _atoms(sides, sizes, own, fitted)
+            between = any(
+                n != 1 for (axes, numbers), at in zip(sides, own, strict=True) if at
+                for a, n in zip(axes[at[0] : at[-1]], numbers[at[0] : at[-1]], strict=True) if isinstance(a, Unit)
+            )  # fmt: skip
+            behind = [
+                prod(numbers[at[-1] + 1 :]) if at else None
+                for (_, numbers), at in zip(sides, own, strict=True)
+            ]
+            sound = atoms is not None and not between and behind[0] == behind[1]
+            for letter in letters:
+                if not sound or atoms is None or atoms[letter] != fitted.sizes[letter]:
+                    word = "its length follows" if sound else "it is reshaped in a way that follows"
+                    dim = applied.letters.get(letter)
+                    if dim is not None:
+                        self.moving.setdefault(self.space.find(dim), f"{word} {self.what}")
+                        if not sound:
+                            self.space.lock(dim, f"{word} {self.what} ({node.op} '{node.name}')")
+
+
+def _segments(axes: Sequence[Axis]) -> list[set[str]]:
+    """Letters that belong together, since they share an axis."""
+    found: list[set[str]] = []
+    for axis in axes:
+        own = set(leaves(axis))
+        joined = [s for s in found if s & own]
+        found = [s for s in found if not s & own]
+        if own:
+            found.append(own.union(*joined))
+    return found
+
+
+def _atoms(
+    sides: Sequence[tuple[Sequence[Axis], Sequence[Number]]],
+    sizes: Sequence[Sequence[int]],
+    own: Sequence[Sequence[int]],
+    fitted: Fit,
+) -> dict[str, Number] | None:
+    """Return the length of each letter of some axes on both sides of a reshape; None where they contradict."""
+    axes = [
+        (axes[i], numbers[i], size[i])
+        for (axes, numbers), at, size in zip(sides, own, sizes, strict=True)
+        for i in at
+    ]
+    found: dict[str, Number] = {}
+    for axis, number, _ in axes:
+        if isinstance(axis, Letter) and found.setdefault(axis.name, number) != number:
+            return None
+    for _ in axes:
+        for axis, number, _ in axes:
+            open_ = [n for n in leaves(axis) if n not in found]
+            rest = (
+                over(number, prod(found[n] for n in leaves(axis) if n in found)) if len(open_) == 1 else None
+            )
+            if rest is not None:
+                found[open_[0]] = rest
+    for axis, number, size in axes:
+        if number == size:
+            found |= {n: fitted.sizes[n] for n in leaves(axis) if n not in found}
+    for axis, number, _ in axes:
+        if not isinstance(axis, (Letter, Product)) or any(n not in found for n in leaves(axis)):
+            return None
+        if prod(found[n] for n in leaves(axis)) != number:
+            return None
+    return found
