@@ -40,6 +40,8 @@ class Analysis:
         Which lengths and values follow the sizes of dynamic axes.
     given : dict
         Those of them that the user said.
+    refusals : dict
+        Shapes of the inputs, sorted by name, that the model can't be run at, and why: those that were tried.
     """
 
     model: Model
@@ -49,6 +51,7 @@ class Analysis:
     inputs: dict[str, Shape]
     sizes: Sizes
     given: dict[str, Shape] = field(default_factory=dict)
+    refusals: dict[tuple[tuple[str, Shape], ...], str] = field(default_factory=dict, repr=False)
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
 
     @property
@@ -75,7 +78,7 @@ class Analysis:
         TraceError
             If the shapes of the graph don't agree under them.
         """
-        self._other[:] = [None if inputs is None else self._trace(inputs)]
+        self._other[:] = [None if inputs is None else self.trace(inputs)]
 
     def _trace_otherwise(self) -> Tracer | None:
         graph = self.model.proto.graph
@@ -84,10 +87,17 @@ class Analysis:
         for inputs in binding.others(graph, self.given):
             if inputs != self.inputs:
                 with suppress(TraceError):
-                    return self._trace(inputs)
+                    return self.trace(inputs)
         return None
 
-    def _trace(self, inputs: dict[str, Shape]) -> Tracer:
+    def trace(self, inputs: dict[str, Shape]) -> Tracer:
+        """Trace under these shapes of the inputs.
+
+        Raises
+        ------
+        TraceError
+            If the shapes of the graph don't agree under them.
+        """
         tracer = _tracer(self.model, self.tracer.weights, inputs, {})
         for applied in self.coupling.nodes:
             tracer.visit(applied.proto)

@@ -258,6 +258,8 @@ def _law1(found: Verification) -> dict[str, Any]:
         "tolerance": found.tolerance,
         "inputs": found.n_inputs + found.n_random,
         "given_inputs": found.n_inputs,
+        "sizes": found.sizes,
+        "refused": [{"sizes": sizes, "reason": why[:200]} for sizes, why in found.refused],
     }
 
 

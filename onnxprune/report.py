@@ -21,7 +21,7 @@ from onnxprune.graph.groups import Frozen
 from onnxprune.model import Model
 from onnxprune.page.words import plain_reason
 from onnxprune.record import Record
-from onnxprune.sentences import calibration_lines, speed_lines
+from onnxprune.sentences import at_sizes, calibration_lines, speed_lines
 
 __all__ = [
     "Report",
@@ -75,7 +75,9 @@ class Report(Record):
         ``inexact``, ``component`` (groups with the same number are coupled), ``tensors`` (``tensor:axis``).
     before, after : Size
     law1 : dict or None
-        ``max_relative_error`` and ``inputs`` (how many were tried); None where verification was skipped.
+        ``max_relative_error``, ``inputs`` (how many were tried), ``sizes`` (of the dynamic axes, for each random input)
+        and ``refused`` (``sizes`` that the original can't be run at, and the ``reason``); None where verification was
+        skipped.
     checks : list of str
         What else was verified, or could not be, and why.
     put_back : list of dict
@@ -181,7 +183,7 @@ class Report(Record):
         if self.law1 is not None:
             found.append(
                 f"law 1: pruned = masked original within {self.law1['max_relative_error']:.1e} (relative) "
-                f"on {self.law1['inputs']} input{'s' if self.law1['inputs'] != 1 else ''}"
+                f"on {self.law1['inputs']} input{'s' if self.law1['inputs'] != 1 else ''}{at_sizes(self.law1)}"
             )
         if self.calibration is not None:
             found += calibration_lines(self.calibration)

@@ -8,7 +8,28 @@ from typing import Any
 
 from onnxprune.table import amount
 
-__all__ = ["calibration_lines", "original_lines", "segment_lines", "speed_lines"]
+__all__ = ["at_sizes", "calibration_lines", "original_lines", "segment_lines", "speed_lines"]
+
+
+def at_sizes(law1: Mapping[str, Any]) -> str:
+    """Say at which sizes of the dynamic axes law 1 was checked; nothing where the model has none.
+
+    Examples
+    --------
+    >>> sizes = [{"N": 2, "T": 12}, {"N": 1, "T": 12}, {"N": 1, "T": 64}]
+    >>> at_sizes({"sizes": sizes, "refused": [{"sizes": {"N": 1, "T": 65}, "reason": "..."}]})
+    ", at N 1 to 2, T 12 to 64 (the original doesn't run at 65)"
+    """
+    checked = law1.get("sizes") or []
+    refused = [one["sizes"] for one in law1.get("refused") or ()]
+    found = []
+    for axis in checked[0] if checked else ():
+        sizes = sorted({s[axis] for s in checked})
+        text = f"{axis} {sizes[0]}" if len(sizes) == 1 else f"{axis} {sizes[0]} to {sizes[-1]}"
+        alone = [r[axis] for r in refused if any(r == {**c, axis: r[axis]} for c in checked)]
+        beyond = min((size for size in alone if size > sizes[-1]), default=0)
+        found.append(text + (f" (the original doesn't run at {beyond})" if beyond else ""))
+    return f", at {', '.join(found)}" if found else ""
 
 
 def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str, Any]]) -> list[str]:

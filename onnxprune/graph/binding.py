@@ -7,8 +7,10 @@ fits.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -100,8 +102,13 @@ def bindings(
         yield {n: given.get(n) or tuple(int(a) for a in axes or ()) for n, axes in inputs.items()}
         return
     fixed = _said(inputs, given)
+    dynamic = {a for axes in inputs.values() for a in axes or () if isinstance(a, str)}
     for guess in _OTHERS if other else _GUESSES:
         sizes = dict(fixed)
+        for name, axes in inputs.items():  # what is calculated waits for what it is calculated from
+            if name not in given and axes is not None:
+                late = tuple(1 if isinstance(a, str) and terms(a) & dynamic else a for a in axes)
+                _shape(late, sizes, guess)
         yield {n: given.get(n) or _shape(axes, sizes, guess) for n, axes in inputs.items()}
 
 
@@ -156,8 +163,8 @@ def _shape(axes: tuple[int | str, ...] | None, sizes: dict[str, int], guess: tup
             found.append(axis)
             continue
         if axis not in sizes:
-            total = _sum(axis, sizes)
-            first = _BATCH.search(axis) or (n == 0 and len(axes or ()) > 1)
+            total = _value(axis, sizes)
+            first = _is_batch(axis, n, len(axes or ()))
             sizes[axis] = (
                 total if total is not None else batch if first else large if len(axes or ()) >= 4 else small
             )
@@ -165,15 +172,129 @@ def _shape(axes: tuple[int | str, ...] | None, sizes: dict[str, int], guess: tup
     return tuple(found)
 
 
-def _sum(axis: str, sizes: Mapping[str, int]) -> int | None:
-    """Value of an axis named like ``past_length + 1``, where its terms are known."""
-    if "+" not in axis:
+def _is_batch(axis: str, place: int, rank: int) -> bool:
+    return bool(_BATCH.search(axis)) or (place == 0 and rank > 1)
+
+
+def _value(axis: str, sizes: Mapping[str, int]) -> int | None:
+    """Value of an axis named like ``past_length + 1`` or ``2*(s0 - 1)``, where its terms are known."""
+    names = terms(axis)
+    if not names or any(name not in sizes for name in names):
         return None
-    total = 0
-    for term in axis.split("+"):
-        term = term.strip(" ()")
-        size = int(term) if term.isdigit() else sizes.get(term)
-        if size is None:
-            return None
-        total += size
-    return total
+    tree = _arithmetic(axis)
+    if tree is not None:
+        return _evaluated(tree, sizes)
+    return sum(int(t) if t.isdigit() else sizes[t] for t in _summands(axis))
+
+
+def terms(axis: str) -> frozenset[str]:
+    """Return the names that an axis is calculated from; none where it is a plain name.
+
+    Examples
+    --------
+    >>> sorted(terms("past + sequence")), sorted(terms("batch"))
+    (['past', 'sequence'], [])
+    """
+    if not re.search(r"[-+*/]", axis):
+        return frozenset()
+    tree = _arithmetic(axis)
+    if tree is not None:
+        return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return frozenset(t for t in _summands(axis) if not t.isdigit()) if "+" in axis else frozenset()
+
+
+def _summands(axis: str) -> list[str]:
+    return [term.strip(" ()") for term in axis.split("+")]
+
+
+def _arithmetic(axis: str) -> ast.expr | None:
+    """Return an axis's name as arithmetic on names and integers, None where it is something else."""
+    try:
+        tree = ast.parse(axis.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return tree if all(isinstance(node, _ARITHMETIC) for node in ast.walk(tree)) else None
+
+
+_ARITHMETIC = (
+    ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Div, ast.Name, ast.Load, ast.Constant,
+)  # fmt: skip
+
+
+def _evaluated(tree: ast.expr, sizes: Mapping[str, int]) -> int | None:
+    if isinstance(tree, ast.Name):
+        return sizes[tree.id]
+    if isinstance(tree, ast.Constant):
+        return tree.value if type(tree.value) is int else None
+    assert isinstance(tree, ast.BinOp)
+    left, right = _evaluated(tree.left, sizes), _evaluated(tree.right, sizes)
+    if left is None or right is None:
+        return None
+    match tree.op:
+        case ast.Add():
+            return left + right
+        case ast.Sub():
+            return left - right
+        case ast.Mult():
+            return left * right
+    return left // right if right else None
+
+
+@dataclass
+class Axes:
+    """The dynamic axes of a model's inputs, by name.
+
+    Attributes
+    ----------
+    places : dict
+        Input -> its axes: a size where it is fixed, else the name of the axis, or what it is calculated from.
+    sizes : dict
+        Name -> the size that it is bound to.
+    batch : set of str
+        The names that are a batch, as far as a name can tell.
+    """
+
+    places: dict[str, tuple[int | str, ...]]
+    sizes: dict[str, int] = field(default_factory=dict)
+    batch: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> Axes:
+        """Name the dynamic axes of a graph whose inputs are bound to these shapes.
+
+        An axis whose name has another size at another place gets a name of its own: its input's, and its number.
+        """
+        named = {v.name: declared(v) for v in real_inputs(graph) if v.name in inputs}
+        places = {n: axes if axes is not None else tuple(f"{n}.{i}" for i in range(len(inputs[n])))
+                  for n, axes in named.items()}  # fmt: skip
+        every = [
+            (name, at, axis, inputs[name][at])
+            for name, axes in places.items()
+            for at, axis in enumerate(axes)
+            if isinstance(axis, str)
+        ]
+        plain = {axis: size for _, _, axis, size in every}
+        clash = {axis for _, _, axis, size in every if plain[axis] != size}
+        found = cls({})
+        for name, at, axis, size in every:
+            if axis in clash or (_value(axis, plain) not in (None, size)):
+                axes = places[name]
+                places[name] = (*axes[:at], f"{name}.{at}", *axes[at + 1 :])
+        found.places = places
+        for name, axes in places.items():
+            for at, own in enumerate(axes):
+                if isinstance(own, str) and _value(own, plain) is None:
+                    found.sizes[own] = inputs[name][at]
+                    if _is_batch(own, at, len(axes)):
+                        found.batch.add(own)
+        return found
+
+    def shapes(self, sizes: Mapping[str, int]) -> dict[str, Shape] | None:
+        """Return the shapes of the inputs under these sizes; None where a calculated axis would be negative."""
+        found = {}
+        for name, axes in self.places.items():
+            shape = [a if isinstance(a, int) else sizes[a] if a in sizes else _value(a, sizes) for a in axes]
+            if any(size is None or size < 0 for size in shape):
+                return None
+            found[name] = tuple(int(size or 0) for size in shape)
+        return found

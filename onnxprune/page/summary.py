@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from onnxprune.page.words import count, size, times
-from onnxprune.sentences import segment_lines
+from onnxprune.sentences import at_sizes, segment_lines
 
 __all__ = ["agreement", "bar", "card", "head", "lead", "summary", "title"]
 
@@ -140,10 +140,10 @@ def _proof(values: Values) -> str:
     items = []
     law = values.get("law1")
     if law is not None:
-        plural = "" if law["inputs"] == 1 else "s"
+        inputs = f"{law['inputs']} input{'' if law['inputs'] == 1 else 's'}{escape(at_sizes(law))}"
         items.append(
             f'<li class="good"><b>Proved</b> The result equals the original with the same channels masked, within '
-            f"{law['max_relative_error']:.1e} of the largest output, on {law['inputs']} input{plural}.</li>"
+            f"{law['max_relative_error']:.1e} of the largest output, on {inputs}.</li>"
         )
     elif any(g["removed"] for g in values["groups"]):
         items.append('<li class="warn"><b>Not proved</b> The proof was skipped.</li>')

@@ -10,8 +10,8 @@ element: at most one element in a hundred may be one step off.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,11 @@ _PLAIN = frozenset({"Shape", "Size", "Constant", "ConstantOfShape"})
 
 @dataclass
 class Case:
-    """One input, and what the twin gives on it."""
+    """One input, what the twin gives on it, and the sizes of the dynamic axes that it was drawn at."""
 
     feeds: Feeds
     reference: dict[str, Any]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def compare_any(a: Any, b: Any) -> Difference:

@@ -30,13 +30,13 @@ from onnx import TensorProto
 from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import Kept
 from onnxprune.model import Model
-from onnxprune.probing import random_inputs
 from onnxprune.proof import interior, soundness
 from onnxprune.proof.compare import Difference, worst
 from onnxprune.proof.interior import Case
+from onnxprune.proof.references import References
 from onnxprune.proof.twin import twin
 from onnxprune.proof.widen import DOUBLE, HALF, widen
-from onnxprune.runtime import Feeds, RunError, open_session
+from onnxprune.runtime import Feeds, RunError, Session, open_session
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 
@@ -47,8 +47,6 @@ TOLERANCE = {"float": 1e-4, "double": 1e-9, "half": 1e-2}
 MOST_WIDENED = 1_000_000_000
 #: The greatest tolerance that a graph's own amplification of rounding may ask for.
 MOST_TOLERANCE = 1e-2
-
-_ATTEMPTS = ((1.0, False), (0.1, False), (0.01, False), (1.0, True))  # (scale of floats, all integers one)
 
 
 @dataclass
@@ -68,6 +66,10 @@ class Verification:
         Output -> its error.
     n_inputs, n_random : int
         Given and random inputs.
+    sizes : list of dict
+        Dynamic axis -> size, for each random input, where the model has such axes.
+    refused : list of (dict, str)
+        Sizes that the original can't be run at, and why; law 1 says nothing there.
     checks : list of str
         The checks that were done.
     notes : list of str
@@ -81,6 +83,8 @@ class Verification:
     per_output: dict[str, float] = field(default_factory=dict)
     n_inputs: int = 0
     n_random: int = 0
+    sizes: list[dict[str, int]] = field(default_factory=list)
+    refused: list[tuple[dict[str, int], str]] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -109,7 +113,7 @@ def verify(
     inputs : iterable of dict, optional
         Inputs to compare on, besides the random ones.
     samples : int
-        Random inputs; where axes are dynamic, one more with other sizes.
+        Random inputs; where axes are dynamic, one more for each of some other sizes (`onnxprune.proof.sizes`).
     seed : int
     rtol : float, optional
         Relative tolerance, instead of those of the types.
@@ -150,7 +154,7 @@ class _Law:
     ) -> None:
         self.analysis, self.result, self.prepack = analysis, result, False
         self.kept = Kept(analysis.coupling, dead)
-        self.twin, self.pruned = twin(analysis, dead), pruned
+        self.original, self.twin, self.pruned = analysis.model, twin(analysis, dead), pruned
         kinds = {elem for elem, _ in analysis.tracer.types.values()}
         kind = "double" if TensorProto.DOUBLE in kinds and TensorProto.FLOAT not in kinds else "float"
         if kinds & set(HALF):
@@ -172,7 +176,7 @@ class _Law:
                 open_session(self.pruned)
             except RunError as error:
                 self.result.failures.append(f"onnxruntime doesn't load the pruned model: {error}")
-        self.twin, self.pruned = widen(self.twin), widen(self.pruned)
+        self.original, self.twin, self.pruned = (widen(m) for m in (self.original, self.twin, self.pruned))
         self.result.notes.append("half floats: law 1 was checked with both models widened to fp32")
         return "float"
 
@@ -184,7 +188,8 @@ class _Law:
             self.result.notes.append(
                 f"onnxruntime doesn't run the model in doubles ({error}); law 1 was checked in fp32"
             )
-            self.twin, self.pruned = widen(self.twin, DOUBLE), widen(self.pruned, DOUBLE)
+            models = (self.original, self.twin, self.pruned)
+            self.original, self.twin, self.pruned = (widen(m, DOUBLE) for m in models)
             return "float"
         return "double"
 
@@ -192,25 +197,38 @@ class _Law:
         result = self.result
         if result.failures:
             return
+        references = References(self.analysis, self.original, self.twin)
         try:
-            cases = self.references(given, samples, rng)
+            cases = references.draw(given, samples, rng)
         except RunError as error:
-            result.notes.append(f"law 1 was not checked: {error}")
+            result.notes += [*references.notes, f"law 1 was not checked: {error}"]
             return
+        self.prepack, result.refused = references.prepack, references.refused
+        result.notes += references.notes
+        result.failures += references.failures
+        result.sizes = [dict(case.sizes) for case in cases if case.sizes]
         result.n_inputs, result.n_random = len(given), len(cases) - len(given)
         if not cases:
             result.notes.append("law 1 was not checked: there are no inputs to check it on")
+        if not cases or result.failures:
             return
         try:
             session = open_session(self.pruned, prepack=self.prepack)
             result.checks.append("onnxruntime loads it")
-            found = self.compared(cases, [session.run(case.feeds) for case in cases])
+            found = self.compared(cases, [self.outputs(session, case) for case in cases])
             del session
             found = self.second_look(cases, found)
         except RunError as error:
             result.failures.append(f"onnxruntime doesn't run the pruned model: {error}")
             return
         self.judge(found)
+
+    def outputs(self, session: Session, case: Case) -> dict[str, Any]:
+        try:
+            return session.run(case.feeds)
+        except RunError as error:
+            at = ", ".join(f"{axis} {size}" for axis, size in case.sizes.items())
+            raise RunError(f"{error} (at {at})" if at else str(error)) from error
 
     def judge(self, found: Mapping[str, Difference]) -> None:
         result = self.result
@@ -271,75 +289,6 @@ class _Law:
                 f"the graph amplifies rounding: by it alone the masked original changes by {noise:.2g}, "
                 f"so {self.result.tolerance:.2g} is allowed"
             )
-
-    def references(self, given: Sequence[Feeds], samples: int, rng: np.random.Generator) -> list[Case]:
-        """Run the twin."""
-        session = self.open_twin()
-        cases = []
-        for feeds in given:
-            feeds = self.cast(feeds)
-            cases.append(Case(feeds, session.run(feeds)))
-        shapes = [self.analysis.inputs] * samples
-        other = self.analysis.other_trace() if samples else None
-        if other is not None:
-            shapes.append({n: other.types[n][1] or () for n in self.analysis.inputs})
-        for number, shape in enumerate(shapes):
-            try:
-                cases.append(self.draw(session, shape, rng))
-            except RunError as error:
-                if number == 0 or number < samples:
-                    raise
-                self.result.notes.append(f"the model doesn't run with other sizes of its axes ({error})")
-        return cases
-
-    def open_twin(self) -> Any:
-        try:
-            return open_session(self.twin)
-        except RunError as error:
-            self.prepack = True
-            try:
-                return open_session(self.twin, prepack=True)
-            except RunError:
-                raise RunError(self.whose_fault(error)) from error
-
-    def whose_fault(self, error: RunError) -> str:
-        try:
-            open_session(self.analysis.model)
-        except RunError as own:
-            return f"onnxruntime can't load the original: {own}"
-        return f"onnxruntime can't load the masked original: {error}"
-
-    def cast(self, feeds: Feeds) -> dict[str, Any]:
-        """Bring given inputs to the types of the twin."""
-        types = {v.name: v.type.tensor_type.elem_type for v in self.twin.proto.graph.input}
-        return {
-            n: np.asarray(a).astype(onnx.helper.tensor_dtype_to_np_dtype(types[n])) if types.get(n) else a
-            for n, a in feeds.items()
-        }
-
-    def draw(self, session: Any, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> Case:
-        """Find random inputs that the twin can be run on, with outputs that say something if possible."""
-        found: list[tuple[int, int, Case]] = []  # (trouble, number of the attempt, case): the least is best
-        errors: list[str] = []
-        for number, (scale, ones) in enumerate(_ATTEMPTS):
-            sizes = self.analysis.tracer.types
-            feeds = random_inputs(self.twin, shapes, rng, scale=scale, ones=ones, sizes=sizes)
-            try:
-                case = Case(feeds, session.run(feeds))
-            except RunError as error:
-                errors.append(str(error))
-                continue
-            found.append((sum(interior.trouble(a) for a in case.reference.values()), number, case))
-            if not found[-1][0]:
-                break
-        if not found:
-            raise RunError(f"onnxruntime can't run the original: {errors[0]}")
-        _, number, case = min(found, key=lambda entry: entry[:2])
-        if number:
-            scale, ones = _ATTEMPTS[number]
-            how = "integer inputs were all one" if ones else f"random inputs were scaled by {scale:g}"
-            self.result.notes.append(f"{how}, since the original gives NaN, infinity or nothing otherwise")
-        return case
 
 
 def _rounded(array: Any, rng: np.random.Generator) -> Any:

@@ -1,0 +1,191 @@
+"""Sizes of dynamic axes to compare at: smaller and larger ones, each axis by itself and all of them together.
+
+An analysis is made at one set of sizes, the bound ones. What it overlooks there shows at others: a table of positions
+that is longer than the bound sequence, a batch that is more than a name. So a comparison goes on to
+
+- a batch of one, and one of more;
+- for every other axis a length of one, half of the bound one, and larger ones, as far as the model runs: its tables
+  (what is looked up or sliced) say where that may end, else it is twice the bound size;
+- all axes together, smaller and larger.
+
+What the model can't run is found by trying. Sizes that would take more than `MOST_MACS` or a tensor of more than
+`MOST_BYTES` are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+from onnxprune.analysis import Analysis
+from onnxprune.graph.binding import Axes
+from onnxprune.graph.trace import Shape, TraceError
+
+__all__ = ["Attempt", "Sizes"]
+
+#: The longest that an axis gets.
+MOST = 8192
+#: Of one run, where it is more than four times the work of the bound sizes.
+MOST_MACS, MOST_BYTES = 5e10, 1 << 28
+#: Lengths of tables that are tried.
+MOST_TABLES = 6
+
+#: Ops that look up or slice their first input.
+_LOOKUPS = frozenset(
+    {"Gather", "GatherElements", "GatherND", "Slice", "RotaryEmbedding", "EmbedLayerNormalization"}
+)
+
+#: Runs a model on inputs of these shapes, given the sizes that they come from; returns why it doesn't run, or nothing.
+Attempt = Callable[[Mapping[str, Shape], Mapping[str, int]], str]
+
+
+class Sizes:
+    """Tries a model at sizes of its dynamic axes.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    attempt : callable
+        Runs the model.
+
+    Attributes
+    ----------
+    axes : Axes
+    ran : list of dict
+        Axis -> size, for each attempt that succeeded; the bound sizes are not among them.
+    failed : list of (dict, str)
+        Sizes that the model can't be run at, and why.
+    """
+
+    def __init__(self, analysis: Analysis, attempt: Attempt) -> None:
+        self.analysis, self.attempt = analysis, attempt
+        self.axes = Axes.of(analysis.model.proto.graph, analysis.inputs)
+        self.bound = dict(self.axes.sizes)
+        self.ran: list[dict[str, int]] = []
+        self.failed: list[tuple[dict[str, int], str]] = []
+        self.tried: dict[tuple[tuple[str, Shape], ...], bool] = {_key(analysis.inputs): True}
+        self.macs = sum(prod(analysis.coupling.space.sizes[d] for d in dims)
+                        for applied in analysis.coupling.nodes for dims in applied.macs)  # fmt: skip
+        self.work = _elements(analysis.inputs)
+
+    def run(self) -> None:
+        """Try all there are to be tried."""
+        if not self.bound:
+            return
+        base = dict(self.bound)
+        batch = [a for a in self.bound if a in self.axes.batch]
+        if batch and self.ok({**base, **dict.fromkeys(batch, 1)}):
+            base |= dict.fromkeys(batch, 1)
+        self._together()
+        sizes = [{**self.bound, **one} for one in self.ran]
+        if batch and all(s[a] <= self.bound[a] for s in sizes for a in batch):
+            self.ok({**self.bound, **{a: self.bound[a] + 1 for a in batch}})
+        for axis in self.bound:
+            if axis not in self.axes.batch:
+                self._alone(base, axis)
+
+    def _together(self) -> None:
+        """Try all axes larger, and all smaller."""
+        other = self.analysis.other_trace()
+        shapes = {} if other is None else {n: other.types[n][1] or () for n in self.analysis.inputs}
+        larger = Axes.of(self.analysis.model.proto.graph, shapes).sizes if shapes else {}
+        if not (larger.keys() == self.bound.keys() and self.ok(larger)):
+            self.ok({a: 2 * s for a, s in self.bound.items()})
+        self.ok({a: max(s // 2, 1) for a, s in self.bound.items()})
+
+    def _alone(self, base: dict[str, int], axis: str) -> None:
+        """Try one axis by itself; with those that have its size too, where it can't change alone."""
+        alike = {a for a, s in base.items() if s == base[axis] and a not in self.axes.batch}
+        for group in ({axis}, alike):
+            for size in (1, base[axis] // 2):
+                if 0 < size < base[axis]:
+                    self.ok({**base, **dict.fromkeys(group, size)})
+            if self._larger(base, group, base[axis]):
+                return
+
+    def _larger(self, base: dict[str, int], group: set[str], bound: int) -> bool:
+        """Try larger sizes, up to the largest that runs; return whether any does."""
+
+        def fits(size: int) -> bool:
+            return self.ok({**base, **dict.fromkeys(group, size)})
+
+        lengths = [n for n in self.tables() if bound < n <= MOST]
+        for length in sorted(lengths, reverse=True)[:MOST_TABLES]:
+            for size in (length, length - 1, length - 2):  # tables may begin with an offset
+                if size > bound and fits(size):
+                    fits(size + 1)
+                    return True
+        last = 2 * bound
+        if not fits(last):
+            return self._between(fits, bound, last) > bound if lengths else fits(bound + 1)
+        while lengths and 2 * last <= MOST:
+            if not fits(2 * last):
+                self._between(fits, last, 2 * last)
+                break
+            last *= 2
+        return True
+
+    def _between(self, fits: Callable[[int], bool], runs: int, fails: int) -> int:
+        """Close in on the largest size that runs, in a few steps."""
+        for _ in range(8):
+            middle = (runs + fails) // 2
+            if middle in (runs, fails):
+                break
+            runs, fails = (middle, fails) if fits(middle) else (runs, middle)
+        return runs
+
+    def tables(self) -> set[int]:
+        """Return the lengths of weights that are looked up or sliced."""
+        weights = self.analysis.tracer.weights
+        found: set[int] = set()
+        for applied in self.analysis.coupling.nodes:
+            node = applied.node
+            for name in node.inputs if node.op in _LOOKUPS else ():
+                shape = weights[name].shape if name in weights else ()
+                whole = node.op != "Gather" or not shape
+                found |= set(shape if whole else (shape[node.attrs.get("axis", 0)],))
+        return found
+
+    def ok(self, sizes: dict[str, int]) -> bool:
+        """Try these sizes, once."""
+        shapes = self.axes.shapes(sizes)
+        if shapes is None or any(s < 1 for s in sizes.values()):
+            return False
+        key = _key(shapes)
+        if key not in self.tried:
+            why = self.analysis.refusals.get(key, "")
+            if not why:
+                if not self._affordable(shapes):
+                    self.tried[key] = False
+                    return False
+                why = self.attempt(shapes, sizes)
+            self.tried[key] = not why
+            if why:
+                self.analysis.refusals[key] = why
+                self.failed.append((sizes, why))
+            else:
+                self.ran.append(sizes)
+        return self.tried[key]
+
+    def _affordable(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether a run at these sizes takes little time and memory."""
+        factor = _elements(shapes) / max(self.work, 1)
+        if factor <= 4:
+            return True
+        if self.macs * factor > MOST_MACS:
+            return False
+        try:
+            traced = self.analysis.trace(dict(shapes))
+        except TraceError:
+            return True  # it will fail at once
+        made = [prod(shape) * 4 for name, (_, shape) in traced.types.items()
+                if shape is not None and name not in traced.weights]  # fmt: skip
+        return max(made, default=0) <= MOST_BYTES
+
+
+def _key(shapes: Mapping[str, Shape]) -> tuple[tuple[str, Shape], ...]:
+    return tuple(sorted(shapes.items()))
+
+
+def _elements(shapes: Mapping[str, Shape]) -> int:
+    return sum(prod(shape) for shape in shapes.values())
