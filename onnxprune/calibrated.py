@@ -191,7 +191,7 @@ class Work:
 
     def _by_ratio(self, options: Options) -> Decision:
         if not self.calibration.curves:
-            return decide(self.job.model, self.analysis, options)
+            return decide(self.analysis.model, self.analysis, options)
         budget = registry.load("onnxprune.budgets", "ratio")
         removed = budget.choose(
             [g for g in self.groups if g.name in self.calibration.curves],

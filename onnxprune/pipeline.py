@@ -175,12 +175,12 @@ def make_plan(job: Job) -> tuple[Plan, Analysis, Decision]:
         warnings.simplefilter("always")
         if job.options.target:
             make = partial(budgets_of, job, analysis)
-            decision = decide_within(job.model, analysis, job.options, make)
+            decision = decide_within(analysis.model, analysis, job.options, make)
             job.notes.append(
                 "without samples (--calib) what channels are worth is guessed from weights alone"
             )
         else:
-            decision = surely(job.timed(analysis), job.options, partial(decide, job.model, analysis))
+            decision = surely(job.timed(analysis), job.options, partial(decide, analysis.model, analysis))
     job.notes += [str(warning.message) for warning in caught]
     return plan_of(job.sha256(), settled(job.options, decision), analysis, decision), analysis, decision
 
@@ -393,7 +393,7 @@ def _copy(job: Job, output: Path | None) -> Result:
         plan, size = plan_of(job.sha256(), job.options, None, Decision([], {})), Size(parameters, None)
         report = Report(size, size, notes=list(job.notes))
     else:
-        decision = decide(job.model, analysis, dataclasses.replace(job.options, ratio=0))
+        decision = decide(analysis.model, analysis, dataclasses.replace(job.options, ratio=0))
         plan = plan_of(job.sha256(), job.options, analysis, decision)
         report = _report(job, analysis, decision, None)
     return _save(job, Result(job.model, plan, report, output))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune import page
 from onnxprune.cut.rewrite import Kept, WeightCut
+from onnxprune.files.protowalk import body_weights
 from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.groups import Frozen
@@ -248,12 +249,17 @@ def copies_of(cuts: Sequence[WeightCut]) -> list[dict[str, Any]]:
 
 
 def count_parameters(model: Model) -> int:
-    """Return the number of parameters: elements of floating-point and quantised weights, each weight once."""
+    """Return the number of parameters: elements of floating-point and quantised weights, each weight once, those of
+    bodies (If, Loop, Scan) too.
+    """
     total = 0
     for name in model.names():
         info = model.info(name)
         if info.elem_type in _COUNTED:
             total += int(np.prod(info.dims, dtype=np.int64))
+    for tensor in body_weights(model.proto):
+        if tensor.data_type in _COUNTED:
+            total += int(np.prod(tensor.dims, dtype=np.int64))
     return total
 
 

@@ -79,7 +79,7 @@ class Speed:
         self.tell("measure latency at a few widths")
         takes(self.model, self.bench)
         step = max(align_step(), step_of(self.options))
-        return measure(self.model, self.analysis, groups, step, self.bench, self.model.sha256)
+        return measure(self.analysis.model, self.analysis, groups, step, self.bench, self.model.sha256)
 
     def race(self, pruned: Model) -> Race:
         """Time a model against the input; longer where it isn't clear which is faster."""

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import logging
 
+from onnxprune.graph.live import names_of, needed, remove
 from onnxprune.model import Model
-from onnxprune.passes._live import needed, remove
 
 __all__ = ["run"]
 
@@ -44,7 +44,7 @@ def run(model: Model) -> Model:
     if model.proto.training_info:
         _log.info("the model has training info, which reads weights by name: nothing is dropped")
         return model
-    dead = _names(model) - needed(model)
+    dead = names_of(model) - needed(model)
     viewed = _surgeon(model) if dead else None
     if viewed is not None:
         made = {name for node in model.proto.graph.node for name in node.output if name}
@@ -60,12 +60,6 @@ def run(model: Model) -> Model:
     remove(fork, dead)
     _log.info("%d nodes and %d weights that no output needs are gone", empty, len(weights) + len(sparse))
     return fork
-
-
-def _names(model: Model) -> set[str]:
-    graph = model.proto.graph
-    found = {name for node in graph.node for name in node.output if name} | set(model.names())
-    return found | {t.values.name for t in graph.sparse_initializer}
 
 
 def _surgeon(model: Model) -> set[str] | None:

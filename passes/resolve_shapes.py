@@ -38,10 +38,10 @@ from onnxprune.analysis import weights_of
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.graph import binding
 from onnxprune.graph.inline import inline
+from onnxprune.graph.live import needed, remove
 from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, attributes
 from onnxprune.graph.values import evaluate
 from onnxprune.model import Model
-from onnxprune.passes._live import needed, remove
 
 __all__ = ["run"]
 

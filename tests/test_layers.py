@@ -20,9 +20,10 @@ LAYERS = (
     "targets",
     "declaring options files.wire files.protowalk files.payload files.external files.sizes files.store files.digest "
     "files.checks files.opening files.output graph.binding given",
-    "model graph.inline places",
+    "model places",
     "ops",
     "graph.trace graph.lengths graph.length_rules graph.sizes",
+    "graph.live graph.branches graph.inline",
     "graph.escapes graph.coupling graph.size_locks graph.belongings graph.groups",
     "runtime probing proof.widen analysis",
     "cut.kept memory outline cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-__all__ = ["Place", "all_names", "describe", "is_constant", "subgraphs", "tensors"]
+__all__ = ["Place", "all_names", "body_weights", "describe", "is_constant", "subgraphs", "tensors"]
 
 _TENSOR, _GRAPH = onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH
 _TENSORS, _GRAPHS = onnx.AttributeProto.TENSORS, onnx.AttributeProto.GRAPHS
@@ -98,6 +98,18 @@ def tensors(proto: onnx.ModelProto) -> Iterator[tuple[Place, onnx.TensorProto]]:
     for training in proto.training_info:
         for graph in (training.initialization, training.algorithm):
             yield from _graph_tensors(graph, "training_info")
+
+
+def body_weights(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every initializer of the bodies (If, Loop, Scan) of a model's main graph, and every tensor of their Constants."""
+    stack = [body for node in proto.graph.node if node.attribute for body in subgraphs(node)]
+    while stack:
+        body = stack.pop()
+        yield from body.initializer
+        for node in body.node:
+            if is_constant(node):
+                yield from (attribute.t for attribute in node.attribute if attribute.type == _TENSOR)
+            stack += subgraphs(node)
 
 
 def all_names(proto: onnx.ModelProto) -> Iterator[str]:

@@ -1,21 +1,23 @@
-"""Calls of model-local functions, replaced by their bodies.
+"""Calls of model-local functions, replaced by their bodies, and every `If` that is decided by its branch.
 
 A function that is called twice can't be cut in two ways, so functions are inlined before the analysis. `Model.load` has
-refused recursive functions and those that inline to more nodes than it allows.
+refused recursive functions and those that inline to more nodes than it allows. What a body of an `If` reads can't be
+cut, so an `If` that always takes the same branch goes (`onnxprune.graph.branches`).
 """
 
 from __future__ import annotations
 
+from onnxprune.graph.branches import settle
 from onnxprune.model import Model
 
 
 def inline(model: Model) -> Model:
-    """Return a model without local functions: the same one if it has none, else an inlined fork."""
+    """Return a model without local functions and decided `If`s: the same one if it has none, else a fork."""
     if not model.proto.functions:
-        return model
+        return settle(model)
     import onnx.inliner
 
     fork = model.fork()
     fork.proto.CopyFrom(onnx.inliner.inline_local_functions(fork.proto))
     fork.refresh()
-    return fork
+    return settle(fork)

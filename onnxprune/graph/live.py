@@ -1,4 +1,4 @@
-"""What a graph's outputs need, and the removal of the rest. Shared by the passes."""
+"""What a graph's outputs need, and the removal of the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from onnx import GraphProto, NodeProto
 from onnxprune.graph.trace import captured
 from onnxprune.model import Model
 
-__all__ = ["needed", "remove"]
+__all__ = ["names_of", "needed", "remove"]
+
+
+def names_of(model: Model) -> set[str]:
+    """Return the names that the main graph gives: outputs of nodes and weights, sparse ones too."""
+    graph = model.proto.graph
+    found = {name for node in graph.node for name in node.output if name} | set(model.names())
+    return found | {t.values.name for t in graph.sparse_initializer}
 
 
 def needed(model: Model, also: Iterable[str] = ()) -> set[str]:

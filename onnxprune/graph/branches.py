@@ -1,0 +1,295 @@
+"""`If` whose condition is decided before any run: its branch takes its place.
+
+Exporters leave such nodes behind where a size was compared with a number. Rules:
+
+1. The condition is *decided* if it follows from weights (that are no graph inputs) and from sizes that ONNX's inference
+   proves for all sizes of the dynamic axes. What depends on any other size stays open, whatever a guess of it gives.
+2. The branch's nodes, weights and declared types stand where the `If` stood; its outputs have the names of the
+   `If`'s. Another name stays as it is unless it is taken.
+3. That is repeated until nothing is decided any more, so that nested ones go too. An `If` in the body of a Loop, a Scan
+   or an undecided `If` stays.
+4. What no output needs then goes: what led to the condition, and what only other branches read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, helper
+
+from onnxprune.files.protowalk import all_names
+from onnxprune.graph.live import names_of, needed, remove
+from onnxprune.graph.trace import attributes, subgraphs
+from onnxprune.graph.values import MAX_ELEMENTS, evaluate
+from onnxprune.model import Model
+
+__all__ = ["settle"]
+
+Array = NDArray[Any]
+Part = tuple[Array, NDArray[np.bool_]]  # a value, and which of its elements are known
+
+#: Ops that only move elements: what they do to a value they do to what is known of it.
+_MOVES = frozenset(
+    {
+        "Gather",
+        "Slice",
+        "Concat",
+        "Unsqueeze",
+        "Squeeze",
+        "Reshape",
+        "Transpose",
+        "Expand",
+        "Tile",
+        "Identity",
+    }
+)
+#: Ops that work element by element on operands that are broadcast.
+_ELEMENTWISE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Where", "Equal", "Greater", "GreaterOrEqual", "Less",
+     "LessOrEqual", "And", "Or", "Not", "Neg", "Abs", "Cast"}
+)  # fmt: skip
+
+
+def settle(model: Model) -> Model:
+    """Return a model in which every decided `If` is its branch: the same one if it has none, else a fork.
+
+    Parameters
+    ----------
+    model : Model
+        Without local functions.
+    """
+    found = model
+    while True:
+        decided = _decided(found)
+        if not decided:
+            break
+        found = _inlined(found.fork() if found is model else found, decided)
+    if found is not model and not model.proto.training_info:  # that reads weights by name
+        remove(found, names_of(found) - needed(found))
+    return found
+
+
+def _decided(model: Model) -> dict[str, bool]:
+    """Return the conditions of the main graph's `If`s that are decided."""
+    wanted = {n.input[0] for n in model.proto.graph.node if _is_if(n)}
+    if not wanted:
+        return {}
+    known = _Known(model)
+    found = {name: known.of(name) for name in sorted(wanted)}
+    return {
+        n: bool(p[0].ravel()[0]) for n, p in found.items() if p is not None and p[0].size == 1 and p[1].all()
+    }
+
+
+def _is_if(node: NodeProto) -> bool:
+    return node.op_type == "If" and node.domain in ("", "ai.onnx") and len(node.input) == 1
+
+
+class _Known:
+    """Values that are the same for all sizes of the dynamic axes, found backwards from what is asked for."""
+
+    def __init__(self, model: Model) -> None:
+        graph = model.proto.graph
+        self.model = model
+        # before IR 4 every weight had to be declared as an input as well, and none can be given
+        self.inputs = {v.name for v in graph.input} if model.proto.ir_version >= 4 else set()
+        self.made = {name: node for node in graph.node for name in node.output if name}
+        self.seen: dict[str, Part | None] = {}
+        self._shapes: dict[str, list[int]] | None = None
+
+    def of(self, name: str) -> Part | None:
+        """Return what is known of a tensor, None where nothing is."""
+        stack = [name]
+        while stack:
+            top = stack[-1]
+            node = self.made.get(top)
+            todo = [
+                n
+                for n in (node.input if node is not None and self._reads(node) else ())
+                if n and n not in self.seen
+            ]
+            if todo and top not in self.seen:
+                self.seen.setdefault(top, None)  # a graph has no cycles, but this must end in any case
+                stack += todo
+                continue
+            stack.pop()
+            self.seen[top] = self._value(top, node)
+        return self.seen[name]
+
+    def _reads(self, node: NodeProto) -> bool:
+        return node.op_type not in ("Shape", "Size", "Constant") and node.domain in ("", "ai.onnx")
+
+    def _value(self, name: str, node: NodeProto | None) -> Part | None:
+        if name in self.model and name not in self.inputs:
+            info = self.model.info(name)
+            if info.nbytes > 8 * MAX_ELEMENTS or not info.nbytes:
+                return None
+            array = np.asarray(self.model.weight(name)).reshape(info.dims)
+            return (array, np.ones(array.shape, bool)) if array.dtype.kind in "iubf" else None
+        if node is None or len(node.output) != 1 or node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type in ("Shape", "Size"):
+            return self._size(node)
+        return _computed(node, [self.seen.get(n) if n else None for n in node.input])
+
+    def _size(self, node: NodeProto) -> Part | None:
+        dims = self.shapes.get(node.input[0])
+        if dims is None:
+            return None
+        attrs = attributes(node)
+        if node.op_type == "Shape":
+            part = np.asarray(dims, np.int64)[slice(attrs.get("start", 0), attrs.get("end"))]
+            return np.maximum(part, 0), part >= 0
+        whole = np.asarray(np.prod(dims, dtype=np.int64))
+        return whole, np.asarray(min(dims, default=0) >= 0)
+
+    @property
+    def shapes(self) -> Mapping[str, list[int]]:
+        """Tensor -> its sizes as far as ONNX's inference proves them, -1 where it doesn't."""
+        if self._shapes is None:
+            proto = self.model.skeleton()
+            try:
+                proto = onnx.shape_inference.infer_shapes(_undeclared(proto), data_prop=True)
+            except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+                proto = onnx.ModelProto()
+            self._shapes = {name: list(self.model.info(name).dims) for name in self.model.names()}
+            for value in (*proto.graph.value_info, *self.model.proto.graph.input):
+                tensor = value.type.tensor_type
+                if value.type.HasField("tensor_type") and tensor.HasField("shape"):
+                    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+                    self._shapes.setdefault(value.name, dims)
+        return self._shapes
+
+
+def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Leave out what is only declared of tensors inside: it may name one size where there are many."""
+    del proto.graph.value_info[:]
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return proto
+
+
+def _computed(node: NodeProto, inputs: list[Part | None]) -> Part | None:
+    attrs = {k: v for k, v in attributes(node).items() if not isinstance(v, GraphProto)}
+    given = [bool(n) for n in node.input]
+    if any(g and p is None for g, p in zip(given, inputs, strict=True)):
+        return None
+    values = [None if p is None else p[0] for p in inputs]
+    masks = [None if p is None else p[1] for p in inputs]
+    value = evaluate(node.op_type, attrs, values, given)
+    if value is None:
+        return None
+    if all(m is None or m.all() for m in masks):
+        return value, np.ones(value.shape, bool)
+    if node.op_type in _ELEMENTWISE:
+        mask = np.ones(value.shape, bool)
+        for own in masks:
+            mask = mask & (True if own is None else own)
+        return value, mask
+    data = len(inputs) if node.op_type == "Concat" else 1
+    if node.op_type not in _MOVES or not all(m is None or m.all() for m in masks[data:]):
+        return None
+    moved = evaluate(node.op_type, attrs, [*masks[:data], *values[data:]], given)
+    return None if moved is None else (value, np.asarray(moved, bool))
+
+
+def _inlined(model: Model, decided: Mapping[str, bool]) -> Model:
+    """Put branches in the place of their `If`s, in place."""
+    graph = model.proto.graph
+    taken, made = set(all_names(model.proto)), Counter(_made(graph))
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if _is_if(node) and node.input[0] in decided:
+            made.subtract(name for body in subgraphs(node) for name in _made(body))
+            nodes += _branch(node, decided[node.input[0]], graph, (taken, made))
+        else:
+            nodes.append(node)
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    model.refresh()
+    return model
+
+
+def _made(graph: GraphProto) -> Iterator[str]:
+    """Yield every name that a graph gives a value, those of the bodies in it too."""
+    yield from (v.name for v in graph.input)
+    yield from (t.name for t in graph.initializer)
+    yield from (t.values.name for t in graph.sparse_initializer)
+    for node in graph.node:
+        yield from node.output
+        for body in subgraphs(node):
+            yield from _made(body)
+
+
+def _branch(
+    node: NodeProto, condition: bool, graph: GraphProto, names_in_use: tuple[set[str], Counter[str]]
+) -> list[NodeProto]:
+    """Return the nodes of a branch, and move its weights and types to the main graph."""
+    taken, made = names_in_use
+    name = "then_branch" if condition else "else_branch"
+    body = next(a.g for a in node.attribute if a.name == name)
+    own = [n for inner in body.node for n in inner.output if n]
+    weights = [t.name for t in body.initializer] + [t.values.name for t in body.sparse_initializer]
+    names: dict[str, str] = {}
+    copies: list[tuple[str, str]] = []
+    for value, output in zip(body.output, node.output, strict=True):
+        if not output:
+            continue
+        if value.name in own and value.name not in names:
+            names[value.name] = output
+        else:  # a weight, a tensor of the graph around it, or an output for the second time
+            copies.append((value.name, output))
+    for inner in (*own, *weights):  # names of bodies beside each other may be equal
+        if inner not in names:
+            names[inner] = _fresh(inner, taken) if made[inner] > 0 else inner
+            made[names[inner]] += 1
+    for tensor in body.initializer:
+        graph.initializer.add().CopyFrom(tensor)
+        graph.initializer[-1].name = names[tensor.name]
+    for sparse in body.sparse_initializer:
+        graph.sparse_initializer.add().CopyFrom(sparse)
+        graph.sparse_initializer[-1].values.name = names[sparse.values.name]
+    declared = {v.name for v in graph.value_info} | {v.name for v in graph.output}
+    for value in body.value_info:
+        if names.get(value.name, value.name) not in declared:
+            graph.value_info.add().CopyFrom(value)
+            graph.value_info[-1].name = names.get(value.name, value.name)
+    nodes = [_renamed(inner_node, names) for inner_node in body.node]
+    for source, output in copies:
+        nodes.append(helper.make_node("Identity", [names.get(source, source)], [output], name=output))
+    return nodes
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    number = 1
+    while f"{name}_{number}" in taken:
+        number += 1
+    taken.add(f"{name}_{number}")
+    return f"{name}_{number}"
+
+
+def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
+    """Return a copy of a node that reads and writes other names; in its bodies too, where they come from outside."""
+    copy: NodeProto = NodeProto.FromString(node.SerializeToString())
+    copy.input[:] = [names.get(n, n) for n in node.input]
+    copy.output[:] = [names.get(n, n) for n in node.output]
+    for body in subgraphs(copy):
+        _rename_body(body, names)
+    return copy
+
+
+def _rename_body(body: GraphProto, names: Mapping[str, str]) -> None:
+    own = {v.name for v in body.input} | {t.name for t in body.initializer}
+    own |= {t.values.name for t in body.sparse_initializer} | {n for node in body.node for n in node.output}
+    outer = {old: new for old, new in names.items() if old not in own}
+    renamed = [_renamed(node, outer) for node in body.node]
+    del body.node[:]
+    body.node.extend(renamed)
+    for value in body.output:
+        value.name = outer.get(value.name, value.name)
