@@ -8,6 +8,7 @@ where the layer reads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,22 @@ class Layout:
 
     dims: Shape
     steps: tuple[tuple[str, Shape], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse steps that contradict the dimensions.
+
+        Raises
+        ------
+        ValueError
+            If a reshape changes the number of elements, or a transpose doesn't name each axis once.
+        """
+        shape = self.dims
+        for kind, argument in self.steps:
+            if kind == "transpose" and sorted(argument) != list(range(len(shape))):
+                raise ValueError(f"a transpose of {len(shape)} axes by {argument}")
+            if kind == "reshape" and prod(shape) != prod(argument):
+                raise ValueError(f"a reshape of {shape} to {argument}")
+            shape = argument if kind == "reshape" else tuple(shape[a] for a in argument)
 
     @property
     def shape(self) -> Shape:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
+from onnxprune.analysis import analyse
 from onnxprune.graph.trace import captured
 from onnxprune.model import Model
 from onnxprune.sparse.layout import Layout
@@ -109,6 +110,10 @@ def find(model: Model) -> tuple[list[Target], list[Left]]:
                     found.setdefault(name, []).append(target)
             except _No as reason:
                 left.setdefault(name or graph.weight_behind(node.input[slot]), str(reason))
+            except (ValueError, IndexError):
+                analyse(model)  # refuses a model whose shapes contradict each other
+                text = f"its shape isn't what {node.op_type} '{node.name}' reads"
+                left.setdefault(name or graph.weight_behind(node.input[slot]), text)
     left.pop("", None)
     for name, kind in graph.tables():
         left.setdefault(name, kind)
