@@ -9,6 +9,7 @@ Everything here is imported when it is first used, so that ``import onnxprune`` 
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from onnxprune.plan import Plan as Plan
     from onnxprune.report import Report as Report
     from onnxprune.sparse.front import sparsify as sparsify
+
+# Read by onnxruntime when it is first imported. It would ask the network for Microsoft's server on every run, and write
+# into the home folder; whoever wants that sets 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -81,6 +81,7 @@ def family(
     options: Options | None = None,
     *,
     progress: Progress | None = None,
+    each: Callable[[str, Result], None] | None = None,
     **fields: Unpack[OptionFields],
 ) -> dict[str, Result]:
     """Make one model for each value of a target such as ``("macs=0.7,0.5,0.3",)``, from one calibration.
@@ -89,6 +90,8 @@ def family(
     ----------
     source, output, options, progress, **fields
         As for `prune`; each file's name gets its target, in the place of ``{target}`` or at its end.
+    each : callable, optional
+        Is given each target and its result while its files are written; what it writes goes with them.
 
     Returns
     -------
@@ -97,7 +100,8 @@ def family(
     """
     from onnxprune import family as families
 
-    return families.prune(Job.open(source, _settings(options, fields), progress), _path(output))
+    job = Job.open(source, _settings(options, fields), progress)
+    return families.prune(job, _path(output), each or (lambda target, result: None))
 
 
 def sensitivity(

@@ -61,7 +61,7 @@ def prune(job: Job, output: Path | None) -> Result:
     OnnxPruneError
         See `onnxprune.errors`.
     """
-    places.refuse_overwrite(job.model, output, job.options.in_place)
+    places.refuse_overwrite(job.model, output, job.options.in_place, job.options.external_data_threshold)
     work = Work.open(job)
     options = job.options
     targets = parse_target("+".join(options.target)) if options.target else ()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from onnxprune.cli_arguments import build
 from onnxprune.errors import OnnxPruneError
+from onnxprune.files.commit import written
 
 __all__ = ["main"]
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code; see `onnxprune.errors`.
     """
-    verbose = False
+    verbose, before = False, len(written())
     gc.set_threshold(
         100_000, 20, 20
     )  # what is made here lives to the end; looking through it in vain costs 5 %
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OnnxPruneError as error:
         return _fail(str(error), error.exit_code, verbose)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written.", 130, False)
+        names = ", ".join(repr(path.name) for path in written()[before:])
+        done = f"{names} had been written, whole" if names else "nothing was written"
+        return _fail(f"interrupted; {done}.", 130, False)
     except BrokenPipeError:  # the reader of our output has gone, as in `onnxprune inspect m.onnx | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

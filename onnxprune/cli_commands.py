@@ -6,16 +6,20 @@ import json
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxprune import api
 from onnxprune.cli_arguments import options_from, shapes_from
 from onnxprune.cli_progress import showing
-from onnxprune.errors import OutputError, UsageError
+from onnxprune.errors import UsageError
+from onnxprune.files.commit import write_text
 from onnxprune.options import OptionFields, Options
-from onnxprune.record import Facts, Record, write_text
+from onnxprune.pipeline import Result
+from onnxprune.places import Sides, declared
+from onnxprune.record import Facts, Record
 from onnxprune.sparse import front
 from onnxprune.sparse.options import SparseOptions
 from onnxprune.targets import family_of
@@ -28,14 +32,15 @@ T = TypeVar("T")
 def prune(args: Namespace) -> None:
     """``onnxprune prune IN OUT --ratio R``."""
     source = _input(args)
-    _side_files(source, args.out, args.report, args.plan)
     options: Options = options_from(args)
     if len(family_of(options.target)) > 1:
         _family(args, source, options)
         return
-    result = _told(args, api.prune, source, args.out, options)
-    if args.plan:
-        result.plan.save(args.plan)
+    with _places(args, source, args.out, {"--report": args.report, "--plan": args.plan}):
+        result = _told(args, api.prune, source, args.out, options)
+        if args.plan:
+            result.plan.save(args.plan)
+        _keep(args, result.report)
     _finish(args, result.report)
 
 
@@ -43,13 +48,22 @@ def _family(args: Namespace, source: str, options: Options) -> None:
     """Make several models, and print what each is worth."""
     from onnxprune.family import member_path, pareto, show_pareto
 
-    results = _told(args, api.family, source, args.out, options)
-    for target, result in results.items():
+    def keep(target: str, result: Result) -> None:
         result.report.command = args.line
         if args.report:
             result.report.save(member_path(args.report, target))
         if args.plan:
             result.plan.save(member_path(args.plan, target))
+
+    paths = {"OUT": args.out, "--report": args.report, "--plan": args.plan}
+    writes: dict[str, str | None] = {
+        f"{what} of {target}": str(member_path(path, target))
+        for what, path in paths.items()
+        if path
+        for target in family_of(options.target)
+    }
+    with _places(args, source, None, writes, joined=False):
+        results = _told(args, api.family, source, args.out, options, each=keep)
     if args.json:
         print(json.dumps(pareto(results), indent=1))
     elif not args.quiet:
@@ -66,20 +80,22 @@ def sensitivity(args: Namespace) -> None:
 def apply(args: Namespace) -> None:
     """``onnxprune apply IN PLAN OUT``."""
     source = _input(args)
-    _side_files(source, args.out, args.report)
-    result = _told(args, api.apply, source, args.plan, args.out, **_given(args))
+    with _places(args, source, args.out, {"--report": args.report}):
+        result = _told(args, api.apply, source, args.plan, args.out, **_given(args))
+        _keep(args, result.report)
     _finish(args, result.report)
 
 
 def plan(args: Namespace) -> None:
     """``onnxprune plan IN -o PLAN``."""
     source = _input(args)
-    _side_files(source, None, args.output if args.output != "-" else None)
-    found = _told(args, api.plan, source, options_from(args))
+    with _places(args, source, None, {"-o": args.output if args.output != "-" else None}):
+        found = _told(args, api.plan, source, options_from(args))
+        if args.output != "-":
+            found.save(args.output)
     if args.output == "-":
         sys.stdout.write(found.dumps())
         return
-    found.save(args.output)
     if not args.quiet:
         removed, units = sum(len(g.removed_units) for g in found.groups), sum(g.units for g in found.groups)
         print(f"{args.output}: {removed:,} of {units:,} units of {len(found.groups)} groups are to go")
@@ -111,16 +127,16 @@ def inspect(args: Namespace) -> None:
     if args.sparsity:
         _say(args, front.inspect_sparsity(_input(args)))
         return
-    _side_files(_input(args), None, args.html)
-    found = _told(
-        args,
-        api.inspect,
-        _input(args),
-        input_shapes=shapes_from(getattr(args, "input_shapes", [])),
-        allow_inexact=getattr(args, "allow_inexact", False),
-    )
-    if args.html:
-        write_text(Path(args.html), found.page(Path(_input(args)).name))
+    with _places(args, _input(args), None, {"--html": args.html}):
+        found = _told(
+            args,
+            api.inspect,
+            _input(args),
+            input_shapes=shapes_from(getattr(args, "input_shapes", [])),
+            allow_inexact=getattr(args, "allow_inexact", False),
+        )
+        if args.html:
+            write_text(Path(args.html), found.page(Path(_input(args)).name))
     _say(args, found)
 
 
@@ -142,10 +158,10 @@ def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
     given = _given(args)
     source = _input(args)
-    _side_files(source, args.out)
     if not args.quiet:
         _show_log()
-    _told(args, api.run, source, args.passes, args.out, in_place=given.get("in_place", False))
+    with _places(args, source, args.out, {}):
+        _told(args, api.run, source, args.passes, args.out, in_place=given.get("in_place", False))
     if not args.quiet:
         print(f"wrote {args.out} ({Path(args.out).stat().st_size:,} bytes)")
 
@@ -153,8 +169,9 @@ def run(args: Namespace) -> None:
 def sparsify(args: Namespace) -> None:
     """``onnxprune sparsify IN OUT --pattern 2:4``."""
     source = _input(args)
-    _side_files(source, args.out, args.report)
-    result = _told(args, front.sparsify, source, args.out, options_from(args, SparseOptions))
+    with _places(args, source, args.out, {"--report": args.report}):
+        result = _told(args, front.sparsify, source, args.out, options_from(args, SparseOptions))
+        _keep(args, result.report)
     _finish(args, result.report)
 
 
@@ -178,10 +195,13 @@ def _ops(args: Namespace) -> None:
     show(["op", "kind", "row"], table, left=3)
 
 
-def _finish(args: Namespace, report: Record) -> None:
+def _keep(args: Namespace, report: Record) -> None:
     report.command = args.line
     if args.report:
         report.save(args.report)
+
+
+def _finish(args: Namespace, report: Record) -> None:
     _say(args, report)
     if not (args.json or args.quiet):
         print(f"wrote {args.out}")
@@ -207,22 +227,26 @@ def _given(args: Namespace) -> OptionFields:
     return found
 
 
-def _side_files(source: str, output: str | None, *targets: str | None) -> None:
-    """Refuse files that would replace the input or each other, and folders that don't exist, before any work.
+def _places(
+    args: Namespace, source: str, output: str | None, writes: Mapping[str, str | None], *, joined: bool = True
+) -> AbstractContextManager[None]:
+    """Refuse files that would replace what is read or each other, and what can't be written, before any work; write all
+    together at the end of the block.
 
     The output itself may be the input with --in-place; that is checked where it is written.
     """
-    sides = [Path(target) for target in targets if target]
-    seen = [Path(output)] if output else []
-    for path in sides:
-        if path in seen:
-            raise OutputError(f"{str(path)!r} is asked for twice; give each output a name of its own.")
-        if path.exists() and Path(source).exists() and path.samefile(source):
-            raise OutputError(f"{str(path)!r} is the input; give another name.")
-        seen.append(path)
-    for path in seen:
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"{str(path)!r} is to be in a folder that doesn't exist; create it first.")
+    given = {"--calib": getattr(args, "calib", None), "--inputs": getattr(args, "inputs", None)}
+    if args.command == "apply":
+        given["the plan"] = args.plan
+    reads = {what: _file_of(text) for what, text in given.items() if isinstance(text, str)}
+    written = {what: Path(path) for what, path in writes.items() if path}
+    return declared(Sides(written, reads), source, output, joined=joined)
+
+
+def _file_of(samples: str) -> Path:
+    """Return the file or folder of samples, of which a script is given as ``file.py:function``."""
+    head, colon, _ = samples.rpartition(":")
+    return Path(head if colon and head.endswith(".py") else samples)
 
 
 def _told(args: Namespace, work: Callable[..., T], *given: Any, **more: Any) -> T:

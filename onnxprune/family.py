@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnxprune import calibrated, pipeline
 from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.files.commit import together
 from onnxprune.outline import thinned
 from onnxprune.pipeline import Job, Result
 from onnxprune.record import Facts
@@ -42,7 +43,11 @@ def member_path(path: str | Path, target: str) -> Path:
     return path.with_name(f"{path.stem}-{mark}{path.suffix}")
 
 
-def prune(job: Job, output: Path | None) -> dict[str, Result]:
+#: Is told of each member while its files are written; what it writes goes with them.
+Each = Callable[[str, Result], None]
+
+
+def prune(job: Job, output: Path | None, each: Each = lambda target, result: None) -> dict[str, Result]:
     """Make one model for each value of the target; with samples all of them share the curves.
 
     Parameters
@@ -50,6 +55,7 @@ def prune(job: Job, output: Path | None) -> dict[str, Result]:
     job : Job
     output : Path or None
         See `member_path`.
+    each : callable, optional
 
     Returns
     -------
@@ -67,16 +73,20 @@ def prune(job: Job, output: Path | None) -> dict[str, Result]:
     targets = family_of(options.target)
     paths = {t: None if output is None else member_path(output, t) for t in targets}
     for path in paths.values():
-        pipeline.refuse_overwrite(job.model, path, False)
+        pipeline.refuse_overwrite(job.model, path, False, options.external_data_threshold)
     if options.calib is None:
         for target in targets:
-            found[target] = pipeline.prune(_member(job, target), paths[target])
+            with together():
+                found[target] = pipeline.prune(_member(job, target), paths[target])
+                each(target, found[target])
         return found
     members, failure = _decided(job, targets)
     if members:
         for work, fitted in zip([work for work, _ in members], _fitted(members), strict=True):
             (target,) = work.job.options.target
-            found[target] = work.finish(work.judge(fitted), paths[target])
+            with together():
+                found[target] = work.finish(work.judge(fitted), paths[target])
+                each(target, found[target])
     if failure is not None:
         raise failure
     return found

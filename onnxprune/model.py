@@ -81,6 +81,7 @@ class Model:
         self._origin = origin  # the light proto and the payloads of the input
         self._digests: tuple[str, str] | None = None
         self._taken: set[str] | None = None
+        self._seen: list[Any] = []  # of the file, when it was read or last replaced; forks share it
 
     @property
     def proto(self) -> onnx.ModelProto:
@@ -110,8 +111,11 @@ class Model:
         if isinstance(source, Model):
             return source
         path = Path(source) if isinstance(source, str | os.PathLike) else None
+        seen = [] if path is None else [output.identity(path)]
         opened = opening.open_model(source, None if base_dir is None else Path(base_dir))
-        return cls(opened.store, path, opened.source, opened.origin)
+        model = cls(opened.store, path, opened.source, opened.origin)
+        model._seen = seen
+        return model
 
     @property
     def sha256(self) -> str:
@@ -279,7 +283,7 @@ class Model:
         proto.CopyFrom(self.proto)
         store = Store(proto, self._store.folder, dict(self._store.payloads))
         twin = Model(store, self.path, self._source, self._origin)
-        twin._digests = self._digests
+        twin._digests, twin._seen = self._digests, self._seen
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -366,7 +370,7 @@ class Model:
             If the output would overwrite the input, or can't be written.
         """
         pristine = None if self.edited else self._pristine()
-        job = output.Job(Path(path), self.path, in_place, external_threshold, pristine)
+        job = output.Job(Path(path), self.path, in_place, external_threshold, pristine, self._seen)
         return output.save(self._store, job)
 
 

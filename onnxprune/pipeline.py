@@ -33,11 +33,11 @@ from onnxprune.memory import peak_bytes
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.outline import layers_of, tensors_of
-from onnxprune.places import data_files, refuse_overwrite, same, size_in_bytes
+from onnxprune.places import refuse_overwrite, refuse_sides, size_in_bytes, size_of_output
 from onnxprune.plan import Plan
 from onnxprune.report import Report, Size, copies_of, count_macs, count_parameters, cuts_of
 from onnxprune.speed import Speed, is_asked, surely
-from onnxprune.staging import LARGE, Staging
+from onnxprune.staging import Staging, staging_of
 
 if TYPE_CHECKING:
     from onnxprune.proof.verify import Verification
@@ -54,6 +54,7 @@ __all__ = [
     "verify",
     "refuse_overwrite",
     "size_in_bytes",
+    "size_of_output",
 ]
 
 Source = str | os.PathLike[str] | onnx.ModelProto | Model
@@ -112,6 +113,7 @@ class Job:
         """
         start = time.perf_counter()
         model = Model.load(source)
+        refuse_sides(model)
         job = cls(options, model, progress)
         job.seconds["load"] = time.perf_counter() - start
         job._hash = threading.Thread(target=_hashed, args=(model,), daemon=True)
@@ -161,7 +163,7 @@ def prune(job: Job, output: Path | None) -> Result:
     OnnxPruneError
         See `onnxprune.errors`.
     """
-    refuse_overwrite(job.model, output, job.options.in_place)
+    refuse_overwrite(job.model, output, job.options.in_place, job.options.external_data_threshold)
     if job.options.ratio == 0:
         return _copy(job, output)
     plan, analysis, decision = make_plan(job)
@@ -198,7 +200,7 @@ def apply(job: Job, plan: Plan, output: Path | None) -> Result:
     PlanError
         If the plan is another model's, or its closures aren't those of the model.
     """
-    refuse_overwrite(job.model, output, job.options.in_place)
+    refuse_overwrite(job.model, output, job.options.in_place, job.options.external_data_threshold)
     analysis, decision = _resolve(job, plan)
     if not decision.removed:
         return _copy(job, output)
@@ -294,7 +296,7 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
             return _prove(job, analysis, dead, pruned)
 
     with contextlib.ExitStack() as stack:
-        staging = _staging(job, output)
+        staging = staging_of(job.model, output, job.options)
         if staging is not None:
             stack.enter_context(staging)
         carried = carry(analysis, decision.removed, cut, prove)
@@ -306,16 +308,6 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
             with job.stage("time"):
                 report.latency = job.speed.last(carried.rewritten.model)
         return _save(job, Result(carried.rewritten.model, plan, report, output), staging)
-
-
-def _staging(job: Job, output: Path | None) -> Staging | None:
-    """Return a place for a result that is verified as a file; None where it is verified in memory."""
-    options = job.options
-    if output is None or not options.verify or options.in_place or os.name == "nt":
-        return None  # Windows doesn't move files that are mapped
-    taken = any(same(output.with_name(f"{output.name}.data"), path) for path in data_files(job.model))
-    large = sum(job.model.info(name).nbytes for name in job.model.names()) >= LARGE
-    return Staging(output, options.external_data_threshold) if large and not taken else None
 
 
 def _report(
@@ -376,7 +368,7 @@ def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
                 report.sha256["output"] = result.pruned.save(
                     output, in_place=options.in_place, external_threshold=options.external_data_threshold
                 )
-    after = size_in_bytes(result.pruned if output is None else Model.load(output))
+    after = size_in_bytes(result.pruned) if output is None else size_of_output(output)
     report.after = dataclasses.replace(report.after, bytes=after)
     report.targets = judged(options, report)
     report.options, report.seed, report.seconds = options.to_json(), options.seed, job.seconds

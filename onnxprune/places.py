@@ -1,39 +1,177 @@
-"""Where models lie: their files, and outputs that would replace them."""
+"""Where a run reads and writes: all its paths, compared before any work."""
 
 from __future__ import annotations
 
+import contextlib
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxprune.errors import OutputError
+from onnxprune.files import commit
+from onnxprune.files.beside import locations, readers
 from onnxprune.files.external import is_external, parse
 from onnxprune.files.protowalk import tensors
+from onnxprune.files.target import check, check_data, check_link, place_of, same, stream_of
 from onnxprune.model import Model
 
-__all__ = ["data_files", "refuse_overwrite", "same", "size_in_bytes"]
+__all__ = [
+    "Sides",
+    "data_files",
+    "declared",
+    "refuse_overwrite",
+    "refuse_sides",
+    "same",
+    "size_in_bytes",
+    "size_of_output",
+]
 
 
-def refuse_overwrite(model: Model, output: Path | None, in_place: bool) -> None:
-    """Refuse to write over the input, before any work is done.
+@dataclass(frozen=True)
+class Sides:
+    """What a command reads and writes beside a model.
+
+    Attributes
+    ----------
+    writes : mapping
+        Option -> path, such as that of ``--report``; None where it isn't given.
+    reads : mapping
+        The same, of what is read: files, or folders with all that is in them.
+    """
+
+    writes: Mapping[str, Path] = field(default_factory=dict)
+    reads: Mapping[str, Path] = field(default_factory=dict)
+
+
+_declared: ContextVar[Sides] = ContextVar("sides", default=Sides())  # noqa: B039 - it is frozen
+
+
+@contextlib.contextmanager
+def declared(sides: Sides, source: str | None, output: str | None, *, joined: bool = True) -> Iterator[None]:
+    """Say what a command reads and writes; all of it is written together at the end of the block.
+
+    Parameters
+    ----------
+    sides : Sides
+    source, output : str or None
+        The model, and where the result goes.
+    joined : bool
+        Whether all is one commit; otherwise each result is one.
 
     Raises
     ------
     OutputError
-        If the output is the input under any name, or can't be a file.
+        If a path can't be written, or two are the same file.
     """
+    reads = {**sides.reads, **({} if not source else {"the input": Path(source)})}
+    mark = _declared.set(Sides(sides.writes, sides.reads))
+    try:
+        if output:
+            check(Path(output), f"The output {output!r}")
+            _refuse_reads(Path(output), sides.reads)
+        seen: list[Path] = [Path(output)] if output else []
+        for path in sides.writes.values():
+            check(path, repr(str(path)), stream=True)
+            if stream_of(path) is None and any(alike(path, other) for other in seen):
+                raise OutputError(f"{str(path)!r} is asked for twice; give each output a name of its own.")
+            _refuse_reads(path, reads)
+            seen.append(path)
+        with commit.together() if joined else contextlib.nullcontext():
+            yield
+    finally:
+        _declared.reset(mark)
+
+
+def _refuse_reads(path: Path, reads: Mapping[str, Path]) -> None:
+    for what, other in reads.items():
+        if alike(path, other) or (other.is_dir() and path.exists() and _inside(path, other)):
+            said = f"{what}" if what.startswith("the ") else f"what {what} reads"
+            raise OutputError(f"{str(path)!r} is {said}; give another name.")
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return place_of(path).is_relative_to(place_of(folder))
+
+
+def alike(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same file, or would if it were there."""
+    if same(one, other):
+        return True
+    a, b = place_of(one), place_of(other)
+    if a == b:
+        return True
+    return _folded(a) == _folded(b) and a.parent.is_dir() and _ignores_case(a.parent)
+
+
+def _folded(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether a folder, or one of those above it, is also there with other letters."""
+    swapped = Path(str(folder).swapcase())
+    return swapped != folder and same(folder, swapped)
+
+
+def refuse_overwrite(
+    model: Model, output: Path | None, in_place: bool, external_threshold: int | None = None
+) -> None:
+    """Refuse to write over the input, or over what others need, before any work is done.
+
+    Parameters
+    ----------
+    model : Model
+    output : Path or None
+    in_place : bool
+    external_threshold : int or None
+        See `Model.save`.
+
+    Raises
+    ------
+    OutputError
+        If the output is the input under any name, its data, another model's data, or can't be a file.
+    """
+    refuse_sides(model)
     if output is None:
         return
-    if model.path is not None and not in_place and output.exists() and output.samefile(model.path):
-        raise OutputError(
-            f"The output {str(output)!r} is the input itself; give another name, or --in-place to replace it."
-        )
-    if any(same(output, path) for path in data_files(model)):
-        raise OutputError(f"The output {str(output)!r} is the input's external data; give another name.")
-    if output.is_dir():
-        raise OutputError(f"The output {str(output)!r} is a folder; give the name of a file.")
-    if not output.absolute().parent.is_dir():
-        raise OutputError(
-            f"The output {str(output)!r} is to be in a folder that doesn't exist; create it first."
-        )
+    what = f"The output {str(output)!r}"
+    if model.path is not None and not in_place and alike(output, model.path):
+        raise OutputError(f"{what} is the input itself; give another name, or --in-place to replace it.")
+    if any(alike(output, path) for path in data_files(model)):
+        raise OutputError(f"{what} is the input's external data; give another name.")
+    check(output, what)
+    has_data = bool(data_files(model)) or external_threshold is not None
+    if has_data:
+        check_data(output)
+    check_link(output, has_data)
+    _refuse_data(output, what)
+
+
+def refuse_sides(model: Model) -> None:
+    """Refuse reports, plans and pages that would replace a model's data, before any work is done.
+
+    Raises
+    ------
+    OutputError
+        If one would.
+    """
+    data = data_files(model)
+    for path in _declared.get().writes.values():
+        if any(alike(path, other) for other in data):
+            raise OutputError(f"{str(path)!r} is the input's external data; give another name.")
+        _refuse_data(path, repr(str(path)))
+
+
+def _refuse_data(path: Path, what: str) -> None:
+    """Refuse to replace a file that a model beside it reads."""
+    place = place_of(path)
+    if not place.is_file():
+        return
+    with contextlib.suppress(OSError, ValueError):
+        if locations(place) is None and (names := readers(place)):
+            raise OutputError(f"{what} holds weights of {names[0]!r} beside it; give another name.")
 
 
 def size_in_bytes(model: Model) -> int:
@@ -43,13 +181,14 @@ def size_in_bytes(model: Model) -> int:
     return model.path.stat().st_size + sum(path.stat().st_size for path in data_files(model))
 
 
+def size_of_output(path: Path) -> int:
+    """Return the size of a result's files; they may still wait to be put in their places."""
+    staged = commit.staged_size(path)
+    return size_in_bytes(Model.load(path)) if staged is None else staged
+
+
 def data_files(model: Model) -> list[Path]:
     """Return the files that hold a model's external data."""
     folder = Path() if model.path is None else model.path.parent
     found = {parse(tensor, place).path for place, tensor in tensors(model.proto) if is_external(tensor)}
     return [folder / name for name in sorted(found)]
-
-
-def same(one: Path, other: Path) -> bool:
-    """Return whether two paths are one file."""
-    return one.exists() and other.exists() and one.samefile(other)

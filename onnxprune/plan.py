@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxprune.errors import PlanError
+from onnxprune.files.commit import write_text
 from onnxprune.graph.groups import Frozen
-from onnxprune.record import dumps, write_text
+from onnxprune.record import dumps
 from onnxprune.report import TensorCut
 
 __all__ = ["FORMAT", "Plan", "PlannedGroup"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,9 +15,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from onnxprune import page
-from onnxprune.errors import OutputError
+from onnxprune.files.commit import write_text
 
-__all__ = ["Facts", "Record", "dumps", "versions", "write_text"]
+__all__ = ["Facts", "Record", "dumps", "versions"]
 
 
 class Facts(ABC):
@@ -134,30 +133,3 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, complete or not at all.
-
-    Raises
-    ------
-    OutputError
-        If it can't be written.
-    """
-    temporary = ""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OutputError(f"{str(path)!r} can't be written: {error.strerror or error}.") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

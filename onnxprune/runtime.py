@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +21,7 @@ from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import UsageError
 from onnxprune.files.external import point
+from onnxprune.files.holding import scratch
 from onnxprune.model import Model
 
 __all__ = ["CPU", "Feeds", "RunError", "Session", "light_proto", "open_session", "provider_of"]
@@ -270,10 +269,10 @@ def _sharing(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Confi
             values.append(_value(arrays[tensor.name], tensor.data_type))
             options.add_initializer(tensor.name, values[-1])
             point(tensor, "weights")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         # onnxruntime looks whether the external data exists, but doesn't read what it has been given.
-        Path(folder, "weights").touch()
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        (folder / "weights").touch()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         return Session(config.session(light, options), values)
 
 

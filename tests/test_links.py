@@ -10,6 +10,7 @@ from attacks import chain, external
 from onnx import TensorProto, helper
 from two_layers import SIZE, W, contents, halve, loads_halved, two_layers
 
+from onnxprune.errors import OutputError
 from onnxprune.model import Model
 
 # ------------------------------------------------------------------ links that are fine
@@ -50,13 +51,13 @@ def test_links_that_are_fine(tmp_path: Path, make: Callable[[Path], Path]) -> No
     assert after | before == after
 
 
-def test_in_place_in_a_cache_spares_the_blobs(tmp_path: Path) -> None:
+def test_in_place_in_a_cache_is_refused(tmp_path: Path) -> None:
     source = hugging_face_cache(tmp_path)
-    blobs = contents(tmp_path / "blobs")
-    halve(Model.load(source)).save(source, in_place=True)
-    assert contents(tmp_path / "blobs") == blobs
-    assert not source.is_symlink()
-    loads_halved(source)
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="a cache of downloads, whose files other revisions share"):
+        halve(Model.load(source)).save(source, in_place=True)
+    assert contents(tmp_path) == before
+    assert source.is_symlink()
 
 
 def test_subgraph_tensors_follow_their_data(tmp_path: Path) -> None:

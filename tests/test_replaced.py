@@ -10,7 +10,7 @@ import pytest
 from two_layers import contents, two_layers
 
 import onnxprune
-from onnxprune import cli, pipeline
+from onnxprune import cli, pipeline, staging
 
 MANY = {"ratio": 0.5, "align": None}
 
@@ -18,7 +18,7 @@ MANY = {"ratio": 0.5, "align": None}
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results of any size are verified as files beside their place."""
-    monkeypatch.setattr(pipeline, "LARGE", 0)
+    monkeypatch.setattr(staging, "LARGE", 0)
 
 
 def outputs(path: Path) -> np.ndarray:

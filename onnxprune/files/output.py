@@ -1,39 +1,43 @@
 """Write a model so that the output appears complete or not at all, and the input isn't touched.
 
-Everything is written under a temporary name in the folder of the output, flushed to the disk, and renamed:
-the data file first, the model last. Where both exist already, the old model is removed before its data is
-replaced, so that at no moment a model stands beside data that isn't its own.
+What is written, and under which names; `commit` puts it there.
 
 - An unedited model is a copy of the input, byte for byte. Its external data keeps its name: in another folder
   the data files are copied, in the same folder they are shared. Where another file already has such a name,
   the data is written as if the model were edited.
-- An edited model with external data gets one data file of its own, ``<output name>.data``, tensor by tensor. What
-  onnxruntime reads while it loads a model (see `stays_inline`) is in the model all the same.
-- In place, the new data file gets a name that the input doesn't use, and the input's data file is removed if
-  it's named after the model (``<model name>.data``); another may belong to other models too, and stays.
+- An edited model with external data gets one data file of its own, ``<output name>.data``, tensor by tensor; where
+  another file has that name, ``<output name>.1.data`` and so on. What onnxruntime reads while it loads a model (see
+  `stays_inline`) is in the model all the same.
+- Over an older output, or in place, the data file of the old model stays until the new model stands beside its own
+  under a name that nothing has; then, if no other model reads the old one, the new one takes its name, and the model is
+  replaced once more. So the same result always has the same bytes (docs/decisions/0012-commit.md).
+- The old model's data goes at the end, if it's named after it and no other model beside it reads it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import secrets
+import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import onnx
 
 from onnxprune.errors import OutputError
+from onnxprune.files.beside import own
+from onnxprune.files.commit import Commit, refusal, together
+from onnxprune.files.disk import status_of
 from onnxprune.files.external import is_external, point, stays_inline
+from onnxprune.files.pair import drop, equal, like, place_pair
 from onnxprune.files.payload import Payload, from_array
 from onnxprune.files.protowalk import tensors
 from onnxprune.files.store import Piece, Store, joined, stored, strip
+from onnxprune.files.target import check, check_data, check_link, place_of, same
 
-__all__ = ["MOST_EMBEDDED", "Job", "save"]
+__all__ = ["MOST_EMBEDDED", "Job", "identity", "save"]
 
 MOST_EMBEDDED = 1_900_000_000  # bytes; a larger model goes to external data, protobuf's limit being 2^31
 _MOVE_ABOVE = 1024  # bytes; what then goes there
@@ -57,6 +61,8 @@ class Job:
         Bytes from which embedded initializers become external.
     pristine : list or None
         The pieces of the input, if the model is unedited.
+    seen : list
+        The `identity` of the input when it was read or last written; none if it is no file.
     """
 
     path: Path
@@ -64,60 +70,13 @@ class Job:
     in_place: bool
     threshold: int | None
     pristine: list[Piece] | None
+    seen: list[Any]
 
 
-class _Files:
-    """Files that appear together, or not at all."""
-
-    def __init__(self) -> None:
-        self._open: list[tuple[Path, Path, IO[bytes]]] = []
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def create(self, target: Path) -> IO[bytes]:
-        temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-        file = temporary.open("xb")
-        self._open.append((temporary, target, file))
-        return file
-
-    def commit(self) -> None:
-        """Rename all to their names, in the order of their creation."""
-        for _, _, file in self._open:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        *data, (_, model, _) = self._open
-        if any(target.exists() for _, target, _ in data):
-            model.unlink(missing_ok=True)
-        placed: list[Path] = []
-        try:
-            for temporary, target, _ in self._open:
-                os.replace(temporary, target)
-                placed.append(target)
-        except BaseException:
-            for target in placed:
-                target.unlink(missing_ok=True)
-            raise
-        for folder in {target.parent for target in placed}:
-            _sync_folder(folder)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for temporary, _, file in self._open:
-            file.close()
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def identity(path: Path) -> Any:
+    """Return what tells a file from what it is after any change; None where there is none."""
+    status = status_of(path)
+    return status and (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def save(store: Store, job: Job) -> str:
@@ -133,25 +92,22 @@ def save(store: Store, job: Job) -> str:
     OutputError
         If the output would overwrite the input, or can't be written; nothing is left behind then.
     """
-    try:
-        _refuse(store, job)
-        if job.pristine is not None and job.threshold is None:
-            copies = _copies(store, job)
-            if copies is not None:
-                return _copy(job, job.pristine, copies)
-        return _write(store, job)
-    except OSError as error:
-        raise OutputError(
-            f"The output {str(job.path)!r} can't be written: {error.strerror or error}; "
-            "nothing was left behind."
-        ) from error
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
+    _refuse(store, job)
+    job = replace(job, path=place_of(job.path))
+    with together() as files:
+        try:
+            if job.pristine is not None and job.threshold is None:
+                if _is_in_place(job):  # there is nothing to change
+                    sizes = [path.stat().st_size for path in (job.path, *_sources(store).values())]
+                    files.size(job.path, sum(sizes))
+                    return hashlib.sha256(stored(job.pristine[0])).hexdigest()
+                files.lock(job.path.parent)
+                copies = _copies(store, job, files)
+                if copies is not None:
+                    return _copy(store, job, copies, files)
+            return _write(store, job, files)
+        except OSError as error:
+            raise refusal(repr(str(job.path)), error) from error
 
 
 def _sources(store: Store) -> dict[str, Path]:
@@ -160,21 +116,16 @@ def _sources(store: Store) -> dict[str, Path]:
 
 def _refuse(store: Store, job: Job) -> None:
     path = job.path
-    if job.source is not None and not job.in_place and _same(path, job.source):
-        raise OutputError(
-            f"The output {str(path)!r} is the input itself; give another name, or --in-place to replace it."
-        )
+    what = f"The output {str(path)!r}"
+    if job.source is not None and not job.in_place and same(path, job.source):
+        raise OutputError(f"{what} is the input itself; give another name, or --in-place to replace it.")
     for location, real in _sources(store).items():
-        if _same(path, real):
-            raise OutputError(
-                f"The output {str(path)!r} is the input's external data {location!r}; give another name."
-            )
-    if path.is_dir():
-        raise OutputError(f"The output {str(path)!r} is a folder; give the name of a file.")
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"The output {str(path)!r} is to be in a folder that doesn't exist; create it first."
-        )
+        if same(path, real):
+            raise OutputError(f"{what} is the input's external data {location!r}; give another name.")
+    check(path, what)
+    if _sources(store) or job.threshold is not None:
+        check_data(path)
+    check_link(path, bool(_sources(store)) or job.threshold is not None)
 
 
 def _emit(file: IO[bytes], pieces: Iterable[Piece]) -> str:
@@ -186,47 +137,35 @@ def _emit(file: IO[bytes], pieces: Iterable[Piece]) -> str:
     return digest.hexdigest()
 
 
-def _equal(one: Path, other: Path) -> bool:
-    if one.stat().st_size != other.stat().st_size:
-        return False
-    with one.open("rb") as a, other.open("rb") as b:
-        return all(chunk == b.read(_COPY) for chunk in iter(lambda: a.read(_COPY), b""))
-
-
-def _copies(store: Store, job: Job) -> dict[Path, Path] | None:
+def _copies(store: Store, job: Job, files: Commit) -> dict[Path, Path] | None:
     """Data file -> where an unedited model needs it; None where another file is in the way."""
     needed: dict[Path, Path] = {}
     for location, real in _sources(store).items():
         target = job.path.parent / location
-        if _same(target, real):
+        if same(target, real):
             continue
-        if _same(target, job.path) or target.is_symlink() or (target.exists() and not _equal(real, target)):
+        if place_of(target) == job.path or files.names(target) or target.is_symlink():
+            return None
+        if target.exists() and not equal(real, target):
             return None
         if not target.exists():
             needed[target] = real
     return needed
 
 
-def _copy(job: Job, pieces: list[Piece], copies: dict[Path, Path]) -> str:
-    if job.source is not None and _same(job.path, job.source):
-        return hashlib.sha256(stored(pieces[0])).hexdigest()  # in place, and nothing to change
-    with _Files() as files:
-        for target, real in copies.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with real.open("rb") as file:
-                copy = files.create(target)
-                for chunk in iter(lambda: file.read(_COPY), b""):
-                    copy.write(chunk)
-        digest = _emit(files.create(job.path), pieces)
-        files.commit()
+def _copy(store: Store, job: Job, copies: dict[Path, Path], files: Commit) -> str:
+    for target, real in copies.items():
+        files.folder(target.parent)
+        with real.open("rb") as source:
+            path, _ = files.write(target.parent, partial(shutil.copyfileobj, source, length=_COPY), None)
+        files.fresh(path, target)
+    old = [name for name in own(job.path) if name not in _sources(store)]
+    path, digest = files.write(
+        job.path.parent, partial(_emit, pieces=job.pristine or []), status_of(job.path)
+    )
+    files.model(path, job.path, partial(drop, job.path, old))
+    files.size(job.path, path.stat().st_size + sum(x.stat().st_size for x in _sources(store).values()))
     return digest
-
-
-def _data_name(store: Store, job: Job) -> str:
-    """A name for the data file that is neither the input nor its data."""
-    taken = [*_sources(store).values(), *([job.source] if job.source is not None else [])]
-    names = (f"{job.path.name}{number}.data" for number in ("", *(f".{n}" for n in range(1, len(taken) + 2))))
-    return next(name for name in names if not any(_same(job.path.parent / name, other) for other in taken))
 
 
 def _is_embedded(tensor: onnx.TensorProto) -> bool:
@@ -286,27 +225,37 @@ def _emit_data(file: IO[bytes], layout: list[tuple[int, Payload]]) -> None:
         end = offset + data.nbytes
 
 
-def _write(store: Store, job: Job) -> str:
+def _write(store: Store, job: Job, files: Commit) -> str:
     proto = onnx.ModelProto()
     proto.CopyFrom(store.proto)
     outside = _outside(store, proto, job.threshold)
-    name = _data_name(store, job)
-    layout = _layout(outside, name)
-    _, pieces = joined(proto.SerializeToString(deterministic=True), store.payloads)
-    old = _old_data(store, job, name)
-    with _Files() as files:
-        if layout:
-            _emit_data(files.create(job.path.parent / name), layout)
-        digest = _emit(files.create(job.path), pieces)
-        files.commit()
-    for path in old:
-        path.unlink(missing_ok=True)
+    folder, data = job.path.parent, None
+    if outside:
+        layout = _layout(outside, "")
+        data, _ = files.write(folder, partial(_emit_data, layout=layout), like(job.path))
+
+    def render(name: str) -> tuple[Path, str]:
+        _layout(outside, name)
+        _, pieces = joined(proto.SerializeToString(deterministic=True), store.payloads)
+        return files.write(folder, partial(_emit, pieces=pieces), status_of(job.path))
+
+    files.lock(folder)
+    _unchanged(job)
+    taken = [] if _is_in_place(job) else list(_sources(store).values())
+    digest = place_pair(files, job.path, data, render, taken)
+    files.after(lambda: job.seen.__setitem__(slice(None), [identity(job.path)]))
     return digest
 
 
-def _old_data(store: Store, job: Job, name: str) -> list[Path]:
-    """The data files named after the input, which nothing needs once that is replaced."""
-    if job.source is None or job.path.absolute() != job.source.absolute() or job.path.stat().st_nlink > 1:
-        return []
-    mine = re.compile(re.escape(job.path.name) + r"(\.[0-9]+)?\.data")
-    return [job.path.parent / x for x in _sources(store) if x != name and mine.fullmatch(x)]
+def _is_in_place(job: Job) -> bool:
+    return job.source is not None and same(job.path, job.source)
+
+
+def _unchanged(job: Job) -> None:
+    """Refuse to replace, in place, what somebody else has written since it was read."""
+    is_source = job.source is not None and job.in_place and job.path == place_of(job.source)
+    if is_source and job.seen and identity(job.path) not in job.seen:
+        raise OutputError(
+            f"The output {str(job.path)!r} has been changed or removed by another program since it was read; look "
+            "at it, and run this again."
+        )

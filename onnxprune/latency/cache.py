@@ -12,11 +12,13 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from onnxprune.errors import OutputError
+from onnxprune.files.commit import alone, write_text
 
 __all__ = ["folder", "key_of", "machine", "read", "write"]
 
@@ -79,15 +81,7 @@ def read(kind: str, facts: Mapping[str, Any]) -> Any:
 
 def write(kind: str, facts: Mapping[str, Any], value: Any) -> None:
     """Keep a JSON value for these facts; where the disk doesn't let it, nothing happens."""
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError, OutputError), alone():
         path = folder() / kind / f"{key_of(facts)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                json.dump({"facts": facts, "value": value, "sha256": _hash(value)}, file)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        write_text(path, json.dumps({"facts": facts, "value": value, "sha256": _hash(value)}))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxprune.files.holding import scratch
 from onnxprune.graph.coupling import Coupling
 from onnxprune.latency.clock import Bench, runs_of, timed_turn
 from onnxprune.model import Model
@@ -94,11 +94,10 @@ def profile(models: Sequence[Model], makers: Mapping[str, int], bench: Bench) ->
     RunError
         If onnxruntime doesn't take a model.
     """
-    with tempfile.TemporaryDirectory() as place:
+    with scratch() as place:
         plain = [bench.open(model) for model in models]
         watched = [
-            bench.open(_named(model, makers), profile=str(Path(place) / f"m{n}"))
-            for n, model in enumerate(models)
+            bench.open(_named(model, makers), profile=str(place / f"m{n}")) for n, model in enumerate(models)
         ]
         for session in watched:
             session.run(bench.feeds)

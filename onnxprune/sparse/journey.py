@@ -74,7 +74,7 @@ def sparsify(
         See `onnxprune.errors`.
     """
     clock = Clock(progress)
-    pipeline.refuse_overwrite(source, output, options.in_place)
+    pipeline.refuse_overwrite(source, output, options.in_place, options.external_data_threshold)
     pattern = parse_pattern(options.pattern)
     if registry.load("onnxprune.sparse.methods", options.method).DATA and options.calib is None:
         raise UsageError(f"--method {options.method} needs samples; give them with --calib.")
@@ -123,7 +123,7 @@ def _save(source: Model, result: SparseResult, options: SparseOptions, clock: Cl
     if output is None:  # a fork still has the path of its source
         report.bytes_after = result.sparse.nbytes
     else:
-        report.bytes_after = pipeline.size_in_bytes(Model.load(output))
+        report.bytes_after = pipeline.size_of_output(output)
     report.seconds = clock.seconds
     return result
 

@@ -1,0 +1,98 @@
+"""What must not be broken off: signals wait while files take their places, and folders are locked meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+__all__ = ["PREFIX", "cleaning", "held", "locked", "scratch"]
+
+#: How the names of all temporary files and folders begin; the number of the process follows.
+PREFIX = ".onnxprune-"
+_ALL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def _swapped(numbers: tuple[int, ...], handler: Any, only_default: bool = False) -> dict[int, Any]:
+    """Give signals a handler, and return those that they had; what is ignored stays ignored."""
+    old: dict[int, Any] = {}
+    if threading.current_thread() is not threading.main_thread():
+        return old  # only there can handlers be set, and only there do they run
+    for number in numbers:
+        known = signal.getsignal(number)
+        if known in (None, signal.SIG_IGN) or (only_default and known != signal.SIG_DFL):
+            continue
+        old[number] = known
+        signal.signal(number, handler)
+    return old
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP wait until the end of a block, and then do what they do."""
+    arrived: list[int] = []
+    old = _swapped(_ALL, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(arrived):
+            signal.raise_signal(number)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def cleaning() -> Iterator[None]:
+    """Within a block SIGTERM and SIGHUP raise SystemExit (128 and the signal's number) where they would end the
+    process at once, so that temporary files can go.
+    """
+    old = _swapped(tuple(n for n in _ALL if n != signal.SIGINT), _stop, only_default=True)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder where the platform has them, gone at the end, also after SIGTERM and SIGHUP."""
+    with (
+        cleaning(),
+        tempfile.TemporaryDirectory(
+            prefix=f"{PREFIX[1:]}{os.getpid()}-", ignore_cleanup_errors=True
+        ) as folder,
+    ):
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process, of those that ask, that writes models into a folder; nothing is left in it.
+
+    Where the platform or the file system has no such lock, nobody waits.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = None
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -1,0 +1,172 @@
+"""Where a file can be written: links followed, devices told from files; what can't be is refused before the work."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+
+from onnxprune.errors import OutputError
+
+__all__ = ["check", "check_data", "check_link", "place_of", "same", "stream_of"]
+
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|[0-9]+))/fd/([0-9]+)")
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
+
+
+def stream_of(path: Path) -> int | str | None:
+    """Return what a path that is no place for a file leads to: a descriptor of this process, or a device or pipe by
+    its path; None where a file is, or can be.
+    """
+    text = os.path.abspath(path)
+    for _ in range(40):  # as many links as systems follow
+        if text in _STANDARD:
+            return _STANDARD[text]
+        if found := _DESCRIPTOR.fullmatch(text):
+            return int(found[1])
+        if not os.path.islink(text):
+            break
+        text = os.path.normpath(os.path.join(os.path.dirname(text), os.readlink(text)))
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else str(path)
+
+
+def place_of(path: Path) -> Path:
+    """Return the file that a path leads to, by no link; it needn't be there."""
+    return Path(os.path.realpath(path))
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file that is there."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def check(path: Path, what: str, *, stream: bool = False) -> None:
+    """Refuse a path to which no file can be written.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        How the sentence begins, such as ``The output 'x.onnx'``.
+    stream : bool
+        Whether a device or a pipe is as good.
+
+    Raises
+    ------
+    OutputError
+        Says why.
+    """
+    try:
+        _check(path, what, stream)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"{what} can't be written: {why}; nothing was left behind.") from error
+
+
+def check_data(path: Path) -> None:
+    """Refuse the place of a model that can't have its data beside it.
+
+    Raises
+    ------
+    OutputError
+        Says why.
+    """
+    place = place_of(path)
+    data = place.with_name(f"{place.name}.data")
+    try:
+        is_folder = stat.S_ISDIR(os.lstat(data).st_mode)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"The output's data file {data.name!r} can't be written: {getattr(error, 'strerror', error)}; nothing was "
+            "left behind."
+        ) from error
+    if is_folder:
+        raise OutputError(
+            f"The output's data file would be {str(data)!r}, which is a folder; give the output another name."
+        )
+
+
+def check_link(path: Path, has_data: bool) -> None:
+    """Refuse a link as the place of a model that would not be found whole, or would change what others have.
+
+    Parameters
+    ----------
+    path : Path
+    has_data : bool
+        Whether data files will be beside the model: then the link must be beside what it leads to.
+
+    Raises
+    ------
+    OutputError
+        Says why.
+    """
+    place, given = place_of(path), place_of(path.parent)
+    if place.parent == given:
+        return
+    if place.parent.name == "blobs" and "snapshots" in given.parts:
+        raise OutputError(
+            f"The output {str(path)!r} is a link into a cache of downloads, whose files other revisions share; give "
+            "another name."
+        )
+    if has_data:
+        raise OutputError(
+            f"The output {str(path)!r} is a link to {str(place)!r} in another folder, and data beside one isn't beside "
+            "the other; give the name of the file itself, or remove the link."
+        )
+
+
+def _check(path: Path, what: str, stream: bool) -> None:
+    into = stream_of(path)
+    if into is not None:
+        if not stream:
+            raise OutputError(
+                f"{what} is a device or a pipe, and a model needs a file; give the name of a file."
+            )
+        if isinstance(into, str) and not os.access(path, os.W_OK):
+            raise OutputError(f"{what} can't be written: Permission denied; give another name.")
+        return
+    place = place_of(path)
+    folder = place.parent
+    if not folder.is_dir():
+        raise OutputError(f"{what} is to be in a folder that doesn't exist; create it first.")
+    try:
+        status = os.lstat(place)
+    except FileNotFoundError:
+        status = None
+    if status is None:
+        pass
+    elif stat.S_ISDIR(status.st_mode):
+        raise OutputError(f"{what} is a folder; give the name of a file.")
+    elif stat.S_ISLNK(status.st_mode):
+        raise OutputError(f"{what} is a link that leads in a circle; give another name.")
+    elif not os.access(place, os.W_OK):
+        raise OutputError(
+            f"{what} can't be written: it is read-only; give another name, or make it writable."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{what} can't be written: its folder {str(folder)!r} is read-only; give another folder."
+        )
+    if status is not None and _sticks(status, folder.stat()):
+        raise OutputError(
+            f"{what} can't be replaced: it is another user's, in a folder of many; give another name."
+        )
+
+
+def _sticks(file: os.stat_result, folder: os.stat_result) -> bool:
+    """Whether a file is in a folder such as /tmp, and somebody else's."""
+    if sys.platform == "win32" or not folder.st_mode & stat.S_ISVTX:
+        return False
+    user = os.geteuid()
+    return user not in (0, file.st_uid, folder.st_uid)
