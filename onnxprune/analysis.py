@@ -154,28 +154,33 @@ def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep
     nodes = [graph.node[i] for i in model.order]
     outputs = [v.name for v in graph.output]
     failure: TraceError | None = None
-    for inputs in binding.bindings(graph, given):
-        tracer = _tracer(model, weights, inputs, {})
-        try:
-            coupling, tracer = _couple(model, tracer, nodes, inputs, outputs)
-        except TraceError as error:
-            failure = failure or error
-            continue
-        sizes = Sizes(tracer)
-        follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
-        elements = {name: weight.elem for name, weight in weights.items()}
-        grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
-        return Analysis(model, tracer, coupling, grouping, inputs, sizes, given)
+    for strict in (True, False):  # what a run says counts where inference is wrong about a model
+        for inputs in binding.bindings(graph, given):
+            tracer = (
+                _tracer(model, weights, inputs, {}) if strict else _measured(model, weights, nodes, inputs)
+            )
+            if tracer is None:
+                continue
+            try:
+                coupling, tracer = _couple(model, tracer, nodes, inputs, outputs)
+            except TraceError as error:
+                failure = failure or error
+                continue
+            sizes = Sizes(tracer)
+            follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
+            elements = {name: weight.elem for name, weight in weights.items()}
+            grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+            return Analysis(model, tracer, coupling, grouping, inputs, sizes, given)
     raise ModelError(
-        f"The shapes of the graph do not agree ({failure}): give the shapes of its inputs with --input-shape, "
-        "or repair the model."
+        f"The shapes of the graph do not agree ({failure}), and onnxruntime doesn't run it either: give the shapes of "
+        "its inputs with --input-shape, or repair the model."
     )
 
 
 def _couple(
     model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], outputs: list[str]
 ) -> tuple[Coupling, Tracer]:
-    """Couple the graph; where inference leaves shapes open, take them from one run of the model.
+    """Couple the graph; where inference leaves shapes open, take them from one run, or from what the model declares.
 
     Returns the tracer that knows them, too.
     """
@@ -183,15 +188,46 @@ def _couple(
     unknown = [
         n for a in coupling.nodes for n in a.node.outputs if n and tracer.types.get(n, (0, None))[1] is None
     ]
-    if not unknown:
+    if not unknown or tracer.measured:
         return coupling, tracer
     from onnxprune.probing import probe_types
 
-    hints = probe_types(model, inputs, unknown)
+    hints = {**_declared(model, inputs, unknown), **probe_types(model, inputs, unknown)}
     if not hints:
         return coupling, tracer
     again = _tracer(model, tracer.weights, inputs, hints)
     return couple(again, nodes, inputs, outputs), again
+
+
+def _measured(
+    model: Model, weights: Mapping[str, Weight], nodes: list[NodeProto], inputs: Mapping[str, Shape]
+) -> Tracer | None:
+    """Return a trace whose types are those of a run, for a model that only inference finds fault with; else None."""
+    from onnxprune.probing import probe_types
+
+    types = probe_types(model, inputs, [n for node in nodes for n in node.output if n and n not in weights])
+    if not types:
+        return None
+    tracer = _tracer(model, weights, inputs, types)
+    tracer.measured = True
+    return tracer
+
+
+def _declared(model: Model, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, Typed]:
+    """Return the types that a model declares of tensors, under a binding: behind ops that nobody here knows."""
+    graph = model.proto.graph
+    sizes: dict[str, int] = {}
+    for value in binding.real_inputs(graph):
+        for dim, size in zip(binding.declared(value) or (), inputs.get(value.name, ()), strict=False):
+            if isinstance(dim, str):
+                sizes[dim] = size
+    wanted, found = set(names), dict[str, Typed]()
+    for value in (*graph.value_info, *graph.output):
+        axes = binding.declared(value) if value.name in wanted else None
+        shape = [sizes.get(a, 0) if isinstance(a, str) else a for a in axes or (0,)]
+        if axes is not None and all(shape):
+            found[value.name] = (value.type.tensor_type.elem_type, tuple(shape))
+    return found
 
 
 def _tracer(

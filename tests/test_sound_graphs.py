@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxprune
+from onnxprune.errors import ModelError
+from onnxprune.ops import TABLE, Node, Refusal, Row
 
 from outside import exact, feeds_of, half, run  # isort: skip
 from small_models import Builder  # isort: skip
@@ -162,3 +165,52 @@ def test_maxima_open_where_inexact_is_allowed() -> None:
     found = half(model, allow_inexact=True)
     assert found.report.inexact
     assert found.report.after.parameters < 0.6 * found.report.before.parameters
+
+
+def test_a_model_that_runs_is_never_called_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where inference is wrong about a model, the types of a run count; only one that doesn't run is at fault."""
+    rule = TABLE["com.microsoft", "QLinearConcat"]
+
+    def forgetful(node: Node) -> Row | Refusal:
+        row = rule(node)
+        return dataclasses.replace(row, elems={}) if isinstance(row, Row) else row
+
+    monkeypatch.setitem(TABLE, ("com.microsoft", "QLinearConcat"), forgetful)
+    found = half(quantized("concat"))
+    assert found.report.after.parameters < 0.62 * found.report.before.parameters
+    b = Builder(3)
+    broken = b.op("Add", [b.conv("x", "first", 3, 16), b.weight("w", 5, 1, 1)], "add")
+    with pytest.raises(ModelError, match="onnxruntime doesn't run it either"):
+        onnxprune.inspect(onnx.helper.make_model(
+            helper.make_graph(b.nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
+                              [helper.make_tensor_value_info(broken, TensorProto.FLOAT, None)], b.weights),
+            opset_imports=[helper.make_opsetid("", 17)], ir_version=9))  # fmt: skip
+
+
+def unknown(shape: list[int | str] | None, batch: int | str = 2) -> onnx.ModelProto:
+    """Two convolutions, an op that nobody knows, and two more; the op's result has a declared shape, or none."""
+    b = Builder(6)
+    x = b.op("Relu", [b.conv(b.conv("x", "one", 3, 16), "two", 16, 16)], "relu")
+    y = b.op("Strange", [x], "strange", domain="my.plugin")
+    y = b.conv(b.op("Relu", [b.conv(y, "three", 16, 32)], "last"), "four", 32, 4)
+    model = b.model({"x": [batch, 3, 8, 8]}, y, domain="my.plugin")
+    if shape is not None:
+        model.graph.value_info.append(helper.make_tensor_value_info("strange_out", TensorProto.FLOAT, shape))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "opened"),
+    [([2, 16, 8, 8], 2, True), (["N", 16, 8, 8], "N", True), (["M", 16, 8, 8], "N", False), (None, 2, False)],
+)
+def test_declared_shapes_count_behind_unknown_ops(
+    shape: list[int | str] | None, batch: int | str, opened: bool
+) -> None:
+    found = half(unknown(shape, batch), verify=False)
+    assert {(c.tensor, c.axis) for c in found.report.cuts} >= {("one.weight", 0), ("two.weight", 1)}
+    assert (("three.weight", 0) in {(c.tensor, c.axis) for c in found.report.cuts}) == opened
+    assert not {("two.weight", 0), ("three.weight", 1)} & {(c.tensor, c.axis) for c in found.report.cuts}
+    declared = [v for v in found.model.graph.value_info if v.name == "strange_out"]
+    assert [[d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in declared] == [
+        shape
+    ] * len(declared)

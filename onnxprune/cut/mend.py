@@ -50,6 +50,7 @@ class Mender:
             value = before.value if same and before is not None else self._small(name, before)
             weights[name] = Weight(info.elem_type, tuple(info.dims), value)
         self.new = Tracer(tracer.opsets, weights, hints=self._hints(tracer), types=dict(self._inputs(tracer)))
+        self.new.measured = tracer.measured
 
     def _small(self, name: str, before: Weight | None) -> NDArray[Any] | None:
         return self.writer.model.weight(name) if before is None or before.value is not None else None

@@ -115,6 +115,8 @@ class Tracer:
         Tensor name -> value, for small tensors that are known before the model runs.
     hints : dict
         Shapes of tensors that inference can't give (from a run of the model).
+    measured : bool
+        The hints say everything: inference is wrong about this model, which runs.
     """
 
     opsets: Mapping[str, int]
@@ -122,6 +124,7 @@ class Tracer:
     types: dict[str, Typed] = field(default_factory=dict)
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
     hints: Mapping[str, Typed] = field(default_factory=dict)
+    measured: bool = False
     _inferred: dict[Any, list[Typed]] = field(default_factory=dict)
     _schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = field(default_factory=dict)
 
@@ -172,6 +175,8 @@ class Tracer:
         )
 
     def _outputs(self, proto: NodeProto, attrs: dict[str, Any]) -> list[Typed]:
+        if self.measured:
+            return [self.hints.get(n, (0, None)) for n in proto.output]
         typed = [self.types.get(n, (0, None)) for n in proto.input]
         small = {n: self.values[n] for n in proto.input if n and n in self.values}
         small = {n: v for n, v in small.items() if v.size <= MAX_ELEMENTS}
