@@ -6,7 +6,6 @@ weights.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -265,7 +264,7 @@ def settled(options: Options, decision: Decision) -> Options:
         return options
     units = sum(g.units for g in decision.groups)
     share = round(sum(len(u) for u in decision.removed.values()) / max(units, 1), 6)
-    return dataclasses.replace(options, ratio=share, target=())
+    return options.decided(share)
 
 
 def judged(options: Options, report: Report) -> list[dict[str, Any]]:

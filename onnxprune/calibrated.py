@@ -330,9 +330,7 @@ class Work:
         units = sum(g.units for g in self.groups)
         decision = Decision(self.groups, removed, self.align)
         share = round(sum(len(u) for u in removed.values()) / max(units, 1), 6)
-        plan = plan_of(
-            job.sha256(), dataclasses.replace(options, ratio=share, target=()), self.analysis, decision
-        )
+        plan = plan_of(job.sha256(), options.decided(share), self.analysis, decision)
         job.report_with = {
             "calibration": {
                 "source": self.fit_on.source,

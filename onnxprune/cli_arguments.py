@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from onnxprune.declaring import STAGES, flag, specs
+from onnxprune.declaring import flag, specs
 from onnxprune.errors import UsageError
 from onnxprune.options import Options, parse_shape
 
@@ -89,9 +89,6 @@ examples:
 Zeros make no model faster by themselves: the report says which runtime gains what.
 """
 
-#: Options of a decision that the groups don't depend on.
-_NO_GROUPS = ("ratio", "criterion", "align", "scope", "cap", "ignore", "only", "seed")
-
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are `UsageError`, so that every error looks the same."""
@@ -146,14 +143,10 @@ def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.
     return parser
 
 
-def _add_options(
-    parser: argparse.ArgumentParser,
-    stages: Collection[str],
-    skip: Collection[str] = (),
-    kind: Any = Options,
-) -> None:
+def _add_options(parser: argparse.ArgumentParser, command: str, kind: Any = Options) -> None:
+    """Add the options that say that this command takes them."""
     for spec in specs(kind):
-        if spec.metadata["stage"] in stages and spec.name not in skip:
+        if command in spec.metadata["commands"]:
             _add_option(parser, spec)
 
 
@@ -242,7 +235,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _prune(commands: Any) -> None:
     parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", _PRUNE)
     _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
-    _add_options(parser, STAGES)
+    _add_options(parser, "prune")
     parser.add_argument(
         "--report",
         metavar="R.html|R.json",
@@ -257,7 +250,7 @@ def _inspect(commands: Any) -> None:
         commands, "inspect", "show what can be cut, what is frozen and why; writes nothing", _INSPECT
     )
     parser.add_argument("in", metavar="IN", nargs="?", help="the model")
-    _add_options(parser, ("decide",), skip=_NO_GROUPS)
+    _add_options(parser, "inspect")
     parser.add_argument("--ops", action="store_true", help="print the op table; needs no model")
     parser.add_argument("--html", metavar="OUT.html", help="write it as a page to look at, too")
     parser.add_argument(
@@ -275,7 +268,7 @@ def _explain(commands: Any) -> None:
     _files(parser, ("in", "the model"))
     parser.add_argument("tensor", metavar="TENSOR", help="a tensor, tensor:axis, or a node for its output")
     parser.add_argument("axis", metavar="AXIS", nargs="?", type=_int, help="all of them otherwise")
-    _add_options(parser, ("decide",), skip=_NO_GROUPS)
+    _add_options(parser, "explain")
     _json(parser)
 
 
@@ -284,10 +277,7 @@ def _sensitivity(commands: Any) -> None:
         commands, "sensitivity", "measure what each group's channels are worth, on samples", _SENSITIVITY
     )
     _files(parser, ("in", "the model"))
-    _add_options(parser, ("decide",), skip=("ratio", "target", "align", "scope", "cap"))
-    _add_options(
-        parser, ("calibrate",), skip=("recover", "labels", "min_agreement", "max_drop", "steps", "trials")
-    )
+    _add_options(parser, "sensitivity")
     _json(parser)
 
 
@@ -297,7 +287,7 @@ def _plan(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="P.json", required=True, help="where the plan goes; - is standard output"
     )
-    _add_options(parser, ("decide", "speed"))
+    _add_options(parser, "plan")
 
 
 def _apply(commands: Any) -> None:
@@ -308,7 +298,7 @@ def _apply(commands: Any) -> None:
         ("plan", "the plan"),
         ("out", "where the result goes"),
     )
-    _add_options(parser, ("verify", "write"))
+    _add_options(parser, "apply")
     parser.add_argument(
         "--report", metavar="R.html|R.json", help="write the report; a page to look at if it ends in .html"
     )
@@ -319,10 +309,7 @@ def _verify(commands: Any) -> None:
     parser = _command(commands, "verify", "prove that a pruned model equals the masked original, by its plan")
     _files(parser, ("original", "the model before"), ("pruned", "the model after"))
     parser.add_argument("--plan", metavar="P.json", required=True, help="the plan that says what was cut")
-    _add_options(parser, ("verify",), skip=("verify",))
-    parser.add_argument(
-        "--seed", type=_int, default=argparse.SUPPRESS, metavar="N", help="seed of the random inputs"
-    )
+    _add_options(parser, "verify")
     _json(parser)
 
 
@@ -334,7 +321,7 @@ def _run(commands: Any) -> None:
     parser.add_argument(
         "--passes", required=True, metavar="LIST", help='such as "resolve_shapes,prune{ratio=0.5},shrink"'
     )
-    _add_options(parser, ("write",))
+    _add_options(parser, "run")
 
 
 def _sparsify(commands: Any) -> None:
@@ -342,7 +329,7 @@ def _sparsify(commands: Any) -> None:
 
     parser = _command(commands, "sparsify", "put zeros into weights in a pattern, such as 2:4", _SPARSIFY)
     _files(parser, ("in", "the model"), ("out", "where the result goes"))
-    _add_options(parser, STAGES, kind=SparseOptions)
+    _add_options(parser, "sparsify", kind=SparseOptions)
     parser.add_argument(
         "--report",
         metavar="R.html|R.json",

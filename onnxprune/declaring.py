@@ -13,11 +13,31 @@ from typing import Any, Self, TypedDict
 
 from onnxprune.errors import UsageError
 
-__all__ = ["STAGES", "SharedFields", "SharedOptions", "flag", "option", "patterns", "specs"]
+__all__ = [
+    "NEEDS",
+    "STAGES",
+    "SharedFields",
+    "SharedOptions",
+    "default_of",
+    "flag",
+    "option",
+    "patterns",
+    "specs",
+]
 
 #: What an option belongs to, in the order of help and docs: the decision (recorded in the plan), samples, times, the
 #: proof, or the file that is written.
 STAGES = ("decide", "calibrate", "speed", "verify", "write")
+
+#: What options may need, a property of their class each -> the sentence that refuses one, by its flag, without.
+NEEDS = {
+    "calibrated": "{0} needs samples; give them with --calib, or leave {0} out.",
+    "timed": "{0} is for timing, which nothing asks for; add --check-speed or a latency target, or leave {0} out.",
+    "verify": "{0} is for the proof, which --no-verify leaves out; leave one of them out.",
+    "by_ratio": "{0} is for --ratio; a budget is shared over the whole model in any case, so leave {0} out.",
+    "by_budget": "{0} is for --target; a --ratio takes the same share everywhere, so leave {0} out.",
+    "searched": "{0} is for --calib or --permute; add one of them, or leave {0} out.",
+}
 
 
 def option(
@@ -28,7 +48,8 @@ def option(
     metavar: str = "",
     unit: str = "",
     flag: str = "",
-    needs_samples: bool = False,
+    commands: str = "prune",
+    needs: str = "",
 ) -> Any:
     """Return the field of an option.
 
@@ -43,8 +64,10 @@ def option(
     metavar, unit : str
     flag : str
         The command line's name, if it isn't the field's.
-    needs_samples : bool
-        Without ``calib`` the option does nothing, and is refused.
+    commands : str
+        Names of the commands that take it, with spaces between.
+    needs : str
+        What the option does nothing without, so that it is refused; see `NEEDS`. Several with spaces between.
     """
     metadata = {
         "help": text,
@@ -52,7 +75,8 @@ def option(
         "metavar": metavar,
         "unit": unit,
         "flag": flag,
-        "needs_samples": needs_samples,
+        "commands": tuple(commands.split()),
+        "needs": tuple(needs.split()),
     }
     if default is dataclasses.MISSING:
         return field(metadata=metadata)
@@ -88,6 +112,12 @@ def patterns(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
     return found
 
 
+def default_of(spec: dataclasses.Field[Any]) -> Any:
+    """Return an option's default; MISSING where it must be given."""
+    factory = spec.default_factory
+    return spec.default if factory is dataclasses.MISSING else factory()
+
+
 @dataclass(frozen=True, kw_only=True)
 class SharedOptions:
     """Samples, and the file that is written."""
@@ -97,30 +127,36 @@ class SharedOptions:
         "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
         "script.py:function, or 'synthetic'",
         stage="calibrate",
+        commands="prune sensitivity sparsify",
         metavar="SAMPLES",
     )
     samples: int | None = option(
         None,
         "with --calib: use at most this many samples (256 synthetic ones)",
         stage="calibrate",
+        commands="prune sensitivity sparsify",
         metavar="N",
-        needs_samples=True,
+        needs="calibrated",
     )
     calib_provider: str = option(
         "cpu",
         "with --calib: run the samples on this execution provider of onnxruntime, such as cuda",
         stage="calibrate",
+        commands="prune sensitivity sparsify",
         metavar="NAME",
-        needs_samples=True,
+        needs="calibrated",
     )
     labels: str | None = option(
         None,
         "with --calib: the key of true labels in the samples, for the accuracy in the report",
         stage="calibrate",
+        commands="prune sparsify",
         metavar="KEY",
-        needs_samples=True,
+        needs="calibrated",
     )
-    in_place: bool = option(False, "allow OUT to be the same file as IN", stage="write")
+    in_place: bool = option(
+        False, "allow OUT to be the same file as IN", stage="write", commands="prune apply run sparsify"
+    )
     external_data_threshold: int | None = option(
         None,
         "move weights of at least this size to OUT.data; what onnxruntime must find in the model stays",
@@ -131,21 +167,29 @@ class SharedOptions:
 
     def __post_init__(self) -> None:
         """Refuse what needs samples where there are none, and check the range of ``samples``."""
-        for spec in specs(self):
-            if (
-                self.calib is None
-                and spec.metadata["needs_samples"]
-                and getattr(self, spec.name) != spec.default
-            ):
-                raise UsageError(
-                    f"{flag(spec)} needs samples; give them with --calib, or leave {flag(spec)} out."
-                )
+        self._refuse_idle(["calibrated"])
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"--samples must be at least 1; got {self.samples}.")
 
+    def _given(self) -> list[dataclasses.Field[Any]]:
+        """Return the options that aren't at their defaults."""
+        return [spec for spec in specs(self) if not _same(getattr(self, spec.name), default_of(spec))]
+
+    def _refuse_idle(self, needs: Iterable[str]) -> None:
+        """Refuse options that would do nothing, since what they need, of these needs, isn't asked for."""
+        missing = [need for need in needs if not getattr(self, need)]
+        for spec in self._given():
+            for need in (need for need in spec.metadata["needs"] if need in missing):
+                raise UsageError(NEEDS[need].format(flag(spec)))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there are samples."""
+        return self.calib is not None
+
     def without_samples(self, **more: Any) -> Self:
         """Return the same options without samples, and without those that need some; ``more`` are replaced, too."""
-        plain = {spec.name: spec.default for spec in specs(self) if spec.metadata["needs_samples"]}
+        plain = {spec.name: default_of(spec) for spec in specs(self) if spec.metadata["needs"]}
         return dataclasses.replace(self, **{**plain, "calib": None, **more})
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +205,10 @@ class SharedOptions:
                 value = {name: list(shape) for name, shape in value.items()}
             found[spec.name] = value
         return found
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and bool(value == default))
 
 
 class SharedFields(TypedDict, total=False):

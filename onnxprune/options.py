@@ -6,6 +6,7 @@ This module imports nothing heavy, since the command line reads it before it kno
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Options(SharedOptions):
         None,
         "share of the units (channels, heads, neurons) of every group to remove; 0 copies the file",
         stage="decide",
+        commands="prune plan",
         metavar="R",
         unit="0 <= R < 1",
     )
@@ -43,6 +45,7 @@ class Options(SharedOptions):
         "how units are ranked: random, l1, l2, lp, lamp, fpgm, bn_scale; with --calib also obs, wanda, act_variance, "
         "apoz, taylor, obd, regression; auto is obs with --calib and l2 without",
         stage="decide",
+        commands="prune plan sensitivity",
         metavar="NAME",
     )
     align: str | int | None = option(
@@ -50,6 +53,7 @@ class Options(SharedOptions):
         "keep widths on multiples of this many channels: 'auto' suits this machine's onnxruntime, none is 1; or of a "
         "target: ort-avx512, ort-avx2, trt-fp16, trt-fp16-2:4, trt-int8, qualcomm-htp, coreml, openvino-sparse",
         stage="decide",
+        commands="prune plan",
         metavar="auto|none|N|TARGET",
         unit="channels",
     )
@@ -57,12 +61,15 @@ class Options(SharedOptions):
         "local",
         "rank the units within each group (local), or of the whole model together (global)",
         stage="decide",
+        commands="prune plan",
+        needs="by_ratio",
         metavar="local|global",
     )
     cap: float = option(
         0.9,
         "with --scope global: the largest share of any one group that may go",
         stage="decide",
+        commands="prune plan",
         metavar="SHARE",
         unit="0 < SHARE <= 1",
     )
@@ -70,18 +77,21 @@ class Options(SharedOptions):
         (),
         "leave alone what matches: the name of a group, weight or node (regular expression, repeatable)",
         stage="decide",
+        commands="prune plan sensitivity",
         metavar="REGEX",
     )
     only: tuple[str, ...] = option(
         (),
         "cut nothing but the channels that a matching group, weight or node produces (repeatable)",
         stage="decide",
+        commands="prune plan sensitivity",
         metavar="REGEX",
     )
     input_shapes: Shapes = option(  # noqa: RUF009 - makes a field
         {},
         "sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)",
         stage="decide",
+        commands="prune plan inspect explain sensitivity run",
         metavar="NAME:D,D,...",
         flag="--input-shape",
     )
@@ -89,9 +99,14 @@ class Options(SharedOptions):
         False,
         "also cut axes that an average or a maximum is taken over (LayerNorm width); the result is marked inexact",
         stage="decide",
+        commands="prune plan inspect explain sensitivity",
     )
     seed: int = option(
-        0, "seed of the random criterion and of the random test inputs", stage="decide", metavar="N"
+        0,
+        "seed of the random criterion and of the random test inputs",
+        stage="decide",
+        commands="prune plan sensitivity verify",
+        metavar="N",
     )
     target: tuple[str, ...] = option(
         (),
@@ -99,6 +114,7 @@ class Options(SharedOptions):
         "bytes=20MB, memory=0.7 (activations alive at once, and weights), latency=4ms (measured here); all of several "
         "must hold (repeat it, or macs=0.5+bytes=20MB)",
         stage="decide",
+        commands="prune plan",
         metavar="KIND=VALUE",
     )
     recover: str = option(
@@ -107,22 +123,23 @@ class Options(SharedOptions):
         "(layer by layer, quicker), stats, bias, none",
         stage="calibrate",
         metavar="NAME",
-        needs_samples=True,
+        needs="calibrated",
     )
     steps: int = option(
         1,
         "with --calib: reach the cut in this many steps of prune and refit, taking the loss curves again after each",
         stage="calibrate",
         metavar="K",
-        needs_samples=True,
+        needs="calibrated",
     )
     rotate: bool = option(
         True,
         "with --calib: first turn attention heads and linear bottlenecks, without loss, so that few of their axes hold "
         "most of what is read",
         stage="calibrate",
+        commands="prune sensitivity",
         flag="--no-rotate",
-        needs_samples=True,
+        needs="calibrated",
     )
     trials: int = option(
         4,
@@ -130,7 +147,7 @@ class Options(SharedOptions):
         "of the model, and again in groups that many layers read; 0 for none",
         stage="calibrate",
         metavar="N",
-        needs_samples=True,
+        needs="calibrated by_budget",
     )
     min_agreement: float | None = option(
         None,
@@ -139,7 +156,7 @@ class Options(SharedOptions):
         stage="calibrate",
         metavar="SHARE",
         unit="0 to 1",
-        needs_samples=True,
+        needs="calibrated",
     )
     max_drop: float | None = option(
         None,
@@ -148,39 +165,60 @@ class Options(SharedOptions):
         stage="calibrate",
         metavar="POINTS",
         unit="points",
-        needs_samples=True,
+        needs="calibrated",
     )
     check_speed: bool = option(
         False,
         "time the result against the input; one that isn't faster is cut again on wider multiples, and never written "
         "(always so with a latency target)",
         stage="speed",
+        commands="prune plan",
     )
     provider: str = option(
-        "cpu", "time on this execution provider of onnxruntime", stage="speed", metavar="NAME"
+        "cpu",
+        "time on this execution provider of onnxruntime",
+        stage="speed",
+        commands="prune plan",
+        needs="timed",
+        metavar="NAME",
     )
     batch: int | None = option(
-        None, "time with this first axis of every input, where it is dynamic", stage="speed", metavar="N"
+        None,
+        "time with this first axis of every input, where it is dynamic",
+        stage="speed",
+        commands="prune plan",
+        needs="timed",
+        metavar="N",
     )
     threads: int | None = option(
         None,
         "time with this many threads; as many as onnxruntime likes otherwise",
         stage="speed",
+        commands="prune plan",
+        needs="timed",
         metavar="N",
     )
     verify: bool = option(
-        True, "skip the proof that the result computes what it must", stage="verify", flag="--no-verify"
+        True,
+        "skip the proof that the result computes what it must",
+        stage="verify",
+        commands="prune apply",
+        flag="--no-verify",
     )
     inputs: Any = option(  # noqa: RUF009 - makes a field
         None,
         "inputs to verify on, beside random ones: an .npz file with one array for each input",
         stage="verify",
+        commands="prune apply verify",
+        needs="verify",
         metavar="FILE.npz",
     )
     rtol: float | None = option(
         None,
         "greatest relative error of law 1 that passes; by default 1e-4, or 1e-9 where all floats are double",
         stage="verify",
+        commands="prune apply verify",
+        needs="verify",
         metavar="E",
         unit="of the largest output value",
     )
@@ -189,6 +227,7 @@ class Options(SharedOptions):
         """Check ranges, and bring values to their own types."""
         super().__post_init__()
         _check_amounts(self)
+        self._refuse_idle(["timed", "verify", "by_ratio", "by_budget"])
         if self.ratio is None:
             if not self.target and self.min_agreement is None and self.max_drop is None:
                 raise UsageError("--ratio or --target must say how much shall go.")
@@ -213,6 +252,32 @@ class Options(SharedOptions):
         object.__setattr__(
             self, "input_shapes", {n: tuple(int(d) for d in s) for n, s in self.input_shapes.items()}
         )
+
+    @property
+    def timed(self) -> bool:
+        """Whether results are to be timed."""
+        parts = (part for text in self.target for part in text.split("+"))
+        return self.check_speed or any(part.strip().startswith("latency=") for part in parts)
+
+    @property
+    def by_ratio(self) -> bool:
+        """Whether a share of the units goes."""
+        return self.ratio is not None
+
+    @property
+    def by_budget(self) -> bool:
+        """Whether a budget is shared among the groups, be it that of a search."""
+        return bool(self.target) or self.min_agreement is not None or self.max_drop is not None
+
+    def decided(self, ratio: float) -> Options:
+        """Return the options as a plan has them: the share of the units that went, whatever decided it."""
+        fixed: dict[str, Any] = {
+            "target": (),
+            "min_agreement": None,
+            "max_drop": None,
+            "trials": Options.trials,
+        }
+        return dataclasses.replace(self, ratio=ratio, check_speed=self.timed, **fixed)
 
 
 class MoreFields(SharedFields, total=False):

@@ -25,7 +25,7 @@ from onnxprune.budgeting import Budgets, decide_within, judged, settled
 from onnxprune.carry import Carried, Dead, Failed, carry
 from onnxprune.cut.rewrite import Rewritten, rewrite
 from onnxprune.deciding import Decision, decide, plan_of, resolve, step_of
-from onnxprune.errors import ModelError, VerificationError
+from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.given import feeds
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.inline import inline
@@ -165,6 +165,8 @@ def prune(job: Job, output: Path | None) -> Result:
     """
     refuse_overwrite(job.model, output, job.options.in_place, job.options.external_data_threshold)
     if job.options.ratio == 0:
+        if job.options.check_speed:
+            raise UsageError("--ratio 0 copies the file, which can't be faster; leave --check-speed out.")
         return _copy(job, output)
     plan, analysis, decision = make_plan(job)
     return carry_out(job, analysis, plan, decision, output)

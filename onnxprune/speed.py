@@ -22,7 +22,6 @@ from onnxprune.machine import align_step
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import Session
-from onnxprune.targets import parse_target
 
 __all__ = ["Speed", "is_asked", "settle", "steps_of", "surely"]
 
@@ -38,8 +37,7 @@ WITHIN = 1.05
 
 def is_asked(options: Options) -> bool:
     """Whether results are to be timed."""
-    targets = parse_target("+".join(options.target).split(",")[0]) if options.target else ()
-    return options.check_speed or any(t.kind == "latency" for t in targets)
+    return options.timed
 
 
 @dataclass

@@ -47,7 +47,7 @@ def line(command: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", [Options, SparseOptions])
 def test_every_option_that_speaks_of_samples_is_declared_to_need_some(kind: Any) -> None:
-    needing = {spec.name for spec in specs(kind) if spec.metadata["needs_samples"]}
+    needing = {spec.name for spec in specs(kind) if "calibrated" in spec.metadata["needs"]}
     assert needing == set(PRUNE if kind is Options else SPARSIFY)
     speaking = {spec.name for spec in specs(kind) if "with --calib" in spec.metadata["help"]}
     assert speaking - needing - PARTLY == set()
@@ -78,13 +78,13 @@ def test_refused_without_samples_and_read_with_them(
 @pytest.mark.parametrize(("kind", "how"), [(Options, {"ratio": 0.5}), (SparseOptions, {"pattern": "2:4"})])
 def test_at_their_defaults_they_are_no_offence(kind: Any, how: dict[str, Any]) -> None:
     for spec in specs(kind):
-        if spec.metadata["needs_samples"]:
+        if "calibrated" in spec.metadata["needs"]:
             assert kind(**how, **{spec.name: spec.default}).calib is None
 
 
 def test_the_one_that_was_given_is_named() -> None:
     for spec in specs(Options):
-        if spec.metadata["needs_samples"]:
+        if "calibrated" in spec.metadata["needs"]:
             with pytest.raises(UsageError, match=f"^{flag(spec)} needs samples"):
                 Options(ratio=0.5, **{spec.name: 7})
 

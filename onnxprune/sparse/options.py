@@ -27,12 +27,14 @@ class SparseOptions(SharedOptions):
         dataclasses.MISSING,
         "where zeros may be: 2:4 (any N:M, N of M stay), unstructured, block:RxC, kernel, vector",
         stage="decide",
+        commands="sparsify",
         metavar="PATTERN",
     )
     sparsity: float | None = option(
         None,
         "share of the weights that become zero, for patterns other than N:M",
         stage="decide",
+        commands="sparsify",
         metavar="S",
         unit="0 to 1",
     )
@@ -41,6 +43,7 @@ class SparseOptions(SharedOptions):
         "how weights are chosen: magnitude; with --calib also wanda, sparsegpt, obs; auto is obs with --calib and "
         "magnitude without",
         stage="decide",
+        commands="sparsify",
         metavar="NAME",
     )
     scope: str = option(
@@ -48,34 +51,45 @@ class SparseOptions(SharedOptions):
         "the sparsity holds for each weight tensor (local), or for all together (global); auto is global with --calib, "
         "local without",
         stage="decide",
+        commands="sparsify",
         metavar="local|global",
     )
     permute: bool = option(
         False,
         "for N:M: first give channels another order, so that the zeros take less; costs nothing at run time",
         stage="decide",
+        commands="sparsify",
     )
     refit: bool = option(
         True,
         "with --calib: don't refit the weights that stay",
         stage="calibrate",
+        commands="sparsify",
         flag="--no-refit",
-        needs_samples=True,
+        needs="calibrated",
     )
     schedule: str = option(
         "once",
         "with --calib: reach the sparsity at once, or in --steps steps with refits between (cubic)",
         stage="calibrate",
+        commands="sparsify",
         metavar="once|cubic",
-        needs_samples=True,
+        needs="calibrated",
     )
     steps: int = option(
-        1, "with --schedule cubic: how many steps", stage="calibrate", metavar="K", needs_samples=True
+        1,
+        "with --schedule cubic: how many steps",
+        stage="calibrate",
+        commands="sparsify",
+        metavar="K",
+        needs="calibrated",
     )
     input_shapes: Shapes = option(  # noqa: RUF009 - makes a field
         {},
         "with --calib or --permute: sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)",
         stage="calibrate",
+        commands="sparsify",
+        needs="searched",
         metavar="NAME:D,D,...",
         flag="--input-shape",
     )
@@ -83,21 +97,29 @@ class SparseOptions(SharedOptions):
         0,
         "with --calib or --permute: seed of the choice of samples and positions, and of the search for an order",
         stage="calibrate",
+        commands="sparsify",
+        needs="searched",
         metavar="N",
     )
     ignore: tuple[str, ...] = option(
         (),
         "leave weights alone whose name, or whose layer's name, matches (regular expression, repeatable)",
         stage="decide",
+        commands="sparsify",
         metavar="REGEX",
     )
     only: tuple[str, ...] = option(
-        (), "treat no weights but those that match (repeatable)", stage="decide", metavar="REGEX"
+        (),
+        "treat no weights but those that match (repeatable)",
+        stage="decide",
+        commands="sparsify",
+        metavar="REGEX",
     )
     store: str = option(
         "dense",
         "sparse writes a weight as sparse_initializer where that is smaller; many tools can't read it",
         stage="write",
+        commands="sparsify",
         metavar="dense|sparse",
     )
 
@@ -118,6 +140,7 @@ class SparseOptions(SharedOptions):
         if self.permute and not pattern.fixed:
             raise UsageError(f"--permute is for N:M; the order of channels means nothing to {pattern.text}.")
         self._check_calibration()
+        self._refuse_idle(["searched"])
         if self.scope == "auto":
             found = "global" if self.calib is not None and not pattern.fixed else "local"
             object.__setattr__(self, "scope", found)
@@ -129,6 +152,11 @@ class SparseOptions(SharedOptions):
             raise UsageError(f"--store must be 'dense' or 'sparse'; got {self.store!r}.")
         object.__setattr__(self, "ignore", patterns("--ignore", self.ignore))
         object.__setattr__(self, "only", patterns("--only", self.only))
+
+    @property
+    def searched(self) -> bool:
+        """Whether there is anything that inputs or chance decide."""
+        return self.calib is not None or self.permute
 
     def _check_calibration(self) -> None:
         if self.method == "auto":
