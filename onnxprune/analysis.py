@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from onnxprune import wall
 from onnxprune.errors import ModelError
 from onnxprune.graph import binding
 from onnxprune.graph.coupling import Coupling, couple
 from onnxprune.graph.groups import Grouping, group
+from onnxprune.graph.plausible import element_size
 from onnxprune.graph.size_locks import follow
 from onnxprune.graph.sizes import Sizes
-from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, Weight, is_small
+from onnxprune.graph.trace import LARGEST, Shape, TraceError, Tracer, Typed, Unsound, Weight, is_small
 from onnxprune.model import Model
 
 
@@ -132,8 +135,24 @@ def analyse(
     """
     given = dict(input_shapes or {})
     binding.check_given(model.proto.graph, given)
-    with _no_collection():
+    wall.grow(nodes=len(model.proto.graph.node))
+    with _no_collection(), wall.stage("Looking for what can be cut"):
         return _analyse(model, given, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+
+
+def _check_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> None:
+    """Refuse inputs that take too much memory, before any is made."""
+    elements = {v.name: v.type.tensor_type.elem_type for v in binding.real_inputs(graph)}
+    sizes = {name: prod(shape) * element_size(elements[name]) for name, shape in inputs.items()}
+    whole, most = sum(sizes.values()), wall.allowed() * LARGEST
+    if whole > most:
+        name = max(sizes, key=lambda n: sizes[n])
+        raise ModelError(
+            f"The inputs of the model take {whole / 1e6:,.0f} MB, {name!r} most of it, more than the {most / 1e6:,.0f} "
+            "MB that a model of this size may ask for; give smaller ones with --input-shape, or allow more with "
+            "--max-memory."
+        )
+    wall.grow(inputs=whole)
 
 
 @contextmanager
@@ -156,6 +175,7 @@ def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep
     failure: TraceError | None = None
     for strict in (True, False):  # what a run says counts where inference is wrong about a model
         for inputs in binding.bindings(graph, given):
+            _check_inputs(graph, inputs)
             tracer = (
                 _tracer(model, weights, inputs, {}) if strict else _measured(model, weights, nodes, inputs)
             )
@@ -166,11 +186,14 @@ def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep
             except TraceError as error:
                 failure = failure or error
                 continue
+            wall.grow(values=sum(prod(shape) for _, shape in tracer.types.values() if shape is not None))
             sizes = Sizes(tracer)
             follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
             elements = {name: weight.elem for name, weight in weights.items()}
             grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
             return Analysis(model, tracer, coupling, grouping, inputs, sizes, given)
+        if isinstance(failure, Unsound):
+            raise ModelError(str(failure))
     raise ModelError(
         f"The shapes of the graph do not agree ({failure}), and onnxruntime doesn't run it either: give the shapes of "
         "its inputs with --input-shape, or repair the model."

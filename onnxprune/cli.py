@@ -14,9 +14,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from onnxprune import wall, watching
 from onnxprune.cli_arguments import build
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files.commit import written
+from onnxprune.printing import printable
 
 __all__ = ["main"]
 
@@ -34,6 +36,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code; see `onnxprune.errors`.
     """
+    if argv is not None:
+        with printable(), wall.bounds():
+            return _main(argv)
+    _open_standard_files()
+    code = watching.guard()
+    if code is None:
+        with printable():
+            code = _finished()
+    return code
+
+
+def _open_standard_files() -> None:
+    """Give a process without standard output or error the null device, or the next file would take their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _finished() -> int:
+    """Do the work, and let the parent know that it is done."""
+    try:
+        code = _main(None)
+    except SystemExit as ended:  # of --help and --version
+        code = ended.code if isinstance(ended.code, int) else 0
+    wall.finish(code)
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     verbose, before = False, len(written())
     gc.set_threshold(
         100_000, 20, 20
@@ -43,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build().parse_args(argv)
         verbose = bool(args.verbose)
+        wall.limit(args.max_memory, args.max_seconds)
         args.line = shlex.join(["onnxprune", *map(str, sys.argv[1:] if argv is None else argv)])
         from onnxprune import cli_commands
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -140,6 +141,19 @@ def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.
     level = parser.add_mutually_exclusive_group()
     level.add_argument("-v", "--verbose", action="store_true", help="say each step, and tracebacks")
     level.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    parser.add_argument(
+        "--max-memory",
+        type=_size,
+        metavar="SIZE",
+        help="stop when more memory than this is needed, such as 4GB (default grows with the model; Linux)",
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=_seconds,
+        metavar="S",
+        help="stop when a single run of the model, or any other step in a library, takes longer (default grows with "
+        "the model; Linux)",
+    )
     return parser
 
 
@@ -187,6 +201,20 @@ def _float(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _size(text: str) -> float:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)i?b?", text.strip().lower())
+    if not found or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"must be an amount of memory such as 800MB or 4GB, got {text!r}")
+    return float(found[1]) * 1000.0 ** " kmgt".index(found[2] or " ")
+
+
+def _seconds(text: str) -> float:
+    found = _float(text)
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return found
 
 
 def options_from(args: argparse.Namespace, kind: type[Given] = Options, **more: Any) -> Given:  # type: ignore[assignment]

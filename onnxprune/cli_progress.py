@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from onnxprune.printing import clean, drawn_on
 from onnxprune.progress import Watch, duration
 
 __all__ = ["Plain", "live", "showing"]
@@ -106,7 +107,7 @@ def live(stream: TextIO) -> Iterator[Tell]:
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         Times(),
-        console=Console(file=stream),
+        console=Console(file=drawn_on(stream)),
         transient=True,
         redirect_stdout=False,
         refresh_per_second=4,
@@ -117,6 +118,7 @@ def live(stream: TextIO) -> Iterator[Tell]:
         def tell(text: str) -> None:
             watch.tell(text, time.perf_counter())
             share = None if watch.done is None else 100.0
+            text = clean(text)
             shown = text if len(text) <= 44 else text[:43] + "…"
             bar.update(task, description=escape(shown), total=share, completed=100 * (watch.done or 0.0))
 

@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
 
+from onnxprune import wall
 from onnxprune.errors import ModelError
 from onnxprune.files import checks, opening, output, payload
 from onnxprune.files.digest import digests
@@ -113,6 +114,7 @@ class Model:
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         seen = [] if path is None else [output.identity(path)]
         opened = opening.open_model(source, None if base_dir is None else Path(base_dir))
+        wall.grow(weights=opened.nbytes, nodes=len(opened.store.proto.graph.node))
         model = cls(opened.store, path, opened.source, opened.origin)
         model._seen = seen
         return model

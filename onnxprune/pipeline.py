@@ -224,7 +224,9 @@ def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
         with job.stage("verify"):
             found = _prove(job, analysis, analysis.grouping.dead(decision.removed), pruned)
     except Failed as failure:
-        raise VerificationError(f"The pruned model isn't what the plan says: {failure}") from failure
+        raise VerificationError(
+            f"The pruned model isn't what the plan says: {str(failure).rstrip('.')}."
+        ) from failure
     return _law1(found) | {"checks": found.checks, "notes": found.notes}
 
 

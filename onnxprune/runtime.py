@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,9 +20,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from onnxprune import wall
 from onnxprune.errors import UsageError
 from onnxprune.files.external import point
-from onnxprune.files.holding import scratch
 from onnxprune.model import Model
 
 __all__ = ["CPU", "Feeds", "RunError", "Session", "light_proto", "open_session", "provider_of"]
@@ -52,6 +53,10 @@ EXACT = {
     "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
     "TensorrtExecutionProvider": {"trt_fp16_enable": "0"},
 }
+
+
+#: A file that is always there.
+_HERE = Path(__file__).resolve()
 
 
 class RunError(ValueError):
@@ -87,7 +92,8 @@ class Session:
         """
         wanted = list(names if names is not None else self.outputs)
         try:
-            return dict(zip(wanted, self._raw.run(wanted, dict(feeds)), strict=True))
+            with wall.stage("A run of the model in onnxruntime"):
+                return dict(zip(wanted, self._raw.run(wanted, dict(feeds)), strict=True))
         except Exception as error:  # onnxruntime's errors have no common base but this
             raise RunError(_line(error)) from error
 
@@ -210,9 +216,10 @@ class _Config:
         import onnxruntime as ort
 
         told = {} if self.timed else EXACT.get(self.provider, {})
-        found = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=[(self.provider, told)], enable_fallback=0
-        )
+        with wall.stage("Loading the model into onnxruntime"):
+            found = ort.InferenceSession(
+                proto.SerializeToString(), options, providers=[(self.provider, told)], enable_fallback=0
+            )
         if self.provider not in found.get_providers():  # onnxruntime goes on without it
             raise RunError(f"onnxruntime can't start {self.provider} on this machine")
         return found
@@ -268,12 +275,12 @@ def _sharing(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Confi
         if tensor.name in arrays:
             values.append(_value(arrays[tensor.name], tensor.data_type))
             options.add_initializer(tensor.name, values[-1])
-            point(tensor, "weights")
-    with scratch() as folder:
-        # onnxruntime looks whether the external data exists, but doesn't read what it has been given.
-        (folder / "weights").touch()
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        return Session(config.session(light, options), values)
+            point(tensor, _HERE.name)
+    # onnxruntime looks whether the external data exists, but doesn't read what it has been given
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(_HERE.parent)
+    )
+    return Session(config.session(light, options), values)
 
 
 def _copying(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Config) -> Session:

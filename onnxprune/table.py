@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from onnxprune.printing import clean, drawn_on
+
 __all__ = ["amount", "plain", "share", "show"]
 
 Row = Sequence[str]
@@ -41,8 +43,8 @@ def show(
     for n, name in enumerate(head):
         table.add_column(name, justify="left" if n < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    Console(file=stream).print(table)
+        table.add_row(*(escape(_cell(cell)) for cell in row))
+    Console(file=drawn_on(stream)).print(table)
 
 
 def plain(head: Row, rows: Sequence[Row], *, left: int = 1) -> str:
@@ -54,6 +56,7 @@ def plain(head: Row, rows: Sequence[Row], *, left: int = 1) -> str:
            before  after
     bytes      12      6
     """
+    rows = [[_cell(cell) for cell in row] for row in rows]
     widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
     lines = []
     for row in (head, *rows):
@@ -62,6 +65,11 @@ def plain(head: Row, rows: Sequence[Row], *, left: int = 1) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Return a text that fits a line: a name could forge another."""
+    return clean(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def amount(number: float | None) -> str:

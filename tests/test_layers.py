@@ -15,14 +15,16 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The layers, lowest first. A module may import from its own layer and from those before it.
 #: A new core module is added here; a new leaf (criterion, budget, pass) or op file needs no line.
 LAYERS = (
-    "errors registry page progress tilt graph.group_types proof.compare table sentences graph.space "
+    "errors wall watching printing",
+    "registry page progress tilt graph.group_types proof.compare table sentences graph.space "
     "graph.values machine",
     "targets",
     "declaring options files.wire files.protowalk files.payload files.external files.sizes files.store files.digest "
-    "files.checks files.opening files.output graph.binding given "
+    "files.checks files.schema files.texts files.opening files.output graph.binding given "
     "files.holding files.target files.disk files.beside files.commit files.pair record",
     "model places",
     "ops",
+    "graph.plausible",
     "graph.trace graph.lengths graph.length_rules graph.sizes",
     "graph.live graph.branches graph.inline",
     "graph.escapes graph.coupling graph.size_locks graph.belongings graph.groups",

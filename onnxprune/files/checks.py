@@ -24,7 +24,11 @@ from onnxprune.files.protowalk import describe, subgraphs
 
 __all__ = ["MOST_INLINED", "check", "topological_order"]
 
-MOST_INLINED = 1_000_000  # nodes, after inlining all functions
+#: Nodes after inlining all functions, and those for each node that is written down.
+MOST_INLINED, PER_NODE = 20_000, 64
+#: Bytes after inlining all functions, and those for each byte of nodes.
+MOST_BYTES, PER_BYTE = 1 << 26, 16
+MOST_DEPTH = 100  # of functions that call each other: what onnx's inliner takes
 
 _Key = tuple[str, str, str]
 
@@ -242,7 +246,9 @@ def _check_functions(proto: onnx.ModelProto) -> None:
                 "twice; export the model again or rename one."
             )
         bodies[key] = _calls(function.node, keys)
+    _check_calls(proto)
     sizes: dict[_Key, int] = {}
+    depth: dict[_Key, int] = {}
     waiting = {key: len(calls) for key, (_, calls) in bodies.items()}
     callers: dict[_Key, list[_Key]] = {key: [] for key in keys}
     for key, (_, calls) in bodies.items():
@@ -252,6 +258,12 @@ def _check_functions(proto: onnx.ModelProto) -> None:
     while ready:
         key = ready.pop()
         sizes[key] = _inlined(bodies[key], sizes)
+        depth[key] = 1 + max((depth[callee] for callee in bodies[key][1]), default=0)
+        if depth[key] > MOST_DEPTH:
+            raise ModelError(
+                f"The function {key[1]!r} calls others more than {MOST_DEPTH} deep, which onnx doesn't inline; inline "
+                "some of them, or export the model without functions."
+            )
         for caller in callers[key]:
             waiting[caller] -= 1
             if not waiting[caller]:
@@ -262,13 +274,53 @@ def _check_functions(proto: onnx.ModelProto) -> None:
             f"The function {name!r} calls itself, directly or through others, which ONNX "
             "doesn't allow; the file is damaged or hostile."
         )
-    if _inlined(_calls(proto.graph.node, keys), sizes) > MOST_INLINED:
+    main = _calls(proto.graph.node, keys)
+    written = main[0] + sum(main[1].values()) + sum(n + sum(calls.values()) for n, calls in bodies.values())
+    nodes = _inlined(main, sizes)
+    if nodes > MOST_INLINED + PER_NODE * written:
         raise ModelError(
-            f"The model's functions would inline to more than {MOST_INLINED:,} nodes; such a "
-            "file exhausts every tool that opens it and is refused."
+            f"The model's functions would inline its {written:,} nodes to {_many(nodes)}; such a file exhausts every "
+            "tool that opens it and is refused."
         )
+    lengths = {(f.domain, f.name, f.overload): f.ByteSize() for f in proto.functions}
+    whole: dict[_Key, int] = {}
+    for key in sizes:  # callees come first
+        whole[key] = min(lengths[key] + sum(n * whole[c] for c, n in bodies[key][1].items()), _UNBOUNDED)
+    bytes_ = sum(n * whole[c] for c, n in main[1].items())
+    if bytes_ > MOST_BYTES + PER_BYTE * sum(lengths.values()):
+        raise ModelError(
+            f"The model's functions of {sum(lengths.values()):,} bytes would inline to {_many(bytes_)}; such a file "
+            "exhausts every tool that opens it and is refused."
+        )
+
+
+def _many(count: int) -> str:
+    return f"{count:,}" if count < _UNBOUNDED else f"more than {_UNBOUNDED:,}"
+
+
+def _check_calls(proto: onnx.ModelProto) -> None:
+    """Refuse calls with more inputs or outputs than the function has."""
+    arity = {(f.domain, f.name, f.overload): (len(f.input), len(f.output)) for f in proto.functions}
+    stack = [proto.graph.node, *(f.node for f in proto.functions)]
+    while stack:
+        for index, node in enumerate(stack.pop()):
+            if node.attribute:
+                stack += [graph.node for graph in subgraphs(node)]
+            most = arity.get((node.domain, node.op_type, node.overload))
+            if most is not None and (len(node.input) > most[0] or len(node.output) > most[1]):
+                raise ModelError(
+                    f"{_capital(describe(node, index))} calls a function of {most[0]} inputs and {most[1]} outputs "
+                    f"with {len(node.input)} and {len(node.output)}; the file is damaged or was edited by hand."
+                )
+
+
+_UNBOUNDED = 10**12
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _inlined(body: tuple[int, Counter[_Key]], sizes: dict[_Key, int]) -> int:
     plain, calls = body
-    return min(plain + sum(count * sizes[key] for key, count in calls.items()), MOST_INLINED + 1)
+    return min(plain + sum(count * sizes[key] for key, count in calls.items()), _UNBOUNDED)

@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TypeVar
 
+from onnxprune import wall
 from onnxprune.errors import OutputError
 from onnxprune.files.disk import claim, resemble, send, status_of, sync, take_back
 from onnxprune.files.holding import PREFIX, cleaning, held, locked
@@ -91,6 +92,7 @@ class Commit:
         if not self._temporaries:
             self._stack.enter_context(cleaning())
         path = temporary(folder)
+        self._stack.enter_context(wall.litter(path))
         self._temporaries.append(path)
         return path
 

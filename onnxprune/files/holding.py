@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from onnxprune import wall
+
 __all__ = ["PREFIX", "cleaning", "held", "locked", "scratch"]
 
 #: How the names of all temporary files and folders begin; the number of the process follows.
@@ -72,6 +74,7 @@ def scratch() -> Iterator[Path]:
         tempfile.TemporaryDirectory(
             prefix=f"{PREFIX[1:]}{os.getpid()}-", ignore_cleanup_errors=True
         ) as folder,
+        wall.litter(folder),
     ):
         yield Path(folder)
 

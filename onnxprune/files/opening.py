@@ -17,13 +17,16 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 from numpy.typing import NDArray
 
+from onnxprune import wall
 from onnxprune.errors import ModelError
 from onnxprune.files import checks, wire
 from onnxprune.files.external import Folder, is_external
 from onnxprune.files.payload import Payload
 from onnxprune.files.protowalk import tensors
+from onnxprune.files.schema import check_schemas
 from onnxprune.files.sizes import check_dense, check_size
 from onnxprune.files.store import DETACH_ABOVE, Store, new_token, token_of
+from onnxprune.files.texts import check_texts
 
 __all__ = ["Opened", "open_model"]
 
@@ -47,6 +50,11 @@ class Opened:
     source: NDArray[np.uint8] | None
     origin: tuple[bytes, Mapping[str, Payload]]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that was opened, external data too."""
+        return len(self.origin[0]) + sum(data.nbytes for data in self.store.payloads.values())
+
 
 def open_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto, base_dir: Path | None) -> Opened:
     """Open a model and check it; see `Model.load`."""
@@ -60,7 +68,10 @@ def open_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto, base_di
     if isinstance(source, bytes):
         return _from_bytes(np.frombuffer(source, np.uint8), "The given bytes object", folder)
     path = Path(source)
-    return _from_bytes(_map_file(path), repr(str(path)), folder or Folder(path.parent, path.resolve().parent))
+    data = _map_file(path)
+    wall.grow(weights=len(data))
+    with wall.stage(f"Reading {str(path)!r}"):
+        return _from_bytes(data, repr(str(path)), folder or Folder(path.parent, path.resolve().parent))
 
 
 def _from_bytes(data: NDArray[np.uint8], what: str, folder: Folder | None) -> Opened:
@@ -80,7 +91,9 @@ def _admit(
     proto: onnx.ModelProto, found: _Found, folder: Folder | None, source: NDArray[np.uint8] | None
 ) -> Opened:
     """Check a light proto, and note what its tokens stand for."""
+    check_texts(proto)
     checks.check(proto)
+    check_schemas(proto)
     store = Store(proto, folder, {})
     for place, tensor in tensors(proto):
         token = token_of(tensor)

@@ -68,6 +68,12 @@ def check_size(tensor: onnx.TensorProto, what: object, detached: int | None = No
         raise ModelError(
             f"The dimensions of {what} are {shown}; there may be at most {MOST_DIMS}, none negative."
         )
+    if (
+        0 in dims and math.prod(dim for dim in dims if dim) >= 2**63
+    ):  # a zero among them doesn't help libraries that multiply
+        raise ModelError(
+            f"The dimensions of {what} are {shown}, which no computer can hold; the file is damaged or hostile."
+        )
     here = not is_external(tensor) and detached is None
     if kind == _T.UNDEFINED and here and not tensor.HasField("raw_data"):
         return 0  # an attribute that was never set

@@ -39,6 +39,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 _VARINT, _FIXED64, _LENGTH, _GROUP, _GROUP_END, _FIXED32 = range(6)
+#: Fields of one message: those that hold a number, where ONNX repeats none, and any.
+_MOST_NUMBERS, _MOST_FIELDS = 10_000, 1_000_000
 _DEPTH = 100  # protobuf's own limit on nested messages
 
 
@@ -124,7 +126,12 @@ class _Splitter:
         if depth > _DEPTH:
             raise WireError(f"messages are nested more than {_DEPTH} deep")
         children, out, done = _CHILDREN[kind], list[bytes | memoryview](), start
-        for field in _fields(self.data, start, end):
+        few = kind != "attribute"  # it holds numbers, one field each
+        numbers = 0
+        for count, field in enumerate(_fields(self.data, start, end)):
+            numbers += few and field.wire != _LENGTH
+            if numbers > _MOST_NUMBERS or count > _MOST_FIELDS:
+                raise WireError(f"a {kind} of more than {count:,} fields is no {kind} of ONNX")
             child = children.get(field.number)
             if child is None or field.wire != _LENGTH or field.end - field.start <= self.limit:
                 continue

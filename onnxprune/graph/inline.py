@@ -7,6 +7,7 @@ cut, so an `If` that always takes the same branch goes (`onnxprune.graph.branche
 
 from __future__ import annotations
 
+from onnxprune import wall
 from onnxprune.graph.branches import settle
 from onnxprune.model import Model
 
@@ -18,6 +19,7 @@ def inline(model: Model) -> Model:
     import onnx.inliner
 
     fork = model.fork()
-    fork.proto.CopyFrom(onnx.inliner.inline_local_functions(fork.proto))
+    with wall.stage("Inlining the functions of the model"):
+        fork.proto.CopyFrom(onnx.inliner.inline_local_functions(fork.proto))
     fork.refresh()
     return settle(fork)

@@ -18,6 +18,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
+from onnxprune import wall
+from onnxprune.files.protowalk import describe
+from onnxprune.graph.plausible import element_size, implausible, out_of_reach
 from onnxprune.graph.values import MAX_ELEMENTS, evaluate
 from onnxprune.ops import Elem, Node, Refusal, lookup
 from onnxprune.ops.resolve import Misfit, out_shapes
@@ -28,6 +31,8 @@ Typed: TypeAlias = tuple[int, Shape | None]  # element type (0 unknown), shape (
 #: Known integer constants up to this size are shown to rules (indices of Gather); vectors of floats up to `MAX_FLOATS`.
 MAX_CONSTANT = 1 << 20
 MAX_FLOATS = 64
+#: Of the memory that may be used, what one tensor may take.
+LARGEST = 0.5
 
 _FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 _ONNX_DOMAINS = ("", "ai.onnx")
@@ -35,6 +40,10 @@ _ONNX_DOMAINS = ("", "ai.onnx")
 
 class TraceError(ValueError):
     """Shapes contradict each other under this binding."""
+
+
+class Unsound(TraceError):
+    """A node can't be what it says, or a tensor would be too large; the text is a whole sentence."""
 
 
 @dataclass
@@ -60,7 +69,7 @@ def attributes(proto: NodeProto) -> dict[str, Any]:
         elif kind == AttributeProto.STRING:
             found[attr.name] = attr.s.decode("utf-8", "replace")
         elif kind == AttributeProto.TENSOR:
-            small = prod(attr.t.dims) <= MAX_FLOATS
+            small = prod(attr.t.dims) <= MAX_FLOATS and attr.t.data_type != TensorProto.UNDEFINED
             found[attr.name] = numpy_helper.to_array(attr.t) if small else attr.t
         else:
             found[attr.name] = onnx.helper.get_attribute_value(attr)
@@ -145,12 +154,42 @@ class Tracer:
         if proto.op_type == "Constant" and proto.domain in _ONNX_DOMAINS:
             return self._constant(proto)
         attrs = attributes(proto)
+        self._check(proto, attrs)
         outputs = self._outputs(proto, attrs)
         for name, typed in zip(proto.output, outputs, strict=True):
             if name:
+                self._check_size(proto, name, typed)
                 self.types[name] = typed
         self._value(proto, attrs)
         return self._node(proto, attrs, outputs)
+
+    def _check(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
+        """Refuse a node that crashes or exhausts those who compute with it."""
+        if proto.domain not in _ONNX_DOMAINS:
+            return
+        shapes = [self.types.get(n, (0, None))[1] if n else None for n in proto.input]
+        values = [self.values.get(n) if n else None for n in proto.input]
+        reason = implausible(proto.op_type, attrs, shapes, len(proto.output), values)
+        if reason:
+            described = describe(proto)
+            raise Unsound(
+                f"{described[0].upper()}{described[1:]} can't be run: {reason}; repair it, or export the model again."
+            )
+
+        reason = out_of_reach(proto.op_type, attrs, shapes, values[1] if len(values) > 1 else None)
+        if reason:
+            raise TraceError(f"{describe(proto)}: {reason}")
+
+    def _check_size(self, proto: NodeProto, name: str, typed: Typed) -> None:
+        elem, shape = typed
+        most = wall.allowed() * LARGEST
+        if shape is not None and prod(shape) * element_size(elem) > most:
+            size = prod(shape) * element_size(elem) / 1e6
+            raise Unsound(
+                f"The tensor {name!r} of {describe(proto)} would take {size:,.0f} MB, "
+                f"more than the {most / 1e6:,.0f} MB that a model of this size may ask for; give smaller inputs with "
+                "--input-shape, or allow more with --max-memory."
+            )
 
     def _constant(self, proto: NodeProto) -> Node:
         name = proto.output[0]
@@ -236,7 +275,8 @@ class Tracer:
             proto, fused = onnx.helper.make_node(schema.name, inputs, proto.output, proto.name), proto
             proto.attribute.extend(a for a in fused.attribute if a.name in schema.attributes)
         try:
-            inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
+            with wall.stage(f"ONNX's shape inference of {describe(proto)}"):
+                inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data)
         except onnx.shape_inference.InferenceError as error:
             if all(self.types.get(n, (0, None))[1] is not None for n in proto.input if n):
                 text = str(error).splitlines()[-1]

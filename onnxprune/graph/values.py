@@ -7,6 +7,7 @@ no value, which is always safe: the tensor is then data like any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,25 @@ _TABLE: dict[str, Callable[[dict[str, Any], Sequence[Maybe]], Maybe]] = {
     "Pow": _simple(lambda a, b: np.power(a, b).astype(a.dtype)),
 }  # fmt: skip
 
+#: Ops whose output has the common shape of all inputs.
+_BROADCAST = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Mod", "Pow", "Max", "Min", "Where", "Equal", "Greater", "GreaterOrEqual", "Less",
+     "LessOrEqual", "And", "Or"}
+)  # fmt: skip
+
+
+def _too_many(op: str, attrs: dict[str, Any], inputs: Sequence[Maybe]) -> bool:
+    """Whether a result would be too large, for ops that can make it much larger than their inputs."""
+    arrays = [x for x in inputs if x is not None]
+    if op == "Concat":
+        return sum(x.size for x in arrays) > MAX_ELEMENTS
+    if op == "Gather":
+        x, index = arrays
+        return bool(index.size * x.size > MAX_ELEMENTS * max(x.shape[attrs.get("axis", 0)], 1))
+    if op in _BROADCAST:
+        return prod(np.broadcast_shapes(*(x.shape for x in arrays))) > MAX_ELEMENTS
+    return False
+
 
 def evaluate(op: str, attrs: dict[str, Any], inputs: Sequence[Maybe], present: Sequence[bool]) -> Maybe:
     """Return the value of a node's only output, or None where it is not known.
@@ -206,8 +226,10 @@ def evaluate(op: str, attrs: dict[str, Any], inputs: Sequence[Maybe], present: S
     if rule is None or not inputs or any(p and x is None for p, x in zip(present, inputs, strict=True)):
         return None
     try:
+        if _too_many(op, attrs, inputs):
+            return None
         with np.errstate(all="ignore"):
             value = rule(attrs, inputs)
-    except (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError):
+    except Exception:  # whatever is wrong with the node: its value isn't known
         return None
     return value if value is not None and value.size <= MAX_ELEMENTS else None

@@ -258,7 +258,7 @@ def lookup(node: Node) -> Row | Refusal:
         return Refusal(f"no row for {key[0] or 'ai.onnx'}::{node.op}: all its axes are frozen")
     try:
         return rule(node)
-    except (KeyError, IndexError, ValueError, TypeError) as reason:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as reason:
         return Refusal(f"{node.op}: {reason}")
 
 

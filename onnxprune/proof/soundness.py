@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import onnx
 from onnx import TensorProto, helper
 
+from onnxprune import wall
 from onnxprune.files.payload import nbytes
 from onnxprune.files.protowalk import tensors
 from onnxprune.model import Model
@@ -56,7 +57,8 @@ def check(original: Model, pruned: Model) -> tuple[list[str], list[str]]:
 
 def _checked(model: Model) -> str:
     try:
-        onnx.checker.check_model(_bare(model))
+        with wall.stage("The checker of onnx"):
+            onnx.checker.check_model(_bare(model))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         return _first_line(error)
     return ""
@@ -77,7 +79,8 @@ def strict(original: Model, pruned: Model) -> tuple[list[str], list[str]]:
 
 def _inferred(model: Model) -> str:
     try:
-        onnx.shape_inference.infer_shapes(_bare(model), check_type=True, strict_mode=True, data_prop=True)
+        with wall.stage("ONNX's shape inference"):
+            onnx.shape_inference.infer_shapes(_bare(model), check_type=True, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         return _first_line(error)
     return ""

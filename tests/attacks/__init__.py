@@ -83,4 +83,4 @@ def save(folder: Path, model: onnx.ModelProto, content: bytes = b"") -> Path:
     return folder / "model.onnx"
 
 
-from attacks import data, files, graphs  # noqa: E402, F401  they register
+from attacks import data, files, graphs, ops  # noqa: E402, F401  they register

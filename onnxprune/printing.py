@@ -1,0 +1,101 @@
+"""Text that can be printed: names in a model may hold what steers a terminal, or what a stream can't encode."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from onnxprune.errors import OutputError
+
+__all__ = ["Printable", "clean", "drawn_on", "printable"]
+
+#: Control characters but line feed and tab, marks that turn text, invisible characters, halves of pairs.
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
+    r"\U000e0000-\U000e007f]"
+)
+
+
+def clean(text: str) -> str:
+    r"""Return a text in which what can't be shown safely is written as ``\uXXXX``, as in JSON.
+
+    Examples
+    --------
+    >>> clean("a\x1b[2Jb")
+    'a\u001b[2Jb'
+    """
+    return _UNSAFE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code > 0xFFFF:
+        code -= 0x10000
+        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+    return f"\\u{code:04x}"
+
+
+class Printable:
+    """A stream that takes any text.
+
+    Attributes
+    ----------
+    stream : text file
+        Where the text goes; what draws on a terminal itself, and cleans its texts, writes there.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, cleaned."""
+        text = clean(text)
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+        return int(self._done(self.stream.write, text))
+
+    def flush(self) -> None:
+        """Send what was written."""
+        self._done(self.stream.flush)
+
+    def _done(self, work: Callable[..., Any], *given: Any) -> Any:
+        try:
+            return work(*given)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            with contextlib.suppress(OSError, ValueError):  # what is left is flushed again at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            raise OutputError(
+                f"What was asked for can't be printed: {error.strerror or error}; make room, or send it elsewhere."
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def drawn_on(stream: TextIO) -> TextIO:
+    """Return the stream itself, for what steers a terminal on purpose and cleans its texts."""
+    return stream.stream if isinstance(stream, Printable) else stream
+
+
+@contextlib.contextmanager
+def printable() -> Iterator[None]:
+    """Let standard output and error take any text, for as long as the context lasts."""
+    out, err = sys.stdout, sys.stderr
+    made: Any = [Printable(out), Printable(err)]
+    sys.stdout, sys.stderr = made
+    try:
+        yield
+    finally:
+        if sys.stdout is made[0]:
+            sys.stdout = out
+        if sys.stderr is made[1]:
+            sys.stderr = err
