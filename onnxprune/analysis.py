@@ -56,6 +56,7 @@ class Analysis:
     given: dict[str, Shape] = field(default_factory=dict)
     refusals: dict[tuple[tuple[str, Shape], ...], str] = field(default_factory=dict, repr=False)
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
+    _said: bool = False  # whether `vary` was called
 
     @property
     def types(self) -> dict[str, int]:
@@ -63,7 +64,12 @@ class Analysis:
         return {name: typed[0] for name, typed in self.tracer.types.items()}
 
     def other_values(self) -> Mapping[str, NDArray[Any]] | None:
-        """Values of small tensors under another binding; None where no axis is dynamic."""
+        """Values of small tensors as other sizes may have them: what varies is another number; None: nothing does.
+
+        Derived (`onnxprune.graph.sizes`), but where `vary` said under which sizes the model is used.
+        """
+        if not self._said:
+            return self.sizes.elsewhere()
         other = self.other_trace()
         return None if other is None else other.values
 
@@ -82,6 +88,7 @@ class Analysis:
             If the shapes of the graph don't agree under them.
         """
         self._other[:] = [None if inputs is None else self.trace(inputs)]
+        self._said = True
 
     def _trace_otherwise(self) -> Tracer | None:
         graph = self.model.proto.graph

@@ -89,6 +89,21 @@ class Sizes(Stretches):
         """Whether a value is known, and the same for all sizes."""
         return name in self.tracer.values and not self.varies(name)
 
+    def elsewhere(self) -> dict[str, NDArray[Any]] | None:
+        """Return known values with another number for each entry that varies; None where no size can vary.
+
+        What hasn't always as many entries is left out.
+        """
+        if not self.by_run and not self.lengths:
+            return None
+        found = {}
+        for name, value in self.tracer.values.items():
+            if not self.stretches(name):
+                unlike = (value == 0).astype(value.dtype)
+                moving = self.moving(name).reshape(value.shape)
+                found[name] = np.where(moving, unlike, value) if name in self.entries else value
+        return found
+
     def visit(self, node: Node, row: Row | None) -> None:
         """Follow one node; those that it reads from have been visited."""
         bodies = [v for v in node.attrs.values() if isinstance(v, onnx.GraphProto)]
