@@ -24,7 +24,7 @@ from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.report import Report
-from onnxprune.speed import WITHIN, Speed, settle, surely
+from onnxprune.speed import Speed, settle, surely
 from onnxprune.targets import Target, parse_target
 from onnxprune.tilt import SHARED
 
@@ -267,26 +267,30 @@ def settled(options: Options, decision: Decision) -> Options:
     return options.decided(share)
 
 
-def judged(options: Options, report: Report) -> list[dict[str, Any]]:
-    """Say of each target what was asked and what is."""
-    both: dict[str, tuple[float | None, float | None]] = {
-        "macs": (report.before.macs, report.after.macs),
-        "params": (report.before.parameters, report.after.parameters),
-        "bytes": (report.before.bytes, report.after.bytes),
-        "memory": (report.before.memory, report.after.memory),
-    }
-    if report.latency is not None:
-        seconds = float(report.latency["seconds"])
-        both["latency"] = (seconds * report.latency["ratio"], seconds)
+def judged(
+    options: Options, report: Report, budgets: Budgets, removed: Mapping[str, Ints]
+) -> list[dict[str, Any]]:
+    """Say of each target what was asked and what is: what its budget reads in the report, or else its costs.
+
+    Parameters
+    ----------
+    options : Options
+    report : Report
+    budgets : Budgets
+        On the model before.
+    removed : mapping
+        Group -> units that went.
+    """
     found = []
     for target in parse_target("+".join(options.target)) if options.target else ():
-        before, after = both.get(target.kind, (None, None))
+        leaf = registry.load("onnxprune.budgets", target.kind)
+        if hasattr(leaf, "measured"):
+            before, after = leaf.measured(report)
+        else:
+            before, after = budgets.dense(target.kind), budgets.exact(target.kind, removed)
         if before and after is not None:
             asked = target.value * before if target.relative else target.value
-            near = (
-                WITHIN if target.kind == "latency" else 1.001
-            )  # times differ from one measurement to the next
-            found.append(
-                {"target": target.text, "asked": asked, "got": after, "holds": after <= asked * near}
-            )
+            holds = after <= asked * getattr(leaf, "NEAR", 1.001)
+            told = {"target": target.text, "unit": getattr(leaf, "UNIT", "")}
+            found.append({**told, "asked": asked, "got": after, "holds": holds})
     return found

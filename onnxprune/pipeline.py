@@ -311,7 +311,10 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
         if job.speed is not None:
             with job.stage("time"):
                 report.latency = job.speed.last(carried.rewritten.model)
-        return _save(job, Result(carried.rewritten.model, plan, report, output), staging)
+        budgets = budgets_of(job, analysis, decision.groups)  # while the input is still there
+        result = _save(job, Result(carried.rewritten.model, plan, report, output), staging)
+    report.targets = judged(job.options, report, budgets, decision.removed)
+    return result
 
 
 def _report(
@@ -374,7 +377,6 @@ def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
                 )
     after = size_in_bytes(result.pruned) if output is None else size_of_output(output)
     report.after = dataclasses.replace(report.after, bytes=after)
-    report.targets = judged(options, report)
     report.options, report.seed, report.seconds = options.to_json(), options.seed, job.seconds
     return result
 

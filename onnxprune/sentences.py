@@ -49,7 +49,7 @@ def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str
 
 
 def _told(target: Mapping[str, Any], key: str) -> str:
-    return f"{1e3 * target[key]:.3g} ms" if target["target"].startswith("latency") else amount(target[key])
+    return f"{1e3 * target[key]:.3g} ms" if target["unit"] == "s" else amount(target[key])
 
 
 def calibration_lines(found: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from onnxprune.machine import align_step
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import Session
+from onnxprune.targets import WITHIN
 
 __all__ = ["Speed", "is_asked", "settle", "steps_of", "surely"]
 
@@ -31,8 +32,6 @@ Removed = Mapping[str, NDArray[np.int64]]
 ROUNDS, NEAR = 6, 0.95
 #: What a miss of the target is brought to: a little below the target.
 AIM = 0.985
-#: A target is met within this share of it.
-WITHIN = 1.05
 
 
 def is_asked(options: Options) -> bool:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from onnxprune import registry
 from onnxprune.errors import UsageError
 
-__all__ = ["Target", "family_of", "kinds", "parse_target"]
+__all__ = ["WITHIN", "Target", "family_of", "kinds", "parse_target"]
 
+#: Times differ from one measurement to the next, so a latency within this much of its budget holds.
+WITHIN = 1.05
 _VALUE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)")
 _LIKE = "such as macs=0.5, params=3M, bytes=20MB, memory=0.7 or latency=4ms"
 

@@ -1,6 +1,9 @@
 """Budgets: what is asked holds in the file that comes out, several at once, with samples and without."""
 
+import importlib
+import io
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from nets import build, node, normal
 from small_models import chain, residual
 
 import onnxprune
+from onnxprune import budgets
 from onnxprune.analysis import analyse
 from onnxprune.budgeting import Budgets, Ranking, ranked_by_scores
 from onnxprune.budgets._allocate import Level
@@ -97,6 +101,53 @@ def test_amounts(target: str) -> None:
     (line,) = onnxprune.prune(wide(), target=(target,), align=4).report.targets
     assert line["asked"] == wanted
     assert 0.8 * wanted < line["got"] <= wanted
+
+
+ROWS = '''
+from onnxprune.budgets._costs import Costs, Term
+UNITS = {"rows": 1.0}
+def costs(setting):
+    """The rows of all layers' outputs."""
+    nodes = setting.analysis.coupling.nodes
+    return [Costs(setting.losses, [Term((applied.outs[0][1],)) for applied in nodes if applied.macs])]
+'''
+
+
+@pytest.mark.parametrize(
+    "measured", ["", "def measured(report):\n    return 1000.0, 10.0 * len(report.groups)\n"]
+)
+@pytest.mark.parametrize("asked", ["rows=0.5", "rows=100rows"])
+def test_a_new_budget_is_one_file_and_is_reported_like_the_others(
+    asked: str, measured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.py").write_text(ROWS + measured)
+    monkeypatch.setattr(budgets, "__path__", [*budgets.__path__, str(tmp_path)])
+    monkeypatch.setattr(budgets.__spec__, "submodule_search_locations", list(budgets.__path__))
+    monkeypatch.delitem(sys.modules, "onnxprune.budgets.rows", raising=False)
+    importlib.invalidate_caches()
+    assert "rows" in kinds()
+    model = wide()
+    result = onnxprune.prune(model, target=(asked, "macs=0.99"), align=1)
+    report = result.report
+    line, other = report.targets
+    assert other["target"] == "macs=0.99"
+    assert line["holds"]
+    if measured:
+        wanted = {"rows=0.5": 500.0, "rows=100rows": 100.0}[asked]
+        assert (line["asked"], line["got"]) == (wanted, 10.0 * len(report.groups))
+    else:
+        old, new = (sum(rows(m)) for m in (model, result.model))
+        assert line["got"] == new
+        assert line["asked"] == {"rows=0.5": 0.5 * old, "rows=100rows": 100.0}[asked]
+    said, page = io.StringIO(), report.page()
+    report.show(said)
+    assert f"target {asked}: asked " in said.getvalue()
+    assert f"Target {asked}: asked " in page
+
+
+def rows(model: onnx.ModelProto) -> list[int]:
+    shapes = {t.name: t.dims for t in model.graph.initializer}
+    return [shapes[n.input[1]][0] for n in model.graph.node if n.op_type == "Conv"]
 
 
 def test_several_hold_together_and_the_loose_one_does_not_bind() -> None:

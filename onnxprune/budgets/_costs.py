@@ -15,7 +15,7 @@ from onnxprune.cut.kept import Kept, Masks
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Grouping
 
-__all__ = ["Costs", "Losses", "Setting", "Term", "instance_terms", "mix"]
+__all__ = ["Costs", "Losses", "Pair", "Setting", "Term", "instance_terms", "mix"]
 
 Floats = NDArray[np.float64]
 
@@ -56,6 +56,10 @@ class Setting:
     losses: Losses
     bytes: int
     predictor: Callable[[], Any]
+
+
+#: What a report says before and after; None where it says nothing.
+Pair = tuple[float | None, float | None]
 
 
 class Losses:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Setting, instance_terms
+from onnxprune.budgets._costs import Costs, Pair, Setting, instance_terms
 from onnxprune.memory import element_bytes
+from onnxprune.report import Report
 
-__all__ = ["UNITS", "costs"]
+__all__ = ["UNIT", "UNITS", "costs", "measured"]
 
+#: Of what is measured.
+UNIT = "B"
 UNITS = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 
 
@@ -16,3 +19,8 @@ def costs(setting: Setting) -> list[Costs]:
     found = Costs(setting.losses, terms)
     found.fixed += setting.bytes - found.total({})
     return [found]
+
+
+def measured(report: Report) -> Pair:
+    """Return the bytes of the files before and after."""
+    return report.before.bytes, report.after.bytes

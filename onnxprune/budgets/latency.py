@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Setting, Term
+from onnxprune.budgets._costs import Costs, Pair, Setting, Term
+from onnxprune.report import Report
+from onnxprune.targets import WITHIN
 
-__all__ = ["UNITS", "costs"]
+__all__ = ["NEAR", "UNIT", "UNITS", "costs", "measured"]
 
+#: Times differ from one measurement to the next: so much of a budget holds.
+NEAR = WITHIN
+#: Of what is measured.
+UNIT = "s"
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -15,3 +21,11 @@ def costs(setting: Setting) -> list[Costs]:
     products, fixed = predictor.products()
     terms = [Term(dims, weight, predictor.product(dims)) for dims, weight in products.items()]
     return [Costs(setting.losses, terms, fixed)]
+
+
+def measured(report: Report) -> Pair:
+    """Return the seconds of a run before and after, where they were timed."""
+    if report.latency is None:
+        return None, None
+    seconds = float(report.latency["seconds"])
+    return seconds * float(report.latency["ratio"]), seconds

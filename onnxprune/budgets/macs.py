@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Setting, Term
+from onnxprune.budgets._costs import Costs, Pair, Setting, Term
+from onnxprune.report import Report
 
-__all__ = ["UNITS", "costs"]
+__all__ = ["UNITS", "costs", "measured"]
 
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -13,3 +14,8 @@ def costs(setting: Setting) -> list[Costs]:
     """Return the cost of each axis length: the products of the letters of each op's row."""
     nodes = setting.analysis.coupling.nodes
     return [Costs(setting.losses, [Term(dims) for applied in nodes for dims in applied.macs])]
+
+
+def measured(report: Report) -> Pair:
+    """Return the MACs before and after."""
+    return report.before.macs, report.after.macs

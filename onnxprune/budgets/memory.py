@@ -6,11 +6,14 @@ run; each is a cost of its own, and all of them must stay within the budget.
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Setting, Term, instance_terms
+from onnxprune.budgets._costs import Costs, Pair, Setting, Term, instance_terms
 from onnxprune.memory import element_bytes, moments, weight_bytes
+from onnxprune.report import Report
 
-__all__ = ["UNITS", "costs"]
+__all__ = ["UNIT", "UNITS", "costs", "measured"]
 
+#: Of what is measured.
+UNIT = "B"
 UNITS = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 
 
@@ -25,3 +28,8 @@ def costs(setting: Setting) -> list[Costs]:
         alive = [Term(dims[name], element_bytes(analysis, name)) for name in names]
         found.append(Costs(setting.losses, [*weights.terms, *alive], weights.fixed))
     return found
+
+
+def measured(report: Report) -> Pair:
+    """Return the estimates before and after."""
+    return report.before.memory, report.after.memory

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Setting, instance_terms
+from onnxprune.budgets._costs import Costs, Pair, Setting, instance_terms
 from onnxprune.graph.belongings import PARAMETER_TYPES
-from onnxprune.report import count_parameters
+from onnxprune.report import Report, count_parameters
 
-__all__ = ["UNITS", "costs"]
+__all__ = ["UNITS", "costs", "measured"]
 
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -20,3 +20,8 @@ def costs(setting: Setting) -> list[Costs]:
     found = Costs(setting.losses, terms)
     found.fixed += count_parameters(model) - found.total({})
     return [found]
+
+
+def measured(report: Report) -> Pair:
+    """Return the parameters before and after."""
+    return report.before.parameters, report.after.parameters

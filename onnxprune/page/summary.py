@@ -152,8 +152,7 @@ def _proof(values: Values) -> str:
             '<li class="warn"><b>Inexact</b> A cut changes an average or a maximum, as --allow-inexact asked.</li>'
         )
     for t in values.get("targets") or ():
-        kind = t["target"].partition("=")[0]
-        show = _seconds if kind == "latency" else size if kind in ("bytes", "memory") else count
+        show = {"s": _seconds, "B": size}.get(t["unit"], count)
         items.append(
             f'<li class="{"good" if t["holds"] else "warn"}"><b>{"Met" if t["holds"] else "Not met"}</b> '
             f"Target {escape(t['target'])}: asked {show(t['asked'])}, got {show(t['got'])}.</li>"
