@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -17,7 +17,9 @@ from onnx import NodeProto
 from onnxprune import wall
 from onnxprune.errors import ModelError
 from onnxprune.graph import binding
+from onnxprune.graph.agree import walk
 from onnxprune.graph.coupling import Coupling, couple
+from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.groups import Grouping, group
 from onnxprune.graph.plausible import element_size
 from onnxprune.graph.size_locks import follow
@@ -45,6 +47,8 @@ class Analysis:
         Those of them that the user said.
     refusals : dict
         Shapes of the inputs, sorted by name, that the model can't be run at, and why: those that were tried.
+    notes : list of str
+        What is to be said of the sizes.
     """
 
     model: Model
@@ -55,6 +59,7 @@ class Analysis:
     sizes: Sizes
     given: dict[str, Shape] = field(default_factory=dict)
     refusals: dict[tuple[tuple[str, Shape], ...], str] = field(default_factory=dict, repr=False)
+    notes: list[str] = field(default_factory=list)
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
     _said: bool = False  # whether `vary` was called
 
@@ -95,10 +100,28 @@ class Analysis:
         if not binding.is_dynamic(graph, {}):
             return None
         for inputs in binding.others(graph, self.given):
-            if inputs != self.inputs:
-                with suppress(TraceError):
-                    return self.trace(inputs)
-        return None
+            if inputs != self.inputs and (found := self._fitting(inputs)) is not None:
+                return found
+        return self._trace_partly()
+
+    def _trace_partly(self) -> Tracer | None:
+        """Trace with other sizes of those axes that take any, where the model has baked the others."""
+        axes = binding.Axes.of(self.model.proto.graph, self.inputs)
+        last: Tracer | None = None
+        sizes = dict(axes.sizes)
+        for axis, size in axes.sizes.items():
+            for value in (size + 1, 2 * size, size // 2):
+                shapes = axes.shapes({**sizes, axis: value}) if value else None
+                if shapes is not None and (found := self._fitting(shapes)) is not None:
+                    last, sizes[axis] = found, value
+                    break
+        return last
+
+    def _fitting(self, inputs: dict[str, Shape]) -> Tracer | None:
+        """Trace under these shapes; None where the model can't be run on them."""
+        tracer = _tracer(self.model, self.tracer.weights, inputs, {})
+        nodes = [applied.proto for applied in self.coupling.nodes]
+        return tracer if walk(tracer, nodes, range(len(nodes))).whole else None
 
     def trace(self, inputs: dict[str, Shape]) -> Tracer:
         """Trace under these shapes of the inputs.
@@ -120,6 +143,7 @@ def analyse(
     input_shapes: Mapping[str, Shape] | None = None,
     allow_inexact: bool = False,
     keep_blocks: bool = True,
+    runs: Callable[[Mapping[str, Shape]], str] | None = None,
 ) -> Analysis:
     """Trace a model, apply the rows, and find its dependency groups.
 
@@ -132,6 +156,9 @@ def analyse(
         Open axes that an average runs over.
     keep_blocks : bool
         See `onnxprune.graph.groups.group`.
+    runs : callable, optional
+        Says why the model can't be run on inputs of these shapes, if so; asked where shapes alone don't tell
+        (`onnxprune.probing.Trial`).
 
     Raises
     ------
@@ -144,7 +171,7 @@ def analyse(
     binding.check_given(model.proto.graph, given)
     wall.grow(nodes=len(model.proto.graph.node))
     with _no_collection(), wall.stage("Looking for what can be cut"):
-        return _analyse(model, given, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+        return _analyse(model, given, runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
 
 
 def _check_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> None:
@@ -174,14 +201,19 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep_blocks: bool) -> Analysis:
+def _analyse(
+    model: Model, given: dict[str, Shape], runs: Callable[[Mapping[str, Shape]], str] | None, *,
+    allow_inexact: bool, keep_blocks: bool,
+) -> Analysis:  # fmt: skip
     graph = model.proto.graph
     weights = weights_of(model)
     nodes = [graph.node[i] for i in model.order]
     outputs = [v.name for v in graph.output]
     failure: TraceError | None = None
+    _check_inputs(graph, next(binding.bindings(graph, given)))
+    fitting = Feasible(graph, nodes, lambda inputs: _tracer(model, weights, inputs, {}), given)
     for strict in (True, False):  # what a run says counts where inference is wrong about a model
-        for inputs in binding.bindings(graph, given):
+        for inputs in fitting.taken(runs) if strict else binding.bindings(graph, given):
             _check_inputs(graph, inputs)
             tracer = (
                 _tracer(model, weights, inputs, {}) if strict else _measured(model, weights, nodes, inputs)
@@ -198,12 +230,17 @@ def _analyse(model: Model, given: dict[str, Shape], *, allow_inexact: bool, keep
             follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
             elements = {name: weight.elem for name, weight in weights.items()}
             grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
-            return Analysis(model, tracer, coupling, grouping, inputs, sizes, given)
+            return Analysis(
+                model, tracer, coupling, grouping, inputs, sizes, given, notes=fitting.notes(inputs)
+            )
+        failure = failure or (fitting.failure.error if fitting.failure is not None else None)
         if isinstance(failure, Unsound):
             raise ModelError(str(failure))
+    example = binding.option(next(binding.bindings(graph, given)), graph)
+    how = f", as in '{example}', at sizes that it runs at" if example else ""
     raise ModelError(
         f"The shapes of the graph do not agree ({failure}), and onnxruntime doesn't run it either: give the shapes of "
-        "its inputs with --input-shape, or repair the model."
+        f"its inputs with --input-shape{how}, or repair the model."
     )
 
 

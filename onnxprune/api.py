@@ -234,7 +234,9 @@ def inspect(
     progress : callable, optional
     """
     shapes: Mapping[str, tuple[int, ...]] = input_shapes or {}
-    job = Job.open(source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact), progress)
+    job = Job.open(
+        source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact, verify=False), progress
+    )
     return inspect_analysis(job.analyse(), places.size_in_bytes(job.model))
 
 
@@ -265,7 +267,9 @@ def explain(
         If there is no such tensor or axis.
     """
     shapes: Mapping[str, tuple[int, ...]] = input_shapes or {}
-    job = Job.open(source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact), progress)
+    job = Job.open(
+        source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact, verify=False), progress
+    )
     return explain_analysis(job.analyse(), tensor, axis)
 
 

@@ -27,6 +27,7 @@ from onnxprune.cut.rewrite import Rewritten, rewrite
 from onnxprune.deciding import Decision, decide, plan_of, resolve, step_of
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.given import feeds
+from onnxprune.graph.binding import option
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.inline import inline
 from onnxprune.memory import peak_bytes
@@ -35,6 +36,7 @@ from onnxprune.options import Options
 from onnxprune.outline import layers_of, tensors_of
 from onnxprune.places import refuse_overwrite, refuse_sides, size_in_bytes, size_of_output
 from onnxprune.plan import Plan
+from onnxprune.probing import Trial
 from onnxprune.report import Report, Size, copies_of, count_macs, count_parameters, cuts_of
 from onnxprune.speed import Speed, is_asked, surely
 from onnxprune.staging import Staging, staging_of
@@ -147,12 +149,16 @@ class Job:
     def analyse(self) -> Analysis:
         """Trace and group the model."""
         with self.stage("analyse"):
-            return analyse(
-                inline(self.model),
+            model = inline(self.model)
+            found = analyse(
+                model,
                 input_shapes=self.options.input_shapes,
                 allow_inexact=self.options.allow_inexact,
                 keep_blocks=self.options.align != 1,
+                runs=Trial(model) if self.options.verify else None,
             )
+        self.notes += found.notes
+        return found
 
 
 def prune(job: Job, output: Path | None) -> Result:
@@ -227,7 +233,7 @@ def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
         raise VerificationError(
             f"The pruned model isn't what the plan says: {str(failure).rstrip('.')}."
         ) from failure
-    return _law1(found) | {"checks": found.checks, "notes": found.notes}
+    return found.law1() | {"checks": found.checks, "notes": found.notes}
 
 
 def _hashed(model: Model) -> None:
@@ -251,22 +257,13 @@ def _prove(job: Job, analysis: Analysis, dead: Dead, pruned: Model | Path) -> Ve
         raise Failed("; ".join(found.failures))
     if not found.passed:
         why = "; ".join(found.notes) or "the outputs say nothing"
+        shapes = option(analysis.inputs, job.model.proto.graph)
+        sizes = f"sizes that it runs at with --input-shape, as in '{shapes}', " if shapes else ""
         raise VerificationError(
             f"Verification says nothing ({found.status}: {why}); give inputs that exercise the model with "
-            "--inputs, or skip it with --no-verify."
+            f"--inputs, {sizes}or skip it with --no-verify."
         )
     return found
-
-
-def _law1(found: Verification) -> dict[str, Any]:
-    return {
-        "max_relative_error": found.max_relative_error,
-        "tolerance": found.tolerance,
-        "inputs": found.n_inputs + found.n_random,
-        "given_inputs": found.n_inputs,
-        "sizes": found.sizes,
-        "refused": [{"sizes": sizes, "reason": why[:200]} for sizes, why in found.refused],
-    }
 
 
 def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, output: Path | None) -> Result:
@@ -340,7 +337,7 @@ def _report(
         report.cuts, report.copies = cuts_of(coupling, carried.dead), copies_of(carried.rewritten.cuts)
         report.put_back = [{"group": name, "reason": why} for name, why in carried.put_back.items()]
         if proof is not None:
-            report.law1, report.checks, report.notes = _law1(proof), list(proof.checks), list(proof.notes)
+            report.law1, report.checks, report.notes = proof.law1(), list(proof.checks), list(proof.notes)
     report.notes = [*job.notes, *report.notes]
     report.calibration = job.report_with.get("calibration")
     return report

@@ -11,9 +11,9 @@ from onnx import TensorProto
 from onnxprune.graph.binding import real_inputs
 from onnxprune.graph.trace import Shape, Typed
 from onnxprune.model import Model
-from onnxprune.runtime import Array, RunError, open_session
+from onnxprune.runtime import Array, RunError, Session, open_session
 
-__all__ = ["id_limits", "probe_types", "random_inputs"]
+__all__ = ["Trial", "id_limits", "probe_types", "random_inputs"]
 
 #: Random ids stay below this, whatever the size of the table that they look up.
 MAX_ID = 1000
@@ -126,6 +126,38 @@ def _lookups(node: onnx.NodeProto) -> list[tuple[str, int, str]]:
 
 def _shape(model: Model, name: str, sizes: Mapping[str, Typed]) -> Shape | None:
     return model.info(name).dims if name in model else sizes.get(name, (0, None))[1]
+
+
+class Trial:
+    """Runs a model on random inputs to see whether it takes them; its session is opened once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._session: Session | None = None
+        self._off = False
+
+    def __call__(self, shapes: Mapping[str, Shape]) -> str:
+        """Say why inputs of these shapes can't be run; nothing where they can, or where nothing can be said."""
+        feeds = []
+        try:
+            if self._session is None and not self._off:
+                self._off = True  # unless it opens
+                self._session = open_session(self.model)
+            for ones in (False, True):
+                feeds.append(random_inputs(self.model, shapes, np.random.default_rng(0), ones=ones))
+        except RunError:
+            return ""
+        if self._session is None:
+            return ""
+        why = ""
+        for feed in feeds:
+            try:
+                self._session.run(feed)
+            except RunError as error:
+                why = why or str(error)
+            else:
+                return ""
+        return why
 
 
 def probe_types(model: Model, inputs: Mapping[str, Shape], names: Iterable[str]) -> dict[str, Typed]:

@@ -18,18 +18,18 @@ def at_sizes(law1: Mapping[str, Any]) -> str:
     --------
     >>> sizes = [{"N": 2, "T": 12}, {"N": 1, "T": 12}, {"N": 1, "T": 64}]
     >>> at_sizes({"sizes": sizes, "refused": [{"sizes": {"N": 1, "T": 65}, "reason": "..."}]})
-    ", at N 1 to 2, T 12 to 64 (the original doesn't run at 65)"
+    "; N 1, 2; T 12, 64 (the original doesn't run at 65)"
     """
     checked = law1.get("sizes") or []
     refused = [one["sizes"] for one in law1.get("refused") or ()]
     found = []
     for axis in checked[0] if checked else ():
         sizes = sorted({s[axis] for s in checked})
-        text = f"{axis} {sizes[0]}" if len(sizes) == 1 else f"{axis} {sizes[0]} to {sizes[-1]}"
+        text = f"{axis} {', '.join(map(str, sizes))}"
         alone = [r[axis] for r in refused if any(r == {**c, axis: r[axis]} for c in checked)]
         beyond = min((size for size in alone if size > sizes[-1]), default=0)
         found.append(text + (f" (the original doesn't run at {beyond})" if beyond else ""))
-    return f", at {', '.join(found)}" if found else ""
+    return "".join(f"; {text}" for text in found)
 
 
 def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -25,7 +25,7 @@ LAYERS = (
     "model places",
     "ops",
     "graph.plausible",
-    "graph.trace graph.lengths graph.length_rules graph.sizes",
+    "graph.trace graph.agree graph.feasible graph.lengths graph.length_rules graph.sizes",
     "graph.live graph.branches graph.inline",
     "graph.escapes graph.coupling graph.size_locks graph.belongings graph.groups",
     "runtime probing proof.widen analysis",

@@ -1,5 +1,6 @@
 """Law 1 at other sizes of the dynamic axes than the bound ones: what is wrong there is caught by running alone."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def test_rows_are_missed_where_the_batch_is_baked() -> None:
 
 def test_a_batch_of_one_is_compared_where_more_is_bound() -> None:
     found, _ = wrongly_cut(sliced(), {"x": (3, 7, 6)}, lambda length: slice(30, 32))
-    assert {s["N"] for s in found.sizes} >= {1, 3, 4}
+    assert {s["N"] for s in found.sizes} == {1, 3, 6}
 
 
 def test_a_wrong_group_is_put_back_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +138,7 @@ def test_a_wrong_group_is_put_back_or_refused(monkeypatch: pytest.MonkeyPatch) -
     result = onnxprune.prune(model, ratio=0.5, align=1, input_shapes={"x": (2, 12, 6)})
     reasons = [one["reason"] for one in result.report.put_back if one["group"].startswith("w2")]
     assert len(reasons) == 1
-    assert f"T {ROWS}" in reasons[0]
+    assert re.search(rf"T (24|{ROWS})\)", reasons[0])
     monkeypatch.setattr(Grouping, "dead", lambda self, removed: wrong(self, {**removed, "w2": ()}))
     with pytest.raises(VerificationError):
         onnxprune.prune(model, ratio=0.5, align=1, input_shapes={"x": (2, 12, 6)})
@@ -150,9 +151,9 @@ def test_the_report_says_for_which_sizes(tmp_path: Path) -> None:
     assert {s["T"] for s in law["sizes"]} >= {1, 6, 12, ROWS}
     assert {"N": 1, "T": ROWS + 1} in [one["sizes"] for one in law["refused"]]
     assert all(one["reason"] for one in law["refused"])
-    text = f"N 1 to 3, T 1 to {ROWS} (the original doesn't run at {ROWS + 1})"
-    assert any(line.endswith(f" inputs, at {text}") for line in result.report.lines())
-    assert f"at N 1 to 3, T 1 to {ROWS} (" in result.report.page()
+    text = f"N 1, 2, 3; T 1, 6, 12, 20, {ROWS} (the original doesn't run at {ROWS + 1})"
+    assert any(line.endswith(f" inputs; {text}") for line in result.report.lines())
+    assert f"; N 1, 2, 3; T 1, 6, 12, 20, {ROWS} (" in result.report.page()
 
 
 def test_a_fixed_model_is_checked_once() -> None:

@@ -134,6 +134,13 @@ def others(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> Iterator[dict[
     yield from bindings(graph, {}, other=True)
 
 
+def option(inputs: Mapping[str, Shape], graph: onnx.GraphProto) -> str:
+    """Return shapes as options of the command line: of the inputs that have a dynamic axis."""
+    axes = {v.name: declared(v) for v in real_inputs(graph)}
+    open_ = [n for n in inputs if (a := axes.get(n)) is None or any(isinstance(s, str) for s in a)]
+    return " ".join(f"--input-shape {name}:{','.join(map(str, inputs[name]))}" for name in open_)
+
+
 def is_dynamic(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> bool:
     """Whether any input axis has no size of its own."""
     return any(
@@ -282,10 +289,11 @@ class Axes:
                 places[name] = (*axes[:at], f"{name}.{at}", *axes[at + 1 :])
         found.places = places
         for name, axes in places.items():
+            named_batch = any(isinstance(a, str) and _BATCH.search(a) for a in axes)
             for at, own in enumerate(axes):
                 if isinstance(own, str) and _value(own, plain) is None:
                     found.sizes[own] = inputs[name][at]
-                    if _is_batch(own, at, len(axes)):
+                    if _BATCH.search(own) if named_batch else _is_batch(own, at, len(axes)):
                         found.batch.add(own)
         return found
 

@@ -15,7 +15,11 @@ Axes = tuple[Axis, ...]
 
 
 class Misfit(ValueError):
-    """A row and the shapes of a node don't agree."""
+    """A row and the shapes of a node don't agree; ``pair`` are two sizes that ought to be equal, if that is why."""
+
+    def __init__(self, text: str, pair: tuple[int, int] | None = None) -> None:
+        super().__init__(text)
+        self.pair = pair
 
 
 @cache
@@ -70,16 +74,17 @@ def _learn(axis: Axis, length: int, sizes: dict[str, int]) -> bool:
     """Take what an axis of known length says about its letters; return whether all of them are known."""
     if isinstance(axis, Letter):
         if sizes.setdefault(axis.name, length) != length:
-            raise Misfit(f"axis '{axis.name}' has {sizes[axis.name]} channels here and {length} there")
+            pair = (sizes[axis.name], length)
+            raise Misfit(f"axis '{axis.name}' has {pair[0]} channels here and {pair[1]} there", pair)
         return True
     if isinstance(axis, Unit):
         if length != 1:
-            raise Misfit(f"an axis of {length} where the row has a unit axis")
+            raise Misfit(f"an axis of {length} where the row has a unit axis", (length, 1))
         return True
     known = size_of(axis, sizes)
     if known is not None:
         if known != length:
-            raise Misfit(f"a composite axis of {length} where its parts make {known}")
+            raise Misfit(f"a composite axis of {length} where its parts make {known}", (length, known))
         return True
     product = isinstance(axis, Product)
     parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ()

@@ -78,8 +78,10 @@ class Sizes:
             base |= dict.fromkeys(batch, 1)
         self._together()
         sizes = [{**self.bound, **one} for one in self.ran]
-        if batch and all(s[a] <= self.bound[a] for s in sizes for a in batch):
-            self.ok({**self.bound, **{a: self.bound[a] + 1 for a in batch}})
+        more = [a for a in batch if all(s[a] <= self.bound[a] for s in sizes)]
+        if more and not self.ok({**self.bound, **{a: self.bound[a] + 1 for a in more}}):
+            for axis in more if len(more) > 1 else ():
+                self.ok({**self.bound, axis: self.bound[axis] + 1})
         for axis in self.bound:
             if axis not in self.axes.batch:
                 self._alone(base, axis)
@@ -89,7 +91,8 @@ class Sizes:
         other = self.analysis.other_trace()
         shapes = {} if other is None else {n: other.types[n][1] or () for n in self.analysis.inputs}
         larger = Axes.of(self.analysis.model.proto.graph, shapes).sizes if shapes else {}
-        if not (larger.keys() == self.bound.keys() and self.ok(larger)):
+        all_larger = all(larger.get(a, 0) > s for a, s in self.bound.items())
+        if not (all_larger and self.ok(larger)):
             self.ok({a: 2 * s for a, s in self.bound.items()})
         self.ok({a: max(s // 2, 1) for a, s in self.bound.items()})
 

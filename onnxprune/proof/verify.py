@@ -94,6 +94,17 @@ class Verification:
         """Whether everything was checked and holds."""
         return self.status == "passed"
 
+    def law1(self) -> dict[str, Any]:
+        """Return what a report says of law 1, as plain JSON values."""
+        return {
+            "max_relative_error": self.max_relative_error,
+            "tolerance": self.tolerance,
+            "inputs": self.n_inputs + self.n_random,
+            "given_inputs": self.n_inputs,
+            "sizes": self.sizes,
+            "refused": [{"sizes": sizes, "reason": why[:200]} for sizes, why in self.refused],
+        }
+
 
 def verify(
     analysis: Analysis, dead: Masks, pruned: Model | onnx.ModelProto | str | PathLike[str], *,

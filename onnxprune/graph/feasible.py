@@ -1,0 +1,258 @@
+"""Sizes of dynamic axes under which a graph's shapes agree: guesses, then a search by the model's own constants.
+
+A graph may demand what no guess fits: a batch of one for its states, a number of tokens that a Reshape has baked, a
+mask as long as past and present together. The first node that doesn't fit says which sizes ought to be equal, so the
+search goes from a guess in steps, each along one axis (or several of one size), to sizes with which more nodes fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import onnx
+from onnx import NodeProto
+
+from onnxprune.graph import binding
+from onnxprune.graph.agree import Walk, walk
+from onnxprune.graph.binding import Axes
+from onnxprune.graph.trace import Shape, Tracer, Unsound
+
+__all__ = ["Feasible"]
+
+Sizes = dict[str, int]
+
+#: The longest that an axis gets.
+MOST = 4096
+#: Nodes that a search may visit in all.
+MOST_VISITS = 60_000
+#: Guesses that come before the search; those behind them are large.
+EARLY = 6
+#: Sizes that are run, at most, to find some that the model takes.
+MOST_TRIALS = 24
+#: Sizes of all axes but the batch that are tried at last.
+_LAST = (
+    1, 2, 4, 8, 16, 20, 24, 28, 32, 40, 48, 56, 80, 96, 100, 112, 128, 160, 240, 256, 299, 320, 384, 400, 480, 512,
+    518, 600, 1000, 1024, 2000, 2048, 4000, 4096,
+)  # fmt: skip
+
+
+@dataclass
+class Feasible:
+    """The sizes that fit a graph, the likeliest first.
+
+    Parameters
+    ----------
+    graph : GraphProto
+    nodes : sequence of NodeProto
+        In topological order.
+    tracer : callable
+        Makes a tracer of the graph whose inputs have these shapes.
+    given : mapping
+        Shapes that the user says.
+
+    Attributes
+    ----------
+    failure : Walk or None
+        Of the likeliest sizes, where they don't fit.
+    unrun : str
+        Why sizes that fit can't be run, where that was seen.
+    """
+
+    graph: onnx.GraphProto
+    nodes: Sequence[NodeProto]
+    tracer: Callable[[Mapping[str, Shape]], Tracer]
+    given: Mapping[str, Shape]
+    failure: Walk | None = None
+    walks: dict[tuple[tuple[str, Shape], ...], Walk] = field(default_factory=dict, repr=False)
+    ignored: set[int] = field(default_factory=set)
+    visits: int = 0
+    unrun: str = ""
+
+    def taken(self, runs: Callable[[Mapping[str, Shape]], str] | None) -> Iterator[dict[str, Shape]]:
+        """Yield shapes for all inputs that a model can be analysed at, the likeliest first.
+
+        Parameters
+        ----------
+        runs : callable, optional
+            Says why the model can't be run on inputs of these shapes, if so; asked where shapes alone don't tell.
+        """
+        guesses = binding.bindings(self.graph, self.given)
+        if not binding.is_dynamic(self.graph, {}):
+            yield from guesses
+            return
+        unrun: dict[str, Shape] | None = None
+        for number, inputs in enumerate(self):
+            asked = runs is not None and not self.at(inputs).sure and number < MOST_TRIALS
+            why = runs(inputs) if asked and runs is not None else ""
+            if why:
+                unrun, self.unrun = unrun or inputs, self.unrun or why
+                continue
+            yield inputs
+        if unrun is not None:
+            yield unrun
+        if self.failure is None or not self.failure.hard:
+            yield from guesses
+
+    def notes(self, inputs: Mapping[str, Shape]) -> list[str]:
+        """Return what is to be said where these shapes were taken instead of those that the user gave."""
+        if all(inputs[name] == shape for name, shape in self.given.items()):
+            return []
+        why = self.unrun or ("" if self.failure is None else self.failure.why)
+        return [
+            f"the model doesn't run with '{binding.option(self.given, self.graph)}' ({why}), but with "
+            f"'{binding.option(inputs, self.graph)}', which was taken instead"
+        ]
+
+    def __iter__(self) -> Iterator[dict[str, Shape]]:
+        guesses = list(binding.bindings(self.graph, self.given))
+        self._ignore(guesses)
+        if self.failure is not None and isinstance(self.failure.own, Unsound):
+            return
+        done = []
+        for number, inputs in enumerate([*guesses, None]):
+            if number == EARLY or (inputs is None and number < EARLY):
+                for start, said in [
+                    (g, s) for s in ([self.given, {}] if self.given else [{}]) for g in guesses[:2]
+                ]:
+                    found = self._climb(start, said)
+                    if found is not None and found not in done:
+                        done.append(found)
+                        yield found
+            if inputs is not None and inputs not in done and self.at(inputs).whole:
+                done.append(inputs)
+                yield inputs
+        for size in _LAST:
+            for start in guesses[:2]:
+                axes = Axes.of(self.graph, start)
+                shapes = axes.shapes({a: s if a in axes.batch else size for a, s in axes.sizes.items()})
+                if shapes is not None and shapes not in done and self.at(shapes).whole:
+                    done.append(shapes)
+                    yield shapes
+
+    def _ignore(self, guesses: Sequence[Mapping[str, Shape]]) -> None:
+        """Leave alone what fails its row in the same way whatever the sizes: the row is too strict there."""
+        other = next(binding.bindings(self.graph, {}, other=True))
+        while True:
+            first, second = self.at(guesses[0]), self.at(other)
+            if self.failure is None and not first.whole:
+                self.failure = first
+            same = first.passed == second.passed and first.pairs == second.pairs
+            if first.whole or first.hard or second.hard or not same:
+                return
+            self.ignored.add(first.passed)
+            self.walks.clear()
+
+    def at(self, inputs: Mapping[str, Shape]) -> Walk:
+        """Return how the graph fits inputs of these shapes."""
+        key = tuple(sorted(inputs.items()))
+        if key not in self.walks:
+            self.walks[key] = found = walk(self.tracer(inputs), self.nodes, self.ignored)
+            self.visits += found.passed + 1
+        return self.walks[key]
+
+    def _climb(self, start: Mapping[str, Shape], said: Mapping[str, Shape]) -> dict[str, Shape] | None:
+        """Go from one guess to sizes that fit, past none that are said; None where no step leads on."""
+        axes = Axes.of(self.graph, start)
+        self.visits = 0
+        sizes = dict(axes.sizes)
+
+        def look(sizes: Sizes) -> Walk | None:
+            shapes = axes.shapes(sizes)
+            fits = shapes is not None and all(1 <= s <= MOST for s in sizes.values())
+            fits &= shapes is not None and all(shapes[name] == shape for name, shape in said.items())
+            return self.at(shapes) if shapes is not None and fits else None
+
+        at = look(sizes)
+        while at is not None and not at.whole:
+            best: tuple[tuple[int, float, int], Sizes, Walk] | None = None
+            for step in self._steps(axes, sizes, at, look):
+                seen = look(step)
+                if self.visits > MOST_VISITS:
+                    return None
+                if seen is None or (seen.passed, -seen.gap) <= (at.passed, -at.gap):
+                    continue
+                key = (seen.passed, -round(seen.gap, 9), -prod(step.values()))
+                if best is None or key > best[0]:
+                    best = key, step, seen
+                if seen.whole:
+                    break
+            if best is None:
+                return None
+            _, sizes, at = best
+        return axes.shapes(sizes)
+
+    def _steps(
+        self, axes: Axes, sizes: Sizes, at: Walk, look: Callable[[Sizes], Walk | None]
+    ) -> Iterator[Sizes]:
+        """Yield sizes that the node which doesn't fit speaks for."""
+        groups = [[a] for a in sizes]
+        free = [a for a in sizes if a not in axes.batch]
+        alike = [[b for b in free if sizes[b] == sizes[a]] for a in free]
+        groups += [g for n, g in enumerate(alike) if len(g) > 1 and g not in alike[:n]]
+        bare: list[Sizes] = []
+        for group in groups:
+            size, done = sizes[group[0]], set()
+            for one, other in at.pairs[:4]:
+                for have, want in ((one, other), (other, one)):
+                    if have and size * want % have == 0:
+                        done.add(size * want // have)
+                    done.add(size + want - have)
+                    bare.append({**sizes, **dict.fromkeys(group, want)})
+            yield from ({**sizes, **dict.fromkeys(group, value)} for value in sorted(done - {size}))
+        yield from _aligned(axes, sizes, at)
+        for group in reversed(groups):  # those of several axes first
+            value = _solved(sizes, group, at, look)
+            if value:
+                yield {**sizes, **dict.fromkeys(group, value)}
+        yield from bare
+
+
+def _aligned(axes: Axes, sizes: Sizes, at: Walk) -> Iterator[Sizes]:
+    """Yield sizes with which the last axes of an input are those of the shape that a node asks for."""
+    wanted = [tuple(v for v in at.target if v > 0), *(at.shapes[1:] if at.hard else ())]
+    for places in axes.places.values():
+        last = [a for a in places if isinstance(a, str) and a in sizes and a not in axes.batch]
+        for target in wanted:
+            if not last or len(target) < len(last):
+                continue
+            ends = target[len(target) - len(last) :]
+            made = at.shapes[0][len(at.shapes[0]) - len(last) :] if at.shapes else ()
+            for step in (
+                dict(zip(last, ends, strict=True)),
+                {a: sizes[a] + max(round(sizes[a] / m), 1) * (e - m)
+                 for a, e, m in zip(last, ends, made, strict=len(made) == len(last)) if m > 0},
+            ):  # fmt: skip
+                for batch in (None, 1, target[0]):
+                    first = dict.fromkeys((a for a in axes.batch if batch), batch or 1)
+                    if all(v >= 1 for v in step.values()):
+                        yield {**sizes, **step, **first}
+
+
+def _solved(sizes: Sizes, group: Sequence[str], at: Walk, look: Callable[[Sizes], Walk | None]) -> int:
+    """Return the least size of a group with which the node fits, as far as its sizes grow with it; else 0."""
+
+    def ratio(value: int) -> float | None:
+        """More than one: too large; None: the node fits."""
+        seen = look({**sizes, **dict.fromkeys(group, value)})
+        if seen is None or seen.passed < at.passed or not seen.pairs:
+            return 0.0 if seen is None or not seen.whole else None
+        return None if seen.passed > at.passed else seen.pairs[0][0] / max(seen.pairs[0][1], 1)
+
+    size = sizes[group[0]]
+    here, there = ratio(size), ratio(2 * size)
+    if here is None or there is None or here == there or not at.pairs:
+        return 0 if there is not None else 2 * size
+    grows = there > here
+    low, high, found = 0, MOST, 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        value = ratio(middle)
+        if value is None:
+            found = high = middle
+        elif found or value == 0.0 or (value < 1) == grows:
+            low = middle
+        else:
+            high = middle
+    return found

@@ -1,0 +1,104 @@
+"""The first command works on models that take few sizes: they are found, and law 1 is checked around them."""
+
+from pathlib import Path
+
+import demanding_images  # its models join the others
+import numpy as np
+import onnx
+import pytest
+from demanding import MODELS, demands, ints, mlp, model
+from nets import node, normal
+from onnx import helper
+
+import onnxprune
+from onnxprune.cli import main
+from onnxprune.errors import ModelError
+from onnxprune.graph.binding import Axes, bindings, terms
+
+assert demanding_images.demands is demands
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_are_found(name: str) -> None:
+    make, demanded = MODELS[name]
+    proto = make()
+    result = onnxprune.prune(proto, ratio=0.5, align=1)
+    assert result.report.after.parameters < result.report.before.parameters
+    assert not result.report.put_back
+    law = result.report.to_json()["law1"]
+    assert law["max_relative_error"] <= 1e-4
+    bound = law["sizes"][0]
+    assert {a: s for a, s in bound.items() if a in demanded} == demanded
+    assert max(bound.values()) <= 512, "sizes stay small"
+    free = [a for a in bound if a not in demanded]
+    for axis in free:
+        assert len({s[axis] for s in law["sizes"]}) > 1, "a free axis is compared at several sizes"
+    for axis in demanded:
+        assert any(one["sizes"][axis] != demanded[axis] for one in law["refused"]), (
+            "others are tried, and named"
+        )
+
+
+def test_given_shapes_that_do_not_run_are_mended_and_told() -> None:
+    make, _ = MODELS["batch_of_a_table"]
+    result = onnxprune.prune(make(), ratio=0.5, align=1, input_shapes={"x": (2, 11, 6)})
+    assert result.report.input_shapes == {"x": [6, 11, 6]}
+    notes = [
+        n for n in result.report.notes if "--input-shape x:2,11,6" in n and "--input-shape x:6,11,6" in n
+    ]
+    assert len(notes) == 1
+
+
+def test_given_shapes_that_run_stay() -> None:
+    make, _ = MODELS["channels_of_a_kernel"]
+    result = onnxprune.prune(make(), ratio=0.5, align=1, input_shapes={"x": (5, 3, 33, 17)})
+    assert result.report.input_shapes == {"x": [5, 3, 33, 17]}
+    assert not result.report.notes
+
+
+def test_a_model_that_no_size_fits_is_refused_with_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, weights = mlp("b", 8)
+    weights |= {"w": normal(6, 8), "to": ints(3, 5, 8), "other": normal(3, 4, 8)}
+    nodes = [node("MatMul", "x w", "a"), node("Reshape", "a to", "r"), node("Add", "r other", "b"), *head]
+    proto = model(nodes, weights, {"x": ("N", "T", 6)})
+    with pytest.raises(ModelError, match=r"--input-shape x:\d+,\d+,6"):
+        onnxprune.prune(proto, ratio=0.5)
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+    assert main(["prune", str(path), str(tmp_path / "o.onnx"), "--ratio", "0.5"]) == 3
+    assert "--input-shape x:" in capsys.readouterr().err
+
+
+def test_names_that_are_calculated() -> None:
+    values = [
+        helper.make_tensor_value_info(n, 1, axes)
+        for n, axes in {
+            "mask": ("b", "past + new"),
+            "half": ("b", "(past - 2) // 2"),
+            "past": ("b", "past"),
+            "ids": ("b", "new"),
+            "odd": ("batch-size", "seq-len + other"),
+        }.items()
+    ]
+    graph = helper.make_graph([], "g", values, [])
+    shapes = next(bindings(graph, {}))
+    assert shapes["mask"] == (2, 24)
+    assert shapes["half"] == (2, 5)
+    assert shapes["odd"] == (2, 12)
+    axes = Axes.of(graph, shapes)
+    assert set(axes.sizes) == {"b", "past", "new", "batch-size", "seq-len + other"}
+    assert axes.batch == {"b", "batch-size"}
+    changed = axes.shapes({**axes.sizes, "past": 6, "new": 1})
+    assert changed is not None
+    assert (changed["mask"], changed["half"]) == ((2, 7), (2, 2))
+    assert axes.shapes({**axes.sizes, "past": 0}) is None, "an axis can't be negative"
+    assert terms("a" * 10) == frozenset()
+    assert terms("__import__('os').x + a") != frozenset(), "it is text, and never run"
+
+
+def test_the_smallest_sizes_that_run_are_taken() -> None:
+    make, _ = MODELS["unet"]
+    shapes = onnxprune.prune(make(), ratio=0.5, align=1).report.input_shapes
+    assert np.prod(shapes["x"]) <= 2 * 3 * 64 * 64
