@@ -321,7 +321,40 @@ def _chunks(b: Sized, h: str) -> str:
     return b.do("Slice", back, [0], size, [1])
 
 
+def _folded_heads(perm: list[int]) -> Callable[[Sized, str], str]:
+    """Attention with batch and heads in one axis, either of them outside."""
+
+    def build(b: Sized, h: str) -> str:
+        inside = perm == [0, 2, 1, 3]  # heads inside of the batch
+
+        def fold(name: str) -> str:
+            y = b.op("MatMul", [h, b.weight(name, 32, 32)], f"{name}_matmul")
+            y = b.do("Reshape", y, b.do("Concat", b.sizes("x", 0), b.sizes("x", 1), [4], [8], axis=0))
+            return b.do(
+                "Reshape", b.do("Transpose", y, perm=perm), b.do("Concat", [-1], b.sizes("x", 1), [8], axis=0)
+            )
+
+        q, k, v = (fold(name) for name in ("wq", "wk", "wv"))
+        scores = b.do("MatMul", q, b.do("Transpose", k, perm=[0, 2, 1]))
+        y = b.do("MatMul", b.do("Softmax", scores, axis=-1), v)
+        parts = ([-1], [4]) if inside else ([4], [-1])
+        y = b.do("Reshape", y, b.do("Concat", *parts, b.sizes("x", 1), [8], axis=0))
+        y = b.do("Transpose", y, perm=perm if inside else [1, 2, 0, 3])
+        y = b.do("Reshape", y, b.do("Concat", b.sizes("x", 0), b.sizes("x", 1), [32], axis=0))
+        y = b.do("MatMul", y, b.weight("wo", 32, 32))
+        return b.do("Add", b.do("Add", h, y), b.do("Slice", b.table(64, 32), [0], b.sizes("x", 1), [0]))
+
+    return build
+
+
+HEADS = frozenset({("w0", 1), ("w1", 1), ("wq", 1), ("wv", 1)})
 CASES: dict[str, Case] = {
+    "heads in batch": Case(_folded_heads([0, 2, 1, 3]), cut=HEADS),
+    "heads in a batch of one": Case(
+        _folded_heads([0, 2, 1, 3]), at=(1, 12), runs=((2, 5), (3, 40)), cut=HEADS
+    ),
+    "batch in heads": Case(_folded_heads([2, 0, 1, 3]), cut=HEADS),
+    "batch of one in heads": Case(_folded_heads([2, 0, 1, 3]), at=(1, 12), runs=((2, 5), (3, 40))),
     "sliced": Case(_sliced, axis=1),
     "range": Case(_range),
     "position ids": Case(_position_ids),

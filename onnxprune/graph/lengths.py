@@ -70,6 +70,8 @@ class Stretches:
         Stand-ins that can't be negative.
     unplain : set
         Stand-ins that are no plain arithmetic of sizes.
+    pinned : set
+        Lengths that vary on paper only: such an axis is summed against one of fixed size, wherever the model runs.
     members : dict
         Stand-in for the widest of several -> those.
     """
@@ -79,6 +81,7 @@ class Stretches:
     entries: dict[str, Values] = field(default_factory=dict)
     natural: set[Number] = field(default_factory=set)
     unplain: set[Number] = field(default_factory=set)
+    pinned: set[Number] = field(default_factory=set)
     members: dict[Number, frozenset[Number]] = field(default_factory=dict)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -172,6 +175,11 @@ class Stretches:
                     seen.setdefault(axis.name, []).append(number)
                 elif not isinstance(axis, Unit):
                     composites.append((axis, number, size))
+        kept = {leaf for axes in fitted.outs for axis in axes or () for leaf in leaves(axis)}
+        for name, several in seen.items():
+            summed = name not in kept and node.op != "Einsum"  # nothing is broadcast there
+            if summed and fitted.sizes[name] in several:
+                self.pinned |= {n for n in several if n != fitted.sizes[name]}
         found = {name: self.same(n, [fitted.sizes[name]] * len(n)) for name, n in seen.items()}
         found |= {name: size for name, size in row.sizes.items() if name not in found}
         for axis, number, size in composites:

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from onnxprune.graph.coupling import Applied, Coupling, Dims
-from onnxprune.graph.lengths import Number, leaves, over
+from onnxprune.graph.lengths import Lengths, Number, leaves, over
 from onnxprune.graph.sizes import Sizes
 from onnxprune.ops import Node
 from onnxprune.ops.elementwise import BROADCASTING
@@ -58,6 +58,9 @@ class _Locks:
         self.space, self.coupling, self.sizes = coupling.space, coupling, sizes
         self.what = "the size of an input or its data" if sizes.by_run else "the size of an input"
         self.moving: dict[int, str] = {}  # root dim -> why its length follows the sizes
+        self.repeated: set[tuple[int, Number]] = (
+            set()
+        )  # root dim and length of axes that hold it many times over
 
     def run(self) -> None:
         for applied in self.coupling.nodes:
@@ -66,8 +69,10 @@ class _Locks:
         for name, dims in self.coupling.dims.items():
             shape = self.sizes.shape(name) or ()
             for dim, number, size in zip(dims, self.sizes.lengths.get(name, ()), shape, strict=False):
-                if number != size:
-                    self.moving.setdefault(self.space.find(dim), f"its length follows {self.what}")
+                root = self.space.find(dim)
+                free = number in self.sizes.pinned or (root, number) in self.repeated
+                if number != size and not free:
+                    self.moving.setdefault(root, f"its length follows {self.what}")
         self.lock_moving()
 
     def lock_moving(self) -> None:
@@ -100,8 +105,12 @@ class _Locks:
             self.lock(ins[slot], axis, reason, node)
         if node.op in _REGROUP:
             self.regrouped(applied)
+        if node.op == "Tile":
+            self.tiled(applied)
         if node.op in BROADCASTING or "MatMul" in node.op:
             self.broadcast(applied, 0 if node.op in BROADCASTING else 2)
+        if node.op == "Einsum":
+            self.summed(applied)
         if node.op in _COMPARE:
             self.compared(applied)
 
@@ -151,9 +160,6 @@ class _Locks:
             yield 0, node.axis(0, node.rank()), reason
         if node.op == "Compress" and "axis" in node.attrs and self.sizes.varies(node.inputs[1]):
             yield 0, node.axis(0), reason
-        if node.op == "Tile":  # more than one repetition is a factor of its own
-            for axis in np.flatnonzero(self.sizes.moving(node.inputs[1]) & (node.value(1) == 1)):
-                yield 0, int(axis), f"it is repeated as often as {self.what} says"
         if node.op == "Expand" and node.has(1):
             moving = self.sizes.moving(node.inputs[1])
             for back in range(1, min(moving.size, node.rank()) + 1):
@@ -172,10 +178,33 @@ class _Locks:
                     if not stretches:
                         self.lock(dims, -back, reason, node)
 
+    def summed(self, applied: Applied) -> None:
+        """Lock what an Einsum sets against an axis that varies, as `broadcast`."""
+        terms = "".join(str(applied.node.attrs["equation"]).split()).partition("->")[0].split(",")
+        places: dict[str, list[tuple[int, int]]] = {}
+        for slot, (term, dims) in enumerate(zip(terms, applied.ins, strict=True)):
+            before, _, after = term.partition("...")
+            for at, letter in enumerate(before):
+                places.setdefault(letter, []).append((slot, at))
+            for back, letter in enumerate(reversed(after), 1):
+                places.setdefault(letter, []).append((slot, len(dims or ()) - back))
+        reason = f"it is set against an axis whose length follows {self.what}"
+        for found in places.values():
+            if any(self.stretches(applied.node.inputs[slot], at) for slot, at in found):
+                for slot, at in found:
+                    self.lock(applied.ins[slot], at, reason, applied.node)
+
     def stretches(self, name: str, axis: int) -> bool:
         """Whether the length of an axis follows the sizes of dynamic axes."""
         numbers, shape = self.sizes.length(name), self.sizes.shape(name)
         return numbers is not None and shape is not None and numbers[axis] != shape[axis]
+
+    def tiled(self, applied: Applied) -> None:
+        """Allow repetitions: they are outside of what is repeated, also where they are one under these sizes."""
+        for dim, number in zip(
+            applied.outs[0] or (), self.sizes.length(applied.node.outputs[0]) or (), strict=False
+        ):
+            self.repeated.add((self.space.find(dim), number))
 
     def regrouped(self, applied: Applied) -> None:
         """Hold the atoms of a reshape to all sizes: they were found under one binding.
@@ -189,11 +218,15 @@ class _Locks:
         if left is None or right is None:
             return
         fitted = fit(row, node)
-        sides = list(zip((fitted.ins[0] or (), fitted.outs[0] or ()), (left, right), strict=True))
+        sides = self.settled(fitted, left, right)
         sizes = (self.sizes.shape(node.inputs[0]) or (), self.sizes.shape(node.outputs[0]) or ())
         for letters in _segments([axis for axes, _ in sides for axis in axes]):
             own = [[i for i, a in enumerate(axes) if letters & set(leaves(a))] for axes, _ in sides]
-            atoms = _atoms(sides, sizes, own, fitted)
+            axes, repeated = _outside(sides, sizes, own)
+            for side, at in repeated:
+                dims = (applied.ins[0], applied.outs[0])[side] or ()
+                self.repeated.add((self.space.find(dims[at]), sides[side][1][at]))
+            atoms = _atoms(axes, fitted)
             between = any(
                 n != 1 for (axes, numbers), at in zip(sides, own, strict=True) if at
                 for a, n in zip(axes[at[0] : at[-1]], numbers[at[0] : at[-1]], strict=True) if isinstance(a, Unit)
@@ -212,6 +245,22 @@ class _Locks:
                         if not sound:
                             self.space.lock(dim, f"{word} {self.what} ({node.op} '{node.name}')")
 
+    def settled(self, fitted: Fit, left: Lengths, right: Lengths) -> list[tuple[Sequence[Axis], Lengths]]:
+        """Return the axes of both sides of a reshape with their lengths.
+
+        Where the result can only have its traced length (a Gemm reads it), the axes of one element that it takes in,
+        such as what a pooling leaves of an image, can only be that.
+        """
+        ins, outs = fitted.ins[0] or (), fitted.outs[0] or ()
+        units = [n for axis, n in zip(ins, left, strict=True) if isinstance(axis, Unit) and n != 1]
+        for at, (axis, number) in enumerate(zip(outs, right, strict=True)):
+            own = prod(n for a, n in zip(ins, left, strict=True) if set(leaves(a)) & set(leaves(axis)))
+            if units and number in self.sizes.pinned and number == own * prod(units):
+                left = tuple(1 if isinstance(a, Unit) else n for a, n in zip(ins, left, strict=True))
+                right = (*right[:at], own, *right[at + 1 :])
+                break
+        return [(ins, left), (outs, right)]
+
 
 def _segments(axes: Sequence[Axis]) -> list[set[str]]:
     """Letters that belong together, since they share an axis."""
@@ -225,18 +274,41 @@ def _segments(axes: Sequence[Axis]) -> list[set[str]]:
     return found
 
 
-def _atoms(
+def _outside(
     sides: Sequence[tuple[Sequence[Axis], Sequence[Number]]],
     sizes: Sequence[Sequence[int]],
     own: Sequence[Sequence[int]],
-    fitted: Fit,
-) -> dict[str, Number] | None:
-    """Return the length of each letter of some axes on both sides of a reshape; None where they contradict."""
-    axes = [
-        (axes[i], numbers[i], size[i])
+) -> tuple[list[tuple[Axis, Number, int]], list[tuple[int, int]]]:
+    """Return the axes of a run on both sides with length and size, and which axes hold a letter many times over.
+
+    A batch of one is no factor of (batch x heads), which then looks like heads alone. Where an axis is as many times
+    longer as the axes of one element in front of the run on the other side, the run is repeated outside of it.
+    """
+    found = [
+        [(axes[i], numbers[i], size[i]) for i in at]
         for (axes, numbers), at, size in zip(sides, own, sizes, strict=True)
-        for i in at
     ]
+    repeated = []
+    for side, at in enumerate(own):
+        if not at or not own[1 - side]:
+            continue
+        axis, number, size = found[side][0]
+        axes, numbers = sides[1 - side]
+        front = own[1 - side][0]
+        times: Number = 1
+        while front > 0 and isinstance(axes[front - 1], Unit):
+            front -= 1
+            times = times * numbers[front]
+        whole, other = (prod(n for _, n, _ in found[s]) for s in (side, 1 - side))
+        if times != 1 and isinstance(axis, Letter) and whole == times * other:
+            found[side][0] = (axis, over(number, times) or 0, size)
+            repeated.append((side, at[0]))
+            break
+    return [*found[0], *found[1]], repeated
+
+
+def _atoms(axes: Sequence[tuple[Axis, Number, int]], fitted: Fit) -> dict[str, Number] | None:
+    """Return the length of each letter of some axes on both sides of a reshape; None where they contradict."""
     found: dict[str, Number] = {}
     for axis, number, _ in axes:
         if isinstance(axis, Letter) and found.setdefault(axis.name, number) != number:
