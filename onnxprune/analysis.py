@@ -6,25 +6,28 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune import wall
 from onnxprune.errors import ModelError
+from onnxprune.folding import Folded, fold, frozen_ends, opened, summed_ends, weight_ends
 from onnxprune.graph import binding
 from onnxprune.graph.agree import walk
+from onnxprune.graph.computed import Finder
 from onnxprune.graph.coupling import Coupling, couple
 from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.groups import Grouping, group
+from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.plausible import element_size
 from onnxprune.graph.size_locks import follow
 from onnxprune.graph.sizes import Sizes
-from onnxprune.graph.trace import LARGEST, Shape, TraceError, Tracer, Typed, Unsound, Weight, is_small
+from onnxprune.graph.trace import LARGEST, Shape, TraceError, Tracer, Typed, Unsound, Weight
 from onnxprune.model import Model
 
 
@@ -45,6 +48,8 @@ class Analysis:
         Which lengths and values follow the sizes of dynamic axes.
     given : dict
         Those of them that the user said.
+    folded : Folded or None
+        Where weights were folded: ``model`` is then not the one that was to be analysed.
     refusals : dict
         Shapes of the inputs, sorted by name, that the model can't be run at, and why: those that were tried.
     notes : list of str
@@ -60,6 +65,7 @@ class Analysis:
     given: dict[str, Shape] = field(default_factory=dict)
     refusals: dict[tuple[tuple[str, Shape], ...], str] = field(default_factory=dict, repr=False)
     notes: list[str] = field(default_factory=list)
+    folded: Folded | None = None
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
     _said: bool = False  # whether `vary` was called
 
@@ -144,6 +150,7 @@ def analyse(
     allow_inexact: bool = False,
     keep_blocks: bool = True,
     runs: Callable[[Mapping[str, Shape]], str] | None = None,
+    folds: Literal["", "needed", "weights"] = "",
 ) -> Analysis:
     """Trace a model, apply the rows, and find its dependency groups.
 
@@ -159,6 +166,10 @@ def analyse(
     runs : callable, optional
         Says why the model can't be run on inputs of these shapes, if so; asked where shapes alone don't tell
         (`onnxprune.probing.Trial`).
+    folds : str
+        Which weights that the graph computes are folded first, so that the analysis is of another model
+        (``Analysis.folded``): those with axes that can be cut only then ("needed"), those and all that layers read as
+        weights ("weights"), or none.
 
     Raises
     ------
@@ -171,7 +182,34 @@ def analyse(
     binding.check_given(model.proto.graph, given)
     wall.grow(nodes=len(model.proto.graph.node))
     with _no_collection(), wall.stage("Looking for what can be cut"):
-        return _analyse(model, given, runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+        found = _analyse(model, given, runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+        if folds:
+            again = partial(_analyse, given=given, runs=runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+            found = _with_folds(found, again, folds == "weights")
+        return found
+
+
+def _with_folds(found: Analysis, analyse_again: Callable[[Model], Analysis], weights: bool) -> Analysis:
+    """Return the analysis of a model in which computed weights are folded where that helps; else the same."""
+    finder = Finder(found.model, found.tracer)
+    always = set(summed_ends(finder, found.coupling))
+    always |= set(weight_ends(finder, found.coupling)) if weights else set()
+    frozen = set(frozen_ends(finder, found.grouping))
+    names = [n for n in finder.ends() if n in always or n in frozen]
+    while names:
+        folded = fold(found.model, finder, names)
+        if not folded.tensors:
+            break
+        again = analyse_again(folded.model)
+        helped = [
+            n for n in names
+            if n in folded.tensors and (n in always or opened(again.grouping, n) - opened(found.grouping, n))
+        ]  # fmt: skip
+        if helped == names:
+            again.folded, again.coupling.aliases = folded, folded.aliases
+            return again
+        names = helped
+    return found
 
 
 def _check_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> None:
@@ -300,31 +338,8 @@ def _declared(model: Model, inputs: Mapping[str, Shape], names: list[str]) -> di
 def _tracer(
     model: Model, weights: Mapping[str, Weight], inputs: Mapping[str, Shape], hints: Mapping[str, Typed]
 ) -> Tracer:
-    opsets = {
-        o.domain.replace("ai.onnx", "") if o.domain == "ai.onnx" else o.domain: o.version
-        for o in model.proto.opset_import
-    }
     types: dict[str, Typed] = {}
     for value in binding.real_inputs(model.proto.graph):
         if value.name in inputs and value.type.HasField("tensor_type"):
             types[value.name] = (value.type.tensor_type.elem_type, inputs[value.name])
-    return Tracer(opsets, weights, types=types, hints=hints)
-
-
-def weights_of(model: Model) -> dict[str, Weight]:
-    """Return what rules may know of a model's weights."""
-    found: dict[str, Weight] = {}
-    for name in model.names():
-        info = model.info(name)
-        shape = tuple(info.dims)
-        value = None
-        if is_small(info.elem_type, shape) and info.elem_type in _READABLE:
-            value = np.asarray(model.weight(name)).reshape(shape)
-        found[name] = Weight(info.elem_type, shape, value)
-    return found
-
-
-_READABLE = frozenset(
-    getattr(onnx.TensorProto, name)
-    for name in ("FLOAT", "DOUBLE", "INT64", "INT32", "BOOL", "FLOAT16", "UINT8", "INT8")
-)
+    return Tracer(opsets_of(model), weights, types=types, hints=hints)

@@ -103,3 +103,18 @@ def thinned(error: Sequence[float] | NDArray[np.float64], most: int = POINTS) ->
         return []
     at = np.unique(np.round(np.linspace(0, finite.size - 1, min(most, finite.size))).astype(np.int64))
     return [[int(n), float(f"{values[n]:.4g}")] for n in finite[at]]
+
+
+def group_line(group: Group, removed: int) -> dict[str, Any]:
+    """Return a group's line in a report, with how many of its units went."""
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "units": group.units,
+        "removed": removed,
+        "params": int(group.params.sum()),
+        "macs": int(group.macs.sum()),
+        "inexact": group.inexact,
+        "component": group.component,
+        "tensors": tensors_of(group),
+    }

@@ -75,11 +75,12 @@ class _Names:
         known = bool(hits)
         for group in self.grouping.groups:
             for member in group.members:
-                if regex.search(member.tensor):
+                if any(map(regex.search, (member.tensor, *coupling.aliases.get(member.tensor, ())))):
                     known = True
                     if not (produced and member.contracted):
                         hits.add(group.name)
-        known = known or any(regex.search(i.tensor) for i in coupling.instances)
+        names = {name for i in coupling.instances for name in (i.tensor, *coupling.aliases.get(i.tensor, ()))}
+        known = known or any(map(regex.search, names))
         for applied in coupling.nodes:
             if applied.node.name and regex.search(applied.node.name):
                 known = True

@@ -26,6 +26,7 @@ from onnxprune.carry import Carried, Dead, Failed, carry
 from onnxprune.cut.rewrite import Rewritten, rewrite
 from onnxprune.deciding import Decision, decide, plan_of, resolve, step_of
 from onnxprune.errors import ModelError, UsageError, VerificationError
+from onnxprune.folding import Folded, restored
 from onnxprune.given import feeds
 from onnxprune.graph.binding import option
 from onnxprune.graph.group_types import Group
@@ -33,7 +34,7 @@ from onnxprune.graph.inline import inline
 from onnxprune.memory import peak_bytes
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.outline import layers_of, tensors_of
+from onnxprune.outline import group_line, layers_of
 from onnxprune.places import refuse_overwrite, refuse_sides, size_in_bytes, size_of_output
 from onnxprune.plan import Plan
 from onnxprune.probing import Trial
@@ -102,6 +103,7 @@ class Job:
     notes: list[str] = field(default_factory=list)
     report_with: dict[str, Any] = field(default_factory=dict)
     speed: Speed | None = None
+    folded: Folded | None = None
     _hash: threading.Thread | None = None
 
     @classmethod
@@ -146,8 +148,9 @@ class Job:
             self.speed = Speed(self.model, analysis, self.options, self.progress or (lambda text: None))
         return self.speed
 
-    def analyse(self) -> Analysis:
-        """Trace and group the model."""
+    def analyse(self, fit: bool | None = None) -> Analysis:
+        """Trace and group the model; computed weights are folded where that helps the cut, or a fit on samples."""
+        fit = self.options.calib is not None if fit is None else fit
         with self.stage("analyse"):
             model = inline(self.model)
             found = analyse(
@@ -156,8 +159,10 @@ class Job:
                 allow_inexact=self.options.allow_inexact,
                 keep_blocks=self.options.align != 1,
                 runs=Trial(model) if self.options.verify else None,
+                folds="weights" if fit else "needed",
             )
         self.notes += found.notes
+        self.folded = found.folded
         return found
 
 
@@ -244,6 +249,9 @@ def _hashed(model: Model) -> None:
 def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
     plan.check_model(job.sha256(), job.model.file_sha256)
     analysis = job.analyse()
+    names = {g.name for g in analysis.grouping.groups}
+    if {g.name for g in plan.groups} - names:  # made with samples, perhaps: then more weights are folded
+        analysis = job.analyse(fit=True)
     return analysis, resolve(plan, analysis)
 
 
@@ -284,7 +292,8 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
         with job.stage("rewrite"):
             if not other:
                 other.append(analysis.other_values())
-            return rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, other[0])
+            found = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, other[0])
+            return found if job.folded is None else Rewritten(restored(found.model, job.folded), found.cuts)
 
     def prove(rewritten: Rewritten, dead: Dead) -> Verification | None:
         if not job.options.verify:
@@ -324,7 +333,7 @@ def _report(
         before,
         before,
         frozen=list(analysis.grouping.frozen),
-        groups=[_group_line(g, decision) for g in chosen],
+        groups=[group_line(g, len(decision.removed.get(g.name, ()))) for g in chosen],
         align=decision.align,
         inexact=any(g.inexact for g in decision.groups if g.name in names),
         input_shapes={name: list(shape) for name, shape in analysis.inputs.items()},
@@ -341,20 +350,6 @@ def _report(
     report.notes = [*job.notes, *report.notes]
     report.calibration = job.report_with.get("calibration")
     return report
-
-
-def _group_line(group: Group, decision: Decision) -> dict[str, Any]:
-    return {
-        "name": group.name,
-        "kind": group.kind,
-        "units": group.units,
-        "removed": len(decision.removed.get(group.name, ())),
-        "params": int(group.params.sum()),
-        "macs": int(group.macs.sum()),
-        "inexact": group.inexact,
-        "component": group.component,
-        "tensors": tensors_of(group),
-    }
 
 
 def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:

@@ -32,10 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from onnxprune.analysis import weights_of
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.graph import binding
 from onnxprune.graph.inline import inline
+from onnxprune.graph.known import weights_of
 from onnxprune.graph.live import needed, remove
 from onnxprune.graph.sizes import Sizes
 from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, attributes

@@ -77,6 +77,7 @@ class Coupling:
     nodes: list[Applied]
     dims: dict[str, Dims]
     instances: list[Instance]
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # weight -> names that went into it
 
 
 def couple(

@@ -15,7 +15,7 @@ from onnxprune.sparse.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparse.kinds import parse_pattern
 from onnxprune.sparse.pattern import holds
 from onnxprune.sparse.storage import INDEX
-from onnxprune.sparse.targets import Left, Target, find
+from onnxprune.sparse.targets import Left, Target, find, fold_computed
 
 __all__ = ["SparsityInspection", "TensorZeros", "inspect_sparsity", "patterns_of"]
 
@@ -119,7 +119,7 @@ class SparsityInspection(Facts):
 
 def inspect_sparsity(source: Model) -> SparsityInspection:
     """Look at the weights of a model that a product contracts."""
-    model = inline(source)
+    model = fold_computed(inline(source)).model
     targets, left = find(model)
     return SparsityInspection([_line(model, target) for target in targets], left)
 

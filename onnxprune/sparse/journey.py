@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from onnxprune.analysis import analyse
 from onnxprune.calibrate.agreement import compare, outputs
 from onnxprune.calibrate.samples import samples_for
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError, VerificationError
+from onnxprune.folding import restored
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.pipeline import Progress
@@ -28,7 +29,7 @@ from onnxprune.sparse.pattern import holds
 from onnxprune.sparse.report import SparseReport, line_of
 from onnxprune.sparse.sequence import Fitter
 from onnxprune.sparse.storage import CANT_READ, to_sparse
-from onnxprune.sparse.targets import Left, Target, find
+from onnxprune.sparse.targets import Left, Target, find, fold_computed
 
 __all__ = ["SparseResult", "sparsify"]
 
@@ -79,9 +80,10 @@ def sparsify(
     if registry.load("onnxprune.sparse.methods", options.method).DATA and options.calib is None:
         raise UsageError(f"--method {options.method} needs samples; give them with --calib.")
     with clock.stage("find"):
-        model = inline(source)
+        folded = fold_computed(inline(source))
+        model = folded.model
         found, left = find(model)
-        targets, spared = pick(found, options.ignore, options.only)
+        targets, spared = pick(found, options.ignore, options.only, folded.aliases)
         targets, small = _fitting(targets, pattern)
     report = SparseReport(pattern.text, left=[*left, *spared, *small], options=options.to_json())
     if not targets:
@@ -99,6 +101,8 @@ def sparsify(
         else:
             result = _with_samples(model, targets, spared, report, options, clock)
         _check(result, targets, pattern)
+        if folded.tensors and result is not source:
+            result = restored(result, folded, {t.name for t in targets})
         with clock.stage("dead units"):
             report.notes += [text for text in [dead.note(result, targets)] if text]
     with clock.stage("report"):
@@ -129,9 +133,20 @@ def _save(source: Model, result: SparseResult, options: SparseOptions, clock: Cl
 
 
 def pick(
-    targets: Sequence[Target], ignore: Sequence[str], only: Sequence[str]
+    targets: Sequence[Target],
+    ignore: Sequence[str],
+    only: Sequence[str],
+    aliases: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple[list[Target], list[Left]]:
     """Return the weights that may be treated under ``--ignore`` and ``--only``, and the others.
+
+    Parameters
+    ----------
+    targets : sequence of Target
+    ignore, only : sequence of str
+        Regular expressions.
+    aliases : mapping, optional
+        Weight -> names that went into it when it was folded.
 
     Raises
     ------
@@ -140,7 +155,8 @@ def pick(
     """
 
     def hit(pattern: str, target: Target) -> bool:
-        return any(re.search(pattern, name) for name in (target.name, *(r.name for r in target.readers)))
+        names = (target.name, *(r.name for r in target.readers), *(aliases or {}).get(target.name, ()))
+        return any(re.search(pattern, name) for name in names)
 
     for option, patterns in (("--ignore", ignore), ("--only", only)):
         for pattern in patterns:

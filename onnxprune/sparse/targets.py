@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from onnxprune.analysis import analyse
-from onnxprune.graph.trace import captured
+from onnxprune.folding import Folded, fold, is_float, small_enough
+from onnxprune.graph.computed import Finder
+from onnxprune.graph.known import opsets_of, weights_of
+from onnxprune.graph.trace import Tracer, captured
 from onnxprune.model import Model
 from onnxprune.sparse.layout import Layout
 
-__all__ = ["Left", "Reader", "Target", "find"]
+__all__ = ["Left", "Reader", "Target", "find", "fold_computed"]
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -125,6 +128,25 @@ def find(model: Model) -> tuple[list[Target], list[Left]]:
             except _No as reason:
                 left[name] = str(reason)
     return targets, [Left(name, left[name]) for name in model.names() if name in left]
+
+
+def fold_computed(model: Model) -> Folded:
+    """Make weights that the graph computes weights of their own, where layers read them and the file doesn't grow.
+
+    What has only another form (`VIEWS`) or is quantised is followed instead: `find`.
+    """
+    finder = Finder(model, Tracer(opsets_of(model), weights_of(model)))
+    read = {
+        node.input[slot]
+        for node in model.proto.graph.node
+        if not any(o in finder.maker for o in node.output)
+        for slot, _ in _slots(node)
+    }
+    ends = (finder.of(name) for name in finder.ends() if name in read)
+    names = [
+        c.name for c in ends if not finder.only_views(c) and is_float(finder, c.name) and small_enough(c)
+    ]
+    return fold(model, finder, names) if names else Folded(model, model)
 
 
 def _slots(node: NodeProto) -> Iterator[tuple[int, int]]:
