@@ -34,6 +34,7 @@ from onnxprune.pipeline import Job, Result
 from onnxprune.repair import Calibration, Fitted, refit_analysis
 from onnxprune.rotation.basis import Rotated
 from onnxprune.search import Floors
+from onnxprune.sentences import by_norm_lines
 from onnxprune.speed import surely
 from onnxprune.targets import Target, parse_target
 from onnxprune.tilt import Weighing
@@ -220,7 +221,7 @@ class Work:
 
     def _rankings(self, weighing: Weighing) -> dict[str, Ranking]:
         weight = tilt.weights(self.calibration.places, [s.number for s in self.calibration.sites], weighing)
-        return {n: Ranking(c.order, c.error * weight[n]) for n, c in self.calibration.curves.items()}
+        return {n: Ranking(c.order, c.error * weight.get(n, 1.0)) for n, c in self.calibration.curves.items()}
 
     def _weigh(self, targets: Sequence[Target]) -> None:
         """Find how errors of different groups weigh, once, by trial fits on few samples."""
@@ -343,6 +344,7 @@ class Work:
                 "segments": [dataclasses.asdict(line) for line in trial.fitted.segments],
                 "original": trial.original,
                 "rotated": {"groups": [m.name for m in self.rotated.mixed], "refused": self.rotated.refused},
+                "by_norm": self.calibration.by_norm,
                 "curves": {name: thinned(curve.error) for name, curve in self.calibration.curves.items()},
             }
         }
@@ -353,11 +355,8 @@ class Work:
                 "weights; give more."
             )
         job.notes += self.rotated.notes()
-        lost = [g.name for g in self.groups if g.name not in self.calibration.places]
-        if lost:
-            job.notes.append(
-                f"{len(lost)} groups are read by layers that can't be refitted, {lost[0]} first."
-            )
+        rough = {*removed} - {*self.calibration.places} | {*removed}.intersection(self.calibration.by_norm)
+        job.notes += by_norm_lines([n for n in removed if n in rough])
         return pipeline.carry_out(job, trial.analysis, plan, decision, output)
 
 

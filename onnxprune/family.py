@@ -187,7 +187,8 @@ class Sensitivity(Facts):
     samples : int
     groups : list of dict
         ``name``, ``units``, ``macs``, ``half`` (the error when half of the units are gone, as a share of the variance
-        of what reads them; None where so many can't go) and ``curve``: pairs of the units that are gone and the error.
+        of what reads them; None where so many can't go), ``curve``: pairs of the units that are gone and the error,
+        and ``measured``: false where samples say nothing of what reads the group, and norms stand in for errors.
     """
 
     criterion: str
@@ -207,7 +208,8 @@ class Sensitivity(Facts):
             for part in (0.25, 0.5, 0.75):
                 near = max((n for n in at if n <= part * group["units"]), default=0)
                 cells.append(f"{at[near]:.3g}" if near in at else "-")
-            rows.append([group["name"], f"{group['units']:,}", amount(group["macs"]), *cells])
+            name = group["name"] if group["measured"] else f"{group['name']} (by norms)"
+            rows.append([name, f"{group['units']:,}", amount(group["macs"]), *cells])
         head = ["group", "units", "MACs", "1/4 gone", "1/2 gone", "3/4 gone"]
         show(head, rows, title=f"Error by {self.criterion} on {self.samples:,} samples", stream=stream)
 
@@ -235,6 +237,7 @@ def sensitivity(job: Job) -> Sensitivity:
                 "macs": int(group.macs.sum()),
                 "half": half if half < float("inf") else None,
                 "curve": [[int(n), float(e)] for n, e in thinned(curve.error, 64)],
+                "measured": name not in work.calibration.by_norm,
             }
         )
     lines.sort(key=lambda line: -(line["half"] or 0.0))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxprune import registry
 from onnxprune.analysis import Analysis
+from onnxprune.budgeting import ranked_by_scores
 from onnxprune.calibrate.algebra import Curve
 from onnxprune.calibrate.samples import Samples
-from onnxprune.deciding import step_of
+from onnxprune.deciding import scores_of, step_of
 from onnxprune.graph.group_types import Group
 from onnxprune.keeping import curves_of, facts_of, keep
+from onnxprune.model import Model
+from onnxprune.options import Options
 from onnxprune.pipeline import Job
 from onnxprune.repair import FLOOR, Calibration
 from onnxprune.rotation.basis import Rotated, rotate
@@ -58,7 +67,29 @@ def measured(
             calibration.products = {name: product for name, product in found.items() if name in names}
         curves = calibration.curves
         curves |= {n: p.with_readers(curves.get(n)) for n, p in calibration.products.items()}
+        others = [g for g in groups if g.name not in curves]
+        calibration.by_norm = [g.name for g in others]
+        curves |= _by_norm(rotated.analysis.model, others, replace(options, criterion="l2"), curves)
     return calibration, rotated
+
+
+def _by_norm(
+    model: Model, groups: Sequence[Group], options: Options, measured: Mapping[str, Curve]
+) -> dict[str, Curve]:
+    """Return curves from weights alone, for groups that are read by what can't be fitted (Einsum, LSTM, other data).
+
+    Nothing makes up for their loss: half of one costs as much as half of the group that the samples show to be the
+    dearest.
+    """
+    ranked = ranked_by_scores(groups, scores_of(model, groups, options))
+
+    def half(error: NDArray[np.float64]) -> float:
+        return float(error[(len(error) - 1) // 2])
+
+    dear = [half(c.error) for c in measured.values() if 0 < half(c.error) < np.inf]
+    own = [half(r.error) for r in ranked.values() if 0 < half(r.error) < np.inf]
+    factor = max(dear) / float(np.median(own)) if dear and own else 1.0
+    return {name: Curve(r.order, r.error * factor) for name, r in ranked.items()}
 
 
 def _curves(job: Job, calibration: Calibration, rotated: Rotated) -> dict[str, Curve]:

@@ -28,15 +28,14 @@ from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.progress import Step
 from onnxprune.recovery._sequence import (
-    MOST_BYTES,
     LayerReport,
     Settings,
-    Walk,
     consumers_of,
     fit_blocks,
     weights_of,
     write,
 )
+from onnxprune.recovery._walk import MOST_BYTES, Walk
 from onnxprune.rotation.products import Product, silenced
 
 __all__ = ["Calibration", "Fitted", "refit_analysis"]
@@ -77,6 +76,8 @@ class Calibration:
         Told what is being done.
     products : dict
         Group that no layer reads -> what it is part of, where its loss was measured.
+    by_norm : list of str
+        Groups whose loss nobody could measure: their curves come from weights alone.
     """
 
     analysis: Analysis
@@ -88,22 +89,20 @@ class Calibration:
     say: Say | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
     products: dict[str, Product] = field(default_factory=dict)
+    by_norm: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
         self.sites: list[Site] = sites(self.analysis)
         self.readers: Readers = readers(self.sites, self.groups)
+        #: with groups that other readers share, which can't be fitted
+        self.reading: Readers = readers(self.sites, self.groups, partly=True)
         self.alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
         way = registry.load("onnxprune.recovery", self.recover)
         alone = getattr(way, "fit", None)
         self.blockwise: bool = getattr(way, "BLOCKWISE", False)
         self.settings = Settings(way.RIDGES, "bias" in way.VARIANTS, seed=self.seed, alone=alone)
         self.measure = registry.load("onnxprune.criteria", self.criterion) if self.criterion else None
-        if not self.readers:
-            raise CalibrationError(
-                "No group is read by layers that can be fitted (Conv, ConvTranspose, Gemm, MatMul with constant "
-                "weights); prune without --calib."
-            )
 
     @property
     def places(self) -> dict[str, list[int]]:
@@ -126,6 +125,8 @@ class Calibration:
 
     def measure_curves(self) -> None:
         """Run the original over the samples and take the loss curve of each group."""
+        if not self.readers:
+            return
         if hasattr(self.measure, "measure"):  # judges all groups at once
             probe = Probe(self.analysis, self.samples, self.readers, self.seed, self.say)
             scores = probe.scores(self.measure)
@@ -200,7 +201,7 @@ class Calibration:
             count = len(fitted.removed[name])
             fitted.removed[name] = self._choose(site, name, count, evidence, fitted.model)
         width = np.arange(site.view.width)
-        cut = gone(self.readers, fitted.removed).get(site.weight)
+        cut = gone(self.reading, fitted.removed).get(site.weight)
         silent = [
             p.channels(site.number, fitted.removed[n])
             for n, p in self.products.items()
@@ -212,6 +213,19 @@ class Calibration:
             fits = silenced(site, fits, channels)
         write(fitted.model, site, fits)
         fitted.layers.append(report)
+
+    def silence(self, fitted: Fitted) -> None:
+        """Have readers that can't be fitted, such as an LSTM, not read what goes; what follows is fitted to that."""
+        layers = {site.weight for site in self.sites}
+        for group in self.groups:
+            gone = np.isin(np.arange(group.units), fitted.removed.get(group.name, ()))
+            for member in group.members if gone.any() else ():
+                old = fitted.model.weight(member.tensor)
+                if not member.contracted or member.tensor in layers or old.dtype.kind != "f":
+                    continue
+                new = np.array(old)
+                np.moveaxis(new, member.axis, 0)[member.index[gone[member.unit]]] = 0
+                fitted.model.put(member.tensor, new)
 
     def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
         """Choose the units of a group once more, on the inputs as they are by now."""
@@ -254,11 +268,12 @@ class _Member:
     def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> _Member:
         """Begin with the original; whole: at its first layer, whatever is cut."""
         units = {name: np.asarray(mine) for name, mine in removed.items()}
-        cut = [s.number for name in units for s, _ in calibration.readers.get(name, ())]
+        cut = [s.number for name in units for s, _ in calibration.reading.get(name, ())]
         made = [p.mixable.makers for name, p in calibration.products.items() if name in units]
         cut += [side.site.number for sides in made for side in sides]
         again = _Curves(calibration, dict(calibration.curves))
         fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
+        calibration.silence(fitted)
         return cls(fitted, 0 if whole else min(cut, default=1 << 60), again)
 
 

@@ -10,6 +10,9 @@ from onnxprune.table import amount
 
 __all__ = ["at_sizes", "calibration_lines", "original_lines", "segment_lines", "speed_lines"]
 
+#: Groups that a sentence names.
+NAMED = 5
+
 
 def at_sizes(law1: Mapping[str, Any]) -> str:
     """Say at which sizes of the dynamic axes law 1 was checked; nothing where the model has none.
@@ -50,6 +53,18 @@ def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str
 
 def _told(target: Mapping[str, Any], key: str) -> str:
     return f"{1e3 * target[key]:.3g} ms" if target["unit"] == "s" else amount(target[key])
+
+
+def by_norm_lines(names: Sequence[str]) -> list[str]:
+    """Say which groups were cut although samples tell nothing of what reads them."""
+    if not names:
+        return []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    groups = "1 group was" if len(names) == 1 else f"{len(names)} groups were"
+    first = ", ".join(names[:NAMED])
+    return [
+        f"{groups} cut by weights alone, as not all that reads them can be fitted to samples: {first}{more}."
+    ]
 
 
 def calibration_lines(found: Mapping[str, Any]) -> list[str]:

@@ -64,7 +64,7 @@ def test_models_fitted_side_by_side_are_what_each_is_alone(
     monkeypatch.setattr(
         Stream,
         "run",
-        lambda self, *a: runs.append(self.model) or run(self, *a),  # type: ignore[func-returns-value]
+        lambda self, *a, **k: runs.append(self.model) or run(self, *a, **k),  # type: ignore[func-returns-value]
     )
     monkeypatch.setattr(repair, "MOST_BYTES", most_bytes)
     alone = [made.fit(removed) for removed in asked]

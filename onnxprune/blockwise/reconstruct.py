@@ -187,7 +187,8 @@ class _Work:
         return array
 
     def _fit(self, part: Segment, pairs: list[tuple[Batch, Batch]], report: SegmentReport, seed: int) -> None:
-        names = [n for s in part.sites for n in (s.weight, s.bias if s.own else "") if n in self.trainable]
+        layers = [s for s in part.sites if part.holds(s)]
+        names = [n for s in layers for n in (s.weight, s.bias if s.own else "") if n in self.trainable]
         counts, valid = self.samples.counts[: len(pairs)], self.samples.valid[: len(pairs)]
         masked = [
             n for n in part.goals if all(_covers(v, g[n]) for v, (_, g) in zip(valid, pairs, strict=True))

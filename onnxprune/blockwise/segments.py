@@ -43,6 +43,10 @@ class Segment:
     given: tuple[str, ...]
     goals: tuple[str, ...]
 
+    def holds(self, site: Site) -> bool:
+        """Whether all nodes that use a layer's weight lie inside."""
+        return all(self.first <= use.number and use.end < self.end for use in site.uses)
+
 
 def segments(analysis: Analysis, sites: Sequence[Site]) -> list[Segment]:
     """Take a model apart.

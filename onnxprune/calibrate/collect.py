@@ -107,6 +107,11 @@ class Evidence:
         """Moments of the rows that are held out, one for each block."""
         return self.aside.parts
 
+    def merge(self, other: Evidence) -> None:
+        """Add the moments of another use of the same weight."""
+        self.fitting.merge(other.fitting)
+        self.aside.merge(other.aside)
+
     def whole(self) -> list[Moments]:
         """Return the moments of all rows, one for each block."""
         both = self.fitting.copy()

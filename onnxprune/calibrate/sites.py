@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from onnxprune.calibrate.regressors import View, view_of
 from onnxprune.graph.coupling import Applied, uses_of
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.trace import captured
+from onnxprune.model import Model
 
 __all__ = ["Readers", "Site", "Sum", "gone", "readers", "sites"]
 
@@ -36,7 +38,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Site:
-    """A layer that can be fitted.
+    """A layer that can be fitted; where several nodes use its weight, all of them.
 
     Attributes
     ----------
@@ -56,6 +58,8 @@ class Site:
         The input that takes the bias; None where a bias can't be given.
     total : Sum or None
         The residual sum that this layer is the last one to feed.
+    more : tuple of Site
+        Later nodes that use the same weight in the same way: one fit serves all.
     """
 
     number: int
@@ -69,6 +73,17 @@ class Site:
     own: bool
     adder: tuple[int, int] | None
     total: Sum | None
+    more: tuple[Site, ...] = ()
+
+    @property
+    def uses(self) -> tuple[Site, ...]:
+        """The layer at each node that uses its weight, itself first."""
+        return (self, *self.more)
+
+    @property
+    def goal(self) -> tuple[str, int]:
+        """The tensor that the output of this node becomes part of, and the position of the node that makes it."""
+        return (self.total.tensor, self.total.end) if self.total else (self.y, self.end)
 
 
 #: Group -> the layers that read it, each with the regressors of each unit in each block.
@@ -76,14 +91,22 @@ Readers = dict[str, list[tuple[Site, list[list[Ints]]]]]
 
 
 def sites(analysis: Analysis) -> list[Site]:
-    """Find the layers of a model that can be fitted, in topological order.
+    """Find the layers of a model that can be fitted, in topological order of the first node that uses each.
 
-    Weights that several nodes read are left out: one fit can't serve them all.
+    A weight that several nodes use is one layer where all of them use it alike, with the same bias or none of their
+    own; else no fit can serve them all.
     """
     graph = _Graph(analysis)
     found = []
     for number, applied in enumerate(analysis.coupling.nodes):
-        site = graph.site(number, applied)
+        weight = applied.node.inputs[1] if applied.node.has(1) else ""
+        uses = graph.uses.get(weight, [])
+        if len(uses) == 1:
+            site = graph.site(number, applied)
+        elif uses and uses[0][0] == number:
+            site = graph.shared(uses)
+        else:
+            site = None
         if site is not None:
             found.append(site)
     return found
@@ -99,10 +122,24 @@ class _Graph:
         self.outer = self.outputs.union(*inner)
         self.maker = {name: n for n, a in enumerate(self.nodes) for name in a.node.outputs if name}
 
-    def site(self, number: int, applied: Applied) -> Site | None:
+    def shared(self, uses: Sequence[tuple[int, int]]) -> Site | None:
+        """Return the layer whose weight several nodes use; None where they use it differently."""
+        for alone in (False, True):
+            found = [self.site(n, self.nodes[n], alone=alone) if slot == 1 else None for n, slot in uses]
+            sites = [s for s in found if s is not None]
+            if len(sites) < len(found) or sites[0].weight in self.outer or not _alike(sites, self.model):
+                return None
+            if len({(s.bias, s.adder is None) for s in sites}) == 1:
+                bias = sites[0].bias
+                own = bool(bias) and len(self.uses[bias]) == len(sites) and bias not in self.outer
+                return replace(sites[0], own=own, more=tuple(sites[1:]))
+        return None
+
+    def site(self, number: int, applied: Applied, *, alone: bool = False) -> Site | None:
+        """Return the layer of a node; alone: without the bias that a node of its own adds."""
         node = applied.node
         view = view_of(node) if applied.row is not None else None
-        if view is None or len(self.uses[node.inputs[1]]) != 1 or node.inputs[1] not in self.model:
+        if view is None or node.inputs[1] not in self.model:
             return None
         if self.model.weight(node.inputs[1]).dtype.kind != "f" or node.inputs[0] in self.model:
             return None
@@ -113,7 +150,7 @@ class _Graph:
             bias = node.inputs[view.bias_slot] if node.has(view.bias_slot) else ""
             if bias and bias not in self.model:
                 return None
-        else:
+        elif not alone:
             following = self.adds_constant(y, view.outputs)
             if following is not None:
                 end, slot = following
@@ -169,29 +206,51 @@ class _Graph:
         return Sum(node.outputs[0], other, gain, offset, following)
 
 
-def readers(found: list[Site], groups: list[Group]) -> Readers:
+def _alike(sites: Sequence[Site], model: Model) -> bool:
+    """Whether several nodes read a weight as the same matrices."""
+    first = sites[0].view
+    shape = model.info(sites[0].weight).dims
+    entries = np.arange(prod(shape)).reshape(shape)
+    same = [
+        (s.view.weight_axis, s.view.taps, s.view.bias_factor)
+        == (first.weight_axis, first.taps, first.bias_factor)
+        and np.array_equal(s.view.unpack(entries), first.unpack(entries))
+        for s in sites[1:]
+    ]
+    return all(same)
+
+
+def readers(found: list[Site], groups: list[Group], *, partly: bool = False) -> Readers:
     """Find the layers that contract each group's channels.
+
+    Parameters
+    ----------
+    found : list of Site
+    groups : list of Group
+    partly : bool
+        Return groups, too, with other readers that can't be fitted.
 
     Returns
     -------
     dict
-        Group -> (site, rows) with ``rows[block][unit]`` the regressors that a unit owns in a block; groups with a
-        reader that can't be fitted are left out.
+        Group -> (site, rows) with ``rows[block][unit]`` the regressors that a unit owns in a block.
     """
     by_weight = {s.weight: s for s in found}
     result: Readers = {}
     for group in groups:
         mine: list[tuple[Site, list[list[Ints]]]] = []
+        others = False
+        axes = {(m.tensor, m.axis) for m in group.members}
         for member in group.members:
             if not member.contracted:
                 continue
             site = by_weight.get(member.tensor)
-            if site is None or member.axis != site.view.weight_axis:
-                break
-            mine.append((site, _rows(site.view, member.index, member.unit, group.units)))
-        else:
-            if mine:
-                result[group.name] = mine
+            if site is not None and member.axis == site.view.weight_axis:
+                mine.append((site, _rows(site.view, member.index, member.unit, group.units)))
+            else:  # where both axes of a weight belong to the group, one of them is what the layer makes
+                others |= site is None or (site.weight, site.view.weight_axis) not in axes
+        if mine and (partly or not others):
+            result[group.name] = mine
     return result
 
 

@@ -66,7 +66,7 @@ class Stream:
         graph = self.model.proto.graph
         return [graph.node[i] for i in self.model.order]
 
-    def run(self, to: int, wanted: Sequence[str]) -> Iterator[Batch]:
+    def run(self, to: int, wanted: Sequence[str], *, stay: bool = False) -> Iterator[Batch]:
         """Run up to a node, yielding for each batch tensors that exist by then.
 
         Parameters
@@ -75,6 +75,8 @@ class Stream:
             Position in topological order of the first node that doesn't run.
         wanted : sequence of str
             Tensors to be yielded: on the frontier, or made by nodes between the last position and ``to``.
+        stay : bool
+            Leave the position where it is: nodes after it are still to be edited.
 
         Yields
         ------
@@ -88,9 +90,9 @@ class Stream:
         """
         nodes = self.protos
         to = max(to, self.position)
-        live = self._live(nodes, to)
+        live = [] if stay else self._live(nodes, to)
         session, names = self._session(nodes, to, {*live, *wanted})
-        hold, held = True, 0
+        hold, held = not stay, 0
         new: list[Batch] = []
         for batch in self.batches:
             values = self._run(session, names, batch)

@@ -56,8 +56,8 @@ class Probe:
         return found
 
     def sites(self) -> dict[int, Site]:
-        """The layers that read a group, by their position."""
-        return {site.number: site for mine in self.readers.values() for site, _ in mine}
+        """The nodes that read a group, by their position."""
+        return {use.number: use for mine in self.readers.values() for site, _ in mine for use in site.uses}
 
     def _axis(self, site: Site) -> int:
         """Return the channel axis of a layer's input."""
@@ -136,11 +136,11 @@ class Probe:
         float64[..., units]
         """
         total: Floats = np.zeros(())
-        for site, blocks in self.readers[group]:
-            if site.number in measured:
-                values = measured[site.number]
+        for use, blocks in ((use, rows) for site, rows in self.readers[group] for use in site.uses):
+            if use.number in measured:
+                view, values = use.view, measured[use.number]
                 for block, rows in enumerate(blocks):
-                    at = [block * site.view.channels + np.unique(r // site.view.taps) for r in rows]
+                    at = [block * view.channels + np.unique(r // view.taps) for r in rows]
                     total = total + np.stack([values[..., c].sum(axis=-1) for c in at], axis=-1)
         units = len(self.readers[group][0][1][0])
         return total if total.ndim else np.zeros(units)

@@ -109,7 +109,7 @@ def find(analysis: Analysis, groups: Sequence[Group], found: Sequence[Site], rea
     read : dict
         Group -> layers that read it.
     """
-    by_weight = {s.weight: s for s in found if s.view.blocks == 1}
+    by_weight = {s.weight: s for s in found if s.view.blocks == 1 and not s.more}
     result: list[Mixable] = []
     taken: set[tuple[str, int]] = set()
     for group in groups:

@@ -20,7 +20,8 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import Site, sites
 from onnxprune.calibrate.steady import steadied
 from onnxprune.model import Model
-from onnxprune.recovery._sequence import Settings, Walk, problem_of, weights_of, write
+from onnxprune.recovery._sequence import Settings, problem_of, weights_of, write
+from onnxprune.recovery._walk import Walk
 from onnxprune.sparse.clock import Clock
 from onnxprune.sparse.fitting import LayerFit, fit_layer
 from onnxprune.sparse.kinds import Pattern

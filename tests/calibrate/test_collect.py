@@ -12,8 +12,9 @@ from onnxprune.calibrate.regressors import channels_last, columns
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.sites import sites
 from onnxprune.model import Model
-from onnxprune.recovery import _sequence
-from onnxprune.recovery._sequence import Settings, Walk
+from onnxprune.recovery import _walk
+from onnxprune.recovery._sequence import Settings
+from onnxprune.recovery._walk import Walk
 from onnxprune.runtime import open_session
 
 
@@ -75,7 +76,7 @@ def test_evidence_of_several_layers_in_one_run_is_that_of_their_rows(group):
 def test_stretches_are_short_where_room_is_and_give_the_same(monkeypatch, most_bytes):
     analysis, samples, _ = opened()
     todo = sites(analysis)
-    monkeypatch.setattr(_sequence, "MOST_BYTES", most_bytes)  # with 1 nothing is held between stretches
+    monkeypatch.setattr(_walk, "MOST_BYTES", most_bytes)  # with 1 nothing is held between stretches
 
     def found():
         walk = Walk.of(analysis, [], samples, Settings(most=1, least=500), todo)
@@ -85,9 +86,9 @@ def test_stretches_are_short_where_room_is_and_give_the_same(monkeypatch, most_b
     lengths, whole = found()
     assert lengths == [5]
     size = 16 * 60**2 + 10 * 6 * 64 * 4 * 2  # moments of a layer, and its input and output for a batch
-    monkeypatch.setattr(_sequence, "ABREAST_BYTES", 3 * size)
+    monkeypatch.setattr(_walk, "ABREAST_BYTES", 3 * size)
     assert found()[0][0] in (2, 3)
-    monkeypatch.setattr(_sequence, "ABREAST", 1)
+    monkeypatch.setattr(_walk, "ABREAST", 1)
     lengths, alone = found()
     assert lengths == [1] * 5
     for one, other in zip(whole, alone, strict=True):
