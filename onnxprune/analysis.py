@@ -184,7 +184,9 @@ def analyse(
     with _no_collection(), wall.stage("Looking for what can be cut"):
         found = _analyse(model, given, runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
         if folds:
-            again = partial(_analyse, given=given, runs=runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+            again = partial(
+                _analyse, given=given, runs=runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks
+            )
             found = _with_folds(found, again, folds == "weights")
         return found
 

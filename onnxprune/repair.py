@@ -128,7 +128,14 @@ class Calibration:
         if not self.readers:
             return
         if hasattr(self.measure, "measure"):  # judges all groups at once
-            probe = Probe(self.analysis, self.samples, self.readers, self.seed, self.say)
+            plain = {
+                name: mine
+                for name, mine in self.readers.items()
+                if all(len(site.view.factors) < 2 for site, _ in mine)
+            }
+            if not plain:
+                return
+            probe = Probe(self.analysis, self.samples, plain, self.seed, self.say)
             scores = probe.scores(self.measure)
             self.curves = {name: curve_of(found, self._least(name)) for name, found in scores.items()}
             return

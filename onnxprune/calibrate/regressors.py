@@ -38,6 +38,8 @@ class View:
         Of each block: regressors are ``channels * taps``.
     weight_axis : int
         Axis of the weight that counts the channels of a block.
+    factors : tuple of (int, int)
+        Where several axes of the weight count them, each with its length, the outermost first; else empty.
     out_axis : int
         Channel axis of the output.
     read : callable
@@ -65,6 +67,7 @@ class View:
     unpack: Callable[[Array], Array]
     bias_slot: int = -1
     bias_factor: float = 1.0
+    factors: tuple[tuple[int, int], ...] = ()
 
     @property
     def width(self) -> int:
@@ -78,7 +81,16 @@ class View:
 
     def positions(self, output: Array) -> int:
         """Return how many positions an output of the layer has, over the batch."""
-        return int(output.size // output.shape[self.out_axis])
+        return int(output.size // (self.blocks * self.outputs))
+
+    def reads(self, axis: int) -> bool:
+        """Whether an axis of the weight counts the channels of a block."""
+        return axis in dict(self.factors) if self.factors else axis == self.weight_axis
+
+    def channels_at(self, axis: int, index: Ints) -> Ints:
+        """Return int64[len(index), ...]: the channels of a block at positions on one of its `factors`."""
+        table = np.arange(self.channels).reshape([size for _, size in self.factors])
+        return np.moveaxis(table, list(dict(self.factors)).index(axis), 0)[index].reshape(len(index), -1)
 
     def x(self, array: Array, rows: Ints) -> Array:
         """Return the regressors of an activation, array [blocks, len(rows), channels * taps], at output positions."""
@@ -251,10 +263,59 @@ def _product(node: Node) -> View | None:
     return View(1, channels, 1, outputs, 1 if right else 0, -1, read, y, pack, unpack, bias_slot, beta)
 
 
+def _einsum(node: Node) -> View | None:
+    """Einsum of an activation and a constant: letters of both are read where they end, else they are blocks."""
+    left, _, right = "".join(str(node.attrs["equation"]).split()).partition("->")
+    terms = left.split(",")
+    if len(terms) != 2 or "." in terms[1] or not right or len(node.inputs) != 2:
+        return None
+    dots = "ABCDEFGH"[: node.rank() - len(terms[0].replace("...", ""))] if "..." in left else ""
+    if set(dots) & set(left):
+        return None
+    x, w, out = (term.replace("...", dots) for term in (*terms, right))
+    blocks, read = [c for c in w if c in x and c in out], [c for c in w if c in x and c not in out]
+    made, rows = [c for c in w if c not in x], [c for c in x if c not in w]
+    sizes = dict(zip(w, node.shape(1), strict=True))
+    plain = (
+        all(len(set(term)) == len(term) for term in (x, w, out))
+        and read
+        and set(rows + made + blocks) == set(out)
+    )
+    if not plain or any(sizes[c] != n for c, n in zip(x, node.shape(0), strict=True) if c in sizes):
+        return None
+    count, channels, outputs = (prod(sizes[c] for c in part) for part in (blocks, read, made))
+
+    def order(term: str, *parts: list[str]) -> list[int]:
+        return [term.index(c) for part in parts for c in part]
+
+    def regressors(array: Array, index: Ints) -> Array:
+        moved = array.transpose(order(x, rows, blocks, read)).reshape(-1, count, channels)
+        return moved[index].transpose(1, 0, 2)[:, :, None]
+
+    def y(array: Array, index: Ints) -> Array:
+        return np.asarray(array.transpose(order(out, rows, blocks, made)).reshape(-1, count * outputs)[index])
+
+    ways = order(w, blocks, read, made)
+
+    def unpack(array: Array) -> Array:
+        return np.asarray(array).transpose(ways).reshape(count, channels, outputs)
+
+    def pack(matrices: Array) -> Array:
+        split = matrices.reshape([sizes[c] for c in (*blocks, *read, *made)])
+        return np.asarray(split.transpose(np.argsort(ways)))
+
+    factors = tuple((w.index(c), sizes[c]) for c in read)
+    last = out.index(made[-1]) if made else out.index(blocks[-1]) if blocks else -1
+    return View(
+        count, channels, 1, outputs, factors[0][0], last, regressors, y, pack, unpack, factors=factors
+    )
+
+
 _VIEWS: dict[tuple[str, str], Callable[[Node], View | None]] = {
     ("", "Conv"): _conv,
     ("", "ConvTranspose"): _conv_transpose,
     ("", "Gemm"): _product,
     ("", "MatMul"): _product,
+    ("", "Einsum"): _einsum,
     ("com.microsoft", "FusedMatMul"): _product,
 }

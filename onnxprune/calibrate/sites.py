@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.regressors import View, view_of
 from onnxprune.graph.coupling import Applied, uses_of
-from onnxprune.graph.group_types import Group
+from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.trace import captured
 from onnxprune.model import Model
 
@@ -245,20 +245,24 @@ def readers(found: list[Site], groups: list[Group], *, partly: bool = False) -> 
             if not member.contracted:
                 continue
             site = by_weight.get(member.tensor)
-            if site is not None and member.axis == site.view.weight_axis:
-                mine.append((site, _rows(site.view, member.index, member.unit, group.units)))
+            if site is not None and site.view.reads(member.axis):
+                mine.append((site, _rows(site.view, member, group.units)))
             else:  # where both axes of a weight belong to the group, one of them is what the layer makes
-                others |= site is None or (site.weight, site.view.weight_axis) not in axes
+                others |= site is None or not any(t == site.weight and site.view.reads(a) for t, a in axes)
         if mine and (partly or not others):
             result[group.name] = mine
     return result
 
 
-def _rows(view: View, index: Ints, unit: Ints, units: int) -> list[list[Ints]]:
+def _rows(view: View, member: Member, units: int) -> list[list[Ints]]:
+    index, unit = member.index, member.unit
     found = []
+    if view.factors:
+        channels = view.channels_at(member.axis, index)
+        index, unit = channels.ravel(), np.repeat(unit, channels.shape[1])
     for block in range(view.blocks):
         channel, owner = index, unit
-        if view.weight_axis == 0 and view.blocks > 1:  # the axis runs over all blocks
+        if view.weight_axis == 0 and view.blocks > 1 and not view.factors:  # the axis runs over all blocks
             inside = index // view.channels == block
             channel, owner = index[inside] % view.channels, unit[inside]
         rows = [channel[owner == u] for u in range(units)]

@@ -109,7 +109,7 @@ def find(analysis: Analysis, groups: Sequence[Group], found: Sequence[Site], rea
     read : dict
         Group -> layers that read it.
     """
-    by_weight = {s.weight: s for s in found if s.view.blocks == 1 and not s.more}
+    by_weight = {s.weight: s for s in found if s.view.blocks == 1 and not s.more and not s.view.factors}
     result: list[Mixable] = []
     taken: set[tuple[str, int]] = set()
     for group in groups:
@@ -173,7 +173,7 @@ class _Look:
         self.readers = [
             Side(site, _at_rows(rows[0], site.view.taps))
             for site, rows in read.get(group.name, ())
-            if site.view.blocks == 1
+            if site.view.blocks == 1 and not site.view.factors
         ]
 
     def mixable(self) -> list[Mixable]:

@@ -26,6 +26,12 @@ CASES = [
     ("Gemm", (5, 4), (6, 4), {"transB": 1}),
     ("Gemm", (4, 5), (4, 6), {"transA": 1}),
     ("MatMul", (2, 3, 4), (4, 6), {}),
+    ("Einsum", (2, 3, 4), (4, 5, 2), {"equation": "bte,ehd->bthd"}),
+    ("Einsum", (2, 3, 4), (4, 5, 2), {"equation": "bte,ehd->hbtd"}),
+    ("Einsum", (2, 3, 4, 5), (4, 6, 5), {"equation": "bihd,hed->bie"}),
+    ("Einsum", (2, 3, 4, 5), (3, 6, 5), {"equation": "bhtd,hed->bthe"}),
+    ("Einsum", (2, 3, 4), (4, 6), {"equation": "...e,ef->...f"}),
+    ("Einsum", (2, 3, 4), (6, 4), {"equation": "bte,fe->bft"}),
 ]
 
 
@@ -70,3 +76,22 @@ def test_a_weight_made_at_run_time_has_no_view():
     shapes, nothing = ((2, 3), (3, 4)), (None, None)
     node = Node("MatMul", "", 17, "n", {}, shapes, ((2, 4),), nothing, (False, False), ("a", "b"), ("y",))
     assert view_of(node) is None
+
+
+@pytest.mark.parametrize("equation", ["bte,ef->btf,", "bte,tf->bef", "bte,ee->bt", "bte,ef->bf", "bte,ef"])
+def test_an_equation_that_is_no_layer_has_no_view(equation):
+    shapes = ((2, 4, 4), (4, 4))
+    node = Node(
+        "Einsum",
+        "",
+        17,
+        "n",
+        {"equation": equation},
+        shapes,
+        ((2, 4, 4),),
+        (None,) * 2,
+        (False, True),
+        ("a", "w"),
+        ("y",),
+    )
+    assert (view_of(node) is None) == (equation != "bte,tf->bef")

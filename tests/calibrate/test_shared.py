@@ -14,7 +14,7 @@ from onnxprune.model import Model
 
 QUICK = {"calib": "synthetic", "samples": 32, "align": "none"}
 #: groups that are read by what can't be fitted, and by fits alone
-ALONE = {"tied": 2, "gru_both_ways": 2, "two_readers": 2, "einsums": 3}
+ALONE = {"tied": 2, "gru_both_ways": 2, "two_readers": 2}
 
 
 def matrices(model: onnx.ModelProto) -> int:
