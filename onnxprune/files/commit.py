@@ -243,7 +243,7 @@ class Commit:
     def close(self) -> list[str]:
         """Remove what is still temporary, and return what couldn't be removed."""
         left = []
-        with held():
+        with held(), self._stack:
             for path in self._temporaries:
                 try:
                     if path.is_dir() and not path.is_symlink():
@@ -255,7 +255,6 @@ class Commit:
             for path in reversed(self._made):
                 with contextlib.suppress(OSError):  # it isn't empty: then it is needed
                     path.rmdir()
-            self._stack.close()
         return left
 
     @property

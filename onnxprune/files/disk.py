@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from onnxprune.errors import OutputError
 from onnxprune.files.target import same
 
-__all__ = ["claim", "resemble", "send", "status_of", "sync", "take_back"]
+__all__ = ["claim", "rename_new", "resemble", "send", "status_of", "sync", "take_back"]
 
 #: Errors of file systems that have no such thing, where that is no harm.
 _ABSENT = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES})
+#: Where paths of renameat2 begin: in the working directory.
+_HERE = -100
 _NO_LINKS = _ABSENT | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 
 
@@ -48,7 +53,12 @@ def _umask() -> int:
 
 
 def claim(path: Path, target: Path) -> None:
-    """Give a file a name that nothing has; if something has it, that stays and this fails."""
+    """Give a file a name that nothing has; if something has it, that stays and this fails.
+
+    At no moment has it two names where the platform can do that: onnx refuses data that has.
+    """
+    if rename_new(path, target):
+        return
     try:
         os.link(path, target)
     except OSError as error:
@@ -59,6 +69,34 @@ def claim(path: Path, target: Path) -> None:
         os.rename(path, target)
         return
     os.unlink(path)
+
+
+def rename_new(path: Path, target: Path) -> bool:
+    """Rename a file if nothing has the new name, in one step; False where there is no such step.
+
+    Raises
+    ------
+    OSError
+        If something has it, or the file can't be renamed.
+    """
+    call = _renamer()
+    if call is None:
+        return False
+    if call(_HERE, os.fsencode(path), _HERE, os.fsencode(target), 1) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _ABSENT:
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
+
+@cache
+def _renamer() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    with contextlib.suppress(OSError, AttributeError):
+        return ctypes.CDLL(None, use_errno=True).renameat2  # of glibc 2.28 and musl 1.2.6
+    return None
 
 
 def take_back(path: Path, target: Path) -> None:

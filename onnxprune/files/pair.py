@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import warnings
 from collections.abc import Callable, Iterable
@@ -63,10 +64,15 @@ def place_pair(
             files.fresh(data, home)
         files.model(path, target, partial(drop, target, rest))
         return digest
-    first, _ = render(through.name)
-    link = files.temporary(target.parent)
+    first, first_digest = render(through.name)
     files.fresh(data, through)
-    files.model(first, target, partial(_go_home, target, through, home, (link, path)))
+    try:
+        with data.open("rb") as file:
+            copy, _ = files.write(data.parent, partial(shutil.copyfileobj, file, length=_BLOCK), data.stat())
+    except OSError:  # there is no room for it
+        files.model(first, target, partial(drop, target, old))
+        return first_digest
+    files.model(first, target, partial(_go_home, target, through, home, (copy, path)))
     files.after(partial(drop, target, rest))
     return digest
 
@@ -85,11 +91,12 @@ def _choose(
         if not _is_plain(home) or files.names(home):
             continue
         alone = _unread(home, target)
-        if (home.name in old or alone) and equal(data, home):
+        if (home.name in old or alone) and home.stat().st_nlink == 1 and equal(data, home):
             return home, True, None
         if home.name in old and alone:
             through = next(name for name in names if not files.taken(name))
-            return (home, False, through) if _links(files, data) else (through, False, None)
+            # Windows doesn't replace a file that is mapped
+            return (through, False, None) if os.name == "nt" else (home, False, through)
     raise OutputError(
         f"The output {str(target)!r} has 1,000 data files already; remove those that nothing reads."
     )
@@ -110,25 +117,15 @@ def _unread(path: Path, but: Path | None = None) -> bool:
         return False
 
 
-def _links(files: Commit, data: Path) -> bool:
-    """Whether a file can have two names here, and a name that is read can be given away."""
-    if os.name == "nt":
-        return False
-    try:
-        os.link(data, files.temporary(data.parent))
-    except OSError:
-        return False
-    return True
-
-
 def _go_home(target: Path, through: Path, home: Path, temporaries: tuple[Path, Path]) -> None:
-    """Give the data the name that it has in the end: the model that reads it under its first name stays until one that
-    reads it under the last can be put there.
+    """Give the data the name that it has in the end.
+
+    The model that reads it under its first name stays until one that reads a copy under the last can be put there. (A
+    second name wouldn't do: onnx refuses data that has two.)
     """
-    link, model = temporaries
+    copy, model = temporaries
     try:
-        os.link(through, link)
-        os.replace(link, home)
+        os.replace(copy, home)
         sync([target.parent])
         os.replace(model, target)
         sync([target.parent])
