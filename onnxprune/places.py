@@ -69,11 +69,11 @@ def declared(sides: Sides, source: str | None, output: str | None, *, joined: bo
     mark = _declared.set(Sides(sides.writes, sides.reads))
     try:
         if output:
-            check(Path(output), f"The output {output!r}")
+            check(Path(output), f"The output {output!r}", probe=True)
             _refuse_reads(Path(output), sides.reads)
         seen: list[Path] = [Path(output)] if output else []
         for path in sides.writes.values():
-            check(path, repr(str(path)), stream=True)
+            check(path, repr(str(path)), stream=True, probe=True)
             if stream_of(path) is None and any(alike(path, other) for other in seen):
                 raise OutputError(f"{str(path)!r} is asked for twice; give each output a name of its own.")
             _refuse_reads(path, reads)
@@ -141,7 +141,7 @@ def refuse_overwrite(
         raise OutputError(f"{what} is the input itself; give another name, or --in-place to replace it.")
     if any(alike(output, path) for path in data_files(model)):
         raise OutputError(f"{what} is the input's external data; give another name.")
-    check(output, what)
+    check(output, what, probe=True)
     has_data = bool(data_files(model)) or external_threshold is not None
     if has_data:
         check_data(output)

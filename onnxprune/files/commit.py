@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from typing import IO, TypeVar
 from onnxprune import wall
 from onnxprune.errors import OutputError
 from onnxprune.files.disk import claim, resemble, send, status_of, sync, take_back
-from onnxprune.files.holding import PREFIX, cleaning, held, locked
+from onnxprune.files.holding import PREFIX, cleaning, held, locked, temporary
 from onnxprune.files.target import check, place_of, stream_of
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "alone",
     "refusal",
     "sweep",
-    "temporary",
     "together",
     "write_text",
     "written",
@@ -50,11 +48,6 @@ _written: list[Path] = []
 def written() -> list[Path]:
     """Return the files that this process has put in their places, the latest last; but none written `alone`."""
     return list(_written)
-
-
-def temporary(folder: Path, pid: int | None = None) -> Path:
-    """Return a name in a folder that nothing has, for a file that will not stay."""
-    return folder / f"{PREFIX}{pid or os.getpid()}-{secrets.token_hex(6)}.tmp"
 
 
 def sweep(folder: Path, pid: int) -> list[Path]:
@@ -116,11 +109,16 @@ class Commit:
         """
         path = self.temporary(folder)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-        with open(handle, "wb") as file:
-            value = fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        resemble(path, like)
+        try:
+            with open(handle, "wb") as file:
+                value = fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            resemble(path, like)
+        except OSError:
+            with contextlib.suppress(OSError):  # the room may be needed at once
+                path.unlink()
+            raise
         return path, value
 
     def lock(self, folder: Path) -> None:
@@ -243,7 +241,7 @@ class Commit:
     def close(self) -> list[str]:
         """Remove what is still temporary, and return what couldn't be removed."""
         left = []
-        with held(), self._stack:
+        with self._stack, held():
             for path in self._temporaries:
                 try:
                     if path.is_dir() and not path.is_symlink():

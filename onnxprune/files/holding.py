@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import tempfile
 import threading
@@ -14,11 +15,16 @@ from typing import Any
 
 from onnxprune import wall
 
-__all__ = ["PREFIX", "cleaning", "held", "locked", "scratch"]
+__all__ = ["PREFIX", "cleaning", "held", "locked", "scratch", "temporary"]
 
 #: How the names of all temporary files and folders begin; the number of the process follows.
 PREFIX = ".onnxprune-"
 _ALL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def temporary(folder: Path, pid: int | None = None) -> Path:
+    """Return a name in a folder that nothing has, for a file that will not stay."""
+    return folder / f"{PREFIX}{pid or os.getpid()}-{secrets.token_hex(6)}.tmp"
 
 
 def _swapped(numbers: tuple[int, ...], handler: Any, only_default: bool = False) -> dict[int, Any]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from onnxprune.errors import OutputError
+from onnxprune.files.holding import held, temporary
 
 __all__ = ["check", "check_data", "check_link", "place_of", "same", "stream_of"]
 
@@ -49,7 +50,7 @@ def same(one: Path, other: Path) -> bool:
         return False
 
 
-def check(path: Path, what: str, *, stream: bool = False) -> None:
+def check(path: Path, what: str, *, stream: bool = False, probe: bool = False) -> None:
     """Refuse a path to which no file can be written.
 
     Parameters
@@ -59,6 +60,8 @@ def check(path: Path, what: str, *, stream: bool = False) -> None:
         How the sentence begins, such as ``The output 'x.onnx'``.
     stream : bool
         Whether a device or a pipe is as good.
+    probe : bool
+        Try it, with an empty file that goes at once.
 
     Raises
     ------
@@ -67,6 +70,11 @@ def check(path: Path, what: str, *, stream: bool = False) -> None:
     """
     try:
         _check(path, what, stream)
+        if probe and stream_of(path) is None:
+            with held():
+                trial = temporary(place_of(path).parent)
+                os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                trial.unlink()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"{what} can't be written: {why}; nothing was left behind.") from error
