@@ -19,6 +19,7 @@ from onnxprune.model import Model
 from onnxprune.options import OptionFields, Options, Shapes
 from onnxprune.pipeline import Job, Progress, Result, Source
 from onnxprune.plan import Plan
+from onnxprune.record import Record
 from onnxprune.targets import family_of
 
 if TYPE_CHECKING:
@@ -279,7 +280,10 @@ def run(
     output: Path_ | None = None,
     *,
     in_place: bool = False,
+    external_data_threshold: int | None = None,
+    input_shapes: Shapes | None = None,
     progress: Progress | None = None,
+    each: Callable[[str, Record | None], None] | None = None,
 ) -> Model:
     """Run passes by name, one after the other, and write the result if an output is given.
 
@@ -291,7 +295,13 @@ def run(
     output : path, optional
     in_place : bool
         Allow the output to be the input.
+    external_data_threshold : int, optional
+        Move weights of at least so many bytes to a file beside the output.
+    input_shapes : mapping, optional
+        Input -> shape, for the passes that take some.
     progress : callable, optional
+    each : callable, optional
+        Is given each pass as text when it is done, and its report if it gave one, as `prune` does.
 
     Returns
     -------
@@ -302,10 +312,10 @@ def run(
 
     steps = passlist.parse(passes)
     source = Model.load(source)
-    places.refuse_overwrite(source, _path(output), in_place)
-    model = passlist.apply(source, steps, progress)
+    places.refuse_overwrite(source, _path(output), in_place, external_data_threshold)
+    model = passlist.apply(source, steps, progress, input_shapes=input_shapes, each=each)
     if output is not None:
-        model.save(output, in_place=in_place)
+        model.save(output, in_place=in_place, external_threshold=external_data_threshold)
     return model
 
 

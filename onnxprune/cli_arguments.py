@@ -350,6 +350,11 @@ def _run(commands: Any) -> None:
         "--passes", required=True, metavar="LIST", help='such as "resolve_shapes,prune{ratio=0.5},shrink"'
     )
     _add_options(parser, "run")
+    parser.add_argument(
+        "--report",
+        metavar="R.html|R.json",
+        help="write what the passes found: as JSON, or as the page of the one pass that has one, such as prune",
+    )
 
 
 def _sparsify(commands: Any) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from onnxprune import api
+from onnxprune import api, passlist
 from onnxprune.cli_arguments import options_from, shapes_from
 from onnxprune.cli_progress import showing
 from onnxprune.errors import UsageError
 from onnxprune.files.commit import write_text
+from onnxprune.files.target import STDOUT
+from onnxprune.model import Model
 from onnxprune.options import OptionFields, Options
+from onnxprune.page import is_page
+from onnxprune.passlist import RunReport
 from onnxprune.pipeline import Result
 from onnxprune.places import Sides, declared
 from onnxprune.record import Facts, Record
@@ -56,6 +61,10 @@ def _family(args: Namespace, source: str, options: Options) -> None:
             result.plan.save(member_path(args.plan, target))
 
     paths = {"OUT": args.out, "--report": args.report, "--plan": args.plan}
+    if STDOUT in paths.values():
+        raise UsageError(
+            "Several models can't share standard output; give files, whose names get the targets."
+        )
     writes: dict[str, str | None] = {
         f"{what} of {target}": str(member_path(path, target))
         for what, path in paths.items()
@@ -89,14 +98,10 @@ def apply(args: Namespace) -> None:
 def plan(args: Namespace) -> None:
     """``onnxprune plan IN -o PLAN``."""
     source = _input(args)
-    with _places(args, source, None, {"-o": args.output if args.output != "-" else None}):
+    with _places(args, source, None, {"-o": args.output}):
         found = _told(args, api.plan, source, options_from(args))
-        if args.output != "-":
-            found.save(args.output)
-    if args.output == "-":
-        sys.stdout.write(found.dumps())
-        return
-    if not args.quiet:
+        found.save(args.output)
+    if _speaks(args):
         removed, units = sum(len(g.removed_units) for g in found.groups), sum(g.units for g in found.groups)
         print(f"{args.output}: {removed:,} of {units:,} units of {len(found.groups)} groups are to go")
 
@@ -106,7 +111,7 @@ def verify(args: Namespace) -> None:
     found = _told(args, api.verify, args.original, args.pruned, args.plan, **_given(args))
     if args.json:
         print(json.dumps(found, indent=1, allow_nan=False))
-    elif not args.quiet:
+    elif _speaks(args):
         print(
             f"law 1 holds: pruned = masked original within {found['max_relative_error']:.1e} (relative) "
             f"on {found['inputs']} inputs"
@@ -117,6 +122,7 @@ def verify(args: Namespace) -> None:
 
 def inspect(args: Namespace) -> None:
     """``onnxprune inspect IN`` or ``onnxprune inspect --ops``."""
+    _refuse_idle(args)
     if args.ops:
         _ops(args)
         return
@@ -156,13 +162,28 @@ def explain(args: Namespace) -> None:
 
 def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
-    given = _given(args)
-    source = _input(args)
-    if not args.quiet:
-        _show_log()
-    with _places(args, source, args.out, {}):
-        _told(args, api.run, source, args.passes, args.out, in_place=given.get("in_place", False))
-    if not args.quiet:
+    source, steps = _input(args), passlist.parse(args.passes)
+    report = RunReport()
+    if args.report and is_page(args.report):
+        passlist.check_page(steps)
+    given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
+    with _places(args, source, args.out, {"--report": args.report}), _listening(report.notes, args.quiet):
+        model = _told(
+            args,
+            api.run,
+            source,
+            args.passes,
+            args.out,
+            input_shapes=shapes_from(getattr(args, "input_shapes", [])),
+            each=lambda text, told: report.passes.append((text, told)),
+            **given,
+        )
+        report.name_files(Path(source), Path(args.out))
+        report.sha256 = {"input": Model.load(source).sha256, "output": model.sha256}
+        report.options = {"passes": args.passes, **given}
+        _keep(args, report)
+    if _speaks(args):
+        report.show()
         print(f"wrote {args.out} ({Path(args.out).stat().st_size:,} bytes)")
 
 
@@ -175,18 +196,52 @@ def sparsify(args: Namespace) -> None:
     _finish(args, result.report)
 
 
-def _show_log() -> None:
-    """Let passes say on standard error what they did and what they refused."""
-    log, handler = logging.getLogger("onnxprune.passes"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(module)s: %(message)s"))
-    log.handlers[:] = [handler]
+@contextlib.contextmanager
+def _listening(notes: list[str], quiet: bool) -> Iterator[None]:
+    """Keep what passes say of what they did and refused, and let it be seen on standard error."""
+    log, form = logging.getLogger("onnxprune.passes"), logging.Formatter("%(module)s: %(message)s")
+    handlers: list[logging.Handler] = [_Notes(notes), *([] if quiet else [logging.StreamHandler(sys.stderr)])]
+    for handler in handlers:
+        handler.setFormatter(form)
+    before, log.handlers[:] = list(log.handlers), handlers
+    level = log.level
     log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.handlers[:] = before
+        log.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    """Keeps what is said."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__()
+        self.notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.notes.append(self.format(record))
+
+
+def _refuse_idle(args: Namespace) -> None:
+    """Refuse what 'inspect' wouldn't look at, as it is asked for the op table or for zeros."""
+    given = {"a model": _input(args), "--sparsity": args.sparsity} if args.ops else {}
+    given |= {"--html": args.html, "--input-shape": getattr(args, "input_shapes", None)}
+    given["--allow-inexact"] = getattr(args, "allow_inexact", False)
+    idle = [name for name, value in given.items() if value]
+    if idle and (args.ops or args.sparsity):
+        way = "--ops" if args.ops else "--sparsity"
+        raise UsageError(f"'inspect {way}' takes no account of {idle[0]}; leave one of them out.")
 
 
 def _ops(args: Namespace) -> None:
     from onnxprune.inspection import op_table
 
     table = op_table()
+    if args.quiet and not args.json:
+        return
     if args.json:
         print(json.dumps([{"op": op, "kind": kind, "text": text} for op, kind, text in table], indent=1))
         return
@@ -203,7 +258,7 @@ def _keep(args: Namespace, report: Record) -> None:
 
 def _finish(args: Namespace, report: Record) -> None:
     _say(args, report)
-    if not (args.json or args.quiet):
+    if _speaks(args):
         print(f"wrote {args.out}")
 
 
@@ -211,8 +266,23 @@ def _say(args: Namespace, found: Facts) -> None:
     """Print what was found: for programs, for people, or not at all."""
     if args.json:
         sys.stdout.write(found.dumps())
-    elif not args.quiet:
+    elif _speaks(args):
         found.show()
+
+
+def _speaks(args: Namespace) -> bool:
+    """Whether tables and sentences may go to standard output: nothing else goes there, and they are wanted."""
+    return not (args.quiet or getattr(args, "json", False) or STDOUT in _written(args).values())
+
+
+def _written(args: Namespace) -> dict[str, str]:
+    """Return the files that a command writes beside a model, by their options."""
+    options = {"--report": "report", "--plan": "plan", "--html": "html", "-o": "output"}
+    reads = ("apply", "verify")  # the plan is theirs to read
+    found = {flag: getattr(args, name, None) for flag, name in options.items()}
+    return {
+        f: str(path) for f, path in found.items() if path and not (f == "--plan" and args.command in reads)
+    }
 
 
 def _input(args: Namespace) -> str:
@@ -235,6 +305,10 @@ def _places(
 
     The output itself may be the input with --in-place; that is checked where it is written.
     """
+    taken = [what for what, path in _written(args).items() if path == STDOUT]
+    taken += ["--json"] * bool(getattr(args, "json", False))
+    if len(taken) > 1:
+        raise UsageError(f"{' and '.join(taken)} would both go to standard output; give one of them a file.")
     given = {"--calib": getattr(args, "calib", None), "--inputs": getattr(args, "inputs", None)}
     if args.command == "apply":
         given["the plan"] = args.plan

@@ -161,7 +161,7 @@ class SharedOptions:
         None,
         "move weights of at least this size to OUT.data; what onnxruntime must find in the model stays",
         stage="write",
-        commands="prune apply sparsify",
+        commands="prune apply run sparsify",
         metavar="BYTES",
         unit="bytes",
     )

@@ -6,7 +6,8 @@ Grammar::
     pass    = name , [ "{" , [ option , { ( " " | "," ) , option } ] , "}" ] ;
     option  = name , "=" , value ;
 
-A pass is a module in ``passes/`` with one function ``run(model, **options) -> Model``; its options are that
+A pass is a module in ``passes/`` with one function ``run(model, **options)`` that returns a `Model`, or a `Passed`
+with a report beside it; its options are that
 function's keyword arguments, and their annotations say how a value is read (int, float, bool, str, or a tuple
 of str, separated by "|").
 """
@@ -16,17 +17,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TextIO
 
 from onnxprune import registry
 from onnxprune.errors import OnnxPruneError, UsageError
-
-if TYPE_CHECKING:
-    from onnxprune.model import Model
+from onnxprune.model import Model
+from onnxprune.record import Record
 
 PACKAGE = "onnxprune.passes"
 
@@ -40,6 +41,12 @@ class Step:
 
     name: str
     options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The pass as it may be written."""
+        inside = " ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}{{{inside}}}" if inside else self.name
 
 
 def parse(text: str) -> list[Step]:
@@ -117,27 +124,130 @@ class _Reader:
         return Step(name, options)
 
 
-def apply(model: Model, steps: list[Step], progress: Callable[[str], None] | None = None) -> Model:
-    """Run passes one after the other.
+@dataclass(frozen=True)
+class Passed:
+    """What a pass may return instead of a model: the model, and what it has to tell."""
+
+    model: Model
+    report: Record
+
+
+@dataclass(kw_only=True)
+class RunReport(Record):
+    """What passes did.
+
+    Attributes
+    ----------
+    passes : list of tuple
+        Each pass as text, and its report if it gave one.
+    """
+
+    passes: list[tuple[str, Record | None]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        told = [{"pass": text, "report": report and report.to_json()} for text, report in self.passes]
+        return {"format": 1, "passes": told, "notes": self.notes, **self.run_facts()}
+
+    def page(self) -> str:
+        """Return the page of the one pass that reports.
+
+        Raises
+        ------
+        UsageError
+            If none does, or several.
+        """
+        reports = [report for _, report in self.passes if report is not None]
+        if len(reports) != 1:
+            raise UsageError(_ONE_PAGE.format(len(reports)))
+        (report,) = reports
+        return replace(report, files=self.files, command=self.command).page()
+
+    def show(self, stream: TextIO | None = None) -> None:
+        """Print what passes told, each under its name."""
+        stream = stream or sys.stdout
+        for text, report in self.passes:
+            if report is not None:
+                stream.write(f"{text}:\n")
+                report.show(stream)
+
+
+_ONE_PAGE = (
+    "--report writes a page of one pass that reports, such as prune, and there are {} in the list; give it a name that "
+    "ends in .json."
+)
+
+
+def reporting(steps: Sequence[Step]) -> int:
+    """Return how many passes of a list say that they give a report."""
+    functions = (_function(step) for step in steps)
+    return sum(typing.get_type_hints(one).get("return") is Passed for one in functions)
+
+
+def check_page(steps: Sequence[Step]) -> None:
+    """Refuse a page that couldn't be written in the end.
 
     Raises
     ------
     UsageError
-        If there is no pass of a name, or it has no such option; before any pass has run.
+        If not just one pass reports.
     """
-    ready = [(step, *_bind(step)) for step in steps]
+    if reporting(steps) != 1:
+        raise UsageError(_ONE_PAGE.format(reporting(steps)))
+
+
+def apply(
+    model: Model,
+    steps: Sequence[Step],
+    progress: Callable[[str], None] | None = None,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    each: Callable[[str, Record | None], None] | None = None,
+) -> Model:
+    """Run passes one after the other.
+
+    Parameters
+    ----------
+    model : Model
+    steps : sequence of Step
+    progress : callable, optional
+        Is told the name of each pass.
+    input_shapes : mapping, optional
+        Input -> shape, for the passes that take some and don't have their own.
+    each : callable, optional
+        Is given each pass as text when it is done, and its report if it gave one.
+
+    Raises
+    ------
+    UsageError
+        If there is no pass of a name, it has no such option, or none takes sizes that are given; before any pass has
+        run.
+    """
+    ready = [(step, *_bind(step, input_shapes)) for step in steps]
+    if input_shapes and not any("input_shapes" in options for _, _, options in ready):
+        names = ", ".join(step.name for step in steps)
+        raise UsageError(f"--input-shape is of no use to these passes ({names}); leave it out.")
     for step, function, options in ready:
         if progress:
             progress(f"pass {step.name}")
-        model = function(model, **options)
+        found = function(model, **options)
+        model = found.model if isinstance(found, Passed) else found
+        if each:
+            each(step.text, found.report if isinstance(found, Passed) else None)
     return model
 
 
-def _bind(step: Step) -> tuple[Callable[..., Model], dict[str, Any]]:
-    module = registry.load(PACKAGE, step.name)
-    function = getattr(module, "run", None)
+def _function(step: Step) -> Callable[..., Model | Passed]:
+    function: Callable[..., Model | Passed] | None = getattr(registry.load(PACKAGE, step.name), "run", None)
     if function is None:
         raise OnnxPruneError(f"The pass {step.name!r} has no function run(model, **options).")
+    return function
+
+
+def _bind(
+    step: Step, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[Callable[..., Model | Passed], dict[str, Any]]:
+    function = _function(step)
     hints = typing.get_type_hints(function)
     parameters = list(inspect.signature(function).parameters.values())[1:]
     known = dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
@@ -145,7 +255,7 @@ def _bind(step: Step) -> tuple[Callable[..., Model], dict[str, Any]]:
         if parameter.kind is parameter.VAR_KEYWORD:  # **options: Unpack[a TypedDict]
             more = typing.get_type_hints(typing.get_args(hints[parameter.name])[0])
             known, hints = known | dict.fromkeys(more), hints | more
-    options = {}
+    options: dict[str, Any] = {}
     for key, text in step.options.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -154,6 +264,8 @@ def _bind(step: Step) -> tuple[Callable[..., Model], dict[str, Any]]:
                 f"The pass {step.name!r} has no option {key!r}; it has {', '.join(known) or 'none'}.{hint}"
             )
         options[key] = _read(step.name, key, text, hints.get(key, str))
+    if input_shapes and "input_shapes" in known:
+        options.setdefault("input_shapes", input_shapes)
     needed = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.default is p.empty]
     missing = [name for name in needed if name not in options]
     if missing:

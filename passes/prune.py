@@ -11,12 +11,13 @@ from typing import Unpack
 from onnxprune import api
 from onnxprune.model import Model
 from onnxprune.options import MoreFields
+from onnxprune.passlist import Passed
 
 __all__ = ["run"]
 
 
-def run(model: Model, *, ratio: float, **options: Unpack[MoreFields]) -> Model:
-    """Return a pruned model.
+def run(model: Model, *, ratio: float, **options: Unpack[MoreFields]) -> Passed:
+    """Return a pruned model, and the report.
 
     Parameters
     ----------
@@ -31,4 +32,5 @@ def run(model: Model, *, ratio: float, **options: Unpack[MoreFields]) -> Model:
     OnnxPruneError
         As `onnxprune.prune`.
     """
-    return api.prune(model, ratio=ratio, **options).pruned
+    result = api.prune(model, ratio=ratio, **options)
+    return Passed(result.pruned, result.report)

@@ -40,6 +40,7 @@ from onnxprune.graph.coupling import Applied
 from onnxprune.graph.groups import Family
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
+from onnxprune.options import Shapes
 from onnxprune.passes._constants import Constants, Values, padded
 
 __all__ = ["Shrunk", "run", "shrink"]
@@ -70,7 +71,7 @@ class Shrunk:
     refused: dict[str, int] = field(default_factory=dict)
 
 
-def run(model: Model, *, verify: bool = True) -> Model:
+def run(model: Model, *, verify: bool = True, input_shapes: Shapes | None = None) -> Model:
     """Return a model without dead channels.
 
     Parameters
@@ -78,6 +79,8 @@ def run(model: Model, *, verify: bool = True) -> Model:
     model : Model
     verify : bool
         Compare with the model on random inputs.
+    input_shapes : mapping, optional
+        Input -> shape, for dynamic axes.
 
     Returns
     -------
@@ -89,7 +92,7 @@ def run(model: Model, *, verify: bool = True) -> Model:
     VerificationError
         If no removal passes the comparison.
     """
-    found = shrink(model, verify=verify)
+    found = shrink(model, verify=verify, input_shapes=input_shapes)
     for name, units in found.removed.items():
         _log.info("%s: %d dead units are gone", name, units)
     for reason, units in found.refused.items():
@@ -99,19 +102,19 @@ def run(model: Model, *, verify: bool = True) -> Model:
     return found.model
 
 
-def shrink(model: Model, *, verify: bool = True) -> Shrunk:
+def shrink(model: Model, *, verify: bool = True, input_shapes: Shapes | None = None) -> Shrunk:
     """Remove dead channels, and say which; parameters and errors as `run`."""
     found = Shrunk(model)
     for _ in range(ROUNDS):
-        if not _once(found, verify):
+        if not _once(found, verify, input_shapes):
             break
     return found
 
 
-def _once(found: Shrunk, verify: bool) -> bool:
+def _once(found: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
     """Do one round; return whether anything went."""
     model = inline(found.model)
-    analysis = analyse(model)
+    analysis = analyse(model, input_shapes=input_shapes or {})
     judge = _Judge(analysis)
     removed = judge.removable()
     found.refused = dict(judge.refused)

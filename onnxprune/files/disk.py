@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import OutputError
-from onnxprune.files.target import same
+from onnxprune.files.target import STDOUT, same
 
 __all__ = ["claim", "rename_new", "resemble", "send", "status_of", "sync", "take_back"]
 
@@ -130,6 +130,9 @@ def sync(folders: Iterable[Path]) -> None:
 def send(into: int | str, data: bytes) -> None:
     """Write to a descriptor of this process, or to a device or a pipe."""
     try:
+        if into == STDOUT:
+            sys.stdout.write(data.decode())
+            return
         if isinstance(into, str):
             with open(into, "wb", opener=lambda path, _: os.open(path, os.O_WRONLY)) as file:
                 file.write(data)

@@ -11,16 +11,20 @@ from pathlib import Path
 from onnxprune.errors import OutputError
 from onnxprune.files.holding import held, temporary
 
-__all__ = ["check", "check_data", "check_link", "place_of", "same", "stream_of"]
+__all__ = ["STDOUT", "check", "check_data", "check_link", "place_of", "same", "stream_of"]
 
+#: Means standard output, wherever a file to be written is named.
+STDOUT = "-"
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|[0-9]+))/fd/([0-9]+)")
 _STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def stream_of(path: Path) -> int | str | None:
     """Return what a path that is no place for a file leads to: a descriptor of this process, or a device or pipe by
-    its path; None where a file is, or can be.
+    its path, or ``-`` for standard output; None where a file is, or can be.
     """
+    if str(path) == STDOUT:
+        return STDOUT
     text = os.path.abspath(path)
     for _ in range(40):  # as many links as systems follow
         if text in _STANDARD:
@@ -137,11 +141,16 @@ def check_link(path: Path, has_data: bool) -> None:
 def _check(path: Path, what: str, stream: bool) -> None:
     into = stream_of(path)
     if into is not None:
+        if into == STDOUT and not stream:
+            raise OutputError(
+                f"{what} is standard output, and a model needs a file, since its data may be beside it; give the "
+                "name of a file."
+            )
         if not stream:
             raise OutputError(
                 f"{what} is a device or a pipe, and a model needs a file; give the name of a file."
             )
-        if isinstance(into, str) and not os.access(path, os.W_OK):
+        if isinstance(into, str) and into != STDOUT and not os.access(path, os.W_OK):
             raise OutputError(f"{what} can't be written: Permission denied; give another name.")
         return
     place = place_of(path)
