@@ -168,7 +168,7 @@ def run(args: Namespace) -> None:
         passlist.check_page(steps)
     given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
     with _places(args, source, args.out, {"--report": args.report}), _listening(report.notes, args.quiet):
-        model = _told(
+        _told(
             args,
             api.run,
             source,
@@ -179,7 +179,7 @@ def run(args: Namespace) -> None:
             **given,
         )
         report.name_files(Path(source), Path(args.out))
-        report.sha256 = {"input": Model.load(source).sha256, "output": model.sha256}
+        report.sha256 = {"input": Model.load(source).sha256}
         report.options = {"passes": args.passes, **given}
         _keep(args, report)
     if _speaks(args):

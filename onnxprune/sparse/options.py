@@ -62,7 +62,7 @@ class SparseOptions(SharedOptions):
     )
     refit: bool = option(
         True,
-        "with --calib: don't refit the weights that stay",
+        "with --calib: don't refit the weights that stay (sparsegpt and obs move them all the same, as they choose)",
         stage="calibrate",
         commands="sparsify",
         flag="--no-refit",
