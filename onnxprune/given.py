@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.binding import declared, real_inputs
 
-__all__ = ["MOST", "each", "feeds"]
+__all__ = ["MOST", "each", "feeds", "typed", "why"]
 
 #: No more feeds than this are made of one file.
 MOST = 16
 
-Feed = dict[str, NDArray[Any]]
+Feed = dict[str, Any]  # arrays, or lists of them for inputs that are sequences
 
 
 def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
@@ -41,10 +41,13 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
     """
     if given is None:
         return []
-    axes = {v.name: declared(v) for v in real_inputs(graph)}
+    values = {v.name: v for v in real_inputs(graph)}
+    axes = {name: declared(value) for name, value in values.items()}
     found: list[Feed] = []
     for feed in each(given, lambda path: [_read(Path(path))], "Inputs"):
         _check_names(axes, feed)
+        for name in feed:
+            feed[name] = _form(values[name], feed[name])
         found += _batches(axes, feed)
         if len(found) >= MOST:
             break
@@ -74,19 +77,50 @@ def each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Iterat
     if isinstance(given, (str, os.PathLike)):
         yield from read(str(given))
     elif isinstance(given, Mapping):
-        yield {str(n): np.asarray(a) for n, a in given.items()}
+        yield {str(n): _array(a) for n, a in given.items()}
     elif hasattr(given, "get_next"):
         while (feed := given.get_next()) is not None:
-            yield {str(n): np.asarray(a) for n, a in feed.items()}
+            yield {str(n): _array(a) for n, a in feed.items()}
     elif isinstance(given, Iterable):
         for feed in given:
             if not isinstance(feed, Mapping):
                 raise CalibrationError(f"{what} must be dictionaries of arrays; got a {type(feed).__name__}.")
-            yield {str(n): np.asarray(a) for n, a in feed.items()}
+            yield {str(n): _array(a) for n, a in feed.items()}
     else:
         raise CalibrationError(
             f"{what} can't be read from a {type(given).__name__}; give a path or dictionaries of arrays."
         )
+
+
+def _array(given: Any) -> Any:
+    """Return an array; a list of arrays is a sequence and None an optional value that is absent, and both stay."""
+    sequence = isinstance(given, list) and any(isinstance(entry, np.ndarray) for entry in given)
+    return given if sequence or given is None else np.asarray(given)
+
+
+def typed(array: NDArray[Any], elem: int) -> NDArray[Any]:
+    """Return an array in the form that onnxruntime takes for an element type, where only the form differs.
+
+    Texts become Python's; a number without axes gets the type if it keeps its value; bytes that numpy knows no type for
+    (bfloat16 in a file of numpy's) are taken for what is asked. Anything else comes back as it is.
+    """
+    if elem == onnx.TensorProto.STRING:
+        return np.char.decode(array, "utf-8").astype(object) if array.dtype.kind == "S" else _texts(array)
+    if elem not in onnx.TensorProto.DataType.values() or elem == onnx.TensorProto.UNDEFINED:
+        return array
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(elem)
+    if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize == wanted.itemsize:
+        return array.view(wanted)
+    if array.ndim == 0 and array.dtype.kind in "iuf" and wanted.kind in "iuf" and array.dtype != wanted:
+        with np.errstate(all="ignore"):
+            there = array.astype(wanted)
+        close = array.dtype.kind == wanted.kind == "f" and np.isclose(there, array, rtol=1e-2, equal_nan=True)
+        return there if close or there == array else array
+    return array
+
+
+def _texts(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(object) if array.dtype.kind == "U" else array
 
 
 def _read(path: Path) -> Feed:
@@ -102,8 +136,15 @@ def _read(path: Path) -> Feed:
             return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError) as error:
         raise CalibrationError(
-            f"{str(path)!r} can't be read as inputs: {error}; give an .npz file of arrays."
+            f"{str(path)!r} can't be read as inputs: {why(error)}; give an .npz file of arrays."
         ) from error
+
+
+def why(error: Exception) -> str:
+    """Return why numpy can't read a file."""
+    if "allow_pickle" in str(error):
+        return "it holds Python objects, which aren't read; save texts as array.astype(str)"
+    return str(error)
 
 
 def _check_names(axes: Mapping[str, Any], feed: Feed) -> None:
@@ -112,27 +153,44 @@ def _check_names(axes: Mapping[str, Any], feed: Feed) -> None:
         what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
         raise CalibrationError(f"The given inputs {what}; the model's inputs are {', '.join(axes)}.")
     for name, array in feed.items():
-        if axes[name] is not None and array.ndim != len(axes[name]):
+        if axes[name] is not None and isinstance(array, np.ndarray) and array.ndim != len(axes[name]):
             shape = ",".join(map(str, axes[name]))
             raise CalibrationError(
                 f"The given input {name!r} has {array.ndim} axes, but the model's has ({shape})."
             )
 
 
+def _form(value: onnx.ValueInfoProto, given: Any) -> Any:
+    """Return what onnxruntime takes, and refuse texts for numbers and numbers for texts."""
+    if not value.type.HasField("tensor_type") or not isinstance(given, np.ndarray):
+        return given
+    elem = value.type.tensor_type.elem_type
+    array = typed(given, elem)
+    text = array.dtype == object and all(isinstance(entry, str) for entry in array.ravel())
+    if (elem == onnx.TensorProto.STRING) != text or array.dtype.kind in "USV":
+        known = onnx.TensorProto.DataType.Name(elem).lower()
+        raise CalibrationError(
+            f"The given input {value.name!r} is {given.dtype}, but the model's is {known}; convert it."
+        )
+    return array
+
+
 def _batches(axes: Mapping[str, Any], feed: Feed) -> list[Feed]:
     """Split arrays that hold several batches of a fixed size."""
-    batch = {n: a[0] for n, a in axes.items() if a and isinstance(a[0], int)}
+    batch = {
+        n: a[0] for n, a in axes.items() if a and isinstance(a[0], int) and isinstance(feed[n], np.ndarray)
+    }
     counts = {feed[n].shape[0] / size for n, size in batch.items()}
-    count = counts.pop() if len(counts) == 1 and len(batch) == len(axes) else 1.0
+    count = counts.pop() if len(counts) == 1 and len(batch) == sum(map(bool, axes.values())) else 1.0
     parts = [feed]
     if count > 1 and count == int(count):
         parts = [
-            {n: a[k * batch[n] : (k + 1) * batch[n]] for n, a in feed.items()}
+            {n: a[k * batch[n] : (k + 1) * batch[n]] if n in batch else a for n, a in feed.items()}
             for k in range(min(int(count), MOST))
         ]
     for part in parts:
         for name, array in part.items():
-            for at, axis in enumerate(axes[name] or ()):
+            for at, axis in enumerate(axes[name] or () if isinstance(array, np.ndarray) else ()):
                 if isinstance(axis, int) and array.shape[at] != axis:
                     shape = ",".join(map(str, axes[name]))
                     raise CalibrationError(

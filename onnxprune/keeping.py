@@ -28,7 +28,12 @@ def facts_of(sha256: str, samples: Samples, groups: Sequence[Group], **more: Any
     for batch in samples.batches:
         for name, array in sorted(batch.items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+            if array.dtype == object:  # texts
+                digest.update(
+                    "".join(f"{len(text)} {text}" for text in array.ravel()).encode("utf-8", "replace")
+                )
+            else:
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
     return {
         "model": sha256,
         "samples": digest.hexdigest(),

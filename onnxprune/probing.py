@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxprune.categories import categories
 from onnxprune.graph.binding import real_inputs
 from onnxprune.graph.trace import Shape, Typed
 from onnxprune.model import Model
 from onnxprune.runtime import Array, RunError, Session, open_session
 
-__all__ = ["Trial", "id_limits", "probe_types", "random_inputs"]
+__all__ = ["NoValues", "Trial", "id_limits", "probe_types", "random_inputs", "texts"]
+
+
+class NoValues(RunError):
+    """No values can be drawn for an input."""
+
 
 #: Random ids stay below this, whatever the size of the table that they look up.
 MAX_ID = 1000
@@ -26,7 +33,8 @@ def random_inputs(
     """Draw values for the inputs of a model.
 
     Floats are normal; booleans are drawn, integers too: ids that a Gather looks up stay within the table,
-    others are 0 or 1. Inputs named like a mask are ones, so that nothing is masked. Inputs that double as
+    others are 0 or 1. Texts are those that the model looks up.
+    Inputs named like a mask are ones, so that nothing is masked. Inputs that double as
     initializers are left out.
 
     Parameters
@@ -44,28 +52,73 @@ def random_inputs(
 
     Raises
     ------
-    RunError
-        If an input is no tensor of numbers.
+    NoValues
+        If none can be drawn for an input: a map, or texts where the model lists none.
     """
+    graph = model.proto.graph
     limits = id_limits(model, sizes or {})
-    found: dict[str, Array] = {}
-    for value in real_inputs(model.proto.graph):
+    found: dict[str, Any] = {}
+    for value in real_inputs(graph):
         name, shape = value.name, shapes.get(value.name, ())
-        if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type == TensorProto.STRING:
-            raise RunError(
-                f"no random values can be drawn for the input '{name}', which is no tensor of numbers"
-            )
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        if dtype.kind in "biu":
-            flat = ones or "mask" in name.lower()
-            limit = 2 if dtype.kind == "b" else limits.get(name, 256 if dtype.itemsize == 1 else 2)
-            drawn = np.ones(shape) if flat else rng.integers(0, limit, shape)
-            found[name] = np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(
-                dtype
-            )
+        kind = value.type.WhichOneof("value")
+        if kind == "sequence_type":
+            found[name] = [_element(value, rng) * scale for _ in range(2)]
+        elif kind == "optional_type":
+            found[name] = _element(value, rng) * scale
+        elif kind != "tensor_type":
+            raise NoValues(f"no random values can be drawn for the input '{name}', which is no tensor")
+        elif value.type.tensor_type.elem_type == TensorProto.STRING:
+            found[name] = texts(graph, name, shape, rng)
         else:
-            found[name] = np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
+            found[name] = _numbers(value, shape, limits, rng, scale, ones)
     return found
+
+
+def texts(graph: onnx.GraphProto, name: str, shape: Shape, rng: np.random.Generator) -> Array:
+    """Draw from the texts that the model itself lists for an input of strings.
+
+    Raises
+    ------
+    NoValues
+        If it lists none.
+    """
+    known = categories(graph, name)
+    if not known:
+        raise NoValues(
+            f"no values can be drawn for the input '{name}', which takes texts, since no node behind it lists any"
+        )
+    return np.array(known, object)[rng.integers(0, len(known), shape)].reshape(shape)
+
+
+def _element(value: onnx.ValueInfoProto, rng: np.random.Generator) -> Array:
+    """Draw one tensor of a sequence, or the tensor of an optional value."""
+    inner = getattr(value.type, str(value.type.WhichOneof("value"))).elem_type.tensor_type
+    if inner.elem_type not in _FLOATS or not inner.HasField("shape"):
+        raise NoValues(
+            f"no random values can be drawn for the input '{value.name}', whose elements aren't floats of a known shape"
+        )
+    shape = [dim.dim_value if dim.HasField("dim_value") else 2 for dim in inner.shape.dim]
+    return rng.standard_normal(shape).astype(onnx.helper.tensor_dtype_to_np_dtype(inner.elem_type))
+
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+
+
+def _numbers(
+    value: onnx.ValueInfoProto,
+    shape: Shape,
+    limits: Mapping[str, int],
+    rng: np.random.Generator,
+    scale: float,
+    ones: bool,
+) -> Array:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if dtype.kind not in "biu":
+        return np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
+    flat = ones or "mask" in value.name.lower()
+    limit = 2 if dtype.kind == "b" else limits.get(value.name, 256 if dtype.itemsize == 1 else 2)
+    drawn = np.ones(shape) if flat else rng.integers(0, limit, shape)
+    return np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(dtype)
 
 
 _CARRIES = frozenset(

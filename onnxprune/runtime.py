@@ -25,7 +25,7 @@ from onnxprune.errors import UsageError
 from onnxprune.files.external import point
 from onnxprune.model import Model
 
-__all__ = ["CPU", "Feeds", "RunError", "Session", "light_proto", "open_session", "provider_of"]
+__all__ = ["CPU", "FROM_NUMPY", "Feeds", "RunError", "Session", "light_proto", "open_session", "provider_of"]
 
 Array: TypeAlias = NDArray[Any]
 Feeds: TypeAlias = Mapping[str, Array]
@@ -39,6 +39,9 @@ _VIEWED: dict[int, type[np.generic]] = {
     TensorProto.FLOAT8E5M2: np.uint8,
     TensorProto.FLOAT8E5M2FNUZ: np.uint8,
 }
+
+#: Element types of inputs that onnxruntime takes from numpy: those, and texts.
+FROM_NUMPY = _PLAIN | {TensorProto.STRING}
 
 #: Ops whose kernels multiply 8-bit integers.
 _INTEGER = re.compile(

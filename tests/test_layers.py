@@ -28,7 +28,7 @@ LAYERS = (
     "graph.trace graph.agree graph.feasible graph.lengths graph.length_rules graph.sizes",
     "graph.live graph.known graph.computed graph.branches graph.inline",
     "graph.escapes graph.coupling graph.size_locks graph.belongings graph.groups",
-    "runtime folding probing proof.widen analysis",
+    "categories runtime folding probing proof.widen analysis",
     "cut.kept memory outline cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
     "proof.sizes proof.references proof.soundness proof.twin proof.verify picking deciding inspection explaining "
     "staging",

@@ -262,7 +262,8 @@ def _analysed(model: Model, samples: Samples, given: dict[str, Shape]) -> Analys
     if len({tuple((n, s[1:]) for n, s in found.items()) for found in shapes}) == 1:
         with suppress(ModelError, TraceError, UsageError):
             found = analyse(model, input_shapes=shapes[0])
-            found.vary({n: (s[0] + 1, *s[1:]) for n, s in shapes[0].items()} if samples.free else None)
+            more = {n: (s[0] + 1, *s[1:]) if s else s for n, s in shapes[0].items()}
+            found.vary(more if samples.free else None)
             return found
     return analyse(model, input_shapes=given)
 

@@ -8,7 +8,6 @@ Forms: an ``.npz`` file; a folder of ``.npy`` files, one for each input; a folde
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,10 +20,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from onnxprune.calibrate.feeds import check, count_of, is_free, parts, taken
 from onnxprune.calibrate.synthetic import synthetic
 from onnxprune.errors import CalibrationError
-from onnxprune.given import each
-from onnxprune.graph.binding import declared, real_inputs
+from onnxprune.given import each, why
+from onnxprune.graph.binding import real_inputs
 from onnxprune.model import Model
 from onnxprune.runtime import CPU, Session, open_session, provider_of
 
@@ -32,9 +32,6 @@ __all__ = ["Asked", "Samples", "load_samples", "samples_for"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
-
-#: Samples to a batch where the model leaves the batch free.
-BATCH = 64
 
 
 @dataclass
@@ -86,6 +83,12 @@ class Samples:
         """Samples in all."""
         return sum(self.counts)
 
+    @property
+    def _can_be_cut(self) -> bool:
+        """Whether all inputs have their samples along axis 0, but for numbers that serve all of them."""
+        pairs = zip(self.batches, self.counts, strict=True)
+        return self.free and all(not a.ndim or len(a) == n for b, n in pairs for a in b.values())
+
     def few(self, most: int) -> Samples:
         """Return the first samples, about so many at most."""
         return self if self.count <= most else self.split(1 - most / self.count)[0]
@@ -93,12 +96,10 @@ class Samples:
     def cut_into(self, size: int) -> Samples:
         """Return the same samples in batches of at most this size, where the model leaves it free."""
         pairs = list(zip(self.batches, self.counts, strict=True))
-        if not self.free or any(len(a) != n for b, n in pairs for a in b.values()):
+        if not self._can_be_cut:
             return self
         parts = [
-            ({n: a[i : i + size] for n, a in b.items()}, min(size, c - i))
-            for b, c in pairs
-            for i in range(0, c, size)
+            (taken(b, slice(i, i + size)), min(size, c - i)) for b, c in pairs for i in range(0, c, size)
         ]
         return replace(self, batches=[b for b, _ in parts], counts=[c for _, c in parts])
 
@@ -116,14 +117,14 @@ class Samples:
             number -= 1
             aside += self.counts[number]
         first, second = self.batches[:number], self.batches[number:]
-        if self.free and aside < wanted < self.count and self.counts[number - 1] > wanted - aside:
+        if self._can_be_cut and aside < wanted < self.count and self.counts[number - 1] > wanted - aside:
             cut = self.counts[number - 1] - (wanted - aside)
             whole = first[-1]
-            first = [*first[:-1], {n: a[:cut] for n, a in whole.items()}]
-            second = [{n: a[cut:] for n, a in whole.items()}, *second]
+            first = [*first[:-1], taken(whole, slice(cut))]
+            second = [taken(whole, slice(cut, None)), *second]
         if not second:
             return self, None
-        counts = [_count(b) for b in first], [_count(b) for b in second]
+        counts = [count_of(b) for b in first], [count_of(b) for b in second]
         labels = (
             (None, None)
             if self.labels is None
@@ -208,11 +209,10 @@ def load_samples(
     count = 0
     for feed in each(given, lambda path: _read(path, seed), "Samples"):
         mark = feed.pop(labels, None) if labels else None
-        _check(inputs, feed)
-        parts = list(_parts(inputs, feed, None if most is None else most - count, seed, mark))
-        for batch, label in parts:
+        check(inputs, feed)
+        for batch, label in list(parts(inputs, feed, None if most is None else most - count, seed, mark)):
             batches.append(batch)
-            count += _count(batch)
+            count += count_of(batch)
             if label is not None:
                 marks.append(np.atleast_1d(label))
         if most is not None and count >= most:
@@ -223,12 +223,11 @@ def load_samples(
         raise CalibrationError(
             f"The samples have no array {labels!r} of labels; name the key that holds them."
         )
-    counts = [_count(b) for b in batches]
+    counts = [count_of(b) for b in batches]
     found = np.concatenate(marks) if marks else None
     if found is not None and len(found) != sum(counts):
         raise CalibrationError(f"There are {len(found)} labels in {labels!r} for {sum(counts)} samples.")
-    free = all((axes := declared(v)) and isinstance(axes[0], str) for v in inputs.values())
-    return Samples(batches, counts, found, source, free)
+    return Samples(batches, counts, found, source, is_free(inputs))
 
 
 def _mask(batch: Batch) -> Array | None:
@@ -237,10 +236,6 @@ def _mask(batch: Batch) -> Array | None:
         if flags and array.any() and np.isin(array, (0, 1)).all():
             return array.astype(bool)
     return None
-
-
-def _count(batch: Batch) -> int:
-    return max((a.shape[0] for a in batch.values() if a.ndim), default=1)
 
 
 def _read(text: str, seed: int) -> Iterator[Batch]:
@@ -262,7 +257,7 @@ def _read(text: str, seed: int) -> Iterator[Batch]:
             yield {n: loaded[n] for n in loaded.files}
     except (OSError, ValueError, EOFError) as error:
         raise CalibrationError(
-            f"{text!r} can't be read as samples ({error}); give an .npz file of arrays."
+            f"{text!r} can't be read as samples ({why(error)}); give an .npz file of arrays."
         ) from error
 
 
@@ -306,95 +301,3 @@ def _call(script: Path, name: str) -> Any:
         raise
     except Exception as error:  # anything can go wrong in a user's script
         raise CalibrationError(f"{str(script)!r} gives no samples: {name}() fails with {error!r}.") from error
-
-
-def _check(inputs: Mapping[str, onnx.ValueInfoProto], feed: Batch) -> None:
-    if set(feed) == {f"input_{i}" for i in range(len(inputs))} and not set(feed) & set(inputs):
-        for i, name in enumerate(inputs):  # test data without names is in the order of the inputs
-            feed[name] = feed.pop(f"input_{i}")
-    missing, unknown = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
-    if missing or unknown:
-        what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
-        raise CalibrationError(f"The samples {what}; the model's inputs are {', '.join(inputs)}.")
-    for name, array in feed.items():
-        axes = declared(inputs[name])
-        wanted = onnx.helper.tensor_dtype_to_np_dtype(inputs[name].type.tensor_type.elem_type)
-        if array.dtype != wanted:
-            raise CalibrationError(
-                f"The samples' {name!r} are {array.dtype}, but the model's input is {wanted}; convert them."
-            )
-        if axes is not None and array.ndim not in (len(axes), len(axes) + 1):
-            shape = ",".join(map(str, axes))
-            raise CalibrationError(
-                f"The samples' {name!r} have {array.ndim} axes, but the model's has ({shape})."
-            )
-
-
-def _parts(
-    inputs: Mapping[str, onnx.ValueInfoProto], feed: Batch, most: int | None, seed: int, labels: Array | None
-) -> Iterator[tuple[Batch, Array | None]]:
-    """Cut arrays of many samples into batches of the model's size."""
-    axes = {n: declared(v) for n, v in inputs.items()}
-    stacked = all((a := axes[n]) is not None and feed[n].ndim == len(a) + 1 for n in feed)
-    fixed = {a[0] for a in axes.values() if a and isinstance(a[0], int)}
-    free = all(a and isinstance(a[0], str) for a in axes.values())
-    size = BATCH if free else next(iter(fixed)) if len(fixed) == 1 else 0
-    lengths = {len(a) for a in feed.values() if a.ndim}
-    if stacked:
-        size = 1
-    else:
-        _check_lengths(feed, axes, size)
-    if size == 0 or len(lengths) != 1 or (not stacked and any(a.ndim == 0 for a in feed.values())):
-        lengths, size = {1}, 1
-        picked, parts = np.zeros(1, np.int64), [feed]
-    else:
-        total = lengths.pop() // size * size if not free else lengths.pop()
-        picked = _pick(total, most, seed, 1 if free or stacked else size)
-        cuts = [picked[i : i + size] for i in range(0, len(picked), size)]
-        parts = [{n: a[c[0]] if stacked else a[c] for n, a in feed.items()} for c in cuts]
-    first = 0
-    for part in parts:
-        for name, array in part.items():
-            _check_shape(name, array, axes[name])
-        step = 1 if stacked else max(_count(part), 1)
-        at = picked[first : first + step]
-        yield part, None if labels is None else (labels[at] if len(picked) > 1 else labels)
-        first += step
-
-
-def _check_lengths(feed: Batch, axes: Mapping[str, tuple[int | str, ...] | None], size: int) -> None:
-    """Refuse arrays of one batch axis that hold different numbers of samples, and those that fill no batch."""
-    first, *others = feed
-    for name in others:
-        mine, other = axes[first], axes[name]
-        shared = mine and other and mine[0] == other[0]
-        if shared and len(feed[first]) != len(feed[name]):
-            raise CalibrationError(
-                f"There are {len(feed[first])} samples of {first!r}, but {len(feed[name])} of {name!r}; give as "
-                "many of each."
-            )
-    shortest = min((len(a) for a in feed.values() if a.ndim), default=size)
-    if shortest < size and all(a and a[0] == size for a in axes.values()):
-        raise CalibrationError(
-            f"There are {shortest} samples, but the model takes {size} at a time; give at least one batch."
-        )
-
-
-def _pick(total: int, most: int | None, seed: int, size: int) -> NDArray[np.int64]:
-    """Choose samples, whole batches of ``size`` at a time."""
-    groups = total // size
-    if most is not None and most < total:
-        rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.choice(groups, max(most // size, 1), replace=False))
-    else:
-        chosen = np.arange(groups)
-    return np.asarray((chosen[:, None] * size + np.arange(size)).ravel(), np.int64)
-
-
-def _check_shape(name: str, array: Array, axes: tuple[int | str, ...] | None) -> None:
-    for size, axis in itertools.zip_longest(array.shape, axes if axes is not None else array.shape):
-        if isinstance(axis, int) and size != axis:
-            shape = ",".join(map(str, axes or ()))
-            raise CalibrationError(
-                f"The samples' {name!r} have the shape {array.shape}, but the model's input has ({shape})."
-            )

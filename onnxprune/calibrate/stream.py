@@ -98,7 +98,7 @@ class Stream:
             values = self._run(session, names, batch)
             if hold:
                 new.append({n: values[n] for n in live})
-                held += sum(values[n].nbytes for n in live)
+                held += sum(getattr(values[n], "nbytes", 0) for n in live)  # sequences and maps have none
                 hold = held <= self.most_bytes
                 if not hold:
                     new.clear()

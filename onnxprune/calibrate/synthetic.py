@@ -15,8 +15,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.calibrate.feeds import lie_first
 from onnxprune.errors import CalibrationError
-from onnxprune.graph.binding import real_inputs
+from onnxprune.graph.binding import declared, real_inputs
+from onnxprune.probing import NoValues, texts
 
 __all__ = ["synthetic"]
 
@@ -28,50 +30,74 @@ LONG = 64
 
 def synthetic(
     graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], count: int, seed: int
-) -> dict[str, Array]:
+) -> list[dict[str, Array]]:
     """Draw samples for every input.
 
     Parameters
     ----------
     graph : GraphProto
     shapes : mapping
-        Input -> shape of one batch.
+        Input -> shape of one batch; axes of one name have one size.
     count : int
         Samples.
     seed : int
 
     Returns
     -------
-    dict
-        Input -> array, samples along axis 0. Images are of mean 0 and variance 1 over the set, which suits inputs that
-        are standardised; other scales can't be known without data.
+    list of dict
+        Input -> array: one of all samples, along axis 0, or as many batches as are needed where samples don't lie along
+        axis 0 of all inputs. Images are of mean 0 and variance 1 over the set, which suits inputs that are
+        standardised; other scales can't be known without data.
 
     Raises
     ------
     CalibrationError
-        If an input's shape isn't known.
+        If an input's shape isn't known, it is no tensor, or takes texts and the model lists none.
     """
+    inputs = {v.name: v for v in real_inputs(graph)}
+    for name, value in inputs.items():
+        if not value.type.HasField("tensor_type"):
+            raise CalibrationError(f"No synthetic samples can be made for {name!r}, which is no tensor.")
+        if name not in shapes or declared(value) is None:
+            raise CalibrationError(f"No synthetic samples can be made for {name!r}, whose shape is unknown.")
     rng = np.random.default_rng(seed)
-    found: dict[str, Array] = {}
-    for value in real_inputs(graph):
-        shape = shapes.get(value.name)
-        if shape is None or not shape:
+    sizes = {name: shapes[name] for name in inputs}
+    whole = {n: (max(count // s[0], 1) * s[0], *s[1:]) if s and s[0] else s for n, s in sizes.items()}
+    if _along_first(inputs, whole):
+        return [{name: _drawn(graph, value, whole[name], rng) for name, value in inputs.items()}]
+    number = (
+        max(count // max((s[0] for s in sizes.values() if s), default=1), 1) if any(sizes.values()) else count
+    )
+    return [{n: _drawn(graph, v, sizes[n], rng) for n, v in inputs.items()} for _ in range(number)]
+
+
+def _along_first(inputs: Mapping[str, onnx.ValueInfoProto], whole: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether one array for each input can hold all samples."""
+    first = [axes[0] for v in inputs.values() if (axes := declared(v))]
+    fixed = {a for a in first if isinstance(a, int)}
+    return lie_first(inputs) and len(fixed) <= 1 and len({s[0] for s in whole.values() if s}) == 1
+
+
+def _drawn(
+    graph: onnx.GraphProto, value: onnx.ValueInfoProto, size: tuple[int, ...], rng: np.random.Generator
+) -> Array:
+    elem = value.type.tensor_type.elem_type
+    if elem == onnx.TensorProto.STRING:
+        try:
+            return texts(graph, value.name, size, rng)
+        except NoValues as error:
             raise CalibrationError(
-                f"No synthetic samples can be made for {value.name!r}, whose shape is unknown."
-            )
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        batch = shape[0]
-        size = (max(count // batch, 1) * batch, *shape[1:])
-        if dtype.kind in "biu":
-            ones = "mask" in value.name.lower()
-            found[value.name] = np.ones(size, dtype) if ones else rng.integers(0, 2, size).astype(dtype)
-        elif len(size) == 4:
-            found[value.name] = images(size, rng).astype(dtype)
-        elif len(size) >= 2 and size[-1] >= LONG:
-            found[value.name] = series(size, rng).astype(dtype)
-        else:
-            found[value.name] = rng.standard_normal(size).astype(dtype)
-    return found
+                f"No synthetic samples can be made: {error}; give samples with --calib."
+            ) from error
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(elem)
+    if dtype.kind in "biu":
+        ones = "mask" in value.name.lower()
+        return np.ones(size, dtype) if ones else np.asarray(rng.integers(0, 2, size)).astype(dtype)
+    if len(size) == 4 and all(size):
+        return images(size, rng).astype(dtype)
+    if len(size) >= 2 and size[-1] >= LONG and all(size):
+        return series(size, rng).astype(dtype)
+    return np.asarray(rng.standard_normal(size)).astype(dtype)
 
 
 def series(size: tuple[int, ...], rng: np.random.Generator) -> Array:

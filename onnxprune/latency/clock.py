@@ -96,6 +96,7 @@ def bench_of(
         If there is no such provider, or the model has a fixed batch of another size.
     """
     shapes = dict(analysis.inputs)
+    named: set[str] = set()
     for value in real_inputs(model.proto.graph) if batch is not None else ():
         axes, shape = declared(value), shapes.get(value.name, ())
         if not axes or not shape:
@@ -106,6 +107,14 @@ def bench_of(
                 "export the model with a dynamic batch."
             )
         shapes[value.name] = (int(batch or 1), *shape[1:])
+        named |= {axis for axis in axes[:1] if isinstance(axis, str)}
+    for value in (
+        real_inputs(model.proto.graph) if named else ()
+    ):  # an axis of that name has that size everywhere
+        axes = declared(value) or ()
+        shape = shapes.get(value.name, ())
+        sizes = (int(batch or 1) if a in named else s for a, s in zip(axes, shape, strict=False))
+        shapes[value.name] = tuple(sizes) if axes else shape
     rng = np.random.default_rng(seed)
     return Bench(
         provider_of(provider), threads, random_inputs(model, shapes, rng, sizes=analysis.tracer.types)
