@@ -248,7 +248,7 @@ def kinds_without_numpy() -> Iterator[tuple[str, onnx.ValueInfoProto]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"), kinds_without_numpy(), ids=lambda v: v if isinstance(v, str) else ""
+    ("kind", "value"), list(kinds_without_numpy()), ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_what_samples_cannot_hold_is_said(kind: str, value: onnx.ValueInfoProto) -> None:
     graph = onnx.GraphProto(name="g", input=[value])
