@@ -123,11 +123,27 @@ class Analysis:
                     break
         return last
 
+    def interface(self) -> onnx.GraphProto:
+        """Return the inputs for samples to be held against; a batch that takes one size only is declared so."""
+        graph = self.model.proto.graph
+        found = onnx.GraphProto(input=binding.real_inputs(graph))
+        axes = binding.Axes.of(graph, self.inputs)
+        for more in (1, 2) if axes.batch else ():
+            shapes = axes.shapes({**axes.sizes, **{a: more * axes.sizes[a] + 1 for a in axes.batch}})
+            if shapes is None or self._fitting(shapes) is not None:
+                return found
+        for value in found.input if axes.batch else ():
+            places = axes.places.get(value.name, ())
+            if places and places[0] in axes.batch and binding.declared(value) is not None:
+                value.type.tensor_type.shape.dim[0].dim_value = self.inputs[value.name][0]
+        return found
+
     def _fitting(self, inputs: dict[str, Shape]) -> Tracer | None:
         """Trace under these shapes; None where the model can't be run on them."""
         tracer = _tracer(self.model, self.tracer.weights, inputs, {})
         nodes = [applied.proto for applied in self.coupling.nodes]
-        return tracer if walk(tracer, nodes, range(len(nodes))).whole else None
+        refused = {n for n, applied in enumerate(self.coupling.nodes) if applied.row is None}
+        return tracer if walk(tracer, nodes, refused).whole else None
 
     def trace(self, inputs: dict[str, Shape]) -> Tracer:
         """Trace under these shapes of the inputs.

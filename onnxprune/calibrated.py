@@ -108,7 +108,7 @@ class Work:
                 "Nothing may be cut: no group is left; 'onnxprune inspect' lists them with reasons."
             )
         with job.stage("samples"):
-            samples = samples_for(job.model.proto.graph, options, analysis.inputs)
+            samples = samples_for(analysis.interface(), options, analysis.inputs)
             if options.calib == "synthetic":
                 samples = plausible(analysis, samples, options.seed, job.progress)
         if samples.count < 5:

@@ -23,6 +23,7 @@ ambiguous for a tensor without elements.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,11 +35,13 @@ from onnx import NodeProto, helper
 
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.graph import binding
+from onnxprune.graph.agree import walk
+from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.inline import inline
 from onnxprune.graph.known import weights_of
 from onnxprune.graph.live import needed, remove
 from onnxprune.graph.sizes import Sizes
-from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, attributes
+from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, Weight, attributes
 from onnxprune.model import Model
 from onnxprune.ops import Node, Refusal, lookup
 
@@ -161,10 +164,18 @@ class _Resolver:
         order = [likely[0], *other[:1], likely[-1], *likely[6:7], *other[1:], *likely[1:]]
         failure: TraceError | None = None
         done: list[Mapping[str, Shape]] = []
-        for inputs in order:
+        protos = [graph.node[i] for i in self.model.order]
+        weights = weights_of(self.model)
+        search = Feasible(graph, protos, lambda inputs: _tracer(self.model, inputs, weights), {})
+        for inputs in itertools.chain(order, search.taken(None)):
+            if done and inputs not in order:
+                break  # the search is for models that no guess fits
             if inputs in done or len(done) == BINDINGS:
                 continue
             try:
+                fits = walk(_tracer(self.model, inputs, weights), protos, range(len(protos)))
+                if fits.error is not None and binding.is_dynamic(graph, {}):
+                    raise fits.error
                 tracer, nodes = _trace(self.model, inputs)
             except TraceError as error:
                 failure = failure or error
@@ -243,7 +254,7 @@ def _contradicts(one: Typed | None, other: Typed | None) -> bool:
     return one != other
 
 
-def _trace(model: Model, inputs: Mapping[str, Shape]) -> tuple[Tracer, list[Node]]:
+def _tracer(model: Model, inputs: Mapping[str, Shape], weights: Mapping[str, Weight]) -> Tracer:
     graph = model.proto.graph
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.proto.opset_import}
     types: dict[str, Typed] = {
@@ -251,5 +262,9 @@ def _trace(model: Model, inputs: Mapping[str, Shape]) -> tuple[Tracer, list[Node
         for v in binding.real_inputs(graph)
         if v.name in inputs and v.type.HasField("tensor_type")
     }
-    tracer = Tracer(opsets, weights_of(model), types=types)
-    return tracer, [tracer.visit(graph.node[i]) for i in model.order]
+    return Tracer(opsets, weights, types=types)
+
+
+def _trace(model: Model, inputs: Mapping[str, Shape]) -> tuple[Tracer, list[Node]]:
+    tracer = _tracer(model, inputs, weights_of(model))
+    return tracer, [tracer.visit(model.proto.graph.node[i]) for i in model.order]

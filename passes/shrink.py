@@ -13,8 +13,8 @@ Rules:
 4. Model-local functions are inlined if anything goes. Weights that are inputs of the graph may
    change at run time, and prove nothing.
 5. What has gone may leave others dead: the pass repeats until nothing is left to remove.
-6. The result is compared with the model on random inputs; groups that differ by more than rounding
-   are put back.
+6. The result is compared with the model on random inputs, at several sizes of the dynamic axes;
+   groups that differ by more than rounding are put back.
 
 The log (logger ``onnxprune.passes.shrink``; ``onnxprune run`` shows it) says what went and what was
 refused and why. Outputs are the same within the rounding of their type: sums have fewer terms.
@@ -39,6 +39,7 @@ from onnxprune.cut.rewrite import Rewritten, rewrite
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.groups import Family
 from onnxprune.graph.inline import inline
+from onnxprune.graph.trace import Shape
 from onnxprune.model import Model
 from onnxprune.options import Shapes
 from onnxprune.passes._constants import Constants, Values, padded
@@ -140,29 +141,28 @@ def _once(found: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
 
 
 def _compare(analysis: Analysis, pruned: Model) -> None:
-    """Run both models on random inputs; raise where they differ by more than rounding."""
+    """Run both models on random inputs at several sizes; raise where they differ by more than rounding."""
     from onnxprune.probing import random_inputs
-    from onnxprune.proof.compare import compare, worst
+    from onnxprune.proof.elsewhere import apart
     from onnxprune.proof.widen import widen
-    from onnxprune.runtime import RunError, open_session
+    from onnxprune.runtime import Feeds, RunError
 
     half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     models = [analysis.model, pruned]
     if any(elem in half for elem, _ in analysis.tracer.types.values()):
         models = [widen(m) for m in models]
-    try:
-        sessions = [open_session(m) for m in models]
-        for seed in range(2):
-            feeds = random_inputs(
-                models[0], analysis.inputs, np.random.default_rng(seed), sizes=analysis.tracer.types
-            )
-            want, have = (s.run(feeds) for s in sessions)
-            errors = [compare(np.asarray(want[n]), np.asarray(have[n])) for n in want]
-            error = worst(errors).error
-            if error > RTOL:
-                raise Failed(f"the outputs differ by {error:.1e} (relative)")
-    except RunError as error:
-        raise Failed(str(error)) from error
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+
+        def feeds(shapes: Mapping[str, Shape], rng: np.random.Generator = rng) -> Feeds:
+            return random_inputs(models[0], shapes, rng, sizes=analysis.tracer.types)
+
+        try:
+            error, where = apart(analysis, models[0], models[1], feeds)
+        except RunError as reason:
+            raise Failed(str(reason)) from reason
+        if not error <= RTOL:
+            raise Failed(f"the outputs differ by {error:.1e} (relative){f' at {where}' if where else ''}")
 
 
 @dataclass

@@ -11,9 +11,13 @@ from nets import node, normal
 from onnx import helper
 
 import onnxprune
+from onnxprune.analysis import analyse
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
 from onnxprune.graph.binding import Axes, bindings, terms
+from onnxprune.model import Model
+from onnxprune.probing import random_inputs
+from onnxprune.runtime import open_session
 
 assert demanding_images.demands is demands
 
@@ -37,6 +41,34 @@ def test_sizes_are_found(name: str) -> None:
         assert any(one["sizes"][axis] != demanded[axis] for one in law["refused"]), (
             "others are tried, and named"
         )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shape_arithmetic_is_resolved(name: str) -> None:
+    proto = MODELS[name][0]()
+    analysis = analyse(Model.load(proto))
+    feeds = random_inputs(analysis.model, analysis.inputs, np.random.default_rng(0))
+    one, other = (
+        open_session(m).run(feeds) for m in (analysis.model, onnxprune.run(proto, "resolve_shapes"))
+    )
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[n], other[n]) and one[n].size for n in one)
+
+
+@pytest.mark.parametrize("name", ["lstm_from_batch_first", "batch_of_a_table", "baked_image"])
+def test_synthetic_samples_have_the_batch_that_a_model_takes(name: str) -> None:
+    proto = MODELS[name][0]()
+    found = onnxprune.sparsify(proto, pattern="2:4", calib="synthetic", samples=30, method="wanda")
+    assert found.report.fits
+    pruned = onnxprune.prune(proto, calib="synthetic", samples=30, ratio=0.3, align=1, recover="lstsq")
+    assert pruned.report.after.parameters < pruned.report.before.parameters
+
+
+def test_a_batch_of_any_size_stays_free() -> None:
+    analysis = analyse(Model.load(MODELS["unet"][0]()))
+    assert analysis.interface().input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    fixed = analyse(Model.load(MODELS["patches_of_a_whole_batch"][0]()))
+    assert fixed.interface().input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
 def test_given_shapes_that_do_not_run_are_mended_and_told() -> None:

@@ -30,8 +30,8 @@ LAYERS = (
     "graph.escapes graph.coupling graph.size_locks graph.belongings graph.groups",
     "categories runtime folding probing proof.widen analysis",
     "cut.kept memory outline cut.writer cut.mend plan cut.rewrite carry report calibrate proof.interior "
-    "proof.sizes proof.references proof.soundness proof.twin proof.verify picking deciding inspection explaining "
-    "staging",
+    "proof.sizes proof.elsewhere proof.references proof.soundness proof.twin proof.verify picking deciding "
+    "inspection explaining staging",
     "gradient",
     "criteria budgets recovery sparse.clock sparse.layout sparse.kinds sparse.pattern sparse.options",
     "sparse.targets sparse.triangular sparse.refits sparse.task",

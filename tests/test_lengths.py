@@ -1,5 +1,7 @@
 """Law 1 at other sizes of the dynamic axes than the bound ones: what is wrong there is caught by running alone."""
 
+import dataclasses
+import importlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,11 +15,18 @@ from onnx import TensorProto, helper
 
 import onnxprune
 from onnxprune.analysis import analyse
+from onnxprune.calibrate.samples import load_samples
+from onnxprune.carry import Failed
 from onnxprune.cut.rewrite import rewrite
+from onnxprune.cut.writer import Writer
 from onnxprune.errors import VerificationError
 from onnxprune.graph.groups import Grouping
 from onnxprune.model import Model
+from onnxprune.probing import random_inputs
+from onnxprune.proof.elsewhere import apart, resized
 from onnxprune.proof.verify import Verification, verify
+from onnxprune.rotation import basis
+from onnxprune.sparse.permutation import permute
 
 ROWS = 32
 
@@ -201,3 +210,71 @@ def test_axes_that_must_agree_vary_together() -> None:
     together = [s for s in law["sizes"] if s["T"] == s["U"]]
     assert len({s["T"] for s in together}) >= 4
     assert {"N": 1, "T": 24, "M": 1, "U": 12} in [one["sizes"] for one in law["refused"]]
+
+
+def _damaged(model: Model) -> Model:
+    """Change the last row of the table of positions, which the bound length doesn't read."""
+    found = model.fork()
+    table = np.array(found.weight("pos"))
+    table[..., -1, :] += 1
+    found.put("pos", table)
+    return found
+
+
+def test_models_are_compared_at_other_sizes() -> None:
+    analysis = analyse(Model.load(sliced()))
+    rng = np.random.default_rng(0)
+    own = {"x": rng.standard_normal((4, 5, 6)).astype(np.float32)}
+    for feeds in (
+        lambda shapes: random_inputs(analysis.model, shapes, rng),
+        lambda shapes: resized(own, shapes),
+    ):
+        assert apart(analysis, analysis.model, analysis.model.fork(), feeds) == (0.0, "")
+        error, where = apart(analysis, analysis.model, _damaged(analysis.model), feeds)
+        assert error > 1e-2
+        assert where == f"N 1, T {ROWS}"
+    assert resized(own, {"x": (2, 11, 6)})["x"].shape == (2, 11, 6)
+
+
+def test_shrink_compares_at_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sliced()
+    weight = next(t for t in model.graph.initializer if t.name == "w2")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[:, :4] = 0
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, "w2"))
+    assert onnxprune.run(model, "shrink").info("w2").dims == (8, 8)
+    shrink = importlib.import_module("onnxprune.passes.shrink")
+    right = shrink.rewrite
+
+    def wrong(*args: Any) -> Any:
+        found = right(*args)
+        return dataclasses.replace(found, model=_damaged(found.model))
+
+    monkeypatch.setattr(shrink, "rewrite", wrong)
+    with pytest.raises(VerificationError, match=f"T {ROWS}"):
+        onnxprune.run(model, "shrink")
+
+
+def test_another_basis_is_compared_at_other_sizes() -> None:
+    analysis = analyse(Model.load(sliced()))
+    graph = analysis.model.proto.graph
+    samples = load_samples(graph, "synthetic", most=8, types=analysis.inputs)
+    basis._elsewhere(analysis, analysis.model.fork(), samples, 1e-3)
+    with pytest.raises(Failed, match=f"T {ROWS}"):
+        basis._elsewhere(analysis, _damaged(analysis.model), samples, 1e-3)
+
+
+def test_another_order_is_compared_at_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Writer.drop_dead
+
+    def wrong(self: Writer) -> None:
+        right(self)
+        self.model = _damaged(self.model)
+
+    saliency = {"w3": np.random.default_rng(0).random((12, 5))}
+    model = Model.load(sliced())
+    assert permute(model, saliency, (2, 4)).gains
+    monkeypatch.setattr(Writer, "drop_dead", wrong)
+    found = permute(model, saliency, (2, 4))
+    assert not found.gains
+    assert found.refused

@@ -37,8 +37,10 @@ from onnxprune.errors import VerificationError
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.proof.compare import compare
+from onnxprune.proof.elsewhere import apart, resized
 from onnxprune.recovery._sequence import weights_of, write
 from onnxprune.rotation.linear import Mixable, Side, find
+from onnxprune.runtime import RunError
 
 __all__ = ["Rotated", "rotate"]
 
@@ -129,8 +131,10 @@ def rotate(
         gap = compare(before, outputs(model, check))
         if gap.void:
             raise Failed(f"the output on the samples is {gap.void}, so nothing can be compared")
-        if not gap.error <= _rounding(analysis.model, found, names):
+        most_error = _rounding(analysis.model, found, names)
+        if not gap.error <= most_error:
             raise Failed(f"in another basis the output differs by {gap.error:.1e}")
+        _elsewhere(analysis, model, check, most_error)
         return model
 
     try:
@@ -143,6 +147,19 @@ def rotate(
     result.refused = {found[name].group: why for name, why in refused.items()}
     result.strength = {m.group: turns[m.name].strength for m in result.mixed if m.product >= 0}
     return result
+
+
+def _elsewhere(analysis: Analysis, model: Model, samples: Samples, most_error: float) -> None:
+    """Compare a model with the analysed one at other sizes of the dynamic axes, on samples that are cut or repeated."""
+    given = samples.batches[0]
+    if any(given[name].ndim != len(shape) or not given[name].size for name, shape in analysis.inputs.items()):
+        return  # samples of another form than the inputs'
+    try:
+        error, where = apart(analysis, analysis.model, model, lambda shapes: resized(given, shapes))
+    except RunError as reason:
+        raise Failed(f"in another basis the model doesn't run at other sizes: {reason}") from reason
+    if not error <= most_error:
+        raise Failed(f"in another basis the output differs by {error:.1e} at {where or 'the bound sizes'}")
 
 
 @dataclass

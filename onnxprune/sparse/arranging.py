@@ -81,7 +81,7 @@ def _weighed(
 ) -> dict[str, Array]:
     """Return how much each weight of the layers that can be fitted matters, from their inputs in the model as it is."""
     analysis = analyse(model, input_shapes=options.input_shapes)
-    samples = samples_for(model.proto.graph, options, analysis.inputs)
+    samples = samples_for(analysis.interface(), options, analysis.inputs)
     fitter, found = Fitter(analysis, samples, targets, set(), options, clock), {}
     for site, evidence in fitter.originals():
         weight = _matters(model, site, evidence, targets[site.weight], options)

@@ -219,7 +219,7 @@ def _with_samples(
     with clock.stage("analyse"):
         analysis = analyse(model, input_shapes=options.input_shapes)
     with clock.stage("samples"):
-        samples = samples_for(model.proto.graph, options, analysis.inputs)
+        samples = samples_for(analysis.interface(), options, analysis.inputs)
         if samples.count < LEAST_SAMPLES:
             raise CalibrationError(
                 f"There are {samples.count} samples only; a fifth is held out of every fit, so give "

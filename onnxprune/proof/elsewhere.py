@@ -1,0 +1,69 @@
+"""Compare two models that should compute the same, at the bound sizes of the dynamic axes and at others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from onnxprune.analysis import Analysis
+from onnxprune.graph.trace import Shape
+from onnxprune.model import Model
+from onnxprune.proof.compare import worst
+from onnxprune.proof.interior import compare_any
+from onnxprune.proof.sizes import Sizes
+from onnxprune.runtime import Feeds, RunError, open_session
+
+__all__ = ["apart", "resized"]
+
+
+def apart(
+    analysis: Analysis, one: Model, other: Model, feeds: Callable[[Mapping[str, Shape]], Feeds]
+) -> tuple[float, str]:
+    """Return the greatest relative difference of two models' outputs, and at which sizes it is.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Of the first.
+    one, other : Model
+    feeds : callable
+        Makes inputs of these shapes.
+
+    Raises
+    ------
+    RunError
+        If the first can't be run at the bound sizes, or the second where the first can.
+    """
+    sessions = [open_session(model) for model in (one, other)]
+    greatest, where = 0.0, ""
+
+    def attempt(shapes: Mapping[str, Shape], sizes: Mapping[str, int]) -> str:
+        nonlocal greatest, where
+        given = feeds(shapes)
+        try:
+            want = sessions[0].run(given)
+        except RunError as reason:
+            return str(reason)
+        have = sessions[1].run(given)
+        error = worst(compare_any(want[name], have[name]) for name in want).error
+        if not error <= greatest:
+            greatest, where = error, ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        return ""
+
+    sizes = Sizes(analysis, attempt)
+    why = attempt(analysis.inputs, sizes.bound)
+    if why:
+        raise RunError(why)
+    sizes.run()
+    return greatest, where
+
+
+def resized(feeds: Feeds, shapes: Mapping[str, Shape]) -> Feeds:
+    """Return inputs of other shapes made of given ones: cut off, or said again from the beginning."""
+    found = {}
+    for name, array in feeds.items():
+        for axis, size in enumerate(shapes[name]):
+            array = np.take(array, np.arange(size), axis=axis, mode="wrap")
+        found[name] = array
+    return found
