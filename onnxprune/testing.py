@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.ops import Node, Pick, Refusal, Row, SetAttr, emit, lookup
+from onnxprune.ops import ZEROED, Node, Pick, Refusal, Row, SetAttr, emit, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum
 from onnxprune.ops.resolve import Fit, Misfit, fit
 from onnxprune.single import differ, node_of, run_node
@@ -269,7 +269,7 @@ class _Law:
         return np.flatnonzero(~_mask(axes[axis], self.dead))
 
     def choices(self, dead: Dead) -> list[tuple[tuple[int, int], ...]]:
-        """Return where to zero contracted letters: every bias, and either factor of a product of two."""
+        """Return where to zero contracted letters: every bias (or range), and either factor of a product of two."""
         out = {leaf.name for axes in self.fitted.outs for axis in axes or () for leaf in _leaves(axis)}
         places = [
             (slot, at)
@@ -280,7 +280,7 @@ class _Law:
             )
         ]
         roles = self.row.roles
-        biases = tuple(place for place in places if place[0] < len(roles) and roles[place[0]] == "bias")
+        biases = tuple(place for place in places if place[0] < len(roles) and roles[place[0]] in ZEROED)
         factors = [place for place in places if place not in biases]
         if not factors:
             return [biases]

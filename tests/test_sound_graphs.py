@@ -214,3 +214,59 @@ def test_declared_shapes_count_behind_unknown_ops(
     assert [[d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in declared] == [
         shape
     ] * len(declared)
+
+
+def dynamic(kind: str, act: str) -> onnx.ModelProto:
+    """Two layers whose inputs are quantised at run time; between them 24 channels."""
+    b = Quantized(8)
+    shape: list[int | str] = ["N", 3, 8, 8] if kind == "ConvInteger" else ["N", 10]
+    zero = 0 if kind in ("ConvInteger", "MatMulIntegerToFloat") else 3
+
+    def layer(x: str, name: str, cin: int, cout: int) -> str:
+        dims = (cout, cin, 3, 3) if kind == "ConvInteger" else (cin, cout)
+        w = b.constant(f"{name}.w", b.rng.integers(-60, 60, dims).astype(np.int8))
+        scale, point = b.quant(f"{name}.w", 0.01, zero, np.int8)
+        if kind == "DynamicQuantizeMatMul":
+            return b.contrib(kind, [x, w, scale, point, b.weight(f"{name}.bias", cout)], name)
+        q = b.op("DynamicQuantizeLinear", [x], f"{name}.q", outputs=3)
+        step, low = f"{name}.q_out1", f"{name}.q_out2"
+        if kind == "MatMulIntegerToFloat":
+            return b.contrib(kind, [q, w, step, scale, low, point, b.weight(f"{name}.bias", cout)], name)
+        more = {"pads": [1] * 4} if kind == "ConvInteger" else {}
+        y = b.op("Cast", [b.op(kind, [q, w, low, point], name, **more)], f"{name}.cast", to=TensorProto.FLOAT)
+        bias = b.weight(f"{name}.bias", cout, *([1, 1] if kind == "ConvInteger" else []))
+        return b.op(
+            "Add",
+            [b.op("Mul", [y, b.op("Mul", [step, scale], f"{name}.step")], f"{name}.mul"), bias],
+            f"{name}.add",
+        )
+
+    hidden = b.op(act, [layer("x", "one", int(shape[1]), 24)], "hidden")
+    return b.model({"x": shape}, layer(hidden, "two", 24, 6), domain="com.microsoft")
+
+
+@pytest.mark.parametrize("act", ["Relu", "Sigmoid"])
+@pytest.mark.parametrize(
+    "kind", ["MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"]
+)
+def test_dynamic_quantisation_is_cut(kind: str, act: str) -> None:
+    """Its range always holds zero, so a channel that is zero where it is quantised has no part in it."""
+    model = dynamic(kind, act)
+    found = half(model, criterion="random")
+    removed = {(c.tensor, c.axis): c.removed for c in found.report.cuts}
+    axis = 1 if kind == "ConvInteger" else 0
+    gone = removed["two.w", axis]
+    assert len(gone) == 12
+    twin = onnx.ModelProto.FromString(model.SerializeToString())
+    mask = np.ones((24, 1, 1) if axis else 24, np.float32)
+    mask[list(gone)] = 0
+    twin.graph.initializer.append(onnx.numpy_helper.from_array(mask, "mask"))
+    at = next(i for i, n in enumerate(twin.graph.node) if n.name == "hidden")
+    for reader in (n for n in twin.graph.node if "hidden_out" in n.input):
+        reader.input[list(reader.input).index("hidden_out")] = "masked"
+    twin.graph.node.insert(at + 1, helper.make_node("Mul", ["hidden_out", "mask"], ["masked"]))
+    for seed in range(3):
+        feeds = feeds_of(model, 3, seed)
+        want, have, whole = (run(m, feeds)[0] for m in (twin, found.model, model))
+        np.testing.assert_allclose(have, want, rtol=0, atol=1e-5 * np.abs(want).max())
+        assert np.abs(whole - want).max() > 1e-3 * np.abs(want).max()

@@ -17,6 +17,7 @@ from onnxprune.ops import (  # noqa: F401  fill the table
 from onnxprune.ops.base import (
     EMITTERS,
     TABLE,
+    ZEROED,
     Cut,
     Edit,
     Elem,
@@ -34,5 +35,5 @@ from onnxprune.ops.notation import NotationError, parse
 
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "Pick", "Refusal", "Row", "SetAttr",
-    "SetInput", "emit", "lookup", "parse",
+    "SetInput", "ZEROED", "emit", "lookup", "parse",
 ]  # fmt: skip

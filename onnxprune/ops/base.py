@@ -17,11 +17,15 @@ from onnx import TensorProto
 
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "Pick", "Refusal", "Row", "SetAttr", "SetInput",
-    "Unknown", "emit", "emitter", "literal", "lookup", "op",
+    "Unknown", "ZEROED", "emit", "emitter", "literal", "lookup", "op",
 ]  # fmt: skip
 
 Indices: TypeAlias = NDArray[np.int64]
 Shape: TypeAlias = tuple[int, ...]
+
+
+#: Roles of inputs in which channels that go are zeroed in any case; of factors one is enough.
+ZEROED = frozenset({"bias", "range"})
 
 
 class Unknown(ValueError):
@@ -60,7 +64,8 @@ class Row:
     zeros : input slot -> input slot of the zero point that is its zero.
     elems : output slot -> the input slot whose element type it has, or a type's ONNX number; the first input's where
         nothing is said. Asked only where ONNX itself doesn't know the op.
-    roles : role of each input: "data", "weight", "bias", "scale", "mean", "var", "shape", "quant".
+    roles : role of each input: "data", "weight", "bias", "scale", "mean", "var", "shape", "quant" or "range" (data
+        whose range is taken as well, so that its channels must be zero there whatever they are multiplied with).
     """
 
     text: str

@@ -17,12 +17,17 @@ class Known(TypedDict):
     elems: dict[int, int | Elem]
 
 
-RANGE = "the range of a dynamic quantization is taken over the whole tensor"
 BLOCK = "quantized in blocks"
 DATA = ("data", "quant", "quant")
 
-literal("*s~ -> *s~, (), ()", ["DynamicQuantizeLinear"], why={"s": RANGE})
 literal("*s, ()?, ()?, ()?, ()? -> *s", ["QLinearLeakyRelu", "QLinearSigmoid"], domain="com.microsoft")
+
+
+@op("DynamicQuantizeLinear")
+def dynamic(node: Node) -> Row | Refusal:
+    """The range is taken over the whole tensor and always holds zero, so that zeros add nothing to it."""
+    letters = names(node.rank())
+    return Row(join([text(mark(letters, range(len(letters)), "^"))], [text(letters), "()", "()"]))
 
 
 @op("QuantizeLinear", "DequantizeLinear")
@@ -120,14 +125,15 @@ def _quartet(a: list[str], b: list[str]) -> list[tuple[int, int, list[str], str]
 
 @op("DynamicQuantizeMatMul", domain="com.microsoft")
 def dynamic_matmul(node: Node) -> Row | Refusal:
-    """A (quantized on the way, over its whole range), B, B's scale, zero, bias."""
+    """A (quantized on the way, over its range, to which zeros add nothing), B, B's scale, zero, bias."""
     a, b, y = product(node.shape(0), node.shape(1))
     own = [matrix_quant(node, slot, 1, b, "n") + "?" for slot in (2, 3)]
-    data = mark(a, range(len(a)), "~")
-    why = dict.fromkeys(a, RANGE)
+    data = mark(
+        a, (i for i, letter in enumerate(a) if letter in y), "^"
+    )  # its rows, too, have a part in the range
     zeros = {1: 3} if node.has(3) else {}
-    roles = ("data", "weight", "quant", "quant", "bias")
-    return Row(join([text(data), text(b), *own, "n?"], [text(y)]), why=why, zeros=zeros, roles=roles)
+    roles = ("range", "weight", "quant", "quant", "bias")
+    return Row(join([text(data), text(b), *own, "n?"], [text(y)]), zeros=zeros, roles=roles)
 
 
 @op("MatMulNBits", domain="com.microsoft")

@@ -24,7 +24,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.cut.kept import Kept, NodeCut
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.model import Model
-from onnxprune.ops import Pick, SetAttr, emit
+from onnxprune.ops import ZEROED, Pick, SetAttr, emit
 from onnxprune.ops.notation import Axis, Letter, Product, Sum
 from onnxprune.ops.resolve import fit
 
@@ -114,12 +114,12 @@ class _Twin:
     def choose(
         self, applied: Applied, places: list[tuple[int, int]], have: set[tuple[int, int]]
     ) -> set[tuple[int, int]]:
-        """Choose where to mask a letter: every bias, and one of the factors."""
+        """Choose where to mask a letter: every bias, what a range is taken of, and one of the factors."""
         row = applied.row
         assert row is not None
         roles = row.roles
         places = [(s, a) for s, a in places if self.kept.cut((applied.ins[s] or ())[a])]
-        added = {(s, a) for s, a in places if s < len(roles) and roles[s] == "bias"}
+        added = {(s, a) for s, a in places if s < len(roles) and roles[s] in ZEROED}
         factors = [p for p in places if p not in added]
         if not factors or any(p in have for p in factors):
             return added
