@@ -228,7 +228,8 @@ def _batch(model: Model, finder: Finder, batch: Sequence[Computed]) -> dict[str,
     part = _part(model, finder, batch)
     try:
         got = open_session(part).run({})
-        return {name: _kept(np.asarray(value)) for name, value in got.items()}
+        arrays = {c.name: np.asarray(got[c.name]) for c in batch}
+        return {c.name: _kept(arrays[c.name]) for c in batch if _is_one(arrays[c.name], c)}
     except RunError:
         if len(batch) > 1:  # one of them alone may have no kernel
             return {n: a for c in batch for n, a in _batch(model, finder, [c]).items()}
@@ -242,10 +243,13 @@ def _batch(model: Model, finder: Finder, batch: Sequence[Computed]) -> dict[str,
     except Exception:  # it has no errors of its own
         return {}
     array = np.asarray(value)
-    same = array.shape == batch[0].typed[1] and array.dtype == onnx.helper.tensor_dtype_to_np_dtype(
-        batch[0].typed[0]
-    )
-    return {batch[0].name: _kept(array)} if same else {}
+    return {batch[0].name: _kept(array)} if _is_one(array, batch[0]) else {}
+
+
+def _is_one(array: Array, computed: Computed) -> bool:
+    """Whether an array has the type and the shape that a tensor was said to have."""
+    elem, shape = computed.typed
+    return array.shape == shape and array.dtype == onnx.helper.tensor_dtype_to_np_dtype(elem)
 
 
 def _kept(array: Array) -> Array:

@@ -22,6 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, helper
 
+from onnxprune import wall
 from onnxprune.files.protowalk import all_names
 from onnxprune.graph.live import names_of, needed, remove
 from onnxprune.graph.trace import attributes, subgraphs
@@ -154,7 +155,8 @@ class _Known:
         if self._shapes is None:
             proto = self.model.skeleton()
             try:
-                proto = onnx.shape_inference.infer_shapes(_undeclared(proto), data_prop=True)
+                with wall.stage("Inferring shapes"):
+                    proto = onnx.shape_inference.infer_shapes(_undeclared(proto), data_prop=True)
             except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
                 proto = onnx.ModelProto()
             self._shapes = {name: list(self.model.info(name).dims) for name in self.model.names()}

@@ -14,12 +14,17 @@ from onnxprune.model import Model
 
 def inline(model: Model) -> Model:
     """Return a model without local functions and decided `If`s: the same one if it has none, else a fork."""
+    return settle(inline_functions(model))
+
+
+def inline_functions(model: Model) -> Model:
+    """Return a model without local functions: the same one if it has none, else a fork."""
     if not model.proto.functions:
-        return settle(model)
+        return model
     import onnx.inliner
 
     fork = model.fork()
     with wall.stage("Inlining the functions of the model"):
         fork.proto.CopyFrom(onnx.inliner.inline_local_functions(fork.proto))
     fork.refresh()
-    return settle(fork)
+    return fork
