@@ -124,9 +124,16 @@ class Analysis:
         return last
 
     def interface(self) -> onnx.GraphProto:
-        """Return the inputs for samples to be held against; a batch that takes one size only is declared so."""
+        """Return the inputs for samples to be held against; a batch that takes one size only is declared so.
+
+        Where one takes texts, the nodes come too, which say what texts the model knows.
+        """
         graph = self.model.proto.graph
         found = onnx.GraphProto(input=binding.real_inputs(graph))
+        text = onnx.TensorProto.STRING
+        if any(v.type.tensor_type.elem_type == text for v in found.input):
+            found.node.extend(graph.node)
+            found.initializer.extend(t for t in graph.initializer if t.data_type == text)
         axes = binding.Axes.of(graph, self.inputs)
         for more in (1, 2) if axes.batch else ():
             shapes = axes.shapes({**axes.sizes, **{a: more * axes.sizes[a] + 1 for a in axes.batch}})

@@ -74,7 +74,12 @@ def check_given(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> None:
             len(axes) == len(shape)
             and all(isinstance(a, str) or a == s for a, s in zip(axes, shape, strict=True))
         )
-        if not fits or any(s < 1 for s in shape):
+        if any(s < 1 for s in shape):
+            raise UsageError(
+                f"--input-shape {name}:{','.join(map(str, shape))} has a size below 1; give sizes of at least 1, and "
+                "inputs with an empty axis with --inputs."
+            )
+        if not fits:
             text = ",".join(map(str, axes or ()))
             raise UsageError(
                 f"--input-shape {name}:{','.join(map(str, shape))} contradicts the model, whose input "

@@ -21,7 +21,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.errors import UsageError
 from onnxprune.graph.binding import declared, real_inputs
 from onnxprune.model import Model
-from onnxprune.probing import random_inputs
+from onnxprune.probing import NoValues, random_inputs
 from onnxprune.runtime import CPU, Feeds, RunError, Session, open_session, provider_of
 
 __all__ = ["Bench", "Race", "bench_of", "interval", "race", "runs_of", "timed_turn"]
@@ -93,7 +93,8 @@ def bench_of(
     Raises
     ------
     UsageError
-        If there is no such provider, or the model has a fixed batch of another size.
+        If there is no such provider, the model has a fixed batch of another size, or no values can be drawn for an
+        input.
     """
     shapes = dict(analysis.inputs)
     named: set[str] = set()
@@ -108,17 +109,17 @@ def bench_of(
             )
         shapes[value.name] = (int(batch or 1), *shape[1:])
         named |= {axis for axis in axes[:1] if isinstance(axis, str)}
-    for value in (
-        real_inputs(model.proto.graph) if named else ()
-    ):  # an axis of that name has that size everywhere
-        axes = declared(value) or ()
-        shape = shapes.get(value.name, ())
-        sizes = (int(batch or 1) if a in named else s for a, s in zip(axes, shape, strict=False))
+    for value in real_inputs(model.proto.graph) if named else ():  # an axis of one name has one size
+        axes, shape = declared(value) or (), shapes.get(value.name, ())
+        sizes = [int(batch or 1) if a in named else s for a, s in zip(axes, shape, strict=False)]
         shapes[value.name] = tuple(sizes) if axes else shape
-    rng = np.random.default_rng(seed)
-    return Bench(
-        provider_of(provider), threads, random_inputs(model, shapes, rng, sizes=analysis.tracer.types)
-    )
+    try:
+        feeds = random_inputs(model, shapes, np.random.default_rng(seed), sizes=analysis.tracer.types)
+    except NoValues as error:
+        raise UsageError(
+            f"The model can't be timed: {error}; leave out --check-speed and targets of latency."
+        ) from error
+    return Bench(provider_of(provider), threads, feeds)
 
 
 @dataclass(frozen=True)

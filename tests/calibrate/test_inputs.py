@@ -12,11 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
+from onnxprune.analysis import analyse
 from onnxprune.calibrate.samples import load_samples
 from onnxprune.calibrate.synthetic import synthetic
 from onnxprune.categories import categories
-from onnxprune.errors import CalibrationError, VerificationError
+from onnxprune.errors import CalibrationError, UsageError, VerificationError
 from onnxprune.graph.binding import bindings
+from onnxprune.latency.clock import bench_of
+from onnxprune.model import Model
 
 from .input_models import MODELS, Feed, Net, one_hot, rows, scalars, texts, time_first, unlisted
 
@@ -202,6 +205,28 @@ def test_without_a_list_the_sentence_says_so() -> None:
     with pytest.raises(VerificationError, match="drawn for the input 's', which takes texts") as caught:
         onnxprune.prune(unlisted(), ratio=0.5)
     assert "--inputs" in str(caught.value)
+
+
+@pytest.mark.parametrize("asked", [{"check_speed": True, "ratio": 0.5}, {"target": "latency=0.9"}])
+def test_what_cannot_be_drawn_cannot_be_timed(asked: dict[str, Any]) -> None:
+    _, make = MODELS["unlisted"]
+    with pytest.raises(UsageError, match="can't be timed: no values can be drawn for the input 's'"):
+        onnxprune.prune(unlisted(), inputs=[make(4)], **asked)
+
+
+def test_batches_that_are_timed_give_one_name_one_size() -> None:
+    model = Model.load(time_first())
+    feeds = bench_of(model, analyse(model), "cpu", 3, None).feeds
+    assert {n: a.shape for n, a in feeds.items()} == {"x": (3, 3, 16), "h": (3, 16)}
+
+
+def test_an_empty_axis_is_given_not_bound() -> None:
+    with pytest.raises(UsageError, match=r"has a size below 1; .* with --inputs"):
+        onnxprune.prune(MODELS["past"][0](), ratio=0.5, input_shapes={"past": (2, 0, 16)})
+    law = onnxprune.prune(
+        MODELS["past"][0](), ratio=0.5, align="none", inputs=MODELS["past"][1](4)
+    ).report.law1
+    assert law["given_inputs"] == 1
 
 
 def test_given_inputs_do_where_none_can_be_drawn() -> None:
