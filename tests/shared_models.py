@@ -84,6 +84,19 @@ def pyramid(b: Builder) -> str:
 
 
 @maker(IMAGE)
+def levels(b: Builder) -> str:
+    """A convolution on three levels, with a bias of its own on each."""
+    x = b.conv("x", "stem", 3, 8)
+    w, last, found = b.weight("w", 8, 8, 3, 3), b.weight("last", 4, 8, 3, 3), []
+    for n in range(3):
+        y = b.op("Relu", [use(b, x, f"u{n}", w, b.weight(f"ub{n}", 8))], f"ur{n}")
+        y = b.op("GlobalAveragePool", [use(b, y, f"v{n}", last)], f"g{n}")
+        found.append(b.op("Flatten", [y], f"f{n}"))
+        x = b.op("MaxPool", [x], f"p{n}", kernel_shape=[2, 2], strides=[2, 2])
+    return b.op("Concat", found, "y", axis=1)
+
+
+@maker(IMAGE)
 def residual(b: Builder) -> str:
     """``x + conv(relu(x))``: both axes of a weight are in one group."""
     x = b.conv("x", "stem", 3, 12)

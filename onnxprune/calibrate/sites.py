@@ -58,6 +58,8 @@ class Site:
         The input that takes the bias; None where a bias can't be given.
     total : Sum or None
         The residual sum that this layer is the last one to feed.
+    given : float64[outputs] or None
+        A bias in the node that isn't fitted: each use of the weight has one of its own.
     more : tuple of Site
         Later nodes that use the same weight in the same way: one fit serves all.
     """
@@ -73,6 +75,7 @@ class Site:
     own: bool
     adder: tuple[int, int] | None
     total: Sum | None
+    given: Vector | None = None
     more: tuple[Site, ...] = ()
 
     @property
@@ -93,8 +96,8 @@ Readers = dict[str, list[tuple[Site, list[list[Ints]]]]]
 def sites(analysis: Analysis) -> list[Site]:
     """Find the layers of a model that can be fitted, in topological order of the first node that uses each.
 
-    A weight that several nodes use is one layer where all of them use it alike, with the same bias or none of their
-    own; else no fit can serve them all.
+    A weight that several nodes use is one layer where all of them use it alike; else no fit can serve them all. Where
+    each has a bias of its own, that stays as it is.
     """
     graph = _Graph(analysis)
     found = []
@@ -133,7 +136,16 @@ class _Graph:
                 bias = sites[0].bias
                 own = bool(bias) and len(self.uses[bias]) == len(sites) and bias not in self.outer
                 return replace(sites[0], own=own, more=tuple(sites[1:]))
-        return None
+        first, *others = [self.plain(s) for s in sites]
+        return replace(first, more=tuple(others))
+
+    def plain(self, site: Site) -> Site:
+        """Return a layer without its bias, which stays as it is."""
+        size, given = site.view.blocks * site.view.outputs, None
+        if site.bias:
+            bias = np.asarray(self.model.weight(site.bias), np.float64).reshape(-1)
+            given = np.broadcast_to(bias * site.view.bias_factor, size)
+        return replace(site, adder=None, bias="", own=False, given=given)
 
     def site(self, number: int, applied: Applied, *, alone: bool = False) -> Site | None:
         """Return the layer of a node; alone: without the bias that a node of its own adds."""

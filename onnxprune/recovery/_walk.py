@@ -155,7 +155,8 @@ class _Taker:
         x, y = found[site.x], found[site.y]
         self.spread.add(found[site.goal[0]], axis, x, valid)
         rows = self.draw.take(x, site.view.positions(y), count, valid)
-        self.collector.add(x, site.view.y(y, rows.index), rows)
+        y = site.view.y(y, rows.index)
+        self.collector.add(x, y if site.given is None else y - site.given, rows)
 
     def evidence(self) -> Evidence:
         return self.collector.evidence(self.spread.variance / _unit(self.site))
@@ -188,7 +189,7 @@ class _Use:
             reach = y
             if total:
                 reach = (y - view.y(mine[total.other], rows.index) - total.offset) / total.gain
-            collector.add(mine[site.x], reach, rows)
+            collector.add(mine[site.x], reach if site.given is None else reach - site.given, rows)
 
     def evidence(self) -> list[Evidence]:
         return [c.evidence(self.spread.variance / _unit(self.site)) for c in self.collectors]
