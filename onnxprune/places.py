@@ -11,10 +11,10 @@ from pathlib import Path
 
 from onnxprune.errors import OutputError
 from onnxprune.files import commit
-from onnxprune.files.beside import locations, readers
+from onnxprune.files.beside import refuse_data
 from onnxprune.files.external import is_external, parse
 from onnxprune.files.protowalk import tensors
-from onnxprune.files.target import check, check_data, check_link, place_of, same, stream_of
+from onnxprune.files.target import check, check_data, check_link, is_data_of, place_of, same, stream_of
 from onnxprune.model import Model
 
 __all__ = [
@@ -27,6 +27,10 @@ __all__ = [
     "size_in_bytes",
     "size_of_output",
 ]
+
+
+#: How the name of what is written begins where it is one of several models.
+MEMBER = "OUT of "
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def declared(sides: Sides, source: str | None, output: str | None, *, joined: bo
             check(path, repr(str(path)), stream=True, probe=True)
             if stream_of(path) is None and any(alike(path, other) for other in seen):
                 raise OutputError(f"{str(path)!r} is asked for twice; give each output a name of its own.")
+            if output and is_data_of(path, Path(output)):
+                raise OutputError(f"{str(path)!r} is kept for the output's data; give another name.")
             _refuse_reads(path, reads)
             seen.append(path)
         with commit.together() if joined else contextlib.nullcontext():
@@ -146,7 +152,7 @@ def refuse_overwrite(
     if has_data:
         check_data(output)
     check_link(output, has_data)
-    _refuse_data(output, what)
+    refuse_data(output, what)
 
 
 def refuse_sides(model: Model) -> None:
@@ -158,20 +164,10 @@ def refuse_sides(model: Model) -> None:
         If one would.
     """
     data = data_files(model)
-    for path in _declared.get().writes.values():
+    for what, path in _declared.get().writes.items():
         if any(alike(path, other) for other in data):
             raise OutputError(f"{str(path)!r} is the input's external data; give another name.")
-        _refuse_data(path, repr(str(path)))
-
-
-def _refuse_data(path: Path, what: str) -> None:
-    """Refuse to replace a file that a model beside it reads."""
-    place = place_of(path)
-    if not place.is_file():
-        return
-    with contextlib.suppress(OSError, ValueError):
-        if locations(place) is None and (names := readers(place)):
-            raise OutputError(f"{what} holds weights of {names[0]!r} beside it; give another name.")
+        refuse_data(path, repr(str(path)), for_model=what.startswith(MEMBER))
 
 
 def size_in_bytes(model: Model) -> int:

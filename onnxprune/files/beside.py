@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import re
 import stat
 from pathlib import Path
 
@@ -13,13 +12,14 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
 
+from onnxprune.errors import OutputError
 from onnxprune.files import wire
 from onnxprune.files.external import is_external
 from onnxprune.files.holding import PREFIX
 from onnxprune.files.protowalk import tensors
-from onnxprune.files.target import same
+from onnxprune.files.target import is_data_of, place_of, same
 
-__all__ = ["locations", "own", "readers"]
+__all__ = ["locations", "own", "readers", "refuse_data"]
 
 _LARGE = 1024  # bytes; of weights that are not looked at
 #: Forms of models that are searched for the name of a data file, not parsed.
@@ -69,6 +69,43 @@ def readers(path: Path, but: Path | None = None) -> list[str]:
     return found
 
 
+def refuse_data(path: Path, what: str, *, for_model: bool = True) -> None:
+    """Refuse to replace a file that a model beside it reads, and a model by anything else.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        How the sentence begins, such as ``The output 'x.onnx'``.
+    for_model : bool
+        Whether a model is to be written; in the place of JSON and pages anything may.
+
+    Raises
+    ------
+    OutputError
+        If the file is one of these.
+    """
+    place = place_of(path)
+    if not place.is_file() or _is_text(place):
+        return
+    names: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        if locations(place) is None:
+            names = readers(place)
+        elif not for_model:
+            raise OutputError(f"{what} is an ONNX model; give another name.")
+    if names:
+        raise OutputError(f"{what} holds weights of {names[0]!r} beside it; give another name.")
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(1) in (b"{", b"<")
+    except OSError:
+        return False
+
+
 def _reads(model: Path, path: Path) -> bool:
     suffix = model.suffix.lower()
     try:
@@ -95,12 +132,12 @@ def own(model: Path) -> list[str]:
     """Return the names of the data files that a model reads and that are named after it: ``<model>.data`` and
     ``<model>.N.data``, where neither it nor they have other names.
     """
-    pattern, found = re.compile(re.escape(model.name) + r"(\.[1-9][0-9]*)?\.data"), []
+    found = []
     with contextlib.suppress(OSError, ValueError):
         if model.stat().st_nlink > 1:  # another folder may have the same model, and links to its data
             return []
         for name in sorted(locations(model) or ()):
             path = model.parent / name
-            if pattern.fullmatch(name) and stat.S_ISREG(path.lstat().st_mode):
+            if is_data_of(path, model) and "/" not in name and stat.S_ISREG(path.lstat().st_mode):
                 found.append(name)
     return found

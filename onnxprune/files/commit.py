@@ -165,7 +165,14 @@ class Commit:
         if into is not None:
             self._streams.append((into, data))
             return
+        from onnxprune.files.beside import (
+            refuse_data,  # imports onnx, which who only asks what was written needn't
+        )
+
+        refuse_data(path, f"The file {str(path)!r}", for_model=False)
         place = place_of(path)
+        if self.names(place):
+            raise OutputError(f"{str(path)!r} is written already by the same run; give another name.")
         self._sides.append(
             (self.write(place.parent, lambda file: file.write(data), status_of(place))[0], place)
         )

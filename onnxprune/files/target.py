@@ -11,7 +11,7 @@ from pathlib import Path
 from onnxprune.errors import OutputError
 from onnxprune.files.holding import held, temporary
 
-__all__ = ["STDOUT", "check", "check_data", "check_link", "place_of", "same", "stream_of"]
+__all__ = ["STDOUT", "check", "check_data", "check_link", "is_data_of", "place_of", "same", "stream_of"]
 
 #: Means standard output, wherever a file to be written is named.
 STDOUT = "-"
@@ -94,6 +94,11 @@ def check_data(path: Path) -> None:
     """
     place = place_of(path)
     data = place.with_name(f"{place.name}.data")
+    if not data.name.isprintable() and any(0xD800 <= ord(char) < 0xE000 for char in data.name):
+        raise OutputError(
+            f"The output's data file would be {data.name!r}, whose name is no UTF-8, and a model can't hold that; give "
+            "the output another name."
+        )
     try:
         is_folder = stat.S_ISDIR(os.lstat(data).st_mode)
     except FileNotFoundError:
@@ -107,6 +112,13 @@ def check_data(path: Path) -> None:
         raise OutputError(
             f"The output's data file would be {str(data)!r}, which is a folder; give the output another name."
         )
+
+
+def is_data_of(path: Path, model: Path) -> bool:
+    """Whether a path may become the data file of a model: ``<model>.data``, or ``<model>.N.data``."""
+    data, place = place_of(path), place_of(model)
+    pattern = re.escape(place.name) + r"(\.[1-9][0-9]*)?\.data"
+    return data.parent == place.parent and re.fullmatch(pattern, data.name) is not None
 
 
 def check_link(path: Path, has_data: bool) -> None:
@@ -150,7 +162,15 @@ def _check(path: Path, what: str, stream: bool) -> None:
             raise OutputError(
                 f"{what} is a device or a pipe, and a model needs a file; give the name of a file."
             )
-        if isinstance(into, str) and into != STDOUT and not os.access(path, os.W_OK):
+        if into == STDOUT:
+            return
+        if isinstance(into, int):
+            os.fstat(into)  # is it open?
+            return
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+            raise OutputError(f"{what} is a socket or a disk; give the name of a file.")
+        if not os.access(path, os.W_OK):
             raise OutputError(f"{what} can't be written: Permission denied; give another name.")
         return
     place = place_of(path)
