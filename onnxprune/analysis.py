@@ -147,7 +147,7 @@ class Analysis:
 
     def _fitting(self, inputs: dict[str, Shape]) -> Tracer | None:
         """Trace under these shapes; None where the model can't be run on them."""
-        tracer = _tracer(self.model, self.tracer.weights, inputs, {})
+        tracer = _tracer(self.model, self.tracer.weights, inputs, {}, self.tracer.inferred)
         nodes = [applied.proto for applied in self.coupling.nodes]
         refused = {n for n, applied in enumerate(self.coupling.nodes) if applied.row is None}
         return tracer if walk(tracer, nodes, refused).whole else None
@@ -160,7 +160,7 @@ class Analysis:
         TraceError
             If the shapes of the graph don't agree under them.
         """
-        tracer = _tracer(self.model, self.tracer.weights, inputs, {})
+        tracer = _tracer(self.model, self.tracer.weights, inputs, {}, self.tracer.inferred)
         for applied in self.coupling.nodes:
             tracer.visit(applied.proto)
         return tracer
@@ -274,12 +274,15 @@ def _analyse(
     outputs = [v.name for v in graph.output]
     failure: TraceError | None = None
     _check_inputs(graph, next(binding.bindings(graph, given)))
-    fitting = Feasible(graph, nodes, lambda inputs: _tracer(model, weights, inputs, {}), given)
+    known: dict[Any, list[Typed]] = {}
+    fitting = Feasible(graph, nodes, lambda inputs: _tracer(model, weights, inputs, {}, known), given)
     for strict in (True, False):  # what a run says counts where inference is wrong about a model
         for inputs in fitting.taken(runs) if strict else binding.bindings(graph, given):
             _check_inputs(graph, inputs)
             tracer = (
-                _tracer(model, weights, inputs, {}) if strict else _measured(model, weights, nodes, inputs)
+                _tracer(model, weights, inputs, {}, known)
+                if strict
+                else _measured(model, weights, nodes, inputs)
             )
             if tracer is None:
                 continue
@@ -361,10 +364,13 @@ def _declared(model: Model, inputs: Mapping[str, Shape], names: list[str]) -> di
 
 
 def _tracer(
-    model: Model, weights: Mapping[str, Weight], inputs: Mapping[str, Shape], hints: Mapping[str, Typed]
-) -> Tracer:
+    model: Model, weights: Mapping[str, Weight], inputs: Mapping[str, Shape], hints: Mapping[str, Typed],
+    inferred: dict[Any, list[Typed]] | None = None,
+) -> Tracer:  # fmt: skip
     types: dict[str, Typed] = {}
     for value in binding.real_inputs(model.proto.graph):
         if value.name in inputs and value.type.HasField("tensor_type"):
             types[value.name] = (value.type.tensor_type.elem_type, inputs[value.name])
-    return Tracer(opsets_of(model), weights, types=types, hints=hints)
+    return Tracer(
+        opsets_of(model), weights, types=types, hints=hints, inferred={} if inferred is None else inferred
+    )

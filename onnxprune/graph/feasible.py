@@ -134,12 +134,11 @@ class Feasible:
     def _ignore(self, guesses: Sequence[Mapping[str, Shape]]) -> None:
         """Leave alone what fails its row in the same way whatever the sizes: the row is too strict there."""
         other = next(binding.bindings(self.graph, {}, other=True))
-        while True:
-            first, second = self.at(guesses[0]), self.at(other)
-            if self.failure is None and not first.whole:
+        while not (first := self.at(guesses[0])).whole:
+            if self.failure is None:
                 self.failure = first
-            same = first.passed == second.passed and first.pairs == second.pairs
-            if first.whole or first.hard or second.hard or not same:
+            second = None if first.hard else self.at(other)
+            if second is None or second.hard or (first.passed, first.pairs) != (second.passed, second.pairs):
                 return
             self.ignored.add(first.passed)
             self.walks.clear()

@@ -126,6 +126,8 @@ class Tracer:
         Shapes of tensors that inference can't give (from a run of the model).
     measured : bool
         The hints say everything: inference is wrong about this model, which runs.
+    inferred : dict
+        What inference gave, for traces of one model to share.
     """
 
     opsets: Mapping[str, int]
@@ -134,7 +136,7 @@ class Tracer:
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
     hints: Mapping[str, Typed] = field(default_factory=dict)
     measured: bool = False
-    _inferred: dict[Any, list[Typed]] = field(default_factory=dict)
+    inferred: dict[Any, list[Typed]] = field(default_factory=dict, repr=False)
     _schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -224,10 +226,10 @@ class Tracer:
             tuple(a.SerializeToString() for a in proto.attribute if a.type != AttributeProto.GRAPH),
             tuple(v.tobytes() if (v := small.get(n)) is not None else None for n in proto.input),
         )  # fmt: skip
-        found = None if any(True for _ in subgraphs(proto)) else self._inferred.get(key)
+        found = None if any(True for _ in subgraphs(proto)) else self.inferred.get(key)
         if found is None:
             found = self._infer(proto, attrs, small)
-            self._inferred[key] = found
+            self.inferred[key] = found
         if any(shape is None for _, shape in found):
             found = [
                 self.hints.get(n, t) if t[1] is None else t for n, t in zip(proto.output, found, strict=True)
