@@ -147,14 +147,13 @@ def _slice(own: Stretches, node: Node, slot: int) -> Lengths | None:
     )
     if data is None or shape is None or out is None:
         return None
-    lists = [node.attr(n) for n in ("starts", "ends", "axes")] if node.opset < 10 else [None, None, None]
-    for n, name in enumerate(node.inputs[1:4]):
+    lists = [node.attr(n) if node.opset < 10 else None for n in ("starts", "ends", "axes", "steps")]
+    for n, name in enumerate(node.inputs[1:]):
         value = own.value(name) if name else None
         if name and value is None:
             return None
         lists[n] = None if value is None else value.ravel().tolist()
-    starts, ends, axes = lists
-    steps = node.ints("steps", 4, 10) if node.opset >= 10 and node.has(4) else None
+    starts, ends, axes, steps = lists
     if starts is None or ends is None:
         return None
     found = list(data)
@@ -164,7 +163,7 @@ def _slice(own: Stretches, node: Node, slot: int) -> Lengths | None:
         axis %= len(data)
         step = 1 if steps is None else steps[n]
         plain = _taken(own, data[axis], starts[n], ends[n]) if step == 1 else None
-        fixed = data[axis] == shape[axis] and not _large(starts[n]) and not _large(ends[n])
+        fixed = data[axis] == shape[axis] and not any(map(_large, (starts[n], ends[n], step)))
         found[axis] = out[axis] if fixed else plain if plain is not None else own.fresh(node, axis)
     return tuple(found)
 
@@ -286,6 +285,26 @@ def _resize(own: Stretches, node: Node, slot: int) -> Lengths | None:
     return tuple(found)
 
 
+def _crop(own: Stretches, node: Node, slot: int) -> Lengths | None:
+    data, target = own.length(node.inputs[0]), own.value(node.inputs[1])
+    if data is None or target is None:
+        return None
+    found = list(data)
+    for axis, entry in zip(node.attr("axes") or range(len(data)), target.ravel().tolist(), strict=True):
+        found[axis] = entry
+    return tuple(found)
+
+
+def _compress(own: Stretches, node: Node, slot: int) -> Lengths | None:
+    data, out = own.length(node.inputs[0]), own.shape(node.outputs[0])
+    if data is None or out is None or "axis" not in node.attrs:
+        return None
+    axis, condition = node.axis(0, len(data)), node.inputs[1]
+    known = condition in own.tracer.values and not own.moving(condition).any()
+    fixed = known and data[axis] == (own.shape(node.inputs[0]) or ())[axis]
+    return (*data[:axis], out[axis] if fixed else own.fresh(node, slot), *data[axis + 1 :])
+
+
 def _large(number: Any) -> bool:
     """Whether a number can only be a stand-in, or isn't one that can be calculated with."""
     return isinstance(number, Fraction) or (isinstance(number, int) and abs(number) > 1 << 64)
@@ -296,5 +315,5 @@ _RULES: dict[str, Callable[[Stretches, Node, int], Lengths | None]] = {
     "Unsqueeze": _squeeze, "Expand": _expand, "Tile": _tile, "Concat": _concat,
     "Split": _split, "Slice": _slice, "Gather": _gather, "Pad": _pad,
     "ConstantOfShape": _filled, "Range": _range, "Shape": _shape,
-    "Size": _shape, "TopK": _top, "Resize": _resize, "Upsample": _resize,
+    "Size": _shape, "TopK": _top, "CenterCropPad": _crop, "Compress": _compress, "Resize": _resize, "Upsample": _resize,
 }  # fmt: skip
