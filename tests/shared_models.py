@@ -105,6 +105,15 @@ def residual(b: Builder) -> str:
     return pooled(b, x, "last", 12)
 
 
+@maker(TEXT)
+def linear_residual(b: Builder) -> str:
+    """``x + x W``, with nothing else in between."""
+    x = b.op("MatMul", ["x", b.weight("in", 12, 16)], "in")
+    for n in range(2):
+        x = b.op("Add", [x, b.op("MatMul", [x, b.weight(f"w{n}", 16, 16)], f"m{n}")], f"a{n}")
+    return b.op("MatMul", [x, b.weight("out", 16, 4)], "y")
+
+
 @maker(IMAGE)
 def repvgg(b: Builder) -> str:
     """Branches 3 x 3, 1 x 1 and identity, each with statistics, summed."""

@@ -182,6 +182,9 @@ class _Look:
         theirs = {s.site.weight for s in self.readers}
         if any(m.tensor not in (theirs if m.contracted else ours) for m in self.group.members):
             raise _No
+        both = {(m.tensor, m.axis) for m in self.group.members if m.tensor in theirs}
+        if len(both) > len({tensor for tensor, _ in both}):  # a layer that reads the group and makes it
+            raise _No
         products = self._between()
         sides, ends, name = tuple(self.makers.values()), tuple(self.readers), self.group.name
         if not sides or not (products or ends) or len(products) > 1:

@@ -118,3 +118,10 @@ def test_sensitivity_says_what_was_measured():
     for name, measured in (("tied", {False}), ("siamese", {True})):
         found = sensitivity(made(name), calib="synthetic", samples=32)
         assert {line["measured"] for line in found.groups} == measured
+
+
+def test_what_is_read_and_made_by_one_layer_is_not_turned():
+    """Another basis for the sum would need the layer's outputs turned, too."""
+    model = made("linear_residual")
+    result = onnxprune.prune(model, ratio=0.5, recover="lstsq", **QUICK)
+    assert result.report.calibration["rotated"] == {"groups": [], "refused": {}}
