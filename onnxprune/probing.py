@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.categories import categories
-from onnxprune.graph.binding import real_inputs
+from onnxprune.graph.binding import real_inputs, said_in_values
 from onnxprune.graph.trace import Shape, Typed
 from onnxprune.model import Model
 from onnxprune.runtime import Array, RunError, Session, open_session
@@ -33,7 +33,7 @@ def random_inputs(
     """Draw values for the inputs of a model.
 
     Floats are normal; booleans are drawn, integers too: ids that a Gather looks up stay within the table,
-    others are 0 or 1. Texts are those that the model looks up.
+    those that say a size have it, others are 0 or 1. Texts are those that the model looks up.
     Inputs named like a mask are ones, so that nothing is masked. Inputs that double as
     initializers are left out.
 
@@ -57,6 +57,7 @@ def random_inputs(
     """
     graph = model.proto.graph
     limits = id_limits(model, sizes or {})
+    lengths = said_in_values(graph, shapes)
     found: dict[str, Any] = {}
     for value in real_inputs(graph):
         name, shape = value.name, shapes.get(value.name, ())
@@ -69,6 +70,9 @@ def random_inputs(
             raise NoValues(f"no random values can be drawn for the input '{name}', which is no tensor")
         elif value.type.tensor_type.elem_type == TensorProto.STRING:
             found[name] = texts(graph, name, shape, rng)
+        elif name in lengths:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            found[name] = np.full(shape, lengths[name], dtype)
         else:
             found[name] = _numbers(value, shape, limits, rng, scale, ones)
     return found

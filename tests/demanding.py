@@ -232,3 +232,44 @@ def short_table() -> onnx.ModelProto:
         *head,
     ]
     return model(nodes, weights, {"x": ("N", "T", 6)})
+
+
+@demands(batch_size=1)
+def lengths_in_values() -> onnx.ModelProto:
+    """An attention of onnxruntime's own that reads from integer inputs how long past and present are together."""
+    head, weights = mlp("o", 16)
+    weights |= {"table": normal(40, 16)} | {n: normal(16, 16) for n in "qkv"}
+    i32 = TensorProto.INT32
+    past = dict.fromkeys(("past_k", "past_v"), ("batch_size", 2, "past_sequence_length", 8))
+    inputs: dict[str, Shape | tuple[int, Shape]] = {"ids": (I64, ("batch_size", "sequence_length")), **past}
+    inputs |= {"seqlens_k": (i32, ("batch_size",)), "total_sequence_length": (i32, ())}
+    attention = helper.make_node(
+        "GroupQueryAttention",
+        ["xq", "xk", "xv", "past_k", "past_v", "seqlens_k", "total_sequence_length"],
+        ["o", "new_k", "new_v"],
+        name="attention",
+        domain="com.microsoft",
+        num_heads=2,
+        kv_num_heads=2,
+    )
+    nodes = [node("Gather", "table ids", "x"), *(node("MatMul", f"x {n}", f"x{n}") for n in "qkv")]
+    return model([*nodes, attention, *head], weights, inputs)
+
+
+@demands()
+def length_of_a_range() -> onnx.ModelProto:
+    """An integer input, called like an axis, that counts the positions."""
+    head, weights = mlp("h", 8)
+    weights |= {"w": normal(6, 8), "pos": normal(40, 8), "zero": np.int64(0), "one": np.int64(1)}
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Range", "zero sequence_length one", "ids"),
+        node("Gather", "pos ids", "p"),
+        node("Concat", "a a", "b", axis=2),
+        node("Concat", "p p", "q", axis=1),
+        node("Sub", "b q", "c"),
+        node("Slice", "c starts ends last", "h"),
+        *head,
+    ]
+    weights |= {"starts": ints(0), "ends": ints(8), "last": ints(2)}
+    return model(nodes, weights, {"x": ("N", "sequence_length", 6), "sequence_length": (I64, ())})

@@ -14,9 +14,9 @@ import onnxprune
 from onnxprune.analysis import analyse
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
-from onnxprune.graph.binding import Axes, bindings, terms
+from onnxprune.graph.binding import Axes, bindings, said_in_values, terms
 from onnxprune.model import Model
-from onnxprune.probing import random_inputs
+from onnxprune.probing import Trial, random_inputs
 from onnxprune.runtime import open_session
 
 assert demanding_images.demands is demands
@@ -46,7 +46,8 @@ def test_sizes_are_found(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_shape_arithmetic_is_resolved(name: str) -> None:
     proto = MODELS[name][0]()
-    analysis = analyse(Model.load(proto))
+    loaded = Model.load(proto)
+    analysis = analyse(loaded, runs=Trial(loaded))
     feeds = random_inputs(analysis.model, analysis.inputs, np.random.default_rng(0))
     one, other = (
         open_session(m).run(feeds) for m in (analysis.model, onnxprune.run(proto, "resolve_shapes"))
@@ -128,6 +129,21 @@ def test_names_that_are_calculated() -> None:
     assert axes.shapes({**axes.sizes, "past": 0}) is None, "an axis can't be negative"
     assert terms("a" * 10) == frozenset()
     assert terms("__import__('os').x + a") != frozenset(), "it is text, and never run"
+
+
+def test_lengths_that_values_say() -> None:
+    graph = MODELS["lengths_in_values"][0]().graph
+    shapes = {
+        "ids": (1, 5),
+        "past_k": (1, 2, 7, 8),
+        "past_v": (1, 2, 7, 8),
+        "seqlens_k": (1,),
+        "total_sequence_length": (),
+    }
+    assert said_in_values(graph, shapes) == {"seqlens_k": 11, "total_sequence_length": 12}
+    feeds = random_inputs(Model.load(MODELS["lengths_in_values"][0]()), shapes, np.random.default_rng(0))
+    assert (feeds["seqlens_k"].tolist(), feeds["total_sequence_length"].tolist()) == ([11], 12)
+    assert said_in_values(MODELS["unet"][0]().graph, {"x": (2, 3, 8, 8)}) == {}
 
 
 def test_the_smallest_sizes_that_run_are_taken() -> None:

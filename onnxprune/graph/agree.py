@@ -37,7 +37,7 @@ class Walk:
     whole : bool
         Whether all of them do.
     sure : bool
-        Whether nothing but a run could tell more: each node was held against its row.
+        Whether a run is not needed: each node is of ONNX itself, without a body, and was held against its row.
     why : str
         What is wrong with the node that doesn't fit.
     hard : bool
@@ -98,7 +98,8 @@ def walk(tracer: Tracer, nodes: Sequence[NodeProto], ignored: Collection[int] = 
             found.passed, found.sure = number, sure
             found.shapes = [s for s in node.shapes if s is not None]
             return found
-        sure &= not isinstance(lookup(node), Refusal) and not any(True for _ in subgraphs(proto))
+        known = not node.domain and not any(True for _ in subgraphs(proto))
+        sure &= known and not isinstance(lookup(node), Refusal)
     return Walk(len(nodes), True, sure)
 
 
