@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 from onnx import numpy_helper
 
 Cut = dict[str, Any]  # {"tensor", "axis", "removed"} and, for some readers of a shared tensor only, "copy"
@@ -133,6 +134,7 @@ def masked(
     OracleError
         A cut names an unknown tensor, or an axis or an index that the tensor does not have.
     """
+    original = with_weights(original, {cut["tensor"] for cut in cuts})
     twin = onnx.ModelProto()
     twin.CopyFrom(original)
     tensors, uses, after = weights(twin), readers(original), _Pruned(pruned)
@@ -145,6 +147,46 @@ def masked(
             continue
         _mask_tensor(twin, tensors[name], own, uses[name], after)
     return twin
+
+
+def with_weights(original: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """Return a model in which these tensors are weights: those that nodes compute from weights alone are computed.
+
+    Raises
+    ------
+    OracleError
+        If one of them depends on an input.
+    """
+    wanted = names - weights(original).keys()
+    made = {name: node for node in original.graph.node for name in node.output if name}
+    if not wanted & made.keys():
+        return original
+    found = onnx.ModelProto()
+    found.CopyFrom(original)
+    for name in sorted(wanted & made.keys()):
+        array = numpy_helper.from_array(_computed(original, made, name), name)
+        found.graph.initializer.append(array)
+        node = next(n for n in found.graph.node if name in n.output)
+        node.output[list(node.output).index(name)] = f"{name}__computed"
+    return found
+
+
+def _computed(original: onnx.ModelProto, made: dict[str, onnx.NodeProto], name: str) -> np.ndarray:
+    known = {t.name for t in original.graph.initializer} | {""}
+    needed, stack = set[str](), [name]
+    while stack:
+        one = stack.pop()
+        if one in known or one in needed:
+            continue
+        if one not in made:
+            raise OracleError(f"cuts name {name!r}, which is no weight and depends on the input {one!r}")
+        needed.add(one)
+        stack.extend(made[one].input)
+    nodes = [n for n in original.graph.node if needed & set(n.output)]
+    value = onnx.ValueInfoProto(name=name)
+    graph = onnx.helper.make_graph(nodes, "computed", [], [value], original.graph.initializer)
+    part = onnx.helper.make_model(graph, opset_imports=original.opset_import, ir_version=original.ir_version)
+    return np.asarray(onnx.reference.ReferenceEvaluator(part).run(None, {})[0])
 
 
 def _validate(cut: Cut, tensors: dict[str, onnx.TensorProto]) -> None:

@@ -207,6 +207,9 @@ class _Search:
             outputs = [n for n in applied.node.outputs if n in known]
             if applied.node.name == tensor and outputs:
                 return outputs[0], axis
+        for weight, parts in self.coupling.aliases.items():  # folded away: what it went into
+            if tensor in parts and weight in known:
+                return weight, axis
         names = [*known, *(a.node.name for a in self.coupling.nodes if a.node.name)]
         near = ", ".join(repr(n) for n in near_names(tensor, sorted(names)))
         raise UsageError(

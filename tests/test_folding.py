@@ -289,3 +289,10 @@ def test_zeros_are_put_into_computed_weights() -> None:
         n.name for n in model.graph.node if n.name.startswith("beside")
     ]
     assert any(t.tensor == "second.weight_out" for t in inspect_sparsity(Model.load(model)).tensors)
+
+
+def test_a_folded_weight_is_explained() -> None:
+    model = net(WAYS["standardised"])
+    found = onnxprune.explain(model, "second.w", 0)
+    assert found.tensor == "second.weight_out"
+    assert "second.weight_out:0" in {group["name"] for group in found.axes[0].groups}
