@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxprune
+from onnxprune import folding
 from onnxprune.analysis import analyse
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, VerificationError
 from onnxprune.model import Model
 from onnxprune.sparse.inspection import inspect_sparsity
 
@@ -296,3 +297,17 @@ def test_a_folded_weight_is_explained() -> None:
     found = onnxprune.explain(model, "second.w", 0)
     assert found.tensor == "second.weight_out"
     assert "second.weight_out:0" in {group["name"] for group in found.axes[0].groups}
+
+
+def test_a_wrong_fold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verification runs the original, and compares the weights that it computes."""
+    right = folding._values
+
+    def wrong(*args: Any) -> dict[str, np.ndarray]:
+        return {name: value * np.float32(1.01) for name, value in right(*args).items()}
+
+    model = net(WAYS["standardised"])
+    assert "folded weights" in half(model).report.checks
+    monkeypatch.setattr(folding, "_values", wrong)
+    with pytest.raises(VerificationError, match="isn't what the original computes"):
+        half(model)

@@ -1,4 +1,5 @@
-"""Checks of a pruned model that need no run: its interface, ONNX's checker, strict shape inference.
+"""Checks of a pruned model that need no run: its interface, ONNX's checker, strict shape inference. And one that does:
+folded weights against what the original computes.
 
 They look at a copy without weights, in which every large weight is declared like an input: the checker would
 serialise the whole model otherwise. That a weight holds as much data as its dimensions say is what
@@ -9,15 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from onnxprune import wall
 from onnxprune.files.payload import nbytes
 from onnxprune.files.protowalk import tensors
+from onnxprune.folding import Folded
 from onnxprune.model import Model
+from onnxprune.proof.compare import compare
+from onnxprune.runtime import Feeds, RunError, open_session
 
-__all__ = ["check", "interface", "strict"]
+__all__ = ["check", "folds", "interface", "strict"]
+
+#: Greatest relative error of a folded weight: what another kernel may round differently.
+FOLDED = 1e-4
 
 
 def interface(original: Model, pruned: Model) -> list[str]:
@@ -84,6 +92,22 @@ def _inferred(model: Model) -> str:
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         return _first_line(error)
     return ""
+
+
+def folds(folded: Folded, feeds: Feeds) -> list[str]:
+    """Run the original, and return which folded weights aren't what it computes there."""
+    names = sorted(folded.tensors)
+    types = {v.name: v.type.tensor_type.elem_type for v in folded.original.proto.graph.input}
+    given = {  # models of half floats may have been widened
+        n: np.asarray(a).astype(helper.tensor_dtype_to_np_dtype(types[n])) if types.get(n) else a
+        for n, a in feeds.items()
+    }
+    try:
+        computed = open_session(folded.original, names).run(given, names)
+    except RunError as error:
+        return [f"onnxruntime doesn't run the model that weights were folded in: {error}"]
+    wrong = [n for n in names if compare(np.asarray(computed[n]), folded.model.weight(n)).error > FOLDED]
+    return [f"the folded weight {name!r} isn't what the original computes" for name in wrong]
 
 
 def _first_line(error: Exception) -> str:

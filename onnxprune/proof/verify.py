@@ -217,6 +217,9 @@ class _Law:
         self.prepack, result.refused = references.prepack, references.refused
         result.notes += references.notes
         result.failures += references.failures
+        if cases and self.analysis.folded is not None:
+            result.failures += soundness.folds(self.analysis.folded, cases[0].feeds)
+            result.checks.append("folded weights")
         result.sizes = [dict(case.sizes) for case in cases if case.sizes]
         result.n_inputs, result.n_random = len(given), len(cases) - len(given)
         if not cases:
