@@ -23,7 +23,7 @@ exit codes:
   2  an option or argument is wrong        7  the output can't be written, or is the input
   3  the input isn't a sound ONNX model    8  the given inputs don't fit the model
   4  nothing in the model can be cut       9  sound, but no faster than the input
-130  interrupted
+130  interrupted; 129 and 143: ended by SIGHUP, SIGTERM
 """
 
 _PRUNE = """\
