@@ -7,18 +7,21 @@ runs every command on every ``.onnx`` file of a folder (those whose name has one
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
+
+from onnxprune import cli, cli_commands, wall  # noqa: F401 - imported once, for all commands
 
 #: What a refusal may take: seconds of the processor (a busy machine says nothing of us), and bytes.
 SECONDS, MEMORY = 5.0, 1e9
@@ -103,7 +106,7 @@ def attempt(
         more = {"ONNXPRUNE_CACHE": str(here / ".cache"), "TMPDIR": str(here / ".tmp"), **(env or {})}
         (here / ".tmp").mkdir()
         code, seconds, processor, memory, out, err = _run(
-            [sys.executable, "-m", "onnxprune", *(names.get(word, word) for word in command)], here, more
+            [names.get(word, word) for word in command], here, more
         )
         after = _print(here)
         made = {n for n in after if n not in before and not n.endswith("/.ses")}
@@ -140,37 +143,60 @@ def _print(folder: Path) -> dict[str, str]:
 
 
 def _run(
-    command: list[str], folder: Path, more: dict[str, str]
+    arguments: list[str], folder: Path, more: dict[str, str]
 ) -> tuple[int | None, float, float, float, str, str]:
     """Return exit code, seconds, processor seconds, bytes, standard output and standard error."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.monotonic()
-        child = subprocess.Popen(
-            command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **more},
-        )  # fmt: skip
-        late, pause = False, 0.01
+        child = _fork(arguments, folder, more, (out.fileno(), err.fileno()))
+        late = False
         while True:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(child, os.WNOHANG)
             if pid:
                 break
             if time.monotonic() - start > SECONDS * PATIENCE and not late:
-                os.killpg(child.pid, signal.SIGKILL)
+                os.killpg(child, signal.SIGKILL)
                 late = True
-            time.sleep(pause)
-        child.returncode = os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        code = os.waitstatus_to_exitcode(status)
         texts = []
         for file in (out, err):
             file.seek(0)
             texts.append(file.read(1 << 22).decode(errors="replace"))
     seconds = time.monotonic() - start
-    return (
-        None if late else child.returncode, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024.0, *texts
-    )  # fmt: skip
+    worked, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024.0
+    return None if late else code, seconds, worked, memory, texts[0], texts[1]
+
+
+def _fork(arguments: list[str], folder: Path, more: dict[str, str], files: tuple[int, int]) -> int:
+    """Begin the command line in a process of its own, in which all modules are imported already."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, file in enumerate(files, 1):
+            os.dup2(file, number)
+        os.chdir(folder)
+        os.environ.update(more)
+        sys.argv = ["onnxprune", *arguments]
+        code = cli.main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def _kind(code: int | None, err: str, *, wants: bool, made: set[str], kept: bool) -> str:
-    lines = [line for line in err.splitlines() if line.strip()]
+    # on a busy machine, with progress
+    lines = [line for line in err.splitlines() if line.strip() and not re.match(r"\[\d+ s\] ", line)]
     if "Traceback (most recent call last)" in err:
         return "traceback"
     if "this is a bug of onnxprune" in err:
@@ -200,20 +226,27 @@ def main() -> int:
     folder, words = Path(sys.argv[1]), sys.argv[2:]
     files = [p for p in sorted(folder.glob("*.onnx")) if not words or any(w in p.name for w in words)]
     pairs = [(p, name) for p in files for name in COMMANDS]
-    with ThreadPoolExecutor(int(os.environ.get("JOBS", "2"))) as pool:
-        found = list(pool.map(lambda pair: attempt(COMMANDS[pair[1]], pair[0]), pairs))
+    import onnxruntime  # noqa: F401
+
+    import onnxprune.passes.shrink  # noqa: F401
+
     wrong = 0
-    for (path, name), outcome in zip(pairs, found, strict=True):
-        last = (outcome.stderr.strip().splitlines() or [""])[-1]
-        if not outcome.fine or os.environ.get("ALL"):
+    with multiprocessing.get_context("fork").Pool(int(os.environ.get("JOBS", "2"))) as pool:
+        for (path, name), outcome in zip(pairs, pool.imap(_one, pairs), strict=True):
+            last = (outcome.stderr.strip().splitlines() or [""])[-1]
             wrong += not outcome.fine
-            print(
-                f"{path.stem:32} {name:14} {outcome.kind:10} {outcome.code!s:5} {outcome.processor:5.1f} s "
-                f"{outcome.memory / 1e6:6.0f} MB  {last[:150]}",
-                flush=True,
-            )
+            if not outcome.fine or os.environ.get("ALL"):
+                print(
+                    f"{path.stem:28} {name:14} {outcome.kind:9} {outcome.code!s:4} {outcome.processor:5.1f} s "
+                    f"{outcome.memory / 1e6:5.0f} MB  {last[:150]}",
+                    flush=True,
+                )
     print(f"{len(pairs)} commands on {len(files)} files: {wrong} wrong")
     return min(wrong, 100)
+
+
+def _one(pair: tuple[Path, str]) -> Outcome:
+    return attempt(COMMANDS[pair[1]], pair[0])
 
 
 if __name__ == "__main__":

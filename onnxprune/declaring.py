@@ -169,6 +169,8 @@ class SharedOptions:
     def __post_init__(self) -> None:
         """Refuse what needs samples where there are none, and check the range of ``samples``."""
         self._refuse_idle(["calibrated"])
+        if getattr(self, "seed", 0) < 0:
+            raise UsageError(f"--seed must be at least 0; got {getattr(self, 'seed', 0)}.")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"--samples must be at least 1; got {self.samples}.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, OnnxPruneError
+from onnxprune.files.arrays import read_folder, read_npz, reading
 from onnxprune.graph.binding import declared, real_inputs
 
-__all__ = ["MOST", "each", "feeds", "typed", "why"]
+__all__ = ["MOST", "each", "feeds", "typed"]
 
 #: No more feeds than this are made of one file.
 MOST = 16
@@ -44,8 +45,9 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
     values = {v.name: v for v in real_inputs(graph)}
     axes = {name: declared(value) for name, value in values.items()}
     found: list[Feed] = []
-    for feed in each(given, lambda path: [_read(Path(path))], "Inputs"):
+    for feed in each(given, lambda path: [_read(Path(path), axes)], "Inputs"):
         _check_names(axes, feed)
+        _check_values(feed)
         for name in feed:
             feed[name] = _form(values[name], feed[name])
         found += _batches(axes, feed)
@@ -74,6 +76,15 @@ def each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Iterat
     CalibrationError
         If it is none of these.
     """
+    try:
+        yield from _each(given, read, what)
+    except (OnnxPruneError, MemoryError):
+        raise
+    except Exception as error:  # anything can go wrong in a user's reader
+        raise CalibrationError(f"{what} can't be read: the reader fails with {error!r}.") from error
+
+
+def _each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Iterator[Feed]:
     if isinstance(given, (str, os.PathLike)):
         yield from read(str(given))
     elif isinstance(given, Mapping):
@@ -123,35 +134,23 @@ def _texts(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def _read(path: Path) -> Feed:
-    try:
-        if path.is_dir():
-            return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise CalibrationError(
-                f"{str(path)!r} holds one array without a name; give an .npz with one array for each input."
-            )
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(
-            f"{str(path)!r} can't be read as inputs: {why(error)}; give an .npz file of arrays."
-        ) from error
+def _read(path: Path, axes: Mapping[str, Any]) -> Feed:
+    def admit(names: list[str]) -> None:
+        _check_known(axes, names)
+
+    with reading(str(path), "inputs"):
+        return read_folder(path, admit) if path.is_dir() else read_npz(path, admit)
 
 
-def why(error: Exception) -> str:
-    """Return why numpy can't read a file."""
-    if "allow_pickle" in str(error):
-        return "it holds Python objects, which aren't read; save texts as array.astype(str)"
-    return str(error)
-
-
-def _check_names(axes: Mapping[str, Any], feed: Feed) -> None:
-    missing, unknown = [n for n in axes if n not in feed], [n for n in feed if n not in axes]
+def _check_known(axes: Mapping[str, Any], names: Collection[str]) -> None:
+    unknown, missing = [n for n in names if n not in axes], [n for n in axes if n not in names]
     if missing or unknown:
         what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
         raise CalibrationError(f"The given inputs {what}; the model's inputs are {', '.join(axes)}.")
+
+
+def _check_names(axes: Mapping[str, Any], feed: Feed) -> None:
+    _check_known(axes, feed)
     for name, array in feed.items():
         if axes[name] is not None and isinstance(array, np.ndarray) and array.ndim != len(axes[name]):
             shape = ",".join(map(str, axes[name]))
@@ -173,6 +172,16 @@ def _form(value: onnx.ValueInfoProto, given: Any) -> Any:
             f"The given input {value.name!r} is {given.dtype}, but the model's is {known}; convert it."
         )
     return array
+
+
+def _check_values(feed: Feed) -> None:
+    """Refuse inputs of which no value is a number: whatever a model makes of them, it says nothing."""
+    for name, array in feed.items():
+        real = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size
+        if real and not np.isfinite(array).any():
+            raise CalibrationError(
+                f"The given input {name!r} has no finite value, so nothing can be verified on it; give real inputs."
+            )
 
 
 def _batches(axes: Mapping[str, Any], feed: Feed) -> list[Feed]:

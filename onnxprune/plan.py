@@ -19,9 +19,9 @@ entry a line.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -37,6 +37,8 @@ __all__ = ["FORMAT", "Plan", "PlannedGroup"]
 
 #: The version of the file format that is written, and the only one that is read.
 FORMAT = 1
+#: Bytes of a plan's file, and the size of an axis, beyond which it is no plan.
+MOST_BYTES, MOST_SIZE = 1 << 28, 2**63 - 1
 
 _T = TypeVar("_T")
 
@@ -160,7 +162,11 @@ class Plan:
             If the file can't be read, or isn't a sound plan.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            with Path(path).open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+            text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise PlanError(f"The plan {str(path)!r} can't be read: {error}.") from error
         return cls.loads(text, f"The plan {str(path)!r}")
@@ -201,8 +207,8 @@ class _Wrong(Exception):
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is given twice")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {name!r} is given twice")
     return found
 
 
@@ -228,7 +234,7 @@ def _plan(values: Any) -> Plan:
         criterion=_text(known["criterion"], '"criterion"'),
         ratio=_share(known["ratio"], '"ratio"'),
         align=_integer(known["align"], '"align"', 1),
-        seed=_integer(known["seed"], '"seed"'),
+        seed=_integer(known["seed"], '"seed"', 0),
         scope=_matching(known["scope"], "local|global", '"scope"', '"local" or "global"'),
         inexact=_flag(known["inexact"], '"inexact"'),
         groups=tuple(groups),
@@ -267,10 +273,14 @@ def _frozen(value: Any, where: str) -> Frozen:
 def _shapes(value: Any, where: str) -> dict[str, tuple[int, ...]]:
     if not isinstance(value, dict):
         raise _Wrong(f"{where} must be an object, it is {_shown(value)}")
-    return {
-        name: tuple(_each(sizes, f"{where} of {name!r}", lambda size, at: _integer(size, at, 0)))
-        for name, sizes in value.items()
-    }
+    return {name: tuple(_each(sizes, f"{where} of {name!r}", _size)) for name, sizes in value.items()}
+
+
+def _size(value: Any, where: str) -> int:
+    size = _integer(value, where, 0)
+    if size > MOST_SIZE:
+        raise _Wrong(f"{where} must be at most {MOST_SIZE}, it is {_shown(size)}")
+    return size
 
 
 def _record(value: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -312,15 +322,15 @@ def _integer(value: Any, where: str, least: int | None = None) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise _Wrong(f"{where} must be an integer, it is {_shown(value)}")
     if least is not None and value < least:
-        raise _Wrong(f"{where} must be at least {least}, it is {value}")
+        raise _Wrong(f"{where} must be at least {least}, it is {_shown(value)}")
     return value
 
 
 def _share(value: Any, where: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise _Wrong(f"{where} must be a number, it is {_shown(value)}")
-    if not math.isfinite(value) or not 0 <= value < 1:
-        raise _Wrong(f"{where} must be at least 0 and below 1, it is {value}")
+    if not 0 <= value < 1:
+        raise _Wrong(f"{where} must be at least 0 and below 1, it is {_shown(value)}")
     return float(value)
 
 

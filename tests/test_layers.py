@@ -20,7 +20,7 @@ LAYERS = (
     "graph.values machine",
     "targets",
     "declaring options files.wire files.protowalk files.payload files.external files.sizes files.store files.digest "
-    "files.checks files.schema files.texts files.opening files.output graph.binding given "
+    "files.checks files.schema files.texts files.arrays files.opening files.output graph.binding given "
     "files.holding files.target files.disk files.beside files.commit files.pair record",
     "model places",
     "ops",

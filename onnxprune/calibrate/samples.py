@@ -7,10 +7,9 @@ Forms: an ``.npz`` file; a folder of ``.npy`` files, one for each input; a folde
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
+from onnxprune import wall
 from onnxprune.calibrate.feeds import check, count_of, is_free, parts, taken
+from onnxprune.calibrate.reading import admits, bounded, call
 from onnxprune.calibrate.synthetic import synthetic
 from onnxprune.errors import CalibrationError
-from onnxprune.given import each, why
+from onnxprune.files.arrays import read_folder, read_npz, read_tensor, reading
+from onnxprune.given import each
 from onnxprune.graph.binding import real_inputs
 from onnxprune.model import Model
 from onnxprune.runtime import CPU, Session, open_session, provider_of
@@ -207,7 +208,9 @@ def load_samples(
     batches: list[Batch] = []
     marks: list[Array] = []
     count = 0
-    for feed in each(given, lambda path: _read(path, seed), "Samples"):
+    wall.grow(samples=1)
+    admit = admits(inputs, labels)
+    for feed in bounded(each(given, lambda path: _read(path, seed, admit), "Samples"), most):
         mark = feed.pop(labels, None) if labels else None
         check(inputs, feed)
         for batch, label in list(parts(inputs, feed, None if most is None else most - count, seed, mark)):
@@ -238,66 +241,29 @@ def _mask(batch: Batch) -> Array | None:
     return None
 
 
-def _read(text: str, seed: int) -> Iterator[Batch]:
+def _read(text: str, seed: int, admit: Callable[[list[str]], None]) -> Iterator[Batch]:
     script, colon, name = text.rpartition(":")
     if colon and script.endswith(".py"):
-        yield from each(_call(Path(script), name), lambda path: _read(path, seed), "Samples")
+        yield from each(call(Path(script), name), lambda path: _read(path, seed, admit), "Samples")
         return
     path = Path(text)
-    try:
-        if path.is_dir():
-            yield from _folder(path)
-            return
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise CalibrationError(
-                f"{text!r} holds one array without a name; give an .npz with one for each input."
-            )
-        with loaded:
-            yield {n: loaded[n] for n in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(
-            f"{text!r} can't be read as samples ({why(error)}); give an .npz file of arrays."
-        ) from error
+    with reading(text, "samples"):
+        found = list(_folder(path, admit)) if path.is_dir() else [read_npz(path, admit)]
+    yield from found
 
 
-def _folder(path: Path) -> Iterator[Batch]:
+def _folder(path: Path, admit: Callable[[list[str]], None]) -> Iterator[Batch]:
     sets = [p for p in path.iterdir() if p.is_dir() and re.fullmatch(r"test_data_set_\d+", p.name)]
     if not sets and any(path.glob("input_*.pb")):
         sets = [path]
     for one in sorted(sets, key=lambda p: int(p.name.rpartition("_")[2]) if p is not path else 0):
         files = sorted(one.glob("input_*.pb"), key=lambda p: int(re.sub(r"\D", "", p.stem) or 0))
-        tensors = [_tensor(f) for f in files]
-        yield {t.name or f"input_{i}": numpy_helper.to_array(t) for i, t in enumerate(tensors)}
+        tensors = [read_tensor(f) for f in files]
+        yield {name or f"input_{i}": array for i, (name, array) in enumerate(tensors)}
     if not sets:
-        arrays = {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
+        arrays = read_folder(path, admit)
         if not arrays:
             raise CalibrationError(
                 f"{str(path)!r} holds no .npy files and no test_data_set_0; give one .npy for each input."
             )
         yield arrays
-
-
-def _tensor(file: Path) -> onnx.TensorProto:
-    found = onnx.TensorProto()
-    try:
-        found.ParseFromString(file.read_bytes())
-    except Exception as error:  # protobuf's errors have no common base but this
-        raise CalibrationError(f"{str(file)!r} can't be read as a tensor ({error}).") from error
-    return found
-
-
-def _call(script: Path, name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"onnxprune_samples_{script.stem}", script)
-    if spec is None or spec.loader is None or not script.is_file():
-        raise CalibrationError(f"There is no script {str(script)!r} to take samples from.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, name):
-            raise CalibrationError(f"{str(script)!r} has no function {name}() to take samples from.")
-        return getattr(module, name)()
-    except CalibrationError:
-        raise
-    except Exception as error:  # anything can go wrong in a user's script
-        raise CalibrationError(f"{str(script)!r} gives no samples: {name}() fails with {error!r}.") from error

@@ -74,7 +74,7 @@ def out_of_reach(
     op: str, attrs: Mapping[str, Any], shapes: Sequence[Shape | None], index: NDArray[Any] | None
 ) -> str:
     """Return what is wrong with known indices of a Gather, at these sizes; empty where nothing is."""
-    data = shapes[0]
+    data = shapes[0] if shapes else None
     axis = attrs.get("axis", 0)
     if op not in ("Gather", "GatherElements") or data is None or index is None or not index.size:
         return ""

@@ -284,6 +284,11 @@ class Tracer:
                 text = str(error).splitlines()[-1]
                 raise TraceError(f"{proto.op_type} '{proto.name or proto.output[0]}': {text}") from error
             return [(0, None)] * len(proto.output)
+        except MemoryError as error:  # what the library tried to allocate, not what is used
+            raise Unsound(
+                f"ONNX's shape inference of {describe(proto)} asks for more memory than there is; repair the node, or "
+                "export the model again."
+            ) from error
         except (RuntimeError, ValueError, TypeError, KeyError, onnx.checker.ValidationError):
             return [(0, None)] * len(proto.output)
         found = [_typed(inferred.get(n)) for n in proto.output]
