@@ -56,11 +56,15 @@ class Board:
         self.sizes = {"weights": 0.0, "inputs": 0.0, "nodes": 0.0, "values": 0.0}
         self.samples = False
         self.litter: list[bytes] = []
-        struct.pack_into("<ii", self.page, 0, 0, -1)
+        self.put(0, struct.pack("<ii", 0, -1))
         self.tell()
 
+    def put(self, at: int, data: bytes) -> None:
+        """Write at once: what packs into a page clears the place first, and the parent would see that."""
+        self.page[at : at + len(data)] = data
+
     def tell(self) -> None:
-        LIMITS.pack_into(self.page, 16, self.memory, self.seconds)
+        self.put(16, LIMITS.pack(self.memory, self.seconds))
 
     def tell_litter(self) -> None:
         text = b"\0".join(self.litter)
@@ -71,14 +75,14 @@ class Board:
         if self.depth < LEVELS:
             at = HEAD + self.depth * LEVEL
             text = what.encode("utf-8", "backslashreplace")[: LEVEL - _RECORD.size]
-            _RECORD.pack_into(self.page, at, time.process_time(), time.monotonic(), seconds, code, len(text))
+            self.put(at, _RECORD.pack(time.process_time(), time.monotonic(), seconds, code, len(text)))
             self.page[at + _RECORD.size : at + _RECORD.size + len(text)] = text
         self.depth += 1
-        struct.pack_into("<i", self.page, 0, min(self.depth, LEVELS))
+        self.put(0, struct.pack("<i", min(self.depth, LEVELS)))
 
     def pop(self) -> None:
         self.depth -= 1
-        struct.pack_into("<i", self.page, 0, min(self.depth, LEVELS))
+        self.put(0, struct.pack("<i", min(self.depth, LEVELS)))
 
     def stages(self) -> list[tuple[float, float, float, int, str]]:
         """Return the open stages, the outermost first, as another process sees them."""
@@ -204,7 +208,7 @@ def litter(path: str | os.PathLike[str]) -> Iterator[None]:
 def finish(code: int) -> None:
     """Say that the work is done, and what comes of it; whatever happens after that doesn't matter."""
     if _board is not None:
-        struct.pack_into("<i", _board.page, 4, code)
+        _board.put(4, struct.pack("<i", code))
 
 
 def attach(board: Board) -> None:

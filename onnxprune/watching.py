@@ -16,9 +16,12 @@ __all__ = ["guard", "watch"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-_TICK = 0.02
+#: Seconds between looks at the memory; and how many of them there are to a look at the time.
+_TICK, _TIMES = 0.03, 8
 #: Seconds that what libraries write to standard error is held back: until it is clear that it isn't a crash.
 HELD = 0.3
+#: Seconds without any work after which a process is taken to wait for ever.
+STILL = 10.0
 
 
 class Watch:
@@ -40,6 +43,8 @@ class Watch:
         self.interrupted: tuple[int, float] | None = None  # by which signal, and until when it may go on
         self.held: list[tuple[float, bytes]] = []
         self.left = wall.NOISE
+        self.moved = (0.0, time.monotonic())  # processor's time when it last went on, and when that was
+        self.suspects: set[float] = set()  # stages that were over their limit at the last look
         os.set_blocking(noise, False)
         self._stat = os.open(f"/proc/{child}/stat", os.O_RDONLY)
         self._statm = os.open(f"/proc/{child}/statm", os.O_RDONLY)
@@ -54,28 +59,44 @@ class Watch:
         fields = os.pread(self._stat, 1000, 0).rpartition(b")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
-    def look(self) -> None:
-        """Kill the child if it takes too much."""
+    def look_at_memory(self) -> None:
+        """Kill the child if it holds too much."""
         memory, _ = wall.LIMITS.unpack_from(self.board.page, 16)
-        stages = self.board.stages()
-        what, code = (stages[-1][4], stages[-1][3]) if stages else ("The command", 3)
         if self.memory() > memory:
+            what, code = self.doing()
             self.kill(
                 f"{what} needs more than {memory / 1e6:,.0f} MB of memory, the most for a model of this size, and was "
                 "stopped; if the model is sound, allow more with --max-memory, or give smaller inputs.",
                 code,
             )
-            return
+
+    def doing(self) -> tuple[str, int]:
+        """Return the innermost stage: its name, and the exit code if it fails."""
+        stages = self.board.stages()
+        return (stages[-1][4], stages[-1][3]) if stages else ("The command", 3)
+
+    def look_at_time(self) -> None:
+        """Kill the child if it works too long at one thing, or waits for ever."""
+        stages = self.board.stages()
         worked, now = self.processor(), time.monotonic()
-        for began, clock, seconds, _, _ in stages:
+        if worked > self.moved[0]:
+            self.moved = (worked, now)
+        still = now - self.moved[1] > STILL
+        suspects = set()
+        for began, clock, seconds, *_ in stages:
             took, waited = worked - began, now - clock
-            if (took > seconds and waited > seconds) or waited > wall.IDLE * seconds + 10:
+            if not ((took > seconds and waited > seconds) or (still and waited > wall.IDLE * seconds)):
+                continue
+            suspects.add(clock)
+            if clock in self.suspects:  # at two looks, since the page changes while it is read
+                what, code = stages[-1][4], stages[-1][3]
                 self.kill(
                     f"{what} takes longer than {seconds:.3g} s, the most for a model of this size, and was stopped; if "
                     "the model is sound, allow more with --max-seconds.",
                     code,
                 )
                 return
+        self.suspects = suspects
 
     def kill(self, why: str = "", code: int = 3) -> None:
         """End the child, for a reason."""
@@ -131,8 +152,7 @@ class Watch:
         self.clean()
         if self.interrupted is not None and (code < 0 or code == 130):
             return self._interrupted(-code)
-        stages = self.board.stages()
-        what, right = (stages[-1][4], stages[-1][3]) if stages else ("The command", 3)
+        what, right = self.doing()
         if self.why:
             return say(self.why, self.code)
         if code >= 0:
@@ -172,18 +192,22 @@ def say(text: str, code: int) -> int:
 
 def watch(board: Board, child: int, noise: int, watched: set[signal.Signals]) -> int:
     """Watch a child until it ends; return the exit code."""
-    over = Watch(board, child, noise)
+    over, tick = Watch(board, child, noise), 0
     while True:
         seen = signal.sigtimedwait(watched, _TICK)
         if seen is not None and seen.si_signo != signal.SIGCHLD:
             over.pass_on(seen.si_signo, seen.si_code > 0)
-        over.relay()
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return over.end(status)
+        tick += 1
+        if seen is not None or tick % _TIMES == 0:
+            over.relay()
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                return over.end(status)
         if over.why:
             continue
-        over.look()
+        over.look_at_memory()
+        if tick % _TIMES == 0:
+            over.look_at_time()
         if over.interrupted is not None and time.monotonic() > over.interrupted[1]:
             over.kill()
             over.interrupted = (over.interrupted[0], float("inf"))

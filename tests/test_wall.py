@@ -186,3 +186,19 @@ def test_limits_grow_with_the_model() -> None:
         wall.grow(weights=1e9)
         assert wall.allowed() == 5e8
     assert wall.allowed() > least  # without limits: the machine's
+
+
+def test_the_page_is_never_seen_half_written() -> None:
+    """Another process that looks at any moment sees the limits as they are."""
+    board = wall.Board()
+    right = (wall.MEMORY, wall.SECONDS)
+    watcher = os.fork()
+    if not watcher:
+        while wall.LIMITS.unpack_from(board.page, 16) == right:
+            if board.stages():
+                os._exit(0)
+        os._exit(1)
+    for _ in range(100_000):
+        board.tell()
+    board.push("the end", 1.0, 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == 0
