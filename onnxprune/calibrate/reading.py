@@ -54,10 +54,6 @@ def bounded(feeds: Iterator[Feed], most: int | None) -> Iterator[Feed]:
                     f"The samples don't end: {count:,} were read, {total / 1e6:,.0f} MB of them; say with --samples "
                     "how many shall be used."
                 )
-            for name, array in feed.items():
-                real = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size
-                if real and not np.isfinite(array).any():
-                    raise CalibrationError(f"The samples' {name!r} have no finite value; give real ones.")
             yield feed
 
 

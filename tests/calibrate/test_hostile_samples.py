@@ -78,7 +78,7 @@ DAMAGED = {
     lying: f"The array '{NAME}' of .* needs 4,294,967,296 bytes, but there are 4,194,304",
     objects: ".",
     no_array: "can't be read as",
-    not_finite: "no finite value",
+    not_finite: "NaN or infinity",
 }
 
 
