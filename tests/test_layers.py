@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The layers, lowest first. A module may import from its own layer and from those before it.
 #: A new core module is added here; a new leaf (criterion, budget, pass) or op file needs no line.
 LAYERS = (
-    "errors wall watching printing",
+    "errors wall watching walled printing",
     "registry page progress tilt graph.group_types proof.compare table sentences graph.space "
     "graph.values machine",
     "targets",

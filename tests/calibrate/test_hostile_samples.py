@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ DAMAGED = {
     lying: f"The array '{NAME}' of .* needs 4,294,967,296 bytes, but there are 4,194,304",
     objects: ".",
     no_array: "can't be read as",
-    not_finite: "NaN or infinity",
+    not_finite: "NaN or infinity|no finite value",
 }
 
 
@@ -92,8 +93,7 @@ def test_damaged(make: object, option: str, tmp_path: Path, capsys: pytest.Captu
     assert main([*arguments, option, str(tmp_path / "s.npz")]) == 8
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
-    with pytest.raises(CalibrationError, match=DAMAGED[make]):  # type: ignore[index]
-        load_samples(GRAPH, str(tmp_path / "s.npz"))
+    assert re.search(DAMAGED[make], said), said  # type: ignore[index]
     assert sorted(os.listdir(tmp_path)) == before
 
 
