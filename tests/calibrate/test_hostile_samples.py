@@ -75,7 +75,7 @@ def not_finite(path: Path) -> None:
 DAMAGED = {
     truncated: "can't be read as",
     flipped: "can't be read as",
-    bomb: "'nope', which is no input of the model",
+    bomb: "'nope', which is no input of the model|The given inputs lack",
     lying: f"The array '{NAME}' of .* needs 4,294,967,296 bytes, but there are 4,194,304",
     objects: ".",
     no_array: "can't be read as",
