@@ -23,6 +23,9 @@ def model(kind: str) -> onnx.ModelProto:
         read[kind] = b.op(
             "Range", [b.constant("zero", np.array(0)), channels, b.constant("step", np.array(1))], "range"
         )
+    if kind == "index":  # of a size, and computed from the channels
+        six = b.op("Sub", [channels, b.constant("six", np.array(6))], "minus")
+        read[kind] = b.op("Gather", [b.op("Shape", ["x"], "input"), six], "picked")
     if kind == "subgraph":
         then = helper.make_graph([helper.make_node("Identity", [channels], ["t"])], "then", [], [_info("t")])
         other = helper.make_graph([helper.make_node("Neg", [channels], ["e"])], "else", [], [_info("e")])
@@ -39,7 +42,7 @@ def _info(name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.INT64, None)
 
 
-@pytest.mark.parametrize("kind", ["shape", "channels", "range", "subgraph"])
+@pytest.mark.parametrize("kind", ["shape", "channels", "range", "index", "subgraph"])
 def test_what_an_escaping_size_counts_is_frozen(kind: str) -> None:
     with pytest.raises(
         NothingToPrune, match="its size is read by a graph output, a subgraph or an op without a row"

@@ -34,3 +34,20 @@ def test_a_node_whose_shape_is_not_what_the_cut_implies_is_refused(monkeypatch: 
     says = "would give 'p' the shape (1, 4, 2), where the cut implies (2, 4, 1)"
     with pytest.raises(mend.RewriteError, match=re.escape(says)):
         rewrite(analysis.model, analysis.coupling, analysis.tracer, dead)
+
+
+def test_a_zero_of_reshape_is_replaced_where_it_copies_another_length() -> None:
+    """Of [3, 4, 6] as [6, 4, 3] the four are other elements: without half of the six only two of them are left."""
+    weights = {"w1": normal(7, 6), "to": np.array([6, 0, 3]), "w2": normal(4, 5)}
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        node("Reshape", "h to", "r"),
+        node("Transpose", "r", "t", perm=[0, 2, 1]),
+        node("MatMul", "t w2", "y"),
+    ]
+    analysis = analyse(Model.load(build(nodes, weights, (3, 4, 7))))
+    (found,) = analysis.grouping.groups
+    assert found.units == 2
+    dead = analysis.grouping.dead({found.name: np.array([1])})
+    small = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead).model
+    assert small.weight("to").tolist() in ([6, 2, 3], [6, -1, 3])

@@ -33,6 +33,15 @@ def test_refit_is_least_squares_with_an_intercept():
     np.testing.assert_allclose(error_of(problem, fit), ((y - design @ exact) ** 2).mean(axis=0), rtol=1e-9)
 
 
+def test_a_bias_that_is_off_counts():
+    """Held-out samples have other means than those of the fit: what that costs is part of the error."""
+    _, _, problem, rows = make()
+    other, target, moved, _ = make(seed=3)
+    fit = refit(problem, np.concatenate(rows[:3]), 0.0)
+    seen = ((target - other @ fit.w - fit.b) ** 2).mean(axis=0)
+    np.testing.assert_allclose(error_of(moved, fit), seen, rtol=1e-9)
+
+
 def test_ridge_pulls_to_the_prior_and_dead_inputs_get_zero():
     _, _, problem, rows = make()
     prior = np.random.default_rng(1).standard_normal(problem.g.shape)
