@@ -129,6 +129,14 @@ def test_fpgm_in_panels_and_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(score("fpgm", one, weights), whole, rtol=1e-5)
 
 
+def test_bn_scale_of_half_of_the_units_is_no_scale() -> None:
+    """Where some units have none, as beside a branch without normalisation, all are ranked alike: by l2."""
+    weights = {"w": np.arange(1, 19, dtype=np.float32).reshape(6, 3), "s": np.array([9, 8, 7], np.float32)}
+    parts = member("w", 0, range(6)), member("s", 0, range(3), role="scale")
+    one = group(6, *parts)
+    np.testing.assert_array_equal(score("bn_scale", one, weights), score("l2", one, weights))
+
+
 def test_bn_scale_is_the_absolute_scale_and_says_when_there_is_none() -> None:
     one, weights = pair()
     found = score("bn_scale", one, weights)

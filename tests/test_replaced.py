@@ -72,22 +72,27 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("spelled", ["plain", "roundabout", "link"])
+@pytest.mark.parametrize(
+    ("name", "says"), [("model.onnx.data", "external data"), ("model.onnx", "is the input itself")]
+)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_inputs_data_file_is_refused_as_output_before_any_work(
+def test_the_input_and_its_data_file_are_refused_as_output_before_any_work(
     command: str,
+    name: str,
+    says: str,
     spelled: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = two_layers(tmp_path / "in")
-    data = tmp_path / "in" / "model.onnx.data"
+    data = tmp_path / "in" / name
     onnxprune.plan(source, **MANY).save(tmp_path / "plan.json")
     if spelled == "roundabout":
-        data = tmp_path / "in" / ".." / "in" / "model.onnx.data"
+        data = tmp_path / "in" / ".." / "in" / name
     elif spelled == "link":
         (tmp_path / "link").symlink_to(tmp_path / "in")
-        data = tmp_path / "link" / "model.onnx.data"
+        data = tmp_path / "link" / name
     before = contents(tmp_path)
 
     def work(*_: object, **__: object) -> None:
@@ -98,7 +103,7 @@ def test_the_inputs_data_file_is_refused_as_output_before_any_work(
     monkeypatch.setattr("onnxprune.passlist.apply", work)
     places = {"IN": str(source), "OUT": str(data), "PLAN": str(tmp_path / "plan.json")}
     assert cli.main([places.get(word, word) for word in COMMANDS[command]]) == 7
-    assert "external data" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 

@@ -38,6 +38,15 @@ def test_unary_of_positive_values(op: str) -> None:
     assert disagreement(model([node(op, "x")], feeds), feeds, ["x"]) < CLOSE
 
 
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_equals_share_the_gradient_of_an_extreme(op: str) -> None:
+    feeds = {"x": np.array([[1, 3, 3, 0], [2, 2, 2, 2]], np.float32)}
+    proto = model([node(op, "x", axes=[1], keepdims=0)], feeds)
+    found = gradients(proto, feeds, ["x"], np.array([1.0, 10.0], np.float32))["x"]
+    first = [0, 0.5, 0.5, 0] if op == "ReduceMax" else [0, 0, 0, 1]
+    np.testing.assert_allclose(found, [first, [2.5] * 4], rtol=1e-6)
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu(approximate: str) -> None:
     proto = model([node("Gelu", "x", approximate=approximate)], X, opset=20)
