@@ -121,3 +121,18 @@ def test_with_samples_too(name: str) -> None:
     assert ("w1", 1) in {(cut.tensor, cut.axis) for cut in cuts}
     assert shapes(result.model)["pos"][case.axis] == shapes(model)["pos"][case.axis]
     assert gap(case, masked(model, cuts), result.model) <= TOLERANCE
+
+
+def test_sizes_of_what_samples_give_are_known_to_a_part() -> None:
+    """A table resized to an image: the part of the model that starts behind the image must know its rank."""
+    b = Sized()
+    x = b.op("Relu", [b.conv("x", "conv1", 3, 8)], "relu1")
+    x = b.op("Relu", [b.conv(x, "conv2", 8, 8)], "relu2")
+    place = b.do("Slice", b.do("Shape", x), [2], [4], [0])
+    sizes = b.do("Concat", [1, 8], place, axis=0)
+    table = b.op("Resize", [b.weight("pos", 1, 8, 6, 6), "", "", sizes], "resize", mode="linear")
+    y = b.conv(b.op("Relu", [b.op("Add", [x, table], "add")], "relu3"), "conv3", 8, 4)
+    model = b.model({"x": ("N", 3, "H", "W")}, y)
+    given = {"x": np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)}
+    result = onnxprune.prune(model, ratio=0.5, align=1, calib=given, recover="lstsq")
+    assert shapes(result.model)["pos"] == [1, 4, 6, 6]

@@ -156,11 +156,17 @@ class Stream:
         except RunError as error:
             raise CalibrationError(f"A part of the model can't be run for calibration: {error}.") from error
 
-    def _shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a list of integers, which ops that take sizes must know; None for all else."""
-        shapes = {b[name].shape for b in self.batches}
-        whole = all(b[name].dtype.kind == "i" for b in self.batches)
-        return shapes.pop() if whole and len(shapes) == 1 and len(next(iter(shapes))) == 1 else None
+    def _shape(self, name: str) -> list[int | None] | None:
+        """Return the rank of a tensor, and the length of a list of integers, which ops that take sizes must know.
+
+        Without a rank its Shape has no elements as far as onnxruntime's inference goes, and sizes made of it don't fit.
+        """
+        shapes = {b[name].shape for b in self.batches if isinstance(b[name], np.ndarray)}
+        whole = all(b[name].dtype.kind == "i" for b in self.batches if isinstance(b[name], np.ndarray))
+        if len({len(shape) for shape in shapes}) != 1:
+            return None
+        first = next(iter(shapes))
+        return list(first) if whole and len(shapes) == 1 and len(first) == 1 else [None] * len(first)
 
     def _part(
         self, nodes: Sequence[NodeProto], outside: Iterable[str], outputs: Iterable[str], have: set[str]
