@@ -54,6 +54,8 @@ class Analysis:
         Shapes of the inputs, sorted by name, that the model can't be run at, and why: those that were tried.
     notes : list of str
         What is to be said of the sizes.
+    runs : callable or None
+        Says why the model can't be run on inputs of these shapes, if so.
     """
 
     model: Model
@@ -66,6 +68,7 @@ class Analysis:
     refusals: dict[tuple[tuple[str, Shape], ...], str] = field(default_factory=dict, repr=False)
     notes: list[str] = field(default_factory=list)
     folded: Folded | None = None
+    runs: Callable[[Mapping[str, Shape]], str] | None = field(default=None, repr=False)
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
     _said: bool = False  # whether `vary` was called
 
@@ -124,22 +127,18 @@ class Analysis:
         return last
 
     def interface(self) -> onnx.GraphProto:
-        """Return the inputs for samples to be held against; a batch that takes one size only is declared so.
-
-        Where one takes texts, the nodes come too, which say what texts the model knows.
-        """
+        """Return the graph for samples to be held against: a batch that takes one size only is declared so."""
         graph = self.model.proto.graph
-        found = onnx.GraphProto(input=binding.real_inputs(graph))
-        text = onnx.TensorProto.STRING
-        if any(v.type.tensor_type.elem_type == text for v in found.input):
-            found.node.extend(graph.node)
-            found.initializer.extend(t for t in graph.initializer if t.data_type == text)
         axes = binding.Axes.of(graph, self.inputs)
         for more in (1, 2) if axes.batch else ():
             shapes = axes.shapes({**axes.sizes, **{a: more * axes.sizes[a] + 1 for a in axes.batch}})
-            if shapes is None or self._fitting(shapes) is not None:
-                return found
-        for value in found.input if axes.batch else ():
+            if shapes is None or (self._fitting(shapes) and not (self.runs and self.runs(shapes))):
+                return graph
+        if not axes.batch:
+            return graph
+        found = onnx.GraphProto()
+        found.CopyFrom(graph)
+        for value in found.input:
             places = axes.places.get(value.name, ())
             if places and places[0] in axes.batch and binding.declared(value) is not None:
                 value.type.tensor_type.shape.dim[0].dim_value = self.inputs[value.name][0]
@@ -297,7 +296,15 @@ def _analyse(
             elements = {name: weight.elem for name, weight in weights.items()}
             grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
             return Analysis(
-                model, tracer, coupling, grouping, inputs, sizes, given, notes=fitting.notes(inputs)
+                model,
+                tracer,
+                coupling,
+                grouping,
+                inputs,
+                sizes,
+                given,
+                notes=fitting.notes(inputs),
+                runs=runs,
             )
         failure = failure or (fitting.failure.error if fitting.failure is not None else None)
         if isinstance(failure, Unsound):

@@ -31,6 +31,7 @@ from onnxprune.options import Options
 from onnxprune.outline import thinned
 from onnxprune.picking import pick
 from onnxprune.pipeline import Job, Result
+from onnxprune.probing import Trial
 from onnxprune.repair import Calibration, Fitted, refit_analysis
 from onnxprune.rotation.basis import Rotated
 from onnxprune.search import Floors
@@ -294,6 +295,7 @@ class Work:
                 input_shapes=options.input_shapes,
                 allow_inexact=options.allow_inexact,
                 keep_blocks=options.align != 1,
+                runs=Trial(fitted.model),
             )
 
     def held(self, targets: Sequence[Target], floors: Floors) -> _Trial:

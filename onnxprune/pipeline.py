@@ -158,7 +158,7 @@ class Job:
                 input_shapes=self.options.input_shapes,
                 allow_inexact=self.options.allow_inexact,
                 keep_blocks=self.options.align != 1,
-                runs=Trial(model) if self.options.verify else None,
+                runs=Trial(model) if self.options.verify or self.options.calib is not None else None,
                 folds="weights" if fit else "needed",
             )
         self.notes += found.notes

@@ -43,6 +43,7 @@ from onnxprune.graph.trace import Shape
 from onnxprune.model import Model
 from onnxprune.options import Shapes
 from onnxprune.passes._constants import Constants, Values, padded
+from onnxprune.probing import Trial, random_inputs
 
 __all__ = ["Shrunk", "run", "shrink"]
 
@@ -115,7 +116,7 @@ def shrink(model: Model, *, verify: bool = True, input_shapes: Shapes | None = N
 def _once(found: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
     """Do one round; return whether anything went."""
     model = inline(found.model)
-    analysis = analyse(model, input_shapes=input_shapes or {})
+    analysis = analyse(model, input_shapes=input_shapes or {}, runs=Trial(model) if verify else None)
     judge = _Judge(analysis)
     removed = judge.removable()
     found.refused = dict(judge.refused)
@@ -142,7 +143,6 @@ def _once(found: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
 
 def _compare(analysis: Analysis, pruned: Model) -> None:
     """Run both models on random inputs at several sizes; raise where they differ by more than rounding."""
-    from onnxprune.probing import random_inputs
     from onnxprune.proof.elsewhere import apart
     from onnxprune.proof.widen import widen
     from onnxprune.runtime import Feeds, RunError

@@ -56,7 +56,9 @@ def test_shape_arithmetic_is_resolved(name: str) -> None:
     assert all(np.array_equal(one[n], other[n]) and one[n].size for n in one)
 
 
-@pytest.mark.parametrize("name", ["lstm_from_batch_first", "batch_of_a_table", "baked_image"])
+@pytest.mark.parametrize(
+    "name", ["lstm_from_batch_first", "batch_of_a_table", "baked_image", "lengths_in_values"]
+)
 def test_synthetic_samples_have_the_batch_that_a_model_takes(name: str) -> None:
     proto = MODELS[name][0]()
     found = onnxprune.sparsify(proto, pattern="2:4", calib="synthetic", samples=30, method="wanda")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibrate.feeds import lie_first
 from onnxprune.errors import CalibrationError
-from onnxprune.graph.binding import declared, real_inputs
+from onnxprune.graph.binding import declared, real_inputs, said_in_values
 from onnxprune.probing import NoValues, texts
 
 __all__ = ["synthetic"]
@@ -62,13 +62,14 @@ def synthetic(
             raise CalibrationError(f"No synthetic samples can be made for {name!r}, whose shape is unknown.")
     rng = np.random.default_rng(seed)
     sizes = {name: shapes[name] for name in inputs}
+    lengths = said_in_values(graph, sizes)
     whole = {n: (max(count // s[0], 1) * s[0], *s[1:]) if s and s[0] else s for n, s in sizes.items()}
     if _along_first(inputs, whole):
-        return [{name: _drawn(graph, value, whole[name], rng) for name, value in inputs.items()}]
+        return [{name: _drawn(graph, value, whole[name], rng, lengths) for name, value in inputs.items()}]
     number = (
         max(count // max((s[0] for s in sizes.values() if s), default=1), 1) if any(sizes.values()) else count
     )
-    return [{n: _drawn(graph, v, sizes[n], rng) for n, v in inputs.items()} for _ in range(number)]
+    return [{n: _drawn(graph, v, sizes[n], rng, lengths) for n, v in inputs.items()} for _ in range(number)]
 
 
 def _along_first(inputs: Mapping[str, onnx.ValueInfoProto], whole: Mapping[str, tuple[int, ...]]) -> bool:
@@ -79,7 +80,11 @@ def _along_first(inputs: Mapping[str, onnx.ValueInfoProto], whole: Mapping[str, 
 
 
 def _drawn(
-    graph: onnx.GraphProto, value: onnx.ValueInfoProto, size: tuple[int, ...], rng: np.random.Generator
+    graph: onnx.GraphProto,
+    value: onnx.ValueInfoProto,
+    size: tuple[int, ...],
+    rng: np.random.Generator,
+    lengths: Mapping[str, int],
 ) -> Array:
     elem = value.type.tensor_type.elem_type
     if elem == onnx.TensorProto.STRING:
@@ -90,6 +95,8 @@ def _drawn(
                 f"No synthetic samples can be made: {error}; give samples with --calib."
             ) from error
     dtype = onnx.helper.tensor_dtype_to_np_dtype(elem)
+    if value.name in lengths:
+        return np.full(size, lengths[value.name], dtype)
     if dtype.kind in "biu":
         ones = "mask" in value.name.lower()
         return np.ones(size, dtype) if ones else np.asarray(rng.integers(0, 2, size)).astype(dtype)

@@ -19,6 +19,7 @@ from onnxprune.calibrate.collect import Evidence
 from onnxprune.calibrate.samples import samples_for
 from onnxprune.calibrate.sites import Site
 from onnxprune.model import Model
+from onnxprune.probing import Trial
 from onnxprune.recovery._sequence import problem_of, weights_of
 from onnxprune.sparse.clock import Clock
 from onnxprune.sparse.kinds import parse_pattern
@@ -80,7 +81,7 @@ def _weighed(
     model: Model, targets: dict[str, Target], options: SparseOptions, clock: Clock
 ) -> dict[str, Array]:
     """Return how much each weight of the layers that can be fitted matters, from their inputs in the model as it is."""
-    analysis = analyse(model, input_shapes=options.input_shapes)
+    analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
     samples = samples_for(analysis.interface(), options, analysis.inputs)
     fitter, found = Fitter(analysis, samples, targets, set(), options, clock), {}
     for site, evidence in fitter.originals():

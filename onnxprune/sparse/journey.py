@@ -19,6 +19,7 @@ from onnxprune.folding import restored
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.pipeline import Progress
+from onnxprune.probing import Trial
 from onnxprune.sparse import dead
 from onnxprune.sparse.arranging import arrange
 from onnxprune.sparse.clock import Clock
@@ -217,7 +218,7 @@ def _with_samples(
     """Return a model with zeros put in and layers fitted; what can't be fitted goes by magnitude."""
     pattern = parse_pattern(options.pattern)
     with clock.stage("analyse"):
-        analysis = analyse(model, input_shapes=options.input_shapes)
+        analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
     with clock.stage("samples"):
         samples = samples_for(analysis.interface(), options, analysis.inputs)
         if samples.count < LEAST_SAMPLES:

@@ -34,6 +34,7 @@ from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.groups import Family
 from onnxprune.graph.trace import Shape
 from onnxprune.model import Model
+from onnxprune.probing import Trial
 from onnxprune.proof.verify import verify
 from onnxprune.sparse.search import kept, search
 from onnxprune.sparse.symmetry import Order, Orders, broken, places_of
@@ -166,7 +167,9 @@ def permute(
     ----------
     Pool and Yu, Channel Permutations for N:M Sparsity, NeurIPS 2021.
     """
-    analysis = analyse(model, input_shapes=input_shapes, allow_inexact=True)
+    analysis = analyse(
+        model, input_shapes=input_shapes, allow_inexact=True, runs=Trial(model) if check else None
+    )
     plan = _Plan(analysis, saliency if callable(saliency) else saliency.get, pattern)
     for family in analysis.grouping.families:
         plan.add(family, rounds, seed)
