@@ -92,6 +92,7 @@ CASES = {
     "frames": (one("STFT", "v a  b", v=f32(1, 64, 1), a=np.array(0), b=np.array(16)), "the step of its frames is 0"),
     "least by -1": (one("Div", "a b", a=i64(-(2**63)), b=i64(-1)), "it divides the least integer by -1"),
     "by zero": (one("Mod", "a b", a=i64(5), b=i64(0)), "it divides integers by 0"),
+    "no values, a long axis": (one("SpaceToDepth", "v", v=IMAGE, blocksize=10**9), "MB, more than the"),
     "index": (one("Gather", "x i", i=i64(2**40), axis=1), "its indices 1099511627776 to 1099511627776 don't fit"),
 }  # fmt: skip
 

@@ -69,10 +69,10 @@ def check_size(tensor: onnx.TensorProto, what: object, detached: int | None = No
             f"The dimensions of {what} are {shown}; there may be at most {MOST_DIMS}, none negative."
         )
     if (
-        0 in dims and math.prod(dim for dim in dims if dim) >= 2**63
+        0 in dims and math.prod(dim for dim in dims if dim) >= 2**31
     ):  # a zero among them doesn't help libraries that multiply
         raise ModelError(
-            f"The dimensions of {what} are {shown}, which no computer can hold; the file is damaged or hostile."
+            f"The dimensions of {what} are {shown}, which no tensor has; the file is damaged or hostile."
         )
     here = not is_external(tensor) and detached is None
     if kind == _T.UNDEFINED and here and not tensor.HasField("raw_data"):

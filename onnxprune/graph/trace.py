@@ -184,9 +184,12 @@ class Tracer:
 
     def _check_size(self, proto: NodeProto, name: str, typed: Typed) -> None:
         elem, shape = typed
+        count = prod(
+            max(size, 1) for size in shape or ()
+        )  # also the other axes of a tensor without values are long
         most = wall.allowed() * LARGEST
-        if shape is not None and prod(shape) * element_size(elem) > most:
-            size = prod(shape) * element_size(elem) / 1e6
+        if shape is not None and count * element_size(elem) > most:
+            size = count * element_size(elem) / 1e6
             raise Unsound(
                 f"The tensor {name!r} of {describe(proto)} would take {size:,.0f} MB, "
                 f"more than the {most / 1e6:,.0f} MB that a model of this size may ask for; give smaller inputs with "
