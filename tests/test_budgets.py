@@ -4,6 +4,7 @@ import importlib
 import io
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from small_models import chain, residual
 import onnxprune
 from onnxprune import budgets
 from onnxprune.analysis import analyse
-from onnxprune.budgeting import Budgets, Ranking, ranked_by_scores
+from onnxprune.budgeting import Budgets, Ranking, judged, ranked_by_scores
 from onnxprune.budgets._allocate import Level
 from onnxprune.budgets._costs import Costs, Losses, Term
 from onnxprune.budgets._several import Constraint, meet, worst
@@ -26,6 +27,7 @@ from onnxprune.memory import peak_bytes
 from onnxprune.model import Model
 from onnxprune.options import parse_align
 from onnxprune.targets import Target, family_of, kinds, parse_target
+from onnxprune.tilt import SHARED
 
 
 def wide(a: int = 24, b: int = 40, seed: int = 0) -> onnx.ModelProto:
@@ -301,3 +303,35 @@ def test_alignment_by_name() -> None:
     assert left["w1:0"] == 32
     assert left["w2:0"] == 64
     assert report.align == 32
+
+
+def test_the_memory_of_the_original_is_that_of_the_estimate() -> None:
+    """Weights that no cut touches, such as the target of a Reshape, are part of it."""
+    analysis = analyse(Model.load(residual()))
+    found = Budgets(analysis, analysis.grouping.groups, 1, 10_000)
+    assert found.dense("memory") == pytest.approx(peak_bytes(analysis), abs=0.5)
+    assert found.dense("bytes") == 10_000
+
+
+def test_what_many_layers_read_weighs_more_by_scores() -> None:
+    weights = {"a": normal(8, 3, 1, 1), "b": normal(4, 8, 1, 1), "c": normal(4, 8, 1, 1)}
+    nodes = [node("Conv", "x a", "h"), node("Conv", "h b", "y"), node("Conv", "h c", "z")]
+    errors = []
+    for last in (nodes[:2], nodes):
+        outputs = {n.output[0]: 1 for n in last[1:]}
+        kept = {name: weights[name] for name in ("a", "b", "c")[: len(last)]}
+        (one,) = analyse(Model.load(build(last, kept, outputs=outputs))).grouping.groups
+        errors.append(ranked_by_scores([one], {one.name: np.arange(1.0, 9.0)})[one.name].error)
+    live = np.isfinite(errors[0]) & (errors[0] > 0)
+    np.testing.assert_allclose(errors[1][live], SHARED * errors[0][live])
+
+
+def test_what_a_budget_reads_is_judged() -> None:
+    report = onnxprune.prune(wide(), target=("macs=0.5",), align=1).report
+    analysis = analyse(Model.load(wide()))
+    options = onnxprune.Options(target=("macs=0.5",))
+    whole = Budgets(analysis, analysis.grouping.groups, 1, 10_000)
+    for got, holds in ((report.after.macs, True), (report.before.macs, False)):
+        report.after = replace(report.after, macs=got)
+        (line,) = judged(options, report, whole, {})
+        assert (line["got"], line["holds"]) == (got, holds)

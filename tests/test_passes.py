@@ -227,3 +227,21 @@ def test_passes_in_a_row(tmp_path: Path) -> None:
     small = onnxprune.run(tmp_path / "in.onnx", passes, tmp_path / "out.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"), full_check=True)
     assert dims(small.to_proto())["attn.q.weight"] == (20, 12)
+
+
+@pytest.mark.parametrize("kind", ["two unknown", "allowzero"])
+def test_a_target_that_zeros_and_one_minus_one_cannot_say_stays(kind: str) -> None:
+    b = Builder(6)
+    shape = b.op("Shape", ["x"], "shape")
+    at = [b.constant(f"at{i}", np.array([i], np.int64)) for i in range(2)]
+    parts = [b.op("Gather", [shape, name], f"size{i}", axis=0) for i, name in enumerate(at)]
+    if kind == "two unknown":
+        two = b.constant("two", np.array([2], np.int64))
+        parts = [b.op("Mul", [name, two], f"double{i}") for i, name in enumerate(parts)]
+    else:
+        parts += [b.constant("rest", np.array([2, 2], np.int64))]
+    more = {"allowzero": 1} if kind == "allowzero" else {}
+    y = b.op("Reshape", ["x", b.op("Concat", parts, "target", axis=0)], "reshaped", **more)
+    model = b.model({"x": ["batch", "seq", 4]}, b.op("Relu", [y], "relu"))
+    found = run(model, "resolve_shapes")
+    assert all(error(model, found, s) == 0 for s in ((1, 3), (2, 5)))

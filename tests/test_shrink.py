@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pass_models import CNN, TRANSFORMER, dims, edit, error, ops, run
-from small_models import attention, chain, residual
+from small_models import Builder, attention, chain, residual
 
 import onnxprune
 from onnxprune import Model, passlist
@@ -184,3 +184,20 @@ def test_functions_are_inlined_where_something_goes() -> None:
     assert dims(small)["conv2.weight"] == (7, 8, 3, 3)
     assert not small.functions
     assert error(model, small) < 1e-5
+
+
+@pytest.mark.parametrize(("alpha", "beta", "gone"), [(1.0, 1.0, 2), (2.5, 1.0, 2), (1.0, 3.0, 0)])
+def test_factors_of_a_gemm_count_for_what_is_folded(alpha: float, beta: float, gone: int) -> None:
+    """Two channels are constant; what they give is taken alpha times, and a bias that is scaled takes nothing."""
+    rng = np.random.default_rng(0)
+    b = Builder(3)
+    up = b.constant("up", rng.standard_normal((5, 8)).astype(np.float32) * ([1.0] * 6 + [0.0] * 2))
+    shift = b.constant("shift", np.array([0.1] * 6 + [0.7, 0.4], np.float32))
+    b.weights[0].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(b.weights[0]).astype(np.float32), up))
+    x = b.op("Relu", [b.op("Add", [b.op("MatMul", ["x", up], "mm"), shift], "add")], "relu")
+    last = [x, b.weight("w", 8, 3), b.weight("c", 3)]
+    model = b.model({"x": [4, 5]}, b.op("Gemm", last, "gemm", alpha=alpha, beta=beta))
+    found = shrink(Model.load(model))
+    assert sum(found.removed.values()) == gone
+    assert error(model, found.model.to_proto(), [4]) < 1e-5
+    assert any("scales its bias" in why for why in found.refused) == (gone == 0)
