@@ -4,6 +4,8 @@
     python benchmarks/mutants.py --only criteria     those whose file or text holds this
     python benchmarks/mutants.py --trusted           without a run of the tests before, where they have just passed
     python benchmarks/mutants.py --list              the rows, and whether their texts are found
+    python benchmarks/mutants.py --results FILE      outcomes are added to the file; rows that it has aren't run again
+    python benchmarks/mutants.py --killers FILE      rows that such a file has go first, by the test that killed them
 
 Rows are in mutants.toml: for each file the quick tests of its room, and pairs of old and new text. Each is applied
 alone in a copy of the tree, and its tests are run there until the first that fails. A mutant that no test kills is a
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import json
 import os
 import py_compile
 import queue
@@ -184,21 +187,65 @@ def run_tests(tree: Path, tests: Sequence[str], *more: str) -> tuple[bool, str]:
     return False, failed[0] if failed else (done.stdout + done.stderr).strip().splitlines()[-1]
 
 
-def judge(mutant: Mutant, tree: Path) -> Outcome:
-    """Break one place of a copy, run its tests, and mend it again."""
+def judge(mutant: Mutant, tree: Path, killer: str = "") -> Outcome:
+    """Break one place of a copy, run its tests, the one that killed it before first, and mend it again."""
     start = time.perf_counter()
     path = tree / place(mutant, sources(tree))
     original = path.read_text("utf-8")
     path.write_text(broken(mutant, original), "utf-8")
     try:
-        passed, killer = run_tests(tree, tests_of(mutant, tree))
+        tests, why = tests_of(mutant, tree), ""
+        if first := first_test(killer, tests):
+            why = run_tests(tree, [first])[1]
+        if not first or not why.startswith(first.partition("[")[0]):  # it passed, or is no test any more
+            why = run_tests(tree, tests)[1]
     finally:
         path.write_text(original, "utf-8")
-    return Outcome(mutant, "" if passed else killer, time.perf_counter() - start)
+    return Outcome(mutant, why, time.perf_counter() - start)
+
+
+def first_test(killer: str, tests: Sequence[str]) -> str:
+    """Return what is run first: a test, all of its cases where its name has a space; "" if its file has no part."""
+    name, _, rest = killer.partition("::")
+    where = [path for path in tests if Path(path).name == Path(name).name]
+    if not rest or not where:
+        return ""
+    return f"{where[0]}::{rest if rest.endswith(']') else rest.partition('[')[0]}"
+
+
+def read_results(path: Path | None) -> dict[Mutant, Outcome]:
+    """Return the outcomes that a file of results holds, by the rows as they are now; others are left out."""
+    if path is None or not path.exists():
+        return {}
+    known = {(row.file, row.old, row.new): row for row in rows()}
+    lines = [json.loads(text) for text in path.read_text("utf-8").splitlines()]
+    return {
+        known[key]: Outcome(known[key], one["killer"], one["seconds"])
+        for one in lines
+        if (key := (one["file"], one["old"], one["new"])) in known
+    }
+
+
+def keep_result(path: Path, found: Outcome) -> None:
+    """Add an outcome to a file of results."""
+    row = found.mutant
+    entry = {
+        "file": row.file,
+        "old": row.old,
+        "new": row.new,
+        "killer": found.killer,
+        "seconds": round(found.seconds, 1),
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def all_of(
-    mutants: Sequence[Mutant], jobs: int, trusted: bool, tell: Callable[[Outcome], None]
+    mutants: Sequence[Mutant],
+    jobs: int,
+    trusted: bool,
+    killers: dict[Mutant, str],
+    tell: Callable[[Outcome], None],
 ) -> list[Outcome]:
     """Judge mutants, as many at a time as there are copies of the tree; trusted: the tests are known to pass."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -216,7 +263,7 @@ def all_of(
         def one(mutant: Mutant) -> Outcome:
             tree = trees.get()
             try:
-                found = judge(mutant, tree)
+                found = judge(mutant, tree, killers.get(mutant, ""))
             finally:
                 trees.put(tree)
             tell(found)
@@ -244,6 +291,11 @@ def _short(text: str) -> str:
     return repr(plain if len(plain) <= 60 else plain[:57] + "...")
 
 
+def _cost(before: Outcome | None) -> tuple[bool, float]:
+    """Sort what was killed before by its time, then the rest."""
+    return before is None or not before.killer, before.seconds if before is not None else 0.0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -252,6 +304,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="copies of the tree that are worked on at a time")
     parser.add_argument("--trusted", action="store_true", help="don't run the tests as they are before")
     parser.add_argument("--list", action="store_true", help="say where each row's text is, and run nothing")
+    parser.add_argument("--results", type=Path, help="where outcomes are kept, and looked up")
+    parser.add_argument(
+        "--killers", type=Path, help="results of an earlier state, whose killers are tried first"
+    )
     args = parser.parse_args()
     known, texts = rows(), sources(ROOT)
     chosen = [m for m in known if args.only in m.file or args.only in m.old]
@@ -264,7 +320,16 @@ def main() -> int:
             )
     if args.list:
         return 0
-    found = all_of(chosen, args.jobs, args.trusted, lambda one: print(line(one), flush=True))
+    done, before = read_results(args.results), read_results(args.killers)
+    todo = sorted((m for m in chosen if m not in done), key=lambda m: _cost(before.get(m)))
+
+    def tell(one: Outcome) -> None:
+        print(line(one), flush=True)
+        if args.results is not None:
+            keep_result(args.results, one)
+
+    found = [done[m] for m in chosen if m in done]
+    found += all_of(todo, args.jobs, args.trusted, {m: one.killer for m, one in before.items()}, tell)
     killed = [one for one in found if one.killer]
     print(f"\n{len(killed)} of {len(found)} mutants killed ({len(killed) / max(len(found), 1):.1%})")
     for one in found:

@@ -203,6 +203,18 @@ def test_descent_finds_weights_that_were_disturbed(free):
     assert all(best[n].dtype == right[n].dtype for n in names)
 
 
+@pytest.mark.parametrize("free", [True, False])
+def test_no_step_is_made_on_samples_that_are_held_out(free):
+    x = np.arange(40.0)[:, None]
+    data = (
+        Data([{"x": x}], [40], True)
+        if free
+        else Data([{"x": x[i : i + 1]} for i in range(40)], [1] * 40, False)
+    )
+    assert len(data.held) > 0
+    assert sorted([*data.train, *data.held]) == list(range(40))
+
+
 def test_blocks_come_nearer_than_layers_on_samples_that_no_fit_saw():
     model, fresh = net(blocks=4, channels=8), {"x": images(200, 9)}
     dense = open_session(Model.load(model)).run(fresh)["out"]

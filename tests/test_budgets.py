@@ -6,6 +6,7 @@ import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from onnxprune.analysis import analyse
 from onnxprune.budgeting import Budgets, Ranking, judged, ranked_by_scores
 from onnxprune.budgets._allocate import Level
 from onnxprune.budgets._costs import Costs, Losses, Term
-from onnxprune.budgets._several import Constraint, meet, worst
+from onnxprune.budgets._several import Constraint, _given_back, meet, worst
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.memory import peak_bytes
 from onnxprune.model import Model
@@ -228,6 +229,34 @@ def test_several_budgets_against_all_choices(seed: int) -> None:
     assert worst(constraints, found)[0] <= 1 + 1e-6
     assert error(found) <= 1.5 * best + 1e-9
     assert meet(groups, levels, [*constraints, Constraint(tables[0], 1e-9)]) is None
+
+
+def test_units_come_back_while_all_budgets_hold() -> None:
+    """Where it saves most error first: one of a (7), one of b (2), and then nothing is left of the tighter budget."""
+    levels = {
+        "a": Level(np.arange(4), np.array([0.0, 1.0, 2.0, 9.0])),
+        "b": Level(np.arange(4), np.array([0.0, 1.5, 2.0, 4.0])),
+    }
+    costs = SimpleNamespace(total=lambda state: 10.0 - state["a"] - state["b"])
+    limits = [Constraint(costs, 6.0), Constraint(costs, 9.0)]
+    assert _given_back({"a": 3, "b": 3}, levels, limits) == {"a": 2, "b": 2}
+    assert _given_back({"a": 3, "b": 3}, levels, limits[1:]) == {"a": 0, "b": 1}
+
+
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_what_exact_counts_say_is_over_is_cut_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean counts of units may say less than is left."""
+    analysis = analyse(Model.load(wide()))
+    groups = analysis.grouping.groups
+    rankings = ranked_by_scores(groups, {g.name: np.arange(1.0, g.units + 1) for g in groups})
+    whole, exact = Budgets(analysis, groups, 1, 10_000), Budgets.exact
+    targets = (Target(kind, 0.6, True, f"{kind}=0.6"),)
+    monkeypatch.setattr(Budgets, "exact", lambda *args: 1.1 * exact(*args))
+    removed = whole.choose(rankings, targets)
+    assert 0.5 * whole.amount(targets[0]) < whole.exact(kind, removed) <= whole.amount(targets[0])
+    monkeypatch.setattr(Budgets, "exact", lambda *_: 1.01 * whole.amount(targets[0]))
+    with pytest.raises(NothingToPrune, match=f"{kind}=0.6 can't be met"):
+        whole.choose(rankings, targets)
 
 
 def test_costs_agree_with_exact_counts() -> None:

@@ -103,7 +103,8 @@ def test_one_that_does_not_is_refused_with_the_frontier(most: float) -> None:
     assert len(seen) == FRONTIER
     advised = re.findall(r"--target macs=([0-9.]+)\+bytes=([0-9.]+) holds: ask for that", text)
     assert len(advised) == (most == 1.0)
-    assert all((float(macs) * float(size)) ** 0.5 >= 0.9 for macs, size in advised)
+    holding = [(macs, size) for macs, size, agreement in tried if float(agreement) >= 0.9]
+    assert advised == sorted(holding, key=lambda one: float(one[0]))[:1], "the deepest that holds"
     with pytest.raises(CalibrationError, match=r"\); ask for a looser floor\.$"):
         held(first, fitting([]), Floors(1.0, None), shares)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -322,6 +324,38 @@ def test_dead_refuses_to_empty_an_axis() -> None:
     name = next(g.name for g in grouping.groups if g.kind == "heads")
     with pytest.raises(ValueError, match="elements of an axis would go"):
         grouping.dead({name: range(4)})
+
+
+def test_dead_refuses_what_is_not_the_same_on_both_sides() -> None:
+    """Units are closed as they are made; one that lost its place on an axis is found out."""
+    text = """g (float[1,3,4,4] x) => (float[1,2,4,4] y) {
+        a = Conv(x, w1)
+        b = Conv(x, w2)
+        c = Concat<axis=1>(a, b)
+        y = Conv(c, w3)
+    }"""
+    grouping = study(text, w1=(4, 3, 1, 1), w2=(5, 3, 1, 1), w3=(2, 9, 1, 1)).grouping
+    space, (family,) = grouping.coupling.space, grouping.families
+    removed = {g.name: [0, 2] for g in grouping.groups}
+    assert {int(mask.sum()) for mask in grouping.dead(removed).values()} == {2, 4}
+    units = family.solution.unit.copy()
+    whole = next(root for root in family.solution.start if space.sizes[root] == 9)
+    first = family.solution.start[whole]
+    units[first : first + 9] = np.roll(units[first : first + 9], 1)
+    turned = replace(family, solution=replace(family.solution, unit=units))
+    with pytest.raises(ValueError, match="not the same on both sides of a concatenation"):
+        replace(grouping, families=(turned,)).dead(removed)
+
+
+def test_what_matters_most_is_put_back_where_an_axis_would_be_empty() -> None:
+    text = """g (float[1,3,4,4] x) => (float[1,2,4,4] y) {
+        a = Conv(x, w1)
+        y = Conv(a, w2)
+    }"""
+    grouping = study(text, w1=(5, 3, 1, 1), w2=(2, 5, 1, 1)).grouping
+    (only,) = grouping.groups
+    found = grouping.spare({only.name: np.arange(5)}, {only.name: np.array([2.0, 1.0, 7.0, 3.0, 4.0])})
+    assert found[only.name].tolist() == [0, 1, 3, 4]
 
 
 def test_a_table_with_one_long_axis_is_a_list_of_indices() -> None:

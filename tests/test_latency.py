@@ -154,6 +154,20 @@ def test_a_staircase_is_found_again_at_other_widths() -> None:
         assert costs.total(state) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("step", [8, 16])
+def test_widths_that_are_measured_stand_on_steps(step: int) -> None:
+    groups = list(analyse(Model.load(wide(64, 96))).grouping.groups)
+    states = predict.widths(groups, step, 0)
+    left = [
+        int(extent.per_unit[state.get(g.name, 0) :].sum())
+        for state in states
+        for g in groups
+        for extent in g.extents
+    ]
+    assert len(set(left)) > 4
+    assert all(width % step == 0 for width in left)
+
+
 def test_a_model_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model.load(wide(64, 96))
     analysis = analyse(model)

@@ -84,9 +84,33 @@ def test_a_mutant_is_killed_by_a_test_that_fails_and_its_place_is_mended(
         "import sys\nsys.path.insert(0, 'onnxprune')\nimport place\n\ndef test_it():\n    assert place.seen == 1\n"
     )
     found = [
-        mutants.judge(mutants.Mutant("onnxprune/place.py", old, new, ("test_place.py",), why), tmp_path)
-        for old, new, why in (("seen = 1\nu", "seen = 2\nu", ""), ("unseen = 1", "unseen = 2", "none looks"))
+        mutants.judge(
+            mutants.Mutant("onnxprune/place.py", old, new, ("test_place.py",), why), tmp_path, before
+        )
+        for old, new, why, before in (
+            ("seen = 1\nu", "seen = 2\nu", "", "tests/test_place.py::test_it"),
+            ("unseen = 1", "unseen = 2", "none looks", "tests/test_place.py::test_that_is_gone"),
+        )
     ]
     assert [one.killer for one in found] == ["tests/test_place.py::test_it", ""]
     assert "SURVIVED: none looks" in mutants.line(found[1])
     assert (tmp_path / "onnxprune" / "place.py").read_text() == text
+
+
+def test_what_is_kept_is_read_again_for_rows_as_they_are(mutants: ModuleType, tmp_path: Path) -> None:
+    path, (row, other, *_) = tmp_path / "results.jsonl", mutants.rows()
+    assert mutants.read_results(None) == mutants.read_results(path) == {}
+    gone = mutants.Mutant("onnxprune/gone.py", "x = 1", "x = 2", ("t",))
+    kept = [mutants.Outcome(row, "tests/t.py::test_it", 2.0), mutants.Outcome(other, "", 9.0)]
+    for one in (*kept, mutants.Outcome(gone, "", 1.0)):
+        mutants.keep_result(path, one)
+    assert mutants.read_results(path) == {row: kept[0], other: kept[1]}
+
+
+def test_what_killed_a_row_before_goes_first(mutants: ModuleType) -> None:
+    """All cases of a test where the name of its case was cut at a space; nothing where its file is no part any more."""
+    tests = ["tests/new/test_a.py", "tests/test_b.py"]
+    assert mutants.first_test("tests/test_a.py::test_x[1:4]", tests) == "tests/new/test_a.py::test_x[1:4]"
+    assert mutants.first_test("tests/test_b.py::test_x[BatchNorm", tests) == "tests/test_b.py::test_x"
+    assert mutants.first_test("tests/test_c.py::test_x", tests) == ""
+    assert mutants.first_test("they hang: not done within 1800 s", tests) == ""

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from nets import build, node
 from small_models import MODELS, Builder, chain
 
 import onnxprune
 from onnxprune import record, table
 from onnxprune.errors import OutputError
+from onnxprune.model import Model
+from onnxprune.report import count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +51,18 @@ def test_numbers_are_right() -> None:
     assert found.after.macs == 64 * 9 * (3 * 4 + 4 * 4) + 40
     floats = [t for t in result.model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     assert found.after.parameters == sum(int(np.prod(t.dims)) for t in floats)
+
+
+def test_indices_and_shapes_are_no_parameters() -> None:
+    """Floats and quantised integers are."""
+    weights = {
+        "w": np.ones((3, 4), np.float32),
+        "q": np.ones(5, np.int8),
+        "at": np.zeros(7, np.int64),
+        "on": np.ones(11, bool),
+    }
+    model = build([node("MatMul", "x w", "y")], weights, (2, 3))
+    assert count_parameters(Model.load(model)) == 12 + 5
 
 
 def test_json_has_what_is_promised() -> None:
