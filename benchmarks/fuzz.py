@@ -54,7 +54,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect", "IN"),
     "prune": PRUNE,
     "sparsify": ("sparsify", "IN", "OUT", "--pattern", "2:4"),
-    "run": ("run", "IN", "OUT", "--passes", "resolve_shapes,drop_dead,shrink"),
+    "run": ("run", "IN", "OUT", "--passes", "resolve_shapes,drop_dead,shrink", "-q"),
 }
 SECONDS, MEMORY, PATIENCE = attempt.SECONDS, attempt.MEMORY, 90.0
 TOLERANCE = 1e-2  # from outside: only what is plainly another function

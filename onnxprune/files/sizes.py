@@ -90,7 +90,7 @@ def check_size(tensor: onnx.TensorProto, what: object, detached: int | None = No
                 f"The data of {what} is said to be external, but {reason}; export the model again."
             )
         return need  # compared with the file where it's mapped
-    if detached is not None or (tensor.HasField("raw_data") and tensor.raw_data):
+    if detached is not None or (tensor.HasField("raw_data") and (tensor.raw_data or need)):
         have, unit = len(tensor.raw_data) if detached is None else detached, "bytes"
         wanted = need
     else:

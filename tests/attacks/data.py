@@ -280,3 +280,10 @@ def sparse_bomb(folder: Path) -> Path:
     )
     model.graph.sparse_initializer[0].dims[:] = [2**40, 2**40]
     return save(folder, model)
+
+
+@attack("need 4096 bytes, but it holds 0")
+def empty_beside_values(folder: Path) -> Path:
+    tensor = helper.make_tensor("w", FLOAT, [32, 32], [1.0] * 1024)
+    tensor.raw_data = b""  # set, so libraries read it and not the values
+    return _with(folder, tensor)
