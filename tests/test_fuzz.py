@@ -1,4 +1,4 @@
-"""Damaged models: a few hundred of the cases of `benchmarks/fuzz.py`, with a fixed seed; and what tells right from wrong."""
+"""Damaged models: some of the cases of `benchmarks/fuzz.py`, with a fixed seed; and a run that must fail."""
 
 import subprocess
 import sys
