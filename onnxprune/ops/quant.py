@@ -12,7 +12,6 @@ from onnxprune.ops.linear import matrix_quant, product
 class Known(TypedDict):
     """Fields that all rows of an op share."""
 
-    zeros: dict[int, int]
     roles: tuple[str, ...]
     elems: dict[int, int | Elem]
 
@@ -36,9 +35,8 @@ def linear(node: Node) -> Row | Refusal:
     """x, scale, zero point: one for the tensor, one for each index of ``axis``, or one for each block along it."""
     shape, scale = node.shape(0), node.shape(1)
     letters = list(names(len(shape)))
-    zeros = {0: 2} if node.op == "DequantizeLinear" and node.has(2) else {}
     result: int | Elem = 1 if node.op == "DequantizeLinear" else 2 if node.has(2) else Elem.UINT8
-    known: Known = {"zeros": zeros, "roles": DATA, "elems": {0: result}}
+    known: Known = {"roles": DATA, "elems": {0: result}}
     if scale in ((), (1,)) and not node.attr("block_size", 0):
         one = text(["1"] * len(scale))
         zero = text(["1"] * node.rank(2)) if node.has(2) else "()"
