@@ -51,3 +51,20 @@ def test_a_zero_of_reshape_is_replaced_where_it_copies_another_length() -> None:
     dead = analysis.grouping.dead({found.name: np.array([1])})
     small = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead).model
     assert small.weight("to").tolist() in ([6, 2, 3], [6, -1, 3])
+
+
+def test_sizes_that_two_nodes_share_are_written_for_each() -> None:
+    weights = {"w1": normal(3, 8), "pairs": np.array([-1, 4, 2]), "w2": normal(2, 5), "w3": normal(3, 8)}
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        node("Reshape", "h pairs", "p"),
+        node("MatMul", "p w2", "y"),
+        node("MatMul", "x w3", "k"),
+        node("Reshape", "k pairs", "z"),
+    ]
+    analysis = analyse(Model.load(build(nodes, weights, (2, 3), outputs={"y": 1, "z": 1})))
+    (pair,) = analysis.grouping.groups
+    dead = analysis.grouping.dead({pair.name: np.array([0])})
+    found = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead).model
+    read = [found.weight(n.input[1]).tolist() for n in found.proto.graph.node if n.op_type == "Reshape"]
+    assert read == [[-1, 4, 1], [-1, 4, 2]]
