@@ -237,7 +237,11 @@ def _with_folds(found: Analysis, analyse_again: Callable[[Model], Analysis], wei
 
 
 def _check_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> None:
-    """Refuse inputs that take too much memory, before any is made."""
+    """Refuse inputs that take too much memory, before any is made; let the limits grow with them, and with the outputs.
+
+    A model that makes much of little, such as a decoder of images, has small inputs and says itself how large its
+    outputs are. What it says is believed only as far as such inputs would be taken.
+    """
     elements = {v.name: v.type.tensor_type.elem_type for v in binding.real_inputs(graph)}
     sizes = {name: prod(shape) * element_size(elements[name]) for name, shape in inputs.items()}
     whole, most = sum(sizes.values()), wall.allowed() * LARGEST
@@ -248,7 +252,15 @@ def _check_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> None:
             "MB that a model of this size may ask for; give smaller ones with --input-shape, or allow more with "
             "--max-memory."
         )
-    wall.grow(inputs=whole)
+    bound: dict[int | str, int] = {}
+    for v in binding.real_inputs(graph):
+        bound.update(zip(binding.declared(v) or (), inputs[v.name], strict=False))
+    given = sum(
+        prod(n if isinstance(n, int) else bound.get(n, 1) for n in binding.declared(v) or ())
+        * element_size(v.type.tensor_type.elem_type)
+        for v in graph.output
+    )
+    wall.grow(inputs=max(whole, given if given <= most else 0))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,6 +123,8 @@ class Job:
         job.seconds["load"] = time.perf_counter() - start
         job._hash = threading.Thread(target=_hashed, args=(model,), daemon=True)
         job._hash.start()
+        # who is done with the model may replace its file, and a mapped file that shrinks kills who reads it
+        weakref.finalize(job, job._hash.join).atexit = False
         return job
 
     @contextlib.contextmanager

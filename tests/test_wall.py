@@ -1,9 +1,11 @@
 """The wall: a crash, a hang, a hunger for memory and a signal end as one sentence and an exit code, nothing left."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +14,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxprune
 from onnxprune import wall
+from onnxprune.errors import ModelError
+
+from nets import build, convs, node, normal  # isort: skip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a wall on Linux only")
 
@@ -202,3 +208,44 @@ def test_the_page_is_never_seen_half_written() -> None:
         board.tell()
     board.push("the end", 1.0, 3)
     assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == 0
+
+
+def enlarging(last: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """A few values in, 400 MB in the middle."""
+    weights = {
+        "w": normal(96, 1, 1, 1),
+        "s": np.array([1, 1, 256, 256], np.float32),
+        "v": normal(3, 96, 1, 1),
+    }
+    nodes = [
+        node("Conv", "x w", "a"),
+        helper.make_node("Resize", ["a", "", "s"], ["b"]),
+        node("Conv", "b v", "c"),
+    ]
+    return build([*nodes, *last], weights, ("N", 1, 4, 4))
+
+
+def test_large_outputs_may_take_what_large_inputs_may() -> None:
+    with wall.bounds():
+        assert onnxprune.inspect(enlarging([node("Relu", "c", "y")]), input_shapes={"x": (1, 1, 4, 4)}).groups
+    with wall.bounds(), pytest.raises(ModelError, match=r"would take 403 MB, more than the 35\d MB"):
+        onnxprune.inspect(enlarging([node("GlobalMaxPool", "c", "y")]), input_shapes={"x": (1, 1, 4, 4)})
+
+
+def test_verification_leaves_out_sizes_that_the_wall_would_not_let_run() -> None:
+    model = convs(shape=("N", 3, 8, 8))
+    sizes = [n["N"] for n in onnxprune.prune(model, ratio=0.5).report.law1["sizes"]]
+    with wall.bounds():
+        wall.limit(memory=3.2 * 2 * 12 * 36 * 4)
+        less = [n["N"] for n in onnxprune.prune(model, ratio=0.5).report.law1["sizes"]]
+    assert max(sizes) > 2
+    assert max(less) == 2
+
+
+def test_nobody_reads_a_model_any_more_when_the_work_is_done(tmp_path: Path) -> None:
+    before = threading.active_count()
+    onnx.save(convs(), tmp_path / "m.onnx")
+    for shape in ((2, 3, 8, 8), (2, 4, 8, 8)):
+        with contextlib.suppress(onnxprune.OnnxPruneError):  # the second one doesn't fit
+            onnxprune.inspect(tmp_path / "m.onnx", input_shapes={"x": shape})
+        assert threading.active_count() == before

@@ -9,7 +9,7 @@ that is longer than the bound sequence, a batch that is more than a name. So a c
 - all axes together, smaller and larger.
 
 What the model can't run is found by trying. Sizes that would take more than `MOST_MACS` or a tensor of more than
-`MOST_BYTES` are left out.
+`MOST_BYTES` are left out, and those that would take more memory than the wall allows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
+from onnxprune import wall
 from onnxprune.analysis import Analysis
 from onnxprune.graph.binding import Axes
-from onnxprune.graph.trace import Shape, TraceError
+from onnxprune.graph.trace import Shape, TraceError, Tracer
 
 __all__ = ["Attempt", "Sizes"]
 
@@ -27,6 +28,8 @@ __all__ = ["Attempt", "Sizes"]
 MOST = 8192
 #: Of one run, where it is more than four times the work of the bound sizes.
 MOST_MACS, MOST_BYTES = 5e10, 1 << 28
+#: What a run holds at once, in tensors of the largest one's size: input, output, and what kernels copy.
+AT_ONCE = 3
 #: Lengths of tables that are tried.
 MOST_TABLES = 6
 
@@ -67,6 +70,7 @@ class Sizes:
         self.macs = sum(prod(analysis.coupling.space.sizes[d] for d in dims)
                         for applied in analysis.coupling.nodes for dims in applied.macs)  # fmt: skip
         self.work = _elements(analysis.inputs)
+        self.largest = _largest(analysis.tracer)
 
     def run(self) -> None:
         """Try all there are to be tried."""
@@ -173,6 +177,8 @@ class Sizes:
     def _affordable(self, shapes: Mapping[str, Shape]) -> bool:
         """Whether a run at these sizes takes little time and memory."""
         factor = _elements(shapes) / max(self.work, 1)
+        if factor > 1 and self.largest * factor * AT_ONCE > wall.allowed():
+            return False
         if factor <= 4:
             return True
         if self.macs * factor > MOST_MACS:
@@ -181,9 +187,14 @@ class Sizes:
             traced = self.analysis.trace(dict(shapes))
         except TraceError:
             return True  # it will fail at once
-        made = [prod(shape) * 4 for name, (_, shape) in traced.types.items()
-                if shape is not None and name not in traced.weights]  # fmt: skip
-        return max(made, default=0) <= MOST_BYTES
+        return _largest(traced) <= min(MOST_BYTES, wall.allowed() / AT_ONCE)
+
+
+def _largest(traced: Tracer) -> int:
+    """Return the bytes of the largest tensor that a run makes, in fp32."""
+    made = [prod(shape) * 4 for name, (_, shape) in traced.types.items()
+            if shape is not None and name not in traced.weights]  # fmt: skip
+    return max(made, default=0)
 
 
 def _key(shapes: Mapping[str, Shape]) -> tuple[tuple[str, Shape], ...]:
