@@ -22,6 +22,7 @@ from onnxprune.calibrate.sites import readers, sites
 from onnxprune.model import Model
 from onnxprune.picking import pick
 from onnxprune.proof.compare import compare
+from onnxprune.rotation import basis
 from onnxprune.rotation.basis import Rotated, rotate
 from onnxprune.rotation.linear import Mixable, find, widths_for_heads
 from onnxprune.rotation.products import products
@@ -225,7 +226,11 @@ def test_a_stream_with_something_between_stays() -> None:
     assert not every(study(bottleneck("Relu"))[0])
 
 
-def test_heads_that_are_paired_otherwise_are_found_out() -> None:
+@pytest.mark.parametrize("sizes", ["given", "all"])
+def test_heads_that_are_paired_otherwise_are_found_out(sizes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the samples already; those of another form than the inputs' aren't tried at other sizes."""
+    if sizes == "given":
+        monkeypatch.setattr(basis, "_elsewhere", lambda *_: None)
     analysis, samples, rotated = turned(attention(2, 8, turned=True))
     assert len(rotated.refused) == 1
     assert "differs by" in next(iter(rotated.refused.values()))

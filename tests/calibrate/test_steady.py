@@ -1,5 +1,7 @@
 """Loss curves from few rows."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from small_models import Builder
@@ -8,6 +10,7 @@ from onnxprune.analysis import analyse
 from onnxprune.calibrate.algebra import Consumer, Problem, error_of, refit
 from onnxprune.calibrate.moments import Moments
 from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibrate.sites import sites
 from onnxprune.calibrate.steady import ENOUGH, steadied
 from onnxprune.criteria import obs
 from onnxprune.model import Model
@@ -105,3 +108,27 @@ def _curves(where):
     options = SparseOptions(pattern="unstructured", sparsity=0.5, calib=given, method="obs")
     fitter = sequence.Fitter(analysis, samples, targets, set(), options, Clock(None))
     return fitter._curves(parse_pattern("unstructured"))
+
+
+def test_a_fit_is_chosen_by_what_it_has_not_seen():
+    """Rows of another function than the one that holds: a refit looks perfect on them, and is worse than none."""
+    b = Builder()
+    analysis = analyse(
+        Model.load(b.model({"x": ["N", 6]}, b.linear("x", "only", 6, 4))), input_shapes={"x": (2, 6)}
+    )
+    (site,) = sites(analysis)
+    old = _sequence.weights_of(site, analysis.model)
+    rng = np.random.default_rng(0)
+    right, wrong = old[0][0], rng.standard_normal((6, 4))
+
+    def moments(w, rows):
+        x, found = rng.standard_normal((rows, 6)), Moments.empty(10)
+        found.add(np.concatenate([x, x @ w + old[1][0]], axis=1))
+        return found
+
+    for fitted, others, variant in ((wrong, right, "kept"), (wrong, wrong, "lstsq 0.0001")):
+        train, held = moments(fitted, 80), moments(others, 20)
+        evidence = SimpleNamespace(train=[train], held=[held], whole=lambda train=train: [train])
+        _, told = _sequence.fit_blocks(site, evidence, [np.arange(6)], old, _sequence.Settings())
+        assert told.variant == variant
+        assert (told.before < 1e-9) == (variant == "kept")
