@@ -1,5 +1,6 @@
-"""Options that need samples: refused without, at work with them, and declared as what they are."""
+"""Options that need something: refused without, at work with it, and declared as what they are."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,21 @@ def test_a_cap_without_a_global_scope_is_no_use() -> None:
     with pytest.raises(UsageError, match="--cap holds for --scope global only"):
         Options(ratio=0.5, cap=0.5)
     assert Options(ratio=0.5, cap=0.5, scope="global").cap == 0.5
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"ratio": 0.5, "threads": 2}, "--threads is for timing, which nothing asks for; add --check-speed"),
+        ({"ratio": 0.5, "batch": 2}, "--batch is for timing"),
+        (
+            {"ratio": 0.5, "verify": False, "rtol": 0.1},
+            "--rtol is for the proof, which --no-verify leaves out",
+        ),
+        ({"target": ("macs=0.5",), "scope": "global"}, "--scope is for --ratio; a budget is shared"),
+        ({"ratio": 0.5, "calib": "x.npz", "trials": 2}, "--trials is for --target; a --ratio takes the same"),
+    ],
+)
+def test_an_option_without_effect_is_refused(how: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        Options(**how)
