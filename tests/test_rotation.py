@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from onnxprune.picking import pick
 from onnxprune.proof.compare import compare
 from onnxprune.rotation import basis
 from onnxprune.rotation.basis import Rotated, rotate
-from onnxprune.rotation.linear import Mixable, find, widths_for_heads
+from onnxprune.rotation.linear import Mixable, _treats_alike, find, widths_for_heads
 from onnxprune.rotation.products import products
 
 Weights = dict[str, NDArray[Any]]
@@ -219,6 +220,26 @@ def test_what_isnt_linear_or_tells_units_apart_stays(between: str) -> None:
     plain, _ = study(attention(2, 8))
     assert len(every(plain)) == 2
     assert all(m.product < 0 for m in every(analysis))
+
+
+@pytest.mark.parametrize(
+    ("op", "inside", "other", "alike"),
+    [
+        ("Reshape", [True, False], (3,), True),
+        ("Reshape", [False, True], (3,), False),
+        ("Gather", [True, True], (3,), False),
+        ("Mul", [True, False], (), True),
+        ("Div", [True, False], (1,), True),
+        ("Mul", [True, False], (2, 1, 1), False),
+        ("Mul", [True, True], (), False),
+        ("Relu", [True], (), False),
+    ],
+)
+def test_a_node_treats_units_alike_if_only_its_data_and_a_single_number_have_a_part(
+    op: str, inside: list[bool], other: tuple[int, ...], alike: bool
+) -> None:
+    applied: Any = SimpleNamespace(node=SimpleNamespace(domain="", op=op, shapes=[(2, 5, 8), other]))
+    assert _treats_alike(applied, inside, outside=True) is alike
 
 
 def test_a_stream_with_something_between_stays() -> None:
