@@ -195,6 +195,25 @@ def test_outputs_that_say_nothing_are_not_trusted(last: Nodes) -> None:
     assert verify(analysis, dead, rewritten.model).status == "failed"
 
 
+def test_a_sigmoid_near_zero_is_as_exact_as_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime computes it around 0.5: of a value of a few steps, one step is no error."""
+    last = [node("Sub", "h much", "m"), node("Sigmoid", "m", "s"), node("Transpose", "s", "y")]
+    analysis, dead, rewritten = cut(convs(last, shape=(2, 3, 40, 40), more={"much": 16.5}))
+    rewritten.model.put(
+        "w2", rewritten.model.weight("w2") * np.float32(1 + 1e-5)
+    )  # as much as rounding may be
+    found = verify(analysis, dead, rewritten.model)
+    assert found.passed, found.failures
+    assert "'y' says nothing: it is too near to zero" in found.notes
+    with monkeypatch.context() as without:
+        without.setattr("onnxprune.proof.compare.STEP", 0.0)
+        assert verify(analysis, dead, rewritten.model).status == "failed"
+    wrong = rewritten.model.weight("b2").copy()
+    wrong[0] += 0.1
+    rewritten.model.put("b2", wrong)
+    assert verify(analysis, dead, rewritten.model).status == "failed"
+
+
 def test_nothing_to_compare_at_all() -> None:
     proto = convs()
     for tensor in proto.graph.initializer:

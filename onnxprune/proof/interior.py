@@ -23,7 +23,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import Kept
 from onnxprune.graph.coupling import Applied
 from onnxprune.model import Model
-from onnxprune.proof.compare import Difference, compare, worst
+from onnxprune.proof.compare import Difference, compare, steps, worst
 from onnxprune.runtime import Feeds, open_session
 
 __all__ = ["Case", "compare_any", "inside", "pieces", "trouble"]
@@ -60,12 +60,12 @@ class Case:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def compare_any(a: Any, b: Any) -> Difference:
-    """Compare outputs of any type: tensors, or sequences and maps of them."""
+def compare_any(a: Any, b: Any, step: float = 0.0) -> Difference:
+    """Compare outputs of any type: tensors, or sequences and maps of them; see `compare`."""
     if isinstance(a, np.ndarray):
         if a.dtype.kind in "OUS":
             return Difference(float(not np.array_equal(a, b)), "no numbers")
-        return compare(a, b)
+        return compare(a, b, step)
     if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
         return _all(a.values(), b.values())
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
@@ -95,6 +95,14 @@ class _Inside:
         self.twin, self.pruned = models
         self.made = {o for n in self.pruned.proto.graph.node for o in n.output if o}
         self.types = analysis.tracer.types
+        self.steps = steps(a.node for a in analysis.coupling.nodes)
+
+    def compare(
+        self, name: str, want: Sequence[Mapping[str, Any]], have: Sequence[Mapping[str, Any]]
+    ) -> Difference:
+        """Compare one tensor on all inputs."""
+        step = self.steps.get(name, 0.0)
+        return worst(compare_any(w[name], h[name], step) for w, h in zip(want, have, strict=True))
 
     def shared(self, name: str) -> bool:
         """Whether both models compute a tensor and its axes are known."""
@@ -143,7 +151,7 @@ def inside(
     want = look.run_twin(cases, names, prepack)
     session = open_session(look.pruned, names, prepack=prepack)
     have = [session.run(case.feeds) for case in cases]
-    found = {n: worst(compare_any(w[n], h[n]) for w, h in zip(want, have, strict=True)) for n in names}
+    found = {n: look.compare(n, want, have) for n in names}
     return {n: d for n, d in found.items() if not d.void}
 
 
@@ -200,7 +208,7 @@ def pieces(
     found: dict[str, Difference] = {}
     for name in dict.fromkeys([*outputs, *entries]):
         if name not in forced:
-            found[name] = worst(compare_any(w[name], h[name]) for w, h in zip(want, have, strict=True))
+            found[name] = look.compare(name, want, have)
     for name, how in forced.items():
         if how == "step":
             found[name] = worst(_stepped(w[name], h[own[name]]) for w, h in zip(want, have, strict=True))

@@ -31,7 +31,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import Kept
 from onnxprune.model import Model
 from onnxprune.proof import interior, soundness
-from onnxprune.proof.compare import Difference, worst
+from onnxprune.proof.compare import NEAR, Difference, steps, worst
 from onnxprune.proof.interior import Case
 from onnxprune.proof.references import References
 from onnxprune.proof.twin import twin
@@ -165,6 +165,7 @@ class _Law:
     ) -> None:
         self.analysis, self.result, self.prepack = analysis, result, False
         self.kept = Kept(analysis.coupling, dead)
+        self.steps = steps(a.node for a in analysis.coupling.nodes)
         self.original, self.twin, self.pruned = analysis.model, twin(analysis, dead), pruned
         kinds = {elem for elem, _ in analysis.tracer.types.values()}
         kind = "double" if TensorProto.DOUBLE in kinds and TensorProto.FLOAT not in kinds else "float"
@@ -265,13 +266,16 @@ class _Law:
     def compared(self, cases: Sequence[Case], outputs: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
         names = [v.name for v in self.analysis.model.proto.graph.output]
         pairs = list(zip([c.reference for c in cases], outputs, strict=True))
-        return {n: worst(interior.compare_any(a[n], b[n]) for a, b in pairs) for n in names}
+        return {
+            n: worst(interior.compare_any(a[n], b[n], self.steps.get(n, 0.0)) for a, b in pairs)
+            for n in names
+        }
 
     def second_look(self, cases: Sequence[Case], found: dict[str, Difference]) -> dict[str, Difference]:
         """Look inside where outputs say nothing, and behind jumps and rounding where they differ."""
         result = self.result
         inside: dict[str, Difference] = {}
-        if all(d.void for d in found.values()):
+        if all(d.void for d in found.values()) or any(d.void == NEAR for d in found.values()):
             inside = interior.inside(self.analysis, self.kept, (self.twin, self.pruned), cases, self.prepack)
             if inside:
                 result.notes.append(f"outputs say nothing: {len(inside)} tensors inside were compared")
