@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune import wall
 from onnxprune.errors import CalibrationError, OnnxPruneError
 from onnxprune.files.arrays import read_folder, read_npz, reading
 from onnxprune.graph.binding import declared, real_inputs
@@ -48,6 +49,7 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
     for feed in each(given, lambda path: [_read(Path(path), axes)], "Inputs"):
         _check_names(axes, feed)
         _check_values(feed)
+        wall.grow(inputs=sum(a.nbytes for a in feed.values() if isinstance(a, np.ndarray)))
         for name in feed:
             feed[name] = _form(values[name], feed[name])
         found += _batches(axes, feed)

@@ -195,6 +195,10 @@ def watch(board: Board, child: int, noise: int, watched: set[signal.Signals]) ->
     over, tick = Watch(board, child, noise), 0
     while True:
         seen = signal.sigtimedwait(watched, _TICK)
+        if (
+            seen is not None and seen.si_signo not in watched
+        ):  # Python's answer after a stop is what lay in memory
+            seen = None
         if seen is not None and seen.si_signo != signal.SIGCHLD:
             over.pass_on(seen.si_signo, seen.si_code > 0)
         tick += 1

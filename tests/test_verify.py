@@ -206,7 +206,7 @@ def test_a_sigmoid_near_zero_is_as_exact_as_its_steps(monkeypatch: pytest.Monkey
     assert found.passed, found.failures
     assert "'y' says nothing: it is too near to zero" in found.notes
     with monkeypatch.context() as without:
-        without.setattr("onnxprune.proof.compare.STEP", 0.0)
+        without.setattr("onnxprune.proof.interior.STEP", 0.0)
         assert verify(analysis, dead, rewritten.model).status == "failed"
     wrong = rewritten.model.weight("b2").copy()
     wrong[0] += 0.1

@@ -249,3 +249,22 @@ def test_nobody_reads_a_model_any_more_when_the_work_is_done(tmp_path: Path) -> 
         with contextlib.suppress(onnxprune.OnnxPruneError):  # the second one doesn't fit
             onnxprune.inspect(tmp_path / "m.onnx", input_shapes={"x": shape})
         assert threading.active_count() == before
+
+
+def test_a_parent_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    child = start("time.sleep(1)", tmp_path)
+    for _ in range(4):
+        time.sleep(0.1)
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)
+        child.send_signal(signal.SIGCONT)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err) == (0, "", "")
+
+
+def test_limits_grow_with_given_inputs() -> None:
+    with wall.bounds():
+        least = wall.allowed()
+        given = {"x": np.ones((16, 3, 256, 256), np.float32)}
+        onnxprune.prune(convs(shape=("N", 3, "H", "W")), ratio=0.5, inputs=given, verify=True)
+        assert wall.allowed() > least + 256 * 12e6

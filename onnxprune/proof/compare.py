@@ -9,9 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.ops import Node
-
-__all__ = ["NEAR", "Difference", "compare", "steps", "worst"]
+__all__ = ["NEAR", "STEP", "Difference", "compare", "worst"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -19,8 +17,6 @@ Array: TypeAlias = NDArray[Any]
 #: steps of 2^-24. That matters where the largest value is a few thousand such steps; one of a few dozen says nothing.
 STEP, FEW, MANY = 4 * 2.0**-24, 100, 10_000
 NEAR = "too near to zero"
-#: Ops that give the values of their first input, elsewhere.
-_MOVING = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice"})
 
 
 @dataclass(frozen=True)
@@ -40,26 +36,6 @@ class Difference:
     void: str = ""
 
 
-def steps(nodes: Iterable[Node]) -> dict[str, float]:
-    """Return by how much values of tensors may differ without anything being wrong, where that isn't relative to them.
-
-    Parameters
-    ----------
-    nodes : iterable of Node
-        Of a graph, in their order.
-
-    Returns
-    -------
-    dict
-        Tensor -> the step that its values are computed in; the others aren't there.
-    """
-    found: dict[str, float] = {}
-    for node in nodes:
-        if node.op == "Sigmoid" or (node.op in _MOVING and node.inputs[0] in found):
-            found[node.outputs[0]] = STEP
-    return found
-
-
 def compare(a: Array, b: Array, step: float = 0.0) -> Difference:
     """Compare an array with its reference.
 
@@ -70,7 +46,7 @@ def compare(a: Array, b: Array, step: float = 0.0) -> Difference:
     b : array
         What must equal it.
     step : float
-        By how much floats may differ besides; see `steps`.
+        By how much floats may differ besides; see `onnxprune.proof.interior.steps`.
 
     Returns
     -------

@@ -9,8 +9,8 @@ import numpy as np
 from onnxprune.analysis import Analysis
 from onnxprune.graph.trace import Shape
 from onnxprune.model import Model
-from onnxprune.proof.compare import steps, worst
-from onnxprune.proof.interior import compare_any
+from onnxprune.proof.compare import worst
+from onnxprune.proof.interior import compare_any, steps
 from onnxprune.proof.sizes import Sizes
 from onnxprune.runtime import Feeds, RunError, open_session
 

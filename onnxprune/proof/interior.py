@@ -23,10 +23,11 @@ from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import Kept
 from onnxprune.graph.coupling import Applied
 from onnxprune.model import Model
-from onnxprune.proof.compare import Difference, compare, steps, worst
+from onnxprune.ops import Node
+from onnxprune.proof.compare import STEP, Difference, compare, worst
 from onnxprune.runtime import Feeds, open_session
 
-__all__ = ["Case", "compare_any", "inside", "pieces", "trouble"]
+__all__ = ["Case", "compare_any", "inside", "pieces", "steps", "trouble"]
 
 #: Tensors that are compared where the outputs say nothing.
 MOST_INSIDE = 8
@@ -48,6 +49,8 @@ _RANDOM = frozenset(
         "Dropout",
     }
 )
+#: Ops that give the values of their first input, elsewhere.
+_MOVING = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice"})
 _PLAIN = frozenset({"Shape", "Size", "Constant", "ConstantOfShape"})
 
 
@@ -58,6 +61,26 @@ class Case:
     feeds: Feeds
     reference: dict[str, Any]
     sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def steps(nodes: Iterable[Node]) -> dict[str, float]:
+    """Return by how much values of tensors may differ without anything being wrong, where that isn't relative to them.
+
+    Parameters
+    ----------
+    nodes : iterable of Node
+        Of a graph, in their order.
+
+    Returns
+    -------
+    dict
+        Tensor -> the step that its values are computed in; the others aren't there.
+    """
+    found: dict[str, float] = {}
+    for node in nodes:
+        if node.op == "Sigmoid" or (node.op in _MOVING and node.inputs[0] in found):
+            found[node.outputs[0]] = STEP
+    return found
 
 
 def compare_any(a: Any, b: Any, step: float = 0.0) -> Difference:

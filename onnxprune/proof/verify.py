@@ -31,7 +31,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import Kept
 from onnxprune.model import Model
 from onnxprune.proof import interior, soundness
-from onnxprune.proof.compare import NEAR, Difference, steps, worst
+from onnxprune.proof.compare import NEAR, Difference, worst
 from onnxprune.proof.interior import Case
 from onnxprune.proof.references import References
 from onnxprune.proof.twin import twin
@@ -165,7 +165,7 @@ class _Law:
     ) -> None:
         self.analysis, self.result, self.prepack = analysis, result, False
         self.kept = Kept(analysis.coupling, dead)
-        self.steps = steps(a.node for a in analysis.coupling.nodes)
+        self.steps = interior.steps(a.node for a in analysis.coupling.nodes)
         self.original, self.twin, self.pruned = analysis.model, twin(analysis, dead), pruned
         kinds = {elem for elem, _ in analysis.tracer.types.values()}
         kind = "double" if TensorProto.DOUBLE in kinds and TensorProto.FLOAT not in kinds else "float"
