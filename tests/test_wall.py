@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxprune
 from onnxprune import wall
 from onnxprune.errors import ModelError
+from onnxprune.files import opening
 
 from nets import build, convs, node, normal  # isort: skip
 
@@ -268,3 +269,18 @@ def test_limits_grow_with_given_inputs() -> None:
         given = {"x": np.ones((16, 3, 256, 256), np.float32)}
         onnxprune.prune(convs(shape=("N", 3, "H", "W")), ratio=0.5, inputs=given, verify=True)
         assert wall.allowed() > least + 256 * 12e6
+
+
+def test_external_data_counts_for_the_limits(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [4, 64])],
+        [helper.make_tensor_value_info("y", 1, [4, 64])],
+        [weight],
+    )
+    path = tmp_path / "m.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert opening.open_model(path, None).nbytes > 64 * 64 * 4

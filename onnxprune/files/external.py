@@ -115,6 +115,11 @@ class Folder:
         self._maps: dict[str, NDArray[np.uint8]] = {}
         self._real: dict[str, str] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data files that were named so far, as they lie on disk."""
+        return sum(os.path.getsize(real) for real in set(self._real.values()))
+
     def resolve(self, location: str, what: object) -> Path:
         """The real path of a location.
 

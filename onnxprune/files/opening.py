@@ -53,7 +53,8 @@ class Opened:
     @property
     def nbytes(self) -> int:
         """Bytes of all that was opened, external data too."""
-        return len(self.origin[0]) + sum(data.nbytes for data in self.store.payloads.values())
+        beside = 0 if self.store.folder is None else self.store.folder.nbytes
+        return len(self.origin[0]) + sum(data.nbytes for data in self.store.payloads.values()) + beside
 
 
 def open_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto, base_dir: Path | None) -> Opened:

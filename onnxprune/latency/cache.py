@@ -84,4 +84,6 @@ def write(kind: str, facts: Mapping[str, Any], value: Any) -> None:
     with contextlib.suppress(OSError, RuntimeError, OutputError), alone():
         path = folder() / kind / f"{key_of(facts)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.unlink()  # a pipe in the cache's own folder: writing through it would wait for a reader
         write_text(path, json.dumps({"facts": facts, "value": value, "sha256": _hash(value)}))
