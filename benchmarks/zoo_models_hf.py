@@ -13,6 +13,32 @@ SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 TEXT = SMALL | {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
 ViT = SMALL | {"image_size": 64, "patch_size": 16}
 GQA = TEXT | {"num_key_value_heads": 2, "pad_token_id": 0}
+T5 = {
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 144,
+    "num_layers": 2,
+    "num_heads": 4,
+    "vocab_size": VOCABULARY,
+    "decoder_start_token_id": 0,
+}
+WHISPER = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 144,
+    "decoder_ffn_dim": 144,
+    "vocab_size": VOCABULARY,
+    "max_source_positions": 50,
+    "max_target_positions": 32,
+    "num_mel_bins": 20,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
 TOKENS: Axes = {"input_ids": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch", 1: "sequence"}}
 PIXELS: Axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
 
@@ -98,15 +124,7 @@ SPECS: dict[str, Spec] = {
     "t5": (
         "T5ForConditionalGeneration",
         "T5Config",
-        {
-            "d_model": 64,
-            "d_kv": 16,
-            "d_ff": 144,
-            "num_layers": 2,
-            "num_heads": 4,
-            "vocab_size": VOCABULARY,
-            "decoder_start_token_id": 0,
-        },
+        T5,
         "seq2seq",
         {},
     ),
@@ -147,23 +165,7 @@ SPECS: dict[str, Spec] = {
     "whisper": (
         "WhisperForConditionalGeneration",
         "WhisperConfig",
-        {
-            "d_model": 64,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 144,
-            "decoder_ffn_dim": 144,
-            "vocab_size": VOCABULARY,
-            "max_source_positions": 50,
-            "max_target_positions": 32,
-            "num_mel_bins": 20,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "decoder_start_token_id": 1,
-        },
+        WHISPER,
         "whisper",
         {},
     ),
@@ -278,38 +280,14 @@ SPECS: dict[str, Spec] = {
     "t5_lengths": (
         "T5ForConditionalGeneration",
         "T5Config",
-        {
-            "d_model": 64,
-            "d_kv": 16,
-            "d_ff": 144,
-            "num_layers": 2,
-            "num_heads": 4,
-            "vocab_size": VOCABULARY,
-            "decoder_start_token_id": 0,
-        },
+        T5,
         "seq2seq",
         TOKENS | {"decoder_input_ids": {0: "batch", 1: "target"}},
     ),
     "whisper_lengths": (
         "WhisperForConditionalGeneration",
         "WhisperConfig",
-        {
-            "d_model": 64,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 144,
-            "decoder_ffn_dim": 144,
-            "vocab_size": VOCABULARY,
-            "max_source_positions": 50,
-            "max_target_positions": 64,
-            "num_mel_bins": 20,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "decoder_start_token_id": 1,
-        },
+        WHISPER | {"max_target_positions": 64},
         "whisper_batch",
         {
             "input_features": {0: "batch"},
