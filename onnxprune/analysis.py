@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from onnxprune.folding import Folded, fold, frozen_ends, opened, summed_ends, we
 from onnxprune.graph import binding
 from onnxprune.graph.agree import walk
 from onnxprune.graph.computed import Finder
-from onnxprune.graph.coupling import Coupling, couple
+from onnxprune.graph.coupling import Applied, Coupling, couple
 from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.groups import Grouping, group
 from onnxprune.graph.known import opsets_of, weights_of
@@ -29,6 +29,7 @@ from onnxprune.graph.size_locks import follow
 from onnxprune.graph.sizes import Sizes
 from onnxprune.graph.trace import LARGEST, Shape, TraceError, Tracer, Typed, Unsound, Weight
 from onnxprune.model import Model
+from onnxprune.ops import Node
 
 
 @dataclass
@@ -290,15 +291,15 @@ def _analyse(
     for strict in (True, False):  # what a run says counts where inference is wrong about a model
         for inputs in fitting.taken(runs) if strict else binding.bindings(graph, given):
             _check_inputs(graph, inputs)
-            tracer = (
-                _tracer(model, weights, inputs, {}, known)
-                if strict
-                else _measured(model, weights, nodes, inputs)
+            tracer: Tracer | None
+            visited: Sequence[Node] | None
+            tracer, visited = (
+                fitting.trace(inputs) if strict else (_measured(model, weights, nodes, inputs), None)
             )
             if tracer is None:
                 continue
             try:
-                coupling, tracer = _couple(model, tracer, nodes, inputs, outputs)
+                coupling, tracer = _couple(model, tracer, nodes, inputs, outputs, visited)
             except TraceError as error:
                 failure = failure or error
                 continue
@@ -330,13 +331,15 @@ def _analyse(
 
 
 def _couple(
-    model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], outputs: list[str]
-) -> tuple[Coupling, Tracer]:
+    model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], outputs: list[str],
+    visited: Sequence[Node] | None = None,
+) -> tuple[Coupling, Tracer]:  # fmt: skip
     """Couple the graph; where inference leaves shapes open, take them from one run, or from what the model declares.
 
     Returns the tracer that knows them, too.
     """
-    coupling = couple(tracer, nodes, inputs, outputs)
+    visited = visited or [tracer.visit(proto) for proto in nodes]
+    coupling = couple(tracer, [Applied(*pair) for pair in zip(visited, nodes, strict=True)], inputs, outputs)
     unknown = [
         n for a in coupling.nodes for n in a.node.outputs if n and tracer.types.get(n, (0, None))[1] is None
     ]
@@ -348,7 +351,7 @@ def _couple(
     if not hints:
         return coupling, tracer
     again = _tracer(model, tracer.weights, inputs, hints)
-    return couple(again, nodes, inputs, outputs), again
+    return couple(again, [Applied(again.visit(proto), proto) for proto in nodes], inputs, outputs), again
 
 
 def _measured(

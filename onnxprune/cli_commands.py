@@ -25,8 +25,6 @@ from onnxprune.passlist import RunReport
 from onnxprune.pipeline import Result
 from onnxprune.places import Sides, declared
 from onnxprune.record import Facts, Record
-from onnxprune.sparse import front
-from onnxprune.sparse.options import SparseOptions
 from onnxprune.targets import family_of
 
 __all__ = ["sensitivity", "apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "verify"]
@@ -131,6 +129,8 @@ def inspect(args: Namespace) -> None:
             "'inspect' needs a model, or --ops for the op table; see 'onnxprune inspect --help'."
         )
     if args.sparsity:
+        from onnxprune.sparse import front
+
         _say(args, front.inspect_sparsity(_input(args)))
         return
     with _places(args, _input(args), None, {"--html": args.html}):
@@ -189,6 +189,9 @@ def run(args: Namespace) -> None:
 
 def sparsify(args: Namespace) -> None:
     """``onnxprune sparsify IN OUT --pattern 2:4``."""
+    from onnxprune.sparse import front
+    from onnxprune.sparse.options import SparseOptions
+
     source = _input(args)
     with _places(args, source, args.out, {"--report": args.report}):
         result = _told(args, front.sparsify, source, args.out, options_from(args, SparseOptions))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-import networkx as nx
 import numpy as np
 
 from onnxprune.analysis import Analysis
@@ -127,6 +126,8 @@ def explain(analysis: Analysis, tensor: str, axis: int | None = None) -> Explana
 
 class _Search:
     def __init__(self, analysis: Analysis) -> None:
+        import networkx as nx  # nothing else needs it, and it takes a while to load
+
         self.analysis, self.coupling = analysis, analysis.coupling
         self.space = self.coupling.space
         self.dims: dict[Site, int] = {}
@@ -308,6 +309,8 @@ class _Search:
 
     def _paths(self, sites: Sequence[Site], allowed: Callable[[int], bool]) -> dict[Key, list[Key]]:
         """Shortest paths from any of the sites, through axes that are allowed."""
+        import networkx as nx
+
         verdict = {root: allowed(root) for root in set(self.roots.values())}
         part = self.net.subgraph([k for k in self.net if verdict[self.roots[k]]])
         found: dict[Key, list[Key]] = {}

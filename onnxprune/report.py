@@ -229,7 +229,7 @@ def cuts_of(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]]) -> list[T
         for axis in sorted(set.intersection(*(set(u) for u in uses))):
             mask = np.logical_and.reduce([u[axis] for u in uses])
             if mask.any():
-                found.append(TensorCut(tensor, axis, tuple(int(i) for i in np.flatnonzero(mask))))
+                found.append(TensorCut(tensor, axis, tuple(np.flatnonzero(mask).tolist())))
     return found
 
 

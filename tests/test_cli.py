@@ -236,7 +236,8 @@ def test_pruning_does_not_load_what_it_does_not_need(model: Path, tmp_path: Path
     args = ["prune", str(model), str(tmp_path / "out.onnx"), "--ratio", "0.5", "--align", "none"]
     code = (
         f"import sys; from onnxprune.cli import main; code = main({args!r})\n"
-        "heavy = {'rich', 'scipy', 'onnx.reference', 'onnx_graphsurgeon', 'pandas'} & set(sys.modules)\n"
+        "heavy = {'rich', 'scipy', 'onnx.reference', 'onnx_graphsurgeon', 'pandas', 'networkx'} & set(sys.modules)\n"
+        "heavy |= {'onnxprune.sparse.front'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

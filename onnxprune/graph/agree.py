@@ -48,6 +48,8 @@ class Walk:
         The shape that it asks for, where it does.
     shapes : list of shapes
         Of its inputs.
+    trace : (Tracer, list of Node) or None
+        Where all nodes fit: what knows their types, and what rules may see of each.
     """
 
     passed: int
@@ -58,6 +60,7 @@ class Walk:
     pairs: list[Pair] = field(default_factory=list)
     target: Shape = ()
     shapes: list[Shape] = field(default_factory=list)
+    trace: tuple[Tracer, list[Node]] | None = field(default=None, repr=False)
     own: TraceError | None = None
 
     @property
@@ -83,7 +86,7 @@ def walk(tracer: Tracer, nodes: Sequence[NodeProto], ignored: Collection[int] = 
     ignored : collection of int
         Nodes that needn't fit their row.
     """
-    sure = True
+    sure, visited = True, list[Node]()
     for number, proto in enumerate(nodes):
         try:
             node = tracer.visit(proto)
@@ -92,15 +95,16 @@ def walk(tracer: Tracer, nodes: Sequence[NodeProto], ignored: Collection[int] = 
             target = tuple(int(v) for n in proto.input[1:2] if n in tracer.values
                            for v in tracer.values[n].ravel()[:8] if tracer.values[n].dtype.kind in "iu")  # fmt: skip
             pairs = list(_apart(proto.op_type, shapes, target))
-            return Walk(number, False, sure, str(error), True, pairs, target, shapes, error)
+            return Walk(number, False, sure, str(error), True, pairs, target, shapes, own=error)
         found = _wrong(node) or (None if number in ignored else _misfit(node))
         if found is not None:
             found.passed, found.sure = number, sure
             found.shapes = [s for s in node.shapes if s is not None]
             return found
+        visited.append(node)
         known = not node.domain and not any(True for _ in subgraphs(proto))
         sure &= known and not isinstance(lookup(node), Refusal)
-    return Walk(len(nodes), True, sure)
+    return Walk(len(nodes), True, sure, trace=(tracer, visited))
 
 
 def _wrong(node: Node) -> Walk | None:

@@ -81,20 +81,19 @@ class Coupling:
 
 
 def couple(
-    tracer: Tracer, protos: Iterable[NodeProto], inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str]
+    tracer: Tracer, nodes: list[Applied], inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str]
 ) -> Coupling:
-    """Trace a graph and apply the row of every node.
+    """Apply the row of every node of a graph.
 
     Parameters
     ----------
     tracer : Tracer
-        With the types of weights and inputs set.
-    protos : iterable of NodeProto
+        That has visited the nodes.
+    nodes : list of Applied
         In topological order.
     inputs, outputs
         The graph's inputs with their bound shapes, and the names of its outputs: none of their axes is ever cut.
     """
-    nodes = [Applied(tracer.visit(proto), proto) for proto in protos]
     builder = _Builder(tracer, nodes, outputs)
     for name, shape in inputs.items():
         dims = builder.fresh(shape)

@@ -18,6 +18,7 @@ from onnxprune.graph import binding
 from onnxprune.graph.agree import Walk, walk
 from onnxprune.graph.binding import Axes
 from onnxprune.graph.trace import Shape, Tracer, Unsound
+from onnxprune.ops import Node
 
 __all__ = ["Feasible"]
 
@@ -150,6 +151,11 @@ class Feasible:
             self.walks[key] = found = walk(self.tracer(inputs), self.nodes, self.ignored)
             self.visits += found.passed + 1
         return self.walks[key]
+
+    def trace(self, inputs: Mapping[str, Shape]) -> tuple[Tracer, Sequence[Node] | None]:
+        """Return a tracer for inputs of these shapes; with what it has seen of the nodes, if they are known to fit."""
+        walked = self.walks.get(tuple(sorted(inputs.items())))
+        return (self.tracer(inputs), None) if walked is None or walked.trace is None else walked.trace
 
     def _climb(self, start: Mapping[str, Shape], said: Mapping[str, Shape]) -> dict[str, Shape] | None:
         """Go from one guess to sizes that fit, past none that are said; None where no step leads on."""

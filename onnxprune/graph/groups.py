@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,6 @@ from onnxprune.graph.belongings import Kinds, Weights, extents_of, macs_of, memb
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.group_types import Group, Indices
 from onnxprune.graph.space import Solution, Space, solve
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 #: An outer family with fewer units than this on some axis is too coarse to follow a ratio.
 COARSE = 4
@@ -170,24 +166,18 @@ def group(
     return Grouping(coupling, tuple(families), found, _frozen(weights, families))
 
 
-def graph(coupling: Coupling) -> nx.Graph:
-    """Return the coupling graph: nodes are root dims, edges are the links and products between them."""
-    import networkx as nx
-
-    space, found = coupling.space, nx.Graph()
-    found.add_nodes_from(d for d in range(len(space.sizes)) if space.find(d) == d)
-    found.add_edges_from((space.find(x.a), space.find(x.b)) for x in space.links)
-    found.add_edges_from((space.find(p.whole), space.find(f)) for p in space.products for f in p.factors)
-    return found
-
-
 def _components(coupling: Coupling, solution: Solution) -> dict[int, int]:
-    """Number of the connected component of each root dim that isn't frozen as a whole."""
-    import networkx as nx
-
-    net = graph(coupling)
-    net.remove_nodes_from([n for n in net if n not in solution.start])
-    return {dim: number for number, part in enumerate(nx.connected_components(net)) for dim in part}
+    """Number of the part of each root dim that isn't frozen as a whole; links and products join dims to parts."""
+    space, joined = coupling.space, Space()
+    for _ in space.sizes:
+        joined.new(1)
+    pairs = [(x.a, x.b) for x in space.links] + [(p.whole, f) for p in space.products for f in p.factors]
+    for a, b in pairs:
+        one, other = space.find(a), space.find(b)
+        if one in solution.start and other in solution.start:
+            joined.tie(one, other)
+    parts = {root: number for number, root in enumerate(sorted({joined.find(d) for d in solution.start}))}
+    return {dim: parts[joined.find(dim)] for dim in solution.start}
 
 
 def _too_coarse(

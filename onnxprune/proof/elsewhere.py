@@ -11,7 +11,7 @@ from onnxprune.graph.trace import Shape
 from onnxprune.model import Model
 from onnxprune.proof.compare import worst
 from onnxprune.proof.interior import compare_any, steps
-from onnxprune.proof.sizes import Sizes
+from onnxprune.proof.sizes import SizeTrials
 from onnxprune.runtime import Feeds, RunError, open_session
 
 __all__ = ["apart", "resized"]
@@ -52,7 +52,7 @@ def apart(
             greatest, where = error, ", ".join(f"{axis} {size}" for axis, size in sizes.items())
         return ""
 
-    sizes = Sizes(analysis, attempt)
+    sizes = SizeTrials(analysis, attempt)
     why = attempt(analysis.inputs, sizes.bound)
     if why:
         raise RunError(why)

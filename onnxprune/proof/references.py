@@ -14,7 +14,7 @@ from onnxprune.model import Model
 from onnxprune.probing import NoValues, random_inputs
 from onnxprune.proof import interior
 from onnxprune.proof.interior import Case
-from onnxprune.proof.sizes import Sizes
+from onnxprune.proof.sizes import SizeTrials
 from onnxprune.runtime import Feeds, RunError, Session, open_session
 
 __all__ = ["References"]
@@ -70,7 +70,7 @@ class References:
                 return self._own_fault(feeds, sizes, error)
             return ""
 
-        sizes = Sizes(self.analysis, attempt)
+        sizes = SizeTrials(self.analysis, attempt)
         try:
             cases += [self._best(session, sizes.bound, rng) for _ in range(samples)]
         except NoValues as error:

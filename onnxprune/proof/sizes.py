@@ -22,7 +22,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.graph.binding import Axes
 from onnxprune.graph.trace import Shape, TraceError, Tracer
 
-__all__ = ["Attempt", "Sizes"]
+__all__ = ["Attempt", "SizeTrials"]
 
 #: The longest that an axis gets.
 MOST = 8192
@@ -42,7 +42,7 @@ _LOOKUPS = frozenset(
 Attempt = Callable[[Mapping[str, Shape], Mapping[str, int]], str]
 
 
-class Sizes:
+class SizeTrials:
     """Tries a model at sizes of its dynamic axes.
 
     Parameters

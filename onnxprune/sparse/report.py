@@ -18,7 +18,7 @@ from onnxprune.sparse.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparse.kinds import parse_pattern
 from onnxprune.sparse.pattern import holds, tail
 from onnxprune.sparse.permutation import Permuted
-from onnxprune.sparse.storage import Sizes, sizes_of
+from onnxprune.sparse.storage import StoredBytes, sizes_of
 from onnxprune.sparse.targets import Left, Target
 
 __all__ = ["Line", "SparseReport", "line_of"]
@@ -46,7 +46,7 @@ class Line:
     two_four : bool
         Whether 2:4 holds along the contracted axis, in all of it.
     method : str
-    sizes : Sizes
+    sizes : StoredBytes
     fit : dict
         With samples: what the refit did.
     """
@@ -63,7 +63,7 @@ class Line:
     useful: bool
     two_four: bool
     method: str
-    sizes: Sizes
+    sizes: StoredBytes
     fit: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class SparseReport(Record):
         return sum(line.weights for line in self.lines)
 
     def bytes_in(self, form: str) -> int:
-        """Return the size of the model with the treated weights in a form of `Sizes`.
+        """Return the size of the model with the treated weights in a form of `StoredBytes`.
 
         Weights that the form makes larger, or that can't have it, are counted dense.
         """

@@ -14,7 +14,7 @@ from onnxprune.files.payload import encode, nbytes
 from onnxprune.model import Model
 from onnxprune.sparse.targets import Target
 
-__all__ = ["CANT_READ", "INDEX", "Sizes", "sizes_of", "to_sparse"]
+__all__ = ["CANT_READ", "INDEX", "StoredBytes", "sizes_of", "to_sparse"]
 
 Array = NDArray[Any]
 INDEX = 8  # bytes of an index in a SparseTensorProto
@@ -25,7 +25,7 @@ CANT_READ = "strict shape inference, the version converter and the reference eva
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StoredBytes:
     """Bytes of one weight.
 
     Attributes
@@ -47,7 +47,7 @@ class Sizes:
     sampled: bool
 
 
-def sizes_of(weight: Array, elem_type: int, zeros: int, two_four: bool) -> Sizes:
+def sizes_of(weight: Array, elem_type: int, zeros: int, two_four: bool) -> StoredBytes:
     """Return what a weight takes.
 
     Parameters
@@ -69,7 +69,7 @@ def sizes_of(weight: Array, elem_type: int, zeros: int, two_four: bool) -> Sizes
     packed = len(zlib.compress(data, 6)) * dense // max(len(data), 1)
     item = dense / max(weight.size, 1)
     half = dense // 2 + -(-weight.size // 8) if two_four else None
-    return Sizes(dense, packed, int((weight.size - zeros) * (item + INDEX)), half, sampled)
+    return StoredBytes(dense, packed, int((weight.size - zeros) * (item + INDEX)), half, sampled)
 
 
 def to_sparse(model: Model, targets: list[Target]) -> list[str]:
