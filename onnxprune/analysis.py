@@ -291,8 +291,6 @@ def _analyse(
     for strict in (True, False):  # what a run says counts where inference is wrong about a model
         for inputs in fitting.taken(runs) if strict else binding.bindings(graph, given):
             _check_inputs(graph, inputs)
-            tracer: Tracer | None
-            visited: Sequence[Node] | None
             tracer, visited = (
                 fitting.trace(inputs) if strict else (_measured(model, weights, nodes, inputs), None)
             )
@@ -322,11 +320,14 @@ def _analyse(
         failure = failure or (fitting.failure.error if fitting.failure is not None else None)
         if isinstance(failure, Unsound):
             raise ModelError(str(failure))
-    example = binding.option(next(binding.bindings(graph, given)), graph)
+    from onnxprune.probing import verdict
+
+    first = next(binding.bindings(graph, given))
+    example = binding.option(first, graph)
     how = f", as in '{example}', at sizes that it runs at" if example else ""
     raise ModelError(
-        f"The shapes of the graph do not agree ({failure}), and onnxruntime doesn't run it either: give the shapes of "
-        f"its inputs with --input-shape{how}, or repair the model."
+        f"The shapes of the graph do not agree ({failure}), {verdict(model, first)}: give the shapes of its inputs "
+        f"with --input-shape{how}, or repair the model."
     )
 
 

@@ -60,10 +60,11 @@ class Explanation(Facts):
 
     tensor: str
     axes: list[AxisLine]
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; a path is a list of ``tensor:axis`` and nodes in turn."""
-        return {"format": 1, "tensor": self.tensor, "axes": [vars(a) for a in self.axes]}
+        return {"format": 1, "tensor": self.tensor, "axes": [vars(a) for a in self.axes], "notes": self.notes}
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print it for people."""
@@ -73,6 +74,8 @@ class Explanation(Facts):
         for line in self.axes:
             for text in _lines(self.tensor, line):
                 stream.write(text + "\n")
+        for note in self.notes:
+            stream.write(f"note: {note}\n")
 
 
 def _lines(tensor: str, line: AxisLine) -> list[str]:
@@ -194,7 +197,7 @@ class _Search:
             size = self.space.sizes[self.roots[mine[0]]]
             if size > 1 or axis is not None:
                 lines.append(self._axis(n, size, mine))
-        return Explanation(tensor, lines)
+        return Explanation(tensor, lines, list(self.analysis.notes))
 
     def _named(self, tensor: str, axis: int | None) -> tuple[str, int | None]:
         """Find what is meant: a tensor, a tensor with an axis, or a node."""

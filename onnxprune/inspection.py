@@ -52,6 +52,8 @@ class Inspection(Facts):
     input_shapes : dict
     layers : list of dict
         See `onnxprune.outline.layers_of`.
+    notes : list of str
+        What is to be said of the sizes: those that were given may be none that the model runs at.
     """
 
     size: Size
@@ -62,6 +64,7 @@ class Inspection(Facts):
     left: dict[str, dict[str, float]]
     input_shapes: dict[str, list[int]] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def frozen_by_reason(self) -> list[tuple[str, int, list[str]]]:
         """Return (reason, how many axes, examples), the most frequent first."""
@@ -88,6 +91,7 @@ class Inspection(Facts):
             "without_row": [{"node": n, "op": o, "reason": r} for n, o, r in self.without_row],
             "frozen": [{"tensor": f.tensor, "axis": f.axis, "reason": f.reason} for f in self.frozen],
             "layers": self.layers,
+            "notes": self.notes,
         }
 
     def page(self, name: str = "") -> str:
@@ -154,6 +158,8 @@ class Inspection(Facts):
             title="Ceiling (without alignment)",
             stream=stream,
         )
+        for note in self.notes:
+            stream.write(f"note: {note}\n")
 
 
 def _group_line(group: Group) -> dict[str, Any]:
@@ -193,6 +199,7 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         left_by(analysis, size),
         {name: list(shape) for name, shape in analysis.inputs.items()},
         layers_of(coupling, [g for g in grouping.groups if not g.alternative]),
+        list(analysis.notes),
     )
 
 

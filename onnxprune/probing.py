@@ -15,7 +15,7 @@ from onnxprune.graph.trace import Shape, Typed
 from onnxprune.model import Model
 from onnxprune.runtime import Array, RunError, Session, open_session
 
-__all__ = ["NoValues", "Trial", "id_limits", "probe_types", "random_inputs", "texts"]
+__all__ = ["NoValues", "Trial", "id_limits", "probe_types", "random_inputs", "texts", "verdict"]
 
 
 class NoValues(RunError):
@@ -248,6 +248,28 @@ def probe_types(model: Model, inputs: Mapping[str, Shape], names: Iterable[str])
     except RunError:
         return {}
     return {n: (elements[n], tuple(int(s) for s in found[ask[n]])) for n in elements}
+
+
+def verdict(model: Model, inputs: Mapping[str, Shape]) -> str:
+    """Say what onnxruntime makes of a model whose shapes don't agree, as the end of a sentence.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : mapping
+        Input -> shape.
+    """
+    try:
+        session = open_session(model)
+    except RunError:
+        return "and onnxruntime doesn't load it either"
+    try:
+        session.run(random_inputs(model, inputs, np.random.default_rng(0)))
+    except NoValues as error:
+        return f"and whether onnxruntime runs it can't be seen ({error})"
+    except RunError:
+        return "and onnxruntime doesn't run it on random inputs either"
+    return "though onnxruntime runs it"
 
 
 _ELEMENTS = {

@@ -96,6 +96,12 @@ def _range(b: Sized, h: str) -> str:
     return b.do("Add", h, b.do("Gather", b.table(64, 32), b.steps()))
 
 
+def _range_of_vectors(b: Sized, h: str) -> str:
+    """Bounds are vectors of one number, which runtimes take for scalars."""
+    ids = b.do("Sub", 63, b.do("Range", [0], b.sizes("x", 1), [1]))
+    return b.do("Add", h, b.do("Gather", b.table(64, 32), ids))
+
+
 def _position_ids(b: Sized, h: str) -> str:
     ids = b.do("Slice", b.constant("ids", np.arange(64)[None]), [0], b.sizes("x", 1), [1], [1])
     return b.do("Add", h, b.do("Gather", b.table(64, 32), ids))
@@ -357,6 +363,7 @@ CASES: dict[str, Case] = {
     "batch of one in heads": Case(_folded_heads([2, 0, 1, 3]), at=(1, 12), runs=((2, 5), (3, 40))),
     "sliced": Case(_sliced, axis=1),
     "range": Case(_range),
+    "range of vectors": Case(_range_of_vectors),
     "position ids": Case(_position_ids),
     "offset": Case(_offset, inputs={"past": ("N", "P")}),
     "window": Case(_window, inputs={"past": ("N", "P")}),

@@ -66,6 +66,7 @@ CASES = {
     "constant of shape, a product": (one("ConstantOfShape", "s", s=i64(2**20, 2**20)), LARGE),
     "expand": (one("Expand", "e s", e=f32(1), s=i64(10**9)), LARGE),
     "tile": (one("Tile", "e s", e=FOUR, s=i64(10**9)), LARGE),
+    "range of vectors": (one("Range", "a b c", a=np.array([0]), b=np.array([2 * 10**9]), c=np.array([1])), LARGE),
     "range": (one("Range", "a b c", a=np.array(0), b=np.array(2 * 10**9), c=np.array(1)), LARGE),
     "pad": (one("Pad", "x p", p=i64(0, 10**9, 0, 10**9)), LARGE),
     "resize": (one("Resize", "v   s", v=IMAGE, s=i64(1, 1, 10**9, 4)), LARGE),

@@ -1,5 +1,7 @@
 """The first command works on models that take few sizes: they are found, and law 1 is checked around them."""
 
+import html
+import io
 from pathlib import Path
 
 import demanding_images  # its models join the others
@@ -82,6 +84,13 @@ def test_given_shapes_that_do_not_run_are_mended_and_told() -> None:
         n for n in result.report.notes if "--input-shape x:2,11,6" in n and "--input-shape x:6,11,6" in n
     ]
     assert len(notes) == 1
+    inspection = onnxprune.inspect(make(), input_shapes={"x": (2, 11, 6)})
+    explanation = onnxprune.explain(make(), inspection.groups[0].name, input_shapes={"x": (2, 11, 6)})
+    for shown in (inspection, explanation):
+        assert shown.notes == notes
+        shown.show(text := io.StringIO())
+        assert f"note: {notes[0]}\n" in text.getvalue()
+    assert html.escape(notes[0]) in inspection.page()
 
 
 def test_given_shapes_that_run_stay() -> None:
@@ -89,6 +98,7 @@ def test_given_shapes_that_run_stay() -> None:
     result = onnxprune.prune(make(), ratio=0.5, align=1, input_shapes={"x": (5, 3, 33, 17)})
     assert result.report.input_shapes == {"x": [5, 3, 33, 17]}
     assert not result.report.notes
+    assert not onnxprune.inspect(make(), input_shapes={"x": (5, 3, 33, 17)}).notes
 
 
 def test_a_model_that_no_size_fits_is_refused_with_an_example(

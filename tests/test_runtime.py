@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune import runtime
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
-from onnxprune.probing import probe_types, random_inputs
+from onnxprune.probing import probe_types, random_inputs, verdict
 from onnxprune.proof.widen import widen
 from onnxprune.runtime import RunError, open_session, provider_of
 
@@ -201,3 +201,26 @@ def test_a_provider_that_does_not_start_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(RunError, match="can't start OddExecutionProvider"):
         open_session(matmul(), provider="OddExecutionProvider")
     assert provider_of("CPU") == runtime.CPU
+
+
+VERDICTS = {
+    "whole": ("Reshape", (3, 5), "though onnxruntime runs it"),
+    "other sizes": ("Reshape", (2, 4), "and onnxruntime doesn't run it on random inputs either"),
+    "no such op": ("Strange", (3, 5), "and onnxruntime doesn't load it either"),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_what_is_said_of_onnxruntime_was_seen(name: str) -> None:
+    op, shape, words = VERDICTS[name]
+    node, weights = helper.make_node(op, ["x", "s"], ["y"]), {"s": np.array([3, 5], np.int64)}
+    proto = model_of(
+        [node], [("x", TensorProto.FLOAT, ["N", "M"])], [("y", TensorProto.FLOAT, None)], weights
+    )
+    assert verdict(Model.load(proto), {"x": shape}) == words
+
+
+def test_a_model_that_no_inputs_can_be_drawn_for_is_not_said_to_fail() -> None:
+    node = helper.make_node("StringNormalizer", ["x"], ["y"])
+    proto = model_of([node], [("x", TensorProto.STRING, ["N"])], [("y", TensorProto.STRING, None)])
+    assert "whether onnxruntime runs it can't be seen" in verdict(Model.load(proto), {"x": (3,)})

@@ -180,7 +180,7 @@ def test_a_model_that_runs_is_never_called_broken(monkeypatch: pytest.MonkeyPatc
     assert found.report.after.parameters < 0.62 * found.report.before.parameters
     b = Builder(3)
     broken = b.op("Add", [b.conv("x", "first", 3, 16), b.weight("w", 5, 1, 1)], "add")
-    with pytest.raises(ModelError, match="onnxruntime doesn't run it either"):
+    with pytest.raises(ModelError, match="onnxruntime doesn't load it either"):
         onnxprune.inspect(onnx.helper.make_model(
             helper.make_graph(b.nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
                               [helper.make_tensor_value_info(broken, TensorProto.FLOAT, None)], b.weights),

@@ -272,6 +272,13 @@ class Tracer:
             {TensorProto.BFLOAT16: TensorProto.FLOAT16} if stand_in else {}
         )  # old schemas don't know bf16
         types = {n: _type_proto(swap.get(elem, elem), shape) for n, (elem, shape) in known.items()}
+        if (
+            proto.op_type == "Range"
+        ):  # its inference wants scalars, where runtimes take vectors of one number, too
+            types = {
+                n: _type_proto(elem, () if shape == (1,) else shape) for n, (elem, shape) in known.items()
+            }
+            small = {n: v.reshape(()) if v.shape == (1,) else v for n, v in small.items()}
         data = {n: numpy_helper.from_array(np.asarray(v, order="C")) for n, v in small.items()}
         if (
             proto.op_type != schema.name

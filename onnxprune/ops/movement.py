@@ -198,9 +198,12 @@ def constant_of_shape(node: Node) -> Row:
 
 @op("Range")
 def range_(node: Node) -> Row | Refusal:
-    if any(node.has(n) and node.rank(n) != 0 for n in range(3)):
+    """Runtimes take vectors of one number for scalars."""
+    shapes = [node.shape(n) for n in range(3)]
+    if any(shape not in ((), (1,)) for shape in shapes):
         return Refusal("Range: its bounds must be scalars")
-    return Row("(), (), () -> q!", why={"q": "counted"})
+    bounds = ["1" if shape else "()" for shape in shapes]
+    return Row(f"{', '.join(bounds)} -> q!", why={"q": "counted"})
 
 
 @op("CenterCropPad")

@@ -129,10 +129,7 @@ def run(values: Values) -> str:
     facts += [(f"Input {name}", " × ".join(map(str, shape))) for name, shape in shapes.items()]
     facts += [("Versions", ", ".join(f"{name} {text}" for name, text in values["versions"].items()))]
     parts += [_facts(facts), _seconds(values["seconds"])]
-    for name, heading in (("checks", "Checks"), ("notes", "Notes")):
-        if values.get(name):
-            items = "".join(f"<li>{escape(text)}</li>" for text in values[name])
-            parts.append(f"<h3>{heading}</h3><ul>{items}</ul>")
+    parts += filter(None, [_texts("Checks", values.get("checks")), _texts("Notes", values.get("notes"))])
     if values.get("put_back"):
         items = "".join(
             f"<li><code>{escape(e['group'])}</code> {escape(e['reason'])}</li>" for e in values["put_back"]
@@ -155,8 +152,13 @@ def model(values: Values) -> str:
         f"{_facts(shapes)}<h3>Ops, and what is known of them</h3>"
         '<div class="wide" tabindex="0"><table class="plain">'
         '<thead><tr><th>op</th><th class="n">nodes</th><th>row</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></section>"
+        f"<tbody>{rows}</tbody></table></div>{_texts('Notes', values.get('notes'))}</section>"
     )
+
+
+def _texts(heading: str, texts: Sequence[str] | None) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts or ())
+    return f"<h3>{heading}</h3><ul>{items}</ul>" if items else ""
 
 
 def _op_row(line: Mapping[str, Any]) -> str:
