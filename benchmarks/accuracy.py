@@ -35,12 +35,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import Options
-from onnxprune.analysis import Analysis, analyse
-from onnxprune.deciding import decide
 from onnxprune.errors import NothingToPrune
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.inline import inline
+from onnxprune.graph.size import count_macs
 from onnxprune.model import Model
-from onnxprune.report import count_macs
+from onnxprune.pruning.decision import decide
 
 ODD = {"EVAL_HALF": "odd"}  # calib.py takes the samples with even index where there is no other set
 RIVAL = Path(__file__).with_name("accuracy_rival.py")

@@ -21,7 +21,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxprune import cli, cli_commands, wall  # noqa: F401 - imported once, for all commands
+from onnxprune import cli
 
 #: What a refusal may take: seconds of the processor (a busy machine says nothing of us), and bytes.
 SECONDS, MEMORY = 5.0, 1e9

@@ -18,10 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from onnxprune import Options, calibrated
-from onnxprune.calibrate.agreement import outputs
-from onnxprune.calibrate.samples import samples_for
-from onnxprune.pipeline import Job
+from onnxprune import Options
+from onnxprune.calibration.agreement import outputs
+from onnxprune.calibration.samples import samples_for
+from onnxprune.pruning import on_samples as calibrated
+from onnxprune.pruning.journey import Job
 
 RUNTIME = ("onnxruntime_pybind11_state", "InferenceSession", "onnxruntime_inference_collection")
 #: Where little is done but products, inverses and solutions of matrices; the operator ``@`` counts for its caller.

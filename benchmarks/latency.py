@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 
 from onnxprune import api
-from onnxprune.analysis import analyse
 from onnxprune.errors import OnnxPruneError
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.inline import inline
+from onnxprune.graph.size import count_macs
 from onnxprune.latency.clock import race, takes
 from onnxprune.model import Model
-from onnxprune.options import Options
-from onnxprune.report import count_macs
-from onnxprune.speed import Speed
+from onnxprune.options.pruning import Options
+from onnxprune.pruning.speed import Speed
 
 RIVAL = Path(__file__).with_name("accuracy_rival.py")
 Row = dict[str, Any]

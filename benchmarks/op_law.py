@@ -29,8 +29,8 @@ from onnx import NodeProto, numpy_helper
 
 from onnxprune import prune
 from onnxprune.ops import TABLE, Refusal, lookup
-from onnxprune.single import node_of, run_node
-from onnxprune.testing import Verdict, check_op
+from onnxprune.testing.node import node_of, run_node
+from onnxprune.testing.op_law import Verdict, check_op
 
 Array = NDArray[Any]
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
-from onnxprune.sparse.permutation import permute
-from onnxprune.sparse.search import kept, search
+from onnxprune.permutation.permute import permute
+from onnxprune.permutation.search import kept, search
 
 Array = NDArray[Any]
 SPLITS = np.array([(0, *c, *sorted(set(range(1, 8)) - set(c))) for c in combinations(range(1, 8), 3)])

@@ -23,10 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune import registry
-from onnxprune.calibrate.algebra import Problem
-from onnxprune.sparse.kinds import parse_pattern
-from onnxprune.sparse.refits import is_exact, masked_refit
-from onnxprune.sparse.task import Task
+from onnxprune.options.pattern import parse_pattern
+from onnxprune.reconstruction.least_squares import Problem
+from onnxprune.sparsity.refit import is_exact, masked_refit
+from onnxprune.sparsity.task import Task
 
 RNG = np.random.default_rng(0)
 
@@ -66,7 +66,7 @@ def layer(inputs: int, outputs: int) -> None:
     h, w = (x.T @ x / len(x)).astype(float), RNG.standard_normal((inputs, outputs))
     problem = Problem(len(x), h, h @ w, np.ones(outputs), np.zeros(inputs), np.zeros(outputs))
     task = Task(problem, w, inputs, 1, parse_pattern("2:4"))
-    method, name = registry.load("onnxprune.sparse.methods", "sparsegpt"), f"{inputs} -> {outputs}"
+    method, name = registry.load("onnxprune.sparsity.methods", "sparsegpt"), f"{inputs} -> {outputs}"
     keep, _ = timed(f"sparsegpt 2:4, {name}", lambda: method.solve(task).at(0.5))
     way = "exact" if is_exact(keep) else "conjugate gradients"
     timed(f"... refit on its support ({way})", lambda: masked_refit(problem, keep, 1e-2, w))

@@ -97,8 +97,8 @@ def analysis(source: str, _target: str) -> dict[str, float]:
     import networkx  # noqa: F401
     import numpy as np
 
-    from onnxprune.analysis import analyse
     from onnxprune.cut.rewrite import rewrite
+    from onnxprune.graph.analysis import analyse
     from onnxprune.model import Model
 
     model = Model.load(source)
@@ -112,7 +112,7 @@ def analysis(source: str, _target: str) -> dict[str, float]:
 
 def chain(source: str, _target: str) -> dict[str, float]:
     """Seconds by the clock and of the processor: the latter don't count what a busy machine takes away."""
-    from onnxprune.analysis import analyse
+    from onnxprune.graph.analysis import analyse
     from onnxprune.model import Model
 
     start = time.perf_counter()

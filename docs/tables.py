@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 
 def ops() -> str:
     """Return docs/ops.md."""
-    from onnxprune.inspection import op_table
+    from onnxprune.pruning.inspection import op_table
 
     table = op_table()
     count = Counter(kind for _, kind, _ in table)
@@ -42,8 +42,8 @@ def ops() -> str:
 
 def options() -> str:
     """Return docs/options.md."""
-    from onnxprune.options import Options
-    from onnxprune.sparse.options import SparseOptions
+    from onnxprune.options.pruning import Options
+    from onnxprune.options.sparsity import SparseOptions
 
     lines = ["# Options", "", "Written by `python docs/tables.py` from the code; don't edit.", ""]
     lines += ["`onnxprune prune`, and `onnxprune.Options`:", "", *_option_rows(Options), ""]
@@ -52,7 +52,7 @@ def options() -> str:
 
 
 def _option_rows(kind: Any) -> list[str]:
-    from onnxprune.declaring import flag, specs
+    from onnxprune.options.declare import flag, specs
 
     lines = ["| command line | Python | default | unit | |", "|---|---|---|---|---|"]
     for spec in specs(kind):

@@ -9,21 +9,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from onnxprune import pipeline, places
-from onnxprune.deciding import options_of
 from onnxprune.errors import UsageError
-from onnxprune.explaining import Explanation
-from onnxprune.explaining import explain as explain_analysis
-from onnxprune.inspection import Inspection, inspect_analysis
+from onnxprune.journey import output as places
 from onnxprune.model import Model
-from onnxprune.options import OptionFields, Options, Shapes
-from onnxprune.pipeline import Job, Progress, Result, Source
-from onnxprune.plan import Plan
-from onnxprune.record import Record
-from onnxprune.targets import family_of
+from onnxprune.options.pruning import OptionFields, Options, Shapes
+from onnxprune.options.target import family_of
+from onnxprune.pruning import journey as pipeline
+from onnxprune.pruning.decision import options_of
+from onnxprune.pruning.explanation import Explanation
+from onnxprune.pruning.explanation import explain as explain_analysis
+from onnxprune.pruning.inspection import Inspection, inspect_analysis
+from onnxprune.pruning.journey import Job, Progress, Result, Source
+from onnxprune.pruning.plan import Plan
+from onnxprune.report.record import Record
 
 if TYPE_CHECKING:
-    from onnxprune.family import Sensitivity
+    from onnxprune.pruning.family import Sensitivity
 
 __all__ = ["apply", "explain", "family", "inspect", "plan", "prune", "run", "sensitivity", "verify"]
 
@@ -70,7 +71,7 @@ def prune(
         raise UsageError("--min-agreement and --max-drop find out how much can go; leave --ratio out.")
     job = Job.open(source, settings, progress)
     if settings.calib is not None:
-        from onnxprune import calibrated
+        from onnxprune.pruning import on_samples as calibrated
 
         return calibrated.prune(job, _path(output))
     return pipeline.prune(job, _path(output))
@@ -99,7 +100,7 @@ def family(
     dict
         Target -> result.
     """
-    from onnxprune import family as families
+    from onnxprune.pruning import family as families
 
     job = Job.open(source, _settings(options, fields), progress)
     return families.prune(job, _path(output), each or (lambda target, result: None))
@@ -113,7 +114,7 @@ def sensitivity(
     **fields: Unpack[OptionFields],
 ) -> Sensitivity:
     """Return the loss curve of each group on samples (``calib``), the most sensitive first."""
-    from onnxprune import family as families
+    from onnxprune.pruning import family as families
 
     settings = _settings(options, {"ratio": 0.5, **fields})
     if settings.calib is None:
@@ -308,7 +309,7 @@ def run(
     Model
         Its ``to_proto()`` is a complete ModelProto.
     """
-    from onnxprune import passlist
+    from onnxprune.journey import passes as passlist
 
     steps = passlist.parse(passes)
     source = Model.load(source)

@@ -22,7 +22,6 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
 
-from onnxprune import wall
 from onnxprune.errors import ModelError
 from onnxprune.files import checks, opening, output, payload
 from onnxprune.files.digest import digests
@@ -30,6 +29,7 @@ from onnxprune.files.external import is_external, point, stays_inline
 from onnxprune.files.payload import Array, Payload
 from onnxprune.files.protowalk import all_names, tensors
 from onnxprune.files.store import DETACH_ABOVE, Piece, Store, joined, stored, strip, token_of, weights
+from onnxprune.wall import board as wall
 
 __all__ = ["Model", "WeightInfo"]
 

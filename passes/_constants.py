@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxprune.analysis import Analysis
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 
 __all__ = ["Constants", "padded"]
@@ -284,7 +284,7 @@ def _sum(blocks: Array, x: Array) -> Array:
 def _evaluate(analysis: Analysis, applied: Applied, values: Values) -> Values:
     """Run an op that acts on each element by itself on constants, in onnxruntime."""
     from onnxprune.model import Model
-    from onnxprune.runtime import RunError, open_session
+    from onnxprune.runtime.session import RunError, open_session
 
     tracer, proto = analysis.tracer, onnx.NodeProto.FromString(applied.proto.SerializeToString())
     elem = tracer.types.get(applied.node.inputs[0], (0, None))[0]

@@ -23,9 +23,9 @@ from __future__ import annotations
 import logging
 
 from onnxprune.errors import UsageError
-from onnxprune.folding import fold
 from onnxprune.graph.branches import settle
 from onnxprune.graph.computed import Finder
+from onnxprune.graph.folding import fold
 from onnxprune.graph.inline import inline_functions
 from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.trace import Tracer

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Unpack
 
 from onnxprune import api
+from onnxprune.journey.passes import Passed
 from onnxprune.model import Model
-from onnxprune.options import MoreFields
-from onnxprune.passlist import Passed
+from onnxprune.options.pruning import MoreFields
 
 __all__ = ["run"]
 

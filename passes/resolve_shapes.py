@@ -34,16 +34,17 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from onnxprune.errors import ModelError, OnnxPruneError
-from onnxprune.graph import binding
 from onnxprune.graph.agree import walk
 from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.inline import inline
 from onnxprune.graph.known import weights_of
 from onnxprune.graph.live import needed, remove
 from onnxprune.graph.sizes import Sizes
-from onnxprune.graph.trace import Shape, TraceError, Tracer, Typed, Weight, attributes
+from onnxprune.graph.trace import TraceError, Tracer, Weight, attributes
 from onnxprune.model import Model
 from onnxprune.ops import Node, Refusal, lookup
+from onnxprune.runtime import binding
+from onnxprune.runtime.binding import Shape, Typed
 
 __all__ = ["run"]
 

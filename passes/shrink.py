@@ -32,18 +32,18 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.analysis import Analysis, analyse
-from onnxprune.carry import Dead, Failed, carry
-from onnxprune.cut.kept import Kept
+from onnxprune.cut.put_back import Dead, Failed, carry
 from onnxprune.cut.rewrite import Rewritten, rewrite
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.groups import Family
 from onnxprune.graph.inline import inline
-from onnxprune.graph.trace import Shape
+from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
-from onnxprune.options import Shapes
+from onnxprune.options.pruning import Shapes
 from onnxprune.passes._constants import Constants, Values, padded
-from onnxprune.probing import Trial, random_inputs
+from onnxprune.runtime.binding import Shape
+from onnxprune.runtime.inputs import Trial, random_inputs
 
 __all__ = ["Shrunk", "run", "shrink"]
 
@@ -145,7 +145,7 @@ def _compare(analysis: Analysis, pruned: Model) -> None:
     """Run both models on random inputs at several sizes; raise where they differ by more than rounding."""
     from onnxprune.proof.elsewhere import apart
     from onnxprune.proof.widen import widen
-    from onnxprune.runtime import Feeds, RunError
+    from onnxprune.runtime.session import Feeds, RunError
 
     half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     models = [analysis.model, pruned]
@@ -360,7 +360,7 @@ class _Judge:
 
 def _drop(model: Model, name: str) -> None:
     """Remove a weight if nothing reads it any more."""
-    from onnxprune.graph.trace import captured
+    from onnxprune.files.protowalk import captured
 
     graph = model.proto.graph
     read = {n for node in graph.node for n in (*node.input, *(captured(node) if node.attribute else ()))}

@@ -11,7 +11,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.pipeline import Result
+from onnxprune.pruning.journey import Result
 
 Array = np.ndarray
 

@@ -9,7 +9,8 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from onnxprune import Model, passlist
+from onnxprune import Model
+from onnxprune.journey import passes as passlist
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 CNN = SAMPLES / "01_digits_cnn" / "digits_cnn.onnx"

@@ -6,8 +6,8 @@ from onnx import TensorProto, helper
 from test_calibrated import images, residual
 
 import onnxprune
-from onnxprune.calibrate.agreement import compare, distance, outputs
-from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibration.agreement import compare, distance, outputs
+from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
 

@@ -11,13 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import prune
-from onnxprune.analysis import analyse
-from onnxprune.blockwise.descent import Basis, Data, Pace, descend
-from onnxprune.blockwise.segments import FEWEST, segments
-from onnxprune.calibrate.sites import sites
 from onnxprune.gradient.loss import loss_model, part_model
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.runtime import open_session
+from onnxprune.reconstruction.descent import Basis, Data, Pace, descend
+from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.segments import FEWEST, segments
+from onnxprune.runtime.session import open_session
 
 RNG = np.random.default_rng(0)
 

@@ -18,17 +18,19 @@ from small_models import chain, residual
 
 import onnxprune
 from onnxprune import budgets
-from onnxprune.analysis import analyse
-from onnxprune.budgeting import Budgets, Ranking, judged, ranked_by_scores
-from onnxprune.budgets._allocate import Level
-from onnxprune.budgets._costs import Costs, Losses, Term
-from onnxprune.budgets._several import Constraint, _given_back, meet, worst
+from onnxprune.allocation.costs import Costs, Losses, Term
+from onnxprune.allocation.levels import Level
+from onnxprune.allocation.several import Constraint, _given_back, meet, worst
 from onnxprune.errors import NothingToPrune, UsageError
-from onnxprune.memory import peak_bytes
+from onnxprune.graph.analysis import analyse
+from onnxprune.graph.memory import peak_bytes
 from onnxprune.model import Model
-from onnxprune.options import parse_align
-from onnxprune.targets import Target, family_of, kinds, parse_target
-from onnxprune.tilt import SHARED
+from onnxprune.options.pruning import parse_align
+from onnxprune.options.target import Target, family_of, kinds, parse_target
+from onnxprune.pruning.budgets import Budgets
+from onnxprune.pruning.report import judged
+from onnxprune.pruning.saliency import Ranking, ranked_by_scores
+from onnxprune.pruning.weighing import SHARED
 
 
 def wide(a: int = 24, b: int = 40, seed: int = 0) -> onnx.ModelProto:
@@ -107,7 +109,7 @@ def test_amounts(target: str) -> None:
 
 
 ROWS = '''
-from onnxprune.budgets._costs import Costs, Term
+from onnxprune.allocation.costs import Costs, Term
 UNITS = {"rows": 1.0}
 def costs(setting):
     """The rows of all layers' outputs."""

@@ -9,10 +9,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import registry, runtime
-from onnxprune.calibrate.algebra import Consumer, Problem
-from onnxprune.calibrate.moments import Moments
+from onnxprune import registry
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
+from onnxprune.reconstruction.least_squares import Consumer, Problem
+from onnxprune.reconstruction.moments import Moments
+from onnxprune.runtime import session as runtime
 
 RNG = np.random.default_rng
 
@@ -144,7 +145,7 @@ def test_the_largest_cut_that_holds_is_searched(monkeypatch):
     assert found.calibration["original"]["agreement"] >= 0.9
     assert found.calibration["original"]["accuracy"]["before"] == 100
     assert found.after.macs < 0.9 * found.before.macs
-    monkeypatch.setattr("onnxprune.search.FRONTIER", 1)
+    monkeypatch.setattr("onnxprune.pruning.search.FRONTIER", 1)
     model = residual(redundant=False, scale=3.0)
     given = {"x": x, "truth": run(model, x).argmax(axis=1)}
     fields = {

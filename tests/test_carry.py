@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from onnxprune.carry import Failed, most
+from onnxprune.cut.put_back import Failed, most
 from onnxprune.errors import VerificationError
 
 

@@ -237,7 +237,7 @@ def test_pruning_does_not_load_what_it_does_not_need(model: Path, tmp_path: Path
     code = (
         f"import sys; from onnxprune.cli import main; code = main({args!r})\n"
         "heavy = {'rich', 'scipy', 'onnx.reference', 'onnx_graphsurgeon', 'pandas', 'networkx'} & set(sys.modules)\n"
-        "heavy |= {'onnxprune.sparse.front'} & set(sys.modules)\n"
+        "heavy |= {'onnxprune.sparsity.front'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -261,7 +261,7 @@ def test_unexpected_errors_ask_for_a_report(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("onnxprune.pipeline.prune", fail)
+    monkeypatch.setattr("onnxprune.pruning.journey.prune", fail)
     assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 1
     text = capsys.readouterr().err
     assert "please report it" in text
@@ -276,7 +276,7 @@ def test_interrupt(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxprune.pipeline.prune", stop)
+    monkeypatch.setattr("onnxprune.pruning.journey.prune", stop)
     assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 130
     assert "interrupted" in capsys.readouterr().err
 

@@ -13,13 +13,13 @@ from nets import node, normal
 from onnx import helper
 
 import onnxprune
-from onnxprune.analysis import analyse
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
-from onnxprune.graph.binding import Axes, bindings, said_in_values, terms
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.probing import Trial, random_inputs
-from onnxprune.runtime import open_session
+from onnxprune.runtime.binding import Axes, bindings, said_in_values, terms
+from onnxprune.runtime.inputs import Trial, random_inputs
+from onnxprune.runtime.session import open_session
 
 assert demanding_images.demands is demands
 

@@ -19,10 +19,11 @@ from effects import EFFECTS, HALF, STUB
 from small_models import Builder
 
 import onnxprune
-from onnxprune import cli, speed
-from onnxprune.cli_arguments import build
+from onnxprune import cli
+from onnxprune.cli.arguments import build
 from onnxprune.latency.clock import Bench, Race
 from onnxprune.model import Model
+from onnxprune.pruning import speed
 
 #: Shown elsewhere: they print and end, or limit the process.
 ELSEWHERE = {"--help", "--max-memory", "--max-seconds"}

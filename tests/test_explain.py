@@ -68,9 +68,9 @@ def test_softmax_is_named_with_the_path_to_it() -> None:
 @pytest.mark.parametrize("make", [residual, chain, attention])
 def test_all_that_a_group_holds_is_reached(make: object) -> None:
     """What explain lists is what the group's members are: nothing is missing, nothing more."""
-    from onnxprune.analysis import analyse
-    from onnxprune.explaining import explain as of
+    from onnxprune.graph.analysis import analyse
     from onnxprune.model import Model
+    from onnxprune.pruning.explanation import explain as of
 
     analysis = analyse(Model.load(make()))  # type: ignore[operator]
     assert analysis.grouping.groups

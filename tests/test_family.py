@@ -9,15 +9,16 @@ import pytest
 from test_calibrated import images, residual
 
 import onnxprune
-from onnxprune import api, repair
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.frontier import held
-from onnxprune.calibrate.samples import load_samples
-from onnxprune.calibrate.stream import Stream
+from onnxprune import api
+from onnxprune.calibration.frontier import held
+from onnxprune.calibration.samples import load_samples
+from onnxprune.calibration.stream import Stream
 from onnxprune.cli import main
 from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.repair import Calibration
+from onnxprune.reconstruction import sequential as repair
+from onnxprune.reconstruction.sequential import Calibration
 
 
 @pytest.fixture(autouse=True)

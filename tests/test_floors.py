@@ -14,8 +14,8 @@ import onnxprune
 from onnxprune import cli
 from onnxprune.api import family
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
-from onnxprune.search import FRONTIER, Floors, held, largest
-from onnxprune.targets import Target
+from onnxprune.options.target import Target
+from onnxprune.pruning.search import FRONTIER, Floors, held, largest
 
 QUICK = {"align": None, "recover": "lstsq", "trials": 0}
 

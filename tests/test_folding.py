@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxprune
-from onnxprune import folding
-from onnxprune.analysis import analyse
 from onnxprune.errors import UsageError, VerificationError
+from onnxprune.graph import folding
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.sparse.inspection import inspect_sparsity
+from onnxprune.sparsity.inspection import inspect_sparsity
 
 from outside import exact, feeds_of, half, run  # isort: skip
 from small_models import Builder  # isort: skip

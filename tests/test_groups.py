@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnxprune.analysis import Analysis, analyse
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 

@@ -15,13 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.calibrate.algebra import Curve
 from onnxprune.errors import PlanError
-from onnxprune.files import digest
-from onnxprune.keeping import code_of, curves_of, keep
-from onnxprune.latency import cache
+from onnxprune.files import cache, digest
 from onnxprune.latency.predict import _from_json
 from onnxprune.model import Model
+from onnxprune.reconstruction.cache import code_of, curves_of, keep
+from onnxprune.reconstruction.least_squares import Curve
 
 FACTS = {"model": "m", "groups": [["a", 3], ["b", 2]]}
 PACKAGE = Path(onnxprune.__file__).parent
@@ -121,8 +120,8 @@ def test_any_code_changes_the_key(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.js", "*.css"))
     first = code_of(copy)
     assert first == code_of(copy)
-    names = "repair gradient/tape calibrate/algebra criteria/obs graph/groups ops/linear recovery/lstsq rotation/basis"
-    for name in (*names.split(), "runtime", "analysis", "tilt", "budgets/macs"):
+    names = "gradient/tape reconstruction/least_squares criteria/obs graph/groups ops/linear rotation/basis"
+    for name in (*names.split(), "budgets/macs", "runtime/session", "pruning/weighing", "model"):
         path = copy / f"{name}.py"
         text = path.read_text(encoding="utf-8")
         path.write_text(text + "\n", encoding="utf-8")

@@ -14,20 +14,21 @@ from hypothesis import strategies as st
 from test_budgets import wide
 
 import onnxprune
-from onnxprune import speed
-from onnxprune.analysis import analyse
-from onnxprune.budgets._costs import Losses, Setting
+from onnxprune.allocation.costs import Losses, Setting
 from onnxprune.cli import main
 from onnxprune.errors import NotFaster, NothingToPrune, UsageError
-from onnxprune.latency import cache, predict
+from onnxprune.files import cache
+from onnxprune.graph.analysis import analyse
+from onnxprune.latency import predict
 from onnxprune.latency.clock import Race, bench_of, interval, race_of
 from onnxprune.latency.profile import Timed, _number, blame
 from onnxprune.model import Model
-from onnxprune.options import Options
+from onnxprune.options.pruning import Options
+from onnxprune.options.target import Target
+from onnxprune.pruning import speed
+from onnxprune.pruning.speed import settle, steps_of, surely
 from onnxprune.registry import load
-from onnxprune.runtime import provider_of
-from onnxprune.speed import settle, steps_of, surely
-from onnxprune.targets import Target
+from onnxprune.runtime.session import provider_of
 
 
 class Clock:
@@ -286,7 +287,7 @@ def test_a_slower_result_is_never_written(
 def test_a_latency_target_through_the_front_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.latency.profile.ROUNDS", 6)
     monkeypatch.setattr("onnxprune.latency.clock.SECONDS", 0.3)
-    monkeypatch.setattr("onnxprune.speed.SECONDS", 0.3)
+    monkeypatch.setattr("onnxprune.pruning.speed.SECONDS", 0.3)
     model = wide(128, 128)
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 24
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 24

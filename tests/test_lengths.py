@@ -14,19 +14,19 @@ from nets import F, build, node, normal
 from onnx import TensorProto, helper
 
 import onnxprune
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.samples import load_samples
-from onnxprune.carry import Failed
+from onnxprune.calibration.samples import load_samples
+from onnxprune.cut.put_back import Failed
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.cut.writer import Writer
 from onnxprune.errors import VerificationError
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.groups import Grouping
 from onnxprune.model import Model
-from onnxprune.probing import random_inputs
+from onnxprune.permutation.permute import permute
 from onnxprune.proof.elsewhere import apart, resized
 from onnxprune.proof.verify import Verification, verify
 from onnxprune.rotation import basis
-from onnxprune.sparse.permutation import permute
+from onnxprune.runtime.inputs import random_inputs
 
 ROWS = 32
 
@@ -142,7 +142,7 @@ def test_a_wrong_group_is_put_back_or_refused(monkeypatch: pytest.MonkeyPatch) -
         bad["coupling"] = analysis.coupling  # type: ignore[assignment]
         return analysis
 
-    monkeypatch.setattr("onnxprune.pipeline.analyse", remember)
+    monkeypatch.setattr("onnxprune.pruning.journey.analyse", remember)
     monkeypatch.setattr(Grouping, "dead", wrong)
     result = onnxprune.prune(model, ratio=0.5, align=1, input_shapes={"x": (2, 12, 6)})
     reasons = [one["reason"] for one in result.report.put_back if one["group"].startswith("w2")]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from small_models import MODELS, chain
 
 import onnxprune
-from onnxprune.analysis import Analysis, analyse
-from onnxprune.memory import (
+from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.memory import (
     Peak,
     Step,
     activations,

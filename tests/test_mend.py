@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from nets import build, node, normal
 
-from onnxprune.analysis import analyse
 from onnxprune.cut import mend
 from onnxprune.cut.rewrite import rewrite
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 
 

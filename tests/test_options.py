@@ -10,11 +10,11 @@ from small_models import chain
 
 import onnxprune
 from onnxprune.cli import main
-from onnxprune.cli_arguments import build, options_from
-from onnxprune.declaring import flag, specs
+from onnxprune.cli.arguments import build, options_from
 from onnxprune.errors import UsageError
-from onnxprune.options import Options
-from onnxprune.sparse.options import SparseOptions
+from onnxprune.options.declare import flag, specs
+from onnxprune.options.pruning import Options
+from onnxprune.options.sparsity import SparseOptions
 
 #: How much shall go, and for each option that needs samples what else it needs and a value that isn't its default.
 PRUNE: dict[str, tuple[str, list[str]]] = {

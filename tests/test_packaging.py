@@ -22,7 +22,9 @@ def source_files(root: Path = ROOT) -> set[str]:
     """Return every module, and what the page is made of, under the name that it must have once installed."""
     found = {"onnxprune/py.typed"}
     found |= {
-        f"onnxprune/page/{p.name}" for p in (root / "onnxprune/page").iterdir() if p.suffix in (".css", ".js")
+        f"onnxprune/report/page/{p.name}"
+        for p in (root / "onnxprune/report/page").iterdir()
+        if p.suffix in (".css", ".js")
     }
     for top, installed in (("onnxprune", "onnxprune"), ("passes", "onnxprune/passes")):
         for path in (root / top).rglob("*.py"):

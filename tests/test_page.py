@@ -12,10 +12,10 @@ import pytest
 from small_models import MODELS, chain, residual
 
 import onnxprune
-from onnxprune import page
 from onnxprune.cli import main
-from onnxprune.outline import thinned
-from onnxprune.page.data import embedded, facts
+from onnxprune.pruning.outline import thinned
+from onnxprune.report import page
+from onnxprune.report.page.data import embedded, facts
 
 #: Elements that have no end tag.
 VOID = {"meta", "br", "input", "link", "img"}

@@ -13,7 +13,7 @@ from test_page import attacked, report, with_samples
 from test_page_zeros import report as zeros_report
 
 import onnxprune
-from onnxprune import page
+from onnxprune.report import page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 #: No first run, no requests of the browser's own.

@@ -13,9 +13,9 @@ from small_models import chain
 from test_page import ATTACK, Page, attacked, sound
 
 import onnxprune
-from onnxprune import page
 from onnxprune.cli import main
-from onnxprune.page import zeros
+from onnxprune.report import page
+from onnxprune.report.page import zeros
 
 
 @cache

@@ -10,9 +10,10 @@ from pass_models import dims, error, ops, outputs, run
 from small_models import Builder, attention, chain
 
 import onnxprune
-from onnxprune import Model, passlist
+from onnxprune import Model
+from onnxprune.journey import passes as passlist
 from onnxprune.passes import drop_dead
-from onnxprune.runtime import RunError, open_session
+from onnxprune.runtime.session import RunError, open_session
 
 # resolve_shapes
 

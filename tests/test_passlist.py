@@ -1,10 +1,10 @@
 import pytest
 from small_models import chain
 
-from onnxprune import passlist
 from onnxprune.errors import UsageError
+from onnxprune.journey import passes as passlist
+from onnxprune.journey.passes import Step, parse
 from onnxprune.model import Model
-from onnxprune.passlist import Step, parse
 
 
 def test_text_is_read() -> None:

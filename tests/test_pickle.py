@@ -48,7 +48,7 @@ def test_a_function_that_uses_the_package_reaches_another_process(tmp_path: Path
     assert in_a_fresh_process(cloudpickle.dumps(space["work"]), str(path)) == here.strip()
 
 
-@pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps])
+@pytest.mark.parametrize("dumps", [cloudpickle.dumps])
 def test_the_package_pickles_by_name(dumps: Any) -> None:
     assert pickle.loads(dumps(onnxprune)) is onnxprune
     assert len(dumps(onnxprune)) < 200

@@ -23,7 +23,7 @@ from onnxprune.errors import (
     VerificationError,
 )
 from onnxprune.ops import TABLE, Node, Row
-from onnxprune.options import OptionFields, Options
+from onnxprune.options.pruning import OptionFields, Options
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -320,7 +320,7 @@ def test_front_door() -> None:
 def test_a_function_is_not_hidden_by_the_module_of_the_same_name() -> None:
     import importlib
 
-    module = importlib.import_module("onnxprune.plan")
+    module = importlib.import_module("onnxprune.pruning.plan")
     assert callable(onnxprune.plan)
     assert not callable(module)
 

@@ -11,10 +11,11 @@ from attacks import chain
 from two_layers import V, contents, halve, loads_halved, two_layers
 
 import onnxprune
-from onnxprune import cli, pipeline
+from onnxprune import cli
 from onnxprune.files.commit import write_text
 from onnxprune.files.target import stream_of
 from onnxprune.model import Model
+from onnxprune.pruning import journey as pipeline
 
 MANY = ["--ratio", "0.5", "--align", "none", "-q"]
 root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs to be root")
@@ -47,7 +48,11 @@ def refused(
         raise AssertionError("work was done before the refusal")
 
     before = contents(place)
-    for name in ("onnxprune.pipeline.analyse", "onnxprune.sparse.journey.find", "onnxprune.passlist.apply"):
+    for name in (
+        "onnxprune.pruning.journey.analyse",
+        "onnxprune.sparsity.journey.find",
+        "onnxprune.journey.passes.apply",
+    ):
         monkeypatch.setattr(name, work)
     assert cli.main(line) == 7
     said = capsys.readouterr().err

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune import machine
+from onnxprune.cut.cuts import TensorCut
 from onnxprune.errors import OutputError, PlanError
 from onnxprune.graph.groups import Frozen
-from onnxprune.plan import Plan, PlannedGroup
-from onnxprune.report import TensorCut
+from onnxprune.options import widths as machine
+from onnxprune.pruning.plan import Plan, PlannedGroup
 
 SHA = "0123456789abcdef" * 4
 

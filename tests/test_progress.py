@@ -16,7 +16,7 @@ from small_models import chain
 
 import onnxprune
 from onnxprune import progress
-from onnxprune.cli_progress import Plain, live, showing
+from onnxprune.cli.progress import Plain, live, showing
 from onnxprune.progress import Step, Watch, read
 
 

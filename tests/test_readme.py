@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import onnxprune
-from onnxprune import cli, errors, passlist, registry
+from onnxprune import cli, errors, registry
+from onnxprune.journey import passes as passlist
 from onnxprune.model import Model
 
 ROOT = Path(__file__).resolve().parents[1]

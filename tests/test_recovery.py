@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from onnxprune import registry
-from onnxprune.budgets._dp import allocate
-from onnxprune.calibrate.algebra import Problem, error_of, keep_best, obs, refit
-from onnxprune.calibrate.moments import Moments
+from onnxprune.allocation.knapsack import allocate
+from onnxprune.reconstruction.least_squares import Problem, error_of, keep_best, obs, refit
+from onnxprune.reconstruction.moments import Moments
 
 
 def make(units=6, taps=3, outputs=4, n=400, seed=0):

@@ -10,7 +10,9 @@ import pytest
 from two_layers import contents, two_layers
 
 import onnxprune
-from onnxprune import cli, pipeline, staging
+from onnxprune import cli
+from onnxprune.journey import staging
+from onnxprune.pruning import journey as pipeline
 
 MANY = {"ratio": 0.5, "align": None}
 
@@ -99,8 +101,8 @@ def test_the_input_and_its_data_file_are_refused_as_output_before_any_work(
         raise AssertionError("work was done before the refusal")
 
     monkeypatch.setattr(pipeline, "analyse", work)
-    monkeypatch.setattr("onnxprune.sparse.journey.find", work)
-    monkeypatch.setattr("onnxprune.passlist.apply", work)
+    monkeypatch.setattr("onnxprune.sparsity.journey.find", work)
+    monkeypatch.setattr("onnxprune.journey.passes.apply", work)
     places = {"IN": str(source), "OUT": str(data), "PLAN": str(tmp_path / "plan.json")}
     assert cli.main([places.get(word, word) for word in COMMANDS[command]]) == 7
     assert says in capsys.readouterr().err

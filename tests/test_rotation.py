@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 
 import onnxprune
 from onnxprune import api
-from onnxprune.analysis import Analysis, analyse
-from onnxprune.calibrate.agreement import outputs
-from onnxprune.calibrate.samples import Samples, load_samples
-from onnxprune.calibrate.sites import readers, sites
+from onnxprune.calibration.agreement import outputs
+from onnxprune.calibration.samples import Samples, load_samples
+from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.select import pick
 from onnxprune.model import Model
-from onnxprune.picking import pick
 from onnxprune.proof.compare import compare
+from onnxprune.reconstruction.layers import readers, sites
+from onnxprune.reconstruction.products import Mixable
 from onnxprune.rotation import basis
 from onnxprune.rotation.basis import Rotated, rotate
-from onnxprune.rotation.linear import Mixable, _treats_alike, find, widths_for_heads
+from onnxprune.rotation.linear import _treats_alike, find, widths_for_heads
 from onnxprune.rotation.products import products
 
 Weights = dict[str, NDArray[Any]]

@@ -7,12 +7,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import runtime
 from onnxprune.errors import UsageError
+from onnxprune.graph.probe import probe_types
 from onnxprune.model import Model
-from onnxprune.probing import probe_types, random_inputs, verdict
 from onnxprune.proof.widen import widen
-from onnxprune.runtime import RunError, open_session, provider_of
+from onnxprune.runtime import session as runtime
+from onnxprune.runtime.inputs import random_inputs, verdict
+from onnxprune.runtime.session import RunError, open_session, provider_of
 
 RNG = np.random.default_rng(5)
 LARGE = RNG.standard_normal((40, 30)).astype(np.float32)  # more than 1 KiB: left out of light protos

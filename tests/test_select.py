@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxprune.budgets._align import steps
-from onnxprune.budgets.ratio import choose
+from onnxprune.allocation.alignment import steps
+from onnxprune.allocation.ratio import choose
 from onnxprune.errors import UsageError
 from onnxprune.graph.group_types import Extent, Group
 

@@ -11,7 +11,8 @@ from pass_models import CNN, TRANSFORMER, dims, edit, error, ops, run
 from small_models import Builder, attention, chain, residual
 
 import onnxprune
-from onnxprune import Model, passlist
+from onnxprune import Model
+from onnxprune.journey import passes as passlist
 from onnxprune.passes.shrink import shrink
 
 # shrink

@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import analysis
+from onnxprune.graph import analysis
 
 from size_models import CASES, Case  # isort: skip
 

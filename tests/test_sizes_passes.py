@@ -7,11 +7,11 @@ from onnx import numpy_helper
 
 import onnxprune
 from onnxprune import Model
-from onnxprune import analysis as analysis_module
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibration.samples import load_samples
+from onnxprune.graph import analysis as analysis_module
+from onnxprune.graph.analysis import analyse
+from onnxprune.permutation.permute import permute
 from onnxprune.rotation.basis import rotate
-from onnxprune.sparse.permutation import permute
 
 from pass_models import ops, run as passed  # isort: skip
 from size_models import CASES, Case, Sized  # isort: skip

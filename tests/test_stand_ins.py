@@ -6,11 +6,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxprune import Model
-from onnxprune.analysis import _tracer, weights_of
-from onnxprune.graph.binding import declared, real_inputs
+from onnxprune.graph.analysis import _tracer, weights_of
 from onnxprune.graph.sizes import Sizes
 from onnxprune.graph.trace import TraceError, Tracer
 from onnxprune.ops import Node, Row, lookup
+from onnxprune.runtime.binding import declared, real_inputs
 
 from size_models import CASES, Sized  # isort: skip
 

@@ -5,15 +5,15 @@ import pytest
 from test_calibrated import images, residual, run
 
 import onnxprune
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.samples import load_samples
-from onnxprune.calibrated import Work
+from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import UsageError
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.options import Options
-from onnxprune.pipeline import Job
-from onnxprune.repair import Calibration
-from onnxprune.targets import parse_target
+from onnxprune.options.pruning import Options
+from onnxprune.options.target import parse_target
+from onnxprune.pruning.journey import Job
+from onnxprune.pruning.on_samples import Work
+from onnxprune.reconstruction.sequential import Calibration
 
 
 def calibration(model):

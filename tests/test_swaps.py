@@ -3,10 +3,10 @@
 import numpy as np
 from nets import build, node
 
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibration.samples import load_samples
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.repair import Calibration
+from onnxprune.reconstruction.sequential import Calibration
 
 
 def sums() -> Model:

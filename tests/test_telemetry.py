@@ -13,7 +13,7 @@ RUN = "import sys; from onnxprune import cli; sys.exit(cli.main(sys.argv[1:]))"
 IMPORTS = [
     "onnxprune",
     "onnxprune.cli",
-    "onnxprune.runtime",
+    "onnxprune.runtime.session",
     "onnxprune.files.commit",
     "onnxprune.passes.shrink",
 ]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxprune import tilt
-from onnxprune.calibrate.agreement import compare, distance
-from onnxprune.tilt import Weighing
+from onnxprune.calibration.agreement import compare, distance
+from onnxprune.pruning import weighing as tilt
+from onnxprune.pruning.weighing import Weighing
 
 
 def test_weights_grow_with_depth_and_with_many_readers() -> None:

@@ -25,13 +25,13 @@ from nets import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.analysis import Analysis, analyse
 from onnxprune.cut.rewrite import Rewritten, rewrite
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.model import Model
 from onnxprune.proof.compare import compare
 from onnxprune.proof.twin import twin
 from onnxprune.proof.verify import Verification, verify
-from onnxprune.runtime import open_session
+from onnxprune.runtime.session import open_session
 
 
 def cut(proto: onnx.ModelProto, *, share: float = 0.5, **options: bool) -> tuple[Analysis, dict, Rewritten]:

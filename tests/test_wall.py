@@ -15,9 +15,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import wall
 from onnxprune.errors import ModelError
 from onnxprune.files import opening
+from onnxprune.wall import board as wall
 
 from nets import build, convs, node, normal  # isort: skip
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a wall
 #: A command line of a few lines: the child does BODY in a stage, the parent watches.
 FRAME = """
 import os, sys, time
-from onnxprune import wall, watching
+from onnxprune.wall import board as wall, watch as watching
 wall.SECONDS, wall.GRACE = 0.3, (0.2, 0.2)
 code = watching.guard()
 if code is None:

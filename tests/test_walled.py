@@ -11,7 +11,7 @@ from test_wall import endless
 
 import onnxprune
 from onnxprune.errors import ModelError
-from onnxprune.walled import call
+from onnxprune.wall.process import call
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a wall on Linux only")
 

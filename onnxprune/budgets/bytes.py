@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Pair, Setting, instance_terms
-from onnxprune.memory import element_bytes
-from onnxprune.report import Report
+from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, instance_terms
+from onnxprune.graph.memory import element_bytes
 
 __all__ = ["UNIT", "UNITS", "costs", "measured"]
 
@@ -21,6 +20,6 @@ def costs(setting: Setting) -> list[Costs]:
     return [found]
 
 
-def measured(report: Report) -> Pair:
+def measured(report: Outcome) -> Pair:
     """Return the bytes of the files before and after."""
     return report.before.bytes, report.after.bytes

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Pair, Setting, Term
-from onnxprune.report import Report
-from onnxprune.targets import WITHIN
+from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, Term
+from onnxprune.options.target import WITHIN
 
 __all__ = ["NEAR", "UNIT", "UNITS", "costs", "measured"]
 
@@ -23,7 +22,7 @@ def costs(setting: Setting) -> list[Costs]:
     return [Costs(setting.losses, terms, fixed)]
 
 
-def measured(report: Report) -> Pair:
+def measured(report: Outcome) -> Pair:
     """Return the seconds of a run before and after, where they were timed."""
     if report.latency is None:
         return None, None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Pair, Setting, Term
-from onnxprune.report import Report
+from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, Term
 
 __all__ = ["UNITS", "costs", "measured"]
 
@@ -16,6 +15,6 @@ def costs(setting: Setting) -> list[Costs]:
     return [Costs(setting.losses, [Term(dims) for applied in nodes for dims in applied.macs])]
 
 
-def measured(report: Report) -> Pair:
+def measured(report: Outcome) -> Pair:
     """Return the MACs before and after."""
     return report.before.macs, report.after.macs

@@ -1,14 +1,13 @@
 """Peak memory of one run: activations alive at once, and all weights: ``memory=0.7``, ``memory=50MB``.
 
-See `onnxprune.memory` for what the estimate counts. The peak is the largest of many sums, one for each moment of the
-run; each is a cost of its own, and all of them must stay within the budget.
+See `onnxprune.graph.memory` for what the estimate counts. The peak is the largest of many sums, one for each moment
+of the run; each is a cost of its own, and all of them must stay within the budget.
 """
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Pair, Setting, Term, instance_terms
-from onnxprune.memory import element_bytes, moments, weight_bytes
-from onnxprune.report import Report
+from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, Term, instance_terms
+from onnxprune.graph.memory import element_bytes, moments, weight_bytes
 
 __all__ = ["UNIT", "UNITS", "costs", "measured"]
 
@@ -30,6 +29,6 @@ def costs(setting: Setting) -> list[Costs]:
     return found
 
 
-def measured(report: Report) -> Pair:
+def measured(report: Outcome) -> Pair:
     """Return the estimates before and after."""
     return report.before.memory, report.after.memory

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxprune.budgets._costs import Costs, Pair, Setting, instance_terms
+from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, instance_terms
 from onnxprune.graph.belongings import PARAMETER_TYPES
-from onnxprune.report import Report, count_parameters
+from onnxprune.graph.size import count_parameters
 
 __all__ = ["UNITS", "costs", "measured"]
 
@@ -22,6 +22,6 @@ def costs(setting: Setting) -> list[Costs]:
     return [found]
 
 
-def measured(report: Report) -> Pair:
+def measured(report: Outcome) -> Pair:
     """Return the parameters before and after."""
     return report.before.parameters, report.after.parameters

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.gradient.probe import Probe
+from onnxprune.reconstruction.probe import Probe
 
 __all__ = ["measure"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.calibrate.algebra import Consumer, Curve, ranked
+from onnxprune.reconstruction.least_squares import Consumer, Curve, ranked
 
 __all__ = ["curve"]
 

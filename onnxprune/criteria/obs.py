@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.calibrate.algebra import Consumer, Curve, obs
+from onnxprune.reconstruction.least_squares import Consumer, Curve, obs
 
 __all__ = ["curve"]
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.calibrate.algebra import Consumer, Curve, error_of, refit
+from onnxprune.reconstruction.least_squares import Consumer, Curve, error_of, refit
 
 __all__ = ["curve"]
 

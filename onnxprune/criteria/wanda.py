@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.calibrate.algebra import Consumer, Curve, ranked
+from onnxprune.reconstruction.least_squares import Consumer, Curve, ranked
 
 __all__ = ["curve"]
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.cut.kept import NodeCut
 from onnxprune.cut.writer import Writer
 from onnxprune.graph.coupling import Applied
+from onnxprune.graph.kept import NodeCut
 from onnxprune.graph.trace import TraceError, Tracer, Weight
 from onnxprune.ops import Node, Pick, SetAttr, SetInput, emit
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxprune.cut.kept import Kept, Masks
 from onnxprune.cut.mend import Mender, RewriteError
 from onnxprune.cut.writer import WeightCut, Writer
 from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.kept import Kept, Masks
 from onnxprune.graph.trace import Tracer
 from onnxprune.model import Model
 

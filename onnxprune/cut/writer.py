@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from onnxprune.cut.kept import Kept
+from onnxprune.files.protowalk import captured
 from onnxprune.graph.coupling import Coupling, Instance
-from onnxprune.graph.trace import captured
+from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 
 __all__ = ["WeightCut", "Writer"]

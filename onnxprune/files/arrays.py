@@ -18,10 +18,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxprune import wall
 from onnxprune.errors import CalibrationError
 from onnxprune.files.external import is_external
 from onnxprune.files.sizes import check_size
+from onnxprune.wall import board as wall
 
 __all__ = ["read_folder", "read_npz", "read_tensor", "reading"]
 

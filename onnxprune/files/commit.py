@@ -20,11 +20,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TypeVar
 
-from onnxprune import wall
 from onnxprune.errors import OutputError
 from onnxprune.files.disk import claim, resemble, send, status_of, sync, take_back
 from onnxprune.files.holding import PREFIX, cleaning, held, locked, temporary
 from onnxprune.files.target import check, place_of, stream_of
+from onnxprune.wall import board as wall
 
 __all__ = [
     "Commit",

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from onnxprune import wall
+from onnxprune.wall import board as wall
 
 __all__ = ["PREFIX", "cleaning", "held", "locked", "scratch", "temporary"]
 

@@ -17,7 +17,6 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 from numpy.typing import NDArray
 
-from onnxprune import wall
 from onnxprune.errors import ModelError
 from onnxprune.files import checks, wire
 from onnxprune.files.external import Folder, is_external
@@ -27,6 +26,7 @@ from onnxprune.files.schema import check_schemas
 from onnxprune.files.sizes import check_dense, check_size
 from onnxprune.files.store import DETACH_ABOVE, Store, new_token, token_of
 from onnxprune.files.texts import check_texts
+from onnxprune.wall import board as wall
 
 __all__ = ["Opened", "open_model"]
 

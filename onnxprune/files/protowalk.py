@@ -6,8 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
+from onnx import NodeProto
 
-__all__ = ["Place", "all_names", "body_weights", "describe", "is_constant", "subgraphs", "tensors"]
+__all__ = [
+    "captured",
+    "outer_names",
+    "Place",
+    "all_names",
+    "body_weights",
+    "describe",
+    "is_constant",
+    "subgraphs",
+    "tensors",
+]
 
 _TENSOR, _GRAPH = onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH
 _TENSORS, _GRAPHS = onnx.AttributeProto.TENSORS, onnx.AttributeProto.GRAPHS
@@ -125,3 +136,20 @@ def all_names(proto: onnx.ModelProto) -> Iterator[str]:
             yield from node.output
             if node.attribute:
                 stack += subgraphs(node)
+
+
+def captured(proto: NodeProto) -> set[str]:
+    """Return the outer names that a node's bodies read."""
+    return set[str]().union(*map(outer_names, subgraphs(proto)))
+
+
+def outer_names(body: onnx.GraphProto) -> set[str]:
+    """Return the names that a body reads from outside."""
+    found: set[str] = set()
+    own = {v.name for v in body.input} | {t.name for t in body.initializer}
+    own |= {t.values.name for t in body.sparse_initializer}
+    for node in body.node:
+        found |= (set(node.input) | captured(node)) - own
+        own |= set(node.output)
+    found |= {v.name for v in body.output} - own
+    return found - {""}

@@ -19,14 +19,14 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from onnxprune.analysis import Analysis
 from onnxprune.errors import CalibrationError
+from onnxprune.files.protowalk import captured
 from onnxprune.gradient import elementwise, movement, products, reductions, windows
 from onnxprune.gradient.tape import BLOCKED, RULES, Grads, NoGradient, Tape, float_type
-from onnxprune.graph.binding import real_inputs
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
-from onnxprune.graph.trace import captured
 from onnxprune.model import Model
+from onnxprune.runtime.binding import real_inputs
 
 __all__ = [
     "SEED", "GradientModel", "Reduce", "backward", "differentiable_output", "finish", "gradient_model", "raise_opset",

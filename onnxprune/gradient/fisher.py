@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.analysis import Analysis
-from onnxprune.calibrate.samples import Samples
+from onnxprune.calibration.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.gradient.build import Reduce, Wanted, differentiable_output, gradient_model
 from onnxprune.gradient.seeds import Seeds
 from onnxprune.gradient.tape import NoGradient, Tape
-from onnxprune.runtime import RunError, Session
+from onnxprune.graph.analysis import Analysis
+from onnxprune.runtime.session import RunError, Session
 
 __all__ = ["Factor", "fisher", "reduced"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.analysis import Analysis
 from onnxprune.errors import CalibrationError
 from onnxprune.gradient.build import backward, finish, raise_opset
 from onnxprune.gradient.tape import NoGradient, Tape
+from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 
 __all__ = ["LossModel", "loss_model", "part_model"]

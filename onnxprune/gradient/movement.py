@@ -13,7 +13,7 @@ from onnx import helper
 
 from onnxprune.gradient.tape import Grads, NoGradient, Tape, vjp
 from onnxprune.ops.base import Node, normal
-from onnxprune.runtime import open_session
+from onnxprune.runtime.session import open_session
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import NodeProto, helper
 
-from onnxprune.analysis import Analysis
+from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.ops.base import Node
 

@@ -14,9 +14,11 @@ from math import log, prod
 
 from onnx import NodeProto
 
-from onnxprune.graph.trace import Shape, TraceError, Tracer, subgraphs
+from onnxprune.files.protowalk import subgraphs
+from onnxprune.graph.trace import TraceError, Tracer
 from onnxprune.ops import Node, Refusal, lookup
 from onnxprune.ops.resolve import Misfit, fit
+from onnxprune.runtime.binding import Shape
 
 __all__ = ["Walk", "walk"]
 

@@ -22,12 +22,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, helper
 
-from onnxprune import wall
-from onnxprune.files.protowalk import all_names
+from onnxprune.files.protowalk import all_names, subgraphs
 from onnxprune.graph.live import names_of, needed, remove
-from onnxprune.graph.trace import attributes, subgraphs
+from onnxprune.graph.trace import attributes
 from onnxprune.graph.values import MAX_ELEMENTS, evaluate
 from onnxprune.model import Model
+from onnxprune.wall import board as wall
 
 __all__ = ["settle"]
 

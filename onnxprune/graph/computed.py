@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from onnx import NodeProto, TensorProto
 
 from onnxprune.files.payload import known_type, nbytes
-from onnxprune.graph.trace import TraceError, Tracer, Typed, captured, subgraphs
+from onnxprune.files.protowalk import captured, subgraphs
+from onnxprune.graph.trace import TraceError, Tracer
 from onnxprune.model import Model
+from onnxprune.runtime.binding import Typed
 
 __all__ = ["VIEWS", "Computed", "Finder"]
 

@@ -16,9 +16,10 @@ from functools import cache
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from onnxprune.files.protowalk import captured
 from onnxprune.graph.escapes import counted
 from onnxprune.graph.space import Space
-from onnxprune.graph.trace import Tracer, captured
+from onnxprune.graph.trace import Tracer
 from onnxprune.ops import Node, Refusal, Row, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit
 from onnxprune.ops.resolve import Fit, Misfit, fit

@@ -14,11 +14,11 @@ from math import prod
 import onnx
 from onnx import NodeProto
 
-from onnxprune.graph import binding
 from onnxprune.graph.agree import Walk, walk
-from onnxprune.graph.binding import Axes
-from onnxprune.graph.trace import Shape, Tracer, Unsound
+from onnxprune.graph.trace import Tracer, Unsound
 from onnxprune.ops import Node
+from onnxprune.runtime import binding
+from onnxprune.runtime.binding import Axes, Shape
 
 __all__ = ["Feasible"]
 

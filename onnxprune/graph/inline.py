@@ -7,9 +7,9 @@ cut, so an `If` that always takes the same branch goes (`onnxprune.graph.branche
 
 from __future__ import annotations
 
-from onnxprune import wall
 from onnxprune.graph.branches import settle
 from onnxprune.model import Model
+from onnxprune.wall import board as wall
 
 
 def inline(model: Model) -> Model:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from onnx import GraphProto, NodeProto
 
-from onnxprune.graph.trace import captured
+from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
 
 __all__ = ["names_of", "needed", "remove"]

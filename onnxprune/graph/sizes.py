@@ -21,9 +21,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.files.protowalk import outer_names
 from onnxprune.graph.length_rules import lengths_of
 from onnxprune.graph.lengths import Number, Stretches, Values, stand_in
-from onnxprune.graph.trace import outer_names
 from onnxprune.graph.values import evaluate
 from onnxprune.ops import Node, Row
 

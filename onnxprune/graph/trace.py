@@ -8,25 +8,23 @@ the binding doesn't matter to the plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
-from onnxprune import wall
-from onnxprune.files.protowalk import describe
+from onnxprune.files.protowalk import describe, subgraphs
 from onnxprune.graph.plausible import element_size, implausible, out_of_reach
 from onnxprune.graph.values import MAX_ELEMENTS, evaluate
 from onnxprune.ops import Elem, Node, Refusal, lookup
 from onnxprune.ops.resolve import Misfit, out_shapes
-
-Shape: TypeAlias = tuple[int, ...]
-Typed: TypeAlias = tuple[int, Shape | None]  # element type (0 unknown), shape (None unknown)
+from onnxprune.runtime.binding import Shape, Typed
+from onnxprune.wall import board as wall
 
 #: Known integer constants up to this size are shown to rules (indices of Gather); vectors of floats up to `MAX_FLOATS`.
 MAX_CONSTANT = 1 << 20
@@ -74,32 +72,6 @@ def attributes(proto: NodeProto) -> dict[str, Any]:
         else:
             found[attr.name] = onnx.helper.get_attribute_value(attr)
     return found
-
-
-def subgraphs(proto: NodeProto) -> Iterable[onnx.GraphProto]:
-    """Yield the bodies that a node carries."""
-    for attr in proto.attribute:
-        if attr.type == AttributeProto.GRAPH:
-            yield attr.g
-        elif attr.type == AttributeProto.GRAPHS:
-            yield from attr.graphs
-
-
-def captured(proto: NodeProto) -> set[str]:
-    """Return the outer names that a node's bodies read."""
-    return set[str]().union(*map(outer_names, subgraphs(proto)))
-
-
-def outer_names(body: onnx.GraphProto) -> set[str]:
-    """Return the names that a body reads from outside."""
-    found: set[str] = set()
-    own = {v.name for v in body.input} | {t.name for t in body.initializer}
-    own |= {t.values.name for t in body.sparse_initializer}
-    for node in body.node:
-        found |= (set(node.input) | captured(node)) - own
-        own |= set(node.output)
-    found |= {v.name for v in body.output} - own
-    return found - {""}
 
 
 def is_small(elem: int, shape: Shape) -> bool:

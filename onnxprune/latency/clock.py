@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.analysis import Analysis
 from onnxprune.errors import UsageError
-from onnxprune.graph.binding import declared, real_inputs
+from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
-from onnxprune.probing import NoValues, random_inputs
-from onnxprune.runtime import CPU, Feeds, RunError, Session, open_session, provider_of
+from onnxprune.runtime.binding import declared, real_inputs
+from onnxprune.runtime.inputs import NoValues, random_inputs
+from onnxprune.runtime.session import CPU, Feeds, RunError, Session, open_session, provider_of
 
 __all__ = ["Bench", "Race", "bench_of", "interval", "race", "runs_of", "timed_turn"]
 

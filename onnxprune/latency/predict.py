@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.analysis import Analysis
 from onnxprune.cut.rewrite import rewrite
+from onnxprune.files import cache
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied, Coupling
 from onnxprune.graph.group_types import Group
-from onnxprune.latency import cache
 from onnxprune.latency.clock import Bench
 from onnxprune.latency.profile import Timed, blame, profile
 from onnxprune.model import Model

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from onnxprune.analysis import Analysis
-from onnxprune.graph.trace import Shape
+from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.proof.compare import worst
 from onnxprune.proof.interior import compare_any, steps
 from onnxprune.proof.sizes import SizeTrials
-from onnxprune.runtime import Feeds, RunError, open_session
+from onnxprune.runtime.binding import Shape
+from onnxprune.runtime.session import Feeds, RunError, open_session
 
 __all__ = ["apart", "resized"]
 

@@ -19,13 +19,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxprune.analysis import Analysis
-from onnxprune.cut.rewrite import Kept
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
+from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 from onnxprune.ops import Node
 from onnxprune.proof.compare import STEP, Difference, compare, worst
-from onnxprune.runtime import Feeds, open_session
+from onnxprune.runtime.session import Feeds, open_session
 
 __all__ = ["Case", "compare_any", "inside", "pieces", "steps", "trouble"]
 
@@ -157,7 +157,7 @@ def inside(
         The masked twin and the pruned model.
     cases : sequence of Case
     prepack : bool
-        See `onnxprune.runtime.open_session`.
+        See `onnxprune.runtime.session.open_session`.
 
     Returns
     -------

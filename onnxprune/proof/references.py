@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.analysis import Analysis
-from onnxprune.graph.trace import Shape
+from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
-from onnxprune.probing import NoValues, random_inputs
 from onnxprune.proof import interior
 from onnxprune.proof.interior import Case
 from onnxprune.proof.sizes import SizeTrials
-from onnxprune.runtime import Feeds, RunError, Session, open_session
+from onnxprune.runtime.binding import Shape
+from onnxprune.runtime.inputs import NoValues, random_inputs
+from onnxprune.runtime.session import Feeds, RunError, Session, open_session
 
 __all__ = ["References"]
 

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
-from onnxprune import wall
-from onnxprune.analysis import Analysis
-from onnxprune.graph.binding import Axes
-from onnxprune.graph.trace import Shape, TraceError, Tracer
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.trace import TraceError, Tracer
+from onnxprune.runtime.binding import Axes, Shape
+from onnxprune.wall import board as wall
 
 __all__ = ["Attempt", "SizeTrials"]
 

@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxprune import wall
 from onnxprune.files.payload import nbytes
 from onnxprune.files.protowalk import tensors
-from onnxprune.folding import Folded
+from onnxprune.graph.folding import Folded
 from onnxprune.model import Model
 from onnxprune.proof.compare import compare
-from onnxprune.runtime import Feeds, RunError, open_session
+from onnxprune.runtime.session import Feeds, RunError, open_session
+from onnxprune.wall import board as wall
 
 __all__ = ["check", "folds", "interface", "strict"]
 

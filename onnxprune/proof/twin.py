@@ -20,9 +20,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxprune.analysis import Analysis
-from onnxprune.cut.kept import Kept, NodeCut
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied, Dims
+from onnxprune.graph.kept import Kept, NodeCut
 from onnxprune.model import Model
 from onnxprune.ops import ZEROED, Pick, SetAttr, emit
 from onnxprune.ops.notation import Axis, Letter, Product, Sum

@@ -27,8 +27,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxprune.analysis import Analysis
-from onnxprune.cut.rewrite import Kept
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 from onnxprune.proof import interior, soundness
 from onnxprune.proof.compare import NEAR, Difference, worst
@@ -36,7 +36,7 @@ from onnxprune.proof.interior import Case
 from onnxprune.proof.references import References
 from onnxprune.proof.twin import twin
 from onnxprune.proof.widen import DOUBLE, HALF, widen
-from onnxprune.runtime import Feeds, RunError, Session, open_session
+from onnxprune.runtime.session import Feeds, RunError, Session, open_session
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 

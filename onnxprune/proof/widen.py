@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from onnxprune.graph.trace import subgraphs
+from onnxprune.files.protowalk import subgraphs
 from onnxprune.model import Model
 
 __all__ = ["DOUBLE", "HALF", "widen"]

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 __all__ = ["RIDGES", "VARIANTS"]
 
-#: What `onnxprune.recovery._sequence` may choose from for each layer.
+#: What `onnxprune.reconstruction.layer` may choose from for each layer.
 VARIANTS = frozenset({"kept", "bias"})
 RIDGES: tuple[float, ...] = ()

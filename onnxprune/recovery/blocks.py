@@ -10,7 +10,7 @@ Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reco
 
 from __future__ import annotations
 
-from onnxprune.recovery._sequence import RIDGES, VARIANTS
+from onnxprune.reconstruction.layer import RIDGES, VARIANTS
 
 __all__ = ["BLOCKWISE", "RIDGES", "VARIANTS"]
 

@@ -7,6 +7,6 @@ He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", IC
 
 from __future__ import annotations
 
-from onnxprune.recovery._sequence import RIDGES, VARIANTS
+from onnxprune.reconstruction.layer import RIDGES, VARIANTS
 
 __all__ = ["RIDGES", "VARIANTS"]

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.calibrate.algebra import Fit, Ints, Matrix, Problem
+from onnxprune.reconstruction.least_squares import Fit, Ints, Matrix, Problem
 
 __all__ = ["RIDGES", "VARIANTS", "fit"]
 
-#: What `onnxprune.recovery._sequence` may choose from for each layer; ``fit`` is applied without a choice.
+#: What `onnxprune.reconstruction.layer` may choose from for each layer; ``fit`` is applied without a choice.
 VARIANTS = frozenset({"stats"})
 RIDGES: tuple[float, ...] = ()
 #: Added to both variances, as a share of the layer's mean variance.

@@ -23,24 +23,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.analysis import Analysis
-from onnxprune.calibrate.agreement import outputs
-from onnxprune.calibrate.algebra import Fit
-from onnxprune.calibrate.collect import positions_of
-from onnxprune.calibrate.moments import Moments
-from onnxprune.calibrate.regressors import columns
-from onnxprune.calibrate.samples import Samples
-from onnxprune.calibrate.sites import readers, sites
-from onnxprune.calibrate.stream import Stream
-from onnxprune.carry import Failed, most
+from onnxprune.calibration.agreement import outputs
+from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import Stream
+from onnxprune.cut.put_back import Failed, most
 from onnxprune.errors import VerificationError
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.proof.compare import compare
 from onnxprune.proof.elsewhere import apart, resized
-from onnxprune.recovery._sequence import weights_of, write
-from onnxprune.rotation.linear import Mixable, Side, find
-from onnxprune.runtime import RunError
+from onnxprune.reconstruction.evidence import positions_of
+from onnxprune.reconstruction.layer import weights_of, write
+from onnxprune.reconstruction.layers import readers, sites
+from onnxprune.reconstruction.least_squares import Fit
+from onnxprune.reconstruction.moments import Moments
+from onnxprune.reconstruction.products import Mixable, Side
+from onnxprune.reconstruction.views import columns
+from onnxprune.rotation.linear import find
+from onnxprune.runtime.session import RunError
 
 __all__ = ["Rotated", "rotate"]
 

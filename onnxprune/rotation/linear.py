@@ -20,18 +20,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.analysis import Analysis
-from onnxprune.calibrate.sites import Readers, Site, readers, sites
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.group_types import Group, Member
-from onnxprune.picking import pick
+from onnxprune.graph.select import pick
+from onnxprune.reconstruction.layers import Readers, Site, readers, sites
+from onnxprune.reconstruction.products import Mixable, Side
 
-__all__ = ["Mixable", "Side", "find", "widths_for_heads"]
+__all__ = ["find", "widths_for_heads"]
 
 Ints = NDArray[np.int64]
 
@@ -40,56 +40,6 @@ STILL = frozenset({
     "Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather", "Expand",
     "GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum", "Resize", "Upsample", "Shape",
 })  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """A layer at one end of a group.
-
-    Attributes
-    ----------
-    site : Site
-    at : int64[heads, units]
-        Channel of each unit in each head: of the layer's output where it makes the group, else of its input.
-    """
-
-    site: Site
-    at: Ints
-
-
-@dataclass(frozen=True, eq=False)
-class Mixable:
-    """A group whose units can be mixed.
-
-    Attributes
-    ----------
-    group : str
-    left, right : tuple of Side
-        A matrix goes to the output channels of the left; its inverse to the input channels of the right, or, in a
-        product, the inverse's transpose to the output channels of the right.
-    product : int
-        Position of the node that multiplies left and right; -1 for a stream.
-    """
-
-    group: str
-    left: tuple[Side, ...]
-    right: tuple[Side, ...]
-    product: int = -1
-
-    @property
-    def name(self) -> str:
-        """The group, and which kind this is."""
-        return f"{self.group} ({'product' if self.product >= 0 else 'stream'})"
-
-    @property
-    def makers(self) -> tuple[Side, ...]:
-        """Layers whose output channels belong to the group."""
-        return (*self.left, *self.right) if self.product >= 0 else self.left
-
-    @property
-    def heads(self) -> int:
-        """Matrices that may differ."""
-        return min(len(side.at) for side in (*self.left, *self.right))
 
 
 class _No(ValueError):
@@ -137,7 +87,7 @@ def widths_for_heads(
     groups : list of Group
         As picked; a component without its default stays as it is.
     ignore : sequence of str
-        Regular expressions, see `onnxprune.picking`.
+        Regular expressions, see `onnxprune.graph.select`.
     align : int
         Step of widths: a head narrower than two steps stays whole.
     """

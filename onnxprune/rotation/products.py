@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.analysis import Analysis
-from onnxprune.calibrate.algebra import Curve, Fit
-from onnxprune.calibrate.collect import positions_of
-from onnxprune.calibrate.regressors import channels_last
-from onnxprune.calibrate.samples import Samples
-from onnxprune.calibrate.sites import Site
-from onnxprune.calibrate.stream import Stream
+from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import Stream
+from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
-from onnxprune.recovery._sequence import weights_of, write
+from onnxprune.reconstruction.evidence import positions_of
+from onnxprune.reconstruction.layer import weights_of, write
+from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.least_squares import Curve, Fit
+from onnxprune.reconstruction.products import Mixable, Product, silenced
+from onnxprune.reconstruction.views import channels_last
 from onnxprune.rotation.basis import Rotated
-from onnxprune.rotation.linear import Mixable
 
-__all__ = ["Product", "products", "silenced"]
+__all__ = [
+    "products",
+]
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,31 +37,6 @@ Ints = NDArray[np.int64]
 SHARES = (0.25, 0.5, 0.75, 1.0)
 #: Samples that they are measured on.
 FEW = 64
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product, the layer that hears of it first, and its loss curve.
-
-    Attributes
-    ----------
-    mixable : Mixable
-    site : Site
-    curve : Curve
-    """
-
-    mixable: Mixable
-    site: Site
-    curve: Curve
-
-    def with_readers(self, read: Curve | None) -> Curve:
-        """Return the curve of a group that layers read as well: errors add up, and the weakest axes go first."""
-        return self.curve if read is None else Curve(self.curve.order, self.curve.error + read.error)
-
-    def channels(self, number: int, units: Ints) -> Ints:
-        """Return the output channels of the layer at a position that belong to units of the product."""
-        found = [s.at[:, units].ravel() for s in self.mixable.makers if s.site.number == number]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def products(
@@ -104,16 +80,6 @@ def products(
         least = max(1, int(np.ceil(floor * units)))
         result[mixable.group] = Product(mixable, site, _curve(strength, counts, errors, least))
     return result
-
-
-def silenced(site: Site, fits: list[Fit], channels: Ints) -> list[Fit]:
-    """Return the fits of an ungrouped layer with some of its outputs zero."""
-    if not channels.size:
-        return fits
-    (fit,) = fits
-    w, b = fit.w.copy(), fit.b.copy()
-    w[:, channels], b[channels] = 0.0, 0.0
-    return [Fit(w, b)]
 
 
 def _next(analysis: Analysis, product: int, sites: list[Site]) -> Site | None:

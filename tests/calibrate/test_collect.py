@@ -5,17 +5,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.analysis import analyse
-from onnxprune.calibrate import collect
-from onnxprune.calibrate.collect import HELD, Collector, Draw, Rows, Spread
-from onnxprune.calibrate.regressors import channels_last, columns
-from onnxprune.calibrate.samples import Samples
-from onnxprune.calibrate.sites import sites
+from onnxprune.calibration.samples import Samples
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.recovery import _walk
-from onnxprune.recovery._sequence import Settings
-from onnxprune.recovery._walk import Walk
-from onnxprune.runtime import open_session
+from onnxprune.reconstruction import evidence as collect
+from onnxprune.reconstruction import walk as _walk
+from onnxprune.reconstruction.evidence import HELD, Collector, Draw, Rows, Spread
+from onnxprune.reconstruction.layer import Settings
+from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.views import channels_last, columns
+from onnxprune.reconstruction.walk import Walk
+from onnxprune.runtime.session import open_session
 
 
 def net(depth=5, group=1):

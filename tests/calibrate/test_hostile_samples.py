@@ -13,11 +13,11 @@ import pytest
 import small_models
 
 import onnxprune
-from onnxprune import wall
-from onnxprune.calibrate import reading
-from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibration import reading
+from onnxprune.calibration.samples import load_samples
 from onnxprune.cli import main
 from onnxprune.errors import CalibrationError
+from onnxprune.wall import board as wall
 
 GRAPH = small_models.chain().graph
 NAME = GRAPH.input[0].name

@@ -12,14 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.samples import load_samples
-from onnxprune.calibrate.synthetic import synthetic
-from onnxprune.categories import categories
+from onnxprune.calibration.samples import load_samples
+from onnxprune.calibration.synthetic import synthetic
 from onnxprune.errors import CalibrationError, UsageError, VerificationError
-from onnxprune.graph.binding import bindings
+from onnxprune.graph.analysis import analyse
 from onnxprune.latency.clock import bench_of
 from onnxprune.model import Model
+from onnxprune.runtime.binding import bindings
+from onnxprune.runtime.categories import categories
 
 from .input_models import MODELS, Feed, Net, one_hot, rows, scalars, texts, time_first, unlisted
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from onnxprune.calibrate.algebra import Problem, refit
-from onnxprune.calibrate.blocks import refits
-from onnxprune.calibrate.moments import Moments, Stack
 from onnxprune.errors import CalibrationError
+from onnxprune.reconstruction.grouped import refits
+from onnxprune.reconstruction.least_squares import Problem, refit
+from onnxprune.reconstruction.moments import Moments, Stack
 
 
 def test_blocks_agree_with_the_definition(monkeypatch):
-    monkeypatch.setattr("onnxprune.calibrate.moments.BLOCK", 37)
+    monkeypatch.setattr("onnxprune.reconstruction.moments.BLOCK", 37)
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + 3
     found = Moments.empty(6)

@@ -5,8 +5,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.calibrate.collect import positions_of
-from onnxprune.calibrate.samples import Samples
+from onnxprune.calibration.samples import Samples
+from onnxprune.reconstruction.evidence import positions_of
 
 WIDTH, HIDDEN, LENGTH = 6, 16, 12
 

@@ -5,11 +5,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.plausible import RANGES, plausible
-from onnxprune.calibrate.samples import load_samples
-from onnxprune.calibrate.synthetic import series
+from onnxprune.calibration.samples import load_samples
+from onnxprune.calibration.synthetic import series
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.reconstruction.plausible import RANGES, plausible
 
 
 def drawn(analysis, seed=0):
@@ -32,7 +32,7 @@ def net(name, folded):
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
     plain = build([*first, helper.make_node("Identity", ["a"], ["n"]), *last])
-    from onnxprune.runtime import open_session
+    from onnxprune.runtime.session import open_session
 
     x = np.concatenate([b["x"] for b in drawn(analyse(Model.load(plain)), seed=9).batches])
     a = open_session(plain, ["a"]).run({"x": RANGES[name](x).astype(np.float32)}, ["a"])["a"]

@@ -5,8 +5,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.calibrate.regressors import view_of
 from onnxprune.ops import Node
+from onnxprune.reconstruction.views import view_of
 
 CASES = [
     ("Conv", (2, 4, 9, 8), (6, 4, 3, 3), {"pads": [1, 1, 1, 1]}),

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 
 ROWS = np.arange(10 * 3 * 2, dtype=np.float32).reshape(10, 3, 2)
@@ -55,6 +55,14 @@ def forms(folder):
             return {"x": self.rest.pop(0)} if self.rest else None
 
     yield Reader()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_what_is_set_aside_are_the_last_samples(share):
+    """A batch is cut in two where the model leaves its size free, and no sample is lost or given twice."""
+    first, rest = load_samples(FREE, {"x": ROWS}).split(share)
+    assert rest.count == round(share * len(ROWS))
+    assert np.array_equal(np.concatenate([values(first), values(rest)]), ROWS)
 
 
 def test_every_form_gives_the_same_samples(tmp_path):

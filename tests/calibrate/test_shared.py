@@ -6,10 +6,10 @@ from onnx import numpy_helper
 from shared_models import MAKERS, made
 
 import onnxprune
-from onnxprune.analysis import analyse
 from onnxprune.api import sensitivity
-from onnxprune.calibrate.sites import readers, sites
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.reconstruction.layers import readers, sites
 
 QUICK = {"calib": "synthetic", "samples": 32, "align": "none"}
 #: groups that are read by what can't be fitted, and by fits alone

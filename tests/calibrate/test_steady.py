@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from small_models import Builder
 
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.algebra import Consumer, Problem, error_of, refit
-from onnxprune.calibrate.moments import Moments
-from onnxprune.calibrate.samples import load_samples
-from onnxprune.calibrate.sites import sites
-from onnxprune.calibrate.steady import ENOUGH, steadied
+from onnxprune.calibration.samples import load_samples
 from onnxprune.criteria import obs
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.recovery import _sequence
-from onnxprune.repair import Calibration
-from onnxprune.sparse import sequence
-from onnxprune.sparse.clock import Clock
-from onnxprune.sparse.kinds import parse_pattern
-from onnxprune.sparse.options import SparseOptions
-from onnxprune.sparse.targets import find
+from onnxprune.options.pattern import parse_pattern
+from onnxprune.options.sparsity import SparseOptions
+from onnxprune.reconstruction import layer as _sequence
+from onnxprune.reconstruction.few_rows import ENOUGH, steadied
+from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.least_squares import Consumer, Problem, error_of, refit
+from onnxprune.reconstruction.moments import Moments
+from onnxprune.reconstruction.sequential import Calibration
+from onnxprune.sparsity import sequential as sequence
+from onnxprune.sparsity.clock import Clock
+from onnxprune.sparsity.weights import find
 
 UNITS, OUTPUTS = 60, 8
 ROWS = [np.array([u]) for u in range(UNITS)]

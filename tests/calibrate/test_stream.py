@@ -5,11 +5,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.samples import load_samples
-from onnxprune.calibrate.stream import Stream
+from onnxprune.calibration.samples import load_samples
+from onnxprune.calibration.stream import Stream
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.runtime import open_session
+from onnxprune.runtime.session import open_session
 
 
 def resized() -> onnx.ModelProto:

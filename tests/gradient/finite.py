@@ -7,10 +7,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.analysis import analyse
 from onnxprune.gradient.build import SEED, gradient_model
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.runtime import open_session
+from onnxprune.runtime.session import open_session
 
 STEP = 3e-4
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.samples import load_samples
+from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.gradient.fisher import fisher
 from onnxprune.gradient.seeds import Seeds, kind_of, probabilities
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from tests.nets import build, convs, node, normal
 
@@ -31,7 +31,7 @@ def test_the_factor_is_that_of_logits_known_in_closed_form():
     """On the logits themselves, E (p - e_c)(p - e_c)^T = diag p - p p^T."""
     proto = net(node("Identity", "z", "y"))
     found, samples = draw(proto, {"z": 1}, draws=400)
-    from onnxprune.calibrate.agreement import outputs
+    from onnxprune.calibration.agreement import outputs
 
     p = probabilities(outputs(Model.load(proto), samples), "logits", 1)
     true = np.mean([np.diag(q) - np.outer(q, q) for q in p], axis=0)

@@ -8,13 +8,13 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune import registry
-from onnxprune.analysis import analyse
-from onnxprune.calibrate.samples import load_samples
-from onnxprune.calibrate.sites import readers, sites
-from onnxprune.gradient.probe import Probe
+from onnxprune.calibration.samples import load_samples
 from onnxprune.gradient.seeds import Seeds
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.runtime import open_session
+from onnxprune.reconstruction.layers import readers, sites
+from onnxprune.reconstruction.probe import Probe
+from onnxprune.runtime.session import open_session
 from tests.test_calibrated import residual
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import CalibrationError
-from onnxprune.runtime import RunError, open_session
+from onnxprune.runtime.session import RunError, open_session
 from tests.gradient.finite import (
     apart,
     disagreement,

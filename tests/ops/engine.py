@@ -1,8 +1,9 @@
 """Law 2 through the whole engine: a small graph with all of its inputs and outputs open, cut, run and compared.
 
-`onnxprune.testing` checks a row by itself. Here the coupling, the solver, the masked twin and the rewriter take part as
-they do for a whole model: the inputs of a node become weights, so that nothing is locked but what the rows lock; random
-closed sets of units are cut; and the pruned graph must give what is left of the masked original's outputs.
+`onnxprune.testing.op_law` checks a row by itself. Here the coupling, the solver, the masked twin and the rewriter
+take part as they do for a whole model: the inputs of a node become weights, so that nothing is locked but what the
+rows lock; random closed sets of units are cut; and the pruned graph must give what is left of the masked original's
+outputs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.analysis import Analysis, _couple, _tracer, weights_of
 from onnxprune.cut.rewrite import Kept, rewrite
+from onnxprune.graph.analysis import Analysis, _couple, _tracer, weights_of
 from onnxprune.graph.groups import Grouping, check_closed
 from onnxprune.graph.sizes import Sizes
 from onnxprune.graph.space import Solution, Space, solve

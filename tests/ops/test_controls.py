@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from onnxprune.ops import EMITTERS, TABLE, Map, Row
-from onnxprune.testing import check_op
+from onnxprune.testing.op_law import check_op
 
 from .contrib_cases import case, f, i32, s8, scale, u8, zero
 from .engine import Op, law

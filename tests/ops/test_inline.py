@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.model import Model
-from onnxprune.runtime import open_session
+from onnxprune.runtime.session import open_session
 
 from .node_models import Case
 

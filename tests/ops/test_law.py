@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune.model import Model
 from onnxprune.ops import TABLE
-from onnxprune.testing import check_op
+from onnxprune.testing.op_law import check_op
 
 from .contrib_cases import Case as Fused
 from .contrib_cases import cases

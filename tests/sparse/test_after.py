@@ -19,8 +19,8 @@ from onnxruntime.quantization import (
 
 import onnxprune
 from onnxprune.model import Model
-from onnxprune.sparse.front import inspect_sparsity
-from onnxprune.sparse.targets import find
+from onnxprune.sparsity.front import inspect_sparsity
+from onnxprune.sparsity.weights import find
 
 from .models import graph, one, run, values
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxprune
 from onnxprune.errors import ModelError
 from onnxprune.model import Model
-from onnxprune.sparse.inspection import inspect_sparsity
+from onnxprune.sparsity.inspection import inspect_sparsity
 
 RNG = np.random.default_rng(0)
 Nodes = list[onnx.NodeProto]

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from onnxprune import registry
-from onnxprune.calibrate.algebra import Problem, error_of, refit
-from onnxprune.calibrate.moments import Moments
-from onnxprune.sparse import refits
-from onnxprune.sparse.kinds import parse_pattern
-from onnxprune.sparse.pattern import holds
-from onnxprune.sparse.refits import masked_refit
-from onnxprune.sparse.task import Task
-from onnxprune.sparse.triangular import factor_of_inverse
+from onnxprune.options.pattern import parse_pattern
+from onnxprune.reconstruction.least_squares import Problem, error_of, refit
+from onnxprune.reconstruction.moments import Moments
+from onnxprune.sparsity import refit as refits
+from onnxprune.sparsity.masks import holds
+from onnxprune.sparsity.refit import masked_refit
+from onnxprune.sparsity.task import Task
+from onnxprune.sparsity.triangular import factor_of_inverse
 
 RNG = np.random.default_rng
 METHODS = ("magnitude", "wanda", "sparsegpt", "obs")
@@ -32,7 +32,7 @@ def task(pattern="2:4", channels=8, taps=1, outputs=6, seed=0, noise=0.1):
 
 
 def solver(name, one):
-    return registry.load("onnxprune.sparse.methods", name).solve(one)
+    return registry.load("onnxprune.sparsity.methods", name).solve(one)
 
 
 @pytest.mark.parametrize("size", [1, 5, 97, 300])
@@ -174,7 +174,7 @@ def test_obs_with_groups_is_the_exact_one():
 
 
 def test_wide_layers_go_to_sparsegpt(monkeypatch):
-    leaf = registry.load("onnxprune.sparse.methods", "obs")
+    leaf = registry.load("onnxprune.sparsity.methods", "obs")
     monkeypatch.setattr(leaf, "LARGEST", 7)
     assert type(leaf.solve(task())).__name__ == "_SparseGPT"
     monkeypatch.setattr(leaf, "LARGEST", 8)

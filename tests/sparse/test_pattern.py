@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import UsageError
-from onnxprune.sparse.inspection import patterns_of
-from onnxprune.sparse.kinds import parse_pattern
-from onnxprune.sparse.layout import Layout
-from onnxprune.sparse.pattern import best_of, expand, holds, lowest, tail, tile_scores
+from onnxprune.options.pattern import parse_pattern
+from onnxprune.sparsity.inspection import patterns_of
+from onnxprune.sparsity.layout import Layout
+from onnxprune.sparsity.masks import best_of, expand, holds, lowest, tail, tile_scores
 
 RNG = np.random.default_rng
 

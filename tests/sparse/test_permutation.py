@@ -11,11 +11,11 @@ from pass_models import CNN, TRANSFORMER, error
 from small_models import Builder, attention, chain, residual
 
 from onnxprune import Model
-from onnxprune.analysis import analyse
 from onnxprune.cut.writer import Writer
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.coupling import Instance
-from onnxprune.sparse.permutation import Permuted, permute
-from onnxprune.sparse.symmetry import broken, places_of
+from onnxprune.permutation.permute import Permuted, permute
+from onnxprune.permutation.symmetry import broken, places_of
 
 
 def shuffled(width: int = 16) -> onnx.ModelProto:

@@ -12,9 +12,9 @@ from small_models import Builder
 import onnxprune
 from onnxprune import Model
 from onnxprune.cli import main
-from onnxprune.sparse.kinds import parse_pattern
-from onnxprune.sparse.pattern import holds
-from onnxprune.sparse.targets import find
+from onnxprune.options.pattern import parse_pattern
+from onnxprune.sparsity.masks import holds
+from onnxprune.sparsity.weights import find
 
 METHODS = ("wanda", "sparsegpt", "obs")
 

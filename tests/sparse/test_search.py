@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.sparse.search import assign, kept, search
+from onnxprune.permutation.search import assign, kept, search
 
 
 def plain(saliency: np.ndarray, order: np.ndarray, keep: int, of: int) -> float:
@@ -87,8 +87,8 @@ def test_nothing_to_choose_from_is_the_identity(shape: tuple[int, int]) -> None:
 
 
 def test_large_matrices_go_without_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.sparse.search.MOST_SWAPS", 0)
-    monkeypatch.setattr("onnxprune.sparse.search.MOST_ROWS", 50)
+    monkeypatch.setattr("onnxprune.permutation.search.MOST_SWAPS", 0)
+    monkeypatch.setattr("onnxprune.permutation.search.MOST_ROWS", 50)
     saliency = np.random.default_rng(1).random((128, 64)).astype(np.float32)
     order = search(saliency, 2, 4, rounds=200)
     gain = kept(saliency, order, 2, 4) - kept(saliency, np.arange(64), 2, 4)

@@ -14,11 +14,12 @@ import onnxprune
 from onnxprune import cli
 from onnxprune.errors import NothingToPrune, UsageError, VerificationError
 from onnxprune.model import Model
-from onnxprune.sparse import journey, sequence
-from onnxprune.sparse.front import inspect_sparsity
-from onnxprune.sparse.inspection import patterns_of
-from onnxprune.sparse.options import SparseFields, SparseOptions
-from onnxprune.sparse.targets import find
+from onnxprune.options.sparsity import SparseFields, SparseOptions
+from onnxprune.sparsity import journey
+from onnxprune.sparsity import sequential as sequence
+from onnxprune.sparsity.front import inspect_sparsity
+from onnxprune.sparsity.inspection import patterns_of
+from onnxprune.sparsity.weights import find
 
 from . import models
 from .models import READ, graph, one, run, values

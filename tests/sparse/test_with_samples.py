@@ -11,8 +11,8 @@ import onnxprune
 from onnxprune import cli
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.model import Model
-from onnxprune.sparse.kinds import parse_pattern
-from onnxprune.sparse.sequence import cubic, nearer
+from onnxprune.options.pattern import parse_pattern
+from onnxprune.sparsity.sequential import cubic, nearer
 
 from .models import graph, quantised, run, values
 

@@ -1,0 +1,1 @@
+"""A budget shared among groups so that it costs least."""

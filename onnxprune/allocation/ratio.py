@@ -1,0 +1,221 @@
+"""The same share of every group, or of the whole model: the budget behind ``--ratio``.
+
+Within a group the units with the lowest scores go, equal scores by index. A unit with an infinite score stays. No
+group loses all of its units, and no axis all of its positions.
+
+scope "local"
+    Every group loses the asked share. Shares of units don't exist, so groups that are coupled (`Group.component`)
+    share the rounding error by Webster's method: unit k (k = 0, 1, ...) of a group of n goes when its turn comes in
+    the order of (k + 1/2) / n, and as many turns are given as the share of all units of the component, rounded down.
+    So the component never loses more than asked, each of its groups hardly a unit more, and a greater ratio never
+    gives a unit back.
+scope "global"
+    The units with the lowest scores of the whole model go, up to the asked share of all units; of one group at most
+    the share ``cap``. Criteria score so that groups compare (their mean is 1).
+align
+    See `onnxprune.allocation.alignment`. With it the counts are moved to the nearest step, upward or downward.
+
+The work is linear in the number of groups, units and extents, but for sorting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.allocation.alignment import Axis, aligned_count
+from onnxprune.errors import UsageError
+from onnxprune.graph.group_types import Group, Indices
+
+__all__ = ["choose"]
+
+Scores = NDArray[np.float64]
+
+
+def choose(
+    groups: Sequence[Group],
+    scores: Mapping[str, Scores],
+    *,
+    ratio: float,
+    align: int | None = None,
+    scope: str = "local",
+    cap: float = 0.9,
+) -> dict[str, Indices]:
+    """Choose the units that go.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+        In any order; the result doesn't depend on it.
+    scores : mapping
+        Group -> float64[units]; higher is kept, infinity is never removed.
+    ratio : float
+        Share of the units to remove, ``0 <= ratio < 1``.
+    align : int, optional
+        Step of the widths that are left, in channels; None or 1 for none.
+    scope : {"local", "global"}
+    cap : float
+        With "global" the largest share of one group that may go, ``0 < cap <= 1``.
+
+    Returns
+    -------
+    dict
+        Group -> sorted int64 indices of the units that go; groups that lose none are left out.
+
+    Raises
+    ------
+    UsageError
+        If an argument is out of range, or scores are missing, not a number or of a wrong length.
+    """
+    _check(ratio, align, scope, cap)
+    groups = sorted(groups, key=lambda g: g.name)
+    if ratio == 0 or not groups:
+        return {}
+    known = [_scores_of(group, scores) for group in groups]
+    guarded = _guarded(groups, known)
+    orders = [_order(s, guarded.get(at)) for at, s in enumerate(known)]
+    if scope == "global":
+        orders = [o[: int(cap * g.units + 1e-9)] for o, g in zip(orders, groups, strict=True)]
+        counts = _global_counts(groups, known, orders, ratio)
+        asked = counts.astype(np.float64)
+    else:
+        counts = _local_counts(groups, ratio)
+        asked = np.array([ratio * g.units for g in groups])
+    counts = np.minimum(counts, [o.size for o in orders])
+    if align is not None and align > 1:
+        counts = _aligned(groups, orders, counts, asked, align)
+    return {
+        g.name: np.sort(o[:count])
+        for g, o, count in zip(groups, orders, counts.tolist(), strict=True)
+        if count > 0
+    }
+
+
+def _check(ratio: float, align: int | None, scope: str, cap: float) -> None:
+    if not 0 <= ratio < 1:
+        raise UsageError(
+            f"The ratio must be at least 0 and below 1, since no group loses all of it; got {ratio}."
+        )
+    if align is not None and align < 1:
+        raise UsageError(f"The alignment must be at least 1 channel; got {align}.")
+    if scope not in ("local", "global"):
+        raise UsageError(f"The scope must be 'local' or 'global'; got {scope!r}.")
+    if not 0 < cap <= 1:
+        raise UsageError(f"The cap must be above 0 and at most 1; got {cap}.")
+
+
+def _scores_of(group: Group, scores: Mapping[str, Scores]) -> Scores:
+    if group.name not in scores:
+        raise UsageError(f"The group {group.name!r} has no scores; a criterion must score every group.")
+    found = np.asarray(scores[group.name], np.float64)
+    if found.shape != (group.units,):
+        raise UsageError(
+            f"The group {group.name!r} has {group.units} units, but scores of shape {found.shape}; "
+            "a criterion must return one score a unit."
+        )
+    if np.isnan(found).any():
+        raise UsageError(
+            f"Unit {int(np.flatnonzero(np.isnan(found))[0])} of the group {group.name!r} has no number as its "
+            "score; a criterion must return numbers, infinity for what must stay."
+        )
+    return found
+
+
+def _order(scores: Scores, guarded: set[int] | None) -> Indices:
+    """Return the units that may go, the first to go first; at least one unit isn't among them."""
+    order = np.argsort(scores, kind="stable")
+    order = order[np.isfinite(scores[order]) | (scores[order] < 0)]
+    if guarded:
+        order = order[~np.isin(order, list(guarded))]
+    return order[: scores.size - 1].astype(np.int64, copy=False)
+
+
+def _guarded(groups: Sequence[Group], scores: Sequence[Scores]) -> dict[int, set[int]]:
+    """Return group number -> units that must stay, so that no axis loses all of its positions.
+
+    A group keeps at least one unit, so an axis on which every unit of some group has a position is safe, as is one
+    with frozen positions. Of any other the unit with the highest score stays.
+    """
+    held: dict[int, int] = {}
+    safe: set[int] = set()
+    for group in groups:
+        for extent in group.extents:
+            held[extent.axis_id] = held.get(extent.axis_id, 0) + int(extent.per_unit.sum())
+            if (extent.per_unit > 0).all():
+                safe.add(extent.axis_id)
+    best: dict[int, tuple[float, int, int]] = {}
+    for at, group in enumerate(groups):
+        for extent in group.extents:
+            if extent.axis_id in safe or held[extent.axis_id] < extent.size:
+                continue
+            owners = np.flatnonzero(extent.per_unit > 0)
+            if owners.size:
+                unit = int(owners[np.argmax(scores[at][owners])])
+                found = (float(scores[at][unit]), -at, unit)
+                best[extent.axis_id] = max(best.get(extent.axis_id, found), found)
+    stay: dict[int, set[int]] = {}
+    for _, negated, unit in best.values():
+        stay.setdefault(-negated, set()).add(unit)
+    return stay
+
+
+def _local_counts(groups: Sequence[Group], ratio: float) -> Indices:
+    """Return how many units of each group go, by Webster's method within each component."""
+    units: Indices = np.array([g.units for g in groups], np.int64)
+    _, component = np.unique([g.component for g in groups], return_inverse=True)
+    counts: Indices = np.floor(ratio * units + 1e-9).astype(np.int64)
+    shared = np.flatnonzero(np.bincount(component)[component] > 1)
+    if not shared.size:
+        return counts
+    owner = np.repeat(shared, units[shared])
+    rank = np.arange(owner.size) - np.repeat(np.cumsum(units[shared]) - units[shared], units[shared])
+    turn = (rank + 0.5) / units[owner]
+    order = np.lexsort((owner, turn, component[owner]))
+    whole = np.bincount(component[owner])
+    first = np.cumsum(whole) - whole
+    place = np.arange(owner.size) - first[component[owner[order]]]
+    taken = place < np.floor(ratio * whole + 1e-9)[component[owner[order]]]
+    turns: Indices = np.bincount(owner[order][taken], minlength=units.size)
+    counts[shared] = turns[shared]
+    return counts
+
+
+def _global_counts(
+    groups: Sequence[Group], scores: Sequence[Scores], orders: Sequence[Indices], ratio: float
+) -> Indices:
+    """Return how many units of each group are among the lowest of the whole model."""
+    total = int(ratio * sum(g.units for g in groups) + 1e-9)
+    values = np.concatenate([s[o] for s, o in zip(scores, orders, strict=True)])
+    owner = np.repeat(np.arange(len(groups)), [o.size for o in orders])
+    lowest = np.argsort(values, kind="stable")[:total]  # owners ascend by name, and units within by score
+    counts: Indices = np.bincount(owner[lowest], minlength=len(groups))
+    return counts
+
+
+def _aligned(
+    groups: Sequence[Group], orders: Sequence[Indices], counts: Indices, asked: Scores, align: int
+) -> Indices:
+    parties: dict[int, int] = {}
+    for group in groups:
+        for axis_id in {extent.axis_id for extent in group.extents}:
+            parties[axis_id] = parties.get(axis_id, 0) + 1
+    found = counts.copy()
+    for at, group in enumerate(groups):
+        if asked[at] > 0:
+            axes = _axes(group, parties)
+            found[at] = aligned_count(axes, orders[at], float(asked[at]), align, int(counts[at]))
+    return found
+
+
+def _axes(group: Group, parties: Mapping[int, int]) -> list[Axis]:
+    """Return the group's axes, equal ones once: a residual stream has dozens that are all alike."""
+    found: dict[tuple[int, bytes], Axis] = {}
+    for extent in group.extents:
+        alone = parties[extent.axis_id] == 1
+        width = extent.size if alone else int(extent.per_unit.sum())
+        key = (width, extent.per_unit.tobytes())
+        weight = found[key].weight + 1 if key in found else 1
+        found[key] = Axis(width, extent.per_unit, weight)
+    return list(found.values())

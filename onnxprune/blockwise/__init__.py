@@ -1,1 +1,0 @@
-"""Block-wise reconstruction: layers that stand between two narrow places of a graph are fitted together."""

@@ -1,0 +1,1 @@
+"""What the user gives as samples, and what a model gives on them."""

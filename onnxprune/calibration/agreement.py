@@ -1,0 +1,140 @@
+"""How far a pruned model is from the original, on samples that no fit has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibration.samples import Samples
+from onnxprune.errors import CalibrationError
+from onnxprune.model import Model
+from onnxprune.runtime.session import RunError
+
+__all__ = ["compare", "distance", "outputs", "wilson"]
+
+Array = NDArray[Any]
+
+
+def outputs(model: Model, samples: Samples) -> Array:
+    """Return the first floating-point output over all samples, samples along axis 0; else the first of integers.
+
+    Raises
+    ------
+    CalibrationError
+        If the model fails on them, or has no such output.
+    """
+    try:
+        session = samples.open(model)
+        rows = []
+        for batch, count in zip(samples.batches, samples.counts, strict=True):
+            values = session.run(batch)
+            array = _first([v for v in values.values() if isinstance(v, np.ndarray)])
+            whole = array.ndim > 0 and array.shape[0] == count
+            rows.append(array if whole else array[None])
+        return np.concatenate(rows)
+    except RunError as error:
+        raise CalibrationError(f"The model fails on the samples: {error}.") from error
+
+
+def _first(values: Sequence[Array]) -> Array:
+    for array in values:
+        if array.dtype.kind == "f":
+            return array.astype(np.float64)
+    for array in values:
+        if array.dtype.kind in "iub":
+            return array.astype(np.int64)
+    raise CalibrationError("The model has no output of numbers to compare.")
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the 95 % interval of a share seen in ``n`` trials (Wilson, JASA 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
+
+
+def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict[str, Any]:
+    """Return figures of agreement.
+
+    Parameters
+    ----------
+    original, pruned : float64 or int64 [samples, ...]
+        Outputs; they are classes where one axis behind the samples is longer than 1, no more. Integers are numbers of
+        classes, as ArgMax gives them, each for one position: they count as one-hot rows.
+    labels : int array [samples], optional
+        For true accuracy.
+
+    Returns
+    -------
+    dict
+        ``samples``, ``relative_error`` (root of the squared difference over that of the original), ``cosine`` (mean
+        over samples); where they are classes ``agreement`` (same top-1) with
+        ``agreement_interval`` (95 %) and ``kl`` (mean, nats); with labels ``accuracy`` (before, after), in points.
+    """
+    if original.dtype.kind == "i":
+        return _compare_numbers(original, pruned, labels)
+    classes = sum(size > 1 for size in original.shape[1:]) == 1
+    original, pruned = original.reshape(len(original), -1), pruned.reshape(len(pruned), -1)
+    difference = float(np.linalg.norm(pruned - original))
+    lengths = np.linalg.norm(original, axis=1) * np.linalg.norm(pruned, axis=1)
+    cosine = (original * pruned).sum(axis=1) / np.maximum(lengths, 1e-30)
+    n = len(original)
+    found: dict[str, Any] = {
+        "samples": n,
+        "relative_error": difference / max(float(np.linalg.norm(original)), 1e-30),
+        "cosine": float(cosine.mean()),
+    }
+    if classes and n > 1:
+        same = float((original.argmax(axis=1) == pruned.argmax(axis=1)).mean())
+        p, q = _log_shares(original), _log_shares(pruned)
+        found["agreement"] = same
+        found["agreement_interval"] = list(wilson(same, n))
+        found["kl"] = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+        if labels is not None and len(labels) == n:
+            truth = np.asarray(labels).reshape(n)
+            found["accuracy"] = {
+                "before": 100 * float((original.argmax(axis=1) == truth).mean()),
+                "after": 100 * float((pruned.argmax(axis=1) == truth).mean()),
+            }
+    return found
+
+
+def _compare_numbers(original: Array, pruned: Array, labels: Array | None) -> dict[str, Any]:
+    n = len(original)
+    original, pruned = original.reshape(n, -1), pruned.reshape(n, -1)
+    same = float((original == pruned).mean())
+    found: dict[str, Any] = {
+        "samples": n,
+        "relative_error": float(np.sqrt(2 * (1 - same))),
+        "cosine": same,
+        "agreement": same,
+        "agreement_interval": list(wilson(same, n)),
+    }
+    if labels is not None and labels.size == original.size:
+        truth = np.asarray(labels).reshape(original.shape)
+        hits = [100 * float((numbers == truth).mean()) for numbers in (original, pruned)]
+        found["accuracy"] = {"before": hits[0], "after": hits[1]}
+    return found
+
+
+def distance(original: Array, pruned: Array) -> float:
+    """Return one figure of how far outputs are apart, to compare candidates by; less is nearer.
+
+    The squared relative error, times the Kullback-Leibler divergence where the output is classes: the error alone
+    doesn't see which class wins, and the divergence alone hangs on the few samples that the model is unsure of.
+    """
+    found = compare(original, pruned)
+    return float(found["relative_error"] ** 2 * max(found.get("kl", 1.0), 1e-12))
+
+
+def _log_shares(rows: Array) -> Array:
+    """Log-probabilities of rows that are probabilities already, or else logits."""
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        return np.log(np.maximum(rows, 1e-12))
+    top = rows - rows.max(axis=1, keepdims=True)
+    return np.asarray(top - np.log(np.exp(top).sum(axis=1, keepdims=True)))

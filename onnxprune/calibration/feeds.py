@@ -1,0 +1,204 @@
+"""Given arrays, checked against the model's inputs and cut into batches that the model takes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.calibration.given import typed
+from onnxprune.errors import CalibrationError
+from onnxprune.runtime.binding import declared
+from onnxprune.runtime.session import FROM_NUMPY
+
+__all__ = ["check", "count_of", "is_free", "lie_first", "parts", "taken"]
+
+Array = NDArray[Any]
+Batch = dict[str, Array]
+Inputs = Mapping[str, onnx.ValueInfoProto]
+Axes = Mapping[str, tuple[int | str, ...] | None]
+
+#: Samples to a batch where the model leaves the batch free.
+BATCH = 64
+
+
+def count_of(batch: Batch) -> int:
+    """Return how many samples a batch holds."""
+    return max((a.shape[0] for a in batch.values() if a.ndim), default=1)
+
+
+def taken(batch: Batch, at: Any) -> Batch:
+    """Return some samples of a batch whose inputs have them along axis 0; numbers without axes are for all of them."""
+    return {n: a[at] if a.ndim else a for n, a in batch.items()}
+
+
+def is_free(inputs: Inputs) -> bool:
+    """Whether the model takes batches of any size: samples lie along a dynamic axis 0 in all of its inputs."""
+    axes = [declared(v) for v in inputs.values()]
+    known = [a for a in axes if a]
+    return (
+        bool(known) and None not in axes and lie_first(inputs) and all(isinstance(a[0], str) for a in known)
+    )
+
+
+def lie_first(inputs: Inputs) -> bool:
+    """Whether samples may lie along axis 0 of all inputs.
+
+    A name that is the first axis of one input and a later one of another, such as the batch in a sequence that has time
+    first and in its state, says that they don't. Numbers have no axes, and serve all samples.
+    """
+    axes = [declared(v) or () for v in inputs.values()]
+    later = {name for a in axes for name in a[1:] if isinstance(name, str)}
+    return not any(a[0] in later for a in axes if a)
+
+
+def check(inputs: Inputs, feed: Batch) -> None:
+    """Refuse arrays that aren't the model's inputs; in place, brings them to the form that onnxruntime takes.
+
+    Raises
+    ------
+    CalibrationError
+        If a name, a rank or a type doesn't fit.
+    """
+    if set(feed) == {f"input_{i}" for i in range(len(inputs))} and not set(feed) & set(inputs):
+        for i, name in enumerate(inputs):  # test data without names is in the order of the inputs
+            feed[name] = feed.pop(f"input_{i}")
+    missing, unknown = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
+    if missing or unknown:
+        what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
+        raise CalibrationError(f"The samples {what}; the model's inputs are {', '.join(inputs)}.")
+    for name, value in inputs.items():
+        feed[name] = _checked(name, value, feed[name])
+
+
+def _checked(name: str, value: onnx.ValueInfoProto, given: Array) -> Array:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        what = str(kind or "of no type").removesuffix("_type")
+        raise CalibrationError(
+            f"The model's input {name!r} is {what}, which samples can't hold; leave out --calib."
+        )
+    elem = value.type.tensor_type.elem_type
+    known = onnx.TensorProto.DataType.Name(elem).lower()
+    if elem not in FROM_NUMPY:
+        raise CalibrationError(
+            f"The model's input {name!r} is {known}, which onnxruntime doesn't take from numpy; leave out --calib."
+        )
+    array, axes = typed(given, elem), declared(value)
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(elem)
+    if array.dtype != wanted:
+        what = known if elem == onnx.TensorProto.STRING else str(wanted)
+        raise CalibrationError(
+            f"The samples' {name!r} are {array.dtype}, but the model's input is {what}; convert them."
+        )
+    if array.dtype == object and not all(isinstance(text, str) for text in array.ravel()):
+        raise CalibrationError(f"The samples' {name!r} must be texts, but some are not; convert them.")
+    if axes is not None and array.ndim not in (len(axes), len(axes) + 1):
+        shape = ",".join(map(str, axes))
+        raise CalibrationError(
+            f"The samples' {name!r} have {array.ndim} axes, but the model's has ({shape})."
+        )
+    return array
+
+
+def parts(
+    inputs: Inputs, feed: Batch, most: int | None, seed: int, labels: Array | None
+) -> Iterator[tuple[Batch, Array | None]]:
+    """Cut arrays of many samples into batches of the model's size.
+
+    Raises
+    ------
+    CalibrationError
+        If their lengths or shapes don't fit.
+    """
+    axes = {n: declared(v) for n, v in inputs.items()}
+    for part, at in _cut(axes, feed, most, seed, is_free(inputs)):
+        for name, array in part.items():
+            _check_shape(name, array, axes[name])
+        yield part, None if labels is None else (labels if at is None else labels[at])
+
+
+def _cut(
+    axes: Axes, feed: Batch, most: int | None, seed: int, free: bool
+) -> Iterator[tuple[Batch, NDArray[np.int64] | None]]:
+    """Yield batches, each with the numbers of its samples; None where all is one batch."""
+    stacked = {n for n, a in axes.items() if a is not None and feed[n].ndim == len(a) + 1}
+    fixed = {a[0] for a in axes.values() if a and isinstance(a[0], int)}
+    size = BATCH if free else next(iter(fixed)) if len(fixed) == 1 else 0
+    if stacked:
+        size = 1
+        if len(stacked) < len(feed):
+            _check_beside(axes, feed, stacked, free)
+    else:
+        _check_lengths(feed, axes, size)
+    lengths = {len(a) for n, a in feed.items() if a.ndim}
+    if size == 0 or len(lengths) != 1:
+        yield feed, None
+        return
+    step = 1 if stacked or free else size
+    total = lengths.pop() // step * step
+    picked = _pick(total, most, seed, step)
+    for i in range(0, len(picked), size):
+        at = picked[i : i + size]
+        if stacked:
+            one = {
+                n: np.asarray(a[at[0]] if n in stacked else a[at] if a.ndim else a) for n, a in feed.items()
+            }
+            yield one, at
+        else:
+            yield taken(feed, at), at
+
+
+def _check_beside(axes: Axes, feed: Batch, stacked: set[str], free: bool) -> None:
+    """Refuse arrays of which some have an axis of samples in front, and others can't be cut along theirs."""
+    first = min(stacked)
+    for name in axes:
+        array = feed[name]
+        fits = name in stacked or not array.ndim or free or (axes[name] or (0,))[0] == 1
+        if not fits or (array.ndim and len(array) != len(feed[first])):
+            raise CalibrationError(
+                f"The samples' {first!r} have an axis more than the model's input, one entry for each sample, but "
+                f"{name!r} have the shape {array.shape}; give {len(feed[first])} of each, along an axis in front."
+            )
+
+
+def _check_lengths(feed: Batch, axes: Axes, size: int) -> None:
+    """Refuse arrays of one batch axis that hold different numbers of samples, and those that fill no batch."""
+    first, *others = (n for n in feed if feed[n].ndim) if any(a.ndim for a in feed.values()) else ("",)
+    for name in others:
+        mine, other = axes[first], axes[name]
+        shared = mine and other and mine[0] == other[0]
+        if shared and len(feed[first]) != len(feed[name]):
+            raise CalibrationError(
+                f"There are {len(feed[first])} samples of {first!r}, but {len(feed[name])} of {name!r}; give as "
+                "many of each."
+            )
+    shortest = min((len(a) for a in feed.values() if a.ndim), default=size)
+    if shortest < size and all(a and a[0] == size for a in axes.values()):
+        raise CalibrationError(
+            f"There are {shortest} samples, but the model takes {size} at a time; give at least one batch."
+        )
+
+
+def _pick(total: int, most: int | None, seed: int, size: int) -> NDArray[np.int64]:
+    """Choose samples, whole batches of ``size`` at a time."""
+    groups = total // size
+    if most is not None and most < total:
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.choice(groups, max(most // size, 1), replace=False))
+    else:
+        chosen = np.arange(groups)
+    return np.asarray((chosen[:, None] * size + np.arange(size)).ravel(), np.int64)
+
+
+def _check_shape(name: str, array: Array, axes: tuple[int | str, ...] | None) -> None:
+    for size, axis in itertools.zip_longest(array.shape, axes if axes is not None else array.shape):
+        if isinstance(axis, int) and size != axis:
+            shape = ",".join(map(str, axes or ()))
+            raise CalibrationError(
+                f"The samples' {name!r} have the shape {array.shape}, but the model's input has ({shape})."
+            )

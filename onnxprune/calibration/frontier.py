@@ -1,0 +1,81 @@
+"""How much a stream through the samples will hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+from onnx import helper
+
+from onnxprune.calibration.samples import Samples
+from onnxprune.files.protowalk import captured
+from onnxprune.graph.analysis import Analysis
+
+__all__ = ["held", "largest", "sizes"]
+
+
+def largest(analysis: Analysis, stops: Sequence[int]) -> float:
+    """Return the bytes of the tensors that a `Stream` holds at the greediest of its stops, at the analysed shapes.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    stops : sequence of int
+        Positions in topological order.
+
+    Returns
+    -------
+    float
+        Infinite where the shape of a tensor isn't known.
+    """
+    nodes = analysis.coupling.nodes
+    made = dict.fromkeys(analysis.inputs, 0)  # tensor -> first stop at which it exists
+    last = dict.fromkeys((v.name for v in analysis.model.proto.graph.output), len(nodes))
+    for number, applied in enumerate(nodes):
+        made |= dict.fromkeys((n for n in applied.node.outputs if n), number + 1)
+        inner = captured(applied.proto) if applied.proto.attribute else ()
+        for name in (*applied.node.inputs, *inner):
+            last[name] = max(last.get(name, 0), number)
+    change = np.zeros(len(nodes) + 2)
+    for name in made.keys() & last.keys():
+        if name in analysis.model or last[name] < made[name]:
+            continue
+        size = _bytes(analysis, name)
+        if np.isinf(size):
+            return np.inf
+        change[made[name]] += size
+        change[last[name] + 1] -= size
+    return float(np.cumsum(change)[list(stops)].max(initial=0.0))
+
+
+def sizes(analysis: Analysis, samples: Samples) -> dict[str, float]:
+    """Return the bytes of tensors for the largest batch; infinite where the shape isn't known."""
+    once = _entries(analysis)
+    batch = max(max((a.size for a in batch.values()), default=0) for batch in samples.batches)
+    return {name: _bytes(analysis, name) * batch / once for name in analysis.tracer.types}
+
+
+def held(analysis: Analysis, samples: Samples, stops: Sequence[int]) -> float:
+    """Return the bytes of `largest` over all samples.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    samples : Samples
+    stops : sequence of int
+        Where the stream stops.
+    """
+    whole = sum(max((a.size for a in batch.values()), default=0) for batch in samples.batches)
+    return largest(analysis, stops) * whole / _entries(analysis)
+
+
+def _bytes(analysis: Analysis, name: str) -> float:
+    """Return the bytes of a tensor at the analysed shapes."""
+    elem, shape = analysis.tracer.types.get(name, (0, None))
+    return np.inf if shape is None else float(helper.tensor_dtype_to_np_dtype(elem).itemsize * prod(shape))
+
+
+def _entries(analysis: Analysis) -> int:
+    """Return the size of the largest input at the analysed shapes."""
+    return max((1, *(prod(shape) for shape in analysis.inputs.values())))

@@ -1,0 +1,103 @@
+"""Samples as they come from a user's own code, whatever that does.
+
+A script may end the process, fail, or change the folder; a reader may have no end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.errors import CalibrationError
+from onnxprune.files.arrays import SHARE
+from onnxprune.wall import board as wall
+
+__all__ = ["admits", "bounded", "call"]
+
+Feed = dict[str, Any]
+
+#: Samples that a reader may give one by one where nobody said how many are wanted.
+MOST = 20_000
+
+
+def admits(inputs: Mapping[str, onnx.ValueInfoProto], labels: str | None) -> Callable[[list[str]], None]:
+    """Return what refuses names of arrays before they are read."""
+    known = {*inputs, *(f"input_{i}" for i in range(len(inputs))), labels}
+
+    def admit(names: list[str]) -> None:
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise CalibrationError(
+                f"The samples have {unknown[0]!r}, which is no input of the model; the model's inputs are "
+                f"{', '.join(inputs)}."
+            )
+
+    return admit
+
+
+def bounded(feeds: Iterator[Feed], most: int | None) -> Iterator[Feed]:
+    """Yield what a reader gives, as long as it fits the memory and may end."""
+    total = count = 0
+    with wall.stage("Reading the samples", times=1e9, code=CalibrationError.exit_code):  # the user's own time
+        for feed in feeds:
+            count += 1
+            total += sum(a.nbytes if isinstance(a, np.ndarray) else 0 for a in feed.values())
+            if total > wall.allowed() * SHARE or (most is None and count > MOST):
+                raise CalibrationError(
+                    f"The samples don't end: {count:,} were read, {total / 1e6:,.0f} MB of them; say with --samples "
+                    "how many shall be used."
+                )
+            yield feed
+
+
+def call(script: Path, name: str) -> Any:
+    """Return what a function of a script returns; readers and iterators are read in the folder that we are in.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no such function, or it fails or ends the process.
+    """
+    spec = importlib.util.spec_from_file_location(f"onnxprune_samples_{script.stem}", script)
+    if spec is None or spec.loader is None or not script.is_file():
+        raise CalibrationError(f"There is no script {str(script)!r} to take samples from.")
+    module = importlib.util.module_from_spec(spec)
+    with _steady(script, name):
+        spec.loader.exec_module(module)
+        if not hasattr(module, name):
+            raise CalibrationError(f"{str(script)!r} has no function {name}() to take samples from.")
+        found = getattr(module, name)()
+    plain = found is None or isinstance(found, (str, os.PathLike, Mapping, list, tuple))
+    return found if plain else _read(found, script, name)
+
+
+@contextlib.contextmanager
+def _steady(script: Path, name: str) -> Iterator[None]:
+    here = os.getcwd()
+    try:
+        yield
+    except CalibrationError:
+        raise
+    except (Exception, SystemExit) as error:  # anything can go wrong in a user's script
+        raise CalibrationError(f"{str(script)!r} gives no samples: {name}() fails with {error!r}.") from error
+    finally:
+        os.chdir(here)
+
+
+def _read(found: Any, script: Path, name: str) -> Iterator[Any]:
+    with _steady(script, name):
+        entries = iter(found.get_next, None) if hasattr(found, "get_next") else iter(found)
+    while True:
+        with _steady(script, name):
+            try:
+                entry = next(entries)
+            except StopIteration:
+                return
+        yield entry

@@ -1,0 +1,269 @@
+"""Calibration samples in every form that people have them, checked against the model's inputs.
+
+Forms: an ``.npz`` file; a folder of ``.npy`` files, one for each input; a folder of ``test_data_set_N`` with
+``input_K.pb``; ``script.py:load_data``, a function that returns any of the other forms; a reader with ``get_next()``
+(onnxruntime's ``CalibrationDataReader``); an iterable of dictionaries; one dictionary of arrays; ``"synthetic"``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.calibration.feeds import check, count_of, is_free, parts, taken
+from onnxprune.calibration.given import each
+from onnxprune.calibration.reading import admits, bounded, call
+from onnxprune.calibration.synthetic import synthetic
+from onnxprune.errors import CalibrationError
+from onnxprune.files.arrays import read_folder, read_npz, read_tensor, reading
+from onnxprune.model import Model
+from onnxprune.runtime.binding import real_inputs
+from onnxprune.runtime.session import CPU, Session, open_session, provider_of
+from onnxprune.wall import board as wall
+
+__all__ = ["Asked", "Samples", "load_samples", "samples_for"]
+
+Array = NDArray[Any]
+Batch = dict[str, Array]
+
+
+@dataclass
+class Samples:
+    """Batches that a model takes.
+
+    Attributes
+    ----------
+    batches : list of dict
+    counts : list of int
+        Samples in each batch.
+    labels : array or None
+        One for each sample, where a key for them was named.
+    source : str
+        Where they come from, for people.
+    free : bool
+        Whether the model takes batches of any size.
+    provider : str
+        onnxruntime's name of the execution provider that runs them.
+    """
+
+    batches: list[Batch]
+    counts: list[int]
+    labels: Array | None = None
+    source: str = ""
+    free: bool = False
+    provider: str = CPU
+
+    def open(self, model: Model | onnx.ModelProto, extra_outputs: Iterable[str] = ()) -> Session:
+        """Open an optimised session for these samples.
+
+        Raises
+        ------
+        RunError
+            If onnxruntime doesn't take the model.
+        """
+        return open_session(model, extra_outputs, provider=self.provider, prepack=True, optimise=True)
+
+    @property
+    def valid(self) -> list[Array | None]:
+        """For each batch the mask of its sequences, bool[batch, sequence], false for padding; None without one.
+
+        It is an input of integers or booleans whose name says so, such as ``attention_mask``, of nothing but 0 and 1.
+        """
+        return [_mask(batch) for batch in self.batches]
+
+    @property
+    def count(self) -> int:
+        """Samples in all."""
+        return sum(self.counts)
+
+    @property
+    def _can_be_cut(self) -> bool:
+        """Whether all inputs have their samples along axis 0, but for numbers that serve all of them."""
+        pairs = zip(self.batches, self.counts, strict=True)
+        return self.free and all(not a.ndim or len(a) == n for b, n in pairs for a in b.values())
+
+    def few(self, most: int) -> Samples:
+        """Return the first samples, about so many at most."""
+        return self if self.count <= most else self.split(1 - most / self.count)[0]
+
+    def cut_into(self, size: int) -> Samples:
+        """Return the same samples in batches of at most this size, where the model leaves it free."""
+        pairs = list(zip(self.batches, self.counts, strict=True))
+        if not self._can_be_cut:
+            return self
+        parts = [
+            (taken(b, slice(i, i + size)), min(size, c - i)) for b, c in pairs for i in range(0, c, size)
+        ]
+        return replace(self, batches=[b for b, _ in parts], counts=[c for _, c in parts])
+
+    def split(self, share: float) -> tuple[Samples, Samples | None]:
+        """Set the last samples aside, about this share; whole batches only where the model fixes their size.
+
+        Returns
+        -------
+        tuple of Samples, and Samples or None
+            None where there are too few to set any aside.
+        """
+        wanted = max(round(share * self.count), 1)
+        number, aside = len(self.batches), 0
+        while number > 1 and aside + self.counts[number - 1] <= wanted:
+            number -= 1
+            aside += self.counts[number]
+        first, second = self.batches[:number], self.batches[number:]
+        if self._can_be_cut and aside < wanted < self.count and self.counts[number - 1] > wanted - aside:
+            cut = self.counts[number - 1] - (wanted - aside)
+            whole = first[-1]
+            first = [*first[:-1], taken(whole, slice(cut))]
+            second = [taken(whole, slice(cut, None)), *second]
+        if not second:
+            return self, None
+        counts = [count_of(b) for b in first], [count_of(b) for b in second]
+        labels = (
+            (None, None)
+            if self.labels is None
+            else (self.labels[: sum(counts[0])], self.labels[sum(counts[0]) :])
+        )
+        return (
+            replace(self, batches=first, counts=counts[0], labels=labels[0]),
+            replace(self, batches=second, counts=counts[1], labels=labels[1]),
+        )
+
+
+class Asked(Protocol):
+    """Options that say which samples."""
+
+    @property
+    def calib(self) -> Any:
+        """Where they are, or they themselves."""
+
+    @property
+    def samples(self) -> int | None:
+        """The most that are used."""
+
+    @property
+    def seed(self) -> int:
+        """Of a random choice."""
+
+    @property
+    def labels(self) -> str | None:
+        """The key of true labels."""
+
+    @property
+    def calib_provider(self) -> str:
+        """The execution provider that runs them."""
+
+
+def samples_for(graph: onnx.GraphProto, asked: Asked, types: Mapping[str, tuple[int, ...]]) -> Samples:
+    """Read the samples that options ask for; see `load_samples`."""
+    provider = provider_of(asked.calib_provider, "--calib-provider")
+    found = load_samples(
+        graph, asked.calib, most=asked.samples, seed=asked.seed, labels=asked.labels, types=types
+    )
+    return replace(found, provider=provider)
+
+
+def load_samples(
+    graph: onnx.GraphProto,
+    given: Any,
+    *,
+    most: int | None = None,
+    seed: int = 0,
+    labels: str | None = None,
+    types: Mapping[str, tuple[int, ...]] | None = None,
+) -> Samples:
+    """Read samples and cut them into batches.
+
+    Parameters
+    ----------
+    graph : GraphProto
+        Whose inputs they are for.
+    given : path, text, dict, iterable of dicts, or reader
+        See the module.
+    most : int, optional
+        Samples that are used at most; of a file with more, a random choice.
+    seed : int
+        Of that choice, and of synthetic samples.
+    labels : str, optional
+        Key of an array of labels beside the inputs.
+    types : mapping, optional
+        Input -> shape, for synthetic samples of inputs with dynamic axes.
+
+    Raises
+    ------
+    CalibrationError
+        If they can't be read, or a name, a rank, a size or a type doesn't fit the model.
+    """
+    source = str(given) if isinstance(given, str | os.PathLike) else type(given).__name__
+    if isinstance(given, str) and given == "synthetic":
+        given = synthetic(graph, types or {}, most or 256, seed)
+    inputs = {v.name: v for v in real_inputs(graph)}
+    batches: list[Batch] = []
+    marks: list[Array] = []
+    count = 0
+    wall.grow(samples=1)
+    admit = admits(inputs, labels)
+    for feed in bounded(each(given, lambda path: _read(path, seed, admit), "Samples"), most):
+        mark = feed.pop(labels, None) if labels else None
+        check(inputs, feed)
+        for batch, label in list(parts(inputs, feed, None if most is None else most - count, seed, mark)):
+            batches.append(batch)
+            count += count_of(batch)
+            if label is not None:
+                marks.append(np.atleast_1d(label))
+        if most is not None and count >= most:
+            break
+    if not batches:
+        raise CalibrationError("There are no calibration samples; give at least one array for each input.")
+    if labels and not marks:
+        raise CalibrationError(
+            f"The samples have no array {labels!r} of labels; name the key that holds them."
+        )
+    counts = [count_of(b) for b in batches]
+    found = np.concatenate(marks) if marks else None
+    if found is not None and len(found) != sum(counts):
+        raise CalibrationError(f"There are {len(found)} labels in {labels!r} for {sum(counts)} samples.")
+    return Samples(batches, counts, found, source, is_free(inputs))
+
+
+def _mask(batch: Batch) -> Array | None:
+    for name, array in batch.items():
+        flags = "mask" in name.lower() and array.ndim == 2 and array.dtype.kind in "biu"
+        if flags and array.any() and np.isin(array, (0, 1)).all():
+            return array.astype(bool)
+    return None
+
+
+def _read(text: str, seed: int, admit: Callable[[list[str]], None]) -> Iterator[Batch]:
+    script, colon, name = text.rpartition(":")
+    if colon and script.endswith(".py"):
+        yield from each(call(Path(script), name), lambda path: _read(path, seed, admit), "Samples")
+        return
+    path = Path(text)
+    with reading(text, "samples"):
+        found = list(_folder(path, admit)) if path.is_dir() else [read_npz(path, admit)]
+    yield from found
+
+
+def _folder(path: Path, admit: Callable[[list[str]], None]) -> Iterator[Batch]:
+    sets = [p for p in path.iterdir() if p.is_dir() and re.fullmatch(r"test_data_set_\d+", p.name)]
+    if not sets and any(path.glob("input_*.pb")):
+        sets = [path]
+    for one in sorted(sets, key=lambda p: int(p.name.rpartition("_")[2]) if p is not path else 0):
+        files = sorted(one.glob("input_*.pb"), key=lambda p: int(re.sub(r"\D", "", p.stem) or 0))
+        tensors = [read_tensor(f) for f in files]
+        yield {name or f"input_{i}": array for i, (name, array) in enumerate(tensors)}
+    if not sets:
+        arrays = read_folder(path, admit)
+        if not arrays:
+            raise CalibrationError(
+                f"{str(path)!r} holds no .npy files and no test_data_set_0; give one .npy for each input."
+            )
+        yield arrays

@@ -1,0 +1,156 @@
+"""Samples from no data: procedural images with the spectrum of natural ones, random sequences for token inputs.
+
+References
+----------
+Field, "Relations between the statistics of natural images and the response properties of cortical cells", JOSA A 1987:
+amplitude falls as 1/f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.calibration.feeds import lie_first
+from onnxprune.errors import CalibrationError
+from onnxprune.runtime.binding import declared, real_inputs, said_in_values
+from onnxprune.runtime.inputs import NoValues, texts
+
+__all__ = ["synthetic"]
+
+Array = NDArray[Any]
+
+#: From this length on, the last axis of an input that is no image is time.
+LONG = 64
+
+
+def synthetic(
+    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], count: int, seed: int
+) -> list[dict[str, Array]]:
+    """Draw samples for every input.
+
+    Parameters
+    ----------
+    graph : GraphProto
+    shapes : mapping
+        Input -> shape of one batch; axes of one name have one size.
+    count : int
+        Samples.
+    seed : int
+
+    Returns
+    -------
+    list of dict
+        Input -> array: one of all samples, along axis 0, or as many batches as are needed where samples don't lie along
+        axis 0 of all inputs. Images are of mean 0 and variance 1 over the set, which suits inputs that are
+        standardised; other scales can't be known without data.
+
+    Raises
+    ------
+    CalibrationError
+        If an input's shape isn't known, it is no tensor, or takes texts and the model lists none.
+    """
+    inputs = {v.name: v for v in real_inputs(graph)}
+    for name, value in inputs.items():
+        if not value.type.HasField("tensor_type"):
+            raise CalibrationError(f"No synthetic samples can be made for {name!r}, which is no tensor.")
+        if name not in shapes or declared(value) is None:
+            raise CalibrationError(f"No synthetic samples can be made for {name!r}, whose shape is unknown.")
+    rng = np.random.default_rng(seed)
+    sizes = {name: shapes[name] for name in inputs}
+    lengths = said_in_values(graph, sizes)
+    whole = {n: (max(count // s[0], 1) * s[0], *s[1:]) if s and s[0] else s for n, s in sizes.items()}
+    if _along_first(inputs, whole):
+        return [{name: _drawn(graph, value, whole[name], rng, lengths) for name, value in inputs.items()}]
+    number = (
+        max(count // max((s[0] for s in sizes.values() if s), default=1), 1) if any(sizes.values()) else count
+    )
+    return [{n: _drawn(graph, v, sizes[n], rng, lengths) for n, v in inputs.items()} for _ in range(number)]
+
+
+def _along_first(inputs: Mapping[str, onnx.ValueInfoProto], whole: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether one array for each input can hold all samples."""
+    first = [axes[0] for v in inputs.values() if (axes := declared(v))]
+    fixed = {a for a in first if isinstance(a, int)}
+    return lie_first(inputs) and len(fixed) <= 1 and len({s[0] for s in whole.values() if s}) == 1
+
+
+def _drawn(
+    graph: onnx.GraphProto,
+    value: onnx.ValueInfoProto,
+    size: tuple[int, ...],
+    rng: np.random.Generator,
+    lengths: Mapping[str, int],
+) -> Array:
+    elem = value.type.tensor_type.elem_type
+    if elem == onnx.TensorProto.STRING:
+        try:
+            return texts(graph, value.name, size, rng)
+        except NoValues as error:
+            raise CalibrationError(
+                f"No synthetic samples can be made: {error}; give samples with --calib."
+            ) from error
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(elem)
+    if value.name in lengths:
+        return np.full(size, lengths[value.name], dtype)
+    if dtype.kind in "biu":
+        ones = "mask" in value.name.lower()
+        return np.ones(size, dtype) if ones else np.asarray(rng.integers(0, 2, size)).astype(dtype)
+    if len(size) == 4 and all(size):
+        return images(size, rng).astype(dtype)
+    if len(size) >= 2 and size[-1] >= LONG and all(size):
+        return series(size, rng).astype(dtype)
+    return np.asarray(rng.standard_normal(size)).astype(dtype)
+
+
+def series(size: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Return series along the last axis with a 1/f spectrum of power, each of mean 0 and variance 1 but for loudness.
+
+    Loudness varies between samples and along the series, as that of speech and of machines does.
+    """
+    frequency = np.fft.rfftfreq(size[-1])
+    frequency[0] = frequency[1]
+    noise = np.fft.rfft(rng.standard_normal(size)) / np.sqrt(frequency)
+    smooth = np.fft.irfft(noise, n=size[-1])
+    smooth /= smooth.std(axis=-1, keepdims=True) + 1e-12
+    corners = np.abs(rng.standard_normal((*size[:-1], 9)))
+    at = np.linspace(0, 8, size[-1])
+    left = np.minimum(at.astype(int), 7)
+    loud = corners[..., left] * (1 - (at - left)) + corners[..., left + 1] * (at - left)
+    found = smooth * loud
+    return np.asarray(found / (found.std() + 1e-12))
+
+
+def images(size: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Return images with a 1/f spectrum whose colours go together, with edges: leaves of random discs on top.
+
+    Parameters
+    ----------
+    size : tuple
+        (count, channels, height, width), or channels last where the last axis is the smallest.
+    rng : Generator
+    """
+    last = size[3] < size[1]
+    count, channels = size[0], size[3] if last else size[1]
+    high, wide = (size[1], size[2]) if last else (size[2], size[3])
+    frequency = np.hypot(np.fft.fftfreq(high)[:, None], np.fft.rfftfreq(wide)[None])
+    frequency[0, 0] = 1 / max(high, wide)
+    y, x = np.mgrid[:high, :wide]
+    found = np.empty((count, channels, high, wide), np.float32)
+    for n in range(count):
+        noise = rng.standard_normal((channels + 1, high, wide))
+        smooth = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=(high, wide))
+        smooth /= smooth.std(axis=(1, 2), keepdims=True) + 1e-12
+        picture = 0.8 * smooth[:1] + 0.4 * smooth[1:] + rng.standard_normal((channels, 1, 1)) * 0.5
+        for _ in range(rng.integers(1, 6)):
+            centre, radius = rng.random(2) * (high, wide), rng.uniform(0.1, 0.4) * min(high, wide)
+            inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+            picture = np.where(inside, 0.4 * picture + rng.standard_normal((channels, 1, 1)), picture)
+        found[n] = picture
+    found -= found.mean()
+    found /= found.std() + 1e-12
+    return np.moveaxis(found, 1, -1) if last else found

@@ -1,0 +1,380 @@
+"""What the command line accepts; options come from `onnxprune.options.pruning`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from onnxprune.errors import UsageError
+from onnxprune.options.declare import flag, specs
+from onnxprune.options.pruning import Options, parse_shape
+
+__all__ = ["build", "options_from"]
+
+Given = TypeVar("Given")
+
+_CODES = """\
+exit codes:
+  0  done                                  5  the result failed verification
+  1  another error, or a bug               6  the plan is malformed or is another model's
+  2  an option or argument is wrong        7  the output can't be written, or is the input
+  3  the input isn't a sound ONNX model    8  the given inputs don't fit the model
+  4  nothing in the model can be cut       9  sound, but no faster than the input
+130  interrupted; 129 and 143: ended by SIGHUP, SIGTERM
+"""
+
+_PRUNE = """\
+examples:
+  onnxprune prune model.onnx small.onnx --ratio 0.5
+      remove half of the channels of every group; prove that nothing else changed
+  onnxprune prune model.onnx small.onnx --ratio 0.3 --ignore '^head' --report report.json
+      leave the layers alone whose name starts with 'head', and write down what was done
+  onnxprune prune bert.onnx small.onnx --ratio 0.5 --input-shape input_ids:1,128 --criterion l1
+      sizes for the dynamic axes of an input, where no guess fits
+  onnxprune prune model.onnx small.onnx --target macs=0.5 --calib samples.npz
+      half of the MACs, cut where it costs least and refitted on unlabelled samples; no training
+  onnxprune prune model.onnx small.onnx --target bytes=20MB+memory=0.7
+      files of 20 MB at most, and 70 % of the peak memory of a run
+  onnxprune prune model.onnx small.onnx --target macs=0.7,0.5,0.3 --calib samples.npz
+      three models, small-macs0.7.onnx and so on, from one calibration
+
+The input is never changed. OUT appears complete or not at all.
+"""
+
+_INSPECT = """\
+examples:
+  onnxprune inspect model.onnx            groups, frozen axes with reasons, and the ceiling
+  onnxprune inspect model.onnx --json     the same for programs
+  onnxprune inspect model.onnx --sparsity   zeros of each weight, patterns by axis, what runtimes make of them
+  onnxprune inspect --ops                 the op table
+"""
+
+_EXPLAIN = """\
+examples:
+  onnxprune explain model.onnx conv1.weight 0     the axes that go with it, through which nodes
+  onnxprune explain model.onnx conv1.weight:0 --json
+"""
+
+_SENSITIVITY = """\
+examples:
+  onnxprune sensitivity model.onnx --calib samples.npz
+      the error when a quarter, a half, three quarters of each group are gone; kept on disk for later runs
+"""
+
+_PLAN = """\
+examples:
+  onnxprune plan model.onnx -o plan.json --ratio 0.5
+  (edit "removed_units" in plan.json, and delete "cuts", which follows from it)
+  onnxprune apply model.onnx plan.json small.onnx
+"""
+
+_RUN = """\
+examples:
+  onnxprune run model.onnx small.onnx --passes "resolve_shapes,prune{ratio=0.5},shrink"
+
+Each pass is one file in onnxprune/passes; an option's value is written name=value, several are separated by a
+space or a comma. Known passes: PASSES.
+"""
+
+
+_SPARSIFY = """\
+examples:
+  onnxprune sparsify model.onnx sparse.onnx --pattern 2:4
+      two zeros of every four inputs, where sparse tensor cores want them
+  onnxprune sparsify model.onnx sparse.onnx --pattern unstructured --sparsity 0.7 --scope global
+      the smallest 70 % of all weights become zero
+
+Zeros make no model faster by themselves: the report says which runtime gains what.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UsageError`, so that every error looks the same."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see '{self.prog} --help'.")
+
+
+def build() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = _Parser(
+        prog="onnxprune",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_CODES,
+        description="Make an ONNX model smaller and faster by cutting channels, exactly: the result\n"
+        "computes what the original computes with those channels masked. No framework, no training code.",
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _prune(commands)
+    _inspect(commands)
+    _explain(commands)
+    _sensitivity(commands)
+    _plan(commands)
+    _apply(commands)
+    _verify(commands)
+    _run(commands)
+    _sparsify(commands)
+    return top
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from onnxprune.version import __version__
+
+        print(f"onnxprune {__version__}")
+        parser.exit()
+
+
+def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"{epilog}\n{_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("-v", "--verbose", action="store_true", help="say each step, and tracebacks")
+    level.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    parser.add_argument(
+        "--max-memory",
+        type=_size,
+        metavar="SIZE",
+        help="stop when more memory than this is needed, such as 4GB (default grows with the model; Linux)",
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=_seconds,
+        metavar="S",
+        help="stop when a single run of the model, or any other step in a library, takes longer (default grows with "
+        "the model; Linux)",
+    )
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, command: str, kind: Any = Options) -> None:
+    """Add the options that say that this command takes them."""
+    for spec in specs(kind):
+        if command in spec.metadata["commands"]:
+            _add_option(parser, spec)
+
+
+def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -> None:
+    text, name, kind = spec.metadata["help"].replace("%", "%%"), flag(spec), str(spec.type)
+    unit = f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
+    shared: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS}
+    if kind == "bool":
+        parser.add_argument(name, action="store_false" if spec.default else "store_true", help=text, **shared)
+        return
+    if kind.startswith("tuple") or kind == "Shapes":
+        parser.add_argument(
+            name, action="append", metavar=spec.metadata["metavar"], help=text + unit, **shared
+        )
+        return
+    missing = spec.default is dataclasses.MISSING
+    default = "" if missing or spec.default is None else f" (default {spec.default})"
+    parse: Callable[[str], Any] = {"float": _float, "int": _int}.get(kind.removesuffix(" | None"), str)
+    parser.add_argument(
+        name,
+        required=missing,
+        type=parse,
+        metavar=spec.metadata["metavar"],
+        help=text + unit + default,
+        **shared,
+    )
+
+
+def _int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _size(text: str) -> float:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)i?b?", text.strip().lower())
+    if not found or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"must be an amount of memory such as 800MB or 4GB, got {text!r}")
+    return float(found[1]) * 1000.0 ** " kmgt".index(found[2] or " ")
+
+
+def _seconds(text: str) -> float:
+    found = _float(text)
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return found
+
+
+def options_from(args: argparse.Namespace, kind: type[Given] = Options, **more: Any) -> Given:  # type: ignore[assignment]
+    """Return the options that were given on the command line.
+
+    Parameters
+    ----------
+    args : Namespace
+    kind : dataclass
+        Which options.
+    more : dict
+        Values of options that the command doesn't have.
+    """
+    names = [spec.name for spec in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if "input_shapes" in given:
+        given["input_shapes"] = shapes_from(given["input_shapes"])
+    return kind(**{**given, **more})
+
+
+def shapes_from(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return input shapes from texts like ``name:1,3,224,224``.
+
+    Raises
+    ------
+    UsageError
+        If an input is given two shapes.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, shape = parse_shape(text)
+        if shapes.setdefault(name, shape) != shape:
+            raise UsageError(f"--input-shape gives the input {name!r} two shapes.")
+    return shapes
+
+
+def _files(parser: argparse.ArgumentParser, *files: tuple[str, str]) -> None:
+    for name, text in files:
+        parser.add_argument(name, metavar=name.upper(), help=text)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _prune(commands: Any) -> None:
+    parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", _PRUNE)
+    _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
+    _add_options(parser, "prune")
+    parser.add_argument(
+        "--report",
+        metavar="R.html|R.json",
+        help="write the report: what was cut, what is frozen and why; a page to look at if it ends in .html",
+    )
+    parser.add_argument("--plan", metavar="P.json", help="write the plan, for 'apply' and 'verify'")
+    _json(parser)
+
+
+def _inspect(commands: Any) -> None:
+    parser = _command(
+        commands, "inspect", "show what can be cut, what is frozen and why; writes nothing", _INSPECT
+    )
+    parser.add_argument("in", metavar="IN", nargs="?", help="the model")
+    _add_options(parser, "inspect")
+    parser.add_argument("--ops", action="store_true", help="print the op table; needs no model")
+    parser.add_argument("--html", metavar="OUT.html", help="write it as a page to look at, too")
+    parser.add_argument(
+        "--sparsity",
+        action="store_true",
+        help="show the zeros of each weight, and which patterns hold along which axis",
+    )
+    _json(parser)
+
+
+def _explain(commands: Any) -> None:
+    parser = _command(
+        commands, "explain", "say what is cut together with a tensor's axis, or what freezes it", _EXPLAIN
+    )
+    _files(parser, ("in", "the model"))
+    parser.add_argument("tensor", metavar="TENSOR", help="a tensor, tensor:axis, or a node for its output")
+    parser.add_argument("axis", metavar="AXIS", nargs="?", type=_int, help="all of them otherwise")
+    _add_options(parser, "explain")
+    _json(parser)
+
+
+def _sensitivity(commands: Any) -> None:
+    parser = _command(
+        commands, "sensitivity", "measure what each group's channels are worth, on samples", _SENSITIVITY
+    )
+    _files(parser, ("in", "the model"))
+    _add_options(parser, "sensitivity")
+    _json(parser)
+
+
+def _plan(commands: Any) -> None:
+    parser = _command(commands, "plan", "decide what to cut, and write it down; writes no model", _PLAN)
+    _files(parser, ("in", "the model"))
+    parser.add_argument(
+        "-o", "--output", metavar="P.json", required=True, help="where the plan goes; - is standard output"
+    )
+    _add_options(parser, "plan")
+
+
+def _apply(commands: Any) -> None:
+    parser = _command(commands, "apply", "cut what a plan says, verify, and write the smaller model", _PLAN)
+    _files(
+        parser,
+        ("in", "the model that the plan was made for"),
+        ("plan", "the plan"),
+        ("out", "where the result goes"),
+    )
+    _add_options(parser, "apply")
+    parser.add_argument(
+        "--report", metavar="R.html|R.json", help="write the report; a page to look at if it ends in .html"
+    )
+    _json(parser)
+
+
+def _verify(commands: Any) -> None:
+    parser = _command(commands, "verify", "prove that a pruned model equals the masked original, by its plan")
+    _files(parser, ("original", "the model before"), ("pruned", "the model after"))
+    parser.add_argument("--plan", metavar="P.json", required=True, help="the plan that says what was cut")
+    _add_options(parser, "verify")
+    _json(parser)
+
+
+def _run(commands: Any) -> None:
+    parser = _command(
+        commands, "run", "run passes by name, one after the other", _RUN.replace("PASSES", _known_passes())
+    )
+    _files(parser, ("in", "the model"), ("out", "where the result goes"))
+    parser.add_argument(
+        "--passes", required=True, metavar="LIST", help='such as "resolve_shapes,prune{ratio=0.5},shrink"'
+    )
+    _add_options(parser, "run")
+    parser.add_argument(
+        "--report",
+        metavar="R.html|R.json",
+        help="write what the passes found: as JSON, or as the page of the one pass that has one, such as prune",
+    )
+
+
+def _sparsify(commands: Any) -> None:
+    from onnxprune.options.sparsity import SparseOptions
+
+    parser = _command(commands, "sparsify", "put zeros into weights in a pattern, such as 2:4", _SPARSIFY)
+    _files(parser, ("in", "the model"), ("out", "where the result goes"))
+    _add_options(parser, "sparsify", kind=SparseOptions)
+    parser.add_argument(
+        "--report",
+        metavar="R.html|R.json",
+        help="write the report: zeros and gains of each weight; a page to look at if it ends in .html",
+    )
+    _json(parser)
+
+
+def _known_passes() -> str:
+    from onnxprune import registry
+
+    try:
+        return ", ".join(registry.names("onnxprune.passes")) or "none"
+    except UsageError:
+        return "none"

@@ -1,0 +1,333 @@
+"""What each command does; the front door `onnxprune.api` does the work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from onnxprune import api
+from onnxprune.cli.arguments import options_from, shapes_from
+from onnxprune.cli.progress import showing
+from onnxprune.errors import UsageError
+from onnxprune.files.commit import write_text
+from onnxprune.files.target import STDOUT
+from onnxprune.journey import passes as passlist
+from onnxprune.journey.output import Sides, declared
+from onnxprune.journey.passes import RunReport
+from onnxprune.model import Model
+from onnxprune.options.pruning import OptionFields, Options
+from onnxprune.options.target import family_of
+from onnxprune.pruning.journey import Result
+from onnxprune.report.page import is_page
+from onnxprune.report.record import Facts, Record
+
+__all__ = ["sensitivity", "apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "verify"]
+
+T = TypeVar("T")
+
+
+def prune(args: Namespace) -> None:
+    """``onnxprune prune IN OUT --ratio R``."""
+    source = _input(args)
+    options: Options = options_from(args)
+    if len(family_of(options.target)) > 1:
+        _family(args, source, options)
+        return
+    with _places(args, source, args.out, {"--report": args.report, "--plan": args.plan}):
+        result = _told(args, api.prune, source, args.out, options)
+        if args.plan:
+            result.plan.save(args.plan)
+        _keep(args, result.report)
+    _finish(args, result.report)
+
+
+def _family(args: Namespace, source: str, options: Options) -> None:
+    """Make several models, and print what each is worth."""
+    from onnxprune.pruning.family import member_path, pareto, show_pareto
+
+    def keep(target: str, result: Result) -> None:
+        result.report.command = args.line
+        if args.report:
+            result.report.save(member_path(args.report, target))
+        if args.plan:
+            result.plan.save(member_path(args.plan, target))
+
+    paths = {"OUT": args.out, "--report": args.report, "--plan": args.plan}
+    if STDOUT in paths.values():
+        raise UsageError(
+            "Several models can't share standard output; give files, whose names get the targets."
+        )
+    writes: dict[str, str | None] = {
+        f"{what} of {target}": str(member_path(path, target))
+        for what, path in paths.items()
+        if path
+        for target in family_of(options.target)
+    }
+    with _places(args, source, None, writes, joined=False):
+        results = _told(args, api.family, source, args.out, options, each=keep)
+    if args.json:
+        print(json.dumps(pareto(results), indent=1))
+    elif not args.quiet:
+        show_pareto(pareto(results))
+        for result in results.values():
+            print(f"wrote {result.path}")
+
+
+def sensitivity(args: Namespace) -> None:
+    """``onnxprune sensitivity IN --calib SAMPLES``."""
+    _say(args, _told(args, api.sensitivity, _input(args), options_from(args, ratio=0.5)))
+
+
+def apply(args: Namespace) -> None:
+    """``onnxprune apply IN PLAN OUT``."""
+    source = _input(args)
+    with _places(args, source, args.out, {"--report": args.report}):
+        result = _told(args, api.apply, source, args.plan, args.out, **_given(args))
+        _keep(args, result.report)
+    _finish(args, result.report)
+
+
+def plan(args: Namespace) -> None:
+    """``onnxprune plan IN -o PLAN``."""
+    source = _input(args)
+    with _places(args, source, None, {"-o": args.output}):
+        found = _told(args, api.plan, source, options_from(args))
+        found.save(args.output)
+    if _speaks(args):
+        removed, units = sum(len(g.removed_units) for g in found.groups), sum(g.units for g in found.groups)
+        print(f"{args.output}: {removed:,} of {units:,} units of {len(found.groups)} groups are to go")
+
+
+def verify(args: Namespace) -> None:
+    """``onnxprune verify ORIGINAL PRUNED --plan PLAN``."""
+    found = _told(args, api.verify, args.original, args.pruned, args.plan, **_given(args))
+    if args.json:
+        print(json.dumps(found, indent=1, allow_nan=False))
+    elif _speaks(args):
+        print(
+            f"law 1 holds: pruned = masked original within {found['max_relative_error']:.1e} (relative) "
+            f"on {found['inputs']} inputs"
+        )
+        for line in found["checks"]:
+            print(line)
+
+
+def inspect(args: Namespace) -> None:
+    """``onnxprune inspect IN`` or ``onnxprune inspect --ops``."""
+    _refuse_idle(args)
+    if args.ops:
+        _ops(args)
+        return
+    if not _input(args):
+        raise UsageError(
+            "'inspect' needs a model, or --ops for the op table; see 'onnxprune inspect --help'."
+        )
+    if args.sparsity:
+        from onnxprune.sparsity import front
+
+        _say(args, front.inspect_sparsity(_input(args)))
+        return
+    with _places(args, _input(args), None, {"--html": args.html}):
+        found = _told(
+            args,
+            api.inspect,
+            _input(args),
+            input_shapes=shapes_from(getattr(args, "input_shapes", [])),
+            allow_inexact=getattr(args, "allow_inexact", False),
+        )
+        if args.html:
+            write_text(Path(args.html), found.page(Path(_input(args)).name))
+    _say(args, found)
+
+
+def explain(args: Namespace) -> None:
+    """``onnxprune explain IN TENSOR [AXIS]``."""
+    found = _told(
+        args,
+        api.explain,
+        _input(args),
+        args.tensor,
+        args.axis,
+        input_shapes=shapes_from(getattr(args, "input_shapes", [])),
+        allow_inexact=getattr(args, "allow_inexact", False),
+    )
+    _say(args, found)
+
+
+def run(args: Namespace) -> None:
+    """``onnxprune run IN OUT --passes LIST``."""
+    source, steps = _input(args), passlist.parse(args.passes)
+    report = RunReport()
+    if args.report and is_page(args.report):
+        passlist.check_page(steps)
+    given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
+    with _places(args, source, args.out, {"--report": args.report}), _listening(report.notes, args.quiet):
+        _told(
+            args,
+            api.run,
+            source,
+            args.passes,
+            args.out,
+            input_shapes=shapes_from(getattr(args, "input_shapes", [])),
+            each=lambda text, told: report.passes.append((text, told)),
+            **given,
+        )
+        report.name_files(Path(source), Path(args.out))
+        report.sha256 = {"input": Model.load(source).sha256}
+        report.options = {"passes": args.passes, **given}
+        _keep(args, report)
+    if _speaks(args):
+        report.show()
+        print(f"wrote {args.out} ({Path(args.out).stat().st_size:,} bytes)")
+
+
+def sparsify(args: Namespace) -> None:
+    """``onnxprune sparsify IN OUT --pattern 2:4``."""
+    from onnxprune.options.sparsity import SparseOptions
+    from onnxprune.sparsity import front
+
+    source = _input(args)
+    with _places(args, source, args.out, {"--report": args.report}):
+        result = _told(args, front.sparsify, source, args.out, options_from(args, SparseOptions))
+        _keep(args, result.report)
+    _finish(args, result.report)
+
+
+@contextlib.contextmanager
+def _listening(notes: list[str], quiet: bool) -> Iterator[None]:
+    """Keep what passes say of what they did and refused, and let it be seen on standard error."""
+    log, form = logging.getLogger("onnxprune.passes"), logging.Formatter("%(module)s: %(message)s")
+    handlers: list[logging.Handler] = [_Notes(notes), *([] if quiet else [logging.StreamHandler(sys.stderr)])]
+    for handler in handlers:
+        handler.setFormatter(form)
+    before, log.handlers[:] = list(log.handlers), handlers
+    level = log.level
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.handlers[:] = before
+        log.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    """Keeps what is said."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__()
+        self.notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.notes.append(self.format(record))
+
+
+def _refuse_idle(args: Namespace) -> None:
+    """Refuse what 'inspect' wouldn't look at, as it is asked for the op table or for zeros."""
+    given = {"a model": _input(args), "--sparsity": args.sparsity} if args.ops else {}
+    given |= {"--html": args.html, "--input-shape": getattr(args, "input_shapes", None)}
+    given["--allow-inexact"] = getattr(args, "allow_inexact", False)
+    idle = [name for name, value in given.items() if value]
+    if idle and (args.ops or args.sparsity):
+        way = "--ops" if args.ops else "--sparsity"
+        raise UsageError(f"'inspect {way}' takes no account of {idle[0]}; leave one of them out.")
+
+
+def _ops(args: Namespace) -> None:
+    from onnxprune.pruning.inspection import op_table
+
+    table = op_table()
+    if args.quiet and not args.json:
+        return
+    if args.json:
+        print(json.dumps([{"op": op, "kind": kind, "text": text} for op, kind, text in table], indent=1))
+        return
+    from onnxprune.report.table import show
+
+    show(["op", "kind", "row"], table, left=3)
+
+
+def _keep(args: Namespace, report: Record) -> None:
+    report.command = args.line
+    if args.report:
+        report.save(args.report)
+
+
+def _finish(args: Namespace, report: Record) -> None:
+    _say(args, report)
+    if _speaks(args):
+        print(f"wrote {args.out}")
+
+
+def _say(args: Namespace, found: Facts) -> None:
+    """Print what was found: for programs, for people, or not at all."""
+    if args.json:
+        sys.stdout.write(found.dumps())
+    elif _speaks(args):
+        found.show()
+
+
+def _speaks(args: Namespace) -> bool:
+    """Whether tables and sentences may go to standard output: nothing else goes there, and they are wanted."""
+    return not (args.quiet or getattr(args, "json", False) or STDOUT in _written(args).values())
+
+
+def _written(args: Namespace) -> dict[str, str]:
+    """Return the files that a command writes beside a model, by their options."""
+    options = {"--report": "report", "--plan": "plan", "--html": "html", "-o": "output"}
+    reads = ("apply", "verify")  # the plan is theirs to read
+    found = {flag: getattr(args, name, None) for flag, name in options.items()}
+    return {
+        f: str(path) for f, path in found.items() if path and not (f == "--plan" and args.command in reads)
+    }
+
+
+def _input(args: Namespace) -> str:
+    return str(getattr(args, "in") or "")
+
+
+def _given(args: Namespace) -> OptionFields:
+    """Return the options that were given, of those that don't belong to a decision."""
+    names = ("verify", "inputs", "rtol", "in_place", "external_data_threshold", "seed")
+    given: Any = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    found: OptionFields = given
+    return found
+
+
+def _places(
+    args: Namespace, source: str, output: str | None, writes: Mapping[str, str | None], *, joined: bool = True
+) -> AbstractContextManager[None]:
+    """Refuse files that would replace what is read or each other, and what can't be written, before any work; write all
+    together at the end of the block.
+
+    The output itself may be the input with --in-place; that is checked where it is written.
+    """
+    taken = [what for what, path in _written(args).items() if path == STDOUT]
+    taken += ["--json"] * bool(getattr(args, "json", False))
+    if len(taken) > 1:
+        raise UsageError(f"{' and '.join(taken)} would both go to standard output; give one of them a file.")
+    given = {"--calib": getattr(args, "calib", None), "--inputs": getattr(args, "inputs", None)}
+    if args.command == "apply":
+        given["the plan"] = args.plan
+    reads = {what: _file_of(text) for what, text in given.items() if isinstance(text, str)}
+    written = {what: Path(path) for what, path in writes.items() if path}
+    return declared(Sides(written, reads), source, output, joined=joined)
+
+
+def _file_of(samples: str) -> Path:
+    """Return the file or folder of samples, of which a script is given as ``file.py:function``."""
+    head, colon, _ = samples.rpartition(":")
+    return Path(head if colon and head.endswith(".py") else samples)
+
+
+def _told(args: Namespace, work: Callable[..., T], *given: Any, **more: Any) -> T:
+    """Do the work, with progress on standard error meanwhile."""
+    with showing(quiet=args.quiet, verbose=args.verbose) as tell:
+        return work(*given, progress=tell, **more)

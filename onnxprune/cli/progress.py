@@ -1,0 +1,125 @@
+"""Progress on standard error: one live line on a terminal, a few plain lines in a pipe, all steps with -v."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from onnxprune.progress import Watch, duration
+from onnxprune.report.printing import clean, drawn_on
+
+__all__ = ["Plain", "live", "showing"]
+
+Tell = Callable[[str], None]
+#: Seconds between lines in a pipe. Work that is done before says nothing.
+EVERY = 10.0
+
+
+@contextmanager
+def showing(*, quiet: bool, verbose: bool, stream: TextIO | None = None) -> Iterator[Tell | None]:
+    """Give what progress is told to, for as long as the work lasts.
+
+    Parameters
+    ----------
+    quiet, verbose : bool
+        Say nothing; or say each step with its time, as lines.
+    stream : text file, optional
+        Standard error by default.
+    """
+    stream = stream or sys.stderr
+    if quiet:
+        yield None
+    elif verbose:
+        yield _each(stream)
+    elif stream.isatty():
+        with live(stream) as tell:
+            yield tell
+    else:
+        yield Plain(stream)
+
+
+def _each(stream: TextIO) -> Tell:
+    start = time.perf_counter()
+
+    def tell(text: str) -> None:
+        print(f"[{time.perf_counter() - start:6.2f} s] {text}", file=stream, flush=True)
+
+    return tell
+
+
+class Plain:
+    """Writes a line when some seconds have passed since the last one.
+
+    Parameters
+    ----------
+    stream : text file
+    every : float
+        Seconds.
+    clock : callable
+        Seconds since any moment.
+    """
+
+    def __init__(
+        self, stream: TextIO, every: float = EVERY, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.stream, self.every, self.clock = stream, every, clock
+        self.watch, self.last, self.start = Watch(), clock(), clock()
+
+    def __call__(self, text: str) -> None:
+        """Take a text."""
+        now = self.clock()
+        self.watch.tell(text, now)
+        if now - self.last < self.every:
+            return
+        self.last = now
+        left = self.watch.left(now)
+        more = "" if left is None else f", about {duration(left)} left in this stage"
+        print(f"[{now - self.start:.0f} s] {text}{more}", file=self.stream, flush=True)
+
+
+@contextmanager
+def live(stream: TextIO) -> Iterator[Tell]:
+    """Draw one line on a terminal: stage, bar, elapsed time and time left; it goes when the work is done."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
+    from rich.text import Text
+
+    watch = Watch()
+    start = time.perf_counter()
+
+    class Times(ProgressColumn):
+        """Elapsed time, and what is left of the stage."""
+
+        max_refresh = 0.5
+
+        def render(self, task: Any) -> Text:
+            now = time.perf_counter()
+            left = watch.left(now)
+            more = "" if left is None else f", about {duration(left)} left"
+            return Text(f"{now - start:.0f} s{more}", style="dim")
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        Times(),
+        console=Console(file=drawn_on(stream)),
+        transient=True,
+        redirect_stdout=False,
+        refresh_per_second=4,
+    )
+    with bar:
+        task = bar.add_task("load", total=None)
+
+        def tell(text: str) -> None:
+            watch.tell(text, time.perf_counter())
+            share = None if watch.done is None else 100.0
+            text = clean(text)
+            shown = text if len(text) <= 44 else text[:43] + "…"
+            bar.update(task, description=escape(shown), total=share, completed=100 * (watch.done or 0.0))
+
+        yield tell

@@ -1,0 +1,400 @@
+"""Everything that is known of a model before a decision: shapes, couplings, groups."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any, Literal
+
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.agree import walk
+from onnxprune.graph.computed import Finder
+from onnxprune.graph.coupling import Applied, Coupling, couple
+from onnxprune.graph.feasible import Feasible
+from onnxprune.graph.folding import Folded, fold, frozen_ends, opened, summed_ends, weight_ends
+from onnxprune.graph.groups import Grouping, group
+from onnxprune.graph.known import opsets_of, weights_of
+from onnxprune.graph.plausible import element_size
+from onnxprune.graph.size_locks import follow
+from onnxprune.graph.sizes import Sizes
+from onnxprune.graph.trace import LARGEST, TraceError, Tracer, Unsound, Weight
+from onnxprune.model import Model
+from onnxprune.ops import Node
+from onnxprune.runtime import binding
+from onnxprune.runtime.binding import Shape, Typed
+from onnxprune.wall import board as wall
+
+
+@dataclass
+class Analysis:
+    """A model, traced and grouped.
+
+    Attributes
+    ----------
+    model : Model
+    tracer : Tracer
+        Shapes and small values under ``inputs``.
+    coupling : Coupling
+    grouping : Grouping
+    inputs : dict
+        The shapes that the inputs were bound to.
+    sizes : Sizes
+        Which lengths and values follow the sizes of dynamic axes.
+    given : dict
+        Those of them that the user said.
+    folded : Folded or None
+        Where weights were folded: ``model`` is then not the one that was to be analysed.
+    refusals : dict
+        Shapes of the inputs, sorted by name, that the model can't be run at, and why: those that were tried.
+    notes : list of str
+        What is to be said of the sizes.
+    runs : callable or None
+        Says why the model can't be run on inputs of these shapes, if so.
+    """
+
+    model: Model
+    tracer: Tracer
+    coupling: Coupling
+    grouping: Grouping
+    inputs: dict[str, Shape]
+    sizes: Sizes
+    given: dict[str, Shape] = field(default_factory=dict)
+    refusals: dict[tuple[tuple[str, Shape], ...], str] = field(default_factory=dict, repr=False)
+    notes: list[str] = field(default_factory=list)
+    folded: Folded | None = None
+    runs: Callable[[Mapping[str, Shape]], str] | None = field(default=None, repr=False)
+    _other: list[Tracer | None] = field(default_factory=list, repr=False)
+    _said: bool = False  # whether `vary` was called
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Tensor -> its element type."""
+        return {name: typed[0] for name, typed in self.tracer.types.items()}
+
+    def other_values(self) -> Mapping[str, NDArray[Any]] | None:
+        """Values of small tensors as other sizes may have them: what varies is another number; None: nothing does.
+
+        Derived (`onnxprune.graph.sizes`), but where `vary` said under which sizes the model is used.
+        """
+        if not self._said:
+            return self.sizes.elsewhere()
+        other = self.other_trace()
+        return None if other is None else other.values
+
+    def other_trace(self) -> Tracer | None:
+        """Trace under another binding of the dynamic axes, None where there is none that fits."""
+        if not self._other:
+            self._other.append(self._trace_otherwise())
+        return self._other[0]
+
+    def vary(self, inputs: dict[str, Shape] | None) -> None:
+        """Take these inputs as the other binding, instead of a guess; None: all axes are as good as fixed.
+
+        Raises
+        ------
+        TraceError
+            If the shapes of the graph don't agree under them.
+        """
+        self._other[:] = [None if inputs is None else self.trace(inputs)]
+        self._said = True
+
+    def _trace_otherwise(self) -> Tracer | None:
+        graph = self.model.proto.graph
+        if not binding.is_dynamic(graph, {}):
+            return None
+        for inputs in binding.others(graph, self.given):
+            if inputs != self.inputs and (found := self._fitting(inputs)) is not None:
+                return found
+        return self._trace_partly()
+
+    def _trace_partly(self) -> Tracer | None:
+        """Trace with other sizes of those axes that take any, where the model has baked the others."""
+        axes = binding.Axes.of(self.model.proto.graph, self.inputs)
+        last: Tracer | None = None
+        sizes = dict(axes.sizes)
+        for axis, size in axes.sizes.items():
+            for value in (size + 1, 2 * size, size // 2):
+                shapes = axes.shapes({**sizes, axis: value}) if value else None
+                if shapes is not None and (found := self._fitting(shapes)) is not None:
+                    last, sizes[axis] = found, value
+                    break
+        return last
+
+    def interface(self) -> onnx.GraphProto:
+        """Return the graph for samples to be held against: a batch that takes one size only is declared so."""
+        graph = self.model.proto.graph
+        axes = binding.Axes.of(graph, self.inputs)
+        for more in (1, 2) if axes.batch else ():
+            shapes = axes.shapes({**axes.sizes, **{a: more * axes.sizes[a] + 1 for a in axes.batch}})
+            if shapes is None or (self._fitting(shapes) and not (self.runs and self.runs(shapes))):
+                return graph
+        if not axes.batch:
+            return graph
+        found = onnx.GraphProto()
+        found.CopyFrom(graph)
+        for value in found.input:
+            places = axes.places.get(value.name, ())
+            if places and places[0] in axes.batch and binding.declared(value) is not None:
+                value.type.tensor_type.shape.dim[0].dim_value = self.inputs[value.name][0]
+        return found
+
+    def _fitting(self, inputs: dict[str, Shape]) -> Tracer | None:
+        """Trace under these shapes; None where the model can't be run on them."""
+        tracer = _tracer(self.model, self.tracer.weights, inputs, {}, self.tracer.inferred)
+        nodes = [applied.proto for applied in self.coupling.nodes]
+        refused = {n for n, applied in enumerate(self.coupling.nodes) if applied.row is None}
+        return tracer if walk(tracer, nodes, refused).whole else None
+
+    def trace(self, inputs: dict[str, Shape]) -> Tracer:
+        """Trace under these shapes of the inputs.
+
+        Raises
+        ------
+        TraceError
+            If the shapes of the graph don't agree under them.
+        """
+        tracer = _tracer(self.model, self.tracer.weights, inputs, {}, self.tracer.inferred)
+        for applied in self.coupling.nodes:
+            tracer.visit(applied.proto)
+        return tracer
+
+
+def analyse(
+    model: Model,
+    *,
+    input_shapes: Mapping[str, Shape] | None = None,
+    allow_inexact: bool = False,
+    keep_blocks: bool = True,
+    runs: Callable[[Mapping[str, Shape]], str] | None = None,
+    folds: Literal["", "needed", "weights"] = "",
+) -> Analysis:
+    """Trace a model, apply the rows, and find its dependency groups.
+
+    Parameters
+    ----------
+    model : Model
+    input_shapes : mapping, optional
+        Input -> shape, for dynamic axes that no guess fits.
+    allow_inexact : bool
+        Open axes that an average runs over.
+    keep_blocks : bool
+        See `onnxprune.graph.groups.group`.
+    runs : callable, optional
+        Says why the model can't be run on inputs of these shapes, if so; asked where shapes alone don't tell
+        (`onnxprune.runtime.inputs.Trial`).
+    folds : str
+        Which weights that the graph computes are folded first, so that the analysis is of another model
+        (``Analysis.folded``): those with axes that can be cut only then ("needed"), those and all that layers read as
+        weights ("weights"), or none.
+
+    Raises
+    ------
+    UsageError
+        If an input shape contradicts the model.
+    ModelError
+        If the shapes of the graph don't agree under any binding that was tried.
+    """
+    given = dict(input_shapes or {})
+    binding.check_given(model.proto.graph, given)
+    wall.grow(nodes=len(model.proto.graph.node))
+    with _no_collection(), wall.stage("Looking for what can be cut"):
+        found = _analyse(model, given, runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+        if folds:
+            again = partial(
+                _analyse, given=given, runs=runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks
+            )
+            found = _with_folds(found, again, folds == "weights")
+        return found
+
+
+def _with_folds(found: Analysis, analyse_again: Callable[[Model], Analysis], weights: bool) -> Analysis:
+    """Return the analysis of a model in which computed weights are folded where that helps; else the same."""
+    finder = Finder(found.model, found.tracer)
+    always = set(summed_ends(finder, found.coupling))
+    always |= set(weight_ends(finder, found.coupling)) if weights else set()
+    frozen = set(frozen_ends(finder, found.grouping))
+    names = [n for n in finder.ends() if n in always or n in frozen]
+    while names:
+        folded = fold(found.model, finder, names)
+        if not folded.tensors:
+            break
+        again = analyse_again(folded.model)
+        helped = [
+            n for n in names
+            if n in folded.tensors and (n in always or opened(again.grouping, n) - opened(found.grouping, n))
+        ]  # fmt: skip
+        if helped == names:
+            again.folded, again.coupling.aliases = folded, folded.aliases
+            return again
+        names = helped
+    return found
+
+
+def _check_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> None:
+    """Refuse inputs that take too much memory, before any is made; let the limits grow with them, and with the outputs.
+
+    A model that makes much of little, such as a decoder of images, has small inputs and says itself how large its
+    outputs are. What it says is believed only as far as such inputs would be taken.
+    """
+    elements = {v.name: v.type.tensor_type.elem_type for v in binding.real_inputs(graph)}
+    sizes = {name: prod(shape) * element_size(elements[name]) for name, shape in inputs.items()}
+    whole, most = sum(sizes.values()), wall.allowed() * LARGEST
+    if whole > most:
+        name = max(sizes, key=lambda n: sizes[n])
+        raise ModelError(
+            f"The inputs of the model take {whole / 1e6:,.0f} MB, {name!r} most of it, more than the {most / 1e6:,.0f} "
+            "MB that a model of this size may ask for; give smaller ones with --input-shape, or allow more with "
+            "--max-memory."
+        )
+    bound: dict[int | str, int] = {}
+    for v in binding.real_inputs(graph):
+        bound.update(zip(binding.declared(v) or (), inputs[v.name], strict=False))
+    given = sum(
+        prod(n if isinstance(n, int) else bound.get(n, 1) for n in binding.declared(v) or ())
+        * element_size(v.type.tensor_type.elem_type)
+        for v in graph.output
+    )
+    wall.grow(inputs=max(whole, given if given <= most else 0))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking millions of small objects that all stay alive anyway."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _analyse(
+    model: Model, given: dict[str, Shape], runs: Callable[[Mapping[str, Shape]], str] | None, *,
+    allow_inexact: bool, keep_blocks: bool,
+) -> Analysis:  # fmt: skip
+    graph = model.proto.graph
+    weights = weights_of(model)
+    nodes = [graph.node[i] for i in model.order]
+    outputs = [v.name for v in graph.output]
+    failure: TraceError | None = None
+    _check_inputs(graph, next(binding.bindings(graph, given)))
+    known: dict[Any, list[Typed]] = {}
+    fitting = Feasible(graph, nodes, lambda inputs: _tracer(model, weights, inputs, {}, known), given)
+    for strict in (True, False):  # what a run says counts where inference is wrong about a model
+        for inputs in fitting.taken(runs) if strict else binding.bindings(graph, given):
+            _check_inputs(graph, inputs)
+            tracer, visited = (
+                fitting.trace(inputs) if strict else (_measured(model, weights, nodes, inputs), None)
+            )
+            if tracer is None:
+                continue
+            try:
+                coupling, tracer = _couple(model, tracer, nodes, inputs, outputs, visited)
+            except TraceError as error:
+                failure = failure or error
+                continue
+            wall.grow(values=sum(prod(shape) for _, shape in tracer.types.values() if shape is not None))
+            sizes = Sizes(tracer)
+            follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
+            elements = {name: weight.elem for name, weight in weights.items()}
+            grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+            return Analysis(
+                model,
+                tracer,
+                coupling,
+                grouping,
+                inputs,
+                sizes,
+                given,
+                notes=fitting.notes(inputs),
+                runs=runs,
+            )
+        failure = failure or (fitting.failure.error if fitting.failure is not None else None)
+        if isinstance(failure, Unsound):
+            raise ModelError(str(failure))
+    from onnxprune.runtime.inputs import verdict
+
+    first = next(binding.bindings(graph, given))
+    example = binding.option(first, graph)
+    how = f", as in '{example}', at sizes that it runs at" if example else ""
+    raise ModelError(
+        f"The shapes of the graph do not agree ({failure}), {verdict(model, first)}: give the shapes of its inputs "
+        f"with --input-shape{how}, or repair the model."
+    )
+
+
+def _couple(
+    model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], outputs: list[str],
+    visited: Sequence[Node] | None = None,
+) -> tuple[Coupling, Tracer]:  # fmt: skip
+    """Couple the graph; where inference leaves shapes open, take them from one run, or from what the model declares.
+
+    Returns the tracer that knows them, too.
+    """
+    visited = visited or [tracer.visit(proto) for proto in nodes]
+    coupling = couple(tracer, [Applied(*pair) for pair in zip(visited, nodes, strict=True)], inputs, outputs)
+    unknown = [
+        n for a in coupling.nodes for n in a.node.outputs if n and tracer.types.get(n, (0, None))[1] is None
+    ]
+    if not unknown or tracer.measured:
+        return coupling, tracer
+    from onnxprune.graph.probe import probe_types
+
+    hints = {**_declared(model, inputs, unknown), **probe_types(model, inputs, unknown)}
+    if not hints:
+        return coupling, tracer
+    again = _tracer(model, tracer.weights, inputs, hints)
+    return couple(again, [Applied(again.visit(proto), proto) for proto in nodes], inputs, outputs), again
+
+
+def _measured(
+    model: Model, weights: Mapping[str, Weight], nodes: list[NodeProto], inputs: Mapping[str, Shape]
+) -> Tracer | None:
+    """Return a trace whose types are those of a run, for a model that only inference finds fault with; else None."""
+    from onnxprune.graph.probe import probe_types
+
+    types = probe_types(model, inputs, [n for node in nodes for n in node.output if n and n not in weights])
+    if not types:
+        return None
+    tracer = _tracer(model, weights, inputs, types)
+    tracer.measured = True
+    return tracer
+
+
+def _declared(model: Model, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, Typed]:
+    """Return the types that a model declares of tensors, under a binding: behind ops that nobody here knows."""
+    graph = model.proto.graph
+    sizes: dict[str, int] = {}
+    for value in binding.real_inputs(graph):
+        for dim, size in zip(binding.declared(value) or (), inputs.get(value.name, ()), strict=False):
+            if isinstance(dim, str):
+                sizes[dim] = size
+    wanted, found = set(names), dict[str, Typed]()
+    for value in (*graph.value_info, *graph.output):
+        axes = binding.declared(value) if value.name in wanted else None
+        shape = [sizes.get(a, 0) if isinstance(a, str) else a for a in axes or (0,)]
+        if axes is not None and all(shape):
+            found[value.name] = (value.type.tensor_type.elem_type, tuple(shape))
+    return found
+
+
+def _tracer(
+    model: Model, weights: Mapping[str, Weight], inputs: Mapping[str, Shape], hints: Mapping[str, Typed],
+    inferred: dict[Any, list[Typed]] | None = None,
+) -> Tracer:  # fmt: skip
+    types: dict[str, Typed] = {}
+    for value in binding.real_inputs(model.proto.graph):
+        if value.name in inputs and value.type.HasField("tensor_type"):
+            types[value.name] = (value.type.tensor_type.elem_type, inputs[value.name])
+    return Tracer(
+        opsets_of(model), weights, types=types, hints=hints, inferred={} if inferred is None else inferred
+    )

@@ -1,0 +1,58 @@
+"""Types of tensors, found by one run of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxprune.model import Model
+from onnxprune.runtime.binding import Shape, Typed
+from onnxprune.runtime.inputs import random_inputs
+from onnxprune.runtime.session import RunError, open_session
+
+__all__ = ["probe_types"]
+
+
+def probe_types(model: Model, inputs: Mapping[str, Shape], names: Iterable[str]) -> dict[str, Typed]:
+    """Find the types of tensors by running the model once, on random inputs.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : mapping
+        Input -> shape.
+    names : iterable of str
+        Outputs of nodes of the main graph.
+
+    Returns
+    -------
+    dict
+        Tensor -> (element type, shape); empty where the model can't be run.
+    """
+    wanted = list(dict.fromkeys(names))
+    try:
+        types = open_session(model, wanted).types
+        elements = {n: _ELEMENTS[types[n]] for n in wanted if types.get(n) in _ELEMENTS}
+        probe = model.fork()  # asks for shapes, not for the tensors themselves
+        ask = {n: f"onnxprune/shape/{i}" for i, n in enumerate(elements)}
+        probe.proto.graph.node.extend(
+            onnx.helper.make_node("Shape", [n], [shape]) for n, shape in ask.items()
+        )
+        session = open_session(probe, ask.values())
+        feeds = random_inputs(model, inputs, np.random.default_rng(0))
+        found = session.run(feeds, list(ask.values()))
+    except RunError:
+        return {}
+    return {n: (elements[n], tuple(int(s) for s in found[ask[n]])) for n in elements}
+
+
+_ELEMENTS = {
+    f"tensor({name})": getattr(TensorProto, kind) for name, kind in {
+        "float": "FLOAT", "double": "DOUBLE", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "bool": "BOOL",
+        "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "uint8": "UINT8", "uint16":
+        "UINT16", "uint32": "UINT32", "uint64": "UINT64", "string": "STRING",
+    }.items()
+}  # fmt: skip

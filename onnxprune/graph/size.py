@@ -1,0 +1,59 @@
+"""The size of a model: parameters, MACs of one run, and what is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.files.protowalk import body_weights
+from onnxprune.graph.belongings import PARAMETER_TYPES
+from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.kept import Kept
+from onnxprune.model import Model
+
+__all__ = ["Size", "count_macs", "count_parameters"]
+
+_COUNTED = PARAMETER_TYPES
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size: parameters (floats and quantised integers), MACs of one run, bytes of the files, and the bytes
+    that one run needs at its peak (an estimate: `onnxprune.graph.memory`).
+    """
+
+    parameters: int
+    macs: int | None
+    bytes: int | None = None
+    memory: int | None = None
+
+
+def count_parameters(model: Model) -> int:
+    """Return the number of parameters: elements of floating-point and quantised weights, each weight once, those of
+    bodies (If, Loop, Scan) too.
+    """
+    total = 0
+    for name in model.names():
+        info = model.info(name)
+        if info.elem_type in _COUNTED:
+            total += int(np.prod(info.dims, dtype=np.int64))
+    for tensor in body_weights(model.proto):
+        if tensor.data_type in _COUNTED:
+            total += int(np.prod(tensor.dims, dtype=np.int64))
+    return total
+
+
+def count_macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:
+    """Return the multiply-accumulates of one run at the bound input shapes, with the dead channels gone."""
+    kept = Kept(coupling, dead or {})
+    total = 0
+    for applied in coupling.nodes:
+        for dims in applied.macs:
+            product = 1
+            for dim in dims:
+                product *= kept.size(dim)
+            total += product
+    return total

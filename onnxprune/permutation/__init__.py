@@ -1,0 +1,1 @@
+"""Lossless changes of the order of channels."""

@@ -1,0 +1,1 @@
+"""Channels that go: the journey, the decision and what is told of them."""

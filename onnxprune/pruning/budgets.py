@@ -1,0 +1,222 @@
+"""Budgets for the whole model: loss curves and costs in, units that go out.
+
+The curves come from samples (`onnxprune.reconstruction.sequential`), or, without any, from the scores of a criterion
+that looks at weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.allocation.costs import Costs, Losses, Setting
+from onnxprune.allocation.levels import Level, level_of
+from onnxprune.allocation.several import Constraint, deepest, meet, worst
+from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.group_types import Group
+from onnxprune.model import Model
+from onnxprune.options.pruning import Options
+from onnxprune.options.target import Target, parse_target
+from onnxprune.pruning.decision import Decision, groups_of, scores_of, step_of
+from onnxprune.pruning.saliency import Ranking, ranked_by_scores
+from onnxprune.pruning.speed import Speed, settle, surely
+
+__all__ = [
+    "Budgets",
+    "decide_within",
+    "settled",
+]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+#: Allocations until exact counts of what goes meet the budget that mean counts were to meet.
+EXACT = 4
+
+
+@dataclass
+class Budgets:
+    """Budgets on one model.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    groups : list of Group
+        That may be cut.
+    align : int
+        Step of the widths that are left, in channels.
+    bytes : int
+        Of the input's files.
+    speed : Speed or None
+        What times results, where they are to be timed.
+    """
+
+    analysis: Analysis
+    groups: list[Group]
+    align: int
+    bytes: int
+    speed: Speed | None = None
+    _costs: dict[str, list[Costs]] = field(default_factory=dict)
+    _losses: Losses | None = None
+
+    def costs(self, kind: str) -> list[Costs]:
+        """Return the costs that a kind of budget limits, each of them."""
+        if kind not in self._costs:
+            if self._losses is None:
+                self._losses = Losses(self.analysis.grouping)
+            setting = Setting(self.analysis, self._losses, self.bytes, self._predictor)
+            self._costs[kind] = registry.load("onnxprune.budgets", kind).costs(setting)
+        return self._costs[kind]
+
+    def _predictor(self) -> Any:
+        assert self.speed is not None, "a latency target brings a speed"
+        return self.speed.predictor(self.groups)
+
+    def dense(self, kind: str) -> float:
+        """Return what the original costs."""
+        return max(c.total({}) for c in self.costs(kind))
+
+    def exact(self, kind: str, removed: Mapping[str, Ints]) -> float:
+        """Return what is left of a cost when these units are gone."""
+        dead = self.analysis.grouping.dead(removed)
+        return max(c.exact(dead) for c in self.costs(kind))
+
+    def amount(self, target: Target) -> float:
+        """Return a budget in its unit."""
+        return target.value * self.dense(target.kind) if target.relative else target.value
+
+    def settle(self, rankings: Mapping[str, Ranking], targets: Sequence[Target]) -> dict[str, Ints]:
+        """Return which units go so that all targets hold and, where it is to be timed, the result is faster.
+
+        Raises
+        ------
+        NothingToPrune
+            If the targets can't be met.
+        NotFaster
+            If what meets them isn't faster than the input, on wider multiples either.
+        """
+        if self.speed is None:
+            return self.choose(rankings, targets)
+        latency = next((t for t in targets if t.kind == "latency"), None)
+        if latency is not None:
+            return settle(self.speed, latency, lambda f: self.choose(rankings, targets, {"latency": f}))
+
+        def decide(options: Options) -> Decision:
+            self.align = step_of(options)
+            return Decision(self.groups, self.choose(rankings, targets), self.align)
+
+        return surely(self.speed, self.speed.options, decide).removed
+
+    def choose(
+        self,
+        rankings: Mapping[str, Ranking],
+        targets: Sequence[Target],
+        tighter: Mapping[str, float] | None = None,
+    ) -> dict[str, Ints]:
+        """Return which units go so that all targets hold.
+
+        Parameters
+        ----------
+        rankings : mapping
+            Group -> ranking; groups that aren't there stay whole.
+        targets : sequence of Target
+        tighter : mapping, optional
+            Kind -> factor on its budget, where what was measured differs from what was predicted.
+
+        Raises
+        ------
+        NothingToPrune
+            If the targets can't be met; the sentence says how far it would go.
+        """
+        if not rankings:
+            raise UsageError("--target finds no group that could be ranked; see 'onnxprune inspect'.")
+        levels = {
+            g.name: level_of(g, rankings[g.name].order, rankings[g.name].error, self.align)
+            for g in self.groups
+            if g.name in rankings
+        }
+        factors = {t.kind: (tighter or {}).get(t.kind, 1.0) for t in targets}
+        removed: dict[str, Ints] = {}
+        for _ in range(EXACT):
+            counts = self._meet(levels, targets, factors)
+            removed = {n: np.sort(rankings[n].order[:count]) for n, count in counts.items() if count}
+            removed = self.analysis.grouping.spare(removed, {n: _places(r) for n, r in rankings.items()})
+            over = {
+                t.kind: self.exact(t.kind, removed) / (self.amount(t) * (tighter or {}).get(t.kind, 1.0))
+                for t in targets
+            }
+            if all(share <= 1 + 1e-6 for share in over.values()):
+                return removed
+            factors = {k: f / max(over[k], 1.0) * (1 - 1e-4 * (over[k] > 1)) for k, f in factors.items()}
+        raise NothingToPrune(self._unmet(targets, levels))
+
+    def _meet(
+        self, levels: Mapping[str, Level], targets: Sequence[Target], factors: Mapping[str, float]
+    ) -> dict[str, int]:
+        constraints = [
+            Constraint(costs, self.amount(t) * factors[t.kind], t.text)
+            for t in targets
+            for costs in self.costs(t.kind)
+        ]
+        found = meet(self.groups, levels, constraints)
+        if found is None:
+            raise NothingToPrune(self._unmet(targets, levels))
+        return found
+
+    def _unmet(self, targets: Sequence[Target], levels: Mapping[str, Level]) -> str:
+        state = deepest(levels)
+        share = {
+            t: worst([Constraint(c, self.amount(t)) for c in self.costs(t.kind)], state)[0] for t in targets
+        }
+        tight = max(share, key=lambda t: share[t])
+        left = share[tight] * self.amount(tight) / self.dense(tight.kind)
+        steps, other = (
+            (f", on multiples of {self.align}", ", or --align none") if self.align > 1 else ("", "")
+        )
+        return (
+            f"--target {'+'.join(t.text for t in targets)} can't be met: with a tenth of every group that can be "
+            f"ranked{steps}, {left:.0%} of the {tight.kind} would be left; ask for less{other}."
+        )
+
+
+def _places(ranking: Ranking) -> Floats:
+    """Return when each unit goes: the last to go matters most."""
+    places = np.empty(len(ranking.order))
+    places[ranking.order] = np.arange(len(ranking.order))
+    return places
+
+
+def decide_within(
+    model: Model, analysis: Analysis, options: Options, budgets: Callable[[list[Group]], Budgets]
+) -> Decision:
+    """Decide under budgets, by scores of weights.
+
+    Parameters
+    ----------
+    model : Model
+    analysis : Analysis
+    options : Options
+        With a target.
+    budgets : callable
+        Groups -> what meets budgets on them.
+    """
+    groups = groups_of(analysis, options)
+    rankings = ranked_by_scores(groups, scores_of(model, groups, options))
+    found = budgets(groups)
+    removed = found.settle(rankings, parse_target("+".join(options.target)))
+    return Decision(groups, removed, found.align)
+
+
+def settled(options: Options, decision: Decision) -> Options:
+    """Return the options of a plan: the share of the units that went, where a budget decided it."""
+    if not options.target:
+        return options
+    units = sum(g.units for g in decision.groups)
+    share = round(sum(len(u) for u in decision.removed.values()) / max(units, 1), 6)
+    return options.decided(share)

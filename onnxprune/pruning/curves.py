@@ -1,0 +1,113 @@
+"""From samples to loss curves: turn what can be turned, then run the original once, or read what was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.calibration.samples import Samples
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.group_types import Group
+from onnxprune.model import Model
+from onnxprune.options.pruning import Options
+from onnxprune.pruning.decision import scores_of, step_of
+from onnxprune.pruning.journey import Job
+from onnxprune.pruning.saliency import ranked_by_scores
+from onnxprune.reconstruction.cache import curves_of, facts_of, keep
+from onnxprune.reconstruction.least_squares import Curve
+from onnxprune.reconstruction.sequential import FLOOR, Calibration
+from onnxprune.rotation.basis import Rotated, rotate
+from onnxprune.rotation.linear import widths_for_heads
+from onnxprune.rotation.products import products
+
+__all__ = ["measured"]
+
+
+def measured(
+    job: Job, analysis: Analysis, groups: list[Group], samples: Samples
+) -> tuple[Calibration, Rotated]:
+    """Return a calibration with the loss curves of all groups that have one, and what was turned for it.
+
+    Parameters
+    ----------
+    job : Job
+    analysis : Analysis
+    groups : list of Group
+        That may be cut; where heads are turned, their widths take the place of whole heads.
+    samples : Samples
+        That fits may see.
+
+    Raises
+    ------
+    CalibrationError
+        If the samples don't fit the model.
+    """
+    options = job.options
+    with_data = not hasattr(registry.load("onnxprune.criteria", options.criterion), "score")
+    rotated = Rotated(analysis)
+    if with_data and options.rotate:
+        with job.stage("rotate"):
+            wide = widths_for_heads(analysis, groups, options.ignore, step_of(options))
+            rotated = rotate(analysis, wide, samples, job.progress)
+            back = {g.component for g in wide if g.name in rotated.refused}
+            groups = [g for g in groups if g.component in back] + [g for g in wide if g.component not in back]
+    criterion = options.criterion if with_data else ""
+    calibration = Calibration(
+        rotated.analysis, samples, groups, criterion, options.recover, options.seed, job.progress
+    )
+    if with_data:
+        calibration.curves = _curves(job, calibration, rotated)
+        with job.stage("rotate"):
+            found = products(rotated, samples, calibration.sites, FLOOR, job.progress)
+            names = {g.name for g in groups}
+            calibration.products = {name: product for name, product in found.items() if name in names}
+        curves = calibration.curves
+        curves |= {n: p.with_readers(curves.get(n)) for n, p in calibration.products.items()}
+        others = [g for g in groups if g.name not in curves]
+        calibration.by_norm = [g.name for g in others]
+        curves |= _by_norm(rotated.analysis.model, others, replace(options, criterion="l2"), curves)
+    return calibration, rotated
+
+
+def _by_norm(
+    model: Model, groups: Sequence[Group], options: Options, measured: Mapping[str, Curve]
+) -> dict[str, Curve]:
+    """Return curves from weights alone, for groups that are read by what can't be fitted (Einsum, LSTM, other data).
+
+    Nothing makes up for their loss: half of one costs as much as half of the group that the samples show to be the
+    dearest.
+    """
+    ranked = ranked_by_scores(groups, scores_of(model, groups, options))
+
+    def half(error: NDArray[np.float64]) -> float:
+        return float(error[(len(error) - 1) // 2])
+
+    dear = [half(c.error) for c in measured.values() if 0 < half(c.error) < np.inf]
+    own = [half(r.error) for r in ranked.values() if 0 < half(r.error) < np.inf]
+    factor = max(dear) / float(np.median(own)) if dear and own else 1.0
+    return {name: Curve(r.order, r.error * factor) for name, r in ranked.items()}
+
+
+def _curves(job: Job, calibration: Calibration, rotated: Rotated) -> dict[str, Curve]:
+    """Return the curves that were kept, or take them."""
+    options = job.options
+    facts = facts_of(
+        job.sha256(),
+        calibration.samples,
+        calibration.groups,
+        criterion=options.criterion,
+        seed=options.seed,
+        inexact=options.allow_inexact,
+        rotated=[m.name for m in rotated.mixed],
+    )
+    kept = curves_of(facts)
+    if kept:
+        return kept
+    with job.stage("calibrate"):
+        calibration.measure_curves()
+    keep(facts, calibration.curves)
+    return calibration.curves

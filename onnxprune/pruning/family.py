@@ -1,0 +1,245 @@
+"""One calibration, many answers: several budgets from one set of loss curves, and the curves themselves."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.files.commit import together
+from onnxprune.options.target import family_of, parse_target
+from onnxprune.pruning import journey as pipeline
+from onnxprune.pruning import on_samples as calibrated
+from onnxprune.pruning.journey import Job, Result
+from onnxprune.pruning.outline import thinned
+from onnxprune.reconstruction.sequential import Fitted
+from onnxprune.report.record import Facts
+from onnxprune.report.table import amount, share, show
+
+Removed = Mapping[str, NDArray[np.int64]]
+
+__all__ = ["Sensitivity", "member_path", "pareto", "prune", "sensitivity", "show_pareto"]
+
+
+def member_path(path: str | Path, target: str) -> Path:
+    """Return where one member's file goes: its target takes the place of ``{target}``, or ends the name.
+
+    Examples
+    --------
+    >>> str(member_path("small.onnx", "macs=0.5+bytes=2MB"))
+    'small-macs0.5-bytes2MB.onnx'
+    >>> str(member_path("{target}.onnx", "macs=0.5"))
+    'macs0.5.onnx'
+    """
+    mark, path = target.replace("=", "").replace("+", "-").replace("%", "pct"), Path(path)
+    if "{target}" in path.name:
+        return path.with_name(path.name.replace("{target}", mark))
+    return path.with_name(f"{path.stem}-{mark}{path.suffix}")
+
+
+#: Is told of each member while its files are written; what it writes goes with them.
+Each = Callable[[str, Result], None]
+
+
+def prune(job: Job, output: Path | None, each: Each = lambda target, result: None) -> dict[str, Result]:
+    """Make one model for each value of the target; with samples all of them share the curves.
+
+    Parameters
+    ----------
+    job : Job
+    output : Path or None
+        See `member_path`.
+    each : callable, optional
+
+    Returns
+    -------
+    dict
+        Target -> result, in the order that was asked for.
+
+    Raises
+    ------
+    OnnxPruneError
+        As for one model; members that came before are written then.
+    """
+    options, found = job.options, {}
+    if options.min_agreement is not None or options.max_drop is not None:
+        raise UsageError("--min-agreement and --max-drop are judged on one model; give --target one value.")
+    targets = family_of(options.target)
+    paths = {t: None if output is None else member_path(output, t) for t in targets}
+    for path in paths.values():
+        pipeline.refuse_overwrite(job.model, path, False, options.external_data_threshold)
+    if options.calib is None:
+        for target in targets:
+            with together():
+                found[target] = pipeline.prune(_member(job, target), paths[target])
+                each(target, found[target])
+        return found
+    members, failure = _decided(job, targets)
+    if members:
+        for work, fitted in zip([work for work, _ in members], _fitted(members), strict=True):
+            (target,) = work.job.options.target
+            with together():
+                found[target] = work.finish(work.judge(fitted), paths[target])
+                each(target, found[target])
+    if failure is not None:
+        raise failure
+    return found
+
+
+def _member(job: Job, target: str) -> Job:
+    mine = copy.copy(job)
+    mine.options = dataclasses.replace(job.options, target=(target,))
+    mine.notes, mine.report_with, mine.seconds = list(job.notes), {}, dict(job.seconds)
+    if job.speed is not None:
+        mine.speed = copy.copy(job.speed)  # knows what the others have measured
+        mine.speed.races = []
+    return mine
+
+
+def _decided(
+    job: Job, targets: Sequence[str]
+) -> tuple[list[tuple[calibrated.Work, Removed]], OnnxPruneError | None]:
+    """Return what each member loses, up to the first that can't be had, and why that one can't."""
+    found: list[tuple[calibrated.Work, Removed]] = []
+    work: calibrated.Work | None = None
+    for target in targets:
+        mine = _member(job, target)
+        try:
+            work = calibrated.Work.open(mine) if work is None else work.again(mine)
+            found.append((work, work.decide(parse_target(target))))
+        except OnnxPruneError as error:
+            return found, error
+        job.speed = mine.speed
+    return found, None
+
+
+def _fitted(members: Sequence[tuple[calibrated.Work, Removed]]) -> list[Fitted]:
+    """Fit all members side by side; the time is theirs in equal parts."""
+    works = [work for work, _ in members]
+    start = time.perf_counter()
+    if works[0].job.progress:
+        works[0].job.progress("fit")
+    fitted = works[0].calibration.fit_all([removed for _, removed in members])
+    each = (time.perf_counter() - start) / len(works)
+    for work in works:
+        work.job.seconds["fit"] = work.job.seconds.get("fit", 0.0) + each
+    return fitted
+
+
+def pareto(results: dict[str, Result]) -> list[dict[str, Any]]:
+    """Return a line for each model: what is left of it, how near to the original it is, how fast."""
+    lines = []
+    for target, result in results.items():
+        report = result.report
+        original = (report.calibration or {}).get("original") or {}
+        lines.append(
+            {
+                "target": target,
+                "macs": report.after.macs,
+                "params": report.after.parameters,
+                "bytes": report.after.bytes,
+                "macs_left": (report.after.macs or 0) / (report.before.macs or 1),
+                "agreement": original.get("agreement"),
+                "relative_error": original.get("relative_error"),
+                "speedup": None if report.latency is None else report.latency["ratio"],
+                "path": None if result.path is None else str(result.path),
+            }
+        )
+    return lines
+
+
+def show_pareto(lines: Sequence[dict[str, Any]], stream: TextIO | None = None) -> None:
+    """Print the lines of `pareto` as a table."""
+
+    def told(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = [
+        [
+            line["target"],
+            amount(line["macs"]),
+            share(line["macs_left"], 1.0),
+            amount(line["params"]),
+            amount(line["bytes"]),
+            told(line["agreement"], ".1%"),
+            told(line["relative_error"], ".3f"),
+            told(line["speedup"], ".2f"),
+        ]
+        for line in lines
+    ]
+    head = ["target", "MACs", "left", "parameters", "bytes", "agreement", "error", "speed-up"]
+    show(head, rows, title="Family", stream=stream)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity(Facts):
+    """Loss curves of groups, the most sensitive first.
+
+    Attributes
+    ----------
+    criterion : str
+    samples : int
+    groups : list of dict
+        ``name``, ``units``, ``macs``, ``half`` (the error when half of the units are gone, as a share of the variance
+        of what reads them; None where so many can't go), ``curve``: pairs of the units that are gone and the error,
+        and ``measured``: false where samples say nothing of what reads the group, and norms stand in for errors.
+    """
+
+    criterion: str
+    samples: int
+    groups: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"format": 1, "criterion": self.criterion, "samples": self.samples, "groups": self.groups}
+
+    def show(self, stream: TextIO | None = None) -> None:
+        """Print a table: the error when a quarter, a half, three quarters of a group are gone."""
+        rows = []
+        for group in self.groups:
+            at = dict(group["curve"])
+            cells = []
+            for part in (0.25, 0.5, 0.75):
+                near = max((n for n in at if n <= part * group["units"]), default=0)
+                cells.append(f"{at[near]:.3g}" if near in at else "-")
+            name = group["name"] if group["measured"] else f"{group['name']} (by norms)"
+            rows.append([name, f"{group['units']:,}", amount(group["macs"]), *cells])
+        head = ["group", "units", "MACs", "1/4 gone", "1/2 gone", "3/4 gone"]
+        show(head, rows, title=f"Error by {self.criterion} on {self.samples:,} samples", stream=stream)
+
+
+def sensitivity(job: Job) -> Sensitivity:
+    """Return the loss curve of each group; later runs with the same samples reuse them.
+
+    Raises
+    ------
+    UsageError
+        If the criterion looks at weights only.
+    """
+    work = calibrated.Work.open(job)
+    if not work.calibration.curves:
+        raise UsageError(f"--criterion {job.options.criterion} takes no samples; give obs, for example.")
+    groups = {g.name: g for g in work.groups}
+    lines: list[dict[str, Any]] = []
+    for name, curve in work.calibration.curves.items():
+        group = groups[name]
+        half = float(curve.error[group.units // 2])
+        lines.append(
+            {
+                "name": name,
+                "units": group.units,
+                "macs": int(group.macs.sum()),
+                "half": half if half < float("inf") else None,
+                "curve": [[int(n), float(e)] for n, e in thinned(curve.error, 64)],
+                "measured": name not in work.calibration.by_norm,
+            }
+        )
+    lines.sort(key=lambda line: -(line["half"] or 0.0))
+    return Sensitivity(job.options.criterion, work.fit_on.count, lines)

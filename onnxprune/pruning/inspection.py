@@ -1,0 +1,306 @@
+"""What can be cut in a model, what is frozen and why, and how small it could get."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import numpy as np
+
+from onnxprune.cut.rewrite import Kept, Masks
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.group_types import Group
+from onnxprune.graph.groups import Frozen, Grouping
+from onnxprune.graph.memory import peak_bytes
+from onnxprune.graph.reasons import plain_reason
+from onnxprune.graph.size import Size, count_macs, count_parameters
+from onnxprune.ops import TABLE, Refusal, Row
+from onnxprune.pruning.outline import layers_of, tensors_of
+from onnxprune.report import page
+from onnxprune.report.record import Facts
+
+__all__ = ["Inspection", "OpLine", "inspect_analysis", "left_by", "op_table"]
+
+
+@dataclass(frozen=True)
+class OpLine:
+    """One op type of a model: how many nodes, and what the op table says about them."""
+
+    op: str
+    nodes: int
+    rows: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+@dataclass
+class Inspection(Facts):
+    """What `onnxprune inspect` shows.
+
+    Attributes
+    ----------
+    size : Size
+    groups : list of Group
+        Alternatives included.
+    ops : list of OpLine
+    without_row : list of (node, op, reason)
+    frozen : list of Frozen
+    left : dict
+        What would be left, as shares: ``floor`` if every group kept one unit, ``half`` at ratio 0.5.
+    input_shapes : dict
+    layers : list of dict
+        See `onnxprune.pruning.outline.layers_of`.
+    notes : list of str
+        What is to be said of the sizes: those that were given may be none that the model runs at.
+    """
+
+    size: Size
+    groups: list[Group]
+    ops: list[OpLine]
+    without_row: list[tuple[str, str, str]]
+    frozen: list[Frozen]
+    left: dict[str, dict[str, float]]
+    input_shapes: dict[str, list[int]] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def frozen_by_reason(self) -> list[tuple[str, int, list[str]]]:
+        """Return (reason, how many axes, examples), the most frequent first."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for line in self.frozen:
+            found[plain_reason(line.reason)].append(f"{line.tensor}:{line.axis}")
+        return sorted(((r, len(a), a[:3]) for r, a in found.items()), key=lambda x: (-x[1], x[0]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "format": 1,
+            "parameters": self.size.parameters,
+            "macs": self.size.macs,
+            "bytes": self.size.bytes,
+            "memory": self.size.memory,
+            "input_shapes": self.input_shapes,
+            "left": self.left,
+            "groups": [_group_line(g) for g in self.groups],
+            "ops": [
+                {"op": o.op, "nodes": o.nodes, "rows": list(o.rows), "refused": list(o.refused)}
+                for o in self.ops
+            ],
+            "without_row": [{"node": n, "op": o, "reason": r} for n, o, r in self.without_row],
+            "frozen": [{"tensor": f.tensor, "axis": f.axis, "reason": f.reason} for f in self.frozen],
+            "layers": self.layers,
+            "notes": self.notes,
+        }
+
+    def page(self, name: str = "") -> str:
+        """Return it as a page to look at; ``name`` is that of the model."""
+        return page.render({**self.to_json(), "files": {"input": name} if name else {}})
+
+    def show(self, stream: TextIO | None = None) -> None:
+        """Print tables."""
+        import sys
+
+        from onnxprune.report.table import amount, share, show
+
+        stream = stream or sys.stdout
+        rows = [
+            [
+                g.name,
+                g.kind + ("*" if g.alternative else "") + ("~" if g.inexact else ""),
+                f"{g.units:,}",
+                amount(float(g.params.sum())),
+                amount(float(g.macs.sum())),
+                share(float(g.macs.sum()), self.size.macs),
+            ]
+            for g in self.groups
+        ]
+        show(
+            ["group", "kind", "units", "parameters", "MACs", "of all"],
+            rows,
+            title="Groups",
+            stream=stream,
+            left=2,
+        )
+        if any(g.alternative for g in self.groups):
+            stream.write("* an alternative: cut only if --only picks it\n")
+        if any(g.inexact for g in self.groups):
+            stream.write("~ inexact: a cut changes an average or a maximum (--allow-inexact)\n")
+        lines = [
+            [o.op, f"{o.nodes:,}", " | ".join(o.rows) or f"none: {'; '.join(o.refused)}"] for o in self.ops
+        ]
+        stream.write("\n")
+        show(
+            ["op", "nodes", "row"],
+            [[a, c, b] for a, b, c in lines] and [[a, b, c] for a, b, c in lines],
+            title="Ops",
+            stream=stream,
+            left=3,
+        )
+        if self.frozen:
+            stream.write("\n")
+            lines = [[r, f"{n:,}", ", ".join(e)] for r, n, e in self.frozen_by_reason()]
+            show(["reason", "axes", "such as"], lines, title="Frozen", stream=stream, left=3)
+        stream.write("\n")
+        half, floor = self.left["half"], self.left["floor"]
+        show(
+            ["", "now", "left at ratio 0.5", "left with one unit a group"],
+            [
+                [
+                    "parameters",
+                    amount(self.size.parameters),
+                    f"{half['parameters']:.1%}",
+                    f"{floor['parameters']:.1%}",
+                ],
+                ["MACs", amount(self.size.macs), f"{half['macs']:.1%}", f"{floor['macs']:.1%}"],
+            ],
+            title="Ceiling (without alignment)",
+            stream=stream,
+        )
+        for note in self.notes:
+            stream.write(f"note: {note}\n")
+
+
+def _group_line(group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "units": group.units,
+        "params": int(group.params.sum()),
+        "macs": int(group.macs.sum()),
+        "component": group.component,
+        "inexact": group.inexact,
+        "alternative": group.alternative,
+        "tensors": tensors_of(group),
+    }
+
+
+def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> Inspection:
+    """Collect what is known of a model before any decision.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    size_in_bytes : int, optional
+        Of the model's files.
+    """
+    coupling, grouping = analysis.coupling, analysis.grouping
+    size = Size(
+        count_parameters(analysis.model), count_macs(coupling), size_in_bytes, memory=peak_bytes(analysis)
+    )
+    refused = [(a.node.name, _op(a.node.domain, a.node.op), a.reason) for a in coupling.nodes if a.reason]
+    return Inspection(
+        size,
+        list(grouping.groups),
+        _op_lines(coupling),
+        refused,
+        list(grouping.frozen),
+        left_by(analysis, size),
+        {name: list(shape) for name, shape in analysis.inputs.items()},
+        layers_of(coupling, [g for g in grouping.groups if not g.alternative]),
+        list(analysis.notes),
+    )
+
+
+def _op(domain: str, op: str) -> str:
+    return f"{domain}::{op}" if domain else op
+
+
+def _op_lines(coupling: Coupling) -> list[OpLine]:
+    count: Counter[str] = Counter()
+    rows: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    refused: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for applied in coupling.nodes:
+        name = _op(applied.node.domain, applied.node.op)
+        if name == "Constant":
+            continue
+        count[name] += 1
+        if applied.row is not None:
+            rows[name][applied.row.text] = None
+        else:
+            refused[name][plain_reason(applied.reason)] = None
+    return [
+        OpLine(name, number, tuple(rows[name]), tuple(refused[name]))
+        for name, number in sorted(count.items())
+    ]
+
+
+def left_by(analysis: Analysis, size: Size) -> dict[str, dict[str, float]]:
+    """Return which shares of the parameters and MACs would be left.
+
+    Returns
+    -------
+    dict
+        ``floor``: if every group kept one unit; ``half``: at ratio 0.5, without alignment.
+    """
+    groups = [g for g in analysis.grouping.groups if not g.alternative]
+    kept = {"floor": {g.name: 1 for g in groups}, "half": {g.name: g.units - g.units // 2 for g in groups}}
+    return {name: _left(analysis, size, groups, number) for name, number in kept.items()}
+
+
+def _left(
+    analysis: Analysis, size: Size, groups: Sequence[Group], kept: Mapping[str, int]
+) -> dict[str, float]:
+    grouping: Grouping = analysis.grouping
+    dead = grouping.dead({g.name: np.arange(kept[g.name], g.units) for g in groups if kept[g.name] < g.units})
+    gone = _parameters_gone(analysis, dead)
+    macs = count_macs(analysis.coupling, dead)
+    return {
+        "parameters": 1 - gone / size.parameters if size.parameters else 1.0,
+        "macs": macs / size.macs if size.macs else 1.0,
+    }
+
+
+def _parameters_gone(analysis: Analysis, dead: Masks) -> int:
+    """Parameters that a cut removes; a shared vector counts as gone only as far as its largest remaining
+    use.
+    """
+    kept = Kept(analysis.coupling, dead)
+    left: dict[str, int] = {}
+    for instance in analysis.coupling.instances:
+        size = int(np.prod(kept.shape(instance.dims), dtype=np.int64))
+        left[instance.tensor] = max(left.get(instance.tensor, 0), size)
+    return sum(
+        int(np.prod(weight.shape, dtype=np.int64)) - left[name]
+        for name, weight in analysis.tracer.weights.items()
+        if name in left
+    )
+
+
+class _Probe:
+    """Stands for a node of which nothing may be asked: what a rule returns for it doesn't depend on the
+    node.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        raise LookupError(name)
+
+
+def op_table() -> list[tuple[str, str, str]]:
+    """Return every op type that ONNX or the table knows.
+
+    Returns
+    -------
+    list of (op, kind, text)
+        ``row``: the row is always ``text``; ``dynamic``: it depends on the node, ``text`` says how; ``none``:
+        no row, so every axis that such a node touches is frozen.
+    """
+    import onnx
+
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for schema in onnx.defs.get_all_schemas():
+        if not schema.deprecated and schema.domain in ("", "ai.onnx.ml"):
+            found[schema.domain, schema.name] = ("none", "")
+    for key, rule in TABLE.items():
+        try:
+            row: Row | Refusal | None = rule(_Probe())  # type: ignore[arg-type]
+        except Exception:
+            row = None
+        if isinstance(row, Row):
+            found[key] = ("row", row.text)
+        elif isinstance(row, Refusal):
+            found[key] = ("refused", row.reason)
+        else:
+            found[key] = ("dynamic", " ".join((rule.__doc__ or "").split("\n\n")[0].split()))
+    return [(_op(domain, op), *found[domain, op]) for domain, op in sorted(found)]

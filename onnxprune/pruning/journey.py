@@ -1,0 +1,394 @@
+"""The journey: load, analyse, decide = Plan, rewrite, verify, put back what fails, report, save.
+
+Left of the Plan everything only reads; right of it everything needs only the model and the plan.
+`onnxprune.api` is the front door to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from onnxprune.calibration.given import feeds
+from onnxprune.cut.cuts import copies_of, cuts_of
+from onnxprune.cut.put_back import Carried, Dead, Failed, carry
+from onnxprune.cut.rewrite import Rewritten, rewrite
+from onnxprune.errors import ModelError, UsageError, VerificationError
+from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.folding import Folded, restored
+from onnxprune.graph.group_types import Group
+from onnxprune.graph.inline import inline
+from onnxprune.graph.memory import peak_bytes
+from onnxprune.graph.size import Size, count_macs, count_parameters
+from onnxprune.journey.output import refuse_overwrite, refuse_sides, size_in_bytes, size_of_output
+from onnxprune.journey.staging import Staging, staging_of
+from onnxprune.model import Model
+from onnxprune.options.pruning import Options
+from onnxprune.pruning.budgets import Budgets, decide_within, settled
+from onnxprune.pruning.decision import Decision, decide, plan_of, resolve, step_of
+from onnxprune.pruning.outline import group_line, layers_of
+from onnxprune.pruning.plan import Plan
+from onnxprune.pruning.report import Report, judged
+from onnxprune.pruning.speed import Speed, is_asked, surely
+from onnxprune.runtime.binding import option
+from onnxprune.runtime.inputs import Trial
+
+if TYPE_CHECKING:
+    from onnxprune.proof.verify import Verification
+
+__all__ = [
+    "Job",
+    "Progress",
+    "Result",
+    "Source",
+    "apply",
+    "carry_out",
+    "make_plan",
+    "prune",
+    "verify",
+    "refuse_overwrite",
+    "size_in_bytes",
+    "size_of_output",
+]
+
+Source = str | os.PathLike[str] | onnx.ModelProto | Model
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Result:
+    """What `onnxprune.prune` and `onnxprune.apply` give back.
+
+    Attributes
+    ----------
+    pruned : Model
+        The smaller model; its weights may still lie in the input's file.
+    plan : Plan
+    report : Report
+    path : Path or None
+        Where it was written.
+    """
+
+    pruned: Model
+    plan: Plan
+    report: Report
+    path: Path | None = None
+    _proto: onnx.ModelProto | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The smaller model as a complete ModelProto, its weights included."""
+        if self._proto is None:
+            self._proto = self.pruned.to_proto()
+        return self._proto
+
+
+@dataclass
+class Job:
+    """One model on its journey, with the clock."""
+
+    options: Options
+    model: Model
+    progress: Progress | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    report_with: dict[str, Any] = field(default_factory=dict)
+    speed: Speed | None = None
+    folded: Folded | None = None
+    _hash: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, source: Source, options: Options, progress: Progress | None = None) -> Job:
+        """Load a model, and begin to hash it in another thread.
+
+        Raises
+        ------
+        ModelError
+            If it isn't a sound ONNX model.
+        """
+        start = time.perf_counter()
+        model = Model.load(source)
+        refuse_sides(model)
+        job = cls(options, model, progress)
+        job.seconds["load"] = time.perf_counter() - start
+        job._hash = threading.Thread(target=_hashed, args=(model,), daemon=True)
+        job._hash.start()
+        # who is done with the model may replace its file, and a mapped file that shrinks kills who reads it
+        weakref.finalize(job, job._hash.join).atexit = False
+        return job
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, and tell of it."""
+        if self.progress:
+            self.progress(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def sha256(self) -> str:
+        """Return the hash of the input."""
+        if self._hash is not None:
+            self._hash.join()
+            self._hash = None
+        return self.model.sha256
+
+    def timed(self, analysis: Analysis) -> Speed | None:
+        """Return what times results, None where nothing is to be timed."""
+        if self.speed is None and is_asked(self.options):
+            self.speed = Speed(self.model, analysis, self.options, self.progress or (lambda text: None))
+        return self.speed
+
+    def analyse(self, fit: bool | None = None) -> Analysis:
+        """Trace and group the model; computed weights are folded where that helps the cut, or a fit on samples."""
+        fit = self.options.calib is not None if fit is None else fit
+        with self.stage("analyse"):
+            model = inline(self.model)
+            found = analyse(
+                model,
+                input_shapes=self.options.input_shapes,
+                allow_inexact=self.options.allow_inexact,
+                keep_blocks=self.options.align != 1,
+                runs=Trial(model) if self.options.verify or self.options.calib is not None else None,
+                folds="weights" if fit else "needed",
+            )
+        self.notes += found.notes
+        self.folded = found.folded
+        return found
+
+
+def prune(job: Job, output: Path | None) -> Result:
+    """Do the whole journey.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`.
+    """
+    refuse_overwrite(job.model, output, job.options.in_place, job.options.external_data_threshold)
+    if job.options.ratio == 0:
+        if job.options.check_speed:
+            raise UsageError("--ratio 0 copies the file, which can't be faster; leave --check-speed out.")
+        return _copy(job, output)
+    plan, analysis, decision = make_plan(job)
+    return carry_out(job, analysis, plan, decision, output)
+
+
+def make_plan(job: Job) -> tuple[Plan, Analysis, Decision]:
+    """Do everything up to the decision."""
+    analysis = job.analyse()
+    with job.stage("decide"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if job.options.target:
+            make = partial(budgets_of, job, analysis)
+            decision = decide_within(analysis.model, analysis, job.options, make)
+            job.notes.append(
+                "without samples (--calib) what channels are worth is guessed from weights alone"
+            )
+        else:
+            decision = surely(job.timed(analysis), job.options, partial(decide, analysis.model, analysis))
+    job.notes += [str(warning.message) for warning in caught]
+    return plan_of(job.sha256(), settled(job.options, decision), analysis, decision), analysis, decision
+
+
+def budgets_of(job: Job, analysis: Analysis, groups: list[Group]) -> Budgets:
+    """Return what meets budgets on the job's model."""
+    return Budgets(analysis, groups, step_of(job.options), size_in_bytes(job.model), job.timed(analysis))
+
+
+def apply(job: Job, plan: Plan, output: Path | None) -> Result:
+    """Carry a plan out.
+
+    Raises
+    ------
+    PlanError
+        If the plan is another model's, or its closures aren't those of the model.
+    """
+    refuse_overwrite(job.model, output, job.options.in_place, job.options.external_data_threshold)
+    analysis, decision = _resolve(job, plan)
+    if not decision.removed:
+        return _copy(job, output)
+    return carry_out(job, analysis, plan, decision, output)
+
+
+def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
+    """Prove that a pruned model is what its plan says.
+
+    Raises
+    ------
+    PlanError
+        If the plan is another model's.
+    VerificationError
+        If the models differ.
+    """
+    analysis, decision = _resolve(job, plan)
+    try:
+        with job.stage("verify"):
+            found = _prove(job, analysis, analysis.grouping.dead(decision.removed), pruned)
+    except Failed as failure:
+        raise VerificationError(
+            f"The pruned model isn't what the plan says: {str(failure).rstrip('.')}."
+        ) from failure
+    return found.law1() | {"checks": found.checks, "notes": found.notes}
+
+
+def _hashed(model: Model) -> None:
+    with contextlib.suppress(ModelError):  # raised again where the hash is asked for
+        model.sha256  # noqa: B018
+
+
+def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
+    plan.check_model(job.sha256(), job.model.file_sha256)
+    analysis = job.analyse()
+    names = {g.name for g in analysis.grouping.groups}
+    if {g.name for g in plan.groups} - names:  # made with samples, perhaps: then more weights are folded
+        analysis = job.analyse(fit=True)
+    return analysis, resolve(plan, analysis)
+
+
+def _prove(job: Job, analysis: Analysis, dead: Dead, pruned: Model | Path) -> Verification:
+    """Verify; raise where something is wrong, or where nothing could be said."""
+    from onnxprune.proof.verify import verify as check
+
+    given = feeds(job.model.proto.graph, job.options.inputs)
+    found = check(analysis, dead, pruned, inputs=given, seed=job.options.seed, rtol=job.options.rtol)
+    if found.status == "failed":
+        raise Failed("; ".join(found.failures))
+    if not found.passed:
+        why = "; ".join(found.notes) or "the outputs say nothing"
+        shapes = option(analysis.inputs, job.model.proto.graph)
+        sizes = f"sizes that it runs at with --input-shape, as in '{shapes}', " if shapes else ""
+        raise VerificationError(
+            f"Verification says nothing ({found.status}: {why}); give inputs that exercise the model with "
+            f"--inputs, {sizes}or skip it with --no-verify."
+        )
+    return found
+
+
+def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, output: Path | None) -> Result:
+    """Rewrite, verify, put back what fails, report and save.
+
+    Parameters
+    ----------
+    job : Job
+    analysis : Analysis
+        Of the job's model, or of one of the same shape with other weights.
+    plan : Plan
+    decision : Decision
+    output : Path or None
+    """
+    other: list[Any] = []
+
+    def cut(dead: Dead) -> Rewritten:
+        with job.stage("rewrite"):
+            if not other:
+                other.append(analysis.other_values())
+            found = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, other[0])
+            return found if job.folded is None else Rewritten(restored(found.model, job.folded), found.cuts)
+
+    def prove(rewritten: Rewritten, dead: Dead) -> Verification | None:
+        if not job.options.verify:
+            return None
+        pruned: Model | Path = rewritten.model
+        if staging is not None:
+            with job.stage("save"):
+                pruned = staging.write(rewritten.model)
+        with job.stage("verify"):
+            return _prove(job, analysis, dead, pruned)
+
+    with contextlib.ExitStack() as stack:
+        staging = staging_of(job.model, output, job.options)
+        if staging is not None:
+            stack.enter_context(staging)
+        carried = carry(analysis, decision.removed, cut, prove)
+        if carried.put_back:
+            decision = Decision(decision.groups, carried.removed, decision.align)
+            plan = plan_of(job.sha256(), settled(job.options, decision), analysis, decision)
+        report = _report(job, analysis, decision, carried)
+        if job.speed is not None:
+            with job.stage("time"):
+                report.latency = job.speed.last(carried.rewritten.model)
+        budgets = budgets_of(job, analysis, decision.groups)  # while the input is still there
+        result = _save(job, Result(carried.rewritten.model, plan, report, output), staging)
+    report.targets = judged(job.options, report, budgets, decision.removed)
+    return result
+
+
+def _report(
+    job: Job, analysis: Analysis, decision: Decision, carried: Carried[Verification | None] | None
+) -> Report:
+    coupling, names = analysis.coupling, set(decision.removed)
+    chosen = [g for g in analysis.grouping.groups if not g.alternative or g.name in names]
+    before = Size(count_parameters(job.model), count_macs(coupling), memory=peak_bytes(analysis))
+    report = Report(
+        before,
+        before,
+        frozen=list(analysis.grouping.frozen),
+        groups=[group_line(g, len(decision.removed.get(g.name, ()))) for g in chosen],
+        align=decision.align,
+        inexact=any(g.inexact for g in decision.groups if g.name in names),
+        input_shapes={name: list(shape) for name, shape in analysis.inputs.items()},
+    )
+    report.layers = layers_of(coupling, chosen, {} if carried is None else carried.dead)
+    if carried is not None:
+        proof = carried.proof
+        macs, memory = count_macs(coupling, carried.dead), peak_bytes(analysis, carried.dead)
+        report.after = Size(count_parameters(carried.rewritten.model), macs, memory=memory)
+        report.cuts, report.copies = cuts_of(coupling, carried.dead), copies_of(carried.rewritten.cuts)
+        report.put_back = [{"group": name, "reason": why} for name, why in carried.put_back.items()]
+        if proof is not None:
+            report.law1, report.checks, report.notes = proof.law1(), list(proof.checks), list(proof.notes)
+    report.notes = [*job.notes, *report.notes]
+    report.calibration = job.report_with.get("calibration")
+    return report
+
+
+def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
+    """Write the result, and fill in the report what is known at the end: bytes, hashes, seconds."""
+    report, options, output = result.report, job.options, result.path
+    before = size_in_bytes(job.model)  # while it is still there
+    report.before = dataclasses.replace(report.before, bytes=before)
+    report.sha256["input"] = job.sha256()
+    report.name_files(job.model.path, output)
+    if output is not None:
+        with job.stage("save"):
+            if staging is not None and staging.model is result.pruned:
+                report.sha256["output"] = staging.commit()
+            else:
+                report.sha256["output"] = result.pruned.save(
+                    output, in_place=options.in_place, external_threshold=options.external_data_threshold
+                )
+    after = size_in_bytes(result.pruned) if output is None else size_of_output(output)
+    report.after = dataclasses.replace(report.after, bytes=after)
+    report.options, report.seed, report.seconds = options.to_json(), options.seed, job.seconds
+    return result
+
+
+def _copy(job: Job, output: Path | None) -> Result:
+    """Give the input back, byte for byte, where nothing is to be cut."""
+    parameters = count_parameters(job.model)
+    try:
+        analysis = job.analyse()
+    except ModelError as error:  # nothing is to be cut, so this is no reason to fail
+        job.notes.append(str(error))
+        plan, size = plan_of(job.sha256(), job.options, None, Decision([], {})), Size(parameters, None)
+        report = Report(size, size, notes=list(job.notes))
+    else:
+        decision = decide(analysis.model, analysis, dataclasses.replace(job.options, ratio=0))
+        plan = plan_of(job.sha256(), job.options, analysis, decision)
+        report = _report(job, analysis, decision, None)
+    return _save(job, Result(job.model, plan, report, output))

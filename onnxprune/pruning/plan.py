@@ -1,0 +1,357 @@
+"""The plan: what shall be cut from which model, as a strict, diffable, hand-editable JSON file.
+
+Format 1, every key required unless marked optional, no other key allowed::
+
+    {
+    "format": 1,
+    "model_sha256": "64 hex digits",          of the input file
+    "criterion": "l2", "ratio": 0.5, "align": 16, "seed": 0, "scope": "local", "inexact": false,
+    "groups": [{"name": "conv1.weight:0", "removed_units": [1, 5], "units": 64}],
+    "cuts": [{"tensor": "conv1.weight", "axis": 0, "removed": [1, 5]}],             optional
+    "frozen": [{"tensor": "fc.weight", "axis": 0, "reason": "graph output"}],       optional
+    "input_shapes": {"x": [1, 3, 224, 224]}}
+
+``groups`` is the decision. ``cuts`` follow from it and are worked out anew when the plan is applied: where they are
+given they must agree, so after an edit by hand delete them. ``frozen`` is for reading. Lists are sorted, with one
+entry a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from onnxprune.cut.cuts import TensorCut
+from onnxprune.errors import PlanError
+from onnxprune.files.commit import write_text
+from onnxprune.graph.groups import Frozen
+from onnxprune.report.record import dumps
+
+__all__ = ["FORMAT", "Plan", "PlannedGroup"]
+
+#: The version of the file format that is written, and the only one that is read.
+FORMAT = 1
+#: Bytes of a plan's file, and the size of an axis, beyond which it is no plan.
+MOST_BYTES, MOST_SIZE = 1 << 28, 2**63 - 1
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """The units that one group loses.
+
+    Attributes
+    ----------
+    name : str
+        Of the group.
+    removed_units : tuple of int
+        Sorted, each in ``0 .. units - 1``; never all of them.
+    units : int
+        How many the group has.
+    """
+
+    name: str
+    removed_units: tuple[int, ...]
+    units: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What shall be cut from one model.
+
+    Attributes
+    ----------
+    model_sha256 : str
+        Of the model that the plan was made for, its external data included; see `Model.sha256`.
+    criterion, ratio, align, seed, scope : str, float, int, int, str
+        How it was decided; 1 is no alignment.
+    inexact : bool
+        Whether axes that an average runs over might be cut.
+    groups : tuple of PlannedGroup
+        The decision, by name; groups that lose nothing may be listed.
+    cuts : tuple of TensorCut
+        What follows for each weight, for reading; empty means: not given.
+    frozen : tuple of Frozen
+        What was left alone, and why, for reading.
+    input_shapes : mapping
+        Graph input -> sizes that its dynamic axes were given.
+    """
+
+    model_sha256: str
+    criterion: str
+    ratio: float
+    align: int
+    seed: int
+    scope: str
+    inexact: bool
+    groups: tuple[PlannedGroup, ...]
+    cuts: tuple[TensorCut, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Sort, so that equal plans are equal files."""
+        put = object.__setattr__
+        put(self, "groups", tuple(sorted(self.groups, key=lambda g: g.name)))
+        put(self, "cuts", tuple(sorted(self.cuts, key=lambda c: (c.tensor, c.axis))))
+        put(self, "frozen", tuple(sorted(self.frozen, key=lambda f: (f.tensor, f.axis, f.reason))))
+        put(self, "input_shapes", {n: tuple(s) for n, s in sorted(self.input_shapes.items())})
+
+    def dumps(self) -> str:
+        """Return the plan as JSON text; equal plans give equal text."""
+        lists: Mapping[str, tuple[Any, ...]] = {
+            "groups": self.groups,
+            "cuts": self.cuts,
+            "frozen": self.frozen,
+        }
+        values: dict[str, Any] = {"format": FORMAT}
+        for spec in fields(self):
+            name = spec.name
+            values[name] = [asdict(e) for e in lists[name]] if name in lists else getattr(self, name)
+        return dumps(values)
+
+    @classmethod
+    def loads(cls, text: str, where: str = "The plan") -> Plan:
+        """Read a plan from JSON text.
+
+        Parameters
+        ----------
+        text : str
+        where : str
+            How messages call the plan.
+
+        Raises
+        ------
+        PlanError
+            If it isn't JSON, or anything in it is unknown, missing, of a wrong type or out of range; the sentence
+            names the key.
+        """
+        try:
+            values = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"{where} isn't JSON: {error}.") from error
+        try:
+            return _plan(values)
+        except _Wrong as error:
+            raise PlanError(f"{where} is malformed: {error}.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, complete or not at all.
+
+        Raises
+        ------
+        OutputError
+            If the file can't be written.
+        """
+        write_text(Path(path), self.dumps())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan from a file; see `loads`.
+
+        Raises
+        ------
+        PlanError
+            If the file can't be read, or isn't a sound plan.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+            text = data.decode("utf-8")
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise PlanError(f"The plan {str(path)!r} can't be read: {error}.") from error
+        return cls.loads(text, f"The plan {str(path)!r}")
+
+    def check_model(self, sha256: str, file_sha256: str = "") -> None:
+        """Refuse a plan that was made for another model.
+
+        Parameters
+        ----------
+        sha256 : str
+            Of the model, its external data included.
+        file_sha256 : str
+            Of its file alone, which plans of version 0.1.0 have.
+
+        Raises
+        ------
+        PlanError
+            With both hashes.
+        """
+        if self.model_sha256 == sha256:
+            return
+        if self.model_sha256 == file_sha256:
+            raise PlanError(
+                f"The plan names the model's file alone (sha256 {file_sha256}), so it can't tell whether it was made "
+                f"for this external data; with it the sha256 is {sha256}: make a new plan with 'onnxprune plan'."
+            )
+        data = ", weights in external data included" if file_sha256 not in ("", sha256) else ""
+        raise PlanError(
+            f"The plan is for another model: it was made for sha256 {self.model_sha256}, this one has "
+            f"{sha256}{data}; make a new one with 'onnxprune plan'."
+        )
+
+
+class _Wrong(Exception):
+    """Something in a plan is wrong; the text says what and where."""
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {name!r} is given twice")
+    return found
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} isn't a number of JSON")
+
+
+def _plan(values: Any) -> Plan:
+    optional: dict[str, Any] = {"cuts": [], "frozen": []}
+    if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
+        raise _Wrong(f'"format" is {_shown(values["format"])}, this version of onnxprune reads {FORMAT}')
+    names = ("format", *(spec.name for spec in fields(Plan)))
+    known = _record(optional | values if isinstance(values, dict) else values, names, "it")
+    _integer(known["format"], '"format"')
+    groups = _each(known["groups"], '"groups"', _group)
+    cuts = _each(known["cuts"], '"cuts"', _cut)
+    _distinct([g.name for g in groups], '"groups"')
+    _distinct([(c.tensor, c.axis) for c in cuts], '"cuts"')
+    return Plan(
+        model_sha256=_matching(
+            known["model_sha256"], r"[0-9a-f]{64}", '"model_sha256"', "64 lower-case hex digits"
+        ),
+        criterion=_text(known["criterion"], '"criterion"'),
+        ratio=_share(known["ratio"], '"ratio"'),
+        align=_integer(known["align"], '"align"', 1),
+        seed=_integer(known["seed"], '"seed"', 0),
+        scope=_matching(known["scope"], "local|global", '"scope"', '"local" or "global"'),
+        inexact=_flag(known["inexact"], '"inexact"'),
+        groups=tuple(groups),
+        cuts=tuple(cuts),
+        frozen=tuple(_each(known["frozen"], '"frozen"', _frozen)),
+        input_shapes=_shapes(known["input_shapes"], '"input_shapes"'),
+    )
+
+
+def _group(value: Any, where: str) -> PlannedGroup:
+    known = _record(value, ("name", "removed_units", "units"), where)
+    name = _text(known["name"], f'"name" of {where}')
+    where = f"the group {name!r}"
+    units = _integer(known["units"], f'"units" of {where}', 1)
+    removed = _indices(known["removed_units"], f'"removed_units" of {where}', units)
+    if len(removed) == units:
+        raise _Wrong(f"{where} would lose all of its {units} units; leave at least one")
+    return PlannedGroup(name, removed, units)
+
+
+def _cut(value: Any, where: str) -> TensorCut:
+    known = _record(value, ("tensor", "axis", "removed"), where)
+    axis = _integer(known["axis"], f'"axis" of {where}', 0)
+    removed = _indices(known["removed"], f'"removed" of {where}', None)
+    return TensorCut(_text(known["tensor"], f'"tensor" of {where}'), axis, removed)
+
+
+def _frozen(value: Any, where: str) -> Frozen:
+    known = _record(value, ("tensor", "axis", "reason"), where)
+    axis = _integer(known["axis"], f'"axis" of {where}', 0)
+    return Frozen(
+        _text(known["tensor"], f'"tensor" of {where}'), axis, _text(known["reason"], f'"reason" of {where}')
+    )
+
+
+def _shapes(value: Any, where: str) -> dict[str, tuple[int, ...]]:
+    if not isinstance(value, dict):
+        raise _Wrong(f"{where} must be an object, it is {_shown(value)}")
+    return {name: tuple(_each(sizes, f"{where} of {name!r}", _size)) for name, sizes in value.items()}
+
+
+def _size(value: Any, where: str) -> int:
+    size = _integer(value, where, 0)
+    if size > MOST_SIZE:
+        raise _Wrong(f"{where} must be at most {MOST_SIZE}, it is {_shown(size)}")
+    return size
+
+
+def _record(value: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Wrong(f"{where} must be an object, it is {_shown(value)}")
+    unknown = [name for name in value if name not in names]
+    missing = [name for name in names if name not in value]
+    if unknown:
+        raise _Wrong(f"{where} has an unknown key {unknown[0]!r}; known are {', '.join(names)}")
+    if missing:
+        raise _Wrong(f"{where} lacks the key {missing[0]!r}")
+    return value
+
+
+def _each(value: Any, where: str, read: Callable[[Any, str], _T]) -> list[_T]:
+    if not isinstance(value, list):
+        raise _Wrong(f"{where} must be a list, it is {_shown(value)}")
+    return [read(entry, f"entry {index} of {where}") for index, entry in enumerate(value)]
+
+
+def _indices(value: Any, where: str, size: int | None) -> tuple[int, ...]:
+    """Read indices in any order, each once."""
+    found = sorted(_each(value, where, lambda entry, at: _integer(entry, at, 0)))
+    _distinct(found, where)
+    if size is not None and found and found[-1] >= size:
+        raise _Wrong(f"{where} holds {found[-1]}, beyond the last unit {size - 1}")
+    return tuple(found)
+
+
+def _distinct(entries: list[Any], where: str) -> None:
+    seen: set[Any] = set()
+    for entry in entries:
+        if entry in seen:
+            raise _Wrong(f"{where} holds {entry!r} twice")
+        seen.add(entry)
+
+
+def _integer(value: Any, where: str, least: int | None = None) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _Wrong(f"{where} must be an integer, it is {_shown(value)}")
+    if least is not None and value < least:
+        raise _Wrong(f"{where} must be at least {least}, it is {_shown(value)}")
+    return value
+
+
+def _share(value: Any, where: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise _Wrong(f"{where} must be a number, it is {_shown(value)}")
+    if not 0 <= value < 1:
+        raise _Wrong(f"{where} must be at least 0 and below 1, it is {_shown(value)}")
+    return float(value)
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong(f"{where} must be true or false, it is {_shown(value)}")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise _Wrong(f"{where} must be a string, it is {_shown(value)}")
+    return value
+
+
+def _matching(value: Any, pattern: str, where: str, what: str) -> str:
+    if not re.fullmatch(pattern, _text(value, where)):
+        raise _Wrong(f"{where} must be {what}, it is {_shown(value)}")
+    return str(value)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,196 @@
+"""What was cut, what was left alone and why, and the proof that nothing else changed.
+
+`Report.to_json` is the file that ``--report`` writes; its keys are explained at `Report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.cut.cuts import TensorCut
+from onnxprune.graph.groups import Frozen
+from onnxprune.graph.reasons import reasons
+from onnxprune.graph.size import Size
+from onnxprune.options.pruning import Options
+from onnxprune.options.target import parse_target
+from onnxprune.pruning.budgets import Budgets
+from onnxprune.report import page
+from onnxprune.report.record import Record
+from onnxprune.report.sentences import at_sizes, calibration_lines, speed_lines
+
+__all__ = [
+    "judged",
+    "Report",
+]
+
+
+@dataclass
+class Report(Record):
+    """What a run did; what it has of its run in common with other reports is in `Record`.
+
+    Attributes
+    ----------
+    cuts : list of TensorCut
+        For every weight that was sliced: what is gone for all of its uses.
+    copies : list of dict
+        Shared vectors whose uses differ: ``tensor``, the ``copy`` that some ``nodes`` read now, ``axis``,
+        ``removed``.
+    frozen : list of Frozen
+        Axes of weights that can't be cut, with the reason.
+    groups : list of dict
+        ``name``, ``kind``, ``units``, ``removed`` (a count), ``params`` and ``macs`` of all units,
+        ``inexact``, ``component`` (groups with the same number are coupled), ``tensors`` (``tensor:axis``).
+    before, after : Size
+    law1 : dict or None
+        ``max_relative_error``, ``inputs`` (how many were tried), ``sizes`` (of the dynamic axes, for each random input)
+        and ``refused`` (``sizes`` that the original can't be run at, and the ``reason``); None where verification was
+        skipped.
+    checks : list of str
+        What else was verified, or could not be, and why.
+    put_back : list of dict
+        ``group`` and ``reason``: cuts that were decided, failed verification and were undone.
+    calibration : dict or None
+        With samples: ``samples``, ``criterion``, ``recover``, ``target``, ``layers`` (for each refitted layer its error
+        on held-out samples before and after, relative to its target's variance) and ``original`` (agreement with the
+        original on samples set aside), ``curves`` (for each group the relative error after so many units are gone).
+    targets : list of dict
+        For each budget: ``target`` as it was given, ``asked`` and ``got`` in its unit, ``holds``.
+    layers : list of dict
+        The layers in order, with their sizes and MACs before and after: `onnxprune.pruning.outline.layers_of`.
+    latency : dict or None
+        Where it was measured: ``before`` and ``after`` with ``p50_ms`` and ``p95_ms``, ``ratio`` and its ``interval``.
+    """
+
+    before: Size
+    after: Size
+    cuts: list[TensorCut] = field(default_factory=list)
+    copies: list[dict[str, Any]] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    law1: dict[str, Any] | None = None
+    checks: list[str] = field(default_factory=list)
+    input_shapes: dict[str, list[int]] = field(default_factory=dict)
+    align: int = 1
+    seed: int = 0
+    inexact: bool = False
+    put_back: list[dict[str, str]] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
+    targets: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    latency: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        both = {
+            name: {"before": getattr(self.before, name), "after": getattr(self.after, name)}
+            for name in ("parameters", "macs", "bytes", "memory")
+        }
+        return {
+            "format": 1,
+            "cuts": [{"tensor": c.tensor, "axis": c.axis, "removed": list(c.removed)} for c in self.cuts],
+            "copies": self.copies,
+            "frozen": [{"tensor": f.tensor, "axis": f.axis, "reason": f.reason} for f in self.frozen],
+            "groups": self.groups,
+            **both,
+            "targets": self.targets,
+            "law1": self.law1,
+            "checks": self.checks,
+            "inexact": self.inexact,
+            "put_back": self.put_back,
+            "notes": self.notes,
+            **({} if self.calibration is None else {"calibration": self.calibration}),
+            **({} if self.latency is None else {"latency": self.latency}),
+            "layers": self.layers,
+            "align": self.align,
+            "seed": self.seed,
+            "input_shapes": self.input_shapes,
+            **self.run_facts(),
+        }
+
+    def page(self) -> str:
+        """Return the report as a page to look at."""
+        return page.render(self.to_json())
+
+    def show(self, stream: TextIO | None = None) -> None:
+        """Print the before/after table and what matters beside it."""
+        import sys
+
+        from onnxprune.report.table import amount, share, show
+
+        stream = stream or sys.stdout
+        rows = [
+            [label, amount(old), amount(new), share(new, old)]
+            for label, old, new in (
+                ("parameters", self.before.parameters, self.after.parameters),
+                ("MACs", self.before.macs, self.after.macs),
+                ("bytes", self.before.bytes, self.after.bytes),
+                ("peak memory", self.before.memory, self.after.memory),
+            )
+        ]
+        if self.latency is not None:
+            old, new = (self.latency[at]["p50_ms"] for at in ("before", "after"))
+            rows.append(["latency (p50)", f"{old:.3g} ms", f"{new:.3g} ms", share(new, old)])
+        show(["", "before", "after", "left"], rows, stream=stream)
+        stream.writelines(f"{line}\n" for line in self.lines())
+
+    def lines(self) -> list[str]:
+        """Return what the table doesn't say, a sentence a line."""
+        cut = [g for g in self.groups if g["removed"]]
+        removed, units = sum(g["removed"] for g in cut), sum(g["units"] for g in self.groups)
+        found = [
+            f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
+            + (f", on multiples of {self.align}" if self.align > 1 else "")
+        ]
+        found += speed_lines(self.latency, self.targets)
+        found += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]
+        if self.inexact:
+            found.append(
+                "inexact: a cut changes an average or a maximum, as --allow-inexact asked; this isn't the masked graph"
+            )
+        if self.law1 is not None:
+            found.append(
+                f"law 1: pruned = masked original within {self.law1['max_relative_error']:.1e} (relative) "
+                f"on {self.law1['inputs']} input{'s' if self.law1['inputs'] != 1 else ''}{at_sizes(self.law1)}"
+            )
+        if self.calibration is not None:
+            found += calibration_lines(self.calibration)
+        found += [f"put back: {entry['group']}: {entry['reason']}" for entry in self.put_back]
+        return found + [f"note: {note}" for note in self.notes]
+
+
+Ints = NDArray[np.int64]
+
+
+def judged(
+    options: Options, report: Report, budgets: Budgets, removed: Mapping[str, Ints]
+) -> list[dict[str, Any]]:
+    """Say of each target what was asked and what is: what its budget reads in the report, or else its costs.
+
+    Parameters
+    ----------
+    options : Options
+    report : Report
+    budgets : Budgets
+        On the model before.
+    removed : mapping
+        Group -> units that went.
+    """
+    found = []
+    for target in parse_target("+".join(options.target)) if options.target else ():
+        leaf = registry.load("onnxprune.budgets", target.kind)
+        if hasattr(leaf, "measured"):
+            before, after = leaf.measured(report)
+        else:
+            before, after = budgets.dense(target.kind), budgets.exact(target.kind, removed)
+        if before and after is not None:
+            asked = target.value * before if target.relative else target.value
+            holds = after <= asked * getattr(leaf, "NEAR", 1.001)
+            told = {"target": target.text, "unit": getattr(leaf, "UNIT", "")}
+            found.append({**told, "asked": asked, "got": after, "holds": holds})
+    return found

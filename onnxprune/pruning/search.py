@@ -1,0 +1,178 @@
+"""Cuts that hold a floor, such as an agreement with the original on samples that no fit has seen.
+
+Without a budget the largest such cut is searched. With one both must hold, or it is refused with what was found on the
+way: which smaller cuts would hold the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from onnxprune.errors import CalibrationError, NothingToPrune
+from onnxprune.options.target import Target
+
+__all__ = ["Floors", "held", "largest"]
+
+#: Trials of a search for the largest cut, and of one for cuts less deep than one that doesn't hold.
+TRIALS, FRONTIER = 6, 4
+#: Share of the MACs from which a search begins.
+LEAST = 0.1
+
+
+class Judged(Protocol):
+    """A cut, and how far it is from the original on samples set aside."""
+
+    asked: str
+    original: dict[str, Any] | None
+
+
+Trial = TypeVar("Trial", bound=Judged)
+Fit = Callable[[tuple[Target, ...]], Trial]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What must hold on samples set aside.
+
+    Attributes
+    ----------
+    agreement : float or None
+        Share of samples, at least, whose first class is the original's.
+    drop : float or None
+        Points of accuracy, at most, that are lost.
+    """
+
+    agreement: float | None
+    drop: float | None
+
+    def __bool__(self) -> bool:
+        """Whether anything must hold."""
+        return self.agreement is not None or self.drop is not None
+
+    @property
+    def text(self) -> str:
+        """As they are asked for."""
+        both = (("--min-agreement", self.agreement), ("--max-drop", self.drop))
+        return " and ".join(f"{name} {value:g}" for name, value in both if value is not None)
+
+    def judge(self, original: dict[str, Any] | None) -> tuple[bool, str]:
+        """Return whether they hold for a cut, and its figures.
+
+        Raises
+        ------
+        CalibrationError
+            If the model gives no classes.
+        """
+        found, holds, text = original or {}, True, []
+        if self.agreement is not None:
+            if "agreement" not in found:
+                raise CalibrationError(
+                    "--min-agreement needs an output with a row of classes for each sample."
+                )
+            holds &= found["agreement"] >= self.agreement
+            text.append(f"agreement {found['agreement']:.3f}")
+        if self.drop is not None:
+            if "accuracy" not in found:
+                raise CalibrationError("--max-drop needs an output with a row of classes for each sample.")
+            drop = found["accuracy"]["before"] - found["accuracy"]["after"]
+            holds &= drop <= self.drop
+            text.append(f"accuracy {-drop:+.2f}")
+        return bool(holds), ", ".join(text)
+
+
+def largest(fit: Fit[Trial], floors: Floors, say: Say | None = None) -> Trial:
+    """Return the largest cut that holds, by bisection on the share of MACs that stays.
+
+    Parameters
+    ----------
+    fit : callable
+        Targets -> a cut that meets them.
+    floors : Floors
+    say : callable, optional
+        Told of each trial.
+
+    Raises
+    ------
+    CalibrationError
+        If none holds.
+    """
+    low, high = LEAST, 1.0
+    best: Trial | None = None
+    seen: list[str] = []
+    for _ in range(TRIALS):
+        share = (low + high) / 2
+        try:
+            trial = fit((_left("macs", share),))
+        except NothingToPrune:
+            low = share
+            continue
+        holds, text = floors.judge(trial.original)
+        seen.append(f"{trial.asked}: {text}")
+        if say:
+            say(f"{seen[-1]}: {'holds' if holds else 'too much'}")
+        if holds:
+            best, high = trial, share
+        else:
+            low = share
+    if best is None:
+        raise CalibrationError(f"No cut that was tried holds what was asked ({'; '.join(seen)}).")
+    return best
+
+
+def held(
+    first: Trial, fit: Fit[Trial], floors: Floors, shares: Sequence[Target], say: Say | None = None
+) -> Trial:
+    """Return a cut that meets its targets if it holds the floors, too.
+
+    Parameters
+    ----------
+    first : Trial
+        The cut.
+    fit : callable
+        Targets -> a cut that meets them.
+    floors : Floors
+    shares : sequence of Target
+        What the cut leaves of the original, as shares.
+    say : callable, optional
+        Told of each trial.
+
+    Raises
+    ------
+    CalibrationError
+        If it doesn't; the sentence says which cuts were tried instead, and what they hold.
+    """
+    holds, text = floors.judge(first.original)
+    if holds:
+        return first
+    seen, best, low, high = [f"{first.asked} gives {text}"], "", 0.0, 1.0
+    for _ in range(FRONTIER):  # of the way to the target: low holds, high doesn't
+        far = (low + high) / 2
+        asked = tuple(_left(t.kind, t.value**far) for t in shares)
+        try:
+            trial = fit(asked)
+        except NothingToPrune:  # so little that no step of widths is that small
+            low = far
+            continue
+        holds, text = floors.judge(trial.original)
+        seen.append(f"{trial.asked} gives {text}")
+        if say:
+            say(f"{trial.asked}: {text}: {'holds' if holds else 'too much'}")
+        if holds:
+            best, low = trial.asked, far
+        else:
+            high = far
+    advice = (
+        f"--target {best} holds: ask for that, or for a looser floor" if best else "ask for a looser floor"
+    )
+    raise CalibrationError(
+        f"No cut was found that holds both --target {first.asked} and {floors.text} ({'; '.join(seen)}); {advice}."
+    )
+
+
+def _left(kind: str, share: float) -> Target:
+    """Return a budget of a share, rounded as it is told."""
+    rounded = float(f"{min(share, 1.0):.4g}")
+    return Target(kind, rounded, True, f"{kind}={rounded:g}")

@@ -1,0 +1,229 @@
+"""Never slower: cuts are timed against the input before they are carried out, and once more before they are saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.errors import NotFaster, NothingToPrune
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.group_types import Group
+from onnxprune.latency.clock import SECONDS, Bench, Race, bench_of, race, takes
+from onnxprune.latency.predict import Predictor, measure
+from onnxprune.model import Model
+from onnxprune.options.pruning import Options
+from onnxprune.options.target import WITHIN
+from onnxprune.options.widths import align_step
+from onnxprune.pruning.decision import Decision, step_of
+from onnxprune.runtime.session import Session
+
+__all__ = ["Speed", "is_asked", "settle", "steps_of", "surely"]
+
+Removed = Mapping[str, NDArray[np.int64]]
+
+#: Allocations until the measured latency is the one that was asked for, and the share of it that is near enough.
+ROUNDS, NEAR = 6, 0.95
+#: What a miss of the target is brought to: a little below the target.
+AIM = 0.985
+
+
+def is_asked(options: Options) -> bool:
+    """Whether results are to be timed."""
+    return options.timed
+
+
+@dataclass
+class Speed:
+    """A model that others are timed against.
+
+    Attributes
+    ----------
+    model : Model
+    analysis : Analysis
+    options : Options
+    tell : callable
+        Is told what is done.
+    races : list of dict
+        What was tried.
+    """
+
+    model: Model
+    analysis: Analysis
+    options: Options
+    tell: Callable[[str], None] = lambda text: None
+    races: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def bench(self) -> Bench:
+        """How models are run."""
+        o = self.options
+        return bench_of(self.model, self.analysis, o.provider, o.batch, o.threads, o.seed)
+
+    @cached_property
+    def original(self) -> Session:
+        """The input's session."""
+        return takes(self.model, self.bench)
+
+    def predictor(self, groups: Sequence[Group]) -> Predictor:
+        """Measure the model at a few widths, or remember what was measured."""
+        self.tell("measure latency at a few widths")
+        takes(self.model, self.bench)
+        step = max(align_step(), step_of(self.options))
+        return measure(self.analysis.model, self.analysis, groups, step, self.bench, self.model.sha256)
+
+    def race(self, pruned: Model) -> Race:
+        """Time a model against the input; longer where it isn't clear which is faster."""
+        session = takes(pruned, self.bench)
+        found = race(self.original, session, self.bench)
+        if found.low <= 1.0 <= found.high:
+            found = race(self.original, session, self.bench, seconds=3 * SECONDS, precise=0.002)
+        return found
+
+    def try_cut(self, removed: Removed) -> Race:
+        """Time the input with these units gone."""
+        analysis = self.analysis
+        dead = analysis.grouping.dead(removed)
+        cut = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, analysis.other_values())
+        found = self.race(cut.model)
+        self.races.append(
+            {"ratio": round(found.ratio, 4), "interval": [round(found.low, 4), round(found.high, 4)]}
+        )
+        self.tell(f"timed: {found.ratio:.3f}x as fast as the input ({found.low:.3f} to {found.high:.3f})")
+        return found
+
+    def last(self, pruned: Model) -> dict[str, Any]:
+        """Time the result, and return the figures for the report.
+
+        Raises
+        ------
+        NotFaster
+            If it isn't faster.
+        """
+        self.tell("time the result")
+        found = self.race(pruned)
+        if not found.faster:
+            raise NotFaster(self._slow(found))
+        feeds = self.bench.feeds
+        return found.to_json() | {
+            "provider": self.bench.provider,
+            "threads": self.bench.threads,
+            "shapes": {name: list(np.shape(a)) for name, a in feeds.items()},
+            "seconds": found.seconds,
+            "tried": self.races,
+        }
+
+    def _slow(self, found: Race) -> str:
+        return (
+            f"The result is sound, but runs {found.ratio:.3f} times as fast as the input ({found.low:.3f} to "
+            f"{found.high:.3f}) on {self.bench.provider}, so nothing was written; cut more, or cut on wider multiples "
+            "with --align."
+        )
+
+
+def steps_of(options: Options) -> list[int]:
+    """Return the alignments to try, the asked one first."""
+    first = step_of(options)
+    step = max(first, align_step())
+    return list(dict.fromkeys([first, step, 2 * step, 4 * step]))[:3]
+
+
+def surely(speed: Speed | None, options: Options, decide: Callable[[Options], Decision]) -> Decision:
+    """Return the first decision that makes the model faster, on wider and wider multiples.
+
+    Parameters
+    ----------
+    speed : Speed or None
+        None where nothing is to be timed.
+    options : Options
+    decide : callable
+        Options -> decision.
+
+    Raises
+    ------
+    NotFaster
+        If none does.
+    """
+    if speed is None:
+        return decide(options)
+    found: Race | None = None
+    for step in steps_of(options):
+        try:
+            decision = decide(dataclasses.replace(options, align=step))
+        except NothingToPrune:
+            if found is None:
+                raise
+            continue
+        found = speed.try_cut(decision.removed)
+        if found.faster:
+            return decision
+    assert found is not None
+    raise NotFaster(speed._slow(found))
+
+
+def settle(
+    speed: Speed, target: Any, choose: Callable[[float], dict[str, NDArray[np.int64]]]
+) -> dict[str, NDArray[np.int64]]:
+    """Choose until the measured latency is the asked one.
+
+    Parameters
+    ----------
+    speed : Speed
+    target : Target
+        A latency.
+    choose : callable
+        Factor on the predicted budget -> units that go.
+
+    Raises
+    ------
+    NothingToPrune
+        If every choice stays above the target; the sentence says how near it got.
+    """
+    factor = 1.0
+    tries: list[tuple[float, float, dict[str, NDArray[np.int64]], Race]] = []
+    seen: set[bytes] = set()
+    for _ in range(ROUNDS):
+        try:
+            removed = choose(factor)
+        except NothingToPrune:
+            if not tries:
+                raise
+            break
+        mark = repr(sorted((n, len(u)) for n, u in removed.items())).encode()
+        if mark in seen:
+            break
+        seen.add(mark)
+        found = speed.try_cut(removed)
+        share = 1 / found.ratio / target.value if target.relative else found.seconds / target.value
+        tries.append((factor, share, removed, found))
+        if NEAR <= share <= 1.0:
+            break
+        factor = _next([t[:2] for t in tries])
+    within = [t for t in tries if t[1] <= 1.0] or [t for t in tries if t[1] <= WITHIN]
+    if not within:
+        share = min(t[1] for t in tries)
+        raise NothingToPrune(
+            f"--target {target.text} wasn't met: the fastest of {len(tries)} cuts took {share:.2f} times as long as "
+            "asked; ask for less."
+        )
+    _, _, removed, found = max(within, key=lambda t: t[1])
+    if not found.faster:
+        raise NotFaster(speed._slow(found))
+    return removed
+
+
+def _next(tries: Sequence[tuple[float, float]]) -> float:
+    """Return the next factor on the budget, from factors and the latencies that they gave, as shares of the target."""
+    above = min((t for t in tries if t[1] > 1), key=lambda t: t[1], default=None)
+    below = max((t for t in tries if t[1] <= 1), key=lambda t: t[1], default=None)
+    if above is None or below is None or above[0] <= below[0]:
+        return tries[-1][0] * AIM / tries[-1][1]
+    (f0, s0), (f1, s1) = below, above
+    where = np.log(AIM / s0) / np.log(s1 / s0)
+    return float(f0 * (f1 / f0) ** np.clip(where, 0.15, 0.85))

@@ -1,0 +1,1 @@
+"""Layers as regressions, fitted on samples."""

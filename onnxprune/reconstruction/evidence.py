@@ -1,0 +1,220 @@
+"""Moments of layers over the samples, for fitting and held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.reconstruction.moments import Moments, Stack
+from onnxprune.reconstruction.views import View, channels_last
+
+__all__ = ["HELD", "Collector", "Draw", "Evidence", "Rows", "Spread", "positions_of"]
+
+Array = NDArray[Any]
+
+#: Every so many samples one is held out.
+HELD = 5
+#: Entries of an activation that are worked on at a time.
+CACHED = 1 << 16
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Positions of a batch that are used.
+
+    Attributes
+    ----------
+    index : int64[rows]
+        First those of samples for fitting, then those of samples that are held out; both ascending.
+    fitting : int
+        How many are for fitting.
+    """
+
+    index: NDArray[np.int64]
+    fitting: int
+
+
+class Draw:
+    """Draws the positions of one layer that are used, batch after batch; the same ones for the same seed.
+
+    Parameters
+    ----------
+    samples : int
+        Samples in all batches.
+    most : int
+        Positions to be used in all at most, each batch its share, drawn at random.
+    seed : int
+    """
+
+    def __init__(self, samples: int, most: int, seed: int) -> None:
+        self.samples, self.most, self.first = samples, most, 0
+        self.rng = np.random.default_rng(seed)
+
+    def take(self, x: Array, positions: int, count: int, valid: Array | None = None) -> Rows:
+        """Return the positions of the next batch.
+
+        Parameters
+        ----------
+        x : array
+            The layer's input, of which the shape counts alone.
+        positions : int
+            Of the layer's output.
+        count : int
+            Samples of the batch: every fifth sample is held out.
+        valid : bool array, optional
+            See `positions_of`.
+        """
+        share = max(1, self.most * count // max(self.samples, 1))
+        index = positions_of(x, positions, valid)
+        if len(index) > share:
+            index = np.sort(self.rng.choice(index, share, replace=False))
+        sample = self.first + index // max(positions // max(count, 1), 1)
+        self.first += count
+        held = sample % HELD == HELD - 1
+        return Rows(np.concatenate([index[~held], index[held]]), int(len(index) - held.sum()))
+
+
+@dataclass
+class Evidence:
+    """Moments of the rows (x, y) of one layer, block by block.
+
+    Attributes
+    ----------
+    view : View
+    fitting, aside : Stack
+        Of the samples that fits see, and of those that are held out.
+    spread : float
+        Variance, summed over channels, of the tensor that the layer's output becomes part of (the residual sum, or the
+        output itself): the natural unit of the layer's error.
+    """
+
+    view: View
+    fitting: Stack
+    aside: Stack
+    spread: float = 0.0
+
+    @property
+    def train(self) -> list[Moments]:
+        """Moments of the rows for fitting, one for each block."""
+        return self.fitting.parts
+
+    @property
+    def held(self) -> list[Moments]:
+        """Moments of the rows that are held out, one for each block."""
+        return self.aside.parts
+
+    def merge(self, other: Evidence) -> None:
+        """Add the moments of another use of the same weight."""
+        self.fitting.merge(other.fitting)
+        self.aside.merge(other.aside)
+
+    def whole(self) -> list[Moments]:
+        """Return the moments of all rows, one for each block."""
+        both = self.fitting.copy()
+        both.merge(self.aside)
+        return both.parts
+
+
+class Collector:
+    """Adds up the moments of one layer, batch after batch.
+
+    Parameters
+    ----------
+    view : View
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        size = view.width + view.outputs
+        self.fitting, self.aside = Stack.empty(view.blocks, size), Stack.empty(view.blocks, size)
+
+    def add(self, x: Array, targets: Array, rows: Rows) -> None:
+        """Add one batch.
+
+        Parameters
+        ----------
+        x : array
+            The layer's input.
+        targets : array [rows, blocks * outputs]
+            Its targets at the drawn positions.
+        rows : Rows
+
+        Raises
+        ------
+        CalibrationError
+            If a value isn't finite.
+        """
+        view, count = self.view, len(targets)
+        found = view.read(x, rows.index).reshape(view.blocks, count, view.width)
+        if x.dtype != np.float64:
+            targets = targets.astype(np.float32, copy=False)
+        wanted = targets.reshape(count, view.blocks, view.outputs).transpose(1, 0, 2)
+        for part, into in (
+            (slice(rows.fitting), self.fitting),
+            (slice(rows.fitting, None), self.aside),
+        ):
+            into.add(found[:, part], wanted[:, part])
+
+    def evidence(self, spread: float = 0.0) -> Evidence:
+        """Return what was added, the regressors in the order of the weight; see `Evidence.spread`."""
+        return Evidence(self.view, self._ordered(self.fitting), self._ordered(self.aside), spread)
+
+    def _ordered(self, stack: Stack) -> Stack:
+        view = self.view
+        if 1 in (view.taps, view.channels):
+            return stack
+        order = np.append(view.order, np.arange(view.width, view.width + view.outputs))
+        return Stack(stack.n, stack.mean[:, order], stack.gram[:, order[:, None], order])
+
+
+class Spread:
+    """Variance summed over channels, streamed, of arrays that are read as they lie."""
+
+    def __init__(self) -> None:
+        self.n, self.square = 0, 0.0
+        self.centre: Array = np.zeros(0)  # near the means, so that no digits are lost to them
+        self.sum = np.zeros(1)
+
+    def add(self, array: Array, axis: int, x: Array, valid: Array | None) -> None:
+        """Add the positions of an array that are no padding, see `positions_of`."""
+        axis %= array.ndim
+        channels, inner = array.shape[axis], prod(array.shape[axis + 1 :])
+        if valid is not None:
+            rows = channels_last(array, axis)
+            array, inner = rows[positions_of(x, len(rows), valid)], 1
+        parts = array.reshape(-1, channels, inner)
+        self.n += len(parts) * inner
+        step = max(CACHED // max(channels * inner, 1), 1)
+        if not self.centre.size and parts.size:
+            self.centre = parts[:step].mean(axis=(0, 2), dtype=np.result_type(array.dtype, np.float32))
+        for first in range(0, len(parts), step):
+            part = parts[first : first + step] - self.centre[:, None]
+            # no products: in pieces of this size they would wait for numpy's threads
+            self.sum = self.sum + part.sum(axis=2).sum(axis=0, dtype=np.float64)
+            rows = part.reshape(-1, inner if inner > 1 else channels)
+            self.square += float(np.vecdot(rows, rows).sum(dtype=np.float64))
+
+    @property
+    def variance(self) -> float:
+        """Of what was added; 0 of nothing."""
+        return self.square / self.n - float(np.square(self.sum / self.n).sum()) if self.n else 0.0
+
+
+def positions_of(x: Array, positions: int, valid: Array | None) -> NDArray[np.int64]:
+    """Return the positions of a batch that are no padding.
+
+    Parameters
+    ----------
+    x : array
+        The layer's input.
+    positions : int
+        Of the layer's output.
+    valid : bool[batch, sequence] or None
+        False for the padding of sequences. It is heeded where the layer runs over exactly these positions.
+    """
+    same = valid is not None and positions == valid.size and (x.ndim == 2 or x.shape[:2] == valid.shape)
+    return np.flatnonzero(valid) if valid is not None and same else np.arange(positions)

@@ -1,0 +1,84 @@
+"""Loss curves where there are few rows: a regression on few rows explains them all, and nothing else.
+
+With fewer rows than regressors the rest of a layer's inputs explain whatever goes, on these rows: a loss curve taken
+from them says that half of a classifier's inputs cost nothing. Two things mend it, both judged by the samples that are
+held out, at a cut of half of the units:
+
+- The moments are *steadied*: a ridge that pulls to the old weights is added, as rows of its own would be. All that
+  follows is least squares on the sum (Tikhonov; the prior of `onnxprune.reconstruction.least_squares.refit`).
+- The errors are scaled up so that the one at that cut is at least the error on the held-out samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.reconstruction.least_squares import Problem, error_of, refit, ridge_of
+
+__all__ = ["ENOUGH", "steadied"]
+
+Matrix = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: Rows for each regressor from which a curve on the fitted rows is near that on others.
+ENOUGH = 20
+#: As shares of the regressors' mean variance.
+RIDGES = (1e-2, 1e-1, 1.0, 10.0)
+
+
+def steadied(
+    train: Problem, held: Problem, whole: Problem, rows: Sequence[Ints], w: Matrix
+) -> tuple[Problem, float]:
+    """Return moments for a loss curve, and the factor of its errors.
+
+    Parameters
+    ----------
+    train, held, whole : Problem
+        The same layer on the samples for fitting, on those that are held out, and on all.
+    rows : sequence of int64
+        Regressors of each unit.
+    w : float64[d, O]
+        The layer's weights.
+
+    Returns
+    -------
+    Problem
+        ``h + lam I``, ``g + lam W``, ``v + lam sum W^2``. The more rows are lacking, the more counts the size of
+        weights, and the less what the few rows happened to carry.
+    float
+        At least 1: few rows aren't believed when they promise less than the pull costs, since what they lack, such
+        as rare classes, is in no figure.
+    """
+    if train.n >= ENOUGH * len(w) or not held.n:
+        return whole, 1.0
+    kept = _half(whole, rows, w)
+    prior = np.zeros_like(w)
+    prior[kept] = w[kept]
+    errors = [float(error_of(held, refit(train, kept, share, prior)).sum()) for share in RIDGES]
+    share = RIDGES[int(np.argmin(errors))]
+    rise = min(errors) - float(error_of(held, refit(train, np.arange(len(w)), share, w)).sum())
+    found = _pulled(whole, share, w)
+    told = _left(found, kept) - _left(found, np.arange(len(w)))
+    return found, max(rise / told, 1.0) if told > 0 else 1.0
+
+
+def _half(problem: Problem, rows: Sequence[Ints], w: Matrix) -> Ints:
+    """Return the regressors of the half of the units that carry most."""
+    carried = problem.h.diagonal() * (w**2).sum(axis=1)
+    order = np.argsort([-carried[mine].sum() for mine in rows], kind="stable")
+    gone = [rows[u] for u in order[(len(rows) + 1) // 2 :]]
+    return np.setdiff1d(np.arange(len(w)), np.concatenate(gone)) if gone else np.arange(len(w))
+
+
+def _pulled(problem: Problem, share: float, w: Matrix) -> Problem:
+    lam = ridge_of(problem.h, share)
+    h, pull = problem.h + lam * np.eye(len(w)), lam * w
+    return Problem(problem.n, h, problem.g + pull, problem.v + (pull * w).sum(axis=0), problem.mx, problem.my)
+
+
+def _left(problem: Problem, kept: Ints) -> float:
+    """The error of least squares on some regressors, on its own moments."""
+    return float(error_of(problem, refit(problem, kept, 0.0)).sum())

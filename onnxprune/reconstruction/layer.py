@@ -1,0 +1,218 @@
+"""Fit layer after layer: inputs from the model as it is by now, targets from the original.
+
+The model keeps its shape: rows of a weight that read removed channels become zero, everything else is refitted. Cutting
+those channels afterwards is exact, so the proof of the cut holds for the refitted model just as for any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.model import Model
+from onnxprune.reconstruction.evidence import Evidence
+from onnxprune.reconstruction.few_rows import steadied
+from onnxprune.reconstruction.grouped import refits
+from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.least_squares import Consumer, Fit, Problem, bias_only, error_of
+from onnxprune.reconstruction.moments import Moments
+
+__all__ = [
+    "RIDGES", "VARIANTS",
+    "LayerReport", "Settings", "consumers_of", "fit_blocks", "problem_of", "weights_of", "write",
+]  # fmt: skip
+
+Array = NDArray[Any]
+Ints = NDArray[np.int64]
+Matrix = NDArray[np.float64]
+
+
+#: What least squares may choose from for each layer, by its held-out error.
+VARIANTS = frozenset({"kept", "bias", "lstsq"})
+#: Its ridges, as shares of the regressors' mean variance.
+RIDGES: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+#: Ridges where there are fewer than two rows for each regressor: near the old weights.
+STRONG = (0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How layers are fitted.
+
+    Attributes
+    ----------
+    ridges : tuple of float
+        Tried in turn, as shares of the regressors' mean variance; the held-out samples choose.
+    bias : bool
+        Whether a bias may be changed alone.
+    most : int
+        Output positions that are used of a layer, for each regressor; a third of them to rank units.
+    least : int
+        Output positions that are used of a layer in any case, where there are as many.
+    seed : int
+    alone : callable, optional
+        (problem, kept, old weights) -> fit, applied to every layer without a choice.
+    """
+
+    ridges: tuple[float, ...] = RIDGES
+    bias: bool = True
+    most: int = 200
+    least: int = 1 << 15
+    seed: int = 0
+    alone: Callable[[Problem, Ints, Matrix], Fit] | None = None
+
+
+@dataclass
+class LayerReport:
+    """What a fit did to one layer, on held-out samples.
+
+    Attributes
+    ----------
+    layer : str
+    kept, of : int
+        Channels that are still read, and all of them.
+    rows : int
+        Positions that the fit saw.
+    before, after : float
+        Mean squared error relative to the variance of the layer's target, with the old weights and with the new.
+    variant : str
+        ``"kept"``, ``"bias"`` or ``"lstsq 0.001"``.
+    too_few : bool
+        Whether there were fewer than two rows for each regressor, so that only strong ridges were tried.
+    """
+
+    layer: str
+    kept: int
+    of: int
+    rows: int
+    before: float
+    after: float
+    variant: str
+    too_few: bool = False
+
+
+def weights_of(site: Site, model: Model) -> tuple[Matrix, Matrix]:
+    """Return a layer's weight as matrices [blocks, width, outputs], and its bias [blocks, outputs]."""
+    view = site.view
+    matrices = view.unpack(np.asarray(model.weight(site.weight), np.float64))
+    size = view.blocks * view.outputs
+    bias = np.zeros(size)
+    if site.bias:
+        bias = (
+            np.broadcast_to(np.asarray(model.weight(site.bias), np.float64).reshape(-1), size)
+            * view.bias_factor
+        )
+    return matrices, bias.reshape(view.blocks, view.outputs)
+
+
+def fit_blocks(
+    site: Site, evidence: Evidence, kept: Sequence[Ints], old: tuple[Matrix, Matrix], settings: Settings
+) -> tuple[list[Fit], LayerReport]:
+    """Choose among the old weights, a new bias and refits by held-out error, then fit on all samples.
+
+    Parameters
+    ----------
+    site : Site
+    evidence : Evidence
+    kept : sequence of int64
+        Regressors that stay, for each block.
+    old : pair of float64
+        Matrices [blocks, width, outputs] and biases [blocks, outputs].
+    settings : Settings
+    """
+    width = site.view.width
+    free = site.adder is not None
+    train = [problem_of(site, m) for m in evidence.train]
+    held = [problem_of(site, m) for m in evidence.held]
+    prior = old[0].copy()
+    for block, rows in enumerate(kept):
+        gone = np.setdiff1d(np.arange(width), rows)
+        prior[block][gone] = 0.0
+    makers: dict[str, Callable[[Sequence[Problem]], list[Fit]]] = {
+        "kept": lambda found: [Fit(prior[b], old[1][b]) for b in range(len(found))]
+    }
+    if free and settings.bias:
+        makers["bias"] = lambda found: [bias_only(p, kept[b], prior[b]) for b, p in enumerate(found)]
+    rows_seen = min(m.n for m in evidence.train)
+    enough = rows_seen >= 2 * max(len(k) for k in kept)
+    for share in settings.ridges if enough else STRONG if settings.ridges else ():
+        makers[f"lstsq {share:g}"] = partial(refits, kept=kept, share=share, priors=list(prior))
+    only = settings.alone
+    if only is not None:
+        makers["only"] = lambda found: [only(p, kept[b], prior[b]) for b, p in enumerate(found)]
+    errors = {
+        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(held, make(train), strict=True))
+        for name, make in makers.items()
+    }
+    best = "only" if only is not None else min(errors, key=lambda n: errors[n])
+    whole = [problem_of(site, m) for m in evidence.whole()]
+    variance = max(sum(p.variance for p in held), 1e-30)
+    report = LayerReport(
+        site.name,
+        sum(len(k) for k in kept) // site.view.taps,
+        site.view.channels * site.view.blocks,
+        sum(p.n for p in whole),
+        errors["kept"] / variance,
+        errors[best] / variance,
+        best if only is None else only.__module__.rpartition(".")[2],
+        bool(settings.ridges) and not enough,
+    )
+    return makers[best](whole), report
+
+
+def problem_of(site: Site, moments: Moments) -> Problem:
+    """Return a block's problem; about zero rather than about the mean where no bias can be given."""
+    found = Problem.of(moments, site.view.width)
+    if site.adder is not None:
+        return found
+    zero_x, zero_y = np.zeros_like(found.mx), np.zeros_like(found.my)
+    h = found.h + np.outer(found.mx, found.mx)
+    g = found.g + np.outer(found.mx, found.my)
+    return Problem(found.n, h, g, found.v + found.my**2, zero_x, zero_y)
+
+
+def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
+    """Put fitted weights and biases into a model; a bias that others read too gets a copy."""
+    old = model.weight(site.weight)
+    matrix = site.view.pack(np.stack([f.w for f in fits]))
+    model.put(site.weight, np.ascontiguousarray(matrix).reshape(old.shape).astype(old.dtype))
+    if site.adder is None:
+        return
+    shape = model.weight(site.bias).shape if site.bias else (site.view.blocks * site.view.outputs,)
+    size = site.view.blocks * site.view.outputs
+    vector = np.concatenate([f.b for f in fits]) / site.view.bias_factor
+    shape = shape if int(np.prod(shape)) == size else (size,)
+    value = vector.reshape(shape).astype(old.dtype)
+    if site.own and model.weight(site.bias).size == size:
+        model.put(site.bias, value)
+        return
+    name = model.add(f"{site.weight}_bias", value)
+    if model.proto.ir_version < 4:  # there every initializer is a graph input as well
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        model.proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
+    for use in site.uses:
+        assert use.adder is not None
+        node, slot = model.proto.graph.node[model.order[use.adder[0]]], use.adder[1]
+        while len(node.input) <= slot:
+            node.input.append("")
+        node.input[slot] = name
+
+
+def consumers_of(
+    site: Site, evidence: Evidence, rows: Sequence[Sequence[Ints]], model: Model, unit: float
+) -> list[Consumer]:
+    """Return one consumer for each block of a layer, on all samples; steadied where they are few."""
+    matrices, _ = weights_of(site, model)
+    parts = zip(evidence.train, evidence.held, evidence.whole(), strict=True)
+    found = []
+    for block, three in enumerate(parts):
+        train, held, whole = (problem_of(site, moments) for moments in three)
+        problem, factor = steadied(train, held, whole, rows[block], matrices[block])
+        found.append(Consumer(problem, rows[block], matrices[block], unit / factor))
+    return found

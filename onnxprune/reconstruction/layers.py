@@ -1,0 +1,294 @@
+"""Layers that can be fitted, the groups whose channels they read, and the sums that they feed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.files.protowalk import captured
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.coupling import Applied, uses_of
+from onnxprune.graph.group_types import Group, Member
+from onnxprune.model import Model
+from onnxprune.reconstruction.views import View, view_of
+
+__all__ = ["Readers", "Site", "Sum", "gone", "readers", "sites"]
+
+Ints = NDArray[np.int64]
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The residual sum that a layer's output feeds.
+
+    ``sum = other + gain * y + offset`` with ``y`` the layer's output.
+    """
+
+    tensor: str
+    other: str
+    gain: Vector
+    offset: Vector
+    end: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer that can be fitted; where several nodes use its weight, all of them.
+
+    Attributes
+    ----------
+    number : int
+        Position of the node in topological order.
+    view : View
+    x, y : str
+        The activations before and after; ``y`` is after the bias where a node of its own adds it.
+    weight : str
+    end : int
+        Position of the node that makes ``y``.
+    bias : str
+        The constant bias; empty where there is none.
+    own : bool
+        Whether nothing else reads that bias.
+    adder : tuple (position, slot) or None
+        The input that takes the bias; None where a bias can't be given.
+    total : Sum or None
+        The residual sum that this layer is the last one to feed.
+    given : float64[outputs] or None
+        A bias in the node that isn't fitted: each use of the weight has one of its own.
+    more : tuple of Site
+        Later nodes that use the same weight in the same way: one fit serves all.
+    """
+
+    number: int
+    name: str
+    view: View
+    x: str
+    y: str
+    weight: str
+    end: int
+    bias: str
+    own: bool
+    adder: tuple[int, int] | None
+    total: Sum | None
+    given: Vector | None = None
+    more: tuple[Site, ...] = ()
+
+    @property
+    def uses(self) -> tuple[Site, ...]:
+        """The layer at each node that uses its weight, itself first."""
+        return (self, *self.more)
+
+    @property
+    def goal(self) -> tuple[str, int]:
+        """The tensor that the output of this node becomes part of, and the position of the node that makes it."""
+        return (self.total.tensor, self.total.end) if self.total else (self.y, self.end)
+
+
+#: Group -> the layers that read it, each with the regressors of each unit in each block.
+Readers = dict[str, list[tuple[Site, list[list[Ints]]]]]
+
+
+def sites(analysis: Analysis) -> list[Site]:
+    """Find the layers of a model that can be fitted, in topological order of the first node that uses each.
+
+    A weight that several nodes use is one layer where all of them use it alike; else no fit can serve them all. Where
+    each has a bias of its own, that stays as it is.
+    """
+    graph = _Graph(analysis)
+    found = []
+    for number, applied in enumerate(analysis.coupling.nodes):
+        weight = applied.node.inputs[1] if applied.node.has(1) else ""
+        uses = graph.uses.get(weight, [])
+        if len(uses) == 1:
+            site = graph.site(number, applied)
+        elif uses and uses[0][0] == number:
+            site = graph.shared(uses)
+        else:
+            site = None
+        if site is not None:
+            found.append(site)
+    return found
+
+
+class _Graph:
+    def __init__(self, analysis: Analysis) -> None:
+        self.model = analysis.model
+        self.nodes = analysis.coupling.nodes
+        self.uses = uses_of(analysis.coupling)
+        self.outputs = {v.name for v in self.model.proto.graph.output}
+        inner = (captured(a.proto) for a in self.nodes if a.proto.attribute)
+        self.outer = self.outputs.union(*inner)
+        self.maker = {name: n for n, a in enumerate(self.nodes) for name in a.node.outputs if name}
+
+    def shared(self, uses: Sequence[tuple[int, int]]) -> Site | None:
+        """Return the layer whose weight several nodes use; None where they use it differently."""
+        for alone in (False, True):
+            found = [self.site(n, self.nodes[n], alone=alone) if slot == 1 else None for n, slot in uses]
+            sites = [s for s in found if s is not None]
+            if len(sites) < len(found) or sites[0].weight in self.outer or not _alike(sites, self.model):
+                return None
+            if len({(s.bias, s.adder is None) for s in sites}) == 1:
+                bias = sites[0].bias
+                own = bool(bias) and len(self.uses[bias]) == len(sites) and bias not in self.outer
+                return replace(sites[0], own=own, more=tuple(sites[1:]))
+        first, *others = [self.plain(s) for s in sites]
+        return replace(first, more=tuple(others))
+
+    def plain(self, site: Site) -> Site:
+        """Return a layer without its bias, which stays as it is."""
+        size, given = site.view.blocks * site.view.outputs, None
+        if site.bias:
+            bias = np.asarray(self.model.weight(site.bias), np.float64).reshape(-1)
+            given = np.broadcast_to(bias * site.view.bias_factor, size)
+        return replace(site, adder=None, bias="", own=False, given=given)
+
+    def site(self, number: int, applied: Applied, *, alone: bool = False) -> Site | None:
+        """Return the layer of a node; alone: without the bias that a node of its own adds."""
+        node = applied.node
+        view = view_of(node) if applied.row is not None else None
+        if view is None or node.inputs[1] not in self.model:
+            return None
+        if self.model.weight(node.inputs[1]).dtype.kind != "f" or node.inputs[0] in self.model:
+            return None
+        y, end, bias = node.outputs[0], number, ""
+        adder: tuple[int, int] | None = None
+        if view.bias_slot >= 0:
+            adder = number, view.bias_slot
+            bias = node.inputs[view.bias_slot] if node.has(view.bias_slot) else ""
+            if bias and bias not in self.model:
+                return None
+        elif not alone:
+            following = self.adds_constant(y, view.outputs)
+            if following is not None:
+                end, slot = following
+                adder, bias, y = (
+                    (end, slot),
+                    self.nodes[end].node.inputs[slot],
+                    self.nodes[end].node.outputs[0],
+                )
+        name = self.model.proto.graph.node[self.model.order[number]].name or node.inputs[1]
+        total = self.residual(number, y, view)
+        own = bool(bias) and len(self.uses[bias]) == 1 and bias not in self.outer
+        return Site(number, name, view, node.inputs[0], y, node.inputs[1], end, bias, own, adder, total)
+
+    def sole(self, name: str) -> int | None:
+        """The node that alone reads a tensor."""
+        uses = self.uses.get(name, [])
+        return uses[0][0] if len(uses) == 1 and name not in self.outputs else None
+
+    def adds_constant(self, name: str, size: int) -> tuple[int, int] | None:
+        """The node that adds a constant vector to a tensor's last axis."""
+        number = self.sole(name)
+        if number is None or self.nodes[number].node.op != "Add":
+            return None
+        node = self.nodes[number].node
+        slot = 1 if node.inputs[0] == name else 0
+        shape = node.shapes[slot]
+        fits = node.inputs[slot] in self.model and shape is not None and shape[-1:] == (size,)
+        return (number, slot) if fits and int(np.prod(shape or ())) == size else None
+
+    def residual(self, number: int, name: str, view: View) -> Sum | None:
+        size = view.blocks * view.outputs
+        gain, offset = np.ones(size), np.zeros(size)
+        following = self.sole(name)
+        while following is not None and self.nodes[following].node.op == "BatchNormalization":
+            node = self.nodes[following].node
+            if any(n not in self.model for n in node.inputs[1:5]):
+                return None
+            scale, shift, mean, var = (self.model.weight(n).astype(np.float64) for n in node.inputs[1:5])
+            a = scale / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
+            gain, offset = gain * a, (offset - mean) * a + shift
+            name = node.outputs[0]
+            following = self.sole(name)
+        if following is None or self.nodes[following].node.op != "Add":
+            return None
+        node = self.nodes[following].node
+        shapes = node.shapes
+        if len(node.inputs) != 2 or node.inputs[0] == node.inputs[1] or shapes[0] != shapes[1]:
+            return None
+        other = node.inputs[1] if node.inputs[0] == name else node.inputs[0]
+        made = self.maker.get(other, -1)
+        if other in self.model or made >= number or (np.abs(gain) < 1e-6).any():
+            return None
+        return Sum(node.outputs[0], other, gain, offset, following)
+
+
+def _alike(sites: Sequence[Site], model: Model) -> bool:
+    """Whether several nodes read a weight as the same matrices."""
+    first = sites[0].view
+    shape = model.info(sites[0].weight).dims
+    entries = np.arange(prod(shape)).reshape(shape)
+    same = [
+        (s.view.weight_axis, s.view.taps, s.view.bias_factor)
+        == (first.weight_axis, first.taps, first.bias_factor)
+        and np.array_equal(s.view.unpack(entries), first.unpack(entries))
+        for s in sites[1:]
+    ]
+    return all(same)
+
+
+def readers(found: list[Site], groups: list[Group], *, partly: bool = False) -> Readers:
+    """Find the layers that contract each group's channels.
+
+    Parameters
+    ----------
+    found : list of Site
+    groups : list of Group
+    partly : bool
+        Return groups, too, with other readers that can't be fitted.
+
+    Returns
+    -------
+    dict
+        Group -> (site, rows) with ``rows[block][unit]`` the regressors that a unit owns in a block.
+    """
+    by_weight = {s.weight: s for s in found}
+    result: Readers = {}
+    for group in groups:
+        mine: list[tuple[Site, list[list[Ints]]]] = []
+        others = False
+        axes = {(m.tensor, m.axis) for m in group.members}
+        for member in group.members:
+            if not member.contracted:
+                continue
+            site = by_weight.get(member.tensor)
+            if site is not None and site.view.reads(member.axis):
+                mine.append((site, _rows(site.view, member, group.units)))
+            else:  # where both axes of a weight belong to the group, one of them is what the layer makes
+                others |= site is None or not any(t == site.weight and site.view.reads(a) for t, a in axes)
+        if mine and (partly or not others):
+            result[group.name] = mine
+    return result
+
+
+def _rows(view: View, member: Member, units: int) -> list[list[Ints]]:
+    index, unit = member.index, member.unit
+    found = []
+    if view.factors:
+        channels = view.channels_at(member.axis, index)
+        index, unit = channels.ravel(), np.repeat(unit, channels.shape[1])
+    for block in range(view.blocks):
+        channel, owner = index, unit
+        if view.weight_axis == 0 and view.blocks > 1 and not view.factors:  # the axis runs over all blocks
+            inside = index // view.channels == block
+            channel, owner = index[inside] % view.channels, unit[inside]
+        rows = [channel[owner == u] for u in range(units)]
+        found.append([(r[:, None] * view.taps + np.arange(view.taps)).ravel() for r in rows])
+    return found
+
+
+def gone(found: Readers, removed: Mapping[str, Ints]) -> dict[str, list[Ints]]:
+    """Return which regressors of each layer's blocks go: weight -> one sorted array for each block."""
+    result: dict[str, list[list[Ints]]] = {}
+    for name, units in removed.items():
+        for site, rows in found.get(name, ()):
+            blocks = result.setdefault(site.weight, [[] for _ in rows])
+            for block, mine in zip(blocks, rows, strict=True):
+                block += [mine[int(u)] for u in units]
+    empty = np.zeros(0, np.int64)
+    return {w: [np.sort(np.concatenate(b)) if b else empty for b in blocks] for w, blocks in result.items()}

@@ -1,0 +1,313 @@
+"""Block-wise reconstruction: the segments of a cut model in order, each from what those before it give by now.
+
+Layer by layer a fit makes the best of inputs that have been cut; what it can't know is what the next layer can do with
+its outputs. Here the layers of a segment move together, toward what the segment gave in the original.
+
+References
+----------
+Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021, section 3.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import Stream
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.errors import CalibrationError, ModelError, UsageError
+from onnxprune.gradient.loss import LossModel, loss_model, part_model
+from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.coupling import Instance
+from onnxprune.graph.kept import Kept, Masks
+from onnxprune.graph.trace import TraceError
+from onnxprune.model import Model
+from onnxprune.reconstruction.descent import Basis, Data, Pace, descend
+from onnxprune.reconstruction.evidence import HELD, positions_of
+from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.segments import Segment, segments
+from onnxprune.runtime.binding import Shape
+from onnxprune.runtime.session import RunError
+
+__all__ = ["SegmentReport", "reconstruct"]
+
+Array = NDArray[Any]
+Batch = dict[str, Array]
+
+#: What is held of activations: of each stream, and of what one segment reads and shall give.
+STREAM_BYTES, DATA_BYTES = 1 << 30, 1 << 29
+#: Batches that samples are cut into at least, and the most samples of one.
+UNITS, LARGEST = 25, 16
+#: Samples whose activations tell the coordinates to go down in.
+LOOKED_AT = 256
+
+
+@dataclass
+class SegmentReport:
+    """What descent did to one segment, on held-out samples.
+
+    Attributes
+    ----------
+    layers : list of str
+    samples : int
+        That it saw, those held out among them.
+    before, after : float
+        Squared error relative to the variance of what the segment gives.
+    why : str
+        Why it kept its weights; empty where it didn't.
+    """
+
+    layers: list[str]
+    samples: int = 0
+    before: float = 0.0
+    after: float = 0.0
+    why: str = ""
+
+
+def reconstruct(
+    fitted: Analysis, original: Analysis, dead: Masks, samples: Samples, *,
+    pace: Pace | None = None, seed: int = 0, say: Callable[[str], None] | None = None,
+) -> list[SegmentReport]:  # fmt: skip
+    """Fit the layers of a model once more, segment by segment, as they are when its dead channels are cut.
+
+    Parameters
+    ----------
+    fitted : Analysis
+        Of a model of the original's shape, whose weights are changed in place: the analysis no longer knows them.
+    original : Analysis
+    dead : mapping
+        Root dim -> which of its indices will be cut.
+    samples : Samples
+    pace : Pace, optional
+    seed : int
+        Of the mini-batches: the same seed gives the same bytes.
+    say : callable, optional
+        Told of progress.
+    """
+    # where a segment reads what has no batch axis, whole batches are the units, and some of them must be held out
+    samples = samples.cut_into(min(max(samples.count // UNITS, 1), LARGEST))
+    cut = rewrite(fitted.model, fitted.coupling, fitted.tracer, dead, fitted.other_values()).model
+    kept = Kept(fitted.coupling, dead)
+    places: defaultdict[str, list[Instance]] = defaultdict(list)
+    for instance in fitted.coupling.instances:
+        if instance.uses or instance.outer:
+            places[instance.tensor].append(instance)
+    once = {n: found[0] for n, found in places.items() if len(found) == 1 and not found[0].outer}
+    work = _Work(original, cut, kept, set(once), samples, pace or Pace(), seed, say)
+    found = work.run()
+    for name in sorted(work.changed):
+        whole = np.array(fitted.model.weight(name))
+        axes = kept.axes(once[name].dims)
+        index = [axes.get(axis, np.arange(size)) for axis, size in enumerate(whole.shape)]
+        whole[np.ix_(*index)] = cut.weight(name)
+        fitted.model.put(name, whole)
+    return found
+
+
+@dataclass
+class _Work:
+    """A cut model beside its original.
+
+    Attributes
+    ----------
+    original : Analysis
+    cut : Model
+        Changed in place.
+    kept : Kept
+        What stays of the original's tensors.
+    trainable : set of str
+        Weights that may change.
+    samples : Samples
+    pace : Pace
+    seed : int
+    say : callable, optional
+    changed : set of str
+        Weights that did change.
+    """
+
+    original: Analysis
+    cut: Model
+    kept: Kept
+    trainable: set[str]
+    samples: Samples
+    pace: Pace
+    seed: int = 0
+    say: Callable[[str], None] | None = None
+    changed: set[str] = field(default_factory=set)
+
+    def run(self) -> list[SegmentReport]:
+        """Fit all segments in order."""
+        self.analysis = _analysed(self.cut, self.samples, self.original.given)
+        parts = segments(self.analysis, sites(self.analysis))
+        made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
+        dense = Stream(self.original.model, self.samples, self.original.types, STREAM_BYTES)
+        small = Stream(self.cut, self.samples, self.analysis.types, STREAM_BYTES)
+        dense.keep |= {goal for part in parts for goal in part.goals}
+        found = []
+        for number, part in enumerate(parts):
+            if self.say:
+                self.say(f"reconstruct {number + 1}/{len(parts)}: {part.sites[0].name}")
+            report = SegmentReport([site.name for site in part.sites])
+            found.append(report)
+            if not part.goals or not all(goal in made for goal in part.goals):
+                lost = "isn't in the original" if part.goals else "isn't of 32- or 64-bit floats"
+                report.why = f"what it gives {lost}"
+                continue
+            end = max(made[goal] for goal in part.goals) + 1
+            pairs = self._pairs(
+                part, small.run(part.first, list(part.given)), dense.run(end, list(part.goals))
+            )
+            dense.keep -= set(part.goals)
+            try:
+                self._fit(part, pairs, report, self.seed + number)
+            except (CalibrationError, RunError) as error:
+                report.why = str(error)
+        return found
+
+    def _pairs(self, part: Segment, given: Any, goals: Any) -> list[tuple[Batch, Batch]]:
+        """Return what the segment reads and shall give, batch by batch, as many as there is room for."""
+        found: list[tuple[Batch, Batch]] = []
+        size = 0
+        for left, right in zip(given, goals, strict=True):
+            if size <= DATA_BYTES:
+                pair = {n: left[n] for n in part.given}, {n: self._stays(n, right[n]) for n in part.goals}
+                size += sum(a.nbytes for some in pair for a in some.values())
+                found.append(pair)
+        return found
+
+    def _stays(self, tensor: str, array: Array) -> Array:
+        for axis, index in self.kept.axes(self.kept.coupling.dims[tensor]).items():
+            array = np.take(array, index, axis)
+        return array
+
+    def _fit(self, part: Segment, pairs: list[tuple[Batch, Batch]], report: SegmentReport, seed: int) -> None:
+        layers = [s for s in part.sites if part.holds(s)]
+        names = [n for s in layers for n in (s.weight, s.bias if s.own else "") if n in self.trainable]
+        counts, valid = self.samples.counts[: len(pairs)], self.samples.valid[: len(pairs)]
+        masked = [
+            n for n in part.goals if all(_covers(v, g[n]) for v, (_, g) in zip(valid, pairs, strict=True))
+        ]
+        factors = _factors([goals for _, goals in pairs], valid, part.goals, masked, sum(counts))
+        found = self._loss_model(part, names, factors, masked)
+        if found is None:
+            report.why = "none of its weights may change" if not names else "what it gives never varies"
+            return
+        start = {n: np.array(self.cut.weight(n)) for n in found.gradients}
+        given = [batch for batch, _ in pairs]
+        bases = self._bases(part, given, valid, start, seed)
+        for (batch, goals), mask in zip(pairs, valid, strict=True):
+            batch |= {found.targets[n]: goals[n] for n in factors}
+            if found.valid and mask is not None:
+                batch[found.valid] = mask[..., None].astype(goals[masked[0]].dtype)
+        data = _data(given, counts, free=self.samples.free)
+        if not len(data.held):
+            report.why = f"fewer than {HELD} samples, or batches of the model's own size"
+            return
+        best, report.before, report.after = descend(
+            found, start, data, bases, self.pace, seed, self.samples.provider
+        )
+        report.samples = sum(counts)
+        for name, weight in best.items():
+            self.cut.put(name, weight)
+        self.changed |= set(best) if report.after < report.before else set()
+
+    def _loss_model(
+        self, part: Segment, names: Sequence[str], factors: dict[str, float], masked: Sequence[str]
+    ) -> LossModel | None:
+        """Return the loss of the weights that reach a goal; None where there are none."""
+        if not names or not factors:
+            return None
+        found = loss_model(self.analysis, part.given, names, factors, masked=masked)
+        if len(found.gradients) < len(names):
+            return self._loss_model(part, list(found.gradients), factors, masked)
+        return found
+
+    def _bases(
+        self,
+        part: Segment,
+        given: Sequence[Batch],
+        valid: Sequence[Array | None],
+        start: dict[str, Array],
+        seed: int,
+    ) -> dict[str, Basis]:
+        """Return the coordinates of the layers' weights, from what they read now on the first samples."""
+        layers = [s for s in part.sites if s.weight in start]
+        counts = self.samples.counts
+        few = int(np.searchsorted(np.cumsum(counts), LOOKED_AT)) + 1
+        wanted = list(dict.fromkeys(n for s in layers for n in (s.x, s.y)))
+        session = self.samples.open(part_model(self.analysis, part.given, wanted))
+        seen = [{**batch, **session.run(batch)} for batch in given[:few]]
+        seen = [batch for batch in seen if all(_alike([batch[n], seen[0][n]]) for n in wanted)]
+        bases = {}
+        for site in layers:
+            total, rows = 0, []
+            for batch, mask in zip(seen, valid, strict=False):
+                positions = site.view.positions(batch[site.y])
+                rows.append(total + positions_of(batch[site.x], positions, mask))
+                total += positions
+            x = np.concatenate([batch[site.x] for batch in seen])
+            bases[site.weight] = Basis.of(site.view, start[site.weight].shape, x, np.concatenate(rows), seed)
+        return bases
+
+
+def _analysed(model: Model, samples: Samples, given: dict[str, Shape]) -> Analysis:
+    """Analyse a model at the shapes of its samples: only the batch is dynamic there, and that only where it is free."""
+    shapes = [{name: a.shape for name, a in batch.items()} for batch in samples.batches]
+    if len({tuple((n, s[1:]) for n, s in found.items()) for found in shapes}) == 1:
+        with suppress(ModelError, TraceError, UsageError):
+            found = analyse(model, input_shapes=shapes[0])
+            more = {n: (s[0] + 1, *s[1:]) if s else s for n, s in shapes[0].items()}
+            found.vary(more if samples.free else None)
+            return found
+    return analyse(model, input_shapes=given)
+
+
+def _factors(
+    goals: Sequence[Batch],
+    valid: Sequence[Array | None],
+    names: Sequence[str],
+    masked: Sequence[str],
+    samples: int,
+) -> dict[str, float]:
+    """Return what the squared distance of each goal is multiplied by: it is then relative, and for each sample."""
+    found = {}
+    for name in names:
+        arrays = [np.asarray(batch[name], np.float64) for batch in goals]
+        if name in masked:
+            arrays = [a[v] for a, v in zip(arrays, valid, strict=True)]
+        mean = sum(a.sum(axis=0) for a in arrays) / sum(len(a) for a in arrays) if _alike(arrays) else 0.0
+        variance = sum(float(np.square(a - mean).sum()) for a in arrays) / samples
+        if variance > 0:
+            found[name] = 1 / variance
+    return {name: factor / len(found) for name, factor in found.items()}
+
+
+def _alike(arrays: Sequence[Array]) -> bool:
+    return len({a.shape[1:] for a in arrays}) == 1 and all(a.ndim for a in arrays)
+
+
+def _covers(valid: Array | None, goal: Array) -> bool:
+    """Whether a mask of sequences says which positions of a goal [batch, sequence, channels] count."""
+    return valid is not None and goal.ndim == 3 and goal.shape[:2] == valid.shape
+
+
+def _data(parts: list[Batch], counts: Sequence[int], *, free: bool) -> Data:
+    """Put the samples of all batches together where the model takes any number of them."""
+    whole = free and all(
+        a.ndim and len(a) == n for part, n in zip(parts, counts, strict=True) for a in part.values()
+    )
+    whole = whole and all(_alike([part[n] for part in parts]) for n in parts[0])
+    if not whole:
+        return Data(parts, list(counts), free=False)
+    return Data(
+        [{n: np.concatenate([part.pop(n) for part in parts]) for n in list(parts[0])}],
+        [sum(counts)],
+        free=True,
+    )

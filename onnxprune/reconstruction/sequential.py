@@ -1,0 +1,313 @@
+"""Pruning with data: loss curves, a budget over all groups, refits in order, and figures of agreement.
+
+The original is read once for the curves, and once more beside the model that is being fitted. The fitted model keeps
+the original's shape; cutting it afterwards is exact and is proved like any other cut.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.calibration.frontier import held
+from onnxprune.calibration.samples import Samples
+from onnxprune.errors import CalibrationError
+from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.group_types import Group
+from onnxprune.model import Model
+from onnxprune.progress import Step
+from onnxprune.reconstruction.evidence import Evidence
+from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, weights_of, write
+from onnxprune.reconstruction.layers import Readers, Site, gone, readers, sites
+from onnxprune.reconstruction.least_squares import Consumer, Curve, keep_best
+from onnxprune.reconstruction.probe import Probe, curve_of
+from onnxprune.reconstruction.products import Product, silenced
+from onnxprune.reconstruction.reconstruct import SegmentReport
+from onnxprune.reconstruction.walk import MOST_BYTES, Walk
+
+__all__ = ["Calibration", "Fitted", "refit_analysis"]
+
+Ints = NDArray[np.int64]
+Say = Callable[[str], None]
+FLOOR = 0.1  # of the units of a group that always stay
+ROUGH = 1 << 13  # positions of a narrow layer in a fit on the way
+
+
+@dataclass
+class Fitted:
+    """A model of the original's shape whose layers no longer need what shall be cut."""
+
+    model: Model
+    removed: dict[str, Ints]
+    layers: list[LayerReport]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    segments: list[SegmentReport] = field(default_factory=list)
+
+
+@dataclass
+class Calibration:
+    """A model and its samples; the curves serve any number of budgets.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    samples : Samples
+    groups : list of Group
+        That may be cut.
+    criterion : str
+        One that needs data; empty where the choice is made without.
+    recover : str
+        Name of a recovery.
+    seed : int
+    say : callable, optional
+        Told what is being done.
+    products : dict
+        Group that no layer reads -> what it is part of, where its loss was measured.
+    by_norm : list of str
+        Groups whose loss nobody could measure: their curves come from weights alone.
+    """
+
+    analysis: Analysis
+    samples: Samples
+    groups: list[Group]
+    criterion: str = "obs"
+    recover: str = "lstsq"
+    seed: int = 0
+    say: Say | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
+    by_norm: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Find the layers that can be fitted."""
+        self.sites: list[Site] = sites(self.analysis)
+        self.readers: Readers = readers(self.sites, self.groups)
+        #: with groups that other readers share, which can't be fitted
+        self.reading: Readers = readers(self.sites, self.groups, partly=True)
+        self.alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
+        way = registry.load("onnxprune.recovery", self.recover)
+        alone = getattr(way, "fit", None)
+        self.blockwise: bool = getattr(way, "BLOCKWISE", False)
+        self.settings = Settings(way.RIDGES, "bias" in way.VARIANTS, seed=self.seed, alone=alone)
+        self.measure = registry.load("onnxprune.criteria", self.criterion) if self.criterion else None
+
+    @property
+    def places(self) -> dict[str, list[int]]:
+        """Group -> positions of the layers that read it, or hear of it first."""
+        read = {name: [site.number for site, _ in mine] for name, mine in self.readers.items()}
+        return {name: [product.site.number] for name, product in self.products.items()} | read
+
+    @property
+    def gram_bytes(self) -> int:
+        """Bytes of the largest layer's moments (for fitting and held out), the most that a model's take at a time."""
+        views = [site.view for site in self.sites]
+        return max((16 * v.blocks * (v.width + v.outputs) ** 2 for v in views), default=0)
+
+    def on(self, samples: Samples, most: int) -> Calibration:
+        """Return the same calibration for fits on other samples, with at most so many rows for each regressor."""
+        found = copy.copy(self)
+        found.settings = replace(self.settings, most=most, least=ROUGH)
+        found.samples, found.say = samples, None
+        return found
+
+    def measure_curves(self) -> None:
+        """Run the original over the samples and take the loss curve of each group."""
+        if not self.readers:
+            return
+        if hasattr(self.measure, "measure"):  # judges all groups at once
+            plain = {
+                name: mine
+                for name, mine in self.readers.items()
+                if all(len(site.view.factors) < 2 for site, _ in mine)
+            }
+            if not plain:
+                return
+            probe = Probe(self.analysis, self.samples, plain, self.seed, self.say)
+            scores = probe.scores(self.measure)
+            self.curves = {name: curve_of(found, self._least(name)) for name, found in scores.items()}
+            return
+        read = {s.number for mine in self.readers.values() for s, _ in mine}
+        needed = [s for s in self.sites if s.number in read]
+        walk = Walk.of(self.analysis, [], self.samples, self.settings, needed)
+        found = _Curves(self)
+        costs = [self._cost(site) for site in needed]
+        seen = 0
+        for some in walk.stretches(needed):
+            self._tell(Step.of("calibrate", some[0].name, seen, costs))
+            for site, evidence in zip(some, walk.originals(some), strict=True):
+                if site is not some[0]:
+                    self._tell(Step.of("calibrate", site.name, seen, costs))
+                found.take(site, evidence)
+                seen += 1
+        self.curves = found.done
+
+    def _least(self, name: str) -> int:
+        units = next(g.units for g in self.groups if g.name == name)
+        return max(1, int(np.ceil(FLOOR * units)))
+
+    def fit(self, removed: Mapping[str, Ints], *, measure: bool = False) -> Fitted:
+        """Fit the layers of one model, see `fit_all`."""
+        return self.fit_all([removed], measure=measure)[0]
+
+    def fit_all(self, removed: Sequence[Mapping[str, Ints]], *, measure: bool = False) -> list[Fitted]:
+        """Fit the layers in order, choosing once more which units go where one layer alone reads them.
+
+        Models are fitted side by side, layer by layer, so that the original runs once for all of them; each is what it
+        would be alone. Those that begin at different layers, or find no room beside each other, take turns.
+
+        Parameters
+        ----------
+        removed : sequence of mappings
+            For each model group -> units; their number is binding.
+        measure : bool
+            Take the loss curves of the groups again, from the inputs that layers have by now.
+        """
+        members = [_Member.of(self, units, whole=measure) for units in removed]
+        for first in sorted({m.first for m in members}):
+            todo = [s for s in self.sites if s.number >= first]
+            mine = [m for m in members if m.first == first]
+            width = self._abreast(todo) if len(mine) > 1 else 1
+            for some in (mine[n : n + width] for n in range(0, len(mine), width)):
+                self._side_by_side(some, todo, measure)
+        return [m.fitted for m in members]
+
+    def _abreast(self, todo: Sequence[Site]) -> int:
+        """Return how many models find room beside each other, without a stream that must run anything again."""
+        each = held(self.analysis, self.samples, [s.number for s in todo]) + self.gram_bytes
+        return max(int(MOST_BYTES // each), 1) if np.isfinite(each) else 1
+
+    def _side_by_side(self, members: Sequence[_Member], todo: Sequence[Site], measure: bool) -> None:
+        models = [m.fitted.model for m in members]
+        walk = Walk.of(self.analysis, models, self.samples, self.settings, todo)
+        costs = [self._cost(site) for site in todo]
+        for n, site in enumerate(todo):
+            self._tell(Step.of("fit", site.name, n, costs))
+            for member, evidence in zip(members, walk.evidence(site, spread=measure), strict=True):
+                if measure and hasattr(self.measure, "curve"):
+                    member.again.take(site, evidence)
+                self._fit(member.fitted, site, evidence)
+            walk.done(site)
+
+    def _fit(self, fitted: Fitted, site: Site, evidence: Evidence) -> None:
+        """Fit one layer of one model."""
+        name = self.alone.get(site.number, "")
+        if name not in self.products and name in fitted.removed and hasattr(self.measure, "curve"):
+            count = len(fitted.removed[name])
+            fitted.removed[name] = self._choose(site, name, count, evidence, fitted.model)
+        width = np.arange(site.view.width)
+        cut = gone(self.reading, fitted.removed).get(site.weight)
+        silent = [
+            p.channels(site.number, fitted.removed[n])
+            for n, p in self.products.items()
+            if n in fitted.removed
+        ]
+        kept = [np.setdiff1d(width, c) for c in cut] if cut else [width] * site.view.blocks
+        fits, report = fit_blocks(site, evidence, kept, weights_of(site, fitted.model), self.settings)
+        for channels in silent:
+            fits = silenced(site, fits, channels)
+        write(fitted.model, site, fits)
+        fitted.layers.append(report)
+
+    def silence(self, fitted: Fitted) -> None:
+        """Have readers that can't be fitted, such as an LSTM, not read what goes; what follows is fitted to that."""
+        layers = {site.weight for site in self.sites}
+        for group in self.groups:
+            gone = np.isin(np.arange(group.units), fitted.removed.get(group.name, ()))
+            for member in group.members if gone.any() else ():
+                old = fitted.model.weight(member.tensor)
+                if not member.contracted or member.tensor in layers or old.dtype.kind != "f":
+                    continue
+                new = np.array(old)
+                np.moveaxis(new, member.axis, 0)[member.index[gone[member.unit]]] = 0
+                fitted.model.put(member.tensor, new)
+
+    def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
+        """Choose the units of a group once more, on the inputs as they are by now."""
+        rows = self.readers[name][0][1]
+        found = consumers_of(site, evidence, rows, model, 1.0)
+        units = len(rows[0])
+        assert self.measure is not None
+        curve = self.measure.curve(found, units - count)
+        kept = np.sort(curve.order[count:])
+        owned = np.unique(np.concatenate([*rows[0]])).size
+        if self.criterion == "obs" and len(found) == 1 and owned == site.view.width:
+            kept = keep_best(found[0].problem, rows[0], kept)
+        return np.setdiff1d(np.arange(units), kept)
+
+    def _cost(self, site: Site) -> float:
+        """Return about what a layer costs, for the time that is left: copying rows, their moments, and solving."""
+        view = site.view
+        shape = self.analysis.tracer.types[site.y][1] or ()
+        positions = np.prod(shape, dtype=np.float64) / max(view.blocks * view.outputs, 1)
+        batch = shape[0] if len(shape) > 1 else 1
+        most = max(self.settings.most * view.width, self.settings.least)
+        rows = min(positions / max(batch, 1) * sum(self.samples.counts), most)
+        wide = view.width + view.outputs
+        return float(view.blocks * (rows * wide * (300 + wide) + 5 * view.width**3))
+
+    def _tell(self, text: str) -> None:
+        if self.say is not None:
+            self.say(text)
+
+
+@dataclass
+class _Member:
+    """One of the models that are fitted side by side."""
+
+    fitted: Fitted
+    first: int  # the first layer that is fitted
+    again: _Curves
+
+    @classmethod
+    def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> _Member:
+        """Begin with the original; whole: at its first layer, whatever is cut."""
+        units = {name: np.asarray(mine) for name, mine in removed.items()}
+        cut = [s.number for name in units for s, _ in calibration.reading.get(name, ())]
+        made = [p.mixable.makers for name, p in calibration.products.items() if name in units]
+        cut += [side.site.number for sides in made for side in sides]
+        again = _Curves(calibration, dict(calibration.curves))
+        fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
+        calibration.silence(fitted)
+        return cls(fitted, 0 if whole else min(cut, default=1 << 60), again)
+
+
+class _Curves:
+    """Loss curves of groups, each taken when the last layer that reads it has been seen."""
+
+    def __init__(self, calibration: Calibration, done: dict[str, Curve] | None = None) -> None:
+        self.of = calibration
+        self.last = {name: max(s.number for s, _ in mine) for name, mine in calibration.readers.items()}
+        self.held: dict[str, list[Consumer]] = {}
+        self.done: dict[str, Curve] = {} if done is None else done
+
+    def take(self, site: Site, evidence: Evidence) -> None:
+        """Add what one layer tells of the groups that it reads."""
+        measure = self.of.measure
+        for name, mine in self.of.readers.items():
+            for rows in (rows for reader, rows in mine if reader is site):
+                found = consumers_of(site, evidence, rows, self.of.analysis.model, evidence.spread or 1.0)
+                self.held.setdefault(name, []).extend(found)
+            if self.last[name] == site.number and measure is not None and name in self.held:
+                self.done[name] = measure.curve(self.held.pop(name), self.of._least(name))
+
+
+def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:
+    """Analyse a fitted model, whose groups must be those of the original.
+
+    Raises
+    ------
+    CalibrationError
+        If they aren't.
+    """
+    found = analyse(fitted.model, **more)
+    units = {g.name: g.units for g in found.grouping.groups}
+    for group in analysis.grouping.groups:
+        if group.name in removed and units.get(group.name) != group.units:
+            raise CalibrationError(f"The fitted model no longer has the group {group.name!r}; this is a bug.")
+    return found

@@ -1,0 +1,213 @@
+"""Two streams side by side through the samples, from layer to layer: the original, and models that are being fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibration.frontier import sizes
+from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import Stream
+from onnxprune.graph.analysis import Analysis
+from onnxprune.model import Model
+from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Spread
+from onnxprune.reconstruction.layer import Settings
+from onnxprune.reconstruction.layers import Site
+
+__all__ = ["MOST_BYTES", "Walk"]
+
+Array = NDArray[Any]
+
+#: Activations that are held of the original, and as many of all models that are fitted side by side.
+MOST_BYTES = 1 << 30
+#: Layers of the original that are looked at in one run, and bytes of their moments and activations: a run of several
+#: layers takes hardly longer than one of the plain model, while runs from layer to layer take twice as long.
+ABREAST, ABREAST_BYTES = 8, 1 << 28
+
+
+@dataclass
+class Walk:
+    """Streams through the same samples: one of the original, and one of each model that is being fitted."""
+
+    dense: Stream
+    fitted: Sequence[Stream]
+    counts: Sequence[int]
+    settings: Settings
+    valid: Sequence[Array | None] = ()
+    sizes: Mapping[str, float] = field(default_factory=dict)  # bytes of tensors, of one batch
+    todo: list[Site] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        analysis: Analysis,
+        fitted: Sequence[Model],
+        samples: Samples,
+        settings: Settings,
+        todo: Sequence[Site],
+    ) -> Walk:
+        """Begin at the samples.
+
+        Parameters
+        ----------
+        analysis : Analysis
+            Of the original.
+        fitted : sequence of Model
+            They share what may be held of activations.
+        samples : Samples
+        settings : Settings
+        todo : sequence of Site
+            The layers that will be asked for, in topological order; each is to be let go (`done`) afterwards.
+        """
+        dense = Stream(analysis.model, samples, analysis.types, MOST_BYTES)
+        most = MOST_BYTES // max(len(fitted), 1)
+        streams = [Stream(model, samples, analysis.types, most) for model in fitted]
+        walk = cls(
+            dense, streams, samples.counts, settings, samples.valid, sizes(analysis, samples), list(todo)
+        )
+        dense.keep = {name for site in todo for name in _tensors(site)}
+        return walk
+
+    def stretches(self, todo: Sequence[Site]) -> list[list[Site]]:
+        """Return the layers in turn, as many at a time as `originals` should look at together."""
+        found: list[list[Site]] = []
+        held = 0.0
+        for site in todo:
+            size = site.view.width + site.view.outputs
+            more = 16 * site.view.blocks * size**2 + sum(self.sizes.get(n, np.inf) for n in _tensors(site))
+            if not found or len(found[-1]) == ABREAST or held + more > ABREAST_BYTES:
+                found.append([])
+                held = 0.0
+            found[-1].append(site)
+            held += more
+        return found
+
+    def originals(self, some: Sequence[Site]) -> list[Evidence]:
+        """Return the moments of layers' inputs and outputs in the original, which runs once for all; they are let go.
+
+        Parameters
+        ----------
+        some : sequence of Site
+            Next to be asked for, in topological order, see `stretches`.
+        """
+        for site in some:
+            self.done(site)
+        takers = [[self._taker(site, use) for use in site.uses] for site in some]
+        end = max(use.goal[1] for site in some for use in site.uses)
+        wanted = dict.fromkeys(name for site in some for name in _tensors(site))
+        batches = self.dense.run(end + 1, list(wanted))
+        for found, count, valid in zip(batches, self.counts, self._valid(), strict=True):
+            for taker in (taker for each in takers for taker in each):
+                taker.add(found, count, valid)
+        return [_together([taker.evidence() for taker in each]) for each in takers]
+
+    def evidence(self, site: Site, *, spread: bool = False) -> list[Evidence]:
+        """Return the moments of a layer's present inputs and of the targets that it should reach, for each model.
+
+        Where several nodes use its weight, inputs of the later ones are what layers that are yet to be fitted give.
+
+        Parameters
+        ----------
+        site : Site
+        spread : bool
+            Take `Evidence.spread` as well.
+        """
+        uses = [_Use(use, self._draw(site, use, self.settings.most), len(self.fitted)) for use in site.uses]
+        wanted = list(dict.fromkeys(name for use in uses for name in use.wanted))
+        last, ahead = max(use.site.number for use in uses), len(uses) > 1
+        lefts = [stream.run(last, wanted, stay=ahead) for stream in self.fitted]
+        goals = list(dict.fromkeys(use.site.goal[0] for use in uses))
+        right = self.dense.run(max(use.site.goal[1] for use in uses) + 1, goals)
+        for target, count, valid, *batches in zip(right, self.counts, self._valid(), *lefts, strict=True):
+            for use in uses:
+                use.add(target[use.site.goal[0]], batches, count, valid, spread=spread)
+        return [_together(list(parts)) for parts in zip(*(use.evidence() for use in uses), strict=True)]
+
+    def done(self, site: Site) -> None:
+        """Let go of what only this layer needed."""
+        self.todo = [other for other in self.todo if other is not site]
+        self.dense.keep = {name for other in self.todo for name in _tensors(other)}
+
+    def _valid(self) -> Sequence[Array | None]:
+        return self.valid or [None] * len(self.counts)
+
+    def _taker(self, site: Site, use: Site) -> _Taker:
+        return _Taker(use, self._draw(site, use, self.settings.most // 3))
+
+    def _draw(self, site: Site, use: Site, most: int) -> Draw:
+        most = max(most * site.view.width, self.settings.least) // len(site.uses)
+        return Draw(sum(self.counts), most, self.settings.seed + use.number)
+
+
+class _Taker:
+    """Takes what the original gives for one layer."""
+
+    def __init__(self, site: Site, draw: Draw) -> None:
+        self.site, self.draw = site, draw
+        self.spread, self.collector = Spread(), Collector(site.view)
+
+    def add(self, found: Mapping[str, Array], count: int, valid: Array | None) -> None:
+        site, axis = self.site, self.site.view.out_axis
+        x, y = found[site.x], found[site.y]
+        self.spread.add(found[site.goal[0]], axis, x, valid)
+        rows = self.draw.take(x, site.view.positions(y), count, valid)
+        y = site.view.y(y, rows.index)
+        self.collector.add(x, y if site.given is None else y - site.given, rows)
+
+    def evidence(self) -> Evidence:
+        return self.collector.evidence(self.spread.variance / _unit(self.site))
+
+
+class _Use:
+    """Takes, at one node that uses a layer's weight, what reaches it in models that are being fitted."""
+
+    def __init__(self, site: Site, draw: Draw, models: int) -> None:
+        self.site, self.draw, self.spread = site, draw, Spread()
+        self.wanted = [site.x, *([site.total.other] if site.total else [])]
+        self.collectors = [Collector(site.view) for _ in range(models)]
+
+    def add(
+        self,
+        y: Array,
+        batches: Sequence[Mapping[str, Array]],
+        count: int,
+        valid: Array | None,
+        *,
+        spread: bool,
+    ) -> None:
+        site, view, total = self.site, self.site.view, self.site.total
+        x = batches[0][site.x]
+        rows = self.draw.take(x, view.positions(y), count, valid)
+        if spread:
+            self.spread.add(y, view.out_axis, x, valid)
+        y = view.y(y, rows.index)
+        for collector, mine in zip(self.collectors, batches, strict=True):
+            reach = y
+            if total:
+                reach = (y - view.y(mine[total.other], rows.index) - total.offset) / total.gain
+            collector.add(mine[site.x], reach if site.given is None else reach - site.given, rows)
+
+    def evidence(self) -> list[Evidence]:
+        return [c.evidence(self.spread.variance / _unit(self.site)) for c in self.collectors]
+
+
+def _together(parts: Sequence[Evidence]) -> Evidence:
+    """Put together what several nodes that use one weight tell."""
+    whole = parts[0]
+    for part in parts[1:]:
+        whole.merge(part)
+        whole.spread += part.spread
+    whole.spread /= len(parts)
+    return whole
+
+
+def _tensors(site: Site) -> set[str]:
+    return {name for use in site.uses for name in (use.x, use.y, use.goal[0])}
+
+
+def _unit(site: Site) -> float:
+    return float(np.mean(site.total.gain**2)) if site.total else 1.0

@@ -1,0 +1,1 @@
+"""What every report has: a record, tables, sentences, the page."""

@@ -1,0 +1,109 @@
+"""Facts of a report as sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from onnxprune.report.table import amount
+
+__all__ = ["at_sizes", "calibration_lines", "original_lines", "segment_lines", "speed_lines"]
+
+#: Groups that a sentence names.
+NAMED = 5
+
+
+def at_sizes(law1: Mapping[str, Any]) -> str:
+    """Say at which sizes of the dynamic axes law 1 was checked; nothing where the model has none.
+
+    Examples
+    --------
+    >>> sizes = [{"N": 2, "T": 12}, {"N": 1, "T": 12}, {"N": 1, "T": 64}]
+    >>> at_sizes({"sizes": sizes, "refused": [{"sizes": {"N": 1, "T": 65}, "reason": "..."}]})
+    "; N 1, 2; T 12, 64 (the original doesn't run at 65)"
+    """
+    checked = law1.get("sizes") or []
+    refused = [one["sizes"] for one in law1.get("refused") or ()]
+    found = []
+    for axis in checked[0] if checked else ():
+        sizes = sorted({s[axis] for s in checked})
+        text = f"{axis} {', '.join(map(str, sizes))}"
+        alone = [r[axis] for r in refused if any(r == {**c, axis: r[axis]} for c in checked)]
+        beyond = min((size for size in alone if size > sizes[-1]), default=0)
+        found.append(text + (f" (the original doesn't run at {beyond})" if beyond else ""))
+    return "".join(f"; {text}" for text in found)
+
+
+def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how fast it is, and what of each budget was met."""
+    found = []
+    if latency is not None:
+        low, high = latency["interval"]
+        found.append(
+            f"latency {latency['before']['p50_ms']:.3g} ms -> {latency['after']['p50_ms']:.3g} ms (p50), "
+            f"{latency['ratio']:.2f} times as fast ({low:.2f} to {high:.2f})"
+        )
+    return found + [
+        f"target {t['target']}: asked {_told(t, 'asked')}, got {_told(t, 'got')}"
+        + ("" if t["holds"] else ", which does not hold")
+        for t in targets
+    ]
+
+
+def _told(target: Mapping[str, Any], key: str) -> str:
+    return f"{1e3 * target[key]:.3g} ms" if target["unit"] == "s" else amount(target[key])
+
+
+def by_norm_lines(names: Sequence[str]) -> list[str]:
+    """Say which groups were cut although samples tell nothing of what reads them."""
+    if not names:
+        return []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    groups = "1 group was" if len(names) == 1 else f"{len(names)} groups were"
+    first = ", ".join(names[:NAMED])
+    return [
+        f"{groups} cut by weights alone, as not all that reads them can be fitted to samples: {first}{more}."
+    ]
+
+
+def calibration_lines(found: Mapping[str, Any]) -> list[str]:
+    """Say what was refitted, and how far the result is from the original."""
+    layers = found["layers"]
+    refitted = sum(line["variant"].startswith("lstsq") for line in layers)
+    return [
+        f"refitted {refitted} of {len(layers)} layers on {found['samples']:,} samples ({found['criterion']})",
+        *segment_lines(found.get("segments") or ()),
+        *original_lines(found["original"]),
+    ]
+
+
+def segment_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how much nearer blocks of layers came when they were fitted together.
+
+    Examples
+    --------
+    >>> segment_lines([{"before": 0.2, "after": 0.1, "why": ""}, {"before": 0.0, "after": 0.0, "why": "no gradients"}])
+    ['fitted 1 of 2 blocks of layers together: error on held-out samples 0.500 times what it was']
+    """
+    ratios = [line["after"] / line["before"] for line in segments if line["after"] < line["before"]]
+    if not ratios:
+        return []
+    return [
+        f"fitted {len(ratios)} of {len(segments)} blocks of layers together: error on held-out samples "
+        f"{prod(ratios) ** (1 / len(ratios)):.3f} times what it was"
+    ]
+
+
+def original_lines(original: Mapping[str, Any] | None) -> list[str]:
+    """Say how far the result is from the original on samples set aside."""
+    if original is None:
+        return ["too few samples to set any aside: nothing is said of the model as a whole"]
+    text = f"on {original['samples']} samples set aside: relative error {original['relative_error']:.3f}"
+    if "agreement" in original:
+        low, high = original["agreement_interval"]
+        text += f", top-1 as the original's on {original['agreement']:.1%} ({low:.1%} to {high:.1%})"
+    if "accuracy" in original:
+        accuracy = original["accuracy"]
+        text += f", accuracy {accuracy['before']:.1f} -> {accuracy['after']:.1f}"
+    return [text]

@@ -1,0 +1,1 @@
+"""onnxruntime: sessions, inputs and their sizes."""

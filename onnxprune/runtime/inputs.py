@@ -1,0 +1,238 @@
+"""Random values for a model's inputs, and types of tensors found by running it on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxprune.model import Model
+from onnxprune.runtime.binding import Shape, Typed, real_inputs, said_in_values
+from onnxprune.runtime.categories import categories
+from onnxprune.runtime.session import Array, RunError, Session, open_session
+
+__all__ = ["NoValues", "Trial", "id_limits", "random_inputs", "texts", "verdict"]
+
+
+class NoValues(RunError):
+    """No values can be drawn for an input."""
+
+
+#: Random ids stay below this, whatever the size of the table that they look up.
+MAX_ID = 1000
+
+
+def random_inputs(
+    model: Model, shapes: Mapping[str, Shape], rng: np.random.Generator, *,
+    scale: float = 1.0, sizes: Mapping[str, Typed] | None = None, ones: bool = False,
+) -> dict[str, Array]:  # fmt: skip
+    """Draw values for the inputs of a model.
+
+    Floats are normal; booleans are drawn, integers too: ids that a Gather looks up stay within the table,
+    those that say a size have it, others are 0 or 1. Texts are those that the model looks up.
+    Inputs named like a mask are ones, so that nothing is masked. Inputs that double as
+    initializers are left out.
+
+    Parameters
+    ----------
+    model : Model
+    shapes : mapping
+        Input -> shape.
+    rng : numpy.random.Generator
+    scale : float
+        Standard deviation of floats.
+    sizes : mapping, optional
+        Tensor -> (element type, shape), to find tables that are not weights.
+    ones : bool
+        Give ones to all integers.
+
+    Raises
+    ------
+    NoValues
+        If none can be drawn for an input: a map, or texts where the model lists none.
+    """
+    graph = model.proto.graph
+    limits = id_limits(model, sizes or {})
+    lengths = said_in_values(graph, shapes)
+    found: dict[str, Any] = {}
+    for value in real_inputs(graph):
+        name, shape = value.name, shapes.get(value.name, ())
+        kind = value.type.WhichOneof("value")
+        if kind == "sequence_type":
+            found[name] = [_element(value, rng) * scale for _ in range(2)]
+        elif kind == "optional_type":
+            found[name] = _element(value, rng) * scale
+        elif kind != "tensor_type":
+            raise NoValues(f"no random values can be drawn for the input '{name}', which is no tensor")
+        elif value.type.tensor_type.elem_type == TensorProto.STRING:
+            found[name] = texts(graph, name, shape, rng)
+        elif name in lengths:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            found[name] = np.full(shape, lengths[name], dtype)
+        else:
+            found[name] = _numbers(value, shape, limits, rng, scale, ones)
+    return found
+
+
+def texts(graph: onnx.GraphProto, name: str, shape: Shape, rng: np.random.Generator) -> Array:
+    """Draw from the texts that the model itself lists for an input of strings.
+
+    Raises
+    ------
+    NoValues
+        If it lists none.
+    """
+    known = categories(graph, name)
+    if not known:
+        raise NoValues(
+            f"no values can be drawn for the input '{name}', which takes texts, since no node behind it lists any"
+        )
+    return np.array(known, object)[rng.integers(0, len(known), shape)].reshape(shape)
+
+
+def _element(value: onnx.ValueInfoProto, rng: np.random.Generator) -> Array:
+    """Draw one tensor of a sequence, or the tensor of an optional value."""
+    inner = getattr(value.type, str(value.type.WhichOneof("value"))).elem_type.tensor_type
+    if inner.elem_type not in _FLOATS or not inner.HasField("shape"):
+        raise NoValues(
+            f"no random values can be drawn for the input '{value.name}', whose elements aren't floats of a known shape"
+        )
+    shape = [dim.dim_value if dim.HasField("dim_value") else 2 for dim in inner.shape.dim]
+    return rng.standard_normal(shape).astype(onnx.helper.tensor_dtype_to_np_dtype(inner.elem_type))
+
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+
+
+def _numbers(
+    value: onnx.ValueInfoProto,
+    shape: Shape,
+    limits: Mapping[str, int],
+    rng: np.random.Generator,
+    scale: float,
+    ones: bool,
+) -> Array:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if dtype.kind not in "biu":
+        return np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
+    flat = ones or "mask" in value.name.lower()
+    limit = 2 if dtype.kind == "b" else limits.get(value.name, 256 if dtype.itemsize == 1 else 2)
+    drawn = np.ones(shape) if flat else rng.integers(0, limit, shape)
+    return np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(dtype)
+
+
+_CARRIES = frozenset(
+    {
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Concat",
+        "Expand",
+        "Add",
+        "Split",
+    }
+)
+
+
+def id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
+    """Find the exclusive upper limit of each integer input that indexes a table."""
+    graph = model.proto.graph
+    limits: dict[str, int] = {}
+    integers = {
+        v.name
+        for v in real_inputs(graph)
+        if v.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
+    }
+    if not integers:
+        return limits
+    origin = {name: {name} for name in integers}
+    for index in model.order:
+        node = graph.node[index]
+        if node.op_type in _CARRIES:
+            sources = set().union(*(origin.get(n, set()) for n in node.input))
+            for name in node.output if sources else ():
+                origin[name] = sources
+        for table, axis, ids in _lookups(node):
+            shape = _shape(model, table, sizes)
+            for source in origin.get(ids, ()):
+                if shape:
+                    # half of the table, since an offset may be added on the way
+                    limits[source] = min(limits.get(source, MAX_ID), max(1, (shape[axis] + 1) // 2))
+    return limits
+
+
+def _lookups(node: onnx.NodeProto) -> list[tuple[str, int, str]]:
+    """Return (table, axis, ids) of each lookup that a node does."""
+    if node.op_type == "Gather" and len(node.input) == 2:
+        return [
+            (node.input[0], next((int(a.i) for a in node.attribute if a.name == "axis"), 0), node.input[1])
+        ]
+    if node.op_type == "EmbedLayerNormalization" and len(node.input) > 4:
+        return [(node.input[2], 0, node.input[0]), (node.input[4], 0, node.input[1])]
+    return []
+
+
+def _shape(model: Model, name: str, sizes: Mapping[str, Typed]) -> Shape | None:
+    return model.info(name).dims if name in model else sizes.get(name, (0, None))[1]
+
+
+class Trial:
+    """Runs a model on random inputs to see whether it takes them; its session is opened once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._session: Session | None = None
+        self._off = False
+
+    def __call__(self, shapes: Mapping[str, Shape]) -> str:
+        """Say why inputs of these shapes can't be run; nothing where they can, or where nothing can be said."""
+        feeds = []
+        try:
+            if self._session is None and not self._off:
+                self._off = True  # unless it opens
+                self._session = open_session(self.model)
+            for ones in (False, True):
+                feeds.append(random_inputs(self.model, shapes, np.random.default_rng(0), ones=ones))
+        except RunError:
+            return ""
+        if self._session is None:
+            return ""
+        why = ""
+        for feed in feeds:
+            try:
+                self._session.run(feed)
+            except RunError as error:
+                why = why or str(error)
+            else:
+                return ""
+        return why
+
+
+def verdict(model: Model, inputs: Mapping[str, Shape]) -> str:
+    """Say what onnxruntime makes of a model whose shapes don't agree, as the end of a sentence.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : mapping
+        Input -> shape.
+    """
+    try:
+        session = open_session(model)
+    except RunError:
+        return "and onnxruntime doesn't load it either"
+    try:
+        session.run(random_inputs(model, inputs, np.random.default_rng(0)))
+    except NoValues as error:
+        return f"and whether onnxruntime runs it can't be seen ({error})"
+    except RunError:
+        return "and onnxruntime doesn't run it on random inputs either"
+    return "though onnxruntime runs it"

@@ -1,0 +1,311 @@
+"""onnxruntime sessions at the least cost, random inputs, and types found by running.
+
+A session is made of the light bytes of a model and of its weights where they lie (mapped files, numpy
+arrays): nothing is copied. It is made for one run, not for speed: no graph optimisation (which also keeps two
+models comparable) and no repacked copies of weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from onnxprune.errors import UsageError
+from onnxprune.files.external import point
+from onnxprune.model import Model
+from onnxprune.wall import board as wall
+
+__all__ = ["CPU", "FROM_NUMPY", "Feeds", "RunError", "Session", "light_proto", "open_session", "provider_of"]
+
+Array: TypeAlias = NDArray[Any]
+Feeds: TypeAlias = Mapping[str, Array]
+
+# Element types that onnxruntime takes from numpy as they are, and those that it takes under another name.
+_PLAIN = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13})
+_VIEWED: dict[int, type[np.generic]] = {
+    TensorProto.BFLOAT16: np.uint16,
+    TensorProto.FLOAT8E4M3FN: np.uint8,
+    TensorProto.FLOAT8E4M3FNUZ: np.uint8,
+    TensorProto.FLOAT8E5M2: np.uint8,
+    TensorProto.FLOAT8E5M2FNUZ: np.uint8,
+}
+
+#: Element types of inputs that onnxruntime takes from numpy: those, and texts.
+FROM_NUMPY = _PLAIN | {TensorProto.STRING}
+
+#: Ops whose kernels multiply 8-bit integers.
+_INTEGER = re.compile(
+    r"Q(Linear(Conv|MatMul)|Gemm|Attention)|(Conv|MatMul)Integer(ToFloat)?|DynamicQuantize\w+"
+)
+
+
+#: The execution provider that every onnxruntime has.
+CPU = "CPUExecutionProvider"
+#: What a provider is told where results matter, not time: floats keep their 24 bits, and the same run gives the same.
+EXACT = {
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+    "TensorrtExecutionProvider": {"trt_fp16_enable": "0"},
+}
+
+
+#: A file that is always there.
+_HERE = Path(__file__).resolve()
+
+
+class RunError(ValueError):
+    """onnxruntime doesn't take a model, or fails to run it."""
+
+
+class Session:
+    """An onnxruntime session that keeps the arrays alive which it reads.
+
+    Attributes
+    ----------
+    outputs : tuple of str
+    types : dict
+        Output -> onnxruntime's name of its type, such as ``tensor(float)``.
+    """
+
+    def __init__(self, raw: Any, keep: object) -> None:
+        self._raw, self._keep = raw, keep
+        self.outputs = tuple(o.name for o in raw.get_outputs())
+        self.types = {o.name: str(o.type) for o in raw.get_outputs()}
+
+    def end_profiling(self) -> str:
+        """Stop the profiler, and return the path of its file."""
+        return str(self._raw.end_profiling())
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the values of outputs (all of them unless named).
+
+        Raises
+        ------
+        RunError
+            If onnxruntime fails.
+        """
+        wanted = list(names if names is not None else self.outputs)
+        try:
+            with wall.stage("A run of the model in onnxruntime"):
+                return dict(zip(wanted, self._raw.run(wanted, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime's errors have no common base but this
+            raise RunError(_line(error)) from error
+
+
+def light_proto(model: Model) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return a model as a proto whose large weights are external, and those weights.
+
+    Weights of Constant nodes become initializers; what onnxruntime can't take from an array stays in the
+    proto.
+    """
+    data, arrays = model.session_parts()
+    proto = onnx.ModelProto.FromString(data)
+    graph = proto.graph
+    constants = [n for n in graph.node if n.op_type == "Constant" and n.output and n.output[0] in arrays]
+    for node in constants:
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(next(a.t for a in node.attribute if a.name == "value"))
+        tensor.name = node.output[0]
+    if constants:
+        gone = {n.output[0] for n in constants}
+        for i in reversed(range(len(graph.node))):
+            if graph.node[i].op_type == "Constant" and graph.node[i].output[0] in gone:
+                del graph.node[i]
+    for tensor in graph.initializer:
+        if tensor.name in arrays and tensor.data_type not in _PLAIN and tensor.data_type not in _VIEWED:
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(arrays.pop(name)), name))
+    return proto, arrays
+
+
+def open_session(
+    model: Model | onnx.ModelProto | str | os.PathLike[str],
+    extra_outputs: Iterable[str] = (),
+    threads: int | None = None,
+    provider: str = CPU,
+    *,
+    prepack: bool = False,
+    optimise: bool = False,
+    profile: str | None = None,
+    timed: bool = False,
+) -> Session:  # fmt: skip
+    """Open a session for a run or two.
+
+    Parameters
+    ----------
+    model : Model, ModelProto or path
+    extra_outputs : iterable of str
+        Tensors to be returned besides the graph's outputs, which come first.
+    threads : int, optional
+        Threads within an op; onnxruntime's default otherwise.
+    provider : str
+        Execution provider; what it doesn't take runs on the CPU.
+    prepack : bool
+        Let kernels keep repacked copies of weights. Without them results differ in the last bit, so two
+        models are to be compared under the same setting; few kernels need them.
+    optimise : bool
+        Let onnxruntime optimise the graph.
+    profile : str, optional
+        Where the file of a profile begins, see `Session.end_profiling`.
+    timed : bool
+        Leave onnxruntime's defaults as users have them: threads wait busily between ops, which is quicker and in the
+        way of everything else that has threads, numpy's products above all; floats may lose bits (see `EXACT`).
+
+    Raises
+    ------
+    RunError
+        If onnxruntime doesn't take the model.
+    """
+    proto, arrays = light_proto(Model.load(model))
+    known = {v.name for v in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=n) for n in dict.fromkeys(extra_outputs) if n not in known
+    )
+    config = _Config(threads, provider, prepack, optimise, profile, timed)
+    try:
+        if not optimise and any(_INTEGER.fullmatch(n.op_type) for n in proto.graph.node):
+            # Only its optimiser makes onnxruntime add up u8 times s8 without saturation where x86 has no VNNI; sums
+            # that saturate hang on what stands beside what. It fails on zero points that nodes share.
+            with contextlib.suppress(Exception):
+                return _copying(proto, dict(arrays), replace(config, optimise=True))
+        if not optimise:  # optimisations read weights where the proto says that they are
+            try:
+                return _sharing(proto, arrays, config)
+            except Exception:  # onnxruntime's errors have no common base but this
+                if not arrays:
+                    raise
+        return _copying(proto, arrays, config)
+    except Exception as error:
+        raise RunError(_line(error)) from error
+
+
+@dataclass(frozen=True)
+class _Config:
+    threads: int | None
+    provider: str
+    prepack: bool
+    optimise: bool
+    profile: str | None = None
+    timed: bool = False
+
+    def options(self) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimise else level.ORT_DISABLE_ALL
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if self.profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, self.profile
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not self.timed:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not self.prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        return options
+
+    def session(self, proto: onnx.ModelProto, options: Any) -> Any:
+        import onnxruntime as ort
+
+        told = {} if self.timed else EXACT.get(self.provider, {})
+        with wall.stage("Loading the model into onnxruntime"):
+            found = ort.InferenceSession(
+                proto.SerializeToString(), options, providers=[(self.provider, told)], enable_fallback=0
+            )
+        if self.provider not in found.get_providers():  # onnxruntime goes on without it
+            raise RunError(f"onnxruntime can't start {self.provider} on this machine")
+        return found
+
+
+def provider_of(name: str, option: str = "--provider") -> str:
+    """Return onnxruntime's name of a provider that starts on this machine.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"cuda"``.
+    option : str
+        That named it, for the error.
+
+    Raises
+    ------
+    UsageError
+        If this onnxruntime doesn't have it, or it doesn't start; the sentence lists those that it has.
+    """
+    import onnxruntime as ort
+
+    known: list[str] = ort.get_available_providers()
+    short = {p.removesuffix("ExecutionProvider").lower(): p for p in known}
+    found = short.get(name.lower().removesuffix("executionprovider"))
+    if found is None:
+        raise UsageError(f"{option} {name!r} isn't in this onnxruntime; it has {', '.join(sorted(short))}.")
+    if found == CPU:
+        return found
+    value = onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Neg", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value], [onnx.ValueInfoProto(name="y")])
+    opset = [onnx.helper.make_opsetid("", 13)]
+    try:
+        _Config(None, found, False, False).session(
+            onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), ort.SessionOptions()
+        )
+    except Exception as error:
+        raise UsageError(
+            f"{option} {name!r} doesn't start on this machine; onnxruntime says why above. Install what it needs, or "
+            "take another."
+        ) from error
+    return found
+
+
+def _sharing(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Config) -> Session:
+    """Open a session that reads the arrays in place."""
+    options = config.options()
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    values = []
+    for tensor in light.graph.initializer:
+        if tensor.name in arrays:
+            values.append(_value(arrays[tensor.name], tensor.data_type))
+            options.add_initializer(tensor.name, values[-1])
+            point(tensor, _HERE.name)
+    # onnxruntime looks whether the external data exists, but doesn't read what it has been given
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(_HERE.parent)
+    )
+    return Session(config.session(light, options), values)
+
+
+def _copying(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Config) -> Session:
+    """Open a session with weights of its own."""
+    options = config.options()
+    kinds = {t.name: t.data_type for t in proto.graph.initializer if t.name in arrays}
+    values = [_value(arrays[name], kind) for name, kind in kinds.items()]
+    if values:
+        options.add_external_initializers(list(kinds), values)
+    return Session(config.session(proto, options), values)
+
+
+def _value(array: Array, kind: int) -> Any:
+    import onnxruntime as ort
+
+    array = np.ascontiguousarray(array)
+    if kind in _PLAIN:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(_VIEWED[kind]), kind)
+
+
+def _line(error: Exception) -> str:
+    """Return the sentence in an error of onnxruntime."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
+    return " ".join(text.split())[:300]

@@ -1,0 +1,1 @@
+"""Zeros in weights: patterns, methods, and what they buy."""

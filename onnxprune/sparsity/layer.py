@@ -1,0 +1,117 @@
+"""Fit one layer with zeros: masks by a method, refits on what stays, and the better variant by held-out samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.reconstruction.evidence import Evidence
+from onnxprune.reconstruction.layer import problem_of
+from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.least_squares import Fit, Problem, error_of
+from onnxprune.sparsity.refit import is_exact, masked_refit
+from onnxprune.sparsity.task import Mask
+
+__all__ = ["LayerFit", "fit_layer"]
+
+Matrix = NDArray[np.float64]
+#: Ridges where there are fewer than two rows for each weight of an output: near the old weights.
+STRONG = (0.1, 1.0, 10.0)
+#: The one ridge where a refit is costly.
+ONE = (1e-2,)
+COSTLY = 4e10  # multiplications
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What was done to one layer.
+
+    Attributes
+    ----------
+    layer : str
+    sparsity : float
+    rows : int
+        Positions that the fit saw.
+    before, after : float
+        Mean squared error on held-out samples, relative to the variance of the layer's target: with the old weights
+        where they stay, and with the new ones.
+    variant : str
+        ``"kept"``, ``"bias"``, ``"method"`` or ``"lstsq 0.001"``.
+    exact : bool
+        Whether refits were solved exactly, rather than by conjugate gradients.
+    """
+
+    layer: str
+    sparsity: float
+    rows: int
+    before: float
+    after: float
+    variant: str
+    exact: bool
+
+
+def fit_layer(
+    site: Site,
+    evidence: Evidence,
+    found: Sequence[tuple[Mask, Matrix]],
+    old: tuple[Matrix, Matrix],
+    ridges: Sequence[float],
+) -> tuple[list[Fit], LayerFit]:
+    """Choose among the old weights, a new bias, the method's weights and refits by held-out error.
+
+    Parameters
+    ----------
+    site : Site
+    evidence : Evidence
+    found : sequence of (bool[d, O], float64[d, O])
+        Masks and weights of the method, for each block.
+    old : pair of float64
+        Matrices [blocks, d, O] and biases [blocks, O].
+    ridges : sequence of float
+        None: no refit.
+    """
+    train, held = ([problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held))
+    keep = [mask for mask, _ in found]
+    prior = [np.where(mask, old[0][b], 0.0) for b, mask in enumerate(keep)]
+    makers: dict[str, Callable[[int, Problem], Fit]] = {
+        "kept": lambda b, _: Fit(prior[b], old[1][b]),
+        "method": lambda b, p: _with_bias(p, found[b][1]),
+    }
+    if site.adder is not None:
+        makers["bias"] = lambda b, p: _with_bias(p, prior[b])
+    rows, most = min(m.n for m in evidence.train), max(int(k.sum(axis=0).max()) for k in keep)
+    cost = sum(float((k.sum(axis=0, dtype=np.float64) ** 3).sum()) for k in keep)
+    if ridges and rows < 2 * most:
+        ridges = STRONG
+    for share in ridges if cost < COSTLY or not ridges else ONE:
+        makers[f"lstsq {share:g}"] = _refit(share, keep, prior)
+    errors = {
+        name: sum(
+            float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, held, strict=True))
+        )
+        for name, make in makers.items()
+    }
+    best = min(errors, key=lambda n: errors[n])
+    whole = [problem_of(site, m) for m in evidence.whole()]
+    variance = max(sum(p.variance for p in held), 1e-30)
+    report = LayerFit(
+        site.name,
+        1 - float(np.mean([k.mean() for k in keep])),
+        sum(p.n for p in whole),
+        errors["kept"] / variance,
+        errors[best] / variance,
+        best,
+        all(map(is_exact, keep)),
+    )
+    return [makers[best](b, p) for b, p in enumerate(whole)], report
+
+
+def _with_bias(problem: Problem, w: Matrix) -> Fit:
+    return Fit(w, problem.my - problem.mx @ w)
+
+
+def _refit(share: float, keep: Sequence[Mask], prior: Sequence[Matrix]) -> Callable[[int, Problem], Fit]:
+    return lambda b, p: masked_refit(p, keep[b], share, prior[b])

@@ -1,0 +1,36 @@
+"""The smallest weights go.
+
+References
+----------
+Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (arXiv 1506.02626).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.sparsity.task import Curved, Mask, Matrix, Solver, Task, mask_of
+
+__all__ = ["DATA", "score", "solve"]
+
+#: Whether samples are needed.
+DATA = False
+
+
+def score(magnitude: NDArray[Any]) -> NDArray[Any]:
+    """Return what is ranked, the lowest going first: the magnitudes themselves."""
+    return magnitude
+
+
+class _Magnitude(Curved):
+    def at(self, sparsity: float) -> tuple[Mask, Matrix]:
+        keep = mask_of(self.task, self.task.prior**2, sparsity)
+        return keep, np.where(keep, self.task.prior, 0.0)
+
+
+def solve(task: Task) -> Solver:
+    """Rank by magnitude where there are samples, which then serve the refit; see `onnxprune.sparsity.task`."""
+    return _Magnitude(task)

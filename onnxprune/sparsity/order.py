@@ -1,0 +1,113 @@
+"""``--permute``: channels get the order in which the pattern will take the least.
+
+How much a weight matters is the error that its zero makes: without samples its square, as a share of its layer's; with
+samples ``w^2 * E x^2`` (wanda), or ``w^2 / (H^-1)_jj`` (obs, sparsegpt), the rise of a layer's squared error when that
+weight alone goes and the rest makes up for it. With samples, layers that share a group are weighed by the variance of
+what they feed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibration.samples import samples_for
+from onnxprune.graph.analysis import analyse
+from onnxprune.model import Model
+from onnxprune.options.pattern import parse_pattern
+from onnxprune.options.sparsity import SparseOptions
+from onnxprune.permutation.permute import Permuted, permute
+from onnxprune.reconstruction.evidence import Evidence
+from onnxprune.reconstruction.layer import problem_of, weights_of
+from onnxprune.reconstruction.layers import Site
+from onnxprune.runtime.inputs import Trial
+from onnxprune.sparsity.clock import Clock
+from onnxprune.sparsity.magnitudes import squares
+from onnxprune.sparsity.sequential import Fitter
+from onnxprune.sparsity.task import Task
+from onnxprune.sparsity.weights import Target, find
+
+__all__ = ["arrange"]
+
+Array = NDArray[Any]
+
+
+def arrange(
+    model: Model, targets: Sequence[Target], options: SparseOptions, clock: Clock
+) -> tuple[Permuted, list[Target]]:
+    """Return a model in another order, and the same targets in it.
+
+    Parameters
+    ----------
+    model : Model
+        Without local functions.
+    targets : sequence of Target
+        Weights that will get zeros; no other has a say.
+    options : SparseOptions
+        With N:M.
+    clock : Clock
+    """
+    pattern = parse_pattern(options.pattern)
+    by_name = {t.name: t for t in targets if t.layout.axis is not None}
+    with clock.stage("order"):
+        weighed = {} if options.calib is None else _weighed(model, by_name, options, clock)
+
+        def saliency(name: str) -> Array | None:
+            if name not in by_name:
+                return None
+            found = weighed.get(name)
+            if found is None:
+                found = squares(by_name[name], model.weight(name))
+                found = found / (float(found.mean(dtype=np.float64)) or 1.0)
+            return found
+
+        result = permute(
+            model,
+            saliency,
+            (pattern.keep, pattern.of),
+            input_shapes=options.input_shapes,
+            seed=options.seed,
+        )
+    if result.model is model:
+        return result, list(targets)
+    names = {t.name for t in targets}
+    return result, [t for t in find(result.model)[0] if t.name in names]
+
+
+def _weighed(
+    model: Model, targets: dict[str, Target], options: SparseOptions, clock: Clock
+) -> dict[str, Array]:
+    """Return how much each weight of the layers that can be fitted matters, from their inputs in the model as it is."""
+    analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
+    samples = samples_for(analysis.interface(), options, analysis.inputs)
+    fitter, found = Fitter(analysis, samples, targets, set(), options, clock), {}
+    for site, evidence in fitter.originals():
+        weight = _matters(model, site, evidence, targets[site.weight], options)
+        if weight is not None:
+            found[site.weight] = weight
+    return found
+
+
+def _matters(
+    model: Model, site: Site, evidence: Evidence, target: Target, options: SparseOptions
+) -> Array | None:
+    """Return how much each weight of a layer matters, in the stored shape; None where its layout is another one."""
+    matrices, pattern = weights_of(site, model)[0], parse_pattern(options.pattern)
+    parts = []
+    for block, problem in enumerate(problem_of(site, m) for m in evidence.whole()):
+        task = Task(problem, matrices[block], site.view.channels, site.view.taps, pattern)
+        if options.method == "wanda":
+            scale = problem.h.diagonal() + problem.mx**2
+        else:
+            scale = 1 / np.linalg.inv(task.h).diagonal()
+        parts.append(matrices[block] ** 2 * (scale / (evidence.spread or 1.0))[:, None])
+
+    def stored(blocks: Sequence[Array]) -> Array:
+        apart = np.stack([b.reshape(site.view.channels, site.view.taps, -1) for b in blocks])
+        return target.layout.back(apart.transpose(0, 3, 1, 2).reshape(target.shape))
+
+    same = np.allclose(stored(list(matrices)) ** 2, squares(target, model.weight(target.name)), rtol=1e-3)
+    return stored(parts) if same else None

@@ -1,0 +1,183 @@
+"""Zeros with samples: loss curves, one allocation of levels, and fits layer after layer.
+
+Inputs of a layer come from the model as it is by then, targets from the original; where a layer feeds a residual sum it
+also makes up for what the other branch has lost (see `onnxprune.reconstruction.layer.Walk`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import registry
+from onnxprune.allocation.knapsack import allocate
+from onnxprune.calibration.samples import Samples
+from onnxprune.graph.analysis import Analysis
+from onnxprune.model import Model
+from onnxprune.options.pattern import Pattern
+from onnxprune.options.sparsity import SparseOptions
+from onnxprune.reconstruction.evidence import Evidence
+from onnxprune.reconstruction.few_rows import steadied
+from onnxprune.reconstruction.layer import Settings, problem_of, weights_of, write
+from onnxprune.reconstruction.layers import Site, sites
+from onnxprune.reconstruction.walk import Walk
+from onnxprune.sparsity.clock import Clock
+from onnxprune.sparsity.layer import LayerFit, fit_layer
+from onnxprune.sparsity.task import Solver, Task
+from onnxprune.sparsity.weights import Target
+
+__all__ = ["Fitter", "cubic", "nearer"]
+
+Matrix = NDArray[np.float64]
+#: Sparsities that an allocation chooses from, and the most that a layer may lose.
+LEVELS = np.concatenate([np.arange(0, 0.9, 0.025), np.arange(0.9, 0.99, 0.01)])
+
+
+def cubic(step: int, steps: int) -> float:
+    """Return the share of the final sparsity after a step (Zhu and Gupta, arXiv 1710.01878, equation 1).
+
+    Examples
+    --------
+    >>> cubic(1, 2), cubic(2, 2)
+    (0.875, 1.0)
+    """
+    return float(1 - (1 - step / steps) ** 3)
+
+
+def nearer(pattern: Pattern, share: float) -> Pattern:
+    """Return the N:M pattern that has this share of the zeros of another.
+
+    Examples
+    --------
+    >>> nearer(Pattern("1:4", "n:m", 1, 4), 0.4).text
+    '3:4'
+    """
+    if not pattern.fixed:
+        return pattern
+    keep = pattern.of - round((pattern.of - pattern.keep) * share)
+    return Pattern(f"{keep}:{pattern.of}", "n:m", keep, pattern.of)
+
+
+def _without_new_bias(site: Site) -> Site:
+    """Return a layer that gets no bias where it had none: the file must not grow."""
+    return site if site.bias else replace(site, adder=None)
+
+
+@dataclass
+class Fitter:
+    """A model, its samples and its targets.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    samples : Samples
+    targets : dict
+        Weight -> Target, those that a layer that can be fitted reads.
+    spared : set of str
+        Weights that no fit may touch.
+    options : SparseOptions
+    clock : Clock
+    """
+
+    analysis: Analysis
+    samples: Samples
+    targets: Mapping[str, Target]
+    spared: set[str]
+    options: SparseOptions
+    clock: Clock
+    levels: dict[str, float] = field(default_factory=dict)
+    fits: dict[str, LayerFit] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find the layers."""
+        found = [_without_new_bias(s) for s in sites(self.analysis) if s.weight not in self.spared]
+        first = next((n for n, s in enumerate(found) if s.weight in self.targets), len(found))
+        self.sites = found[first:]
+        self.method = registry.load("onnxprune.sparsity.methods", self.options.method)
+        self.settings = Settings(seed=self.options.seed)
+
+    @property
+    def fitted(self) -> list[str]:
+        """Targets that can be fitted."""
+        return [s.weight for s in self.sites if s.weight in self.targets]
+
+    def run(self, pattern: Pattern, sparsity: float) -> Model:
+        """Return a model with zeros, its layers fitted."""
+        model = self.analysis.model.fork()
+        curves = {} if pattern.fixed or self.options.scope == "local" else self._curves(pattern)
+        for step in range(1, self.options.steps + 1):
+            share = cubic(step, self.options.steps)
+            if not pattern.fixed:
+                self.levels = self._allocate(curves, pattern, sparsity * share)
+            self._pass(model, nearer(pattern, share), f"{step}/{self.options.steps} ")
+        return model
+
+    def _solvers(
+        self, site: Site, evidence: Evidence, model: Model, pattern: Pattern
+    ) -> list[tuple[Solver, float]]:
+        """Return what chooses the zeros of each block, and the factor of its errors."""
+        view, matrices = site.view, weights_of(site, model)[0]
+        alone = list(np.arange(view.width)[:, None])
+        parts = (
+            [problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held, evidence.whole())
+        )
+        found = []
+        for matrix, train, held, whole in zip(matrices, *parts, strict=True):
+            problem, factor = steadied(train, held, whole, alone, matrix)
+            task = Task(problem, matrix, view.channels, view.taps, pattern)
+            found.append((self.method.solve(task), factor))
+        return found
+
+    def originals(self) -> Iterator[tuple[Site, Evidence]]:
+        """Yield the layers of targets with what is known of their inputs and outputs in the original."""
+        todo = [s for s in self.sites if s.weight in self.targets]
+        walk = Walk.of(self.analysis, [], self.samples, self.settings, todo)
+        seen = 0
+        for some in walk.stretches(todo):
+            self.clock.say(f"look {seen + 1}/{len(todo)}: {some[0].name}")
+            seen += len(some)
+            yield from zip(some, walk.originals(some), strict=True)
+
+    def _curves(self, pattern: Pattern) -> dict[str, Matrix]:
+        """Return the loss curve of each layer on the original, relative to the variance of what its output feeds."""
+        found = {}
+        for site, evidence in self.originals():
+            solvers = self._solvers(site, evidence, self.analysis.model, pattern)
+            rise = np.sum([factor * solver.curve(LEVELS) for solver, factor in solvers], axis=0)
+            found[site.weight] = rise / (evidence.spread or 1.0)
+        return found
+
+    def _allocate(self, curves: Mapping[str, Matrix], pattern: Pattern, sparsity: float) -> dict[str, float]:
+        """Choose each layer's level so that the sum of errors is least at the sparsity of all together."""
+        names = list(curves)
+        if not names or sparsity >= 1 or sparsity > LEVELS[-1]:
+            return dict.fromkeys(self.fitted, sparsity)
+        sizes = [float(np.prod(self.targets[name].shape)) for name in names]
+        budget = (1 - sparsity) * sum(sizes)
+        chosen = allocate([size * (1 - LEVELS) for size in sizes], [curves[n] for n in names], budget)
+        if chosen is None:
+            return dict.fromkeys(self.fitted, sparsity)
+        return {name: float(LEVELS[at]) for name, at in zip(names, chosen, strict=True)}
+
+    def _pass(self, model: Model, pattern: Pattern, text: str) -> None:
+        """Fit all layers once, in order, in place."""
+        walk = Walk.of(self.analysis, [model], self.samples, self.settings, self.sites)
+        ridges = self.settings.ridges if self.options.refit else ()
+        for n, site in enumerate(self.sites):
+            self.clock.say(f"fit {text}{n + 1}/{len(self.sites)}: {site.name}")
+            treated = site.weight in self.targets
+            if not treated and not self.options.refit:
+                walk.done(site)
+                continue
+            evidence, old = walk.evidence(site)[0], weights_of(site, model)
+            walk.done(site)
+            if treated:
+                level = self.levels.get(site.weight, self.options.sparsity or 0.0)
+                found = [s.at(level) for s, _ in self._solvers(site, evidence, model, pattern)]
+            else:
+                found = [(np.ones(w.shape, bool), w) for w in old[0]]
+            fits, self.fits[site.weight] = fit_layer(site, evidence, found, old, ridges)
+            write(model, site, fits)

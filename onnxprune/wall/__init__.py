@@ -1,0 +1,1 @@
+"""A wall around work that can crash, hang or eat the machine."""
