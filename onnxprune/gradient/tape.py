@@ -1,7 +1,8 @@
 """What a rule writes on: nodes of the backward pass, in the model's own opset, and what is known of shapes.
 
-Shapes are known under two bindings of the dynamic axes; a size that differs between them is dynamic (None), and a rule
-then asks for it in the graph (`Tape.shape`). Rules know no opset: the tape does.
+A size that follows those of dynamic axes is None, and a rule then asks for it in the graph (`Tape.shape`). That is
+derived (`onnxprune.graph.sizes`), not seen at two sizes: the lesser of a length and ten is ten at both 12 and 14. Rules
+know no opset: the tape does.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import NodeProto, helper
 
 from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.sizes import Sizes
 from onnxprune.model import Model
 from onnxprune.ops.base import Node
+from onnxprune.runtime import binding
 
 __all__ = ["BLOCKED", "RULES", "Dims", "NoGradient", "Rule", "Tape", "vjp"]
 
@@ -78,9 +81,7 @@ class Tape:
     def __init__(self, analysis: Analysis, model: Model, opset: int, dtype: np.dtype[Any]) -> None:
         self.model, self.opset, self.dtype = model, opset, dtype
         self.nodes: list[NodeProto] = []
-        traces = [analysis.tracer, analysis.other_trace()]
-        self._types = [t.types for t in traces if t is not None]
-        self._values = [t.values for t in traces if t is not None]
+        self._known, self._sizes = analysis.tracer, _sizes_of(analysis)
         self._count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
@@ -94,15 +95,14 @@ class Tape:
         NoGradient
             If not even its rank is known.
         """
-        shapes = [types.get(name, (0, None))[1] for types in self._types]
-        first = shapes[0]
-        if first is None or any(s is None or len(s) != len(first) for s in shapes):
+        shape, lengths = self._sizes.shape(name), self._sizes.length(name)
+        if shape is None or lengths is None:
             raise NoGradient(f"the shape of {name!r} is unknown")
-        return tuple(s[0] if len(set(s)) == 1 else None for s in zip(*(s for s in shapes if s), strict=True))
+        return tuple(s if s == n else None for s, n in zip(shape, lengths, strict=True))
 
     def elem(self, name: str) -> int:
         """Return the element type of a forward tensor; 0 if unknown."""
-        return self._types[0].get(name, (0, None))[0]
+        return self._known.types.get(name, (0, None))[0]
 
     def value(self, node: Node, slot: int) -> Array:
         """Return the value of an input that is known before the run and depends on no dynamic axis.
@@ -115,11 +115,9 @@ class Tape:
         name = node.inputs[slot]
         if name in self.model:
             return np.asarray(self.model.weight(name))
-        found = [v.get(name) for v in self._values]
-        first = found[0]
-        if first is None or any(v is None or not np.array_equal(v, first) for v in found):
+        if not self._sizes.fixed(name):
             raise NoGradient(f"input {slot} is computed at run time")
-        return first
+        return self._known.values[name]
 
     def ints(self, node: Node, name: str, slot: int) -> list[int] | None:
         """Return a list that is an attribute in old opsets and an input in new ones; None: absent."""
@@ -251,6 +249,26 @@ class Tape:
         if len(found) != len(axes):
             raise NoGradient(f"a size of {name!r} is dynamic")
         return found
+
+
+def _sizes_of(analysis: Analysis) -> Sizes:
+    """Derive what follows the axes that vary: those whose sizes differ between the two bindings of an analysis.
+
+    An axis that is dynamic by name alone (the model is baked at its size, or is only used at one) doesn't.
+    """
+    other, found = analysis.other_trace(), Sizes(analysis.tracer)
+    declared: dict[str, list[int | str]] = {}
+    for value in binding.real_inputs(analysis.model.proto.graph):
+        here = found.shape(value.name) or ()
+        there = here if other is None else other.types.get(value.name, (0, None))[1] or here
+        axes = binding.declared(value) or [f"{value.name}.{axis}" for axis in range(len(here))]
+        declared[value.name] = [
+            one if one == two else a for a, one, two in zip(axes, here, there, strict=True)
+        ]
+    found.declare(declared)
+    for applied in analysis.coupling.nodes:
+        found.visit(applied.node, applied.row)
+    return found
 
 
 def float_type(elem: int) -> bool:

@@ -214,6 +214,22 @@ def test_the_batch_stays_dynamic() -> None:
         assert disagreement(model(nodes, feeds, weights), feeds, ["x", "w", "f"]) < CLOSE
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_follows_the_batch_only_below_some_size_is_dynamic(count: int) -> None:
+    """The lesser of the batch and two is two under both bindings of an analysis."""
+    nodes = [
+        node("Shape", "x", out="s"),
+        node("Slice", "s", "zero", "one", out="n"),
+        node("Min", "n", "two", out="m"),
+        node("Sub", "m", "one", out="row"),
+        node("Gather", "w", "row", out="g"),
+        node("Mul", "x", "g"),
+    ]
+    weights = {"w": normal(5, 4), "zero": i64(0), "one": i64(1), "two": i64(2)}
+    feeds = {"x": normal(count, 4)}
+    assert disagreement(model(nodes, feeds, weights), feeds, ["x", "w"]) < CLOSE
+
+
 def test_what_has_no_rule_is_named_only_where_it_is_on_the_way() -> None:
     nodes = [node("Relu", "x", out="a"), node("Det", "q", out="d"), node("Mul", "a", "d")]
     feeds = {"x": normal(3, 2), "q": normal(3, 2, 2)}
