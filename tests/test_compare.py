@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxprune.proof.compare import compare, worst
+from onnxprune.proof.interior import compare_any
 
 A = np.array([1.0, -2.0, 3.0], np.float32)
 
@@ -14,6 +15,11 @@ def test_comparison_measures() -> None:
     assert compare(A, A + np.float32(0.3)).error == pytest.approx(0.1, rel=1e-5)
     assert compare(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])).error == 0.25
     assert worst([compare(A, A), compare(A, 2 * A)]).error == 1
+
+
+def test_an_output_that_is_not_computed_equals_only_one_that_is_not() -> None:
+    assert (compare_any(None, None).error, compare_any(None, None).void) == (0, "without a value")
+    assert compare_any(A, None).error == compare_any(None, A).error == np.inf
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,12 @@ def steps(nodes: Iterable[Node]) -> dict[str, float]:
 
 
 def compare_any(a: Any, b: Any, step: float = 0.0) -> Difference:
-    """Compare outputs of any type: tensors, or sequences and maps of them; see `compare`."""
+    """Compare outputs of any type: tensors, or sequences and maps of them; see `compare`.
+
+    None stands for an optional output of an op that a runtime gives no value.
+    """
+    if a is None or b is None:
+        return Difference(0.0 if a is b else np.inf, "without a value")
     if isinstance(a, np.ndarray):
         if a.dtype.kind in "OUS":
             return Difference(float(not np.array_equal(a, b)), "no numbers")

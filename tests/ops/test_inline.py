@@ -61,7 +61,7 @@ def with_constants(case: Case) -> Iterator[onnx.ModelProto]:
 
 
 def test_constants_of_every_op_load_at_threshold_0(all_node_models: list[Case], tmp_path: Path) -> None:
-    seen, tried, need, failed = set(), 0, set(), []
+    seen, known, tried, need, failed = set(), set(), 0, set(), []
     for case in all_node_models:
         nodes = case.model.graph.node
         key = (tuple((n.op_type, len(n.input)) for n in nodes), str(case.model.opset_import))
@@ -72,6 +72,7 @@ def test_constants_of_every_op_load_at_threshold_0(all_node_models: list[Case], 
             if not loads(model):
                 continue
             tried += 1
+            known.add(nodes[0].op_type)
             file = tmp_path / "m.onnx"
             Model.load(model).save(file, external_threshold=0)
             if not loads(file):
@@ -84,7 +85,10 @@ def test_constants_of_every_op_load_at_threshold_0(all_node_models: list[Case], 
                 (tmp_path / "w").unlink()
     assert not failed
     assert tried > 350
-    assert need == READ_WHEN_LOADED  # the comparison sees those that onnx's own writer breaks
+    assert need == READ_WHEN_LOADED & known  # the comparison sees those that onnx's own writer breaks
+    assert READ_WHEN_LOADED - known <= {
+        "OneHot"
+    }  # onnx's models of it have an opset that onnxruntime 1.29 doesn't know
 
 
 def split(count: int, raw: bool = True) -> onnx.ModelProto:
