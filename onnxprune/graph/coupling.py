@@ -21,7 +21,7 @@ from onnxprune.graph.escapes import counted
 from onnxprune.graph.space import Space
 from onnxprune.graph.trace import Tracer
 from onnxprune.ops import Node, Refusal, Row, lookup
-from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit
+from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit, letters_of
 from onnxprune.ops.resolve import Fit, Misfit, fit
 
 Dims = tuple[int, ...]
@@ -351,18 +351,11 @@ class _Facts:
     macs: tuple[tuple[str, ...], ...]
 
 
-def _leaves(axis: Axis) -> list[Letter]:
-    if isinstance(axis, Letter):
-        return [axis]
-    parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ()
-    return [leaf for part in parts for leaf in _leaves(part)]
-
-
 @cache
 def _facts(fitted: Fit) -> _Facts:
     """Locks, contracted axes and MACs of a row: all from its letters."""
-    leaves = [[_leaves(a) for a in axes or ()] for axes in fitted.ins]
-    out = [leaf for axes in fitted.outs for a in axes or () for leaf in _leaves(a)]
+    leaves = [[letters_of(a) for a in axes or ()] for axes in fitted.ins]
+    out = [leaf for axes in fitted.outs for a in axes or () for leaf in letters_of(a)]
     everywhere = [leaf for slot in leaves for axis in slot for leaf in axis] + out
     locks = {leaf.name: leaf.lock for leaf in everywhere if leaf.lock}
     out_names = {leaf.name for leaf in out}
@@ -378,7 +371,7 @@ def _facts(fitted: Fit) -> _Facts:
             extra += [x.name for x in axis if x.contract or x.name not in out_names]
         if slot and sums:
             first = fitted.outs[0] or ()
-            macs.append(tuple(x.name for a in first for x in _leaves(a)) + tuple(extra))
+            macs.append(tuple(x.name for a in first for x in letters_of(a)) + tuple(extra))
     return _Facts(tuple(sorted(locks.items())), tuple(contracted), tuple(macs))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnxprune.graph.trace import Tracer
 from onnxprune.ops import Node, Row
-from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit
+from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit, letters_of
 from onnxprune.ops.resolve import Fit, Misfit, fit
 
 __all__ = ["Lengths", "Number", "Stretches", "Values", "leaves", "over", "stand_in"]
@@ -39,11 +39,8 @@ def stand_in(*key: object) -> int:
 
 
 def leaves(axis: Axis) -> list[str]:
-    """Return the letters of an axis."""
-    if isinstance(axis, Letter):
-        return [axis.name]
-    parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ()
-    return [leaf for part in parts for leaf in leaves(part)]
+    """Return the names of an axis's letters."""
+    return [letter.name for letter in letters_of(axis)]
 
 
 def over(whole: Number, part: Number) -> Number | None:

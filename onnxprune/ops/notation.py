@@ -23,11 +23,14 @@ A lock on one slot of a letter locks the letter everywhere in the row.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeAlias
 
-__all__ = ["Axis", "Letter", "NotationError", "Operand", "Parsed", "Product", "Star", "Sum", "Unit", "parse"]
+__all__ = [
+    "Axis", "Letter", "NotationError", "Operand", "Parsed", "Product", "Star", "Sum", "Unit", "letters_of", "parse",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +266,7 @@ def _spread_locks(parsed: Parsed) -> Parsed:
     """Give every slot of a locked letter (or star) its lock; hard wins over soft."""
     locks: dict[tuple[type, str], str] = {}
     for operand in parsed.inputs + parsed.outputs:
-        for leaf in _leaves(operand.axes):
+        for leaf in _leaves(*operand.axes):
             if isinstance(leaf, (Letter, Star)) and leaf.lock:
                 key = (type(leaf), leaf.name)
                 locks[key] = "!" if "!" in (leaf.lock, locks.get(key)) else "~"
@@ -285,15 +288,22 @@ def _spread_locks(parsed: Parsed) -> Parsed:
     return Parsed(side(parsed.inputs), side(parsed.outputs))
 
 
-def _leaves(axes: tuple[Axis, ...]) -> list[Axis]:
-    found: list[Axis] = []
-    stack = list(reversed(axes))
-    while stack:
-        axis = stack.pop()
+def letters_of(*axes: Axis) -> list[Letter]:
+    """Return the letters of axes, in their order; each as often as it is there.
+
+    Examples
+    --------
+    >>> [letter.name for letter in letters_of(*parse("n (g i) 1 -> n").inputs[0].axes)]
+    ['n', 'g', 'i']
+    """
+    return [leaf for leaf in _leaves(*axes) if isinstance(leaf, Letter)]
+
+
+def _leaves(*axes: Axis) -> Iterator[Letter | Unit | Star]:
+    for axis in axes:
         if isinstance(axis, Product):
-            stack.extend(reversed(axis.factors))
+            yield from _leaves(*axis.factors)
         elif isinstance(axis, Sum):
-            stack.extend(reversed(axis.parts))
+            yield from _leaves(*axis.parts)
         else:
-            found.append(axis)
-    return found
+            yield axis

@@ -13,7 +13,7 @@ twin wraps the op: kept channels are gathered, the op runs on them, and its outp
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.kept import Kept, NodeCut
 from onnxprune.model import Model
 from onnxprune.ops import ZEROED, Pick, SetAttr, emit
-from onnxprune.ops.notation import Axis, Letter, Product, Sum
+from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import fit
 
 __all__ = ["twin"]
@@ -49,13 +49,6 @@ def twin(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]]) -> Model:
     docs/decisions, "law 1": the pruned graph equals the masked graph.
     """
     return _Twin(analysis, dead).build()
-
-
-def _leaves(axis: Axis) -> Iterator[Letter]:
-    if isinstance(axis, Letter):
-        yield axis
-    for part in axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ():
-        yield from _leaves(part)
 
 
 class _Twin:
@@ -92,12 +85,12 @@ class _Twin:
         soft = False
         for slot, axes in enumerate(fitted.ins):
             for at, axis in enumerate(axes or ()):
-                for leaf in _leaves(axis):
+                for leaf in letters_of(axis):
                     letters[leaf.name].append((slot, at, leaf.contract))
                     soft |= leaf.lock == "~" and self.gone(applied, leaf.name)
         if soft:
             return self.wrap(applied, proto)
-        out = {leaf.name for axes in fitted.outs for axis in axes or () for leaf in _leaves(axis)}
+        out = {leaf.name for axes in fitted.outs for axis in axes or () for leaf in letters_of(axis)}
         places: set[tuple[int, int]] = set()
         for name, found in letters.items():
             if self.gone(applied, name):

@@ -20,7 +20,7 @@ from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.groups import Family
 from onnxprune.graph.select import near_names
 from onnxprune.ops import Refusal, lookup
-from onnxprune.ops.notation import Axis, Letter, Product, Sum
+from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import Misfit, fit
 from onnxprune.report.record import Facts
 
@@ -170,8 +170,8 @@ class _Search:
             return
         for sites, axes in zip((*ins, *outs), self._axes(fitted, len(ins), len(outs)), strict=True):
             for site, axis in zip(sites, axes or (), strict=False):
-                for letter in _letters(axis):
-                    self._join(site, ("letter", number, letter))
+                for leaf in letters_of(axis):
+                    self._join(site, ("letter", number, leaf.name))
         for letter, mapped in found.maps.items():
             self._join(("letter", number, letter), ("letter", number, mapped.source))
 
@@ -335,10 +335,3 @@ class _Search:
             if not texts or texts[-1] != text:
                 texts.append(text)
         return texts
-
-
-def _letters(axis: Axis) -> list[str]:
-    if isinstance(axis, Letter):
-        return [axis.name]
-    parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ()
-    return [name for part in parts for name in _letters(part)]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.ops import ZEROED, Node, Pick, Refusal, Row, SetAttr, emit, lookup
-from onnxprune.ops.notation import Axis, Letter, Product, Sum
+from onnxprune.ops.notation import Axis, Letter, Product, Sum, letters_of
 from onnxprune.ops.resolve import Fit, Misfit, fit
 from onnxprune.testing.node import differ, node_of, run_node
 
@@ -174,17 +174,9 @@ def check_op(
     return found
 
 
-def _leaves(axis: Axis) -> Iterator[Letter]:
-    if isinstance(axis, Letter):
-        yield axis
-    for part in axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Sum) else ():
-        yield from _leaves(part)
-
-
 def _all_leaves(fitted: Fit) -> Iterator[Letter]:
     for axes in (*fitted.ins, *fitted.outs):
-        for axis in axes or ():
-            yield from _leaves(axis)
+        yield from letters_of(*axes or ())
 
 
 def _cuts(row: Row, fitted: Fit, rng: np.random.Generator) -> Iterator[Dead]:
@@ -270,13 +262,13 @@ class _Law:
 
     def choices(self, dead: Dead) -> list[tuple[tuple[int, int], ...]]:
         """Return where to zero contracted letters: every bias (or range), and either factor of a product of two."""
-        out = {leaf.name for axes in self.fitted.outs for axis in axes or () for leaf in _leaves(axis)}
+        out = {leaf.name for axes in self.fitted.outs for axis in axes or () for leaf in letters_of(axis)}
         places = [
             (slot, at)
             for slot, axes in enumerate(self.fitted.ins)
             for at, axis in enumerate(axes or ())
             if any(
-                dead[leaf.name].any() and (leaf.contract or leaf.name not in out) for leaf in _leaves(axis)
+                dead[leaf.name].any() and (leaf.contract or leaf.name not in out) for leaf in letters_of(axis)
             )
         ]
         roles = self.row.roles
