@@ -10,11 +10,12 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Iterable
 from types import ModuleType
 
 from onnxprune.errors import UsageError
 
-__all__ = ["load", "names"]
+__all__ = ["load", "match", "names"]
 
 
 def names(package: str) -> list[str]:
@@ -60,11 +61,28 @@ def load(package: str, name: str) -> ModuleType:
     UsageError
         If the package has no leaf of that name; the message lists the known ones.
     """
-    known = names(package)
+    return importlib.import_module(f"{package}.{match(name, names(package), package.rpartition('.')[2])}")
+
+
+def match(name: str, known: Iterable[str], kind: str) -> str:
+    """Return the one of the known names that is meant; ``-`` may stand for ``_``.
+
+    Parameters
+    ----------
+    name : str
+    known : iterable of str
+    kind : str
+        What they are names of, for the message.
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name; the message lists the known ones.
+    """
+    choices = sorted(known)
     wanted = name.replace("-", "_")
-    if wanted in known:
-        return importlib.import_module(f"{package}.{wanted}")
-    kind = package.rpartition(".")[2]
-    close = difflib.get_close_matches(wanted, known, n=1)
+    if wanted in choices:
+        return wanted
+    close = difflib.get_close_matches(wanted, choices, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"There is no {name!r} in {kind}; known are: {', '.join(known) or 'none'}.{hint}")
+    raise UsageError(f"There is no {name!r} in {kind}; known are: {', '.join(choices) or 'none'}.{hint}")

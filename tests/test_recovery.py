@@ -1,14 +1,18 @@
 """The algebra of recovery against brute force."""
 
+import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
 
-from onnxprune import registry
 from onnxprune.allocation.knapsack import allocate
+from onnxprune.errors import UsageError
+from onnxprune.options.pruning import Options
 from onnxprune.reconstruction.least_squares import Problem, error_of, keep_best, obs, refit
 from onnxprune.reconstruction.moments import Moments
+from onnxprune.reconstruction.recover import RECOVERIES, recovery_of
 
 
 def make(units=6, taps=3, outputs=4, n=400, seed=0):
@@ -138,7 +142,7 @@ def test_statistics_are_restored_in_every_output():
     problem, kept = Problem.of(moments, 6), np.array([0, 1, 4])
     prior = np.zeros_like(w)
     prior[kept] = w[kept]
-    found = registry.load("onnxprune.recovery", "stats").fit(problem, kept, prior)
+    found = RECOVERIES["stats"].alone(problem, kept, prior)
     out = x @ found.w + found.b
     np.testing.assert_allclose(out.mean(axis=0), y.mean(axis=0), atol=1e-9)
     np.testing.assert_allclose(out.var(axis=0), y.var(axis=0), rtol=0.05)
@@ -146,3 +150,18 @@ def test_statistics_are_restored_in_every_output():
     assert (np.abs((x @ prior).var(axis=0) / y.var(axis=0) - 1) > 0.1).any()
     lstsq = refit(problem, kept, 1e-4)
     assert ((x @ lstsq.w).var(axis=0) < 0.98 * y.var(axis=0)).any()
+
+
+def test_the_help_names_the_recoveries_of_the_table():
+    (spec,) = [spec for spec in dataclasses.fields(Options) if spec.name == "recover"]
+    names = re.sub(r"\([^)]*\)", "", spec.metadata["help"].rpartition(": ")[2])
+    assert sorted(name.strip() for name in names.split(",")) == sorted(RECOVERIES)
+    assert spec.default in RECOVERIES
+
+
+def test_an_unknown_recovery_is_refused_with_the_names_of_the_table():
+    known = (
+        r"There is no 'lsq' in recovery; known are: bias, blocks, lstsq, none, stats\. Did you mean 'lstsq'\?"
+    )
+    with pytest.raises(UsageError, match=known):
+        recovery_of("lsq")

@@ -265,9 +265,9 @@ class Work:
         return self.judge(fitted, asked)
 
     def judge(self, fitted: Fitted, asked: str = "") -> _Trial:
-        """Reconstruct a fitted model's blocks, and compare it with the original on the samples set aside."""
+        """Reconstruct a fitted model's segments, and compare it with the original on the samples set aside."""
         analysis = self._refit_analysis(fitted)
-        if self.calibration.blockwise:
+        if self.calibration.settings.recovery.together:
             with self.job.stage("reconstruct"):
                 dead = analysis.grouping.dead(fitted.removed)
                 fitted.segments = reconstruct(

@@ -22,9 +22,9 @@ from onnxprune.reconstruction.grouped import refits
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Consumer, Fit, Problem, bias_only, error_of
 from onnxprune.reconstruction.moments import Moments
+from onnxprune.reconstruction.recover import RECOVERIES, STRONG, Recovery
 
 __all__ = [
-    "RIDGES", "VARIANTS",
     "LayerReport", "Settings", "consumers_of", "fit_blocks", "problem_of", "weights_of", "write",
 ]  # fmt: skip
 
@@ -33,39 +33,25 @@ Ints = NDArray[np.int64]
 Matrix = NDArray[np.float64]
 
 
-#: What least squares may choose from for each layer, by its held-out error.
-VARIANTS = frozenset({"kept", "bias", "lstsq"})
-#: Its ridges, as shares of the regressors' mean variance.
-RIDGES: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
-#: Ridges where there are fewer than two rows for each regressor: near the old weights.
-STRONG = (0.1, 1.0, 10.0)
-
-
 @dataclass(frozen=True)
 class Settings:
     """How layers are fitted.
 
     Attributes
     ----------
-    ridges : tuple of float
-        Tried in turn, as shares of the regressors' mean variance; the held-out samples choose.
-    bias : bool
-        Whether a bias may be changed alone.
+    recovery : Recovery
+        What a layer may get; the held-out samples choose.
     most : int
         Output positions that are used of a layer, for each regressor; a third of them to rank units.
     least : int
         Output positions that are used of a layer in any case, where there are as many.
     seed : int
-    alone : callable, optional
-        (problem, kept, old weights) -> fit, applied to every layer without a choice.
     """
 
-    ridges: tuple[float, ...] = RIDGES
-    bias: bool = True
+    recovery: Recovery = RECOVERIES["lstsq"]
     most: int = 200
     least: int = 1 << 15
     seed: int = 0
-    alone: Callable[[Problem, Ints, Matrix], Fit] | None = None
 
 
 @dataclass
@@ -126,31 +112,19 @@ def fit_blocks(
         Matrices [blocks, width, outputs] and biases [blocks, outputs].
     settings : Settings
     """
-    width = site.view.width
-    free = site.adder is not None
+    recovery = settings.recovery
     train = [problem_of(site, m) for m in evidence.train]
     held = [problem_of(site, m) for m in evidence.held]
     prior = old[0].copy()
     for block, rows in enumerate(kept):
-        gone = np.setdiff1d(np.arange(width), rows)
-        prior[block][gone] = 0.0
-    makers: dict[str, Callable[[Sequence[Problem]], list[Fit]]] = {
-        "kept": lambda found: [Fit(prior[b], old[1][b]) for b in range(len(found))]
-    }
-    if free and settings.bias:
-        makers["bias"] = lambda found: [bias_only(p, kept[b], prior[b]) for b, p in enumerate(found)]
-    rows_seen = min(m.n for m in evidence.train)
-    enough = rows_seen >= 2 * max(len(k) for k in kept)
-    for share in settings.ridges if enough else STRONG if settings.ridges else ():
-        makers[f"lstsq {share:g}"] = partial(refits, kept=kept, share=share, priors=list(prior))
-    only = settings.alone
-    if only is not None:
-        makers["only"] = lambda found: [only(p, kept[b], prior[b]) for b, p in enumerate(found)]
+        prior[block][np.setdiff1d(np.arange(site.view.width), rows)] = 0.0
+    enough = min(m.n for m in evidence.train) >= 2 * max(len(k) for k in kept)
+    ways = _ways(recovery, kept, (prior, old[1]), free=site.adder is not None, enough=enough)
     errors = {
-        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(held, make(train), strict=True))
-        for name, make in makers.items()
+        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(held, fit_all(train), strict=True))
+        for name, fit_all in ways.items()
     }
-    best = "only" if only is not None else min(errors, key=lambda n: errors[n])
+    best = recovery.variants[0] if recovery.alone is not None else min(errors, key=lambda n: errors[n])
     whole = [problem_of(site, m) for m in evidence.whole()]
     variance = max(sum(p.variance for p in held), 1e-30)
     report = LayerReport(
@@ -160,10 +134,46 @@ def fit_blocks(
         sum(p.n for p in whole),
         errors["kept"] / variance,
         errors[best] / variance,
-        best if only is None else only.__module__.rpartition(".")[2],
-        bool(settings.ridges) and not enough,
+        best,
+        bool(recovery.ridges) and not enough,
     )
-    return makers[best](whole), report
+    return ways[best](whole), report
+
+
+Way = Callable[[Sequence[Problem]], list[Fit]]
+
+
+def _ways(
+    recovery: Recovery, kept: Sequence[Ints], prior: tuple[Matrix, Matrix], *, free: bool, enough: bool
+) -> dict[str, Way]:
+    """Return variant -> (problems of the blocks) -> fits; what is to be kept first, so that it wins among equals.
+
+    Parameters
+    ----------
+    recovery : Recovery
+    kept : sequence of int64
+        Regressors that stay, for each block.
+    prior : pair of float64
+        Old matrices [blocks, width, outputs], zero outside ``kept``, and biases [blocks, outputs].
+    free : bool
+        Whether the layer can have a bias.
+    enough : bool
+        Whether there are rows enough for a weak ridge.
+    """
+    matrices, biases = prior
+    found: dict[str, Way] = {
+        "kept": lambda problems: [Fit(matrices[b], biases[b]) for b in range(len(problems))]
+    }
+    if free and "bias" in recovery.variants:
+        found["bias"] = lambda problems: [bias_only(p, kept[b], matrices[b]) for b, p in enumerate(problems)]
+    for share in recovery.ridges if enough else STRONG if recovery.ridges else ():
+        found[f"lstsq {share:g}"] = partial(refits, kept=kept, share=share, priors=list(matrices))
+    alone = recovery.alone
+    if alone is not None:
+        found[recovery.variants[0]] = lambda problems: [
+            alone(p, kept[b], matrices[b]) for b, p in enumerate(problems)
+        ]
+    return found
 
 
 def problem_of(site: Site, moments: Moments) -> Problem:

@@ -29,6 +29,7 @@ from onnxprune.reconstruction.least_squares import Consumer, Curve, keep_best
 from onnxprune.reconstruction.probe import Probe, curve_of
 from onnxprune.reconstruction.products import Product, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
+from onnxprune.reconstruction.recover import recovery_of
 from onnxprune.reconstruction.walk import MOST_BYTES, Walk
 
 __all__ = ["Calibration", "Fitted", "refit_analysis"]
@@ -91,10 +92,7 @@ class Calibration:
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
         self.alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
-        way = registry.load("onnxprune.recovery", self.recover)
-        alone = getattr(way, "fit", None)
-        self.blockwise: bool = getattr(way, "BLOCKWISE", False)
-        self.settings = Settings(way.RIDGES, "bias" in way.VARIANTS, seed=self.seed, alone=alone)
+        self.settings = Settings(recovery_of(self.recover), seed=self.seed)
         self.measure = registry.load("onnxprune.criteria", self.criterion) if self.criterion else None
 
     @property

@@ -12,14 +12,13 @@ from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.layer import problem_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit, Problem, error_of
+from onnxprune.reconstruction.recover import STRONG
 from onnxprune.sparsity.refit import is_exact, masked_refit
 from onnxprune.sparsity.task import Mask
 
 __all__ = ["LayerFit", "fit_layer"]
 
 Matrix = NDArray[np.float64]
-#: Ridges where there are fewer than two rows for each weight of an output: near the old weights.
-STRONG = (0.1, 1.0, 10.0)
 #: The one ridge where a refit is costly.
 ONE = (1e-2,)
 COSTLY = 4e10  # multiplications

@@ -165,7 +165,7 @@ class Fitter:
     def _pass(self, model: Model, pattern: Pattern, text: str) -> None:
         """Fit all layers once, in order, in place."""
         walk = Walk.of(self.analysis, [model], self.samples, self.settings, self.sites)
-        ridges = self.settings.ridges if self.options.refit else ()
+        ridges = self.settings.recovery.ridges if self.options.refit else ()
         for n, site in enumerate(self.sites):
             self.clock.say(f"fit {text}{n + 1}/{len(self.sites)}: {site.name}")
             treated = site.weight in self.targets

@@ -18,11 +18,8 @@ import numpy as np
 
 from onnxprune.reconstruction.least_squares import Fit, Ints, Matrix, Problem
 
-__all__ = ["RIDGES", "VARIANTS", "fit"]
+__all__ = ["fit"]
 
-#: What `onnxprune.reconstruction.layer` may choose from for each layer; ``fit`` is applied without a choice.
-VARIANTS = frozenset({"stats"})
-RIDGES: tuple[float, ...] = ()
 #: Added to both variances, as a share of the layer's mean variance.
 SMALL = 1e-2
 
