@@ -33,6 +33,10 @@ __all__ = ["Asked", "Samples", "load_samples", "samples_for"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
+#: Samples that a fit needs, since a fifth is held out of it.
+LEAST = 5
+#: Share of the samples that no fit sees, for the figures of the whole model; and from how many samples on.
+ASIDE, FROM = 0.1, 20
 
 
 @dataclass
@@ -103,6 +107,25 @@ class Samples:
             (taken(b, slice(i, i + size)), min(size, c - i)) for b, c in pairs for i in range(0, c, size)
         ]
         return replace(self, batches=[b for b, _ in parts], counts=[c for _, c in parts])
+
+    def set_aside(self) -> tuple[Samples, Samples | None]:
+        """Return the samples to fit on, and those that no fit sees.
+
+        Returns
+        -------
+        tuple of Samples, and Samples or None
+            None where there are too few to set any aside.
+
+        Raises
+        ------
+        CalibrationError
+            If there are too few to fit on.
+        """
+        if self.count < LEAST:
+            raise CalibrationError(
+                f"There are {self.count} samples only; a fifth is held out of every fit, so give {LEAST} at least."
+            )
+        return self.split(ASIDE) if self.count >= FROM else (self, None)
 
     def split(self, share: float) -> tuple[Samples, Samples | None]:
         """Set the last samples aside, about this share; whole batches only where the model fixes their size.

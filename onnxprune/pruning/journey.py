@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import threading
-import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import onnx
 
 from onnxprune.calibration.given import feeds
 from onnxprune.cut.cuts import copies_of, cuts_of
@@ -32,7 +25,9 @@ from onnxprune.graph.group_types import Group
 from onnxprune.graph.inline import inline
 from onnxprune.graph.memory import peak_bytes
 from onnxprune.graph.size import Size, count_macs, count_parameters
-from onnxprune.journey.output import refuse_overwrite, refuse_sides, size_in_bytes, size_of_output
+from onnxprune.journey.output import refuse_overwrite, size_in_bytes, size_of_output
+from onnxprune.journey.run import Progress, Run, Source
+from onnxprune.journey.save import Outcome, save
 from onnxprune.journey.staging import Staging, staging_of
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
@@ -63,94 +58,36 @@ __all__ = [
     "size_of_output",
 ]
 
-Source = str | os.PathLike[str] | onnx.ModelProto | Model
-Progress = Callable[[str], None]
-
 
 @dataclass
-class Result:
-    """What `onnxprune.prune` and `onnxprune.apply` give back.
+class Result(Outcome[Report]):
+    """What `onnxprune.prune` and `onnxprune.apply` give back; what it shares with others is in `Outcome`.
 
     Attributes
     ----------
-    pruned : Model
-        The smaller model; its weights may still lie in the input's file.
     plan : Plan
-    report : Report
-    path : Path or None
-        Where it was written.
     """
 
-    pruned: Model
-    plan: Plan
-    report: Report
-    path: Path | None = None
-    _proto: onnx.ModelProto | None = field(default=None, repr=False)
+    plan: Plan = field(kw_only=True)
 
     @property
-    def model(self) -> onnx.ModelProto:
-        """The smaller model as a complete ModelProto, its weights included."""
-        if self._proto is None:
-            self._proto = self.pruned.to_proto()
-        return self._proto
+    def pruned(self) -> Model:
+        """The smaller model; its weights may still lie in the input's file."""
+        return self.changed
 
 
 @dataclass
-class Job:
-    """One model on its journey, with the clock."""
+class Job(Run[Options]):
+    """A run of pruning."""
 
-    options: Options
-    model: Model
-    progress: Progress | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
     report_with: dict[str, Any] = field(default_factory=dict)
     speed: Speed | None = None
     folded: Folded | None = None
-    _hash: threading.Thread | None = None
-
-    @classmethod
-    def open(cls, source: Source, options: Options, progress: Progress | None = None) -> Job:
-        """Load a model, and begin to hash it in another thread.
-
-        Raises
-        ------
-        ModelError
-            If it isn't a sound ONNX model.
-        """
-        start = time.perf_counter()
-        model = Model.load(source)
-        refuse_sides(model)
-        job = cls(options, model, progress)
-        job.seconds["load"] = time.perf_counter() - start
-        job._hash = threading.Thread(target=_hashed, args=(model,), daemon=True)
-        job._hash.start()
-        # who is done with the model may replace its file, and a mapped file that shrinks kills who reads it
-        weakref.finalize(job, job._hash.join).atexit = False
-        return job
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, and tell of it."""
-        if self.progress:
-            self.progress(name)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def sha256(self) -> str:
-        """Return the hash of the input."""
-        if self._hash is not None:
-            self._hash.join()
-            self._hash = None
-        return self.model.sha256
 
     def timed(self, analysis: Analysis) -> Speed | None:
         """Return what times results, None where nothing is to be timed."""
         if self.speed is None and is_asked(self.options):
-            self.speed = Speed(self.model, analysis, self.options, self.progress or (lambda text: None))
+            self.speed = Speed(self.model, analysis, self.options, self.say)
         return self.speed
 
     def analyse(self, fit: bool | None = None) -> Analysis:
@@ -246,11 +183,6 @@ def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
     return found.law1() | {"checks": found.checks, "notes": found.notes}
 
 
-def _hashed(model: Model) -> None:
-    with contextlib.suppress(ModelError):  # raised again where the hash is asked for
-        model.sha256  # noqa: B018
-
-
 def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
     plan.check_model(job.sha256(), job.model.file_sha256)
     analysis = job.analyse()
@@ -323,7 +255,7 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
             with job.stage("time"):
                 report.latency = job.speed.last(carried.rewritten.model)
         budgets = budgets_of(job, analysis, decision.groups)  # while the input is still there
-        result = _save(job, Result(carried.rewritten.model, plan, report, output), staging)
+        result = _save(job, Result(carried.rewritten.model, report, output, plan=plan), staging)
     report.targets = judged(job.options, report, budgets, decision.removed)
     return result
 
@@ -358,23 +290,10 @@ def _report(
 
 
 def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
-    """Write the result, and fill in the report what is known at the end: bytes, hashes, seconds."""
-    report, options, output = result.report, job.options, result.path
-    before = size_in_bytes(job.model)  # while it is still there
+    report, (before, after) = result.report, save(job, result, staging)
     report.before = dataclasses.replace(report.before, bytes=before)
-    report.sha256["input"] = job.sha256()
-    report.name_files(job.model.path, output)
-    if output is not None:
-        with job.stage("save"):
-            if staging is not None and staging.model is result.pruned:
-                report.sha256["output"] = staging.commit()
-            else:
-                report.sha256["output"] = result.pruned.save(
-                    output, in_place=options.in_place, external_threshold=options.external_data_threshold
-                )
-    after = size_in_bytes(result.pruned) if output is None else size_of_output(output)
     report.after = dataclasses.replace(report.after, bytes=after)
-    report.options, report.seed, report.seconds = options.to_json(), options.seed, job.seconds
+    report.seed = job.options.seed
     return result
 
 
@@ -391,4 +310,4 @@ def _copy(job: Job, output: Path | None) -> Result:
         decision = decide(analysis.model, analysis, dataclasses.replace(job.options, ratio=0))
         plan = plan_of(job.sha256(), job.options, analysis, decision)
         report = _report(job, analysis, decision, None)
-    return _save(job, Result(job.model, plan, report, output))
+    return _save(job, Result(job.model, report, output, plan=plan))

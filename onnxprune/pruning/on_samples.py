@@ -50,8 +50,6 @@ __all__ = ["Work", "prune"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-#: Samples that no fit sees, for the figures of the whole model.
-ASIDE = 0.1
 #: Samples of a trial fit, and as many again to judge it; and positions used of a layer, for each regressor.
 TRIAL_SAMPLES, TRIAL_ROWS = 256, 16
 #: The same, of a step on the way.
@@ -117,11 +115,7 @@ class Work:
             samples = samples_for(analysis.interface(), options, analysis.inputs)
             if options.calib == "synthetic":
                 samples = plausible(analysis, samples, options.seed, job.progress)
-        if samples.count < 5:
-            raise CalibrationError(
-                f"There are {samples.count} samples only; a fifth is held out of every fit, so give 5 at least."
-            )
-        fit_on, aside = samples.split(ASIDE) if samples.count >= 20 else (samples, None)
+        fit_on, aside = samples.set_aside()
         calibration, rotated = measured(job, analysis, groups, fit_on)
         analysis, groups = calibration.analysis, calibration.groups
         budgets = pipeline.budgets_of(job, analysis, groups)
