@@ -32,8 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.cut.put_back import Dead, Failed, carry
-from onnxprune.cut.rewrite import Rewritten, rewrite
+from onnxprune import granularity
+from onnxprune.cut.put_back import Failed, Removed, carry
+from onnxprune.cut.rewrite import Rewritten
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.groups import Family
@@ -120,20 +121,19 @@ def _once(found: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
     judge = _Judge(analysis)
     removed = judge.removable()
     found.refused = dict(judge.refused)
-    other = analysis.other_values()
 
-    def cut(dead: Dead) -> Rewritten:
-        rewritten = rewrite(model, analysis.coupling, analysis.tracer, dead, other)
-        judge.compensate(rewritten.model, Kept(analysis.coupling, dead))
+    def cut(removed: Removed) -> Rewritten:
+        rewritten = granularity.load().cut(analysis, removed)
+        judge.compensate(rewritten.model, Kept(analysis.coupling, rewritten.dead))
         return rewritten
 
-    def prove(rewritten: Rewritten, dead: Dead) -> None:
+    def prove(rewritten: Rewritten, removed: Removed) -> None:
         if verify:
             _compare(analysis, rewritten.model)
 
     if not removed:
         return False
-    carried = carry(analysis, removed, cut, prove)
+    carried = carry(removed, cut, prove)
     found.model = carried.rewritten.model
     found.removed.update({name: len(units) for name, units in carried.removed.items()})
     for name, why in carried.put_back.items():

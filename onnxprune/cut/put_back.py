@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import VerificationError
-from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.kept import Masks
 
 __all__ = ["Carried", "Failed", "Removed", "carry", "most"]
 
 Proof = TypeVar("Proof")
 Result = TypeVar("Result")
 Removed = Mapping[str, NDArray[np.int64]]
-Dead = dict[int, NDArray[np.bool_]]
 
 
 class Failed(ValueError):
@@ -38,8 +37,6 @@ class Carried(Generic[Proof]):
     ----------
     removed : dict
         Group -> units that went.
-    dead : dict
-        Root dim -> which of its indices went.
     rewritten : Rewritten
     proof : Proof
     put_back : dict
@@ -47,27 +44,29 @@ class Carried(Generic[Proof]):
     """
 
     removed: dict[str, NDArray[np.int64]]
-    dead: Dead
     rewritten: Rewritten
     proof: Proof
     put_back: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def dead(self) -> Masks:
+        """Root dim -> which of its indices went."""
+        return self.rewritten.dead
+
 
 def carry(
-    analysis: Analysis,
     removed: Removed,
-    rewrite: Callable[[Dead], Rewritten],
-    prove: Callable[[Rewritten, Dead], Proof],
+    cut: Callable[[Removed], Rewritten],
+    prove: Callable[[Rewritten, Removed], Proof],
 ) -> Carried[Proof]:
     """Cut what is asked for, less what fails.
 
     Parameters
     ----------
-    analysis : Analysis
     removed : mapping
         Group -> units.
-    rewrite : callable
-        Dead elements -> pruned model; raises RewriteError.
+    cut : callable
+        Units -> pruned model; raises ValueError where they can't go.
     prove : callable
         Raises `Failed` where the pruned model isn't what it must be.
 
@@ -76,7 +75,7 @@ def carry(
     VerificationError
         If no cut holds.
     """
-    carried, put_back = most(list(removed), _Attempt(analysis, removed, rewrite, prove))
+    carried, put_back = most(list(removed), _Attempt(removed, cut, prove))
     carried.put_back = put_back
     return carried
 
@@ -137,16 +136,14 @@ def _halves(names: list[str]) -> list[list[str]]:
 
 @dataclass
 class _Attempt(Generic[Proof]):
-    analysis: Analysis
     removed: Removed
-    rewrite: Callable[[Dead], Rewritten]
-    prove: Callable[[Rewritten, Dead], Proof]
+    cut: Callable[[Removed], Rewritten]
+    prove: Callable[[Rewritten, Removed], Proof]
 
     def __call__(self, names: Sequence[str]) -> Carried[Proof]:
         removed = {name: self.removed[name] for name in names}
         try:
-            dead = self.analysis.grouping.dead(removed)
-            rewritten = self.rewrite(dead)
+            rewritten = self.cut(removed)
         except ValueError as error:  # can't be rewritten, isn't closed, or an axis would lose all that it has
             raise Failed(str(error)) from error
-        return Carried(removed, dead, rewritten, self.prove(rewritten, dead))
+        return Carried(removed, rewritten, self.prove(rewritten, removed))

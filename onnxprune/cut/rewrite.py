@@ -8,7 +8,7 @@ count, an attention scale computed from a Shape), that input is mended; everythi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,10 +25,20 @@ __all__ = ["Kept", "Masks", "RewriteError", "WeightCut", "Rewritten", "rewrite"]
 
 @dataclass
 class Rewritten:
-    """The pruned model, and which slices of which weights are gone."""
+    """The pruned model, and what is gone.
+
+    Attributes
+    ----------
+    model : Model
+    cuts : list of WeightCut
+        Which slices of which weights.
+    dead : mapping
+        Root dim -> which of its indices.
+    """
 
     model: Model
     cuts: list[WeightCut]
+    dead: Masks = field(default_factory=dict)
 
 
 def rewrite(
@@ -64,4 +74,4 @@ def rewrite(
         mender.visit(number)
     writer.drop_dead()
     writer.update_types()
-    return Rewritten(writer.model, cuts)
+    return Rewritten(writer.model, cuts, dead)

@@ -50,8 +50,8 @@ class References:
         self._original: Session | None = None
         self._how = 0
 
-    def draw(self, given: Sequence[Feeds], samples: int, rng: np.random.Generator) -> list[Case]:
-        """Run the twin on given inputs, on random ones at the bound sizes, and on one at each of other sizes.
+    def draw(self, given: Sequence[Feeds], rng: np.random.Generator) -> list[Case]:
+        """Run the twin on given inputs, on a random one at the bound sizes, and on one at each of other sizes.
 
         Raises
         ------
@@ -72,15 +72,14 @@ class References:
 
         sizes = SizeTrials(self.analysis, attempt)
         try:
-            cases += [self._best(session, sizes.bound, rng) for _ in range(samples)]
+            cases.append(self._best(session, sizes.bound, rng))
         except NoValues as error:
             if not cases:
                 raise
             self.notes.append(f"law 1 was checked on the given inputs alone: {error}")
             return cases
-        if samples:
-            sizes.run()
-            self.refused = sizes.failed
+        sizes.run()
+        self.refused = sizes.failed
         return cases
 
     def _open_twin(self) -> Session:

@@ -108,7 +108,7 @@ class Verification:
 
 def verify(
     analysis: Analysis, dead: Masks, pruned: Model | onnx.ModelProto | str | PathLike[str], *,
-    inputs: Iterable[Feeds] | None = None, samples: int = 1, seed: int = 0, rtol: float | None = None,
+    masked: Model | None = None, inputs: Iterable[Feeds] | None = None, seed: int = 0, rtol: float | None = None,
     kept: Kept | None = None,
 ) -> Verification:  # fmt: skip
     """Check a pruned model against the original with the same channels masked.
@@ -121,11 +121,14 @@ def verify(
         Root dim -> which of its indices are gone.
     pruned : Model, ModelProto or path
         A large model is best given as the file that was written: its weights are then mapped, not copied.
+    masked : Model, optional
+        The original with the same units silenced, where they are no channels (`onnxprune.granularity`); by default
+        the masked twin of ``dead``.
     inputs : iterable of dict, optional
         Inputs to compare on, besides the random ones.
-    samples : int
-        Random inputs; where axes are dynamic, one more for each of some other sizes (`onnxprune.proof.sizes`).
     seed : int
+        Of the random inputs: one, and where axes are dynamic, one more for each of some other sizes
+        (`onnxprune.proof.sizes`).
     rtol : float, optional
         Relative tolerance, instead of those of the types.
     kept : Kept, optional
@@ -148,9 +151,10 @@ def verify(
             result.checks.append(name)
     result.checks.insert(0, "names, types and order of inputs and outputs")
     if not result.failures:
-        law = _Law(analysis, dead, pruned, result, rtol)
-        law.kept = kept or law.kept
-        law.run(list(inputs or ()), samples, np.random.default_rng(seed))
+        right = twin(analysis, dead) if masked is None else masked
+        law = _Law(analysis, right, pruned, kept or Kept(analysis.coupling, dead), result)
+        law.tolerate(rtol)
+        law.run(list(inputs or ()), np.random.default_rng(seed))
     if result.failures:
         result.status = "failed"
     result.seconds = time.perf_counter() - start
@@ -161,19 +165,21 @@ class _Law:
     """Law 1 on one cut."""
 
     def __init__(
-        self, analysis: Analysis, dead: Masks, pruned: Model, result: Verification, rtol: float | None
+        self, analysis: Analysis, right: Model, pruned: Model, kept: Kept, result: Verification
     ) -> None:
-        self.analysis, self.result, self.prepack = analysis, result, False
-        self.kept = Kept(analysis.coupling, dead)
+        self.analysis, self.kept, self.result, self.prepack = analysis, kept, result, False
         self.steps = interior.steps(a.node for a in analysis.coupling.nodes)
-        self.original, self.twin, self.pruned = analysis.model, twin(analysis, dead), pruned
-        kinds = {elem for elem, _ in analysis.tracer.types.values()}
+        self.original, self.twin, self.pruned = analysis.model, right, pruned
+
+    def tolerate(self, rtol: float | None) -> None:
+        """Set the tolerance, by the types unless it is given; widen or narrow the models where that helps."""
+        kinds = {elem for elem, _ in self.analysis.tracer.types.values()}
         kind = "double" if TensorProto.DOUBLE in kinds and TensorProto.FLOAT not in kinds else "float"
         if kinds & set(HALF):
             kind = self.widen()
         elif kind == "double":
             kind = self.narrow()
-        result.tolerance = TOLERANCE[kind] if rtol is None else rtol
+        self.result.tolerance = TOLERANCE[kind] if rtol is None else rtol
 
     def widen(self) -> str:
         model = self.analysis.model
@@ -205,13 +211,13 @@ class _Law:
             return "float"
         return "double"
 
-    def run(self, given: Sequence[Feeds], samples: int, rng: np.random.Generator) -> None:
+    def run(self, given: Sequence[Feeds], rng: np.random.Generator) -> None:
         result = self.result
         if result.failures:
             return
         references = References(self.analysis, self.original, self.twin)
         try:
-            cases = references.draw(given, samples, rng)
+            cases = references.draw(given, rng)
         except RunError as error:
             result.notes += [*references.notes, f"law 1 was not checked: {error}"]
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import registry
+from onnxprune import granularity, registry
 from onnxprune.allocation import ratio
 from onnxprune.cut.cuts import TensorCut, cuts_of
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
@@ -203,7 +203,7 @@ def resolve(plan: Plan, analysis: Analysis) -> Decision:
     PlanError
         If a group or a unit isn't the model's, a group would lose all of its units, or the cuts disagree.
     """
-    groups = {g.name: g for g in analysis.grouping.groups}
+    groups = {g.name: g for g in granularity.load().groups(analysis)}
     removed: dict[str, NDArray[np.int64]] = {}
     for planned in plan.groups:
         group = groups.get(planned.name)

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxprune import granularity
 from onnxprune.calibration.given import feeds
 from onnxprune.cut.cuts import copies_of, cuts_of
-from onnxprune.cut.put_back import Carried, Dead, Failed, carry
-from onnxprune.cut.rewrite import Rewritten, rewrite
+from onnxprune.cut.put_back import Carried, Failed, Removed, carry
+from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.folding import Folded, restored
@@ -175,7 +176,7 @@ def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
     analysis, decision = _resolve(job, plan)
     try:
         with job.stage("verify"):
-            found = _prove(job, analysis, analysis.grouping.dead(decision.removed), pruned)
+            found = _prove(job, analysis, decision.removed, pruned)
     except Failed as failure:
         raise VerificationError(
             f"The pruned model isn't what the plan says: {str(failure).rstrip('.')}."
@@ -192,12 +193,15 @@ def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
     return analysis, resolve(plan, analysis)
 
 
-def _prove(job: Job, analysis: Analysis, dead: Dead, pruned: Model | Path) -> Verification:
+def _prove(job: Job, analysis: Analysis, removed: Removed, pruned: Model | Path) -> Verification:
     """Verify; raise where something is wrong, or where nothing could be said."""
     from onnxprune.proof.verify import verify as check
 
     given = feeds(job.model.proto.graph, job.options.inputs)
-    found = check(analysis, dead, pruned, inputs=given, seed=job.options.seed, rtol=job.options.rtol)
+    dead, masked = analysis.grouping.dead(removed), granularity.load().masked(analysis, removed)
+    found = check(
+        analysis, dead, pruned, masked=masked, inputs=given, seed=job.options.seed, rtol=job.options.rtol
+    )
     if found.status == "failed":
         raise Failed("; ".join(found.failures))
     if not found.passed:
@@ -223,16 +227,15 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
     decision : Decision
     output : Path or None
     """
-    other: list[Any] = []
 
-    def cut(dead: Dead) -> Rewritten:
+    def cut(removed: Removed) -> Rewritten:
         with job.stage("rewrite"):
-            if not other:
-                other.append(analysis.other_values())
-            found = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, other[0])
-            return found if job.folded is None else Rewritten(restored(found.model, job.folded), found.cuts)
+            found = granularity.load().cut(analysis, removed)
+            if job.folded is None:
+                return found
+            return dataclasses.replace(found, model=restored(found.model, job.folded))
 
-    def prove(rewritten: Rewritten, dead: Dead) -> Verification | None:
+    def prove(rewritten: Rewritten, removed: Removed) -> Verification | None:
         if not job.options.verify:
             return None
         pruned: Model | Path = rewritten.model
@@ -240,13 +243,13 @@ def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, outp
             with job.stage("save"):
                 pruned = staging.write(rewritten.model)
         with job.stage("verify"):
-            return _prove(job, analysis, dead, pruned)
+            return _prove(job, analysis, removed, pruned)
 
     with contextlib.ExitStack() as stack:
         staging = staging_of(job.model, output, job.options)
         if staging is not None:
             stack.enter_context(staging)
-        carried = carry(analysis, decision.removed, cut, prove)
+        carried = carry(decision.removed, cut, prove)
         if carried.put_back:
             decision = Decision(decision.groups, carried.removed, decision.align)
             plan = plan_of(job.sha256(), settled(job.options, decision), analysis, decision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.cut.rewrite import rewrite
+from onnxprune import granularity
+from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NotFaster, NothingToPrune
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
@@ -25,8 +26,6 @@ from onnxprune.pruning.decision import Decision, step_of
 from onnxprune.runtime.session import Session
 
 __all__ = ["Speed", "is_asked", "settle", "steps_of", "surely"]
-
-Removed = Mapping[str, NDArray[np.int64]]
 
 #: Allocations until the measured latency is the one that was asked for, and the share of it that is near enough.
 ROUNDS, NEAR = 6, 0.95
@@ -88,10 +87,7 @@ class Speed:
 
     def try_cut(self, removed: Removed) -> Race:
         """Time the input with these units gone."""
-        analysis = self.analysis
-        dead = analysis.grouping.dead(removed)
-        cut = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, analysis.other_values())
-        found = self.race(cut.model)
+        found = self.race(granularity.load().cut(self.analysis, removed).model)
         self.races.append(
             {"ratio": round(found.ratio, 4), "interval": [round(found.low, 4), round(found.high, 4)]}
         )
