@@ -8,7 +8,7 @@ shapes, attributes, arity, edges, opsets, names, types, values, nodes, inputs. A
 line runs it (behind its wall), on one damaged file: inspect, prune, sparsify or run. What can be wrong: a traceback,
 "this is a bug", a signal, a hang (over 5 s of the processor), over 1 GB, something left behind, an exit code that
 isn't documented, not one sentence; and, where the file is sound by onnx's checker and onnxruntime, a result that either
-refuses, or outputs that aren't those of the masked original (law 1 from outside: `zoo_oracle`) or, for `run`, those
+refuses, or outputs that aren't those of the masked original (law 1 from outside: `zoo/oracle.py`) or, for `run`, those
 of the original.
 
 Every case is forked from a process in which the libraries are loaded already, so that 10,000 take minutes. The exit
@@ -33,22 +33,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import attempt
 import numpy as np
 import onnx
 import onnxruntime
 import small_models
-import zoo_compare
-import zoo_oracle
-from fuzz_mutations import damaged
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from benchmarks import attempt
+from benchmarks.fuzz_mutations import damaged
+from benchmarks.zoo import compare, oracle
 from onnxprune.cli import main as command_line
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 PRUNE = ("prune", "IN", "OUT", "--ratio", "0.5", "--align", "none", "--report", "REPORT")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect", "IN"),
@@ -88,7 +87,7 @@ def bases() -> list[ModelProto]:
         if model.ByteSize() < 200_000:
             found.append(model)
     nets = [small_models.chain(), small_models.residual(), small_models.attention()]
-    nets += [onnx.load(path) for path in sorted((HERE.parent / "samples").rglob("*.onnx"))]
+    nets += [onnx.load(path) for path in sorted((ROOT / "samples").rglob("*.onnx"))]
     return found + nets * (len(found) // 20)
 
 
@@ -220,17 +219,17 @@ def _judge(here: Path, name: str) -> str:
     try:
         original = onnx.load(source)
         onnx.checker.check_model(original)
-        before = zoo_compare.session(source)
+        before = compare.session(source)
     except Exception:  # what neither the checker nor onnxruntime takes has no right result
         return ""
     try:
         result = onnx.load(here / "out.onnx")
         onnx.checker.check_model(result)
-        after = zoo_compare.session(here / "out.onnx")
+        after = compare.session(here / "out.onnx")
     except Exception as error:
         return f"the result is refused: {str(error)[:200]}"
     try:
-        feeds = zoo_compare.find_inputs(before)
+        feeds = compare.find_inputs(before)
         expected = _expected(original, result, here, name, before, feeds)
     except Exception:
         return ""
@@ -239,21 +238,21 @@ def _judge(here: Path, name: str) -> str:
     for outputs in expected:
         if not all(o.dtype.kind != "f" or np.isfinite(o).all() for o in outputs):
             return ""
-    error = zoo_compare.distance(expected, zoo_compare.run(after, feeds))
+    error = compare.distance(expected, compare.run(after, feeds))
     return f"outputs differ by {error:.3g}" if error > TOLERANCE else ""
 
 
 def _expected(original: Any, result: Any, here: Path, name: str, before: Any, feeds: Any) -> Any:
     if name == "run":
-        return zoo_compare.run(before, feeds)
+        return compare.run(before, feeds)
     if name != "prune":
         return None
     report = json.loads((here / "report.json").read_text())
     cuts = [*report["cuts"], *report.get("copies", [])]
     if report["inexact"] or report["law1"] is None:
         return None
-    twin = zoo_oracle.masked(original, result, cuts)
-    return zoo_compare.run(zoo_compare.session(twin), feeds)
+    twin = oracle.masked(original, result, cuts)
+    return compare.run(compare.session(twin), feeds)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,6 @@
-"""What NVIDIA's checker says of our 2:4: ``python benchmarks/sparse_check.py --polygraphy PATH FILE_OR_FOLDER...``.
+"""What NVIDIA's checker says of our 2:4.
+
+    python benchmarks/accuracy/sparsity_check.py --polygraphy PATH FILE_OR_FOLDER...
 
 Each model is sparsified by magnitude, and ``polygraphy inspect sparsity`` reads the result. A line for each: weights
 that we treated, that the checker calls sparse, that it calls non-sparse; and of the latter those that we had treated

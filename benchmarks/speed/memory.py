@@ -4,9 +4,9 @@ A chain of 48 MatMul of 64 MB each is written to a temporary folder, a command r
 anonymous memory of the command (``RssAnon`` in ``/proc/<pid>/status``; mapped files don't count, the kernel
 takes those back at will) is sampled every few milliseconds. The folder is deleted at the end. Linux only.
 
-    python benchmarks/memory.py                     the file layer alone: open, cut every weight by half, save
-    python benchmarks/memory.py --command "onnxprune prune {input} {output} --ratio 0.5 --no-verify"
-    python benchmarks/memory.py --session           one plain onnxruntime session of the input, for comparison
+    python benchmarks/speed/memory.py                     the file layer alone: open, cut every weight by half, save
+    python benchmarks/speed/memory.py --command "onnxprune prune {input} {output} --ratio 0.5 --no-verify"
+    python benchmarks/speed/memory.py --session           one plain onnxruntime session of the input, for comparison
 
 The target is the largest tensor + 200 MB.
 """

@@ -1,4 +1,6 @@
-"""onnxsim's zeros, of one file: `python sparse_rival.py IN OUT METHOD PATTERN SPARSITY [--calib NPZ --samples N]`.
+"""onnxsim's zeros, of one file.
+
+    python benchmarks/accuracy/sparsity_rival.py IN OUT METHOD PATTERN SPARSITY [--calib NPZ --samples N]
 
 METHOD is magnitude, wanda or sparsegpt, PATTERN N:M or unstructured. Needs onnxsim >= 0.8.
 """

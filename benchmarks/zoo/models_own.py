@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional
-from zoo_entry import Axes, Built, Entry
+
+from benchmarks.zoo.entry import Axes, Built, Entry
 
 
 def own_entries() -> list[Entry]:

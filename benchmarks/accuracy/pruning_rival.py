@@ -1,4 +1,6 @@
-"""onnxsim's structured pruning with data, of one file: `python accuracy_rival.py IN OUT SPARSITY... [--calib NPZ]`.
+"""onnxsim's structured pruning with data, of one file.
+
+    python benchmarks/accuracy/pruning_rival.py IN OUT SPARSITY... [--calib NPZ]
 
 Needs onnxsim >= 0.8. Channels of layers and heads of attention are removed at the same sparsity. With ``--calib`` they
 are ranked by Wanda's metric on the samples, and the layers are refitted (``apply_pruning_finetune``); without, by the

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from zoo_entry import Axes, Built, Entry
-from zoo_inputs_hf import INPUTS, VOCABULARY
+
+from benchmarks.zoo.entry import Axes, Built, Entry
+from benchmarks.zoo.inputs_hf import INPUTS, VOCABULARY
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 144}
 TEXT = SMALL | {"vocab_size": VOCABULARY, "max_position_embeddings": 64}

@@ -1,12 +1,12 @@
 """Prune every model of a zoo with the onnxprune command and check each result from outside.
 
-    python benchmarks/zoo.py FOLDER|FILE|GLOB... [--ratio 0.5] [--allow-inexact] [--control] [--json OUT]
-    python benchmarks/zoo.py --self-test
+    python benchmarks/zoo/check.py FOLDER|FILE|GLOB... [--ratio 0.5] [--allow-inexact] [--control] [--json OUT]
+    python benchmarks/zoo/check.py --self-test
 
 For every .onnx: `python -m onnxprune prune IN OUT --ratio R --align none --report R.json` in a process of
 its own, then: OUT opens in onnxruntime; names, types and order of inputs and outputs are those of IN; law
-1 (see zoo_oracle) on random inputs; float parameters left beside Torch-Pruning's and onnxsim's
-(zoo_rivals.json, or measured here with --onnxsim). The exit code is 1 if any model failed.
+1 (see oracle.py) on random inputs; float parameters left beside Torch-Pruning's and onnxsim's
+(rivals.json, or measured here with --onnxsim). The exit code is 1 if any model failed.
 
 Columns: `left` share of the parameters left; `TP`, `onnxsim` the rivals'; `law 1` greatest max|a-b|/max|a|
 between the pruned model and the masked original; `effect` the same between the original and its masked
@@ -26,12 +26,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import onnx
-import zoo_compare
-import zoo_oracle
-from zoo_process import run_limited
+
+from benchmarks.shared import run_limited
+from benchmarks.zoo import compare, oracle
 
 HERE = Path(__file__).parent
 NOTHING = 4  # exit code of the command when nothing can be pruned
@@ -69,14 +69,14 @@ def main(argv: list[str] | None = None) -> int:
     """Prune, check, print; return 1 if any model failed."""
     args = _arguments(argv)
     if args.self_test:
-        from zoo_selftest import self_test
+        from benchmarks.zoo.selftest import self_test
 
         return self_test()
     files = [f for f in _files(args.models) if re.search(args.only, str(f))]
     if not files:
         print("no .onnx files found", file=sys.stderr)
         return 2
-    rivals = json.loads((HERE / "zoo_rivals.json").read_text())["models"]
+    rivals = json.loads((HERE / "rivals.json").read_text())["models"]
     rows: list[Row] = []
     print(HEADER, flush=True)
     for file in files:
@@ -121,7 +121,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--max-mb", type=float, default=float("inf"), help="skip larger files")
     parser.add_argument(
-        "--onnxsim", action="store_true", help="measure onnxsim where zoo_rivals.json has no figure"
+        "--onnxsim", action="store_true", help="measure onnxsim where rivals.json has no figure"
     )
     parser.add_argument("--rival-python", default=sys.executable, help="interpreter that has onnxsim")
     parser.add_argument(
@@ -199,19 +199,19 @@ def examine(file: Path, args: argparse.Namespace, rivals: dict[str, Any]) -> Row
 
 def check(row: Row, file: Path, out: Path, report: dict[str, Any], args: argparse.Namespace) -> None:
     """Fill in the row from the two files and the report."""
-    original, pruned = zoo_oracle.load(file), zoo_oracle.load(out)
-    row.params, row.params_left = zoo_oracle.parameters(original), zoo_oracle.parameters(pruned)
+    original, pruned = oracle.load(file), oracle.load(out)
+    row.params, row.params_left = oracle.parameters(original), oracle.parameters(pruned)
     row.left = round(row.params_left / row.params, 4) if row.params else None
     cuts = [*report["cuts"], *report.get("copies", [])]
     row.cuts, row.inexact = len(cuts), args.allow_inexact and _inexact(report)
-    problems = zoo_oracle.interface_differences(original, pruned)
-    before = zoo_compare.session(file)
-    feeds = zoo_compare.find_inputs(before, shapes=_manifest_shapes(file))
-    plain = zoo_compare.run(before, feeds)
+    problems = oracle.interface_differences(original, pruned)
+    before = compare.session(file)
+    feeds = compare.find_inputs(before, shapes=_manifest_shapes(file))
+    plain = compare.run(before, feeds)
     del before
-    found = zoo_compare.run(zoo_compare.session(out), feeds)
+    found = compare.run(compare.session(out), feeds)
     row.law1, expected = _law1(original, pruned, cuts, feeds, found, args.tolerance)
-    row.effect = zoo_compare.distance(plain, expected)
+    row.effect = compare.distance(plain, expected)
     tolerance = max(args.tolerance, 1e-2) if any(o.dtype.itemsize == 2 for o in plain[0]) else args.tolerance
     if not row.law1 <= tolerance and not row.inexact:
         problems.append(f"law 1 violated: {row.law1:.3g}")
@@ -236,9 +236,9 @@ def _law1(
     """Return the distance to the nearer of the two masked twins, and that twin's outputs."""
     best: tuple[float, Any] = (float("inf"), None)
     for contracted_only in (False, True):
-        twin = zoo_oracle.masked(original, pruned, cuts, contracted_only)
-        expected = zoo_compare.run(zoo_compare.session(twin), feeds)
-        error = zoo_compare.distance(expected, found)
+        twin = oracle.masked(original, pruned, cuts, contracted_only)
+        expected = compare.run(compare.session(twin), feeds)
+        error = compare.distance(expected, found)
         if best[1] is None or error < best[0]:
             best = (error, expected)
         if best[0] <= tolerance:
@@ -248,8 +248,8 @@ def _law1(
 
 def wrong(cuts: list[Any], original: onnx.ModelProto) -> list[Any]:
     """Shift the removed indices of the largest cut tensor by one: a wrong list that looks right."""
-    original = zoo_oracle.with_weights(original, {cut["tensor"] for cut in cuts})
-    dims = {name: t.dims for name, t in zoo_oracle.weights(original).items()}
+    original = oracle.with_weights(original, {cut["tensor"] for cut in cuts})
+    dims = {name: t.dims for name, t in oracle.weights(original).items()}
 
     def size(cut: Any) -> int:
         total = 1
@@ -285,7 +285,7 @@ def _measure_onnxsim(file: Path, folder: Path, args: argparse.Namespace) -> floa
         out = folder / "rival.onnx"
         command = [
             args.rival_python,
-            str(HERE / "zoo_rival.py"),
+            str(HERE / "rival.py"),
             str(file.resolve()),
             str(out),
             str(args.ratio),
@@ -294,9 +294,9 @@ def _measure_onnxsim(file: Path, folder: Path, args: argparse.Namespace) -> floa
         cache[key] = None
         if result.code == 0:
             try:
-                zoo_compare.find_inputs(zoo_compare.session(out), shapes=_manifest_shapes(file))
-                before = zoo_oracle.parameters(zoo_oracle.load(file))
-                cache[key] = round(zoo_oracle.parameters(zoo_oracle.load(out)) / before, 4)
+                compare.find_inputs(compare.session(out), shapes=_manifest_shapes(file))
+                before = oracle.parameters(oracle.load(file))
+                cache[key] = round(oracle.parameters(oracle.load(out)) / before, 4)
             except Exception as error:  # a rival's broken file is a result, not an error of this program
                 print(f"  onnxsim's {file.name} does not run: {str(error)[:150]}", file=sys.stderr)
         if args.rival_cache:

@@ -1,4 +1,4 @@
-"""Is a smaller model faster? ``python benchmarks/latency.py MODELS --out latency.jsonl [--rival-python PY]``.
+"""Is a smaller model faster? ``python benchmarks/speed/latency.py MODELS --out latency.jsonl [--rival-python PY]``.
 
 For each .onnx file of a folder, each ratio of MACs (1.5, 2, 3) and each batch (1, 8; models of a fixed batch have one),
 on one thread, without samples:
@@ -28,6 +28,9 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import RIVAL, Row
 from onnxprune import api
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph.analysis import analyse
@@ -37,9 +40,6 @@ from onnxprune.latency.clock import race, takes
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.speed import Speed
-
-RIVAL = Path(__file__).with_name("accuracy_rival.py")
-Row = dict[str, Any]
 
 
 class Bench:

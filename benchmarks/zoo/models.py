@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoo_entry import Axes, Built, Entry
+from benchmarks.zoo.entry import Axes, Built, Entry
 
-RIVALS = Path(__file__).with_name("zoo_rivals.json")
+RIVALS = Path(__file__).with_name("rivals.json")
 
 # Small enough for a minute each, and together every wiring that these libraries know.
 TIMM = [
@@ -171,7 +171,7 @@ DEDUP = [
 
 
 def torchvision_entries() -> list[Entry]:
-    """Return the classifiers of zoo_rivals.json, smallest first."""
+    """Return the classifiers of rivals.json, smallest first."""
     rows = json.loads(RIVALS.read_text())["models"]
 
     def entry(name: str) -> Entry:
@@ -211,8 +211,8 @@ def _timm(name: str) -> Built:
 
 def catalogue() -> dict[str, Entry]:
     """Return every entry by name."""
-    from zoo_models_hf import transformers_entries
-    from zoo_models_own import own_entries
+    from benchmarks.zoo.models_hf import transformers_entries
+    from benchmarks.zoo.models_own import own_entries
 
     entries = [*torchvision_entries(), *own_entries(), *transformers_entries(), *timm_entries()]
     return {entry.name: entry for entry in entries}

@@ -1,7 +1,7 @@
 """Law 1 at sizes other than those that a model was bound to, checked from outside.
 
-    python benchmarks/zoo_export.py FOLDER --set lengths
-    python benchmarks/zoo_lengths.py FOLDER [--only REGEX] [--calib] [--json OUT]
+    python benchmarks/zoo/export.py FOLDER --set lengths
+    python benchmarks/zoo/lengths.py FOLDER [--only REGEX] [--calib] [--json OUT]
 
 Each model is pruned once, bound by ``--input-shape`` to one size (and with ``--calib`` fitted on synthetic samples of
 that size). Then the small model and its twin run at five other sizes, shorter and longer ones. The twin is built
@@ -21,14 +21,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import onnx
-import zoo_compare
-import zoo_oracle
 from onnx import numpy_helper
-from zoo_process import run_limited
+
+from benchmarks.shared import run_limited
+from benchmarks.zoo import compare, oracle
 
 TOLERANCE = 1e-4
 Sizes = dict[str, int]
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def examine(file: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Return the errors at each size: None where only the small model fails, -1 where the original does, too."""
-    original = zoo_oracle.load(file)
+    original = oracle.load(file)
     sizes = next(value for key, value in SIZES.items() if key in file.stem)
     row: dict[str, Any] = {
         "file": f"{file.parent.name}/{file.name}",
@@ -103,13 +103,13 @@ def examine(file: Path, args: argparse.Namespace) -> dict[str, Any]:
         result = run_limited(command, 600.0, 16.0)
         if result.code:
             return row | {"note": result.reason}
-        pruned, facts = zoo_oracle.load(out), json.loads(report.read_text())
+        pruned, facts = oracle.load(out), json.loads(report.read_text())
         cuts = [*facts["cuts"], *facts.get("copies", [])]
-        twin = widened(original, pruned, cuts) if args.calib else zoo_oracle.masked(original, pruned, cuts)
-        sessions = [zoo_compare.session(m) for m in (twin, out)]
-        row["left"] = zoo_oracle.parameters(pruned) / zoo_oracle.parameters(original)
+        twin = widened(original, pruned, cuts) if args.calib else oracle.masked(original, pruned, cuts)
+        sessions = [compare.session(m) for m in (twin, out)]
+        row["left"] = oracle.parameters(pruned) / oracle.parameters(original)
         row["errors"] = [error_at(original, sessions, size) for size in sizes]
-        row["effect"] = error_at(original, [zoo_compare.session(file), sessions[1]], sizes[0])
+        row["effect"] = error_at(original, [compare.session(file), sessions[1]], sizes[0])
     return row
 
 
@@ -125,13 +125,13 @@ def shapes(proto: onnx.ModelProto, sizes: Sizes) -> dict[str, list[int]]:
 def error_at(original: onnx.ModelProto, sessions: list[Any], sizes: Sizes) -> float | None:
     """Run both at these sizes."""
     named = dict(sizes)
-    feeds = zoo_compare._feeds(sessions[0], (64, 16), np.random.default_rng(0), shapes(original, named))
+    feeds = compare._feeds(sessions[0], (64, 16), np.random.default_rng(0), shapes(original, named))
     try:
-        expected = zoo_compare.run(sessions[0], [feeds])
+        expected = compare.run(sessions[0], [feeds])
     except Exception:  # a size that the original doesn't take
         return -1.0
     try:
-        return zoo_compare.distance(expected, zoo_compare.run(sessions[1], [feeds]))
+        return compare.distance(expected, compare.run(sessions[1], [feeds]))
     except Exception:  # the small model must take what the original takes
         return None
 
@@ -145,8 +145,8 @@ def widened(original: onnx.ModelProto, pruned: onnx.ModelProto, cuts: list[Any])
         if "copy" in cut:
             raise ValueError("copies of shared weights aren't supported with --calib")
         removed[cut["tensor"]][cut["axis"]] |= set(cut["removed"])
-    small = zoo_oracle.weights(pruned)
-    for name, tensor in zoo_oracle.weights(twin).items():
+    small = oracle.weights(pruned)
+    for name, tensor in oracle.weights(twin).items():
         array = numpy_helper.to_array(tensor)
         if name not in small or array.dtype.kind != "f":
             continue
@@ -154,7 +154,7 @@ def widened(original: onnx.ModelProto, pruned: onnx.ModelProto, cuts: list[Any])
         values = numpy_helper.to_array(small[name])
         wide = np.zeros_like(array)
         wide[np.ix_(*keep)] = values
-        zoo_oracle._store(tensor, wide)
+        oracle._store(tensor, wide)
     return twin
 
 

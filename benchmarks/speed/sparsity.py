@@ -1,6 +1,6 @@
 """Speed of `onnxprune sparsify`, in seconds of wall clock and of CPU.
 
-    python benchmarks/sparsify.py [--work FOLDER] [--rival-python PYTHON]
+    python benchmarks/speed/sparsity.py [--work FOLDER] [--rival-python PYTHON]
 
 Rows: 2:4 by magnitude on 25 M weights (Gemm with the inputs on either axis, and 3x3 convolutions), SparseGPT and the
 refit after it on layers of 768 inputs and 3072 outputs and the reverse. PYTHON has Polygraphy, whose ``surgeon prune``

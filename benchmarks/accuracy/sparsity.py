@@ -1,6 +1,6 @@
 """Accuracy with zeros, without training: methods and patterns on real models, each scored.
 
-    python benchmarks/sparse_accuracy.py --data FOLDER --work FOLDER [--python PYTHON] [--rival-python PYTHON]
+    python benchmarks/accuracy/sparsity.py --data FOLDER --work FOLDER [--python PYTHON] [--rival-python PYTHON]
            [--pattern 2:4 unstructured=0.7 ...] [--rows REGEX] [--samples N] NAME...
 
 FOLDER holds models/NAME.onnx, ``calib.py NAME OUT.npz`` (unlabelled inputs that no score uses) and ``eval.py NAME
@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from accuracy import ODD, Row, Store, command
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import Data, Row, Store, command
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("magnitude", "wanda", "sparsegpt", "obs")
@@ -38,27 +40,16 @@ PATTERNS = (
 )
 
 
-class Bench:
+class Bench(Data):
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.data, self.work = args, args.data.resolve(), args.work.resolve()
-        self.work.mkdir(parents=True, exist_ok=True)
+        super().__init__(args.data, args.work, args.python)
+        self.args = args
 
     def source(self, name: str) -> Path:
         return Path(self.data / "models" / f"{name}.onnx")
 
     def dense(self, name: str) -> Row:
         return {"zeros": 0.0, "seconds": 0, "score": self.score(name, self.source(name))}
-
-    def score(self, name: str, path: Path) -> Row:
-        env = {} if "cifar10" in name else ODD
-        found: Row = json.loads(command(self.args.python, "eval.py", name, path, folder=self.data, **env))
-        return found
-
-    def samples(self, name: str) -> Path:
-        path = self.work / f"{name}.npz"
-        if not path.exists():
-            command(self.args.python, "calib.py", name, path, folder=self.data)
-        return path
 
     def ours(self, name: str, *options: object) -> Row:
         folder = self.work / str(os.getpid())  # scores ask for the model's name in that of the file
@@ -83,8 +74,8 @@ class Bench:
             command(tool, "surgeon", "prune", self.source(name), "-o", out)
         else:
             given = ("--calib", self.samples(name), "--samples", self.args.samples)
-            command(self.args.rival_python, HERE / "sparse_rival.py", self.source(name), out, method, pattern, sparsity,
-                    *given)  # fmt: skip
+            asked = (method, pattern, sparsity, *given)
+            command(self.args.rival_python, HERE / "sparsity_rival.py", self.source(name), out, *asked)
         seconds = round(time.perf_counter() - start, 1)
         return {"zeros": sparsity, "seconds": seconds, "score": self.score(name, out)}
 

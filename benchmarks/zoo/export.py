@@ -1,6 +1,6 @@
 """Export a zoo of randomly initialised models to ONNX: torchvision, timm, transformers and some written here.
 
-    python benchmarks/zoo_export.py FOLDER [--set NAME]... [--only REGEX] [--timeout 120] [--retry]
+    python benchmarks/zoo/export.py FOLDER [--set NAME]... [--only REGEX] [--timeout 120] [--retry]
 
 Needs torch, torchvision, timm, transformers, onnx, onnxscript and onnxruntime; never downloads weights.
 Writes FOLDER/torchscript/NAME.onnx (opset 17), FOLDER/dynamo/NAME.onnx (opset 18),
@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import zoo_models
+from benchmarks.zoo import models
 
 GIANT = 60.0  # millions of parameters: these come last
 OPSET = {"torchscript": 17, "dynamo": 18}
@@ -87,18 +87,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def jobs(sets: list[str]) -> Iterator[Job]:
     """Yield the jobs of the named sets; models over 60 M parameters are sets of their own."""
-    entries = list(zoo_models.catalogue().values())
-    vision = [e.name for e in zoo_models.torchvision_entries()]
+    entries = list(models.catalogue().values())
+    vision = [e.name for e in models.torchvision_entries()]
     small = [e.name for e in entries if e.mparams <= GIANT]
     large = [e.name for e in sorted(entries, key=lambda e: e.mparams) if e.mparams > GIANT]
     plans = {
         "torchscript": [Job(n, "torchscript") for n in small if n in vision],
         "extra": [Job(n, "torchscript") for n in small if n not in vision],
-        "dedup": [Job(n, exporter, dedup=True) for n in zoo_models.DEDUP for exporter in OPSET],
+        "dedup": [Job(n, exporter, dedup=True) for n in models.DEDUP for exporter in OPSET],
         "dynamo": [Job(n, "dynamo") for n in small],
         "giants": [Job(n, "torchscript") for n in large],
         "giants-dynamo": [Job(n, "dynamo") for n in large],
-        "lengths": [Job(n, exporter) for n in zoo_models.LENGTHS for exporter in OPSET],
+        "lengths": [Job(n, exporter) for n in models.LENGTHS for exporter in OPSET],
     }
     for key in sets:
         yield from plans[key]
@@ -167,9 +167,10 @@ def _preload() -> None:
     """Import the heavy libraries once; forked children then start at once."""
     import onnxscript  # noqa: F401
     import torch
-    import zoo_init
 
-    zoo_init.define_torchvision_operators()
+    from benchmarks.zoo import init
+
+    init.define_torchvision_operators()
     torch.set_num_threads(1)  # threads do not survive a fork
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operator does not export
     import timm  # noqa: F401
@@ -179,13 +180,14 @@ def _preload() -> None:
 
 def _export(job: Job, path: Path) -> dict[str, Any]:
     import torch
-    import zoo_init
+
+    from benchmarks.zoo import init
 
     _preload()
     torch.manual_seed(0)
-    built = zoo_models.catalogue()[job.name].build()
+    built = models.catalogue()[job.name].build()
     inputs = tuple(built.inputs.values())
-    model = built.model.eval() if job.dedup else zoo_init.randomise(built.model, inputs)
+    model = built.model.eval() if job.dedup else init.randomise(built.model, inputs)
     with torch.no_grad():
         expected = model(*inputs)
         _torch_export(job, model, built, path)
@@ -202,7 +204,7 @@ def _export(job: Job, path: Path) -> dict[str, Any]:
     }
 
 
-def _torch_export(job: Job, model: Any, built: zoo_models.Built, path: Path) -> None:
+def _torch_export(job: Job, model: Any, built: models.Built, path: Path) -> None:
     import torch
 
     names, args = list(built.inputs), tuple(built.inputs.values())
@@ -245,7 +247,7 @@ def _share_equal_initializers(path: Path) -> int:
     return merged
 
 
-def _check(path: Path, built: zoo_models.Built, expected: list[Any]) -> dict[str, Any]:
+def _check(path: Path, built: models.Built, expected: list[Any]) -> dict[str, Any]:
     """Run the file in onnxruntime; raise unless it loads and its finite outputs are those of PyTorch."""
     import numpy as np
     import onnx

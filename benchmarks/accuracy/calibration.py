@@ -1,6 +1,6 @@
 """What calibration costs beside plain forward passes, in one run.
 
-    python benchmarks/calibration.py MODEL SAMPLES.npz [--samples 1024] [--target macs=0.5]
+    python benchmarks/accuracy/calibration.py MODEL SAMPLES.npz [--samples 1024] [--target macs=0.5]
 
 The floor is onnxruntime on the original model over the same samples, in the same batches and with the same number of
 threads, several times; then the whole of ``prune --calib``. For each stage a line says its seconds and how many forward
@@ -26,7 +26,13 @@ from onnxprune.pruning.journey import Job
 
 RUNTIME = ("onnxruntime_pybind11_state", "InferenceSession", "onnxruntime_inference_collection")
 #: Where little is done but products, inverses and solutions of matrices; the operator ``@`` counts for its caller.
-ALGEBRA = ("calibrate/algebra.py", "calibrate/moments.py", "numpy/linalg", "einsum", "matmul")
+ALGEBRA = (
+    "reconstruction/least_squares.py",
+    "reconstruction/moments.py",
+    "numpy/linalg",
+    "einsum",
+    "matmul",
+)
 
 
 def shares(profile: cProfile.Profile) -> tuple[float, float]:

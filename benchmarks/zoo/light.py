@@ -1,4 +1,4 @@
-"""The light models of the onnx package with weights: `python benchmarks/zoo_light.py FOLDER` (needs onnx and
+"""The light models of the onnx package with weights: `python benchmarks/zoo/light.py FOLDER` (needs onnx and
 numpy).
 
 They are real architectures (AlexNet, DenseNet, Inception, ResNet, ShuffleNet, SqueezeNet, VGG, ZFNet at

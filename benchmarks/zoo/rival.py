@@ -1,4 +1,4 @@
-"""onnxsim's structured pruning of one file: `python zoo_rival.py IN OUT RATIO` (needs onnxsim >= 0.8)."""
+"""onnxsim's structured pruning of one file: `python benchmarks/zoo/rival.py IN OUT RATIO` (needs onnxsim >= 0.8)."""
 
 from __future__ import annotations
 

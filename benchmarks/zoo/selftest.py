@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import zoo_compare
-import zoo_oracle
 from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.zoo import compare, oracle
 
 TOLERANCE = 1e-5
 FIRST, SECOND = [1, 5], [0, 2, 3]  # channels removed after the first and the second convolution
@@ -77,15 +77,15 @@ def build(first: list[int] = [], second: list[int] = []) -> onnx.ModelProto:  # 
 
 
 def law1(pruned: onnx.ModelProto, cuts: list[dict[str, Any]]) -> float:
-    """Return the distance that zoo.py would report."""
+    """Return the distance that check.py would report."""
     original = build()
-    session = zoo_compare.session(pruned)
-    feeds = zoo_compare.find_inputs(session)
-    found = zoo_compare.run(session, feeds)
+    session = compare.session(pruned)
+    feeds = compare.find_inputs(session)
+    found = compare.run(session, feeds)
     errors = []
     for contracted_only in (False, True):
-        twin = zoo_oracle.masked(original, pruned, cuts, contracted_only)
-        errors.append(zoo_compare.distance(zoo_compare.run(zoo_compare.session(twin), feeds), found))
+        twin = oracle.masked(original, pruned, cuts, contracted_only)
+        errors.append(compare.distance(compare.run(compare.session(twin), feeds), found))
     return min(errors)
 
 
@@ -110,7 +110,7 @@ def verdict(case: str) -> str:
         tensor.CopyFrom(numpy_helper.from_array(np.zeros(8, np.float32), "shared"))
     try:
         return "accepted" if law1(pruned, cuts) <= TOLERANCE else "refused"
-    except zoo_oracle.OracleError:
+    except oracle.OracleError:
         return "refused"
 
 
@@ -123,7 +123,7 @@ def self_test() -> int:
         wrong += found != expected
         print(f"{case:22} {found:9} {'' if found == expected else 'but it should be ' + expected}")
     for name, array in (("empty difference", np.zeros(3)), ("NaN", np.full(3, np.nan))):
-        error = zoo_compare.distance([[np.ones(3)]], [[array]])
+        error = compare.distance([[np.ones(3)]], [[array]])
         wrong += not error > TOLERANCE
         print(f"{name:22} distance {error}")
     return int(wrong > 0)

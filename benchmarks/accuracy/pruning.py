@@ -1,6 +1,6 @@
 """Accuracy without training: prune real models to budgets of MACs, with samples and without, and score each.
 
-    python benchmarks/accuracy.py --data FOLDER --work FOLDER [options] NAME...
+    python benchmarks/accuracy/pruning.py --data FOLDER --work FOLDER [options] NAME...
 
 FOLDER holds models/NAME.onnx, ``calib.py NAME OUT.npz`` (unlabelled inputs that no score uses), ``eval.py NAME PATH``
 (prints the scores as JSON); ``--python`` has what these two need. WORK/models/NAME.onnx and WORK/NAME.npz, where they
@@ -9,7 +9,7 @@ are there, come before those of the folder. The rows of a model:
 ==============  =======================================================================================================
 ``dense``       the original
 ``2x l2``       no samples; the ratio, the same for all groups, whose MACs are nearest to the budget
-``2x rival``    onnxsim's structured pruning ranked by Wanda's metric, with its refit (`accuracy_rival.py`), at the
+``2x rival``    onnxsim's structured pruning ranked by Wanda's metric, with its refit (`pruning_rival.py`), at the
                 sparsity whose MACs are nearest to the budget; needs ``--rival-python``; it knows no alignment
 ``2x 256``      ``--target macs=0.5 --calib``, with 256, ``1024`` and ``all`` samples, and with ``synthetic`` ones
 ==============  =======================================================================================================
@@ -22,11 +22,8 @@ table can be had in pieces; ``--table`` prints the table of all that is there.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +31,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.shared import RIVAL, Data, Row, Store, command
 from onnxprune import Options
 from onnxprune.errors import NothingToPrune
 from onnxprune.graph.analysis import Analysis, analyse
@@ -42,21 +42,7 @@ from onnxprune.graph.size import count_macs
 from onnxprune.model import Model
 from onnxprune.pruning.decision import decide
 
-ODD = {"EVAL_HALF": "odd"}  # calib.py takes the samples with even index where there is no other set
-RIVAL = Path(__file__).with_name("accuracy_rival.py")
 GRID = 16
-Row = dict[str, Any]
-
-
-def command(*parts: object, folder: Path | None = None, **env: str) -> str:
-    text = [str(p) for p in parts]
-    done = subprocess.run(
-        text, capture_output=True, text=True, cwd=folder, env={**os.environ, **env}, check=False
-    )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise RuntimeError(f"{' '.join(text)}: {last[0]}")
-    return done.stdout
 
 
 def nearest(share: float, macs: Callable[[list[float]], list[float]]) -> float:
@@ -74,40 +60,10 @@ def nearest(share: float, macs: Callable[[list[float]], list[float]]) -> float:
     return best[1]
 
 
-class Store:
-    """Figures of rows in a file that several runs may add to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> dict[str, Row]:
-        found: dict[str, Row] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        return found
-
-    def add(self, key: str, row: Row) -> None:
-        with open(self.path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            text = json.dumps({**self.read(), key: row}, indent=1)
-            part = self.path.with_suffix(".part")
-            part.write_text(text)
-            part.replace(self.path)
-
-    def fill(self, key: str, measure: Callable[[], Row], *, again: bool) -> None:
-        """Measure a row unless it is there; what fails leaves its error, and is tried again next time."""
-        if not again and "error" not in self.read().get(key, {"error": ""}):
-            return
-        try:
-            row = measure()
-        except RuntimeError as error:
-            row = {"error": str(error)[-300:]}
-        self.add(key, row)
-
-
-class Bench:
+class Bench(Data):
     def __init__(self, args: argparse.Namespace) -> None:
-        self.data, self.work = args.data.resolve(), args.work.resolve()
-        self.python, self.rival_python, self.align = args.python, args.rival_python, args.align
-        self.work.mkdir(parents=True, exist_ok=True)
+        super().__init__(args.data, args.work, args.python)
+        self.rival_python, self.align = args.rival_python, args.align
         self.seen: dict[str, tuple[Model, Analysis, int]] = {}
 
     def path(self, name: str) -> Path:
@@ -126,17 +82,6 @@ class Bench:
 
     def share(self, name: str, path: Path) -> float:
         return count_macs(analyse(Model.load(path)).coupling) / self.original(name)[2]
-
-    def score(self, name: str, path: Path) -> Row:
-        odd = {} if "cifar10" in str(name) else ODD
-        found: Row = json.loads(command(self.python, "eval.py", name, path, folder=self.data, **odd))
-        return found
-
-    def samples(self, name: str) -> Path:
-        path = Path(self.work / f"{name}.npz")
-        if not path.exists():
-            command(self.python, "calib.py", name, path, folder=self.data)
-        return path
 
     def place(self, name: str, label: str) -> Path:
         """Of a result: a folder of its own, since scores may ask for the model's name in that of the file."""

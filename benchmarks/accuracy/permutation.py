@@ -1,8 +1,8 @@
 """How much of what 2:4 loses an order of the channels wins back, and how long the search takes.
 
-    python benchmarks/permutation.py                      random matrices, beside the published search
-    python benchmarks/permutation.py --quick              without the large ones
-    python benchmarks/permutation.py MODEL.onnx ...       real weights: every group of these models
+    python benchmarks/accuracy/permutation.py                      random matrices, beside the published search
+    python benchmarks/accuracy/permutation.py --quick              without the large ones
+    python benchmarks/accuracy/permutation.py MODEL.onnx ...       real weights: every group of these models
 
 For a matrix the share is the published one: 0 is the old order, 1 what each row would keep if it chose half of its
 columns freely (Pool and Yu, "Channel Permutations for N:M Sparsity", NeurIPS 2021). The published search is written

@@ -1,7 +1,7 @@
 """How long the command takes, beside the floor and the rivals, on one machine in one run.
 
-    python benchmarks/speed.py resnet50.onnx
-    python benchmarks/speed.py resnet50.onnx --rival-python PYTHON    with Torch-Pruning and onnxsim
+    python benchmarks/speed/pruning.py resnet50.onnx
+    python benchmarks/speed/pruning.py resnet50.onnx --rival-python PYTHON    with Torch-Pruning and onnxsim
 
 Every job is a process of its own, from its start to the file it writes. Jobs alternate, so that a busy
 machine slows all of them, and medians are given, with their ratios: absolute times say little.
@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHAIN = (50_000, 100_000)
 TARGETS = (
     ("onnxprune", "floor", 2.0),
@@ -61,7 +61,8 @@ def floor(source: str, target: str) -> dict[str, float]:
 def torch_pruning(_source: str, target: str) -> dict[str, float]:
     import torch
     import torch_pruning as tp
-    from zoo_init import define_torchvision_operators
+
+    from benchmarks.zoo.init import define_torchvision_operators
 
     define_torchvision_operators()
     import torchvision
