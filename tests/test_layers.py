@@ -131,6 +131,21 @@ def test_imports_point_down() -> None:
     assert faults(sources()) == []
 
 
+#: Rooms that see samples.
+SEEING = "calibration gradient reconstruction permutation rotation sparsity criteria pruning"
+#: What opens sessions there: one place runs samples; descent and the rule of Resize run what they made themselves.
+SESSIONS = {
+    "onnxprune.calibration.stream",
+    "onnxprune.reconstruction.descent",
+    "onnxprune.gradient.movement",
+}
+
+
+def test_one_place_opens_sessions_on_samples() -> None:
+    opening = {name for name, source in sources().items() if "open_session" in source}
+    assert {name for name in opening if room(name) in SEEING.split()} == SESSIONS
+
+
 def test_every_room_is_in_the_tree_and_little_lies_loose() -> None:
     assert {room(name) for name in modules()} == set(RANK) | {START}
     loose = {name.split(".")[1] for name in modules() if name.count(".") == 1}

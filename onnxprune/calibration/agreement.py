@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
-from onnxprune.runtime.session import RunError
 
 __all__ = ["compare", "distance", "outputs", "wilson"]
 
@@ -26,17 +26,12 @@ def outputs(model: Model, samples: Samples) -> Array:
     CalibrationError
         If the model fails on them, or has no such output.
     """
-    try:
-        session = samples.open(model)
-        rows = []
-        for batch, count in zip(samples.batches, samples.counts, strict=True):
-            values = session.run(batch)
-            array = _first([v for v in values.values() if isinstance(v, np.ndarray)])
-            whole = array.ndim > 0 and array.shape[0] == count
-            rows.append(array if whole else array[None])
-        return np.concatenate(rows)
-    except RunError as error:
-        raise CalibrationError(f"The model fails on the samples: {error}.") from error
+    rows = []
+    for values, count in zip(stream_of(model, samples).each(), samples.counts, strict=True):
+        array = _first([v for v in values.values() if isinstance(v, np.ndarray)])
+        whole = array.ndim > 0 and array.shape[0] == count
+        rows.append(array if whole else array[None])
+    return np.concatenate(rows)
 
 
 def _first(values: Sequence[Array]) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +24,8 @@ from onnxprune.calibration.reading import admits, bounded, call
 from onnxprune.calibration.synthetic import synthetic
 from onnxprune.errors import CalibrationError
 from onnxprune.files.arrays import read_folder, read_npz, read_tensor, reading
-from onnxprune.model import Model
 from onnxprune.runtime.binding import real_inputs
-from onnxprune.runtime.session import CPU, Session, open_session, provider_of
+from onnxprune.runtime.session import CPU, provider_of
 from onnxprune.wall import board as wall
 
 __all__ = ["Asked", "Samples", "load_samples", "samples_for"]
@@ -64,16 +63,6 @@ class Samples:
     source: str = ""
     free: bool = False
     provider: str = CPU
-
-    def open(self, model: Model | onnx.ModelProto, extra_outputs: Iterable[str] = ()) -> Session:
-        """Open an optimised session for these samples.
-
-        Raises
-        ------
-        RunError
-            If onnxruntime doesn't take the model.
-        """
-        return open_session(model, extra_outputs, provider=self.provider, prepack=True, optimise=True)
 
     @property
     def valid(self) -> list[Array | None]:

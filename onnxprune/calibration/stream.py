@@ -1,14 +1,20 @@
-"""Runs of a part of a model over all samples, one part after another.
+"""Models over samples: the one place that opens sessions on them.
 
-A `Stream` walks a model in topological order. It holds, for every batch of samples, the tensors that later nodes still
-need (the frontier), so each node runs about once however many stops are made. Where the frontier is larger than
-``most_bytes``, the last one that fitted is kept, and later parts run from there: memory stays bounded, time grows.
+Whoever needs what a model gives on samples asks `stream_of` for its `Runs`: ``each`` runs the whole model, ``run`` a
+part of it, and the next part later. A second backend (other processes, other machines) is one more class with these
+methods, chosen in `stream_of`; what is summed over batches merges (`onnxprune.reconstruction.moments`).
+
+The backend of this process is `Stream`. It walks a model in topological order and holds, for every batch of samples,
+the tensors that later nodes still need (the frontier), so each node runs about once however many stops are made. Where
+the frontier is larger than ``most_bytes``, the last one that fitted is kept, and later parts run from there: memory
+stays bounded, time grows.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -19,26 +25,101 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
-from onnxprune.runtime.session import RunError, Session
+from onnxprune.runtime.session import RunError, Session, open_session
 
-__all__ = ["Stream"]
+__all__ = ["Runs", "Stream", "stream_of"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
 
 
+class Runs(Protocol):
+    """What a backend offers: one model over all batches of samples, in their order.
+
+    Attributes
+    ----------
+    model : Model
+    keep : set of str
+        Tensors that later calls of `run` ask for although no node after them reads them; the caller changes it.
+    """
+
+    model: Model
+    keep: set[str]
+
+    def run(self, to: int, wanted: Sequence[str], *, stay: bool = False) -> Iterator[Batch]:
+        """Run up to a node, yielding for each batch tensors that exist by then.
+
+        Parameters
+        ----------
+        to : int
+            Position in topological order of the first node that doesn't run.
+        wanted : sequence of str
+            Tensors to be yielded: read or kept after the last position, or made by nodes between it and ``to``.
+        stay : bool
+            Leave the position where it is: nodes after it are still to be edited.
+
+        Yields
+        ------
+        dict
+            Tensor -> values. The position moves when the last batch has been taken; the model may be edited behind it.
+
+        Raises
+        ------
+        CalibrationError
+            If onnxruntime fails on the samples.
+        """
+
+    def each(self, wanted: Sequence[str] = (), beside: Iterable[Batch] | None = None) -> Iterator[Batch]:
+        """Run the whole model, whatever the position, yielding tensors of each batch.
+
+        Parameters
+        ----------
+        wanted : sequence of str
+            Any tensors of the model; its outputs by default.
+        beside : iterable of dict, optional
+            For each batch, values of inputs that aren't the samples': asked for just before the batch runs.
+
+        Yields
+        ------
+        dict
+            Tensor -> values.
+
+        Raises
+        ------
+        CalibrationError
+            If onnxruntime fails on the samples.
+        """
+
+    def fork(self, model: Model) -> Runs:
+        """Return the runs of another model, of the same nodes, from the same position; these stay where they are."""
+
+
+def stream_of(
+    model: Model,
+    samples: Samples,
+    types: Mapping[str, int] | None = None,
+    most_bytes: int = 1 << 30,
+    *,
+    what: str = "The model",
+) -> Runs:
+    """Return a model's runs over samples; here a backend is chosen. See `Stream` for the parameters."""
+    return Stream(model, samples, types, most_bytes, what=what)
+
+
 class Stream:
-    """A model on its way through the samples.
+    """A model on its way through the samples, in this process: a backend of `Runs`.
 
     Parameters
     ----------
     model : Model
         May be edited between stops, after the position that was reached.
     samples : Samples
-    types : mapping
-        Tensor -> element type, for every tensor of the graph.
+    types : mapping, optional
+        Tensor -> element type, for every tensor of the graph; only `run` needs them.
     most_bytes : int
         Largest frontier that is held over all batches.
+    what : str
+        What the model is, for errors.
 
     Attributes
     ----------
@@ -52,10 +133,13 @@ class Stream:
         self,
         model: Model,
         samples: Samples,
-        types: Mapping[str, int],
+        types: Mapping[str, int] | None = None,
         most_bytes: int = 1 << 30,
+        *,
+        what: str = "The model",
     ) -> None:
-        self.model, self.samples, self.types, self.most_bytes = model, samples, types, most_bytes
+        self.model, self.samples, self.types, self.most_bytes = model, samples, types or {}, most_bytes
+        self.what = what
         self.position = 0
         self.batches: list[Batch] = [dict(b) for b in samples.batches]
         self.keep: set[str] = set()
@@ -67,27 +151,7 @@ class Stream:
         return [graph.node[i] for i in self.model.order]
 
     def run(self, to: int, wanted: Sequence[str], *, stay: bool = False) -> Iterator[Batch]:
-        """Run up to a node, yielding for each batch tensors that exist by then.
-
-        Parameters
-        ----------
-        to : int
-            Position in topological order of the first node that doesn't run.
-        wanted : sequence of str
-            Tensors to be yielded: on the frontier, or made by nodes between the last position and ``to``.
-        stay : bool
-            Leave the position where it is: nodes after it are still to be edited.
-
-        Yields
-        ------
-        dict
-            Tensor -> values. The stream's position moves when the last batch has been taken.
-
-        Raises
-        ------
-        CalibrationError
-            If onnxruntime fails on the samples.
-        """
+        """Run up to a node, see `Runs.run`: tensors of the frontier, or made between the last position and ``to``."""
         nodes = self.protos
         to = max(to, self.position)
         live = [] if stay else self._live(nodes, to)
@@ -106,6 +170,27 @@ class Stream:
         if hold:
             self.position, self.batches = to, new
 
+    def each(self, wanted: Sequence[str] = (), beside: Iterable[Batch] | None = None) -> Iterator[Batch]:
+        """Run the whole model, see `Runs.each`; nothing is held."""
+        try:
+            session = self._open(self.model, wanted)
+            batches = self.samples.batches
+            extra = [{}] * len(batches) if beside is None else beside
+            for batch, more in zip(batches, extra, strict=True):
+                yield session.run({**batch, **more}, list(wanted) or None)
+        except RunError as error:
+            raise CalibrationError(f"{self.what} fails on the samples: {error}.") from error
+
+    def fork(self, model: Model) -> Stream:
+        """Go on with another model, see `Runs.fork`; the batches of the frontier are shared."""
+        other = copy.copy(self)
+        other.model, other.keep = model, set(self.keep)
+        return other
+
+    def _open(self, model: Model | onnx.ModelProto, extra_outputs: Iterable[str] = ()) -> Session:
+        provider = self.samples.provider
+        return open_session(model, extra_outputs, provider=provider, prepack=True, optimise=True)
+
     def _run(self, session: Session | None, names: Sequence[str], batch: Batch) -> Batch:
         if session is None:
             return batch
@@ -113,7 +198,7 @@ class Stream:
         try:
             return {**batch, **session.run(feeds)}
         except RunError as error:
-            raise CalibrationError(f"The model fails on the calibration samples: {error}.") from error
+            raise CalibrationError(f"{self.what} fails on the samples: {error}.") from error
 
     def _live(self, nodes: Sequence[NodeProto], to: int) -> list[str]:
         """Tensors that exist before ``to`` and are read from there on."""
@@ -152,7 +237,7 @@ class Stream:
             raise ValueError(f"{sorted(lost)} can't be had between nodes {self.position} and {to}")
         proto, inputs = self._part(picked, needed - made - {""}, sorted(missing), have)
         try:
-            return self.samples.open(proto), inputs
+            return self._open(proto), inputs
         except RunError as error:
             raise CalibrationError(f"A part of the model can't be run for calibration: {error}.") from error
 

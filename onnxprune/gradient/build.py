@@ -94,7 +94,6 @@ def gradient_model(
     wanted: Iterable[Wanted],
     output: str | None = None,
     reduce: Reduce | None = None,
-    extra: Callable[[], Sequence[str]] = list,
 ) -> GradientModel:
     """Build the model that computes gradients of one output.
 
@@ -110,8 +109,6 @@ def gradient_model(
     reduce : callable, optional
         (tape, what was wanted, gradient) -> the tensor that is given out in the place of the gradient; written in the
         graph, it spares the copy of large gradients.
-    extra : callable, optional
-        Asked at the end which other tensors are to be outputs.
 
     Raises
     ------
@@ -143,7 +140,7 @@ def gradient_model(
         model,
         [*forward, *tape.nodes],
         [*real_inputs(model.proto.graph), seed],
-        [output, *named.values(), *extra()],
+        [output, *named.values()],
     )
     return GradientModel(model, output, SEED, named)
 

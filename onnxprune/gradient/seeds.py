@@ -25,9 +25,6 @@ __all__ = ["Seeds", "kind_of", "probabilities"]
 
 Array = NDArray[Any]
 
-#: What an output may be.
-KINDS = ("probabilities", "log-probabilities", "logits", "values")
-
 
 def kind_of(y: Array) -> tuple[str, int]:
     """Tell what an output is, and which axis holds the classes.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,28 +124,6 @@ class Moments:
     def copy(self) -> Moments:
         """Return an independent copy."""
         return Moments(self.width, self.n, self.mean.copy(), self.gram.copy())
-
-    def save(self, path: str | Path) -> None:
-        """Write to an .npz file."""
-        np.savez(path, n=np.int64(self.n), mean=self.mean, gram=self.gram)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Moments:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        CalibrationError
-            If the file holds no moments.
-        """
-        try:
-            with np.load(path) as found:
-                n, mean, gram = int(found["n"]), found["mean"], found["gram"]
-        except (OSError, ValueError, KeyError) as error:
-            raise CalibrationError(f"{str(path)!r} holds no saved moments ({error}).") from error
-        if mean.ndim != 1 or gram.shape != (mean.size, mean.size) or n < 0:
-            raise CalibrationError(f"{str(path)!r} holds no saved moments: their sizes don't agree.")
-        return cls(mean.size, n, mean, gram)
 
 
 @dataclass

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.views import channels_last
 from onnxprune.runtime.inputs import id_limits
-from onnxprune.runtime.session import RunError
 
 __all__ = ["RANGES", "plausible"]
 
@@ -105,7 +105,7 @@ def _judge(analysis: Analysis, samples: Samples) -> tuple[str, float]:
         if norms:
             return "the statistics of BatchNormalization", -_distance(analysis, samples, norms)
         return "the first layer's bias", -_imbalance(analysis, samples)
-    except (RunError, CalibrationError):
+    except CalibrationError:
         return "", -np.inf
 
 
@@ -114,9 +114,9 @@ def _imbalance(analysis: Analysis, samples: Samples) -> float:
     first = next((s for s in sites(analysis) if s.bias), None)
     if first is None:
         return 0.0
-    session = samples.open(analysis.model, [first.y])
     axis = first.view.out_axis
-    rows = np.concatenate([channels_last(session.run(b, [first.y])[first.y], axis) for b in samples.batches])
+    runs = stream_of(analysis.model, samples).each([first.y])
+    rows = np.concatenate([channels_last(values[first.y], axis) for values in runs])
     bias = np.asarray(analysis.model.weight(first.bias), np.float64)
     large, wide = float(np.sqrt((bias**2).mean())), float(rows.std(axis=0, dtype=np.float64).mean())
     if not np.isfinite(wide) or wide <= 0:
@@ -137,14 +137,13 @@ def _norms(analysis: Analysis) -> dict[str, tuple[Array, Array]]:
 
 def _distance(analysis: Analysis, samples: Samples, norms: Mapping[str, tuple[Array, Array]]) -> float:
     """Mean divergence of normal distributions, observed from expected, over layers and channels."""
-    session = samples.open(analysis.model, norms)
-    held: dict[str, list[Array]] = {n: [] for n in norms}
-    for batch in samples.batches:
-        for name, value in session.run(batch, list(norms)).items():
-            held[name].append(np.moveaxis(value, 1, 0).reshape(value.shape[1], -1))
+    seen: dict[str, list[Array]] = {n: [] for n in norms}
+    for values in stream_of(analysis.model, samples).each(list(norms)):
+        for name, value in values.items():
+            seen[name].append(np.moveaxis(value, 1, 0).reshape(value.shape[1], -1))
     total = []
     for name, (mean, var) in norms.items():
-        rows = np.concatenate(held[name], axis=1).astype(np.float64)
+        rows = np.concatenate(seen[name], axis=1).astype(np.float64)
         ratio = (rows.var(axis=1) + 1e-9) / var
         divergence = ((rows.mean(axis=1) - mean) ** 2 / var + ratio - 1 - np.log(ratio)) / 2
         total.append(min(float(divergence.mean()), MOST))

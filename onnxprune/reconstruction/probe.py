@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.gradient.build import SEED, Wanted, forward_model
-from onnxprune.gradient.fisher import reduced
+from onnxprune.gradient.reduced import reduced
 from onnxprune.gradient.tape import Tape
 from onnxprune.graph.analysis import Analysis
 from onnxprune.reconstruction.layers import Readers, Site
 from onnxprune.reconstruction.least_squares import Curve
-from onnxprune.runtime.session import RunError
 
 __all__ = ["Probe", "curve_of"]
 
@@ -89,15 +89,11 @@ class Probe:
 
         model, outputs = forward_model(self.analysis, axes, summed)
         total: dict[int, Floats] = {}
-        try:
-            session = self.samples.open(model)
-            for batch, count in zip(self.samples.batches, self.samples.counts, strict=True):
-                got = session.run(batch)
-                for n, site in sites.items():
-                    mean = np.asarray(got[outputs[site.x]], np.float64)
-                    total[n] = total.get(n, 0.0) + mean * (count / self.samples.count)
-        except RunError as error:
-            raise CalibrationError(f"The model fails on the samples: {error}.") from error
+        runs = stream_of(model, self.samples).each()
+        for values, count in zip(runs, self.samples.counts, strict=True):
+            for n, site in sites.items():
+                mean = np.asarray(values[outputs[site.x]], np.float64)
+                total[n] = total.get(n, 0.0) + mean * (count / self.samples.count)
         return total
 
     def first_order(self) -> Iterator[dict[int, Floats]]:
@@ -123,9 +119,7 @@ class Probe:
             sizes = t.op("Concat", count, t.ints_const([-1, *t.static(site.x, [axis])]), axis=0)
             return t.op("Neg", t.reduce("ReduceSum", t.reshape(moved, sizes), [1], keep=False))
 
-        for values, _, _ in reduced(
-            self.analysis, self.samples, edges, product, seed=self.seed, say=self.say
-        ):
+        for values in reduced(self.analysis, self.samples, edges, product, self.seed, self.say):
             yield {int(edge[0]): rows for edge, rows in values.items()}
 
     def units(self, group: str, measured: Mapping[int, Floats]) -> Floats:

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
-from onnxprune.calibration.stream import Stream
+from onnxprune.calibration.stream import stream_of
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import CalibrationError, ModelError, UsageError
 from onnxprune.gradient.loss import LossModel, loss_model, part_model
@@ -147,8 +147,8 @@ class _Work:
         self.analysis = _analysed(self.cut, self.samples, self.original.given)
         parts = segments(self.analysis, sites(self.analysis))
         made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
-        dense = Stream(self.original.model, self.samples, self.original.types, STREAM_BYTES)
-        small = Stream(self.cut, self.samples, self.analysis.types, STREAM_BYTES)
+        dense = stream_of(self.original.model, self.samples, self.original.types, STREAM_BYTES)
+        small = stream_of(self.cut, self.samples, self.analysis.types, STREAM_BYTES)
         dense.keep |= {goal for part in parts for goal in part.goals}
         found = []
         for number, part in enumerate(parts):
@@ -242,8 +242,9 @@ class _Work:
         counts = self.samples.counts
         few = int(np.searchsorted(np.cumsum(counts), LOOKED_AT)) + 1
         wanted = list(dict.fromkeys(n for s in layers for n in (s.x, s.y)))
-        session = self.samples.open(part_model(self.analysis, part.given, wanted))
-        seen = [{**batch, **session.run(batch)} for batch in given[:few]]
+        read = replace(self.samples, batches=list(given[:few]), counts=counts[: len(given[:few])])
+        runs = stream_of(part_model(self.analysis, part.given, wanted), read, what="A segment").each()
+        seen = [{**batch, **values} for batch, values in zip(given, runs, strict=False)]
         seen = [batch for batch in seen if all(_alike([batch[n], seen[0][n]]) for n in wanted)]
         bases = {}
         for site in layers:

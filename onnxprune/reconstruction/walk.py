@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.frontier import sizes
 from onnxprune.calibration.samples import Samples
-from onnxprune.calibration.stream import Stream
+from onnxprune.calibration.stream import Runs, stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Spread
@@ -33,8 +33,8 @@ ABREAST, ABREAST_BYTES = 8, 1 << 28
 class Walk:
     """Streams through the same samples: one of the original, and one of each model that is being fitted."""
 
-    dense: Stream
-    fitted: Sequence[Stream]
+    dense: Runs
+    fitted: Sequence[Runs]
     counts: Sequence[int]
     settings: Settings
     valid: Sequence[Array | None] = ()
@@ -63,9 +63,9 @@ class Walk:
         todo : sequence of Site
             The layers that will be asked for, in topological order; each is to be let go (`done`) afterwards.
         """
-        dense = Stream(analysis.model, samples, analysis.types, MOST_BYTES)
+        dense = stream_of(analysis.model, samples, analysis.types, MOST_BYTES)
         most = MOST_BYTES // max(len(fitted), 1)
-        streams = [Stream(model, samples, analysis.types, most) for model in fitted]
+        streams = [stream_of(model, samples, analysis.types, most) for model in fitted]
         walk = cls(
             dense, streams, samples.counts, settings, samples.valid, sizes(analysis, samples), list(todo)
         )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.agreement import outputs
 from onnxprune.calibration.samples import Samples
-from onnxprune.calibration.stream import Stream
+from onnxprune.calibration.stream import stream_of
 from onnxprune.cut.put_back import Failed, most
 from onnxprune.errors import VerificationError
 from onnxprune.graph.analysis import Analysis
@@ -187,7 +187,7 @@ def _moments(
             wanted[side.site.y] = side.site.end + 1, side.site.view.out_axis
         for side in () if mixable.product >= 0 else mixable.right:
             wanted[side.site.x] = side.site.number, _in_axis(analysis, side)
-    stream = Stream(analysis.model, samples, analysis.types)
+    stream = stream_of(analysis.model, samples, analysis.types)
     stream.keep = set(wanted)
     result: dict[str, Moments] = {}
     for number, (name, (end, axis)) in enumerate(sorted(wanted.items(), key=lambda item: item[1][0])):

@@ -7,7 +7,6 @@ next layer runs once more. Between the shares the error follows the strength of 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
-from onnxprune.calibration.stream import Stream
+from onnxprune.calibration.stream import Runs, stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import positions_of
@@ -62,7 +61,7 @@ def products(
         Told of progress.
     """
     analysis, samples = rotated.analysis, samples.few(FEW)
-    stream = Stream(analysis.model, samples, analysis.types)
+    stream = stream_of(analysis.model, samples, analysis.types)
     first = {m: min(s.site.number for s in m.makers) for m in rotated.mixed if m.product >= 0}
     result = {}
     for number, mixable in enumerate(sorted(first, key=lambda m: first[m])):
@@ -95,7 +94,7 @@ def _next(analysis: Analysis, product: int, sites: list[Site]) -> Site | None:
     return None
 
 
-def _errors(stream: Stream, samples: Samples, mixable: Mixable, site: Site, gone: list[Ints]) -> list[float]:
+def _errors(stream: Runs, samples: Samples, mixable: Mixable, site: Site, gone: list[Ints]) -> list[float]:
     """Return the error that silencing axes makes at a layer, in units of the variance of what it feeds."""
     total = site.total
     goal, end = (total.tensor, total.end + 1) if total else (site.y, site.end + 1)
@@ -115,10 +114,8 @@ def _errors(stream: Stream, samples: Samples, mixable: Mixable, site: Site, gone
     return list(errors / n / max(variance, 1e-30))
 
 
-def _rows(stream: Stream, model: Model, goal: str, end: int) -> Iterator[Any]:
-    probe = copy.copy(stream)  # goes on from the same place
-    probe.model = model
-    for batch in probe.run(end, [goal]):
+def _rows(stream: Runs, model: Model, goal: str, end: int) -> Iterator[Any]:
+    for batch in stream.fork(model).run(end, [goal]):
         yield batch[goal]
 
 

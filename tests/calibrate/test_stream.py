@@ -1,5 +1,7 @@
 """Parts of a model, one after another, compute what the whole does."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.calibration.samples import load_samples
 from onnxprune.calibration.stream import Stream
+from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.runtime.session import open_session
@@ -49,3 +52,67 @@ def test_a_stop_anywhere_changes_nothing(stop: int) -> None:
     assert stream.position == stop
     got = np.concatenate([batch["y"] for batch in stream.run(len(analysis.coupling.nodes), ["y"])])
     np.testing.assert_array_equal(got, open_session(model).run({"x": x})["y"])
+
+
+def streamed(count: int = 130) -> tuple[Stream, np.ndarray]:
+    model = Model.load(resized())
+    analysis = analyse(model)
+    x = np.random.default_rng(0).standard_normal((count, 3, 4, 4)).astype(np.float32)
+    samples = load_samples(model.proto.graph, {"x": x}, types=analysis.inputs)
+    assert len(samples.batches) > 1
+    return Stream(model, samples, analysis.types), x
+
+
+def test_the_whole_model_runs_on_each_batch_wherever_the_stream_stands() -> None:
+    stream, x = streamed()
+    for _ in stream.run(3, []):
+        pass
+    plain = open_session(stream.model, ["b"]).run({"x": x})
+    got = list(stream.each())
+    assert [set(values) for values in got] == [{"y"}] * len(stream.samples.batches)
+    np.testing.assert_array_equal(np.concatenate([values["y"] for values in got]), plain["y"])
+    inner = np.concatenate([values["b"] for values in stream.each(["b"])])
+    np.testing.assert_array_equal(inner, plain["b"])
+    assert stream.position == 3
+
+
+def test_inputs_beside_the_samples_are_asked_for_batch_by_batch() -> None:
+    stream, _ = streamed()
+    asked: list[int] = []
+
+    def doubled() -> Iterator[dict[str, np.ndarray]]:
+        for number, batch in enumerate(stream.samples.batches):
+            asked.append(number)
+            yield {"x": 2 * batch["x"]}
+
+    for number, values in enumerate(stream.each(beside=doubled())):
+        assert asked == list(range(number + 1))
+        twice = open_session(stream.model).run({"x": 2 * stream.samples.batches[number]["x"]})
+        np.testing.assert_array_equal(values["y"], twice["y"])
+    assert len(asked) == len(stream.samples.batches)
+    with pytest.raises(ValueError, match="shorter"):
+        list(stream.each(beside=[{}]))
+
+
+def test_another_model_goes_on_from_the_same_place() -> None:
+    stream, _ = streamed()
+    for _ in stream.run(3, []):
+        pass
+    other = stream.model.fork()
+    other.put("v", 3 * np.asarray(stream.model.weight("v")))
+    end = len(stream.model.order)
+    thrice = [values["y"] for values in stream.fork(other).run(end, ["y"])]
+    assert stream.position == 3
+    for values, three in zip(stream.run(end, ["y"]), thrice, strict=True):
+        assert np.abs(values["y"]).max() > 0
+        np.testing.assert_allclose(three, 3 * values["y"], rtol=1e-5)
+
+
+def test_what_fails_is_named() -> None:
+    stream, _ = streamed()
+    stream.samples.batches[1]["x"] = np.zeros((2, 7, 4, 4), np.float32)
+    with pytest.raises(CalibrationError, match=r"^The model fails on the samples: "):
+        list(stream.each())
+    broken = Stream(stream.model, stream.samples, what="A segment")
+    with pytest.raises(CalibrationError, match=r"^A segment fails on the samples: "):
+        list(broken.each())
