@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxprune.api import plan as plan
     from onnxprune.api import prune as prune
     from onnxprune.api import run as run
+    from onnxprune.api import sparsify as sparsify
     from onnxprune.api import verify as verify
     from onnxprune.errors import OnnxPruneError as OnnxPruneError
     from onnxprune.model import Model as Model
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from onnxprune.pruning.journey import Result as Result
     from onnxprune.pruning.plan import Plan as Plan
     from onnxprune.pruning.report import Report as Report
-    from onnxprune.sparsity.front import sparsify as sparsify
 
 # Read by onnxruntime when it is first imported. It would ask the network for Microsoft's server on every run, and write
 # into the home folder; whoever wants that sets 0.
@@ -43,7 +43,7 @@ _HOME = {
     "explain": "api",
     "inspect": "api",
     "run": "api",
-    "sparsify": "sparsity.front",
+    "sparsify": "api",
     "Inspection": "pruning.inspection",
     "Model": "model",
     "OnnxPruneError": "errors",

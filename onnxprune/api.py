@@ -7,28 +7,44 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from onnxprune.errors import UsageError
 from onnxprune.journey import output as places
+from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options, Shapes
+from onnxprune.options.sparsity import SparseFields, SparseOptions
 from onnxprune.options.target import family_of
+from onnxprune.pruning import explanation
 from onnxprune.pruning import journey as pipeline
 from onnxprune.pruning.decision import options_of
-from onnxprune.pruning.explanation import Explanation
-from onnxprune.pruning.explanation import explain as explain_analysis
 from onnxprune.pruning.inspection import Inspection, inspect_analysis
-from onnxprune.pruning.journey import Job, Progress, Result, Source
+from onnxprune.pruning.journey import Job, Result
 from onnxprune.pruning.plan import Plan
 from onnxprune.report.record import Record
 
 if TYPE_CHECKING:
     from onnxprune.pruning.family import Sensitivity
+    from onnxprune.sparsity.inspection import SparsityInspection
+    from onnxprune.sparsity.journey import SparseResult
 
-__all__ = ["apply", "explain", "family", "inspect", "plan", "prune", "run", "sensitivity", "verify"]
+__all__ = [
+    "apply",
+    "explain",
+    "family",
+    "inspect",
+    "inspect_sparsity",
+    "plan",
+    "prune",
+    "run",
+    "sensitivity",
+    "sparsify",
+    "verify",
+]
 
 Path_ = str | os.PathLike[str]
+Kind = TypeVar("Kind", Options, SparseOptions)
 
 
 def prune(
@@ -62,7 +78,7 @@ def prune(
     OnnxPruneError
         See `onnxprune.errors`; nothing is written then.
     """
-    settings = _settings(options, fields)
+    settings = _settings(Options, options, fields)
     if len(family_of(settings.target)) > 1:
         raise UsageError(
             "--target with several values makes several models; onnxprune.api.family returns them."
@@ -102,7 +118,7 @@ def family(
     """
     from onnxprune.pruning import family as families
 
-    job = Job.open(source, _settings(options, fields), progress)
+    job = Job.open(source, _settings(Options, options, fields), progress)
     return families.prune(job, _path(output), each or (lambda target, result: None))
 
 
@@ -116,7 +132,7 @@ def sensitivity(
     """Return the loss curve of each group on samples (``calib``), the most sensitive first."""
     from onnxprune.pruning import family as families
 
-    settings = _settings(options, {"ratio": 0.5, **fields})
+    settings = _settings(Options, options, {"ratio": 0.5, **fields})
     if settings.calib is None:
         raise UsageError("'sensitivity' needs samples; give them with --calib.")
     return families.sensitivity(Job.open(source, settings, progress))
@@ -141,7 +157,7 @@ def plan(
     Plan
         For `apply` and `verify`; ``Plan.save`` writes it as JSON.
     """
-    settings = _settings(options, fields)
+    settings = _settings(Options, options, fields)
     if settings.calib is not None:
         raise UsageError(
             "'plan' decides by the weights alone; with samples, 'prune' decides, and writes its plan with --plan."
@@ -235,10 +251,7 @@ def inspect(
         Open axes that only an average runs over.
     progress : callable, optional
     """
-    shapes: Mapping[str, tuple[int, ...]] = input_shapes or {}
-    job = Job.open(
-        source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact, verify=False), progress
-    )
+    job = _looking(source, input_shapes, allow_inexact, progress)
     return inspect_analysis(job.analyse(), places.size_in_bytes(job.model))
 
 
@@ -250,7 +263,7 @@ def explain(
     input_shapes: Shapes | None = None,
     allow_inexact: bool = False,
     progress: Progress | None = None,
-) -> Explanation:
+) -> explanation.Explanation:
     """Say what is cut together with an axis of a tensor, through which nodes, or what freezes it.
 
     Parameters
@@ -268,11 +281,8 @@ def explain(
     UsageError
         If there is no such tensor or axis.
     """
-    shapes: Mapping[str, tuple[int, ...]] = input_shapes or {}
-    job = Job.open(
-        source, Options(ratio=0, input_shapes=shapes, allow_inexact=allow_inexact, verify=False), progress
-    )
-    return explain_analysis(job.analyse(), tensor, axis)
+    job = _looking(source, input_shapes, allow_inexact, progress)
+    return explanation.explain(job.analyse(), tensor, axis)
 
 
 def run(
@@ -311,8 +321,7 @@ def run(
     """
     from onnxprune.journey import passes as passlist
 
-    steps = passlist.parse(passes)
-    source = Model.load(source)
+    steps, source = passlist.parse(passes), Model.load(source)
     places.refuse_overwrite(source, _path(output), in_place, external_data_threshold)
     model = passlist.apply(source, steps, progress, input_shapes=input_shapes, each=each)
     if output is not None:
@@ -320,12 +329,72 @@ def run(
     return model
 
 
+def sparsify(
+    source: Source,
+    output: Path_ | None = None,
+    options: SparseOptions | None = None,
+    *,
+    pattern: str | None = None,
+    progress: Progress | None = None,
+    **fields: Unpack[SparseFields],
+) -> SparseResult:
+    """Put zeros into the weights of a model, in a pattern, and write it if an output is given.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+    output : path, optional
+        Without it the result stays in memory, as ``SparseResult.model``.
+    options : SparseOptions, optional
+    pattern : str, optional
+        Such as ``"2:4"``; replaces that of ``options``.
+    progress : callable, optional
+        Is told the name of each stage.
+    **fields
+        The other fields of `SparseOptions`, such as ``sparsity=0.7``; they replace those of ``options``.
+
+    Returns
+    -------
+    SparseResult
+        With the ``model`` (a ModelProto) and the ``report``.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`; nothing is written then.
+    """
+    from onnxprune.sparsity import journey as zeros
+
+    given = {**({} if pattern is None else {"pattern": pattern}), **fields}
+    run = Run.open(source, _settings(SparseOptions, options, given), progress)
+    return zeros.sparsify(run, _path(output))
+
+
+def inspect_sparsity(source: Source) -> SparsityInspection:
+    """Say which weights have zeros, in which patterns along which axis, and what runtimes make of them.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+    """
+    from onnxprune.sparsity import inspection
+
+    return inspection.inspect_sparsity(Model.load(source))
+
+
 def _path(output: Path_ | None) -> Path | None:
     return None if output is None else Path(output)
 
 
-def _settings(options: Options | None, fields: OptionFields) -> Options:
+def _looking(source: Source, shapes: Shapes | None, allow_inexact: bool, progress: Progress | None) -> Job:
+    """Open a model that is only looked at."""
+    options = Options(ratio=0, input_shapes=shapes or {}, allow_inexact=allow_inexact, verify=False)
+    return Job.open(source, options, progress)
+
+
+def _settings(kind: type[Kind], options: Kind | None, fields: Mapping[str, Any]) -> Kind:
     try:
-        return Options(**fields) if options is None else dataclasses.replace(options, **fields)
+        return kind(**fields) if options is None else dataclasses.replace(options, **fields)
     except TypeError as error:
-        raise UsageError(f"{str(error).partition(') ')[2] or error}; see onnxprune.Options.") from error
+        where = "onnxprune.Options" if kind is Options else "'onnxprune sparsify --help'"
+        raise UsageError(f"{str(error).partition(') ')[2] or error}; see {where}.") from error

@@ -237,7 +237,7 @@ def test_pruning_does_not_load_what_it_does_not_need(model: Path, tmp_path: Path
     code = (
         f"import sys; from onnxprune.cli import main; code = main({args!r})\n"
         "heavy = {'rich', 'scipy', 'onnx.reference', 'onnx_graphsurgeon', 'pandas', 'networkx'} & set(sys.modules)\n"
-        "heavy |= {'onnxprune.sparsity.front'} & set(sys.modules)\n"
+        "heavy |= {'onnxprune.sparsity.journey'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -35,7 +35,6 @@ NOT_YET = {
     ("options", "budgets"),
     ("reconstruction", "criteria"),
     ("sparsity", "passes"),
-    ("sparsity", "pruning"),
 }
 #: What starts the program stands above all.
 START = "__main__"

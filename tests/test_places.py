@@ -50,7 +50,7 @@ def refused(
     before = contents(place)
     for name in (
         "onnxprune.pruning.journey.analyse",
-        "onnxprune.sparsity.journey.find",
+        "onnxprune.sparsity.journey.select",
         "onnxprune.journey.passes.apply",
     ):
         monkeypatch.setattr(name, work)

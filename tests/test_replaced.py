@@ -101,7 +101,7 @@ def test_the_input_and_its_data_file_are_refused_as_output_before_any_work(
         raise AssertionError("work was done before the refusal")
 
     monkeypatch.setattr(pipeline, "analyse", work)
-    monkeypatch.setattr("onnxprune.sparsity.journey.find", work)
+    monkeypatch.setattr("onnxprune.sparsity.journey.select", work)
     monkeypatch.setattr("onnxprune.journey.passes.apply", work)
     places = {"IN": str(source), "OUT": str(data), "PLAN": str(tmp_path / "plan.json")}
     assert cli.main([places.get(word, word) for word in COMMANDS[command]]) == 7

@@ -130,9 +130,7 @@ def inspect(args: Namespace) -> None:
             "'inspect' needs a model, or --ops for the op table; see 'onnxprune inspect --help'."
         )
     if args.sparsity:
-        from onnxprune.sparsity import front
-
-        _say(args, front.inspect_sparsity(_input(args)))
+        _say(args, api.inspect_sparsity(_input(args)))
         return
     with _places(args, _input(args), None, {"--html": args.html}):
         found = _told(
@@ -191,11 +189,10 @@ def run(args: Namespace) -> None:
 def sparsify(args: Namespace) -> None:
     """``onnxprune sparsify IN OUT --pattern 2:4``."""
     from onnxprune.options.sparsity import SparseOptions
-    from onnxprune.sparsity import front
 
     source = _input(args)
     with _places(args, source, args.out, {"--report": args.report}):
-        result = _told(args, front.sparsify, source, args.out, options_from(args, SparseOptions))
+        result = _told(args, api.sparsify, source, args.out, options_from(args, SparseOptions))
         _keep(args, result.report)
     _finish(args, result.report)
 

@@ -1,74 +1,55 @@
-"""The journey of `onnxprune sparsify`: find the weights, choose zeros, put them in, check, report, save."""
+"""The journey of `onnxprune sparsify`, top down: select weights, reorder channels, put zeros in, check, report, save.
+
+The model keeps its graph and its shapes; values of weights change, nothing else. So there is no plan and no law 1 here:
+what is checked is that the zeros lie where the pattern says, and what is told is how far the outputs moved.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 
 from onnxprune import registry
 from onnxprune.calibration.agreement import compare, outputs
-from onnxprune.calibration.samples import samples_for
-from onnxprune.errors import CalibrationError, NothingToPrune, UsageError, VerificationError
+from onnxprune.calibration.samples import Samples, samples_for
+from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.folding import restored
-from onnxprune.graph.inline import inline
+from onnxprune.journey.output import refuse_overwrite
+from onnxprune.journey.run import Run
+from onnxprune.journey.save import Outcome, save
 from onnxprune.model import Model
 from onnxprune.options.pattern import Pattern, parse_pattern
 from onnxprune.options.sparsity import SparseOptions
-from onnxprune.pruning import journey as pipeline
-from onnxprune.pruning.journey import Progress
 from onnxprune.runtime.inputs import Trial
 from onnxprune.sparsity import dead
-from onnxprune.sparsity.clock import Clock
+from onnxprune.sparsity.layer import LayerFit
 from onnxprune.sparsity.magnitudes import blanked, masks
 from onnxprune.sparsity.masks import holds
 from onnxprune.sparsity.order import arrange
 from onnxprune.sparsity.report import SparseReport, line_of
+from onnxprune.sparsity.selection import Selection, select
 from onnxprune.sparsity.sequential import Fitter
 from onnxprune.sparsity.storage import CANT_READ, to_sparse
-from onnxprune.sparsity.weights import Left, Target, find, fold_computed
+from onnxprune.sparsity.weights import Target
 
 __all__ = ["SparseResult", "sparsify"]
 
-LEAST_SAMPLES = 5
-#: Samples that no fit sees, for the figures of the whole model.
-ASIDE = 0.1
 
-
-@dataclass
-class SparseResult:
-    """What `onnxprune.sparsify` gives back.
-
-    Attributes
-    ----------
-    sparse : Model
-        The model with zeros.
-    report : SparseReport
-    path : Path or None
-        Where it was written.
-    """
-
-    sparse: Model
-    report: SparseReport
-    path: Path | None = None
-    _proto: onnx.ModelProto | None = field(default=None, repr=False)
+class SparseResult(Outcome[SparseReport]):
+    """What `onnxprune.sparsify` gives back."""
 
     @property
-    def model(self) -> onnx.ModelProto:
-        """The model as a complete ModelProto, its weights included."""
-        if self._proto is None:
-            self._proto = self.sparse.to_proto()
-        return self._proto
+    def sparse(self) -> Model:
+        """The model with zeros."""
+        return self.changed
 
 
-def sparsify(
-    source: Model, output: Path | None, options: SparseOptions, progress: Progress | None = None
-) -> SparseResult:
+def sparsify(run: Run[SparseOptions], output: Path | None) -> SparseResult:
     """Do the whole journey.
 
     Raises
@@ -76,176 +57,98 @@ def sparsify(
     OnnxPruneError
         See `onnxprune.errors`.
     """
-    clock = Clock(progress)
-    pipeline.refuse_overwrite(source, output, options.in_place, options.external_data_threshold)
-    pattern = parse_pattern(options.pattern)
+    options, pattern = run.options, parse_pattern(run.options.pattern)
+    refuse_overwrite(run.model, output, options.in_place, options.external_data_threshold)
     if registry.load("onnxprune.sparsity.methods", options.method).DATA and options.calib is None:
         raise UsageError(f"--method {options.method} needs samples; give them with --calib.")
-    with clock.stage("find"):
-        folded = fold_computed(inline(source))
-        model = folded.model
-        found, left = find(model)
-        targets, spared = pick(found, options.ignore, options.only, folded.aliases)
-        targets, small = _fitting(targets, pattern)
-    report = SparseReport(pattern.text, left=[*left, *spared, *small], options=options.to_json())
-    if not targets:
-        raise NothingToPrune(
-            f"No weight can get zeros in the pattern {pattern.text}; 'onnxprune inspect --sparsity' lists reasons."
-        )
-    if options.sparsity == 0 or (pattern.fixed and pattern.keep == pattern.of):
-        result = source
-    else:
+    with run.stage("find"):
+        selection = select(run.model, pattern, options)
+    report = SparseReport(pattern.text, left=selection.left)
+    targets, model, sparse = selection.targets, selection.model, run.model
+    if not (options.sparsity == 0 or (pattern.fixed and pattern.keep == pattern.of)):
         if options.permute:
-            report.order, targets = arrange(model, targets, options, clock)
+            report.order, targets = arrange(model, targets, run)
             model = report.order.model
-        if options.calib is None:
-            result = _treat(model, targets, pattern, options, clock)
-        else:
-            result = _with_samples(model, targets, spared, report, options, clock)
-        _check(result, targets, pattern)
-        if folded.tensors and result is not source:
-            result = restored(result, folded, {t.name for t in targets})
-        with clock.stage("dead units"):
-            report.notes += [text for text in [dead.note(result, targets)] if text]
-    with clock.stage("report"):
-        report.lines = [line_of(t, model, result, report, options.method) for t in targets]
-        report.bytes_before = source.nbytes if source.path is None else pipeline.size_in_bytes(source)
-    report.sha256["input"] = source.sha256
-    if options.store == "sparse" and result is not source:
-        report.sparse = to_sparse(result, targets)
-        said = f"that {CANT_READ} can't read" if report.sparse else "since no weight would be smaller"
-        report.notes.append(f"{len(report.sparse)} weights are written as sparse_initializer, {said}.")
-    return _save(source, SparseResult(result, report, output), options, clock)
-
-
-def _save(source: Model, result: SparseResult, options: SparseOptions, clock: Clock) -> SparseResult:
-    report, output = result.report, result.path
-    report.name_files(source.path, output)
-    if output is not None:
-        with clock.stage("save"):
-            report.sha256["output"] = result.sparse.save(
-                output, in_place=options.in_place, external_threshold=options.external_data_threshold
-            )
-    if output is None:  # a fork still has the path of its source
-        report.bytes_after = result.sparse.nbytes
-    else:
-        report.bytes_after = pipeline.size_of_output(output)
-    report.seconds = clock.seconds
+        zeros = _put_zeros(run, model, targets, selection.spared, pattern)
+        report.fits, report.calibration = zeros.fits, zeros.calibration
+        _check(zeros.model, targets, pattern)
+        sparse = _unfolded(zeros.model, selection, targets)
+        with run.stage("dead units"):
+            run.notes += [text for text in [dead.note(sparse, targets)] if text]
+    with run.stage("report"):
+        report.lines = [line_of(t, model, sparse, report, options.method) for t in targets]
+    if options.store == "sparse" and sparse is not run.model:
+        report.sparse = _store_sparse(run, sparse, targets)
+    report.notes = run.notes
+    result = SparseResult(sparse, report, output)
+    report.bytes_before, report.bytes_after = save(run, result)
     return result
 
 
-def pick(
-    targets: Sequence[Target],
-    ignore: Sequence[str],
-    only: Sequence[str],
-    aliases: Mapping[str, tuple[str, ...]] | None = None,
-) -> tuple[list[Target], list[Left]]:
-    """Return the weights that may be treated under ``--ignore`` and ``--only``, and the others.
+@dataclass
+class _Zeros:
+    """A model with zeros; with samples, how each layer was fitted, and on what."""
 
-    Parameters
-    ----------
-    targets : sequence of Target
-    ignore, only : sequence of str
-        Regular expressions.
-    aliases : mapping, optional
-        Weight -> names that went into it when it was folded.
+    model: Model
+    fits: dict[str, LayerFit] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
 
-    Raises
-    ------
-    UsageError
-        If a pattern matches nothing.
-    """
 
-    def hit(pattern: str, target: Target) -> bool:
-        names = (target.name, *(r.name for r in target.readers), *(aliases or {}).get(target.name, ()))
-        return any(re.search(pattern, name) for name in names)
+def _put_zeros(
+    run: Run[SparseOptions], model: Model, targets: Sequence[Target], spared: set[str], pattern: Pattern
+) -> _Zeros:
+    """Choose zeros, by the weights alone or on samples."""
+    if run.options.calib is None:
+        with run.stage("choose"):
+            return _Zeros(_by_magnitude(model, targets, pattern, run.options))
+    return _on_samples(run, model, targets, spared, pattern)
 
-    for option, patterns in (("--ignore", ignore), ("--only", only)):
-        for pattern in patterns:
-            if not any(hit(pattern, t) for t in targets):
-                raise UsageError(
-                    f"{option} {pattern!r} matches no weight that could get zeros, and no layer of one."
-                )
-    kept, left = [], []
+
+def _by_magnitude(model: Model, targets: Sequence[Target], pattern: Pattern, options: SparseOptions) -> Model:
+    """Return a model in which the smallest weights are zero."""
+    sparse = model.fork()
+    keep = masks(model, targets, pattern, options.sparsity or 0.0, options.scope, options.method)
     for target in targets:
-        if any(hit(p, target) for p in ignore):
-            left.append(Left(target.name, "--ignore"))
-        elif only and not any(hit(p, target) for p in only):
-            left.append(Left(target.name, "not named by --only"))
-        else:
-            kept.append(target)
-    return kept, left
+        weight = model.weight(target.name)
+        new = blanked(target, weight, keep[target.name])
+        if new is not weight:
+            sparse.put(target.name, new)
+    return sparse
 
 
-def _fitting(targets: Sequence[Target], pattern: Pattern) -> tuple[list[Target], list[Left]]:
-    """Return the weights in which at least one tile of a pattern fits, and the others."""
-    kept, left = [], []
-    for target in targets:
-        _, outputs, inputs, taps = target.shape
-        if pattern.kind == "kernel" and taps == 1:
-            left.append(Left(target.name, "it has no kernel: one tap only"))
-        elif pattern.fixed and inputs < pattern.of:
-            left.append(Left(target.name, f"fewer than {pattern.of} inputs"))
-        elif pattern.kind == "block" and (outputs < pattern.rows or inputs < pattern.columns):
-            left.append(Left(target.name, f"smaller than a block of {pattern.rows}x{pattern.columns}"))
-        else:
-            kept.append(target)
-    return kept, left
-
-
-def _treat(
-    model: Model, targets: Sequence[Target], pattern: Pattern, options: SparseOptions, clock: Clock
-) -> Model:
-    """Return a model with zeros put in."""
-    result = model.fork()
-    with clock.stage("choose"):
-        keep = masks(model, targets, pattern, options.sparsity or 0.0, options.scope, options.method)
-        for target in targets:
-            weight = model.weight(target.name)
-            new = blanked(target, weight, keep[target.name])
-            if new is not weight:
-                result.put(target.name, new)
-    return result
-
-
-def _with_samples(
-    model: Model,
-    targets: Sequence[Target],
-    spared: Sequence[Left],
-    report: SparseReport,
-    options: SparseOptions,
-    clock: Clock,
-) -> Model:
-    """Return a model with zeros put in and layers fitted; what can't be fitted goes by magnitude."""
-    pattern = parse_pattern(options.pattern)
-    with clock.stage("analyse"):
+def _on_samples(
+    run: Run[SparseOptions], model: Model, targets: Sequence[Target], spared: set[str], pattern: Pattern
+) -> _Zeros:
+    """Choose zeros by what they cost on samples, layer after layer; what can't be fitted goes by magnitude."""
+    options = run.options
+    with run.stage("analyse"):
         analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
-    with clock.stage("samples"):
-        samples = samples_for(analysis.interface(), options, analysis.inputs)
-        if samples.count < LEAST_SAMPLES:
-            raise CalibrationError(
-                f"There are {samples.count} samples only; a fifth is held out of every fit, so give "
-                f"{LEAST_SAMPLES} at least."
-            )
-        fit_on, aside = samples.split(ASIDE) if samples.count >= 20 else (samples, None)
-    by_name = {t.name: t for t in targets}
-    fitter = Fitter(analysis, fit_on, by_name, {one.name for one in spared}, options, clock)
+    with run.stage("samples"):
+        fit_on, aside = samples_for(analysis.interface(), options, analysis.inputs).set_aside()
+    fitter = Fitter(analysis, fit_on, {t.name: t for t in targets}, spared, options, run.say)
     others = [t for t in targets if t.name not in fitter.fitted]
-    with clock.stage("fit"):
-        result = fitter.run(pattern, options.sparsity or 0.0)
+    with run.stage("fit"):
+        sparse = fitter.run(pattern, options.sparsity or 0.0)
     if others:
         plain = options.without_samples(method="magnitude", scope="local")
-        result = _treat(result, others, pattern, plain, clock)
-        report.notes.append(
+        with run.stage("choose"):
+            sparse = _by_magnitude(sparse, others, pattern, plain)
+        run.notes.append(
             f"{len(others)} weights can't be fitted ({others[0].name!r} first), and got their zeros by magnitude."
         )
-    report.fits = fitter.fits
-    found = None
-    if aside is not None:
-        with clock.stage("compare"):
-            found = compare(outputs(model, aside), outputs(result, aside), aside.labels)
-    report.calibration = {"source": fit_on.source, "samples": fit_on.count, "original": found}
-    return result
+    agreement = _agreement(run, model, sparse, aside)
+    calibration = {"source": fit_on.source, "samples": fit_on.count, "original": agreement}
+    return _Zeros(sparse, fitter.fits, calibration)
+
+
+def _agreement(
+    run: Run[SparseOptions], model: Model, sparse: Model, aside: Samples | None
+) -> dict[str, Any] | None:
+    """Say how far the outputs are from the original's, on samples that no fit saw; None where there are none."""
+    if aside is None:
+        return None
+    with run.stage("compare"):
+        return compare(outputs(model, aside), outputs(sparse, aside), aside.labels)
 
 
 def _check(model: Model, targets: Sequence[Target], pattern: Pattern) -> None:
@@ -256,3 +159,18 @@ def _check(model: Model, targets: Sequence[Target], pattern: Pattern) -> None:
         zero = target.layout.view(target.zeros(np.asarray(model.weight(target.name))))
         if not holds(pattern, zero):
             raise VerificationError(f"{target.name!r} isn't {pattern.text} along its inputs; this is a bug.")
+
+
+def _unfolded(sparse: Model, selection: Selection, targets: Sequence[Target]) -> Model:
+    """Compute again what was folded only to be looked at."""
+    if not selection.folded.tensors:
+        return sparse
+    return restored(sparse, selection.folded, {t.name for t in targets})
+
+
+def _store_sparse(run: Run[SparseOptions], sparse: Model, targets: Sequence[Target]) -> list[str]:
+    """Move weights to sparse_initializer where that is smaller, and return which."""
+    names = to_sparse(sparse, list(targets))
+    why = f"that {CANT_READ} can't read" if names else "since no weight would be smaller"
+    run.notes.append(f"{len(names)} weights are written as sparse_initializer, {why}.")
+    return names

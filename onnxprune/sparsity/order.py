@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import samples_for
 from onnxprune.graph.analysis import analyse
+from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pattern import parse_pattern
 from onnxprune.options.sparsity import SparseOptions
@@ -24,7 +25,6 @@ from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.layer import problem_of, weights_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.runtime.inputs import Trial
-from onnxprune.sparsity.clock import Clock
 from onnxprune.sparsity.magnitudes import squares
 from onnxprune.sparsity.sequential import Fitter
 from onnxprune.sparsity.task import Task
@@ -36,7 +36,7 @@ Array = NDArray[Any]
 
 
 def arrange(
-    model: Model, targets: Sequence[Target], options: SparseOptions, clock: Clock
+    model: Model, targets: Sequence[Target], run: Run[SparseOptions]
 ) -> tuple[Permuted, list[Target]]:
     """Return a model in another order, and the same targets in it.
 
@@ -46,14 +46,13 @@ def arrange(
         Without local functions.
     targets : sequence of Target
         Weights that will get zeros; no other has a say.
-    options : SparseOptions
+    run : Run
         With N:M.
-    clock : Clock
     """
-    pattern = parse_pattern(options.pattern)
+    options, pattern = run.options, parse_pattern(run.options.pattern)
     by_name = {t.name: t for t in targets if t.layout.axis is not None}
-    with clock.stage("order"):
-        weighed = {} if options.calib is None else _weighed(model, by_name, options, clock)
+    with run.stage("order"):
+        weighed = {} if options.calib is None else _weighed(model, by_name, run)
 
         def saliency(name: str) -> Array | None:
             if name not in by_name:
@@ -77,13 +76,12 @@ def arrange(
     return result, [t for t in find(result.model)[0] if t.name in names]
 
 
-def _weighed(
-    model: Model, targets: dict[str, Target], options: SparseOptions, clock: Clock
-) -> dict[str, Array]:
+def _weighed(model: Model, targets: dict[str, Target], run: Run[SparseOptions]) -> dict[str, Array]:
     """Return how much each weight of the layers that can be fitted matters, from their inputs in the model as it is."""
+    options = run.options
     analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
     samples = samples_for(analysis.interface(), options, analysis.inputs)
-    fitter, found = Fitter(analysis, samples, targets, set(), options, clock), {}
+    fitter, found = Fitter(analysis, samples, targets, set(), options, run.say), {}
     for site, evidence in fitter.originals():
         weight = _matters(model, site, evidence, targets[site.weight], options)
         if weight is not None:

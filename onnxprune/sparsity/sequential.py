@@ -6,7 +6,7 @@ also makes up for what the other branch has lost (see `onnxprune.reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,7 +24,6 @@ from onnxprune.reconstruction.few_rows import steadied
 from onnxprune.reconstruction.layer import Settings, problem_of, weights_of, write
 from onnxprune.reconstruction.layers import Site, sites
 from onnxprune.reconstruction.walk import Walk
-from onnxprune.sparsity.clock import Clock
 from onnxprune.sparsity.layer import LayerFit, fit_layer
 from onnxprune.sparsity.task import Solver, Task
 from onnxprune.sparsity.weights import Target
@@ -79,7 +78,8 @@ class Fitter:
     spared : set of str
         Weights that no fit may touch.
     options : SparseOptions
-    clock : Clock
+    say : callable
+        Is told of each layer.
     """
 
     analysis: Analysis
@@ -87,7 +87,7 @@ class Fitter:
     targets: Mapping[str, Target]
     spared: set[str]
     options: SparseOptions
-    clock: Clock
+    say: Callable[[str], None]
     levels: dict[str, float] = field(default_factory=dict)
     fits: dict[str, LayerFit] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ class Fitter:
         walk = Walk.of(self.analysis, [], self.samples, self.settings, todo)
         seen = 0
         for some in walk.stretches(todo):
-            self.clock.say(f"look {seen + 1}/{len(todo)}: {some[0].name}")
+            self.say(f"look {seen + 1}/{len(todo)}: {some[0].name}")
             seen += len(some)
             yield from zip(some, walk.originals(some), strict=True)
 
@@ -167,7 +167,7 @@ class Fitter:
         walk = Walk.of(self.analysis, [model], self.samples, self.settings, self.sites)
         ridges = self.settings.recovery.ridges if self.options.refit else ()
         for n, site in enumerate(self.sites):
-            self.clock.say(f"fit {text}{n + 1}/{len(self.sites)}: {site.name}")
+            self.say(f"fit {text}{n + 1}/{len(self.sites)}: {site.name}")
             treated = site.weight in self.targets
             if not treated and not self.options.refit:
                 walk.done(site)

@@ -19,7 +19,6 @@ from onnxprune.reconstruction.least_squares import Consumer, Problem, error_of, 
 from onnxprune.reconstruction.moments import Moments
 from onnxprune.reconstruction.sequential import Calibration
 from onnxprune.sparsity import sequential as sequence
-from onnxprune.sparsity.clock import Clock
 from onnxprune.sparsity.weights import find
 
 UNITS, OUTPUTS = 60, 8
@@ -106,7 +105,7 @@ def _curves(where):
         return {name: curve.error for name, curve in calibration.curves.items()}
     targets = {t.name: t for t in find(model)[0]}
     options = SparseOptions(pattern="unstructured", sparsity=0.5, calib=given, method="obs")
-    fitter = sequence.Fitter(analysis, samples, targets, set(), options, Clock(None))
+    fitter = sequence.Fitter(analysis, samples, targets, set(), options, lambda text: None)
     return fitter._curves(parse_pattern("unstructured"))
 
 

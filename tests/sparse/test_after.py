@@ -18,8 +18,8 @@ from onnxruntime.quantization import (
 )
 
 import onnxprune
+from onnxprune.api import inspect_sparsity
 from onnxprune.model import Model
-from onnxprune.sparsity.front import inspect_sparsity
 from onnxprune.sparsity.weights import find
 
 from .models import graph, one, run, values

@@ -12,12 +12,12 @@ from onnx import helper, numpy_helper
 
 import onnxprune
 from onnxprune import cli
+from onnxprune.api import inspect_sparsity
 from onnxprune.errors import NothingToPrune, UsageError, VerificationError
 from onnxprune.model import Model
 from onnxprune.options.sparsity import SparseFields, SparseOptions
 from onnxprune.sparsity import journey
 from onnxprune.sparsity import sequential as sequence
-from onnxprune.sparsity.front import inspect_sparsity
 from onnxprune.sparsity.inspection import patterns_of
 from onnxprune.sparsity.weights import find
 
