@@ -52,14 +52,14 @@ def options() -> str:
 
 
 def _option_rows(kind: Any) -> list[str]:
-    from onnxprune.options.declare import flag, specs
+    from onnxprune.options.declare import flag, help_of, specs
 
     lines = ["| command line | Python | default | unit | |", "|---|---|---|---|---|"]
     for spec in specs(kind):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         factory = spec.default_factory is not dataclasses.MISSING
         default = "required" if required else "`{}`" if factory else f"`{spec.default!r}`"
-        cells = [f"`{flag(spec)}`", f"`{spec.name}`", default, spec.metadata["unit"], spec.metadata["help"]]
+        cells = [f"`{flag(spec)}`", f"`{spec.name}`", default, spec.metadata["unit"], help_of(spec)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 

@@ -6,16 +6,19 @@ a leaf is adding a file, and a leaf with a costly import costs nothing to those 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from onnxprune.errors import UsageError
 
-__all__ = ["load", "match", "names"]
+__all__ = ["constant", "load", "match", "names", "sentence"]
 
 
 def names(package: str) -> list[str]:
@@ -36,14 +39,17 @@ def names(package: str) -> list[str]:
     UsageError
         If there is no such package.
     """
+    return sorted(module.name for module in pkgutil.iter_modules(_folders(package)) if module.name[0] != "_")
+
+
+def _folders(package: str) -> list[str]:
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         spec = None
     if spec is None or spec.submodule_search_locations is None:
         raise UsageError(f"There is no package {package!r} to look for names in.")
-    found = pkgutil.iter_modules(list(spec.submodule_search_locations))
-    return sorted(module.name for module in found if not module.name.startswith("_"))
+    return list(spec.submodule_search_locations)
 
 
 def load(package: str, name: str) -> ModuleType:
@@ -86,3 +92,30 @@ def match(name: str, known: Iterable[str], kind: str) -> str:
     close = difflib.get_close_matches(wanted, choices, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UsageError(f"There is no {name!r} in {kind}; known are: {', '.join(choices) or 'none'}.{hint}")
+
+
+def constant(package: str, name: str, what: str) -> Any:
+    """Return a constant that a leaf states, such as ``READS = "weights"``, without importing it; None if it has none.
+
+    Parameters
+    ----------
+    package, name : str
+        Of a leaf.
+    what : str
+        The constant's name.
+    """
+    for folder in _folders(package):
+        file = Path(folder) / f"{name}.py"
+        tree = ast.parse(file.read_text(encoding="utf-8")) if file.exists() else ast.Module([], [])
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [what]:
+                return ast.literal_eval(node.value)
+    return None
+
+
+def sentence(package: str) -> str:
+    """Return the names of a package for a help text: first those that need no samples, by their ``READS``."""
+    known = names(package)
+    sampled = [name for name in known if constant(package, name, "READS") not in (None, "weights")]
+    plain = ", ".join(name for name in known if name not in sampled)
+    return f"{plain}; with --calib also {', '.join(sampled)}" if sampled else plain

@@ -13,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 from small_models import FLOAT, MODELS, Builder, attention, chain, residual
 
+from onnxprune import registry
 from onnxprune.cli import main
 
 Args = list[str]
@@ -217,6 +218,24 @@ def test_help_and_version_load_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     assert "exit codes:" in done.stdout
     assert process("--version").stdout == "onnxprune 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        ("prune", "onnxprune.criteria"),
+        ("prune", "onnxprune.budgets"),
+        ("sparsify", "onnxprune.sparsity.methods"),
+        ("run", "onnxprune.passes"),
+    ],
+)
+def test_help_names_every_file_that_can_be_asked_for(
+    command: str, package: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = re.findall(r"\w+", capsys.readouterr().out)
+    assert set(registry.names(package)) - set(words) == set()
 
 
 @pytest.mark.parametrize("given", [None, "9"])

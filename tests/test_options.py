@@ -12,7 +12,7 @@ import onnxprune
 from onnxprune.cli import main
 from onnxprune.cli.arguments import build, options_from
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import flag, specs
+from onnxprune.options.declare import flag, help_of, specs
 from onnxprune.options.pruning import Options
 from onnxprune.options.sparsity import SparseOptions
 
@@ -50,7 +50,7 @@ def line(command: str, name: str) -> list[str]:
 def test_every_option_that_speaks_of_samples_is_declared_to_need_some(kind: Any) -> None:
     needing = {spec.name for spec in specs(kind) if "calibrated" in spec.metadata["needs"]}
     assert needing == set(PRUNE if kind is Options else SPARSIFY)
-    speaking = {spec.name for spec in specs(kind) if "with --calib" in spec.metadata["help"]}
+    speaking = {spec.name for spec in specs(kind) if "with --calib" in help_of(spec)}
     assert speaking - needing - PARTLY == set()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from onnxprune.errors import UsageError
-from onnxprune.registry import load, names
+from onnxprune.registry import constant, load, names, sentence
 
 
 @pytest.fixture
@@ -49,6 +49,15 @@ def test_unknown_names(package: str, name: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         load(package, name)
     assert caught.value.exit_code == 2
+
+
+def test_what_a_leaf_states_is_read_without_importing_it(package: str, tmp_path: Path) -> None:
+    folder = tmp_path / package
+    (folder / "broken.py").write_text('"""X."""\n\nREADS = "model"\nraise RuntimeError("imported")\n')
+    (folder / "second.py").write_text('READS = "weights"\n')
+    assert [constant(package, name, "READS") for name in names(package)] == ["model", None, "weights"]
+    assert sentence(package) == "first_one, second; with --calib also broken"
+    assert f"{package}.second" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["no_such_package_at_all", "no.such.package", "json.decoder"])

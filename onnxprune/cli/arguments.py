@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import flag, specs
+from onnxprune.options.declare import flag, help_of, specs
 from onnxprune.options.pruning import Options, parse_shape
 
 __all__ = ["build", "options_from"]
@@ -91,6 +91,16 @@ Zeros make no model faster by themselves: the report says which runtime gains wh
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """An option's text, made when help is shown: the names in it are those of files."""
+
+    spec: dataclasses.Field[Any]
+
+    def __str__(self) -> str:
+        return help_of(self.spec)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are `UsageError`, so that every error looks the same."""
 
@@ -165,28 +175,23 @@ def _add_options(parser: argparse.ArgumentParser, command: str, kind: Any = Opti
 
 
 def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -> None:
-    text, name, kind = spec.metadata["help"].replace("%", "%%"), flag(spec), str(spec.type)
-    unit = f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
+    name, kind = flag(spec), str(spec.type)
     shared: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS}
+    more = f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
     if kind == "bool":
-        parser.add_argument(name, action="store_false" if spec.default else "store_true", help=text, **shared)
-        return
-    if kind.startswith("tuple") or kind == "Shapes":
-        parser.add_argument(
-            name, action="append", metavar=spec.metadata["metavar"], help=text + unit, **shared
+        action = parser.add_argument(name, action="store_false" if spec.default else "store_true", **shared)
+        more = ""
+    elif kind.startswith("tuple") or kind == "Shapes":
+        action = parser.add_argument(name, action="append", metavar=spec.metadata["metavar"], **shared)
+    else:
+        missing = spec.default is dataclasses.MISSING
+        more += "" if missing or spec.default is None else f" (default {spec.default})"
+        parse: Callable[[str], Any] = {"float": _float, "int": _int}.get(kind.removesuffix(" | None"), str)
+        action = parser.add_argument(
+            name, required=missing, type=parse, metavar=spec.metadata["metavar"], **shared
         )
-        return
-    missing = spec.default is dataclasses.MISSING
-    default = "" if missing or spec.default is None else f" (default {spec.default})"
-    parse: Callable[[str], Any] = {"float": _float, "int": _int}.get(kind.removesuffix(" | None"), str)
-    parser.add_argument(
-        name,
-        required=missing,
-        type=parse,
-        metavar=spec.metadata["metavar"],
-        help=text + unit + default,
-        **shared,
-    )
+    vars(action)["text"] = _Text(spec)  # argparse puts an action's attributes into its help
+    action.help = "%(text)s" + more.replace("%", "%%")
 
 
 def _int(text: str) -> int:

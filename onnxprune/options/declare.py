@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
+from onnxprune import registry
 from onnxprune.errors import UsageError
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "SharedOptions",
     "default_of",
     "flag",
+    "help_of",
     "option",
     "patterns",
     "specs",
@@ -58,7 +60,7 @@ def option(
     default : object
         MISSING if the option must be given.
     text : str
-        For ``--help`` and docs/options.md.
+        For ``--help`` and docs/options.md, by `help_of`. ``{onnxprune.criteria}`` stands for the names of that package.
     stage : str
         One of `STAGES`.
     metavar, unit : str
@@ -93,6 +95,11 @@ def specs(kind: Any) -> list[dataclasses.Field[Any]]:
 def flag(spec: dataclasses.Field[Any]) -> str:
     """Return the command line's name of an option."""
     return str(spec.metadata["flag"]) or "--" + spec.name.replace("_", "-")
+
+
+def help_of(spec: dataclasses.Field[Any]) -> str:
+    """Return an option's text, with the names that there are; it reads files, so it is for who shows the text."""
+    return re.sub(r"\{([\w.]+)\}", lambda name: registry.sentence(name[1]), spec.metadata["help"])
 
 
 def patterns(name: str, given: str | Iterable[str]) -> tuple[str, ...]:

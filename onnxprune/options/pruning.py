@@ -42,8 +42,7 @@ class Options(SharedOptions):
     )
     criterion: str = option(
         "auto",
-        "how units are ranked: random, l1, l2, lp, lamp, fpgm, bn_scale; with --calib also obs, wanda, act_variance, "
-        "apoz, taylor, obd, regression; auto is obs with --calib and l2 without",
+        "how units are ranked: {onnxprune.criteria}; auto is obs with --calib and l2 without",
         stage="decide",
         commands="prune plan sensitivity",
         metavar="NAME",
@@ -51,7 +50,7 @@ class Options(SharedOptions):
     align: str | int | None = option(
         "auto",
         "keep widths on multiples of this many channels: 'auto' suits this machine's onnxruntime, none is 1; or of a "
-        "target: ort-avx512, ort-avx2, trt-fp16, trt-fp16-2:4, trt-int8, qualcomm-htp, coreml, openvino-sparse",
+        f"target: {', '.join(PRESETS)}",
         stage="decide",
         commands="prune plan",
         metavar="auto|none|N|TARGET",
@@ -110,9 +109,9 @@ class Options(SharedOptions):
     )
     target: tuple[str, ...] = option(
         (),
-        "instead of --ratio: what may stay of the whole model, as a share or an amount: macs=0.5, params=3M, "
-        "bytes=20MB, memory=0.7 (activations alive at once, and weights), latency=4ms (measured here); all of several "
-        "must hold (repeat it, or macs=0.5+bytes=20MB)",
+        "instead of --ratio: what may stay of the whole model ({onnxprune.budgets}), as a share or an amount: "
+        "macs=0.5, params=3M, bytes=20MB, memory=0.7 (activations alive at once, and weights), latency=4ms (measured "
+        "here); all of several must hold (repeat it, or macs=0.5+bytes=20MB)",
         stage="decide",
         commands="prune plan",
         metavar="KIND=VALUE",

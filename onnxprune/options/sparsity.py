@@ -40,8 +40,7 @@ class SparseOptions(SharedOptions):
     )
     method: str = option(
         "auto",
-        "how weights are chosen: magnitude; with --calib also wanda, sparsegpt, obs; auto is obs with --calib and "
-        "magnitude without",
+        "how weights are chosen: {onnxprune.sparsity.methods}; auto is obs with --calib and magnitude without",
         stage="decide",
         commands="sparsify",
         metavar="NAME",

@@ -59,7 +59,8 @@ def sparsify(run: Run[SparseOptions], output: Path | None) -> SparseResult:
     """
     options, pattern = run.options, parse_pattern(run.options.pattern)
     refuse_overwrite(run.model, output, options.in_place, options.external_data_threshold)
-    if registry.load("onnxprune.sparsity.methods", options.method).DATA and options.calib is None:
+    reads = registry.load("onnxprune.sparsity.methods", options.method).READS
+    if reads != "weights" and options.calib is None:
         raise UsageError(f"--method {options.method} needs samples; give them with --calib.")
     with run.stage("find"):
         selection = select(run.model, pattern, options)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from onnxprune.sparsity.task import Curved, Mask, Matrix, Solver, Task, mask_of
 
-__all__ = ["DATA", "score", "solve"]
+__all__ = ["READS", "score", "solve"]
 
-#: Whether samples are needed.
-DATA = False
+#: What it looks at.
+READS = "weights"
 
 
 def score(magnitude: NDArray[Any]) -> NDArray[Any]:

@@ -21,10 +21,10 @@ from onnxprune.reconstruction.least_squares import obs as structured
 from onnxprune.sparsity.refit import masked_refit
 from onnxprune.sparsity.task import Curved, Ints, Mask, Matrix, Solver, Task, mask_of
 
-__all__ = ["DATA", "LARGEST", "solve"]
+__all__ = ["LARGEST", "READS", "solve"]
 
-#: Whether samples are needed.
-DATA = True
+#: What it looks at.
+READS = "moments"
 #: More regressors take too long: sparsegpt does those layers.
 LARGEST = 1200
 LAZY = 32

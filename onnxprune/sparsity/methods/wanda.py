@@ -12,10 +12,10 @@ import numpy as np
 
 from onnxprune.sparsity.task import Curved, Mask, Matrix, Solver, Task, mask_of
 
-__all__ = ["DATA", "solve"]
+__all__ = ["READS", "solve"]
 
-#: Whether samples are needed.
-DATA = True
+#: What it looks at.
+READS = "moments"
 
 
 class _Wanda(Curved):
