@@ -280,6 +280,8 @@ def _read(name: str, key: str, text: str, kind: Any) -> Any:
     kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     if type(None) in kinds and text.lower() == "none":
         return None
+    if Any in kinds:  # samples, inputs: as text they are files
+        return text
     for one in (k for k in (bool, int, float, str) if k in kinds):
         try:
             return _BOOLS[text.lower()] if one is bool else one(text)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, option, patterns
 from onnxprune.options.pattern import parse_pattern
 from onnxprune.options.pruning import Shapes
 
-__all__ = ["SparseFields", "SparseOptions"]
+__all__ = ["ChoiceFields", "SparseFields", "SparseOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,3 +184,16 @@ class SparseFields(SharedFields, total=False):
     ignore: tuple[str, ...]
     only: tuple[str, ...]
     store: str
+
+
+class ChoiceFields(TypedDict, total=False):
+    """The fields of `SparseOptions` that say which weights matter and how much, as keyword arguments."""
+
+    calib: Any
+    samples: int | None
+    calib_provider: str
+    method: str
+    input_shapes: Shapes
+    seed: int
+    ignore: tuple[str, ...]
+    only: tuple[str, ...]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.samples import Asked, Samples, samples_for
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis
@@ -28,7 +28,7 @@ from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.views import channels_last
 from onnxprune.runtime.inputs import id_limits
 
-__all__ = ["RANGES", "plausible"]
+__all__ = ["RANGES", "plausible", "read_samples"]
 
 Array = NDArray[Any]
 
@@ -51,6 +51,18 @@ RANGES: dict[str, Callable[[Array], Array]] = {
 JUDGED = 2
 #: No BatchNormalization counts for more than this.
 MOST = 50.0
+
+
+def read_samples(analysis: Analysis, asked: Asked, say: Callable[[str], None] | None = None) -> Samples:
+    """Read the samples that options ask for; synthetic ones are made plausible for the model.
+
+    Raises
+    ------
+    CalibrationError
+        If they can't be read, or don't fit the model.
+    """
+    samples = samples_for(analysis.interface(), asked, analysis.inputs)
+    return plausible(analysis, samples, asked.seed, say) if asked.calib == "synthetic" else samples
 
 
 def plausible(

@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import samples_for
+from onnxprune.errors import NothingToPrune
 from onnxprune.graph.analysis import analyse
+from onnxprune.graph.folding import restored
 from onnxprune.journey.run import Run
+from onnxprune.journey.save import Outcome, save
 from onnxprune.model import Model
 from onnxprune.options.pattern import parse_pattern
 from onnxprune.options.sparsity import SparseOptions
@@ -24,13 +27,15 @@ from onnxprune.permutation.permute import Permuted, permute
 from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.layer import problem_of, weights_of
 from onnxprune.reconstruction.layers import Site
+from onnxprune.report.lossless import LosslessReport
 from onnxprune.runtime.inputs import Trial
 from onnxprune.sparsity.magnitudes import squares
+from onnxprune.sparsity.selection import select
 from onnxprune.sparsity.sequential import Fitter
 from onnxprune.sparsity.task import Task
 from onnxprune.sparsity.weights import Target, find
 
-__all__ = ["arrange"]
+__all__ = ["arrange", "reorder"]
 
 Array = NDArray[Any]
 
@@ -74,6 +79,33 @@ def arrange(
         return result, list(targets)
     names = {t.name for t in targets}
     return result, [t for t in find(result.model)[0] if t.name in names]
+
+
+def reorder(run: Run[SparseOptions]) -> Outcome[LosslessReport]:
+    """Reorder channels and put no zeros in: the journey of the pass ``permute``.
+
+    Returns
+    -------
+    Outcome
+        The model itself where no order is better.
+    """
+    options, pattern = run.options, parse_pattern(run.options.pattern)
+    report = LosslessReport(change="reordered", notes=run.notes)
+    outcome = Outcome(run.model, report)
+    try:
+        with run.stage("find"):
+            selection = select(run.model, pattern, options)
+    except NothingToPrune as reason:
+        run.notes.append(str(reason))
+    else:
+        order, _ = arrange(selection.model, selection.targets, run)
+        told = order.to_json()
+        report.groups, report.refused, report.error = told["groups"], order.refused, told["law1"]
+        if order.gains:
+            report.summary = order.text(pattern.text)[:1]
+            outcome.changed = restored(order.model, selection.folded)
+    save(run, outcome)
+    return outcome
 
 
 def _weighed(model: Model, targets: dict[str, Target], run: Run[SparseOptions]) -> dict[str, Array]:

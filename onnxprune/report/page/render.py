@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from onnxprune.report.page import sections, zeros
+from onnxprune.report.page import lossless, sections, zeros
 from onnxprune.report.page.data import embedded, facts
 
-__all__ = ["render", "render_zeros"]
+__all__ = ["render", "render_lossless", "render_zeros"]
 
 STYLES = ("page.css", "parts.css")
 SCRIPTS = ("theme.js", "base.js", "detail.js", "groups.js", "rails.js", "charts.js")
@@ -40,6 +40,11 @@ def render_zeros(values: Mapping[str, Any]) -> str:
     It is the same kind of page as that of `render`, with no script but for light and dark.
     """
     return _page(sections.title(values), zeros.all_of(values), SCRIPTS[:1], None)
+
+
+def render_lossless(values: Mapping[str, Any]) -> str:
+    """Return the page of a change that keeps the outputs, as `onnxprune.report.lossless.LosslessReport.to_json`."""
+    return _page(sections.title(values), lossless.all_of(values), SCRIPTS[:1], None)
 
 
 def _page(title: str, parts: Iterable[str], scripts: Sequence[str], data: Any) -> str:
