@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from onnxprune import registry
 from onnxprune.criteria import _norm
+from onnxprune.errors import UsageError
 from onnxprune.graph.group_types import Group, Member
+from onnxprune.pruning.saliency import criterion_of
 
-# those that need no samples; the others have a function `curve`, see test_data_criteria.py
+# those that need no samples; for the others see test_calibrated.py and gradient/test_probe.py
 NAMES = [
     n
     for n in registry.names("onnxprune.criteria")
-    if hasattr(registry.load("onnxprune.criteria", n), "score")
+    if registry.load("onnxprune.criteria", n).READS == "weights"
 ]
 DATA_BASED = ["bn_scale", "fpgm", "l1", "l2", "lamp", "lp"]
 
@@ -303,3 +305,23 @@ def test_a_criterion_never_looks_at_an_op(name: str) -> None:
     assert "arXiv" in text  # the paper
     score_: Callable[..., object] = module.score
     assert "float64[units]" in str(score_.__doc__)
+
+
+@pytest.mark.parametrize("name", registry.names("onnxprune.criteria"))
+def test_each_criterion_says_what_it_reads(name: str) -> None:
+    """And has the one function that goes with it."""
+    criterion = criterion_of(name)
+    functions = (criterion.score, criterion.measure.curve, criterion.measure.scores)
+    assert sum(f is not None for f in functions) == 1
+    assert criterion.measure.swaps == (name == "obs")
+
+
+@pytest.mark.parametrize("reads", [None, "samples"])
+def test_a_criterion_that_reads_something_else_is_refused(
+    reads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.load("onnxprune.criteria", "l2"), "READS", reads)
+    with pytest.raises(
+        UsageError, match=r'READS in onnxprune/criteria/l2.py must be "weights", "moments" or'
+    ):
+        criterion_of("l2")

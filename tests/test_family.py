@@ -17,6 +17,7 @@ from onnxprune.cli import main
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.pruning.saliency import criterion_of
 from onnxprune.reconstruction import sequential as repair
 from onnxprune.reconstruction.sequential import Calibration
 
@@ -42,7 +43,7 @@ def test_a_family_is_what_its_members_are_alone(tmp_path: Path) -> None:
 def calibration(model: onnx.ModelProto) -> Calibration:
     found = analyse(Model.load(model))
     samples = load_samples(model.graph, {"x": images()}, types=found.inputs)
-    made = Calibration(found, samples, list(found.grouping.groups), "obs")
+    made = Calibration(found, samples, list(found.grouping.groups), criterion_of("obs").measure)
     made.measure_curves()
     return made
 

@@ -33,7 +33,6 @@ RANK = {room: rank for rank, line in enumerate(RANKS) for room in line.split()}
 #: Arrows between rooms that still point up.
 NOT_YET = {
     ("options", "budgets"),
-    ("reconstruction", "criteria"),
     ("sparsity", "passes"),
 }
 #: What starts the program stands above all.

@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from onnxprune.allocation import ratio as allocation
 from onnxprune.allocation.alignment import steps
-from onnxprune.allocation.ratio import choose
 from onnxprune.errors import UsageError
 from onnxprune.graph.group_types import Extent, Group
+from onnxprune.pruning.saliency import ranked_by_scores
+
+
+def choose(
+    groups: Sequence[Group], scores: Mapping[str, NDArray[np.float64]], **asked: Any
+) -> dict[str, NDArray[np.int64]]:
+    return allocation.choose(groups, ranked_by_scores(groups, scores), **asked)
 
 
 def group(name: str, units: int, *extents: Extent, component: int = 0) -> Group:
@@ -300,7 +308,6 @@ def test_bad_arguments(asked: dict, match: str) -> None:
 @pytest.mark.parametrize(
     ("scores", "match"),
     [
-        ({}, "'g0' has no scores"),
         ({"g0": np.zeros(7)}, r"has 8 units, but scores of shape \(7,\)"),
         ({"g0": np.array([0, 1, np.nan, 3, 4, 5, 6, 7])}, "Unit 2 of the group 'g0' has no number"),
     ],
@@ -314,6 +321,7 @@ def test_nothing_asked_is_nothing_done() -> None:
     groups = chain(8, 64)
     assert choose(groups, rising(groups), ratio=0, align=16) == {}
     assert choose([], {}, ratio=0.5) == {}
+    assert allocation.choose(groups, {}, ratio=0.5) == {}, "a group without a ranking stays whole"
 
 
 def test_steps_fall_and_leave_a_choice() -> None:

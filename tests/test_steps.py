@@ -13,13 +13,14 @@ from onnxprune.options.pruning import Options
 from onnxprune.options.target import parse_target
 from onnxprune.pruning.journey import Job
 from onnxprune.pruning.on_samples import Work
+from onnxprune.pruning.saliency import criterion_of
 from onnxprune.reconstruction.sequential import Calibration
 
 
 def calibration(model):
     found = analyse(Model.load(model))
     samples = load_samples(model.graph, {"x": images()}, types=found.inputs)
-    made = Calibration(found, samples, list(found.grouping.groups), "obs")
+    made = Calibration(found, samples, list(found.grouping.groups), criterion_of("obs").measure)
     made.measure_curves()
     return made
 

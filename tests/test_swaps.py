@@ -6,6 +6,7 @@ from nets import build, node
 from onnxprune.calibration.samples import load_samples
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.pruning.saliency import criterion_of
 from onnxprune.reconstruction.sequential import Calibration
 
 
@@ -28,7 +29,9 @@ def test_two_sums_are_kept_rather_than_two_parts() -> None:
     samples = load_samples(model.proto.graph, {"x": x})
     after = {}
     for criterion in ("obs", "wanda"):
-        calibration = Calibration(analysis, samples, analysis.grouping.groups, criterion=criterion)
+        calibration = Calibration(
+            analysis, samples, analysis.grouping.groups, criterion_of(criterion).measure
+        )
         calibration.measure_curves()
         ((name, curve),) = calibration.curves.items()
         assert set(curve.order[:2].tolist()) == {2, 5}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxprune.allocation.alignment import Axis, steps
 from onnxprune.allocation.costs import Costs
 from onnxprune.allocation.knapsack import allocate
+from onnxprune.allocation.ranking import Ranking
 from onnxprune.graph.group_types import Group
 
 __all__ = ["Level", "choose", "error_of", "level_of"]
@@ -152,19 +153,17 @@ def error_of(state: Mapping[str, int], levels: Mapping[str, Level]) -> float:
     )
 
 
-def level_of(group: Group, order: NDArray[np.int64], errors: Floats, align: int) -> Level:
+def level_of(group: Group, ranking: Ranking, align: int) -> Level:
     """Return what a group may lose so that its widths stay on steps.
 
     Parameters
     ----------
     group : Group
-    order : int64[units]
-        The first to go first.
-    errors : float64[units + 1]
-        Of each count, infinite where a count isn't allowed.
+    ranking : Ranking
     align : int
         In channels.
     """
+    order, errors = ranking.order, ranking.error
     allowed = np.isfinite(errors)
     for extent in group.extents if align > 1 else ():
         axis = Axis(int(extent.per_unit.sum()), extent.per_unit)

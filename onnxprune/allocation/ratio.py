@@ -1,7 +1,7 @@
 """The same share of every group, or of the whole model: the budget behind ``--ratio``.
 
-Within a group the units with the lowest scores go, equal scores by index. A unit with an infinite score stays. No
-group loses all of its units, and no axis all of its positions.
+Within a group units go in the order of its ranking. A unit with an infinite score stays. No group loses all
+of its units, and no axis all of its positions.
 
 scope "local"
     Every group loses the asked share. Shares of units don't exist, so groups that are coupled (`Group.component`)
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.allocation.alignment import Axis, aligned_count
+from onnxprune.allocation.ranking import Ranking
 from onnxprune.errors import UsageError
 from onnxprune.graph.group_types import Group, Indices
 
@@ -36,7 +37,7 @@ Scores = NDArray[np.float64]
 
 def choose(
     groups: Sequence[Group],
-    scores: Mapping[str, Scores],
+    rankings: Mapping[str, Ranking],
     *,
     ratio: float,
     align: int | None = None,
@@ -49,8 +50,8 @@ def choose(
     ----------
     groups : sequence of Group
         In any order; the result doesn't depend on it.
-    scores : mapping
-        Group -> float64[units]; higher is kept, infinity is never removed.
+    rankings : mapping
+        Group -> ranking; groups that aren't there stay whole.
     ratio : float
         Share of the units to remove, ``0 <= ratio < 1``.
     align : int, optional
@@ -67,18 +68,18 @@ def choose(
     Raises
     ------
     UsageError
-        If an argument is out of range, or scores are missing, not a number or of a wrong length.
+        If an argument is out of range.
     """
     _check(ratio, align, scope, cap)
-    groups = sorted(groups, key=lambda g: g.name)
+    groups = sorted((g for g in groups if g.name in rankings), key=lambda g: g.name)
     if ratio == 0 or not groups:
         return {}
-    known = [_scores_of(group, scores) for group in groups]
-    guarded = _guarded(groups, known)
-    orders = [_order(s, guarded.get(at)) for at, s in enumerate(known)]
+    ranked = [rankings[g.name] for g in groups]
+    guarded = _guarded(groups, [r.scores for r in ranked])
+    orders = [_order(r, guarded.get(at)) for at, r in enumerate(ranked)]
     if scope == "global":
         orders = [o[: int(cap * g.units + 1e-9)] for o, g in zip(orders, groups, strict=True)]
-        counts = _global_counts(groups, known, orders, ratio)
+        counts = _global_counts(groups, [r.scores for r in ranked], orders, ratio)
         asked = counts.astype(np.float64)
     else:
         counts = _local_counts(groups, ratio)
@@ -106,26 +107,9 @@ def _check(ratio: float, align: int | None, scope: str, cap: float) -> None:
         raise UsageError(f"The cap must be above 0 and at most 1; got {cap}.")
 
 
-def _scores_of(group: Group, scores: Mapping[str, Scores]) -> Scores:
-    if group.name not in scores:
-        raise UsageError(f"The group {group.name!r} has no scores; a criterion must score every group.")
-    found = np.asarray(scores[group.name], np.float64)
-    if found.shape != (group.units,):
-        raise UsageError(
-            f"The group {group.name!r} has {group.units} units, but scores of shape {found.shape}; "
-            "a criterion must return one score a unit."
-        )
-    if np.isnan(found).any():
-        raise UsageError(
-            f"Unit {int(np.flatnonzero(np.isnan(found))[0])} of the group {group.name!r} has no number as its "
-            "score; a criterion must return numbers, infinity for what must stay."
-        )
-    return found
-
-
-def _order(scores: Scores, guarded: set[int] | None) -> Indices:
+def _order(ranking: Ranking, guarded: set[int] | None) -> Indices:
     """Return the units that may go, the first to go first; at least one unit isn't among them."""
-    order = np.argsort(scores, kind="stable")
+    order, scores = ranking.order, ranking.scores
     order = order[np.isfinite(scores[order]) | (scores[order] < 0)]
     if guarded:
         order = order[~np.isin(order, list(guarded))]

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from onnxprune.reconstruction.probe import Probe
 
-__all__ = ["measure"]
+__all__ = ["READS", "measure"]
+
+READS = "model"
 
 #: The most that the mean magnitude may add to a share of nonzeros.
 LITTLE = 1e-6

@@ -34,7 +34,9 @@ from onnxprune.criteria._norm import (
 )
 from onnxprune.graph.group_types import Group, Member
 
-__all__ = ["score"]
+__all__ = ["READS", "score"]
+
+READS = "weights"
 
 #: Entries of the distance matrix that are held at a time.
 PANEL = 1 << 22

@@ -13,7 +13,9 @@ import numpy as np
 from onnxprune.criteria._norm import Floats, Weight, norm
 from onnxprune.graph.group_types import Group
 
-__all__ = ["score"]
+__all__ = ["READS", "score"]
+
+READS = "weights"
 
 
 def score(group: Group, weight: Weight, rng: np.random.Generator, p: float = 0.5) -> Floats:

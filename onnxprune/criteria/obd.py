@@ -14,7 +14,9 @@ from collections.abc import Sequence
 
 from onnxprune.reconstruction.least_squares import Consumer, Curve, ranked
 
-__all__ = ["curve"]
+__all__ = ["READS", "curve"]
+
+READS = "moments"
 
 
 def curve(consumers: Sequence[Consumer], least: int) -> Curve:

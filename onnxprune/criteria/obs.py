@@ -13,7 +13,11 @@ from collections.abc import Sequence
 
 from onnxprune.reconstruction.least_squares import Consumer, Curve, obs
 
-__all__ = ["curve"]
+__all__ = ["READS", "SWAPS", "curve"]
+
+READS = "moments"
+#: Its curve promises the best units, so where one layer alone reads them, exchanges are tried as well.
+SWAPS = True
 
 
 def curve(consumers: Sequence[Consumer], least: int) -> Curve:

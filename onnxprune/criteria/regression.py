@@ -16,7 +16,9 @@ import numpy as np
 
 from onnxprune.reconstruction.least_squares import Consumer, Curve, error_of, refit
 
-__all__ = ["curve"]
+__all__ = ["READS", "curve"]
+
+READS = "moments"
 
 
 def curve(consumers: Sequence[Consumer], least: int) -> Curve:

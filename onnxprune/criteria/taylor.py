@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from onnxprune.reconstruction.probe import Probe
 
-__all__ = ["measure"]
+__all__ = ["READS", "measure"]
+
+READS = "model"
 
 
 def measure(probe: Probe) -> dict[str, NDArray[np.float64]]:

@@ -23,8 +23,8 @@ from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target, parse_target
-from onnxprune.pruning.decision import Decision, groups_of, scores_of, step_of
-from onnxprune.pruning.saliency import Ranking, ranked_by_scores
+from onnxprune.pruning.decision import Decision, groups_of, step_of
+from onnxprune.pruning.saliency import Ranking, ranked_by_weights
 from onnxprune.pruning.speed import Speed, settle, surely
 
 __all__ = [
@@ -137,9 +137,7 @@ class Budgets:
         if not rankings:
             raise UsageError("--target finds no group that could be ranked; see 'onnxprune inspect'.")
         levels = {
-            g.name: level_of(g, rankings[g.name].order, rankings[g.name].error, self.align)
-            for g in self.groups
-            if g.name in rankings
+            g.name: level_of(g, rankings[g.name], self.align) for g in self.groups if g.name in rankings
         }
         factors = {t.kind: (tighter or {}).get(t.kind, 1.0) for t in targets}
         removed: dict[str, Ints] = {}
@@ -207,7 +205,7 @@ def decide_within(
         Groups -> what meets budgets on them.
     """
     groups = groups_of(analysis, options)
-    rankings = ranked_by_scores(groups, scores_of(model, groups, options))
+    rankings = ranked_by_weights(model, groups, options)
     found = budgets(groups)
     removed = found.settle(rankings, parse_target("+".join(options.target)))
     return Decision(groups, removed, found.align)

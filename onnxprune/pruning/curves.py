@@ -8,15 +8,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import registry
 from onnxprune.calibration.samples import Samples
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
-from onnxprune.pruning.decision import scores_of, step_of
+from onnxprune.pruning.decision import step_of
 from onnxprune.pruning.journey import Job
-from onnxprune.pruning.saliency import ranked_by_scores
+from onnxprune.pruning.saliency import criterion_of, ranked_by_weights
 from onnxprune.reconstruction.cache import curves_of, facts_of, keep
 from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.sequential import FLOOR, Calibration
@@ -47,7 +46,8 @@ def measured(
         If the samples don't fit the model.
     """
     options = job.options
-    with_data = not hasattr(registry.load("onnxprune.criteria", options.criterion), "score")
+    criterion = criterion_of(options.criterion)
+    with_data = criterion.score is None
     rotated = Rotated(analysis)
     if with_data and options.rotate:
         with job.stage("rotate"):
@@ -55,9 +55,8 @@ def measured(
             rotated = rotate(analysis, wide, samples, job.progress)
             back = {g.component for g in wide if g.name in rotated.refused}
             groups = [g for g in groups if g.component in back] + [g for g in wide if g.component not in back]
-    criterion = options.criterion if with_data else ""
     calibration = Calibration(
-        rotated.analysis, samples, groups, criterion, options.recover, options.seed, job.progress
+        rotated.analysis, samples, groups, criterion.measure, options.recover, options.seed, job.progress
     )
     if with_data:
         calibration.curves = _curves(job, calibration, rotated)
@@ -81,7 +80,7 @@ def _by_norm(
     Nothing makes up for their loss: half of one costs as much as half of the group that the samples show to be the
     dearest.
     """
-    ranked = ranked_by_scores(groups, scores_of(model, groups, options))
+    ranked = ranked_by_weights(model, groups, options)
 
     def half(error: NDArray[np.float64]) -> float:
         return float(error[(len(error) - 1) // 2])

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import granularity, registry
+from onnxprune import granularity
 from onnxprune.allocation import ratio
 from onnxprune.cut.cuts import TensorCut, cuts_of
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
@@ -26,6 +25,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.widths import align_step
 from onnxprune.pruning.plan import Plan, PlannedGroup
+from onnxprune.pruning.saliency import ranked_by_weights
 
 __all__ = [
     "Decision",
@@ -35,7 +35,6 @@ __all__ = [
     "options_of",
     "plan_of",
     "resolve",
-    "scores_of",
     "step_of",
 ]
 
@@ -79,7 +78,7 @@ def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
     align = step_of(options)
     removed = ratio.choose(
         groups,
-        scores_of(model, groups, options),
+        ranked_by_weights(model, groups, options),
         ratio=options.ratio,
         align=align,
         scope=options.scope,
@@ -105,18 +104,6 @@ def groups_of(analysis: Analysis, options: Options) -> list[Group]:
     if not groups:
         raise NothingToPrune(_nothing(analysis, options))
     return groups
-
-
-def scores_of(model: Model, groups: Sequence[Group], options: Options) -> dict[str, NDArray[np.float64]]:
-    """Score the units of each group, with a generator of its own that doesn't depend on the other groups."""
-    criterion = registry.load("onnxprune.criteria", options.criterion)
-    if not hasattr(criterion, "score"):
-        raise UsageError(f"--criterion {options.criterion} needs samples; give them to 'prune' with --calib.")
-    found = {}
-    for group in groups:
-        rng = np.random.default_rng([options.seed, zlib.crc32(group.name.encode())])
-        found[group.name] = criterion.score(group, model.weight, rng)
-    return found
 
 
 def step_of(options: Options) -> int:

@@ -33,7 +33,7 @@ from onnxprune.pruning.curves import measured
 from onnxprune.pruning.decision import Decision, decide, plan_of, step_of
 from onnxprune.pruning.journey import Job, Result
 from onnxprune.pruning.outline import thinned
-from onnxprune.pruning.saliency import Ranking
+from onnxprune.pruning.saliency import Ranking, ranked_by_curve
 from onnxprune.pruning.search import Floors
 from onnxprune.pruning.speed import surely
 from onnxprune.pruning.weighing import Weighing
@@ -48,7 +48,6 @@ from onnxprune.runtime.inputs import Trial
 __all__ = ["Work", "prune"]
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 #: Samples of a trial fit, and as many again to judge it; and positions used of a layer, for each regressor.
 TRIAL_SAMPLES, TRIAL_ROWS = 256, 16
@@ -178,24 +177,12 @@ class Work:
                 rough = self.calibration.on(self.fit_on, STEP_ROWS)
                 self.calibration.curves = rough.fit(self.choose(ratio, now, rough=True), measure=True).curves
 
-    def _scores(self) -> dict[str, Floats]:
-        found = {}
-        for name, curve in self.calibration.curves.items():
-            rise = curve.error[1:].copy()
-            last = float(rise[np.isfinite(rise)].max(initial=0.0))
-            rise[~np.isfinite(rise)] = 2 * last + 1
-            scores = np.empty(len(curve.order))
-            # the order decides; the small slope keeps it where the error stays level
-            scores[curve.order] = rise + np.arange(len(rise)) * 1e-12 * max(last, 1.0)
-            found[name] = scores
-        return found
-
     def _by_ratio(self, options: Options) -> Decision:
         if not self.calibration.curves:
             return decide(self.analysis.model, self.analysis, options)
         removed = ratio.choose(
-            [g for g in self.groups if g.name in self.calibration.curves],
-            self._scores(),
+            self.groups,
+            {name: ranked_by_curve(curve) for name, curve in self.calibration.curves.items()},
             ratio=options.ratio or 0.0,
             align=step_of(options),
             scope=options.scope,
@@ -220,7 +207,7 @@ class Work:
 
     def _rankings(self, weighing: Weighing) -> dict[str, Ranking]:
         weight = tilt.weights(self.calibration.places, [s.number for s in self.calibration.sites], weighing)
-        return {n: Ranking(c.order, c.error * weight.get(n, 1.0)) for n, c in self.calibration.curves.items()}
+        return {n: ranked_by_curve(c, weight.get(n, 1.0)) for n, c in self.calibration.curves.items()}
 
     def _weigh(self, targets: Sequence[Target]) -> None:
         """Find how errors of different groups weigh, once, by trial fits on few samples."""

@@ -1,39 +1,96 @@
-"""What units are worth: rankings, from weights or from samples."""
+"""What units are worth: rankings, from the scores of a criterion that reads weights, or from loss curves on samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune import registry
+from onnxprune.allocation.ranking import Ranking
+from onnxprune.errors import UsageError
 from onnxprune.graph.group_types import Group
+from onnxprune.model import Model
+from onnxprune.options.pruning import Options
 from onnxprune.pruning.weighing import SHARED
+from onnxprune.reconstruction.least_squares import Curve
+from onnxprune.reconstruction.measure import Measure
 
-__all__ = ["FLOOR", "Ranking", "ranked_by_scores"]
+__all__ = [
+    "FLOOR",
+    "Criterion",
+    "Ranking",
+    "criterion_of",
+    "ranked_by_curve",
+    "ranked_by_scores",
+    "ranked_by_weights",
+]
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Score = Callable[[Group, Callable[[str], NDArray[np.generic]], np.random.Generator], Floats]
 
-#: Share of the units of a group that always stay.
+#: Share of the units of a group that always stay under a budget.
 FLOOR = 0.1
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """How the units of a group go.
+class Criterion:
+    """One file of `onnxprune.criteria`.
 
     Attributes
     ----------
-    order : int64[units]
-        The first to go first.
-    error : float64[units + 1]
-        Of each count that goes; infinite where a count isn't allowed.
+    name : str
+    score : callable or None
+        (group, weights by name, generator) -> float64[units], if it reads weights.
+    measure : Measure
+        What it asks of samples; empty if it reads weights.
     """
 
-    order: Ints
-    error: Floats
+    name: str
+    score: Score | None = None
+    measure: Measure = field(default_factory=Measure)
+
+
+def criterion_of(name: str) -> Criterion:
+    """Load a criterion; what it reads says which of its functions is asked.
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name, or it doesn't say what it reads.
+    """
+    leaf = registry.load("onnxprune.criteria", name)
+    reads = getattr(leaf, "READS", None)
+    if reads == "weights":
+        return Criterion(name, score=leaf.score)
+    if reads == "moments":
+        return Criterion(name, measure=Measure(curve=leaf.curve, swaps=getattr(leaf, "SWAPS", False)))
+    if reads == "model":
+        return Criterion(name, measure=Measure(scores=leaf.measure))
+    raise UsageError(
+        f'READS in onnxprune/criteria/{name}.py must be "weights", "moments" or "model"; got {reads!r}.'
+    )
+
+
+def ranked_by_weights(model: Model, groups: Sequence[Group], options: Options) -> dict[str, Ranking]:
+    """Rank the units of each group by their weights, with a generator that doesn't depend on the other groups.
+
+    Raises
+    ------
+    UsageError
+        If the criterion needs samples, or doesn't return one number a unit.
+    """
+    score = criterion_of(options.criterion).score
+    if score is None:
+        raise UsageError(f"--criterion {options.criterion} needs samples; give them to 'prune' with --calib.")
+    scores = {}
+    for group in groups:
+        rng = np.random.default_rng([options.seed, zlib.crc32(group.name.encode())])
+        scores[group.name] = score(group, model.weight, rng)
+    return ranked_by_scores(groups, scores)
 
 
 def ranked_by_scores(groups: Sequence[Group], scores: Mapping[str, Floats]) -> dict[str, Ranking]:
@@ -42,17 +99,51 @@ def ranked_by_scores(groups: Sequence[Group], scores: Mapping[str, Floats]) -> d
     The error of losing some units is a ratio of noise to signal: the share ``s`` of the group's squared scores that
     goes, over the share that stays, ``s / (1 - s)``. It stands in for a loss that nobody measured, so what it says
     about one group against another is rough; with samples errors are measured.
+
+    Raises
+    ------
+    UsageError
+        If scores aren't one number a unit.
     """
-    found = {}
+    rankings = {}
     for group in groups:
-        mine = np.asarray(scores[group.name], np.float64)
-        order = np.argsort(mine, kind="stable").astype(np.int64)
-        energy = np.where(np.isfinite(mine), mine, 0.0)[order] ** 2
+        score = _checked(group, np.asarray(scores[group.name], np.float64))
+        order = np.argsort(score, kind="stable").astype(np.int64)
+        energy = np.where(np.isfinite(score), score, 0.0)[order] ** 2
         share = np.concatenate([[0.0], np.cumsum(energy)]) / max(float(energy.sum()), 1e-30)
         error = share / np.maximum(1 - share, 1e-12)
         allowed = group.units - max(1, int(np.ceil(FLOOR * group.units)))
-        fixed = np.flatnonzero(~np.isfinite(mine[order]) & (mine[order] > 0))
+        fixed = np.flatnonzero(~np.isfinite(score[order]) & (score[order] > 0))
         error[min(allowed, int(fixed[0]) if fixed.size else allowed) + 1 :] = np.inf
         readers = {m.tensor for m in group.members if m.contracted}
-        found[group.name] = Ranking(order, error * (SHARED if len(readers) > 1 else 1.0))
-    return found
+        rankings[group.name] = Ranking(order, error * (SHARED if len(readers) > 1 else 1.0), score)
+    return rankings
+
+
+def _checked(group: Group, score: Floats) -> Floats:
+    if score.shape != (group.units,):
+        raise UsageError(
+            f"The group {group.name!r} has {group.units} units, but scores of shape {score.shape}; "
+            "a criterion must return one score a unit."
+        )
+    if np.isnan(score).any():
+        raise UsageError(
+            f"Unit {int(np.flatnonzero(np.isnan(score))[0])} of the group {group.name!r} has no number as its "
+            "score; a criterion must return numbers, infinity for what must stay."
+        )
+    return score
+
+
+def ranked_by_curve(curve: Curve, weight: float = 1.0) -> Ranking:
+    """Return a ranking from a loss curve on samples, whose errors weigh so much among those of other groups.
+
+    The score of a unit is the error when it goes as well; counts that the curve doesn't reach cost more than all
+    others.
+    """
+    rise = curve.error[1:].copy()
+    last = float(rise[np.isfinite(rise)].max(initial=0.0))
+    rise[~np.isfinite(rise)] = 2 * last + 1
+    scores = np.empty(len(curve.order))
+    # the order decides; the small slope keeps it where the error stays level
+    scores[curve.order] = rise + np.arange(len(rise)) * 1e-12 * max(last, 1.0)
+    return Ranking(curve.order, curve.error * weight, scores)

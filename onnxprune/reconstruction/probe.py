@@ -50,11 +50,6 @@ class Probe:
     seed: int = 0
     say: Callable[[str], None] | None = None
 
-    def scores(self, criterion: Any) -> dict[str, Floats]:
-        """Return what a criterion with ``measure(probe)`` says: group -> float64[units], the highest stay."""
-        found: dict[str, Floats] = criterion.measure(self)
-        return found
-
     def sites(self) -> dict[int, Site]:
         """The nodes that read a group, by their position."""
         return {use.number: use for mine in self.readers.values() for site, _ in mine for use in site.uses}

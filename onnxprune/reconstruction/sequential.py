@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import registry
 from onnxprune.calibration.frontier import held
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import CalibrationError
@@ -26,6 +25,7 @@ from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, weights_of, write
 from onnxprune.reconstruction.layers import Readers, Site, gone, readers, sites
 from onnxprune.reconstruction.least_squares import Consumer, Curve, keep_best
+from onnxprune.reconstruction.measure import Measure
 from onnxprune.reconstruction.probe import Probe, curve_of
 from onnxprune.reconstruction.products import Product, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
@@ -61,8 +61,8 @@ class Calibration:
     samples : Samples
     groups : list of Group
         That may be cut.
-    criterion : str
-        One that needs data; empty where the choice is made without.
+    measure : Measure
+        How units are ranked on the samples; empty where the choice is made without.
     recover : str
         Name of a recovery.
     seed : int
@@ -77,7 +77,7 @@ class Calibration:
     analysis: Analysis
     samples: Samples
     groups: list[Group]
-    criterion: str = "obs"
+    measure: Measure = field(default_factory=Measure)
     recover: str = "lstsq"
     seed: int = 0
     say: Say | None = None
@@ -93,7 +93,6 @@ class Calibration:
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
         self.alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
         self.settings = Settings(recovery_of(self.recover), seed=self.seed)
-        self.measure = registry.load("onnxprune.criteria", self.criterion) if self.criterion else None
 
     @property
     def places(self) -> dict[str, list[int]]:
@@ -118,7 +117,7 @@ class Calibration:
         """Run the original over the samples and take the loss curve of each group."""
         if not self.readers:
             return
-        if hasattr(self.measure, "measure"):  # judges all groups at once
+        if self.measure.scores is not None:  # judges all groups at once
             plain = {
                 name: mine
                 for name, mine in self.readers.items()
@@ -127,8 +126,8 @@ class Calibration:
             if not plain:
                 return
             probe = Probe(self.analysis, self.samples, plain, self.seed, self.say)
-            scores = probe.scores(self.measure)
-            self.curves = {name: curve_of(found, self._least(name)) for name, found in scores.items()}
+            scores = self.measure.scores(probe)
+            self.curves = {name: curve_of(values, self._least(name)) for name, values in scores.items()}
             return
         read = {s.number for mine in self.readers.values() for s, _ in mine}
         needed = [s for s in self.sites if s.number in read]
@@ -187,7 +186,7 @@ class Calibration:
         for n, site in enumerate(todo):
             self._tell(Step.of("fit", site.name, n, costs))
             for member, evidence in zip(members, walk.evidence(site, spread=measure), strict=True):
-                if measure and hasattr(self.measure, "curve"):
+                if measure:
                     member.again.take(site, evidence)
                 self._fit(member.fitted, site, evidence)
             walk.done(site)
@@ -195,7 +194,7 @@ class Calibration:
     def _fit(self, fitted: Fitted, site: Site, evidence: Evidence) -> None:
         """Fit one layer of one model."""
         name = self.alone.get(site.number, "")
-        if name not in self.products and name in fitted.removed and hasattr(self.measure, "curve"):
+        if name not in self.products and name in fitted.removed and self.measure.curve is not None:
             count = len(fitted.removed[name])
             fitted.removed[name] = self._choose(site, name, count, evidence, fitted.model)
         width = np.arange(site.view.width)
@@ -230,11 +229,11 @@ class Calibration:
         rows = self.readers[name][0][1]
         found = consumers_of(site, evidence, rows, model, 1.0)
         units = len(rows[0])
-        assert self.measure is not None
+        assert self.measure.curve is not None
         curve = self.measure.curve(found, units - count)
         kept = np.sort(curve.order[count:])
         owned = np.unique(np.concatenate([*rows[0]])).size
-        if self.criterion == "obs" and len(found) == 1 and owned == site.view.width:
+        if self.measure.swaps and len(found) == 1 and owned == site.view.width:
             kept = keep_best(found[0].problem, rows[0], kept)
         return np.setdiff1d(np.arange(units), kept)
 
@@ -286,13 +285,15 @@ class _Curves:
 
     def take(self, site: Site, evidence: Evidence) -> None:
         """Add what one layer tells of the groups that it reads."""
-        measure = self.of.measure
+        measure = self.of.measure.curve
+        if measure is None:
+            return
         for name, mine in self.of.readers.items():
             for rows in (rows for reader, rows in mine if reader is site):
                 found = consumers_of(site, evidence, rows, self.of.analysis.model, evidence.spread or 1.0)
                 self.held.setdefault(name, []).extend(found)
-            if self.last[name] == site.number and measure is not None and name in self.held:
-                self.done[name] = measure.curve(self.held.pop(name), self.of._least(name))
+            if self.last[name] == site.number and name in self.held:
+                self.done[name] = measure(self.held.pop(name), self.of._least(name))
 
 
 def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:

@@ -12,6 +12,7 @@ from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.options.pattern import parse_pattern
 from onnxprune.options.sparsity import SparseOptions
+from onnxprune.pruning.saliency import criterion_of
 from onnxprune.reconstruction import layer as _sequence
 from onnxprune.reconstruction.few_rows import ENOUGH, steadied
 from onnxprune.reconstruction.layers import sites
@@ -100,7 +101,7 @@ def _curves(where):
     given = {"x": np.random.default_rng(1).standard_normal((60, 12)).astype(np.float32)}
     samples = load_samples(model.proto.graph, given)
     if where == "channels":
-        calibration = Calibration(analysis, samples, analysis.grouping.groups)
+        calibration = Calibration(analysis, samples, analysis.grouping.groups, criterion_of("obs").measure)
         calibration.measure_curves()
         return {name: curve.error for name, curve in calibration.curves.items()}
     targets = {t.name: t for t in find(model)[0]}
