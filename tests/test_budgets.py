@@ -26,10 +26,11 @@ from onnxprune.graph.analysis import analyse
 from onnxprune.graph.memory import peak_bytes
 from onnxprune.model import Model
 from onnxprune.options.pruning import parse_align
-from onnxprune.options.target import Target, family_of, kinds, parse_target
+from onnxprune.options.target import Target, family_of, kinds
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.report import judged
 from onnxprune.pruning.saliency import Ranking, ranked_by_scores
+from onnxprune.pruning.targets import parse_target
 from onnxprune.pruning.weighing import SHARED
 
 

@@ -10,10 +10,10 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
-from onnxprune.options.target import parse_target
 from onnxprune.pruning.journey import Job
 from onnxprune.pruning.on_samples import Work
 from onnxprune.pruning.saliency import criterion_of
+from onnxprune.pruning.targets import parse_target
 from onnxprune.reconstruction.sequential import Calibration
 
 

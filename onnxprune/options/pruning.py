@@ -14,7 +14,7 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, option, patterns
-from onnxprune.options.target import family_of, parse_target
+from onnxprune.options.target import family_of, read_target
 from onnxprune.options.widths import PRESETS
 
 __all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
@@ -320,7 +320,7 @@ def _check_amounts(options: Options) -> None:
     given = options.target or ()
     texts = (given,) if isinstance(given, str) else tuple(given)
     for text in family_of(texts) if texts else ():
-        parse_target(text)
+        read_target(text)
     object.__setattr__(options, "target", texts)
     if options.max_drop is not None and options.labels is None:
         raise UsageError("--max-drop needs true labels; name their key in the samples with --labels.")

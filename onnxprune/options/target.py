@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnxprune import registry
 from onnxprune.errors import UsageError
 
-__all__ = ["WITHIN", "Target", "family_of", "kinds", "parse_target"]
+__all__ = ["WITHIN", "Target", "Written", "family_of", "kinds", "read_target"]
 
 #: Times differ from one measurement to the next, so a latency within this much of its budget holds.
 WITHIN = 1.05
 _VALUE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)")
 _LIKE = "such as macs=0.5, params=3M, bytes=20MB, memory=0.7 or latency=4ms"
+
+
+class Written(NamedTuple):
+    """One budget as it is written; what its unit is worth, the file of its kind knows.
+
+    Attributes
+    ----------
+    kind : str
+        The name of a file in onnxprune/budgets.
+    number : float
+    unit : str
+        Empty for a share.
+    text : str
+        As it was given.
+    """
+
+    kind: str
+    number: float
+    unit: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -45,23 +65,23 @@ def kinds() -> list[str]:
     return [name for name in registry.names("onnxprune.budgets") if name != "ratio"]
 
 
-def parse_target(text: str) -> tuple[Target, ...]:
-    """Split what must hold together.
+def read_target(text: str) -> tuple[Written, ...]:
+    """Split what must hold together, and check its form.
 
     Raises
     ------
     UsageError
-        If a kind or unit is unknown, or a share isn't above 0 and at most 1.
+        If a kind is unknown or given twice, or a share isn't above 0 and at most 1.
 
     Examples
     --------
-    >>> parse_target("macs=0.5+bytes=20MB")[1]
-    Target(kind='bytes', value=20000000.0, relative=False, text='bytes=20MB')
+    >>> read_target("macs=0.5+bytes=20MB")[1]
+    Written(kind='bytes', number=20.0, unit='MB', text='bytes=20MB')
     """
-    found = tuple(_one(part.strip()) for part in text.split("+"))
-    if len({t.kind for t in found}) < len(found):
+    parts = tuple(_one(part.strip()) for part in text.split("+"))
+    if len({part.kind for part in parts}) < len(parts):
         raise UsageError(f"--target {text!r} gives one kind of budget twice; give the tighter one.")
-    return found
+    return parts
 
 
 def family_of(texts: Iterable[str]) -> tuple[str, ...]:
@@ -75,7 +95,7 @@ def family_of(texts: Iterable[str]) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        One text for each model, for `parse_target`.
+        One text for each model, for `read_target`.
 
     Examples
     --------
@@ -101,23 +121,16 @@ def _values(part: str) -> list[str]:
     return [f"{kind.strip()}{equals}{value.strip()}" for value in values.split(",")]
 
 
-def _one(part: str) -> Target:
+def _one(part: str) -> Written:
     kind, _, written = part.partition("=")
     match = _VALUE.fullmatch(written.strip())
     if kind not in kinds() or match is None:
         raise UsageError(f"--target must look like macs=0.5, a budget and a value, {_LIKE}; got {part!r}.")
-    value, unit = float(match[1]), match[2]
-    if unit in ("", "%"):
-        value = value / 100 if unit else value
-        if not 0 < value <= 1:
-            hint = "" if unit else f"; an amount needs a unit, {_LIKE}"
-            raise UsageError(f"--target {part!r}: a share must be above 0 and at most 1{hint}.")
-        return Target(kind, value, True, part)
-    units: dict[str, float] = registry.load("onnxprune.budgets", kind).UNITS
-    if unit.lower() not in units:
-        known = ", ".join(units)
-        raise UsageError(f"--target {part!r}: {kind} knows the units {known} and none for a share.")
-    value *= units[unit.lower()]
-    if not (value > 0 and math.isfinite(value)):
-        raise UsageError(f"--target {part!r}: a budget must be above 0.")
-    return Target(kind, value, False, part)
+    number, unit = float(match[1]), match[2]
+    if unit not in ("", "%"):
+        return Written(kind, number, unit, part)
+    share = number / 100 if unit else number
+    if not 0 < share <= 1:
+        hint = "" if unit else f"; an amount needs a unit, {_LIKE}"
+        raise UsageError(f"--target {part!r}: a share must be above 0 and at most 1{hint}.")
+    return Written(kind, share, "", part)

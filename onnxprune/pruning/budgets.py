@@ -22,10 +22,11 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
-from onnxprune.options.target import Target, parse_target
+from onnxprune.options.target import Target
 from onnxprune.pruning.decision import Decision, groups_of, step_of
 from onnxprune.pruning.saliency import Ranking, ranked_by_weights
 from onnxprune.pruning.speed import Speed, settle, surely
+from onnxprune.pruning.targets import parse_target
 
 __all__ = [
     "Budgets",

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files.commit import together
-from onnxprune.options.target import family_of, parse_target
+from onnxprune.options.target import family_of
 from onnxprune.pruning import journey as pipeline
 from onnxprune.pruning import on_samples as calibrated
 from onnxprune.pruning.journey import Job, Result
 from onnxprune.pruning.outline import thinned
+from onnxprune.pruning.targets import parse_target
 from onnxprune.reconstruction.sequential import Fitted
 from onnxprune.report.record import Facts
 from onnxprune.report.table import amount, share, show

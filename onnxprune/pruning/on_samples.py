@@ -24,7 +24,7 @@ from onnxprune.graph.group_types import Group
 from onnxprune.graph.select import pick
 from onnxprune.journey import output as places
 from onnxprune.options.pruning import Options
-from onnxprune.options.target import Target, parse_target
+from onnxprune.options.target import Target
 from onnxprune.pruning import journey as pipeline
 from onnxprune.pruning import search
 from onnxprune.pruning import weighing as tilt
@@ -36,6 +36,7 @@ from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.saliency import Ranking, ranked_by_curve
 from onnxprune.pruning.search import Floors
 from onnxprune.pruning.speed import surely
+from onnxprune.pruning.targets import parse_target
 from onnxprune.pruning.weighing import Weighing
 from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.plausible import plausible

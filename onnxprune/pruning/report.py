@@ -18,8 +18,8 @@ from onnxprune.graph.groups import Frozen
 from onnxprune.graph.reasons import reasons
 from onnxprune.graph.size import Size
 from onnxprune.options.pruning import Options
-from onnxprune.options.target import parse_target
 from onnxprune.pruning.budgets import Budgets
+from onnxprune.pruning.targets import parse_target
 from onnxprune.report import page
 from onnxprune.report.record import Record
 from onnxprune.report.sentences import at_sizes, calibration_lines, speed_lines
