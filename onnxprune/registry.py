@@ -14,11 +14,21 @@ import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from onnxprune.errors import UsageError
 
-__all__ = ["constant", "load", "match", "names", "sentence"]
+__all__ = ["PACKAGES", "Package", "constant", "load", "match", "names", "sentence"]
+
+Package = Literal[
+    "onnxprune.budgets",
+    "onnxprune.criteria",
+    "onnxprune.granularity",
+    "onnxprune.passes",
+    "onnxprune.sparsity.methods",
+]
+#: The packages of leaves. Whoever loads from one stands above it (tests/test_layers.py).
+PACKAGES: tuple[str, ...] = get_args(Package)
 
 
 def names(package: str) -> list[str]:
@@ -52,13 +62,13 @@ def _folders(package: str) -> list[str]:
     return list(spec.submodule_search_locations)
 
 
-def load(package: str, name: str) -> ModuleType:
+def load(package: Package, name: str) -> ModuleType:
     """Import one leaf of a package by its name.
 
     Parameters
     ----------
     package : str
-        Dotted name, such as ``"onnxprune.criteria"``.
+        One of `PACKAGES`.
     name : str
         One of ``names(package)``; ``-`` may stand for ``_``.
 
@@ -66,7 +76,11 @@ def load(package: str, name: str) -> ModuleType:
     ------
     UsageError
         If the package has no leaf of that name; the message lists the known ones.
+    ValueError
+        If the package isn't one of leaves.
     """
+    if package not in PACKAGES:
+        raise ValueError(f"{package!r} is no package of leaves; those are {', '.join(PACKAGES)}.")
     return importlib.import_module(f"{package}.{match(name, names(package), package.rpartition('.')[2])}")
 
 

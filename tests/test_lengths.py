@@ -243,14 +243,14 @@ def test_shrink_compares_at_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None
     values[:, :4] = 0
     weight.CopyFrom(onnx.numpy_helper.from_array(values, "w2"))
     assert onnxprune.run(model, "shrink").info("w2").dims == (8, 8)
-    shrink = importlib.import_module("onnxprune.passes.shrink")
-    right = shrink.rewrite
+    channels = importlib.import_module("onnxprune.granularity.channels")
+    right = channels.rewrite
 
     def wrong(*args: Any) -> Any:
         found = right(*args)
         return dataclasses.replace(found, model=_damaged(found.model))
 
-    monkeypatch.setattr(shrink, "rewrite", wrong)
+    monkeypatch.setattr(channels, "rewrite", wrong)
     with pytest.raises(VerificationError, match=f"T {ROWS}"):
         onnxprune.run(model, "shrink")
 

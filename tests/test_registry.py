@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxprune import registry
 from onnxprune.errors import UsageError
 from onnxprune.registry import constant, load, names, sentence
 
@@ -19,6 +20,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(tmp_path)
     for module in [m for m in sys.modules if m.startswith("leaves_of_test")]:
         del sys.modules[module]
+    monkeypatch.setattr(registry, "PACKAGES", (*registry.PACKAGES, "leaves_of_test"))
     return "leaves_of_test"
 
 
@@ -64,3 +66,10 @@ def test_what_a_leaf_states_is_read_without_importing_it(package: str, tmp_path:
 def test_no_such_package(name: str) -> None:
     with pytest.raises(UsageError, match=f"^There is no package {name!r} to look for names in"):
         names(name)
+
+
+def test_only_packages_of_leaves_are_loaded_from() -> None:
+    with pytest.raises(
+        ValueError, match=r"'onnxprune\.files' is no package of leaves; those are onnxprune.budgets, "
+    ):
+        load("onnxprune.files", "cache")

@@ -13,7 +13,7 @@ from small_models import Builder, attention, chain, residual
 import onnxprune
 from onnxprune import Model
 from onnxprune.journey import passes as passlist
-from onnxprune.passes.shrink import shrink
+from onnxprune.sparsity.dead import shrink
 
 # shrink
 
@@ -149,7 +149,7 @@ def test_a_wrong_bias_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model = onnx.load(CNN)
     edit(model, "last.1.weight", [21, 62])
     edit(model, "last.1.bias", [21, 62], 0.7)
-    monkeypatch.setattr("onnxprune.passes.shrink._Judge.compensate", lambda *args: None)
+    monkeypatch.setattr("onnxprune.graph.dead.DeadUnits.compensate", lambda *args: None)
     with pytest.raises(onnxprune.OnnxPruneError):
         shrink(Model.load(model))
     wrong = shrink(Model.load(model), verify=False).model.to_proto()

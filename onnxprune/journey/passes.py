@@ -29,8 +29,6 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.model import Model
 from onnxprune.report.record import Record
 
-PACKAGE = "onnxprune.passes"
-
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _VALUE = re.compile(r'"[^"]*"|[^\s,{}]+')
 
@@ -238,7 +236,9 @@ def apply(
 
 
 def _function(step: Step) -> Callable[..., Model | Passed]:
-    function: Callable[..., Model | Passed] | None = getattr(registry.load(PACKAGE, step.name), "run", None)
+    function: Callable[..., Model | Passed] | None = getattr(
+        registry.load("onnxprune.passes", step.name), "run", None
+    )
     if function is None:
         raise OnnxPruneError(f"The pass {step.name!r} has no function run(model, **options).")
     return function

@@ -1,17 +1,130 @@
-"""Units that zeros have killed: what the pass ``shrink`` would now remove."""
+"""Units that zeros have killed: counted after sparsifying, and removed, which is what the pass ``shrink`` does.
+
+What is dead says `onnxprune.graph.dead`. Units go by whole dependency groups; what has gone may leave others dead, so
+the search goes on until nothing is left to remove. The result is compared with the model on random inputs, at several
+sizes of the dynamic axes; groups that differ by more than rounding are put back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from onnx import TensorProto
 
-from onnxprune import registry
+from onnxprune import granularity
+from onnxprune.cut.put_back import Failed, Removed, carry
+from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import OnnxPruneError
+from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.dead import DeadUnits
+from onnxprune.graph.inline import inline
+from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
+from onnxprune.options.pruning import Shapes
+from onnxprune.proof.elsewhere import apart
+from onnxprune.proof.widen import widen
+from onnxprune.runtime.binding import Shape
+from onnxprune.runtime.inputs import Trial, random_inputs
+from onnxprune.runtime.session import Feeds, RunError
 from onnxprune.sparsity.weights import Target
 
-__all__ = ["has_dead", "note"]
+__all__ = ["Shrunk", "has_dead", "note", "shrink"]
+
+#: Greatest relative error against the model itself.
+RTOL = 1e-4
+#: Rounds after which the search stops, done or not.
+ROUNDS = 20
+
+
+@dataclass
+class Shrunk:
+    """What a shrink has done.
+
+    Attributes
+    ----------
+    model : Model
+    removed : dict
+        Group -> number of units that went, over all rounds.
+    refused : dict
+        Reason -> number of units that are constant and had to stay.
+    """
+
+    model: Model
+    removed: Counter[str] = field(default_factory=Counter)
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+def shrink(model: Model, *, verify: bool = True, input_shapes: Shapes | None = None) -> Shrunk:
+    """Remove dead channels, again and again until none is left, and say which.
+
+    Parameters
+    ----------
+    model : Model
+    verify : bool
+        Compare with the model on random inputs.
+    input_shapes : mapping, optional
+        Input -> shape, for dynamic axes.
+
+    Raises
+    ------
+    VerificationError
+        If no removal passes the comparison.
+    """
+    found = Shrunk(model)
+    for _ in range(ROUNDS):
+        if not _once(found, verify, input_shapes):
+            break
+    return found
+
+
+def _once(found: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
+    """Do one round; return whether anything went."""
+    model = inline(found.model)
+    analysis = analyse(model, input_shapes=input_shapes or {}, runs=Trial(model) if verify else None)
+    units = DeadUnits(analysis)
+    removed = units.removable()
+    found.refused = dict(units.refused)
+
+    def cut(removed: Removed) -> Rewritten:
+        rewritten = granularity.load().cut(analysis, removed)
+        units.compensate(rewritten.model, Kept(analysis.coupling, rewritten.dead))
+        return rewritten
+
+    def prove(rewritten: Rewritten, removed: Removed) -> None:
+        if verify:
+            _compare(analysis, rewritten.model)
+
+    if not removed:
+        return False
+    carried = carry(removed, cut, prove)
+    found.model = carried.rewritten.model
+    found.removed.update({name: len(units) for name, units in carried.removed.items()})
+    for name, why in carried.put_back.items():
+        found.refused[why] = found.refused.get(why, 0) + len(removed[name])
+    return bool(carried.removed) and not carried.put_back
+
+
+def _compare(analysis: Analysis, pruned: Model) -> None:
+    """Run both models on random inputs at several sizes; raise where they differ by more than rounding."""
+    half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    models = [analysis.model, pruned]
+    if any(elem in half for elem, _ in analysis.tracer.types.values()):
+        models = [widen(m) for m in models]
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+
+        def feeds(shapes: Mapping[str, Shape], rng: np.random.Generator = rng) -> Feeds:
+            return random_inputs(models[0], shapes, rng, sizes=analysis.tracer.types)
+
+        try:
+            error, where = apart(analysis, models[0], models[1], feeds)
+        except RunError as reason:
+            raise Failed(str(reason)) from reason
+        if not error <= RTOL:
+            raise Failed(f"the outputs differ by {error:.1e} (relative){f' at {where}' if where else ''}")
 
 
 def has_dead(model: Model, targets: Sequence[Target]) -> bool:
@@ -28,7 +141,7 @@ def note(model: Model, targets: Sequence[Target]) -> str:
     if not has_dead(model, targets):
         return ""
     try:
-        found = registry.load("onnxprune.passes", "shrink").shrink(model, verify=False)
+        found = shrink(model, verify=False)
     except OnnxPruneError:  # it is only a hint
         return ""
     units = sum(found.removed.values())

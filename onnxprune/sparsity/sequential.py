@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +26,16 @@ from onnxprune.reconstruction.layer import Settings, problem_of, weights_of, wri
 from onnxprune.reconstruction.layers import Site, sites
 from onnxprune.reconstruction.walk import Walk
 from onnxprune.sparsity.layer import LayerFit, fit_layer
-from onnxprune.sparsity.task import Solver, Task
+from onnxprune.sparsity.task import Method, Solver, Task
 from onnxprune.sparsity.weights import Target
 
-__all__ = ["Fitter", "cubic", "nearer"]
+__all__ = ["Fitter", "cubic", "nearer", "solver_of"]
 
 Matrix = NDArray[np.float64]
 #: Sparsities that an allocation chooses from, and the most that a layer may lose.
 LEVELS = np.concatenate([np.arange(0, 0.9, 0.025), np.arange(0.9, 0.99, 0.01)])
+#: The method of layers that are too large for the one that is asked for.
+LARGE = "sparsegpt"
 
 
 def cubic(step: int, steps: int) -> float:
@@ -58,6 +61,15 @@ def nearer(pattern: Pattern, share: float) -> Pattern:
         return pattern
     keep = pattern.of - round((pattern.of - pattern.keep) * share)
     return Pattern(f"{keep}:{pattern.of}", "n:m", keep, pattern.of)
+
+
+def solver_of(method: Method, task: Task) -> Solver:
+    """Return what solves a task by a method; a layer that is too large for it goes to `LARGE`."""
+    found = method.solve(task)
+    if found is None:
+        found = cast(Method, registry.load("onnxprune.sparsity.methods", LARGE)).solve(task)
+    assert found is not None, "it refuses no layer"
+    return found
 
 
 def _without_new_bias(site: Site) -> Site:
@@ -96,7 +108,7 @@ class Fitter:
         found = [_without_new_bias(s) for s in sites(self.analysis) if s.weight not in self.spared]
         first = next((n for n, s in enumerate(found) if s.weight in self.targets), len(found))
         self.sites = found[first:]
-        self.method = registry.load("onnxprune.sparsity.methods", self.options.method)
+        self.method = cast(Method, registry.load("onnxprune.sparsity.methods", self.options.method))
         self.settings = Settings(seed=self.options.seed)
 
     @property
@@ -128,7 +140,7 @@ class Fitter:
         for matrix, train, held, whole in zip(matrices, *parts, strict=True):
             problem, factor = steadied(train, held, whole, alone, matrix)
             task = Task(problem, matrix, view.channels, view.taps, pattern)
-            found.append((self.method.solve(task), factor))
+            found.append((solver_of(self.method, task), factor))
         return found
 
     def originals(self) -> Iterator[tuple[Site, Evidence]]:

@@ -16,7 +16,7 @@ from onnxprune.options.pattern import Pattern
 from onnxprune.reconstruction.least_squares import Problem, ridge_of
 from onnxprune.sparsity.masks import best_of, expand, lowest, tile_scores
 
-__all__ = ["Curved", "Solver", "Task", "mask_of"]
+__all__ = ["Curved", "Method", "Solver", "Task", "mask_of"]
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -79,6 +79,21 @@ class Solver(Protocol):
     def curve(self, levels: Matrix) -> Matrix:
         """Return the rise of the squared error at each sparsity."""
         ...
+
+
+class Method(Protocol):
+    """A file of ``methods/`` that needs layers' moments.
+
+    Attributes
+    ----------
+    READS : str
+        What it looks at.
+    """
+
+    READS: str
+
+    def solve(self, task: Task) -> Solver | None:
+        """Return what solves a task; None where the layer is too large for this method, which is no error."""
 
 
 class Curved:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune import registry
 from onnxprune.reconstruction.least_squares import obs as structured
 from onnxprune.sparsity.refit import masked_refit
 from onnxprune.sparsity.task import Curved, Ints, Mask, Matrix, Solver, Task, mask_of
@@ -25,7 +24,7 @@ __all__ = ["LARGEST", "READS", "solve"]
 
 #: What it looks at.
 READS = "moments"
-#: More regressors take too long: sparsegpt does those layers.
+#: More regressors take too long: another method does those layers.
 LARGEST = 1200
 LAZY = 32
 BATCH_BYTES = 1 << 26
@@ -137,11 +136,13 @@ class _Tiles(Curved):
         return keep, np.where(keep, task.best, 0.0)
 
 
-def solve(task: Task) -> Solver:
-    """Trace the weights in the order in which they go; parameters and result as in `onnxprune.sparsity.task`."""
+def solve(task: Task) -> Solver | None:
+    """Trace the weights in the order in which they go, see `onnxprune.sparsity.task.Method`.
+
+    None where there are more than `LARGEST` regressors.
+    """
     if not (task.pattern.fixed or task.pattern.kind == "unstructured"):
         return _Tiles(task)
     if len(task.prior) > LARGEST:
-        found: Solver = registry.load("onnxprune.sparsity.methods", "sparsegpt").solve(task)
-        return found
+        return None
     return _Obs(task)
