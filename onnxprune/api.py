@@ -22,7 +22,6 @@ from onnxprune.pruning.decision import options_of
 from onnxprune.pruning.inspection import Inspection, inspect_analysis
 from onnxprune.pruning.journey import Job, Result
 from onnxprune.pruning.plan import Plan
-from onnxprune.pruning.targets import parse_target
 from onnxprune.report.record import Record
 
 if TYPE_CHECKING:
@@ -395,10 +394,7 @@ def _looking(source: Source, shapes: Shapes | None, allow_inexact: bool, progres
 
 def _settings(kind: type[Kind], options: Kind | None, fields: Mapping[str, Any]) -> Kind:
     try:
-        found = kind(**fields) if options is None else dataclasses.replace(options, **fields)
+        return kind(**fields) if options is None else dataclasses.replace(options, **fields)
     except TypeError as error:
         where = "onnxprune.Options" if kind is Options else "'onnxprune sparsify --help'"
         raise UsageError(f"{str(error).partition(') ')[2] or error}; see {where}.") from error
-    for target in family_of(found.target) if isinstance(found, Options) and found.target else ():
-        parse_target(target)  # refuses unknown units before the model is read
-    return found

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from onnxprune import granularity
 from onnxprune.calibration.given import feeds
@@ -32,12 +32,14 @@ from onnxprune.journey.save import Outcome, save
 from onnxprune.journey.staging import Staging, staging_of
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
+from onnxprune.options.target import family_of
 from onnxprune.pruning.budgets import Budgets, decide_within, settled
 from onnxprune.pruning.decision import Decision, decide, plan_of, resolve, step_of
 from onnxprune.pruning.outline import group_line, layers_of
 from onnxprune.pruning.plan import Plan
 from onnxprune.pruning.report import Report, judged
 from onnxprune.pruning.speed import Speed, is_asked, surely
+from onnxprune.pruning.targets import parse_target
 from onnxprune.runtime.binding import option
 from onnxprune.runtime.inputs import Trial
 
@@ -84,6 +86,13 @@ class Job(Run[Options]):
     report_with: dict[str, Any] = field(default_factory=dict)
     speed: Speed | None = None
     folded: Folded | None = None
+
+    @classmethod
+    def open(cls, source: Source, options: Options, progress: Progress | None = None) -> Self:
+        """Load a model, see `Run.open`; units that no budget knows are refused before."""
+        for target in family_of(options.target) if options.target else ():
+            parse_target(target)
+        return super().open(source, options, progress)
 
     def timed(self, analysis: Analysis) -> Speed | None:
         """Return what times results, None where nothing is to be timed."""
