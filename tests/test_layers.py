@@ -1,9 +1,13 @@
 """The house: rooms stand in ranks and imports point down, leaves stand alone, files and functions stay small."""
 
 import ast
+import importlib.util
 import math
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import networkx as nx
 import pytest
@@ -142,6 +146,28 @@ SESSIONS = {
 def test_one_place_opens_sessions_on_samples() -> None:
     opening = {name for name, source in sources().items() if "open_session" in source}
     assert {name for name in opening if room(name) in SEEING.split()} == SESSIONS
+
+
+def page() -> ModuleType:
+    """Return docs/architecture.py, which draws what is known here."""
+    sys.modules.setdefault("test_layers", sys.modules[__name__])
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "architecture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_architecture_page_is_up_to_date() -> None:
+    """Drawn by ``python docs/architecture.py``."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert page().drawn(text) == text
+    assert page().drawn(text.replace("│ graph │", "│ hall │")) == text
+    named = re.findall(r"`((?:onnxprune/|docs/|tests/|benchmarks/)?(?:\w+/)+(?:\w+\.py)?)", text)
+    rooms = [name for name in named if not (ROOT / name).exists()]
+    assert len(named) > 30
+    assert [name for name in rooms if not (ROOT / "onnxprune" / name).exists()] == []
 
 
 def test_every_room_is_in_the_tree_and_little_lies_loose() -> None:

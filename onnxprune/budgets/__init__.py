@@ -1,1 +1,1 @@
-"""Budgets that turn scores into a choice of units: one file each, found by name."""
+"""What may stay of the whole model: one file each, found by name."""

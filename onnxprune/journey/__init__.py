@@ -1,1 +1,1 @@
-"""What every run has."""
+"""What every run has: options, model, clock and notes, and how its result is saved."""
