@@ -372,7 +372,7 @@ class Model:
             If the output would overwrite the input, or can't be written.
         """
         pristine = None if self.edited else self._pristine()
-        job = output.Job(Path(path), self.path, in_place, external_threshold, pristine, self._seen)
+        job = output.WriteJob(Path(path), self.path, in_place, external_threshold, pristine, self._seen)
         return output.save(self._store, job)
 
 

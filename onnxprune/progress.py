@@ -1,7 +1,7 @@
 """What is told of long work: texts that know how much is done, and an honest estimate of the time that is left.
 
 A stage says ``"calibrate 3/42: name"`` when it begins its third step. Where steps cost very different amounts it sends
-a `Step`, which is such a text with the shares of the cost. The estimate is of the stage that runs: nobody
+a `Milestone`, which is such a text with the shares of the cost. The estimate is of the stage that runs: nobody
 knows what the stages after it will cost.
 """
 
@@ -11,18 +11,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Seen", "Step", "Watch", "duration", "read"]
+__all__ = ["Seen", "Milestone", "StageClock", "duration", "read"]
 
 #: No estimate is made before this share of a stage and this many seconds are over.
 SOON_SHARE, SOON = 0.03, 2.0
 
 
-class Step(str):
+class Milestone(str):
     """A text that knows how much of its stage is done, as a share of the cost.
 
     Examples
     --------
-    >>> step = Step.of("fit", "conv2", 1, [1.0, 3.0])
+    >>> step = Milestone.of("fit", "conv2", 1, [1.0, 3.0])
     >>> step, step.done
     ('fit 2/2: conv2', 0.25)
     """
@@ -30,7 +30,7 @@ class Step(str):
     done: float = 0.0
 
     @classmethod
-    def of(cls, stage: str, name: str, number: int, costs: Sequence[float]) -> Step:
+    def of(cls, stage: str, name: str, number: int, costs: Sequence[float]) -> Milestone:
         """Return the text for the beginning of a step.
 
         Parameters
@@ -73,12 +73,12 @@ def read(text: str) -> Seen:
     found = re.match(r"(.*?)\s*(\d+)/(\d+)(?=:|$)", text)
     if not found or not 1 <= int(found[2]) <= int(found[3]):
         return Seen(text)
-    done = text.done if isinstance(text, Step) else (int(found[2]) - 1) / int(found[3])
+    done = text.done if isinstance(text, Milestone) else (int(found[2]) - 1) / int(found[3])
     return Seen(found[1], done)
 
 
 @dataclass
-class Watch:
+class StageClock:
     """A stage and its clock.
 
     Attributes

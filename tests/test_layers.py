@@ -177,12 +177,6 @@ def test_every_room_is_in_the_tree_and_little_lies_loose() -> None:
     assert loose - folders == LOOSE
 
 
-def test_no_module_is_called_like_a_public_function() -> None:
-    functions_ = {name for name in onnxprune.__all__ if name[0].islower()}
-    own = {name for name in modules() if room(name) != "passes"}
-    assert [name for name in own if name.count(".") == 1 and name.rpartition(".")[2] in functions_] == []
-
-
 @pytest.mark.parametrize(
     ("name", "source", "fault"),
     [

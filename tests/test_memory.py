@@ -11,8 +11,8 @@ from small_models import MODELS, chain
 import onnxprune
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.memory import (
+    MemoryStep,
     Peak,
-    Step,
     activations,
     element_bytes,
     moments,
@@ -48,38 +48,45 @@ def test_a_cut_net_has_the_peak_of_its_own_analysis() -> None:
 
 def test_rules() -> None:
     sizes = {"x": 8, "a": 32, "b": 32, "c": 16, "y": 4}
-    apart = [Step(("x",), ("a",)), Step(("a",), ("b",)), Step(("b", "w"), ("y",))]
+    apart = [MemoryStep(("x",), ("a",)), MemoryStep(("a",), ("b",)), MemoryStep(("b", "w"), ("y",))]
     assert peak(apart, sizes, ["x"], ["y"]) == Peak(8 + 64, 1)
-    over = [apart[0], Step(("a",), ("b",), over=("a",)), apart[2]]
+    over = [apart[0], MemoryStep(("a",), ("b",), over=("a",)), apart[2]]
     assert peak(over, sizes, ["x"], ["y"]) == Peak(8 + 32 + 4, 2)
     # what is read again isn't overwritten, nor is the caller's input, nor an output
-    again = [apart[0], Step(("a",), ("b",), over=("a",)), Step(("a", "b"), ("y",))]
+    again = [apart[0], MemoryStep(("a",), ("b",), over=("a",)), MemoryStep(("a", "b"), ("y",))]
     assert peak(again, sizes, ["x"], ["y"]) == Peak(8 + 64 + 4, 2)
-    assert peak([Step(("x",), ("c",), over=("x",))], sizes, ["x"], ["c"]) == Peak(8 + 16, 0)
+    assert peak([MemoryStep(("x",), ("c",), over=("x",))], sizes, ["x"], ["c"]) == Peak(8 + 16, 0)
     assert peak(over, sizes, ["x"], ["y", "a"]) == Peak(8 + 64 + 4, 2)
     # a view keeps alive what it shows, and takes nothing
-    view = [apart[0], Step(("a",), ("b",), shows="a"), Step((), ("c",)), Step(("b", "c"), ("y",))]
+    view = [
+        apart[0],
+        MemoryStep(("a",), ("b",), shows="a"),
+        MemoryStep((), ("c",)),
+        MemoryStep(("b", "c"), ("y",)),
+    ]
     assert peak(view, sizes, ["x"], ["y"]) == Peak(8 + 32 + 16 + 4, 3)
-    assert peak([Step(("w",), ("a",), shows="w"), Step(("a",), ("y",))], sizes, [], ["y"]) == Peak(4, 1)
+    assert peak(
+        [MemoryStep(("w",), ("a",), shows="w"), MemoryStep(("a",), ("y",))], sizes, [], ["y"]
+    ) == Peak(4, 1)
     assert peak([], sizes, ["x", "x"], ["x"]) == Peak(8, -1)
 
 
 @st.composite
-def nets(draw: st.DrawFn) -> tuple[list[Step], dict[str, float], list[str]]:
+def nets(draw: st.DrawFn) -> tuple[list[MemoryStep], dict[str, float], list[str]]:
     """Nodes that read what is there, some in place, some as views."""
     names, steps = ["x"], []
     for n in range(draw(st.integers(1, 12))):
         reads = tuple(draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)))
         way = draw(st.sampled_from(["own", "over", "view"]))
         shows, over = (reads[0], ()) if way == "view" else ("", reads if way == "over" else ())
-        steps.append(Step(reads, (f"t{n}",), shows, over))
+        steps.append(MemoryStep(reads, (f"t{n}",), shows, over))
         names.append(f"t{n}")
     sizes = {name: float(draw(st.integers(1, 50))) for name in names}
     outputs = draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True))
     return steps, sizes, outputs
 
 
-def slow(steps: list[Step], sizes: dict[str, float], outputs: list[str]) -> float:
+def slow(steps: list[MemoryStep], sizes: dict[str, float], outputs: list[str]) -> float:
     """Follow the rules tensor by tensor: a buffer is there as long as any tensor in it is needed later."""
     inside = {"x": "x"}
     most = sizes["x"]
@@ -99,7 +106,7 @@ def slow(steps: list[Step], sizes: dict[str, float], outputs: list[str]) -> floa
 
 @given(nets())
 @settings(max_examples=200, deadline=None)
-def test_equals_the_slow_way(net: tuple[list[Step], dict[str, float], list[str]]) -> None:
+def test_equals_the_slow_way(net: tuple[list[MemoryStep], dict[str, float], list[str]]) -> None:
     steps, sizes, outputs = net
     assert peak(steps, sizes, ["x"], outputs).bytes == slow(steps, sizes, outputs)
 
@@ -107,7 +114,7 @@ def test_equals_the_slow_way(net: tuple[list[Step], dict[str, float], list[str]]
 @given(nets())
 @settings(max_examples=100, deadline=None)
 def test_a_schedule_takes_and_frees_each_buffer_once(
-    net: tuple[list[Step], dict[str, float], list[str]],
+    net: tuple[list[MemoryStep], dict[str, float], list[str]],
 ) -> None:
     steps, _, outputs = net
     plan = schedule(steps, ["x"], outputs)

@@ -3,15 +3,19 @@ from small_models import chain
 
 from onnxprune.errors import UsageError
 from onnxprune.journey import passes as passlist
-from onnxprune.journey.passes import Step, parse
+from onnxprune.journey.passes import PassCall, parse
 from onnxprune.model import Model
 
 
 def test_text_is_read() -> None:
-    assert parse("a") == [Step("a")]
-    assert parse(" a , b{x=1,y=two} ,c{}") == [Step("a"), Step("b", {"x": "1", "y": "two"}), Step("c")]
+    assert parse("a") == [PassCall("a")]
+    assert parse(" a , b{x=1,y=two} ,c{}") == [
+        PassCall("a"),
+        PassCall("b", {"x": "1", "y": "two"}),
+        PassCall("c"),
+    ]
     assert parse('b{x="one, two" allow-inexact=true}') == [
-        Step("b", {"x": "one, two", "allow_inexact": "true"})
+        PassCall("b", {"x": "one, two", "allow_inexact": "true"})
     ]
 
 
@@ -53,7 +57,7 @@ def test_unknown_names_and_values_are_refused_before_anything_runs(text: str, wo
 
 
 def test_values_get_the_types_of_the_annotations() -> None:
-    step = Step("prune", {"ratio": "0.25", "align": "8", "ignore": "a|b", "verify": "no", "seed": "3"})
+    step = PassCall("prune", {"ratio": "0.25", "align": "8", "ignore": "a|b", "verify": "no", "seed": "3"})
     _, options = passlist._bind(step)
     assert options == {"ratio": 0.25, "align": 8, "ignore": ("a", "b"), "verify": False, "seed": 3}
-    assert passlist._bind(Step("prune", {"ratio": "0.25", "align": "auto"}))[1]["align"] == "auto"
+    assert passlist._bind(PassCall("prune", {"ratio": "0.25", "align": "auto"}))[1]["align"] == "auto"

@@ -17,7 +17,7 @@ from small_models import chain
 import onnxprune
 from onnxprune import progress
 from onnxprune.cli.progress import Plain, live, showing
-from onnxprune.progress import Step, Watch, read
+from onnxprune.progress import Milestone, StageClock, read
 
 
 def test_layers_are_weighed_by_their_cost() -> None:
@@ -27,7 +27,7 @@ def test_layers_are_weighed_by_their_cost() -> None:
     told: list[str] = []
     onnxprune.prune(model, ratio=0.5, align=None, calib=samples, progress=told.append)
     for stage in ("calibrate", "fit"):
-        steps = [text for text in told if isinstance(text, Step) and text.startswith(f"{stage} ")]
+        steps = [text for text in told if isinstance(text, Milestone) and text.startswith(f"{stage} ")]
         assert [step.split(":")[0] for step in steps] == [f"{stage} {n + 1}/2" for n in range(2)]
         assert steps[0].done == 0
         assert 0.9 < steps[1].done < 1  # a 3x3 convolution on 8 x 8 positions, then a classifier on one
@@ -57,9 +57,9 @@ class Clock:
 @settings(deadline=None)
 def test_weighed_steps_tell_the_time_that_is_left(costs: list[float], unit: float) -> None:
     """Steps that take what they were said to cost are told right from the first estimate on."""
-    watch, now, told = Watch(), 0.0, 0
+    watch, now, told = StageClock(), 0.0, 0
     for n, cost in enumerate(costs):
-        watch.tell(Step.of("fit", f"layer{n}", n, costs), now)
+        watch.tell(Milestone.of("fit", f"layer{n}", n, costs), now)
         left = watch.left(now)
         if left is not None:
             told += 1
@@ -73,7 +73,7 @@ def test_weighed_steps_tell_the_time_that_is_left(costs: list[float], unit: floa
 def test_steps_without_weights_count_alike() -> None:
     """The control: with the cost at the end, a plain count is far too hopeful."""
     costs = [1.0] * 9 + [91.0]
-    watch, now = Watch(), 0.0
+    watch, now = StageClock(), 0.0
     for n, cost in enumerate(costs):
         watch.tell(f"fit {n + 1}/10: layer{n}", now)
         if n == 9:
@@ -82,7 +82,7 @@ def test_steps_without_weights_count_alike() -> None:
 
 
 def test_a_new_stage_starts_its_own_clock() -> None:
-    watch = Watch()
+    watch = StageClock()
     assert watch.tell("analyse", 0)
     assert watch.left(50) is None
     assert watch.tell("calibrate 1/4: a", 50)

@@ -16,12 +16,12 @@ from onnxprune.graph.groups import Grouping
 from onnxprune.graph.kept import Kept, Masks
 from onnxprune.graph.size import Size
 
-__all__ = ["Outcome", "Costs", "Losses", "Pair", "Setting", "Term", "instance_terms", "mix"]
+__all__ = ["Figures", "Costs", "Losses", "Pair", "Setting", "Term", "instance_terms", "mix"]
 
 Floats = NDArray[np.float64]
 
 
-class Outcome(Protocol):
+class Figures(Protocol):
     """What a budget reads of a report: sizes before and after, and times where they were measured."""
 
     before: Size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, instance_terms
+from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, instance_terms
 from onnxprune.graph.memory import element_bytes
 
 __all__ = ["UNIT", "UNITS", "costs", "measured"]
@@ -20,6 +20,6 @@ def costs(setting: Setting) -> list[Costs]:
     return [found]
 
 
-def measured(report: Outcome) -> Pair:
+def measured(report: Figures) -> Pair:
     """Return the bytes of the files before and after."""
     return report.before.bytes, report.after.bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, Term
+from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, Term
 from onnxprune.options.target import WITHIN
 
 __all__ = ["NEAR", "UNIT", "UNITS", "costs", "measured"]
@@ -22,7 +22,7 @@ def costs(setting: Setting) -> list[Costs]:
     return [Costs(setting.losses, terms, fixed)]
 
 
-def measured(report: Outcome) -> Pair:
+def measured(report: Figures) -> Pair:
     """Return the seconds of a run before and after, where they were timed."""
     if report.latency is None:
         return None, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, Term
+from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, Term
 
 __all__ = ["UNITS", "costs", "measured"]
 
@@ -15,6 +15,6 @@ def costs(setting: Setting) -> list[Costs]:
     return [Costs(setting.losses, [Term(dims) for applied in nodes for dims in applied.macs])]
 
 
-def measured(report: Outcome) -> Pair:
+def measured(report: Figures) -> Pair:
     """Return the MACs before and after."""
     return report.before.macs, report.after.macs

@@ -6,7 +6,7 @@ of the run; each is a cost of its own, and all of them must stay within the budg
 
 from __future__ import annotations
 
-from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, Term, instance_terms
+from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, Term, instance_terms
 from onnxprune.graph.memory import element_bytes, moments, weight_bytes
 
 __all__ = ["UNIT", "UNITS", "costs", "measured"]
@@ -29,6 +29,6 @@ def costs(setting: Setting) -> list[Costs]:
     return found
 
 
-def measured(report: Outcome) -> Pair:
+def measured(report: Figures) -> Pair:
     """Return the estimates before and after."""
     return report.before.memory, report.after.memory

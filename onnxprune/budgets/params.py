@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.allocation.costs import Costs, Outcome, Pair, Setting, instance_terms
+from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, instance_terms
 from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.size import count_parameters
 
@@ -22,6 +22,6 @@ def costs(setting: Setting) -> list[Costs]:
     return [found]
 
 
-def measured(report: Outcome) -> Pair:
+def measured(report: Figures) -> Pair:
     """Return the parameters before and after."""
     return report.before.parameters, report.after.parameters

@@ -101,7 +101,7 @@ class _Text:
         return help_of(self.spec)
 
 
-class _Parser(argparse.ArgumentParser):
+class _ArgumentParser(argparse.ArgumentParser):
     """A parser whose errors are `UsageError`, so that every error looks the same."""
 
     def error(self, message: str) -> NoReturn:
@@ -110,7 +110,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    top = _Parser(
+    top = _ArgumentParser(
         prog="onnxprune",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_CODES,
@@ -118,7 +118,9 @@ def build() -> argparse.ArgumentParser:
         "computes what the original computes with those channels masked. No framework, no training code.",
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_ArgumentParser
+    )
     _prune(commands)
     _inspect(commands)
     _explain(commands)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from onnxprune.progress import Watch, duration
+from onnxprune.progress import StageClock, duration
 from onnxprune.report.printing import clean, drawn_on
 
 __all__ = ["Plain", "live", "showing"]
@@ -66,7 +66,7 @@ class Plain:
         self, stream: TextIO, every: float = EVERY, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.stream, self.every, self.clock = stream, every, clock
-        self.watch, self.last, self.start = Watch(), clock(), clock()
+        self.watch, self.last, self.start = StageClock(), clock(), clock()
 
     def __call__(self, text: str) -> None:
         """Take a text."""
@@ -88,7 +88,7 @@ def live(stream: TextIO) -> Iterator[Tell]:
     from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
     from rich.text import Text
 
-    watch = Watch()
+    watch = StageClock()
     start = time.perf_counter()
 
     class Times(ProgressColumn):

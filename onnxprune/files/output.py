@@ -37,7 +37,7 @@ from onnxprune.files.protowalk import tensors
 from onnxprune.files.store import Piece, Store, joined, stored, strip
 from onnxprune.files.target import check, check_data, check_link, place_of, same
 
-__all__ = ["MOST_EMBEDDED", "Job", "identity", "save"]
+__all__ = ["MOST_EMBEDDED", "WriteJob", "identity", "save"]
 
 MOST_EMBEDDED = 1_900_000_000  # bytes; a larger model goes to external data, protobuf's limit being 2^31
 _MOVE_ABOVE = 1024  # bytes; what then goes there
@@ -46,7 +46,7 @@ _PAGE, _SMALL = 4096, 64  # bytes; tensors of a page or more start on one, so th
 
 
 @dataclass(frozen=True)
-class Job:
+class WriteJob:
     """What to write where.
 
     Attributes
@@ -79,7 +79,7 @@ def identity(path: Path) -> Any:
     return status and (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def save(store: Store, job: Job) -> str:
+def save(store: Store, job: WriteJob) -> str:
     """Write a model.
 
     Returns
@@ -114,7 +114,7 @@ def _sources(store: Store) -> dict[str, Path]:
     return {} if store.folder is None else store.folder.files()
 
 
-def _refuse(store: Store, job: Job) -> None:
+def _refuse(store: Store, job: WriteJob) -> None:
     path = job.path
     what = f"The output {str(path)!r}"
     if job.source is not None and not job.in_place and same(path, job.source):
@@ -137,7 +137,7 @@ def _emit(file: IO[bytes], pieces: Iterable[Piece]) -> str:
     return digest.hexdigest()
 
 
-def _copies(store: Store, job: Job, files: Commit) -> dict[Path, Path] | None:
+def _copies(store: Store, job: WriteJob, files: Commit) -> dict[Path, Path] | None:
     """Data file -> where an unedited model needs it; None where another file is in the way."""
     needed: dict[Path, Path] = {}
     for location, real in _sources(store).items():
@@ -153,7 +153,7 @@ def _copies(store: Store, job: Job, files: Commit) -> dict[Path, Path] | None:
     return needed
 
 
-def _copy(store: Store, job: Job, copies: dict[Path, Path], files: Commit) -> str:
+def _copy(store: Store, job: WriteJob, copies: dict[Path, Path], files: Commit) -> str:
     for target, real in copies.items():
         files.folder(target.parent)
         with real.open("rb") as source:
@@ -225,7 +225,7 @@ def _emit_data(file: IO[bytes], layout: list[tuple[int, Payload]]) -> None:
         end = offset + data.nbytes
 
 
-def _write(store: Store, job: Job, files: Commit) -> str:
+def _write(store: Store, job: WriteJob, files: Commit) -> str:
     proto = onnx.ModelProto()
     proto.CopyFrom(store.proto)
     outside = _outside(store, proto, job.threshold)
@@ -247,11 +247,11 @@ def _write(store: Store, job: Job, files: Commit) -> str:
     return digest
 
 
-def _is_in_place(job: Job) -> bool:
+def _is_in_place(job: WriteJob) -> bool:
     return job.source is not None and same(job.path, job.source)
 
 
-def _unchanged(job: Job) -> None:
+def _unchanged(job: WriteJob) -> None:
     """Refuse to replace, in place, what somebody else has written since it was read."""
     is_source = job.source is not None and job.in_place and job.path == place_of(job.source)
     if is_source and job.seen and identity(job.path) not in job.seen:

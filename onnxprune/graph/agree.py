@@ -20,7 +20,7 @@ from onnxprune.ops import Node, Refusal, lookup
 from onnxprune.ops.resolve import Misfit, fit
 from onnxprune.runtime.binding import Shape
 
-__all__ = ["Walk", "walk"]
+__all__ = ["Agreement", "walk"]
 
 Pair = tuple[int, int]
 
@@ -29,7 +29,7 @@ _WINDOWS = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool", "FusedConv", "
 
 
 @dataclass
-class Walk:
+class Agreement:
     """How far the shapes of a graph agree.
 
     Attributes
@@ -76,7 +76,7 @@ class Walk:
         return sum(abs(log(max(a, 1) / max(b, 1))) for a, b in self.pairs)
 
 
-def walk(tracer: Tracer, nodes: Sequence[NodeProto], ignored: Collection[int] = ()) -> Walk:
+def walk(tracer: Tracer, nodes: Sequence[NodeProto], ignored: Collection[int] = ()) -> Agreement:
     """Trace the nodes one by one, up to the first that doesn't fit.
 
     Parameters
@@ -97,7 +97,7 @@ def walk(tracer: Tracer, nodes: Sequence[NodeProto], ignored: Collection[int] = 
             target = tuple(int(v) for n in proto.input[1:2] if n in tracer.values
                            for v in tracer.values[n].ravel()[:8] if tracer.values[n].dtype.kind in "iu")  # fmt: skip
             pairs = list(_apart(proto.op_type, shapes, target))
-            return Walk(number, False, sure, str(error), True, pairs, target, shapes, own=error)
+            return Agreement(number, False, sure, str(error), True, pairs, target, shapes, own=error)
         found = _wrong(node) or (None if number in ignored else _misfit(node))
         if found is not None:
             found.passed, found.sure = number, sure
@@ -106,10 +106,10 @@ def walk(tracer: Tracer, nodes: Sequence[NodeProto], ignored: Collection[int] = 
         visited.append(node)
         known = not node.domain and not any(True for _ in subgraphs(proto))
         sure &= known and not isinstance(lookup(node), Refusal)
-    return Walk(len(nodes), True, sure, trace=(tracer, visited))
+    return Agreement(len(nodes), True, sure, trace=(tracer, visited))
 
 
-def _wrong(node: Node) -> Walk | None:
+def _wrong(node: Node) -> Agreement | None:
     """Return what no runtime runs."""
     title = f"{node.op} '{node.name}'"
     first = node.shapes[0] if node.shapes else None
@@ -118,28 +118,30 @@ def _wrong(node: Node) -> Walk | None:
     out = node.out_shapes[0] if node.out_shapes else None
     if node.op == "Reshape" and out is not None and prod(first) != prod(out):
         why = f"{title} would make {out} of {first}"
-        return Walk(0, why=why, pairs=[(prod(first), prod(out))], target=out)
+        return Agreement(0, why=why, pairs=[(prod(first), prod(out))], target=out)
     if node.op == "Gather" and node.values[1] is not None and node.values[1].size and first:
         size, last = first[node.attrs.get("axis", 0)], int(node.values[1].max())
         if last >= size:
-            return Walk(0, why=f"{title} would read place {last} of {size}", pairs=[(last + 1, size)])
+            return Agreement(0, why=f"{title} would read place {last} of {size}", pairs=[(last + 1, size)])
     if node.op == "STFT":
         window = next((s[0] for s in node.shapes[2:3] if s), None)
         if window is None and len(node.values) > 3 and node.values[3] is not None:
             window = int(node.values[3])
         if window is not None and len(first) > 1 and window > first[1]:
             why = f"{title} has a window of {window} for a signal of {first[1]}"
-            return Walk(0, why=why, pairs=[(first[1], window)])
+            return Agreement(0, why=why, pairs=[(first[1], window)])
     kernel = node.attrs.get("kernel_shape")
     if node.op in _WINDOWS and kernel and (out is None or any(s < 1 for s in out)):
         pairs = [(size, k) for size, k in zip(first[2:], kernel, strict=False) if size < k]
         return (
-            Walk(0, why=f"{title} has a kernel larger than its input {first}", pairs=pairs) if pairs else None
+            Agreement(0, why=f"{title} has a kernel larger than its input {first}", pairs=pairs)
+            if pairs
+            else None
         )
     return None
 
 
-def _misfit(node: Node) -> Walk | None:
+def _misfit(node: Node) -> Agreement | None:
     """Return what contradicts the op's row."""
     row = lookup(node)
     if isinstance(row, Refusal) or any(node.has(n) and s is None for n, s in enumerate(node.shapes)):
@@ -149,7 +151,7 @@ def _misfit(node: Node) -> Walk | None:
     except Misfit as error:
         if error.pair is None:
             return None
-        return Walk(0, why=f"{node.op} '{node.name}': {error}", hard=False, pairs=[error.pair])
+        return Agreement(0, why=f"{node.op} '{node.name}': {error}", hard=False, pairs=[error.pair])
     return None
 
 

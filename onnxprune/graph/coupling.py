@@ -22,7 +22,7 @@ from onnxprune.graph.space import Space
 from onnxprune.graph.trace import Tracer
 from onnxprune.ops import Node, Refusal, Row, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit, letters_of
-from onnxprune.ops.resolve import Fit, Misfit, fit
+from onnxprune.ops.resolve import FittedRow, Misfit, fit
 
 Dims = tuple[int, ...]
 
@@ -189,7 +189,7 @@ class _Builder:
         _Row(self.space, applied, found, fitted).run()
         self.finish(applied, len(fitted.ins))
 
-    def gap(self, node: Node, fitted: Fit) -> str:
+    def gap(self, node: Node, fitted: FittedRow) -> str:
         """Say what a row can't be held against: a tensor of unknown shape, or an output that it doesn't have."""
         for slot in range(min(len(fitted.ins), len(node.inputs))):
             if node.has(slot) and node.shapes[slot] is None:
@@ -231,7 +231,7 @@ class _Builder:
 class _Row:
     """The letters of one row, bound to dims."""
 
-    def __init__(self, space: Space, applied: Applied, row: Row, fitted: Fit) -> None:
+    def __init__(self, space: Space, applied: Applied, row: Row, fitted: FittedRow) -> None:
         self.space, self.applied, self.row, self.fitted, self.sizes = (
             space,
             applied,
@@ -352,7 +352,7 @@ class _Facts:
 
 
 @cache
-def _facts(fitted: Fit) -> _Facts:
+def _facts(fitted: FittedRow) -> _Facts:
     """Locks, contracted axes and MACs of a row: all from its letters."""
     leaves = [[letters_of(a) for a in axes or ()] for axes in fitted.ins]
     out = [leaf for axes in fitted.outs for a in axes or () for leaf in letters_of(a)]

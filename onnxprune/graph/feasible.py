@@ -14,7 +14,7 @@ from math import prod
 import onnx
 from onnx import NodeProto
 
-from onnxprune.graph.agree import Walk, walk
+from onnxprune.graph.agree import Agreement, walk
 from onnxprune.graph.trace import Tracer, Unsound
 from onnxprune.ops import Node
 from onnxprune.runtime import binding
@@ -55,7 +55,7 @@ class Feasible:
 
     Attributes
     ----------
-    failure : Walk or None
+    failure : Agreement or None
         Of the likeliest sizes, where they don't fit.
     unrun : str
         Why sizes that fit can't be run, where that was seen.
@@ -65,8 +65,8 @@ class Feasible:
     nodes: Sequence[NodeProto]
     tracer: Callable[[Mapping[str, Shape]], Tracer]
     given: Mapping[str, Shape]
-    failure: Walk | None = None
-    walks: dict[tuple[tuple[str, Shape], ...], Walk] = field(default_factory=dict, repr=False)
+    failure: Agreement | None = None
+    walks: dict[tuple[tuple[str, Shape], ...], Agreement] = field(default_factory=dict, repr=False)
     ignored: set[int] = field(default_factory=set)
     visits: int = 0
     unrun: str = ""
@@ -144,7 +144,7 @@ class Feasible:
             self.ignored.add(first.passed)
             self.walks.clear()
 
-    def at(self, inputs: Mapping[str, Shape]) -> Walk:
+    def at(self, inputs: Mapping[str, Shape]) -> Agreement:
         """Return how the graph fits inputs of these shapes."""
         key = tuple(sorted(inputs.items()))
         if key not in self.walks:
@@ -163,7 +163,7 @@ class Feasible:
         self.visits = 0
         sizes = dict(axes.sizes)
 
-        def look(sizes: Sizes) -> Walk | None:
+        def look(sizes: Sizes) -> Agreement | None:
             shapes = axes.shapes(sizes)
             fits = shapes is not None and all(1 <= s <= MOST for s in sizes.values())
             fits &= shapes is not None and all(shapes[name] == shape for name, shape in said.items())
@@ -171,7 +171,7 @@ class Feasible:
 
         at = look(sizes)
         while at is not None and not at.whole:
-            best: tuple[tuple[int, float, int], Sizes, Walk] | None = None
+            best: tuple[tuple[int, float, int], Sizes, Agreement] | None = None
             for step in self._steps(axes, sizes, at, look):
                 seen = look(step)
                 if self.visits > MOST_VISITS:
@@ -189,7 +189,7 @@ class Feasible:
         return axes.shapes(sizes)
 
     def _steps(
-        self, axes: Axes, sizes: Sizes, at: Walk, look: Callable[[Sizes], Walk | None]
+        self, axes: Axes, sizes: Sizes, at: Agreement, look: Callable[[Sizes], Agreement | None]
     ) -> Iterator[Sizes]:
         """Yield sizes that the node which doesn't fit speaks for."""
         groups = [[a] for a in sizes]
@@ -214,7 +214,7 @@ class Feasible:
         yield from bare
 
 
-def _aligned(axes: Axes, sizes: Sizes, at: Walk) -> Iterator[Sizes]:
+def _aligned(axes: Axes, sizes: Sizes, at: Agreement) -> Iterator[Sizes]:
     """Yield sizes with which the last axes of an input are those of the shape that a node asks for."""
     wanted = [tuple(v for v in at.target if v > 0), *(at.shapes[1:] if at.hard else ())]
     for places in axes.places.values():
@@ -235,7 +235,9 @@ def _aligned(axes: Axes, sizes: Sizes, at: Walk) -> Iterator[Sizes]:
                         yield {**sizes, **step, **first}
 
 
-def _solved(sizes: Sizes, group: Sequence[str], at: Walk, look: Callable[[Sizes], Walk | None]) -> int:
+def _solved(
+    sizes: Sizes, group: Sequence[str], at: Agreement, look: Callable[[Sizes], Agreement | None]
+) -> int:
     """Return the least size of a group with which the node fits, as far as its sizes grow with it; else 0."""
 
     def ratio(value: int) -> float | None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxprune.graph.trace import Tracer
 from onnxprune.ops import Node, Row
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit, letters_of
-from onnxprune.ops.resolve import Fit, Misfit, fit
+from onnxprune.ops.resolve import FittedRow, Misfit, fit
 
 __all__ = ["Lengths", "Number", "Stretches", "Values", "leaves", "over", "stand_in"]
 
@@ -161,7 +161,7 @@ class Stretches:
             for back in range(rank, 0, -1)
         )
 
-    def letters(self, node: Node, row: Row, fitted: Fit) -> dict[str, Number]:
+    def letters(self, node: Node, row: Row, fitted: FittedRow) -> dict[str, Number]:
         """Return the lengths of a row's letters, as far as its inputs tell them."""
         seen: dict[str, list[Number]] = {}
         composites: list[tuple[Axis, Number, int]] = []
@@ -183,7 +183,9 @@ class Stretches:
             self._solve(axis, number, size, fitted, found)
         return found
 
-    def _solve(self, axis: Axis, number: Number, size: int, fitted: Fit, found: dict[str, Number]) -> None:
+    def _solve(
+        self, axis: Axis, number: Number, size: int, fitted: FittedRow, found: dict[str, Number]
+    ) -> None:
         """Take from a composite axis what it says about the letters that are not known."""
         names = leaves(axis)
         open_ = [n for n in names if n not in found]
@@ -225,7 +227,7 @@ class Stretches:
         shape = self.shape(node.outputs[slot]) or ()
         return tuple(number(axis, at, size) for at, (axis, size) in enumerate(zip(axes, shape, strict=True)))
 
-    def _unit(self, node: Node, fitted: Fit, back: int) -> Number:
+    def _unit(self, node: Node, fitted: FittedRow, back: int) -> Number:
         """Return the length of an output's axis of one element: that of such axes of the inputs, where one varies."""
         at_place: list[Number] = []
         anywhere: list[Number] = []

@@ -25,7 +25,16 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import Kept
 
-__all__ = ["Peak", "Step", "activations", "element_bytes", "moments", "peak", "peak_bytes", "weight_bytes"]
+__all__ = [
+    "Peak",
+    "MemoryStep",
+    "activations",
+    "element_bytes",
+    "moments",
+    "peak",
+    "peak_bytes",
+    "weight_bytes",
+]
 
 VIEWS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
 _ELEMENTWISE = (
@@ -37,7 +46,7 @@ OVERWRITES = frozenset(_ELEMENTWISE.split())
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MemoryStep:
     """One node.
 
     Attributes
@@ -89,12 +98,12 @@ class Schedule:
         return most
 
 
-def schedule(steps: Sequence[Step], inputs: Iterable[str], outputs: Iterable[str]) -> Schedule:
+def schedule(steps: Sequence[MemoryStep], inputs: Iterable[str], outputs: Iterable[str]) -> Schedule:
     """Return when each buffer is taken and given back.
 
     Parameters
     ----------
-    steps : sequence of Step
+    steps : sequence of MemoryStep
         In the order of execution.
     inputs, outputs : iterables of str
         Of the graph. What a step reads that is neither an input nor written before is a weight.
@@ -127,7 +136,7 @@ def schedule(steps: Sequence[Step], inputs: Iterable[str], outputs: Iterable[str
     return Schedule(inputs, tuple(taken), tuple(tuple(names) for names in freed))
 
 
-def _home(step: Step, number: int, root: Mapping[str, str], until: Mapping[str, int]) -> str:
+def _home(step: MemoryStep, number: int, root: Mapping[str, str], until: Mapping[str, int]) -> str:
     """Return the buffer that the first output of a step lives in; empty where it takes one of its own."""
     if step.shows in root:
         return root[step.shows]
@@ -135,13 +144,13 @@ def _home(step: Step, number: int, root: Mapping[str, str], until: Mapping[str, 
 
 
 def peak(
-    steps: Sequence[Step], sizes: Mapping[str, float], inputs: Iterable[str], outputs: Iterable[str]
+    steps: Sequence[MemoryStep], sizes: Mapping[str, float], inputs: Iterable[str], outputs: Iterable[str]
 ) -> Peak:
     """Return the peak of the activations.
 
     Parameters
     ----------
-    steps : sequence of Step
+    steps : sequence of MemoryStep
         In the order of execution.
     sizes : mapping
         Tensor -> bytes.
@@ -150,7 +159,7 @@ def peak(
 
     Examples
     --------
-    >>> chain = [Step(("x",), ("a",)), Step(("a",), ("b",), over=("a",)), Step(("b",), ("y",))]
+    >>> chain = [MemoryStep(("x",), ("a",)), MemoryStep(("a",), ("b",), over=("a",)), MemoryStep(("b",), ("y",))]
     >>> peak(chain, {"x": 10, "a": 40, "b": 40, "y": 5}, ["x"], ["y"])
     Peak(bytes=55.0, step=2)
     """
@@ -231,20 +240,20 @@ def peak_bytes(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]] | None 
     return round(plan.peak(size).bytes) + weight_bytes(analysis, dead)
 
 
-def _step(analysis: Analysis, applied: Applied) -> Step:
+def _step(analysis: Analysis, applied: Applied) -> MemoryStep:
     node, coupling, types = applied.node, analysis.coupling, analysis.tracer.types
     inner = captured(applied.proto) if applied.proto.attribute else ()
     reads = tuple(name for name in (*node.inputs, *inner) if name)
     writes = tuple(name for name in node.outputs if name)
     if node.domain not in ("", "ai.onnx", "com.microsoft") or not writes:
-        return Step(reads, writes)
+        return MemoryStep(reads, writes)
     if node.op in VIEWS:
-        return Step(reads, writes, shows=node.inputs[0])
+        return MemoryStep(reads, writes, shows=node.inputs[0])
     if node.op not in OVERWRITES:
-        return Step(reads, writes)
+        return MemoryStep(reads, writes)
 
     def kind(name: str) -> object:
         dims = coupling.dims.get(name)
         return name if dims is None else (types.get(name, (0, None))[0], *map(coupling.space.find, dims))
 
-    return Step(reads, writes, over=tuple(name for name in reads if kind(name) == kind(writes[0])))
+    return MemoryStep(reads, writes, over=tuple(name for name in reads if kind(name) == kind(writes[0])))

@@ -19,7 +19,7 @@ from onnxprune.graph.sizes import Sizes
 from onnxprune.ops import Node
 from onnxprune.ops.elementwise import BROADCASTING
 from onnxprune.ops.notation import Axis, Letter, Product, Unit
-from onnxprune.ops.resolve import Fit, fit
+from onnxprune.ops.resolve import FittedRow, fit
 
 __all__ = ["follow"]
 
@@ -245,7 +245,9 @@ class _Locks:
                         if not sound:
                             self.space.lock(dim, f"{word} {self.what} ({node.op} '{node.name}')")
 
-    def settled(self, fitted: Fit, left: Lengths, right: Lengths) -> list[tuple[Sequence[Axis], Lengths]]:
+    def settled(
+        self, fitted: FittedRow, left: Lengths, right: Lengths
+    ) -> list[tuple[Sequence[Axis], Lengths]]:
         """Return the axes of both sides of a reshape with their lengths.
 
         Where the result can only have its traced length (a Gemm reads it), the axes of one element that it takes in,
@@ -307,7 +309,7 @@ def _outside(
     return [*found[0], *found[1]], repeated
 
 
-def _atoms(axes: Sequence[tuple[Axis, Number, int]], fitted: Fit) -> dict[str, Number] | None:
+def _atoms(axes: Sequence[tuple[Axis, Number, int]], fitted: FittedRow) -> dict[str, Number] | None:
     """Return the length of each letter of some axes on both sides of a reshape; None where they contradict."""
     found: dict[str, Number] = {}
     for axis, number, _ in axes:

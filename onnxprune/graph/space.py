@@ -36,7 +36,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Product:
+class Factored:
     """Dim ``whole`` is the row-major product of ``factors``."""
 
     whole: int
@@ -49,7 +49,7 @@ class Space:
 
     sizes: list[int] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
-    products: list[Product] = field(default_factory=list)
+    products: list[Factored] = field(default_factory=list)
     locks: list[tuple[int, Ints | None, bool, str]] = field(
         default_factory=list
     )  # dim, indices, soft, reason
@@ -91,7 +91,7 @@ class Space:
 
     def product(self, whole: int, factors: tuple[int, ...]) -> None:
         """Say that ``whole`` is the row-major product of ``factors``."""
-        self.products.append(Product(whole, factors))
+        self.products.append(Factored(whole, factors))
 
 
 @dataclass

@@ -34,7 +34,7 @@ _VALUE = re.compile(r'"[^"]*"|[^\s,{}]+')
 
 
 @dataclass(frozen=True)
-class Step:
+class PassCall:
     """One pass of a list, with its options as text."""
 
     name: str
@@ -47,7 +47,7 @@ class Step:
         return f"{self.name}{{{inside}}}" if inside else self.name
 
 
-def parse(text: str) -> list[Step]:
+def parse(text: str) -> list[PassCall]:
     """Read a list of passes.
 
     Parameters
@@ -62,7 +62,7 @@ def parse(text: str) -> list[Step]:
     Examples
     --------
     >>> parse("drop_dead, prune{ratio=0.5 align=none}")
-    [Step(name='drop_dead', options={}), Step(name='prune', options={'ratio': '0.5', 'align': 'none'})]
+    [PassCall(name='drop_dead', options={}), PassCall(name='prune', options={'ratio': '0.5', 'align': 'none'})]
     """
     reader = _Reader(text)
     steps = [reader.step()]
@@ -105,7 +105,7 @@ class _Reader:
             raise self.fail(f"'{mark}'")
         self.at += len(mark)
 
-    def step(self) -> Step:
+    def step(self) -> PassCall:
         name = self.match(_NAME, "the name of a pass")
         options: dict[str, str] = {}
         if self.sees("{"):
@@ -119,7 +119,7 @@ class _Reader:
                 if self.sees(","):
                     self.expect(",")
             self.expect("}")
-        return Step(name, options)
+        return PassCall(name, options)
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,13 @@ _ONE_PAGE = (
 )
 
 
-def reporting(steps: Sequence[Step]) -> int:
+def reporting(steps: Sequence[PassCall]) -> int:
     """Return how many passes of a list say that they give a report."""
     functions = (_function(step) for step in steps)
     return sum(typing.get_type_hints(one).get("return") is Passed for one in functions)
 
 
-def check_page(steps: Sequence[Step]) -> None:
+def check_page(steps: Sequence[PassCall]) -> None:
     """Refuse a page that couldn't be written in the end.
 
     Raises
@@ -196,7 +196,7 @@ def check_page(steps: Sequence[Step]) -> None:
 
 def apply(
     model: Model,
-    steps: Sequence[Step],
+    steps: Sequence[PassCall],
     progress: Callable[[str], None] | None = None,
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -207,7 +207,7 @@ def apply(
     Parameters
     ----------
     model : Model
-    steps : sequence of Step
+    steps : sequence of PassCall
     progress : callable, optional
         Is told the name of each pass.
     input_shapes : mapping, optional
@@ -235,7 +235,7 @@ def apply(
     return model
 
 
-def _function(step: Step) -> Callable[..., Model | Passed]:
+def _function(step: PassCall) -> Callable[..., Model | Passed]:
     function: Callable[..., Model | Passed] | None = getattr(
         registry.load("onnxprune.passes", step.name), "run", None
     )
@@ -245,7 +245,7 @@ def _function(step: Step) -> Callable[..., Model | Passed]:
 
 
 def _bind(
-    step: Step, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    step: PassCall, input_shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[Callable[..., Model | Passed], dict[str, Any]]:
     function = _function(step)
     hints = typing.get_type_hints(function)

@@ -27,7 +27,7 @@ from onnxprune.latency.clock import Bench
 from onnxprune.latency.profile import Timed, blame, profile
 from onnxprune.model import Model
 
-__all__ = ["Node", "Predictor", "measure", "nonnegative", "widths"]
+__all__ = ["TimedNode", "Predictor", "measure", "nonnegative", "widths"]
 
 Floats = NDArray[np.float64]
 State = dict[str, int]
@@ -39,7 +39,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Node:
+class TimedNode:
     """What the time of one node depends on.
 
     Attributes
@@ -68,7 +68,7 @@ class Predictor:
     nodes : dict
         Number of a node -> (what its time depends on, coefficients of its counts).
     rest : tuple
-        Node and coefficients of what is no node's.
+        TimedNode and coefficients of what is no node's.
     factor, remainder : float
         ``latency = factor * sum + remainder``.
     step : int
@@ -79,8 +79,8 @@ class Predictor:
         Of each measured width: predicted over measured, less one.
     """
 
-    nodes: dict[int, tuple[Node, Floats]]
-    rest: tuple[Node, Floats]
+    nodes: dict[int, tuple[TimedNode, Floats]]
+    rest: tuple[TimedNode, Floats]
     factor: float
     remainder: float
     step: int
@@ -124,12 +124,12 @@ def _rounding(
     return rounded
 
 
-def nodes_of(coupling: Coupling, weights: set[str]) -> dict[int, Node]:
+def nodes_of(coupling: Coupling, weights: set[str]) -> dict[int, TimedNode]:
     """Return what the time of each node depends on."""
     return {n: _node(coupling, a, weights) for n, a in enumerate(coupling.nodes)}
 
 
-def _node(coupling: Coupling, applied: Applied, weights: set[str]) -> Node:
+def _node(coupling: Coupling, applied: Applied, weights: set[str]) -> TimedNode:
     find = coupling.space.find
     read = [
         dims
@@ -141,10 +141,10 @@ def _node(coupling: Coupling, applied: Applied, weights: set[str]) -> Node:
     return _with_positions(products)
 
 
-def _with_positions(products: Sequence[Sequence[tuple[int, ...]]]) -> Node:
+def _with_positions(products: Sequence[Sequence[tuple[int, ...]]]) -> TimedNode:
     roots = sorted({d for some in products for dims in some for d in dims})
     place = {d: i for i, d in enumerate(roots)}
-    return Node(
+    return TimedNode(
         tuple(roots), tuple(tuple(tuple(place[d] for d in dims) for dims in some) for some in products)
     )
 
@@ -286,13 +286,13 @@ def fitted(
     cut = frozenset(d for found in lengths for d, size in found.items() if size != sizes[d])
     every = nodes_of(coupling, set(analysis.tracer.weights))
 
-    def counts(node: Node) -> Floats:
+    def counts(node: TimedNode) -> Floats:
         rounded = _rounding(node.dims, cut, step)
         return np.array(
             [node.count(rounded([found.get(d, sizes[d]) for d in node.dims])) for found in lengths]
         )
 
-    nodes: dict[int, tuple[Node, Floats]] = {}
+    nodes: dict[int, tuple[TimedNode, Floats]] = {}
     total = np.zeros(len(states))
     for number in sorted({n for t in timed for n in t.nodes}):
         node = every[number]

@@ -9,7 +9,7 @@ from functools import cache
 from onnxprune.ops.base import Node, Row, Shape
 from onnxprune.ops.notation import Axis, Letter, Product, Star, Sum, Unit, parse
 
-__all__ = ["Fit", "Misfit", "expand", "fit", "out_shapes", "size_of"]
+__all__ = ["FittedRow", "Misfit", "expand", "fit", "out_shapes", "size_of"]
 
 Axes = tuple[Axis, ...]
 
@@ -106,7 +106,7 @@ def _learn(axis: Axis, length: int, sizes: dict[str, int]) -> bool:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Fit:
+class FittedRow:
     """A row fitted to shapes: sizes of the letters, axes of the operands. Compared by identity."""
 
     sizes: Mapping[str, int]
@@ -114,7 +114,7 @@ class Fit:
     outs: tuple[Axes | None, ...]
 
 
-def fit(row: Row, node: Node, *, outputs: bool = True) -> Fit:
+def fit(row: Row, node: Node, *, outputs: bool = True) -> FittedRow:
     """Fit a row to the shapes of a node.
 
     Raises
@@ -134,7 +134,7 @@ def _fit(
     given: tuple[tuple[str, int], ...],
     shapes: tuple[Shape | None, ...],
     out_shapes: tuple[Shape | None, ...],
-) -> Fit:
+) -> FittedRow:
     ranks, out_ranks = (tuple(None if s is None else len(s) for s in side) for side in (shapes, out_shapes))
     ins, outs = expand(text, ranks, out_ranks)
     sides = ((ins, shapes), (outs, out_shapes))
@@ -148,7 +148,7 @@ def _fit(
         if len(left) == len(pairs):
             raise Misfit("the sizes of the letters don't follow from the shapes")
         pairs = left
-    return Fit(sizes, ins, outs)
+    return FittedRow(sizes, ins, outs)
 
 
 def out_shapes(row: Row, node: Node) -> list[Shape | None]:

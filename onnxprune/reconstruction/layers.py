@@ -16,14 +16,14 @@ from onnxprune.graph.group_types import Group, Member
 from onnxprune.model import Model
 from onnxprune.reconstruction.views import View, view_of
 
-__all__ = ["Readers", "Site", "Sum", "gone", "readers", "sites"]
+__all__ = ["Readers", "Site", "ResidualSum", "gone", "readers", "sites"]
 
 Ints = NDArray[np.int64]
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Sum:
+class ResidualSum:
     """The residual sum that a layer's output feeds.
 
     ``sum = other + gain * y + offset`` with ``y`` the layer's output.
@@ -56,7 +56,7 @@ class Site:
         Whether nothing else reads that bias.
     adder : tuple (position, slot) or None
         The input that takes the bias; None where a bias can't be given.
-    total : Sum or None
+    total : ResidualSum or None
         The residual sum that this layer is the last one to feed.
     given : float64[outputs] or None
         A bias in the node that isn't fitted: each use of the weight has one of its own.
@@ -74,7 +74,7 @@ class Site:
     bias: str
     own: bool
     adder: tuple[int, int] | None
-    total: Sum | None
+    total: ResidualSum | None
     given: Vector | None = None
     more: tuple[Site, ...] = ()
 
@@ -99,7 +99,7 @@ def sites(analysis: Analysis) -> list[Site]:
     A weight that several nodes use is one layer where all of them use it alike; else no fit can serve them all. Where
     each has a bias of its own, that stays as it is.
     """
-    graph = _Graph(analysis)
+    graph = _LayerGraph(analysis)
     found = []
     for number, applied in enumerate(analysis.coupling.nodes):
         weight = applied.node.inputs[1] if applied.node.has(1) else ""
@@ -115,7 +115,7 @@ def sites(analysis: Analysis) -> list[Site]:
     return found
 
 
-class _Graph:
+class _LayerGraph:
     def __init__(self, analysis: Analysis) -> None:
         self.model = analysis.model
         self.nodes = analysis.coupling.nodes
@@ -192,7 +192,7 @@ class _Graph:
         fits = node.inputs[slot] in self.model and shape is not None and shape[-1:] == (size,)
         return (number, slot) if fits and int(np.prod(shape or ())) == size else None
 
-    def residual(self, number: int, name: str, view: View) -> Sum | None:
+    def residual(self, number: int, name: str, view: View) -> ResidualSum | None:
         size = view.blocks * view.outputs
         gain, offset = np.ones(size), np.zeros(size)
         following = self.sole(name)
@@ -215,7 +215,7 @@ class _Graph:
         made = self.maker.get(other, -1)
         if other in self.model or made >= number or (np.abs(gain) < 1e-6).any():
             return None
-        return Sum(node.outputs[0], other, gain, offset, following)
+        return ResidualSum(node.outputs[0], other, gain, offset, following)
 
 
 def _alike(sites: Sequence[Site], model: Model) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Curve, Fit
 
-__all__ = ["Product", "silenced", "Mixable", "Side"]
+__all__ = ["ProductCurve", "silenced", "Mixable", "Side"]
 
 Ints = NDArray[np.int64]
 
@@ -66,7 +66,7 @@ class Mixable:
 
 
 @dataclass(frozen=True)
-class Product:
+class ProductCurve:
     """A product, the layer that hears of it first, and its loss curve.
 
     Attributes

@@ -20,14 +20,14 @@ from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
-from onnxprune.progress import Step
+from onnxprune.progress import Milestone
 from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, weights_of, write
 from onnxprune.reconstruction.layers import Readers, Site, gone, readers, sites
 from onnxprune.reconstruction.least_squares import Consumer, Curve, keep_best
 from onnxprune.reconstruction.measure import Measure
 from onnxprune.reconstruction.probe import Probe, curve_of
-from onnxprune.reconstruction.products import Product, silenced
+from onnxprune.reconstruction.products import ProductCurve, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import recovery_of
 from onnxprune.reconstruction.walk import MOST_BYTES, Walk
@@ -82,7 +82,7 @@ class Calibration:
     seed: int = 0
     say: Say | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
-    products: dict[str, Product] = field(default_factory=dict)
+    products: dict[str, ProductCurve] = field(default_factory=dict)
     by_norm: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -136,10 +136,10 @@ class Calibration:
         costs = [self._cost(site) for site in needed]
         seen = 0
         for some in walk.stretches(needed):
-            self._tell(Step.of("calibrate", some[0].name, seen, costs))
+            self._tell(Milestone.of("calibrate", some[0].name, seen, costs))
             for site, evidence in zip(some, walk.originals(some), strict=True):
                 if site is not some[0]:
-                    self._tell(Step.of("calibrate", site.name, seen, costs))
+                    self._tell(Milestone.of("calibrate", site.name, seen, costs))
                 found.take(site, evidence)
                 seen += 1
         self.curves = found.done
@@ -184,7 +184,7 @@ class Calibration:
         walk = Walk.of(self.analysis, models, self.samples, self.settings, todo)
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
-            self._tell(Step.of("fit", site.name, n, costs))
+            self._tell(Milestone.of("fit", site.name, n, costs))
             for member, evidence in zip(members, walk.evidence(site, spread=measure), strict=True):
                 if measure:
                     member.again.take(site, evidence)

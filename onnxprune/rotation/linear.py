@@ -42,7 +42,7 @@ STILL = frozenset({
 })  # fmt: skip
 
 
-class _No(ValueError):
+class _Unmixable(ValueError):
     """A group that can't be mixed."""
 
 
@@ -65,7 +65,7 @@ def find(analysis: Analysis, groups: Sequence[Group], found: Sequence[Site], rea
     for group in groups:
         try:
             mine = _Look(analysis, group, by_weight, read).mixable()
-        except _No:
+        except _Unmixable:
             continue
         made = {(s.site.weight, int(c)) for m in mine for s in m.makers for c in s.at.flat}
         if not made & taken:
@@ -114,7 +114,7 @@ class _Look:
         try:  # what the loss of one unit touches is what belongs to the group
             self.touched = analysis.grouping.dead({group.name: [0]}).keys()
         except ValueError as error:
-            raise _No from error
+            raise _Unmixable from error
         self.makers = {
             m.tensor: self._maker(by_weight[m.tensor], m)
             for m in group.members
@@ -131,14 +131,14 @@ class _Look:
         ours = {*self.makers, *(s.site.bias for s in self.makers.values())}
         theirs = {s.site.weight for s in self.readers}
         if any(m.tensor not in (theirs if m.contracted else ours) for m in self.group.members):
-            raise _No
+            raise _Unmixable
         both = {(m.tensor, m.axis) for m in self.group.members if m.tensor in theirs}
         if len(both) > len({tensor for tensor, _ in both}):  # a layer that reads the group and makes it
-            raise _No
+            raise _Unmixable
         products = self._between()
         sides, ends, name = tuple(self.makers.values()), tuple(self.readers), self.group.name
         if not sides or not (products or ends) or len(products) > 1:
-            raise _No
+            raise _Unmixable
         if not products:
             return [_fitting(Mixable(name, sides, ends))]
         if not ends:
@@ -150,7 +150,7 @@ class _Look:
         weight, view = self.model.weight(site.weight), site.view
         shared = site.bias and not (site.own and self.model.weight(site.bias).size == view.outputs)
         if member.axis == view.weight_axis or weight.shape[member.axis] != view.outputs or shared:
-            raise _No
+            raise _Unmixable
         return Side(site, _heads([np.sort(member.index[member.unit == u]) for u in range(self.group.units)]))
 
     def _in(self, dims: Sequence[int] | None) -> bool:
@@ -167,11 +167,11 @@ class _Look:
                 continue
             if number in ends:
                 if inside != [True, True, False][: len(inside)]:
-                    raise _No
+                    raise _Unmixable
             elif applied.node.op == "MatMul" and inside == [True, True] and not outside:
                 products.append(number)
             elif not _treats_alike(applied, inside, outside=outside):
-                raise _No
+                raise _Unmixable
         return products
 
     def _pair(self, product: int) -> tuple[tuple[Side, ...], tuple[Side, ...]]:
@@ -180,7 +180,7 @@ class _Look:
         if not first & second:
             return tuple(self.makers[n] for n in sorted(first)), tuple(self.makers[n] for n in sorted(second))
         if first != second or len(first) != 1:
-            raise _No
+            raise _Unmixable
         (whole,) = (self.makers[n] for n in first)
         half = len(whole.at) // 2
         queries, keys = _parts(whole, half, half)
@@ -222,7 +222,7 @@ def _treats_alike(applied: Applied, inside: Sequence[bool], *, outside: bool) ->
 def _parts(whole: Side, *counts: int) -> tuple[tuple[Side, ...], ...]:
     """Divide the heads of a layer among what it makes."""
     if sum(counts) != len(whole.at) or not all(counts):
-        raise _No
+        raise _Unmixable
     ends = np.cumsum(counts)
     return tuple((Side(whole.site, whole.at[end - n : end]),) for n, end in zip(counts, ends, strict=True))
 
@@ -231,7 +231,7 @@ def _thirds(makers: Sequence[Side], readers: Sequence[Side]) -> tuple[tuple[Side
     """Return queries, keys and values; there are as many queries as heads that are read."""
     queries = len(readers[0].at)
     if len(makers) != 1:
-        raise _No
+        raise _Unmixable
     others = (len(makers[0].at) - queries) // 2
     return _parts(makers[0], queries, others, others)
 
@@ -239,7 +239,7 @@ def _thirds(makers: Sequence[Side], readers: Sequence[Side]) -> tuple[tuple[Side
 def _heads(channels: Sequence[Ints]) -> Ints:
     """Return int64[heads, units] of the channels of each unit."""
     if len({len(c) for c in channels}) != 1 or not len(channels[0]):
-        raise _No
+        raise _Unmixable
     return np.stack(channels, axis=1)
 
 
@@ -251,5 +251,5 @@ def _fitting(found: Mixable) -> Mixable:
     """Refuse sides whose heads don't fit each other."""
     left, right = ({len(s.at) for s in sides} for sides in (found.left, found.right))
     if len(left) != 1 or len(right) != 1 or max(*left, *right) % min(*left, *right):
-        raise _No
+        raise _Unmixable
     return found

@@ -21,7 +21,7 @@ from onnxprune.reconstruction.evidence import positions_of
 from onnxprune.reconstruction.layer import weights_of, write
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Curve, Fit
-from onnxprune.reconstruction.products import Mixable, Product, silenced
+from onnxprune.reconstruction.products import Mixable, ProductCurve, silenced
 from onnxprune.reconstruction.views import channels_last
 from onnxprune.rotation.basis import Rotated
 
@@ -44,7 +44,7 @@ def products(
     layers: list[Site],
     floor: float,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Product]:
+) -> dict[str, ProductCurve]:
     """Measure the curves of products.
 
     Parameters
@@ -77,7 +77,7 @@ def products(
         counts = [round(share * units) for share in SHARES]
         errors = _errors(stream, samples, mixable, site, [np.arange(units - n, units) for n in counts])
         least = max(1, int(np.ceil(floor * units)))
-        result[mixable.group] = Product(mixable, site, _curve(strength, counts, errors, least))
+        result[mixable.group] = ProductCurve(mixable, site, _curve(strength, counts, errors, least))
     return result
 
 

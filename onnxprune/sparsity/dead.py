@@ -29,7 +29,7 @@ from onnxprune.proof.widen import widen
 from onnxprune.runtime.binding import Shape
 from onnxprune.runtime.inputs import Trial, random_inputs
 from onnxprune.runtime.session import Feeds, RunError
-from onnxprune.sparsity.weights import Target
+from onnxprune.sparsity.weights import SparseWeight
 
 __all__ = ["Shrunk", "has_dead", "note", "shrink"]
 
@@ -127,7 +127,7 @@ def _compare(analysis: Analysis, pruned: Model) -> None:
             raise Failed(f"the outputs differ by {error:.1e} (relative){f' at {where}' if where else ''}")
 
 
-def has_dead(model: Model, targets: Sequence[Target]) -> bool:
+def has_dead(model: Model, targets: Sequence[SparseWeight]) -> bool:
     """Whether a layer reads an input with zeros only, or has an output that is zeros only (but for its bias)."""
     for target in targets:
         alive = ~target.layout.view(target.zeros(np.asarray(model.weight(target.name))))
@@ -136,7 +136,7 @@ def has_dead(model: Model, targets: Sequence[Target]) -> bool:
     return False
 
 
-def note(model: Model, targets: Sequence[Target]) -> str:
+def note(model: Model, targets: Sequence[SparseWeight]) -> str:
     """Say how many units ``shrink`` would remove; empty where there are none."""
     if not has_dead(model, targets):
         return ""

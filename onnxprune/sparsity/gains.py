@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.sparsity.weights import Target
+from onnxprune.sparsity.weights import SparseWeight
 
 __all__ = ["ONNXRUNTIME", "tensor_cores", "useful"]
 
@@ -11,7 +11,7 @@ ONNXRUNTIME = "onnxruntime on the CPU gets no speed-up from zeros, in any patter
 WORTH = 256
 
 
-def tensor_cores(target: Target) -> str:
+def tensor_cores(target: SparseWeight) -> str:
     """Return why sparse tensor cores can't take a weight; empty where they can.
 
     Their rule is 2:4 along the contracted axis of Conv (at each kernel position), Gemm and MatMul.
@@ -38,7 +38,7 @@ def tensor_cores(target: Target) -> str:
     return ""
 
 
-def useful(target: Target) -> bool:
+def useful(target: SparseWeight) -> bool:
     """Whether a layer that sparse tensor cores can take is large enough to gain."""
     _, outputs, inputs, _ = target.shape
     return not tensor_cores(target) and min(outputs, inputs) >= WORTH

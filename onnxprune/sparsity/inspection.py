@@ -15,7 +15,7 @@ from onnxprune.report.record import Facts
 from onnxprune.sparsity.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparsity.masks import holds
 from onnxprune.sparsity.storage import INDEX
-from onnxprune.sparsity.weights import Left, Target, find, fold_computed
+from onnxprune.sparsity.weights import Left, SparseWeight, find, fold_computed
 
 __all__ = ["SparsityInspection", "TensorZeros", "inspect_sparsity", "patterns_of"]
 
@@ -124,7 +124,7 @@ def inspect_sparsity(source: Model) -> SparsityInspection:
     return SparsityInspection([_line(model, target) for target in targets], left)
 
 
-def _line(model: Model, target: Target) -> TensorZeros:
+def _line(model: Model, target: SparseWeight) -> TensorZeros:
     weight = np.asarray(model.weight(target.name))
     zero = target.zeros(weight)
     count = int(np.count_nonzero(zero))
@@ -146,7 +146,7 @@ def _line(model: Model, target: Target) -> TensorZeros:
     )
 
 
-def _cores(target: Target, held: list[str]) -> str:
+def _cores(target: SparseWeight, held: list[str]) -> str:
     why = tensor_cores(target)
     if why:
         return f"no: {why}"

@@ -35,7 +35,7 @@ from onnxprune.sparsity.report import SparseReport, line_of
 from onnxprune.sparsity.selection import Selection, select
 from onnxprune.sparsity.sequential import Fitter
 from onnxprune.sparsity.storage import CANT_READ, to_sparse
-from onnxprune.sparsity.weights import Target
+from onnxprune.sparsity.weights import SparseWeight
 
 __all__ = ["SparseResult", "sparsify"]
 
@@ -96,7 +96,7 @@ class _Zeros:
 
 
 def _put_zeros(
-    run: Run[SparseOptions], model: Model, targets: Sequence[Target], spared: set[str], pattern: Pattern
+    run: Run[SparseOptions], model: Model, targets: Sequence[SparseWeight], spared: set[str], pattern: Pattern
 ) -> _Zeros:
     """Choose zeros, by the weights alone or on samples."""
     if run.options.calib is None:
@@ -105,7 +105,9 @@ def _put_zeros(
     return _on_samples(run, model, targets, spared, pattern)
 
 
-def _by_magnitude(model: Model, targets: Sequence[Target], pattern: Pattern, options: SparseOptions) -> Model:
+def _by_magnitude(
+    model: Model, targets: Sequence[SparseWeight], pattern: Pattern, options: SparseOptions
+) -> Model:
     """Return a model in which the smallest weights are zero."""
     sparse = model.fork()
     keep = masks(model, targets, pattern, options.sparsity or 0.0, options.scope, options.method)
@@ -118,7 +120,7 @@ def _by_magnitude(model: Model, targets: Sequence[Target], pattern: Pattern, opt
 
 
 def _on_samples(
-    run: Run[SparseOptions], model: Model, targets: Sequence[Target], spared: set[str], pattern: Pattern
+    run: Run[SparseOptions], model: Model, targets: Sequence[SparseWeight], spared: set[str], pattern: Pattern
 ) -> _Zeros:
     """Choose zeros by what they cost on samples, layer after layer; what can't be fitted goes by magnitude."""
     options = run.options
@@ -152,7 +154,7 @@ def _agreement(
         return compare(outputs(model, aside), outputs(sparse, aside), aside.labels)
 
 
-def _check(model: Model, targets: Sequence[Target], pattern: Pattern) -> None:
+def _check(model: Model, targets: Sequence[SparseWeight], pattern: Pattern) -> None:
     """Look at the result once more, with other code than what made it."""
     if not pattern.fixed:
         return
@@ -162,14 +164,14 @@ def _check(model: Model, targets: Sequence[Target], pattern: Pattern) -> None:
             raise VerificationError(f"{target.name!r} isn't {pattern.text} along its inputs; this is a bug.")
 
 
-def _unfolded(sparse: Model, selection: Selection, targets: Sequence[Target]) -> Model:
+def _unfolded(sparse: Model, selection: Selection, targets: Sequence[SparseWeight]) -> Model:
     """Compute again what was folded only to be looked at."""
     if not selection.folded.tensors:
         return sparse
     return restored(sparse, selection.folded, {t.name for t in targets})
 
 
-def _store_sparse(run: Run[SparseOptions], sparse: Model, targets: Sequence[Target]) -> list[str]:
+def _store_sparse(run: Run[SparseOptions], sparse: Model, targets: Sequence[SparseWeight]) -> list[str]:
     """Move weights to sparse_initializer where that is smaller, and return which."""
     names = to_sparse(sparse, list(targets))
     why = f"that {CANT_READ} can't read" if names else "since no weight would be smaller"

@@ -12,7 +12,7 @@ from onnxprune import registry
 from onnxprune.model import Model
 from onnxprune.options.pattern import Pattern
 from onnxprune.sparsity.masks import best_of, expand, lowest, tile_scores, tiles
-from onnxprune.sparsity.weights import Target
+from onnxprune.sparsity.weights import SparseWeight
 
 __all__ = ["blanked", "keys", "masks", "squares"]
 
@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 LEAST = 0.01
 
 
-def keys(target: Target, weight: Array) -> Array:
+def keys(target: SparseWeight, weight: Array) -> Array:
     """Return numbers in the order of the magnitudes of a stored weight; fast, and without a copy in float.
 
     The bits of a float without its sign are an unsigned integer in the order of its magnitude.
@@ -34,7 +34,7 @@ def keys(target: Target, weight: Array) -> Array:
     return np.asarray(weight.view(kind) & kind(np.iinfo(kind).max >> 1))
 
 
-def squares(target: Target, weight: Array) -> Array:
+def squares(target: SparseWeight, weight: Array) -> Array:
     """Return the squared real values of a stored weight, in float32."""
     if target.zero is None:
         return np.square(weight, dtype=np.float32)
@@ -44,14 +44,14 @@ def squares(target: Target, weight: Array) -> Array:
 
 
 def masks(
-    model: Model, targets: Sequence[Target], pattern: Pattern, sparsity: float, scope: str, method: str
+    model: Model, targets: Sequence[SparseWeight], pattern: Pattern, sparsity: float, scope: str, method: str
 ) -> dict[str, Mask]:
     """Return for each target which of its weights stay, in the stored shape.
 
     Parameters
     ----------
     model : Model
-    targets : sequence of Target
+    targets : sequence of SparseWeight
     pattern : Pattern
     sparsity : float
         Share of the tiles that go; not used by N:M.
@@ -74,7 +74,7 @@ def masks(
     return found
 
 
-def _alone(target: Target, weight: Array, pattern: Pattern, sparsity: float, score: Any) -> Mask:
+def _alone(target: SparseWeight, weight: Array, pattern: Pattern, sparsity: float, score: Any) -> Mask:
     if tiles(pattern, target.shape) == (1, 1, 1):
         return lowest(target.layout.view(score(keys(target, weight))), round(sparsity * weight.size))
     scores = tile_scores(pattern, target.layout.view(score(squares(target, weight))))
@@ -82,7 +82,7 @@ def _alone(target: Target, weight: Array, pattern: Pattern, sparsity: float, sco
 
 
 def _together(
-    model: Model, targets: Sequence[Target], pattern: Pattern, sparsity: float, score: Any
+    model: Model, targets: Sequence[SparseWeight], pattern: Pattern, sparsity: float, score: Any
 ) -> dict[str, Mask]:
     """One threshold for the mean magnitude of tiles over all tensors, by weights; a few of each tensor stay."""
     parts, weights = [], []
@@ -112,7 +112,7 @@ def _together(
     return found
 
 
-def blanked(target: Target, weight: Array, keep: Mask) -> Array:
+def blanked(target: SparseWeight, weight: Array, keep: Mask) -> Array:
     """Return a stored weight with zeros (the zero point, where it is quantised) where it isn't kept."""
     zero: Any = weight.dtype.type(0) if target.zero is None else np.asarray(target.zero, weight.dtype)
     if keep.all():

@@ -33,7 +33,7 @@ from onnxprune.sparsity.magnitudes import squares
 from onnxprune.sparsity.selection import select
 from onnxprune.sparsity.sequential import Fitter
 from onnxprune.sparsity.task import Task
-from onnxprune.sparsity.weights import Target, find
+from onnxprune.sparsity.weights import SparseWeight, find
 
 __all__ = ["arrange", "reorder"]
 
@@ -41,15 +41,15 @@ Array = NDArray[Any]
 
 
 def arrange(
-    model: Model, targets: Sequence[Target], run: Run[SparseOptions]
-) -> tuple[Permuted, list[Target]]:
+    model: Model, targets: Sequence[SparseWeight], run: Run[SparseOptions]
+) -> tuple[Permuted, list[SparseWeight]]:
     """Return a model in another order, and the same targets in it.
 
     Parameters
     ----------
     model : Model
         Without local functions.
-    targets : sequence of Target
+    targets : sequence of SparseWeight
         Weights that will get zeros; no other has a say.
     run : Run
         With N:M.
@@ -108,7 +108,7 @@ def reorder(run: Run[SparseOptions]) -> Outcome[LosslessReport]:
     return outcome
 
 
-def _weighed(model: Model, targets: dict[str, Target], run: Run[SparseOptions]) -> dict[str, Array]:
+def _weighed(model: Model, targets: dict[str, SparseWeight], run: Run[SparseOptions]) -> dict[str, Array]:
     """Return how much each weight of the layers that can be fitted matters, from their inputs in the model as it is."""
     options = run.options
     analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
@@ -122,7 +122,7 @@ def _weighed(model: Model, targets: dict[str, Target], run: Run[SparseOptions]) 
 
 
 def _matters(
-    model: Model, site: Site, evidence: Evidence, target: Target, options: SparseOptions
+    model: Model, site: Site, evidence: Evidence, target: SparseWeight, options: SparseOptions
 ) -> Array | None:
     """Return how much each weight of a layer matters, in the stored shape; None where its layout is another one."""
     matrices, pattern = weights_of(site, model)[0], parse_pattern(options.pattern)

@@ -19,7 +19,7 @@ from onnxprune.sparsity.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparsity.layer import LayerFit
 from onnxprune.sparsity.masks import holds, tail
 from onnxprune.sparsity.storage import StoredBytes, sizes_of
-from onnxprune.sparsity.weights import Left, Target
+from onnxprune.sparsity.weights import Left, SparseWeight
 
 __all__ = ["Line", "SparseReport", "line_of"]
 
@@ -214,7 +214,7 @@ class SparseReport(Record):
         return [*found, self._cores(), ONNXRUNTIME]
 
 
-def line_of(target: Target, before: Model, after: Model, report: SparseReport, method: str) -> Line:
+def line_of(target: SparseWeight, before: Model, after: Model, report: SparseReport, method: str) -> Line:
     """Return the line of a weight that was treated."""
     weight = np.asarray(after.weight(target.name))
     zero = target.zeros(weight)

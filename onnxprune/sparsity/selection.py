@@ -12,7 +12,7 @@ from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.options.pattern import Pattern
 from onnxprune.options.sparsity import SparseOptions
-from onnxprune.sparsity.weights import Left, Target, find, fold_computed
+from onnxprune.sparsity.weights import Left, SparseWeight, find, fold_computed
 
 __all__ = ["Selection", "pick", "select"]
 
@@ -27,7 +27,7 @@ class Selection:
         The input without local functions, its computed weights folded.
     folded : Folded
         Which ones.
-    targets : list of Target
+    targets : list of SparseWeight
     left : list of Left
         Weights that stay as they are, each with its reason.
     spared : set of str
@@ -36,7 +36,7 @@ class Selection:
 
     model: Model
     folded: Folded
-    targets: list[Target]
+    targets: list[SparseWeight]
     left: list[Left]
     spared: set[str]
 
@@ -63,16 +63,16 @@ def select(model: Model, pattern: Pattern, options: SparseOptions) -> Selection:
 
 
 def pick(
-    targets: Sequence[Target],
+    targets: Sequence[SparseWeight],
     ignore: Sequence[str],
     only: Sequence[str],
     aliases: Mapping[str, tuple[str, ...]] | None = None,
-) -> tuple[list[Target], list[Left]]:
+) -> tuple[list[SparseWeight], list[Left]]:
     """Return the weights that may be treated under ``--ignore`` and ``--only``, and the others.
 
     Parameters
     ----------
-    targets : sequence of Target
+    targets : sequence of SparseWeight
     ignore, only : sequence of str
         Regular expressions.
     aliases : mapping, optional
@@ -84,7 +84,7 @@ def pick(
         If a pattern matches nothing.
     """
 
-    def hit(pattern: str, target: Target) -> bool:
+    def hit(pattern: str, target: SparseWeight) -> bool:
         names = (target.name, *(r.name for r in target.readers), *(aliases or {}).get(target.name, ()))
         return any(re.search(pattern, name) for name in names)
 
@@ -105,7 +105,7 @@ def pick(
     return kept, left
 
 
-def _fitting(targets: Sequence[Target], pattern: Pattern) -> tuple[list[Target], list[Left]]:
+def _fitting(targets: Sequence[SparseWeight], pattern: Pattern) -> tuple[list[SparseWeight], list[Left]]:
     """Return the weights in which at least one tile of a pattern fits, and the others."""
     kept, left = [], []
     for target in targets:

@@ -27,7 +27,7 @@ from onnxprune.reconstruction.layers import Site, sites
 from onnxprune.reconstruction.walk import Walk
 from onnxprune.sparsity.layer import LayerFit, fit_layer
 from onnxprune.sparsity.task import Method, Solver, Task
-from onnxprune.sparsity.weights import Target
+from onnxprune.sparsity.weights import SparseWeight
 
 __all__ = ["Fitter", "cubic", "nearer", "solver_of"]
 
@@ -86,7 +86,7 @@ class Fitter:
     analysis : Analysis
     samples : Samples
     targets : dict
-        Weight -> Target, those that a layer that can be fitted reads.
+        Weight -> SparseWeight, those that a layer that can be fitted reads.
     spared : set of str
         Weights that no fit may touch.
     options : SparseOptions
@@ -96,7 +96,7 @@ class Fitter:
 
     analysis: Analysis
     samples: Samples
-    targets: Mapping[str, Target]
+    targets: Mapping[str, SparseWeight]
     spared: set[str]
     options: SparseOptions
     say: Callable[[str], None]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxprune.files.payload import encode, nbytes
 from onnxprune.model import Model
-from onnxprune.sparsity.weights import Target
+from onnxprune.sparsity.weights import SparseWeight
 
 __all__ = ["CANT_READ", "INDEX", "StoredBytes", "sizes_of", "to_sparse"]
 
@@ -72,7 +72,7 @@ def sizes_of(weight: Array, elem_type: int, zeros: int, two_four: bool) -> Store
     return StoredBytes(dense, packed, int((weight.size - zeros) * (item + INDEX)), half, sampled)
 
 
-def to_sparse(model: Model, targets: list[Target]) -> list[str]:
+def to_sparse(model: Model, targets: list[SparseWeight]) -> list[str]:
     """Turn float initializers into sparse ones where that is smaller; return their names.
 
     Values whose zero is another number than 0 (quantised weights) stay dense.

@@ -31,7 +31,7 @@ from onnxprune.graph.trace import Tracer
 from onnxprune.model import Model
 from onnxprune.sparsity.layout import Layout
 
-__all__ = ["Left", "Reader", "Target", "find", "fold_computed"]
+__all__ = ["Left", "Reader", "SparseWeight", "find", "fold_computed"]
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -56,7 +56,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Target:
+class SparseWeight:
     """A weight that may get zeros.
 
     Attributes
@@ -94,15 +94,15 @@ class Left:
     reason: str
 
 
-def find(model: Model) -> tuple[list[Target], list[Left]]:
+def find(model: Model) -> tuple[list[SparseWeight], list[Left]]:
     """Find the weights of a model that may get zeros, in the order of the weights.
 
     Returns
     -------
-    tuple of list of Target, list of Left
+    tuple of list of SparseWeight, list of Left
     """
     graph = _Graph(model)
-    found: dict[str, list[Target]] = {}
+    found: dict[str, list[SparseWeight]] = {}
     left: dict[str, str] = {}
     for index, node in enumerate(model.proto.graph.node):
         for slot, zero in _slots(node):
@@ -235,7 +235,7 @@ class _Graph:
         way: tuple[Steps, list[NodeProto]],
         zero_slot: int,
         index: int,
-    ) -> Target:
+    ) -> SparseWeight:
         """Return what one layer makes of a weight."""
         steps, nodes = way
         info = self.model.info(name)
@@ -253,7 +253,7 @@ class _Graph:
         zero, scale = self._zero(name, info.dims, node, nodes, zero_slot)
         if info.elem_type in QUANTISED and zero is None:
             raise _No("it is an integer, but no DequantizeLinear says what stands for zero")
-        return Target(name, info.elem_type, layout, (Reader(title, node.op_type, group),), zero, scale)
+        return SparseWeight(name, info.elem_type, layout, (Reader(title, node.op_type, group),), zero, scale)
 
     def _zero(
         self, name: str, dims: Shape, node: NodeProto, nodes: list[NodeProto], slot: int
@@ -292,7 +292,7 @@ class _Graph:
         shape[axis] = dims[axis]
         return value.reshape(shape)
 
-    def one(self, name: str, found: list[Target]) -> Target:
+    def one(self, name: str, found: list[SparseWeight]) -> SparseWeight:
         """Return the target of a weight that several layers may read."""
         if name in self.inputs:
             raise _No("it is an input of the graph too, so it can change at run time")
@@ -315,7 +315,7 @@ class _Graph:
             raise _No("layers read it along different axes")
         readers = tuple(reader for target in found for reader in target.readers)
         first = found[0]
-        return Target(name, first.elem_type, first.layout, readers, first.zero, first.scale)
+        return SparseWeight(name, first.elem_type, first.layout, readers, first.zero, first.scale)
 
     def tables(self) -> Iterator[tuple[str, str]]:
         """Yield matrices that are no factor of a product, each with the reason to leave them."""

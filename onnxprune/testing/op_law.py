@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.ops import ZEROED, Node, Pick, Refusal, Row, SetAttr, emit, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, letters_of
-from onnxprune.ops.resolve import Fit, Misfit, fit
+from onnxprune.ops.resolve import FittedRow, Misfit, fit
 from onnxprune.testing.node import differ, node_of, run_node
 
 __all__ = ["Verdict", "check_op", "check_row"]
@@ -160,7 +160,7 @@ def check_op(
     except Misfit as error:
         found.violations.append(f"the row {described.text} doesn't fit: {error}")
         return found
-    law = _Law(proto, node, described, fitted, inputs, outputs, opsets, reference)
+    law = _CutNode(proto, node, described, fitted, inputs, outputs, opsets, reference)
     for dead in _cuts(described, fitted, rng or np.random.default_rng(0)):
         for choice in law.choices(dead):
             found.cuts += 1
@@ -174,12 +174,12 @@ def check_op(
     return found
 
 
-def _all_leaves(fitted: Fit) -> Iterator[Letter]:
+def _all_leaves(fitted: FittedRow) -> Iterator[Letter]:
     for axes in (*fitted.ins, *fitted.outs):
         yield from letters_of(*axes or ())
 
 
-def _cuts(row: Row, fitted: Fit, rng: np.random.Generator) -> Iterator[Dead]:
+def _cuts(row: Row, fitted: FittedRow, rng: np.random.Generator) -> Iterator[Dead]:
     """Yield what to cut: one index of each free letter, and several where there are as many."""
     locked = {leaf.name for leaf in _all_leaves(fitted) if leaf.lock}
     for name in sorted({leaf.name for leaf in _all_leaves(fitted)} - locked):
@@ -191,7 +191,7 @@ def _cuts(row: Row, fitted: Fit, rng: np.random.Generator) -> Iterator[Dead]:
                 yield dead
 
 
-def _closure(row: Row, fitted: Fit, name: str, index: Array) -> Dead | None:
+def _closure(row: Row, fitted: FittedRow, name: str, index: Array) -> Dead | None:
     """Return what must go with some indices of a letter, along the maps; None where the cut isn't allowed."""
     dead = {
         letter: np.zeros(fitted.sizes[letter], np.bool_)
@@ -223,13 +223,13 @@ def _mask(axis: Axis, dead: Dead) -> Mask:
 
 
 @dataclass
-class _Law:
+class _CutNode:
     """One node, its row, its inputs and what it computes from them. An emitter's `Cut`, too."""
 
     proto: NodeProto
     node: Node
     row: Row
-    fitted: Fit
+    fitted: FittedRow
     inputs: Sequence[Array | None]
     outputs: Sequence[Array | None]
     opsets: Mapping[str, int]
