@@ -10,8 +10,9 @@ import pytest
 from onnxprune.allocation.knapsack import allocate
 from onnxprune.errors import UsageError
 from onnxprune.options.pruning import Options
-from onnxprune.reconstruction.least_squares import Problem, error_of, keep_best, obs, refit
+from onnxprune.reconstruction.least_squares import Problem, error_of, refit
 from onnxprune.reconstruction.moments import Moments
+from onnxprune.reconstruction.obs import keep_best, obs
 from onnxprune.reconstruction.recover import RECOVERIES, recovery_of
 
 

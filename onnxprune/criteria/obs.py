@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.reconstruction.least_squares import Consumer, Curve, obs
+from onnxprune.reconstruction.least_squares import Consumer, Curve
+from onnxprune.reconstruction.obs import obs
 
 __all__ = ["READS", "SWAPS", "curve"]
 

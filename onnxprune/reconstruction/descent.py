@@ -1,9 +1,16 @@
 """Descent on the weights of a few layers: Adam on mini-batches, judged by samples that it doesn't see.
 
-Adam divides each coordinate of the gradient by its size. The inputs of a layer are strongly correlated (the taps of a
-convolution above all), so the coordinates in which that says most are the eigenvectors of their second moments: there
-a layer of least squares falls apart into one problem for each coordinate. But Adam goes as far along coordinates of
-which the samples say nothing, where it follows noise; there steps are shortened.
+With the gradient ``g`` of the loss by a weight ``W`` (d, O), and coordinates ``Q`` (d, d) from the layer's inputs,
+``X^T X = Q diag(s) Q^T``, step k is
+
+    m <- b1 m + (1 - b1) Q^T g,    u <- b2 u + (1 - b2) (Q^T g)^2,
+    W <- W - rate * rms(W_start) * Q [ s / (s + 0.001 mean(s)) * (m / (1 - b1^k)) / sqrt(u / (1 - b2^k)) ],
+
+and ``rate`` falls along a cosine. Adam divides each coordinate of the gradient by its size. The inputs of a layer are
+strongly correlated (the taps of a convolution above all), so the coordinates in which that says most are the
+eigenvectors of their second moments: there a layer of least squares falls apart into one problem for each coordinate.
+But Adam goes as far along coordinates of which the samples say nothing, where it follows noise; there steps are
+shortened, by the factor in ``s``.
 
 References
 ----------

@@ -1,4 +1,9 @@
-"""Moments of layers over the samples, for fitting and held out."""
+"""Moments of a layer's rows (x, y) over the samples, for fitting and held out.
+
+Of each block of a layer the rows ``(x, y)``, of length d + O, give a count, a mean (d + O,) and a centred Gram
+(d + O, d + O), see `onnxprune.reconstruction.moments`. Every fifth sample goes to a set of its own, by which fits are
+judged. Where there are more positions than a fit needs, each batch gives its share, drawn at random with a seed.
+"""
 
 from __future__ import annotations
 

@@ -2,11 +2,16 @@
 
 With fewer rows than regressors the rest of a layer's inputs explain whatever goes, on these rows: a loss curve taken
 from them says that half of a classifier's inputs cost nothing. Two things mend it, both judged by the samples that are
-held out, at a cut of half of the units:
+held out, at a cut of half of the units. For moments H (d, d), G (d, O), v (O,) and the layer's weights W (d, O):
 
-- The moments are *steadied*: a ridge that pulls to the old weights is added, as rows of its own would be. All that
-  follows is least squares on the sum (Tikhonov; the prior of `onnxprune.reconstruction.least_squares.refit`).
-- The errors are scaled up so that the one at that cut is at least the error on the held-out samples.
+- The moments are *steadied*: a ridge that pulls to the old weights is added, as rows of its own would be,
+
+      H' = H + lam I,    G' = G + lam W,    v' = v + lam sum_d W^2.
+
+  All that follows is least squares on the sum (Tikhonov; ``W0`` of `onnxprune.reconstruction.least_squares`).
+- The errors are scaled up so that the one at that cut is at least the error on the held-out samples:
+
+      error' = error * max((e_held(half) - e_held(all)) / (e'(half) - e'(all)), 1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""Refits of all blocks of a layer: a depthwise convolution has hundreds of small ones."""
+"""Refits of all blocks of a layer: a depthwise convolution has hundreds of small ones.
+
+For each block b the equation of `onnxprune.reconstruction.least_squares.refit`,
+
+    W_b = (H_b + lam_b I)^-1 (G_b + lam_b W0_b),
+
+with H (blocks, k, k) and G, W0 (blocks, k, O) of equally many kept regressors k side by side, so that numpy solves them
+in one call.
+"""
 
 from __future__ import annotations
 

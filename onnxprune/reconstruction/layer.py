@@ -1,7 +1,13 @@
-"""Fit layer after layer: inputs from the model as it is by now, targets from the original.
+"""Fit one layer: its weights out as matrices, the best of several fits, and back into the model.
 
-The model keeps its shape: rows of a weight that read removed channels become zero, everything else is refitted. Cutting
-those channels afterwards is exact, so the proof of the cut holds for the refitted model just as for any other.
+The variants of a recovery (`onnxprune.reconstruction.recover`) are fitted on the samples for fitting; the one with the
+least squared error on the held-out ones wins,
+
+    argmin_variant  sum over blocks and outputs of e_held(W, b),    W (blocks, d, O), b (blocks, O),
+
+and is fitted again on all samples. The model keeps its shape: rows of a weight that read removed channels become zero,
+everything else is refitted. Cutting those channels afterwards is exact, so the proof of the cut holds for the refitted
+model just as for any other.
 """
 
 from __future__ import annotations

@@ -1,10 +1,17 @@
 """Streamed second moments in float64: count, mean and centred Gram, never the samples themselves.
 
-Rows arrive in blocks. A block is centred on its own mean before its Gram is taken, so float32 products lose nothing to
+Two sets of rows of length d, with counts n1, n2, means m1, m2 (d,) and Grams about their means C1, C2 (d, d), merge as
+
+    n = n1 + n2,    s = m2 - m1,    m = m1 + (n2 / n) s,    C = C1 + C2 + (n1 n2 / n) s s^T.
+
+Rows arrive in chunks. A chunk is centred on its own mean before its Gram is taken, so float32 products lose nothing to
 a large mean. That mean is a rough one, summed in the type of the rows. A column of ones beside the centred rows makes
-the product hold their sums too: they say how far the mean was off, and mean and Gram are put right by that. Blocks are
-merged by the pairwise formula of Chan, Golub and LeVeque (The American Statistician 1983). The result depends on the
-order of the blocks only: the same shards in the same order give the same bits.
+the product hold their sums too: they say how far the mean was off, and mean and Gram are put right by that. The result
+depends on the order of the chunks only: the same shards in the same order give the same bits.
+
+References
+----------
+Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician 37 (1983).
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ __all__ = ["Moments", "Stack"]
 Matrix = NDArray[np.float64]
 
 #: Rows whose products are summed in float32 before they are added up in float64.
-BLOCK = 8192
+CHUNK = 8192
 #: Entries of a Gram that are worked on at a time.
 CACHED = 1 << 14
 
@@ -71,12 +78,12 @@ class Moments:
         CalibrationError
             If a value isn't finite.
         """
-        for first in range(0, len(parts[0]), BLOCK):
-            block = [part[first : first + BLOCK] for part in parts]
-            rows = np.empty((len(block[0]), self.width + 1), _kind(parts))
+        for first in range(0, len(parts[0]), CHUNK):
+            chunk = [part[first : first + CHUNK] for part in parts]
+            rows = np.empty((len(chunk[0]), self.width + 1), _kind(parts))
             mean = np.empty(self.width, rows.dtype)
             at = 0
-            for part in block:  # centred and put side by side in one go
+            for part in chunk:  # centred and put side by side in one go
                 some = slice(at, at := at + part.shape[1])
                 mean[some] = _mean(part, 0, rows.dtype)
                 np.subtract(part, mean[some], out=rows[:, some], casting="same_kind")
@@ -172,8 +179,8 @@ class Stack:
             self.n, self.mean[0] = only.n, only.mean
             return
         blocks, width = self.mean.shape
-        for first in range(0, parts[0].shape[1], BLOCK):
-            some = [part[:, first : first + BLOCK].transpose(0, 2, 1) for part in parts]
+        for first in range(0, parts[0].shape[1], CHUNK):
+            some = [part[:, first : first + CHUNK].transpose(0, 2, 1) for part in parts]
             count = some[0].shape[-1]
             rows = np.empty((blocks, width + 1, count), _kind(parts))
             np.concatenate(

@@ -1,10 +1,16 @@
 """Synthetic samples made plausible for a model: in the range that it was trained for, as the model itself tells.
 
-Nothing in a file says whether pixels are meant from 0 to 1 or from 0 to 255. Where BatchNormalization is still in
-the graph its statistics do: the range is taken under which what it reads has the mean and variance that it expects.
-Where it has been folded away, or never was, the first layer's bias does: the range is taken under which the layer's
-sum varies as much as its bias is large, since a sum that drowns the bias, or drowns in it, would have been trained
-otherwise. That is a rule of thumb; samples stay standardised where it doesn't decide.
+Nothing in a file says whether pixels are meant from 0 to 1 or from 0 to 255. Where BatchNormalization is still in the
+graph its statistics do: the range is taken under which what it reads has the mean and variance that it expects. Of each
+channel, with mean m and variance v over the samples and mu, var expected, the distance is that of two normal
+distributions,
+
+    ((m - mu)^2 / var + v / var - 1 - log(v / var)) / 2,    averaged over channels (C,) and layers.
+
+Where it has been folded away, or never was, the first layer's bias ``b`` (O,) does: the range is taken under which the
+layer's sum ``y`` varies as much as its bias is large, with the least |log10(std(y) / rms(b))|, since a sum that drowns
+the bias, or drowns in it, would have been trained otherwise. That is a rule of thumb; samples stay standardised where
+it doesn't decide.
 
 References
 ----------

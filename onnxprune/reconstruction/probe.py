@@ -1,5 +1,11 @@
 """What a criterion may measure on the model as a whole: how units behave where they are read, and how a loss follows.
 
+For a layer that reads an activation ``a`` (samples, channels, positions): statistics, the mean over samples and
+positions of ``f(a)`` (channels,); and the first-order change of the loss L of each sample when the layer no longer
+reads a channel,
+
+    -sum over positions of a * dL/da    (samples, channels).
+
 A unit of a group is read by layers; ``units`` folds what was measured for the channels of their inputs into units.
 Criteria know channels and units, never an op.
 """

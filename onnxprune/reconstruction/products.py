@@ -1,4 +1,9 @@
-"""Products of activations, such as queries and keys: groups that no layer reads, and their loss curves."""
+"""Products of activations, such as queries and keys: groups that no layer reads, and their loss curves.
+
+A group that only a product ``q k^T`` reads (q, k: heads, positions, units) has no regressors. Silencing its units I is
+``W[:, I] = 0, b[I] = 0`` in the layers that make q and k, and the loss is what that changes at the next layer that can
+be fitted, ``|y - y_I|^2 / var(y)``, which `onnxprune.rotation.products` measures.
+"""
 
 from __future__ import annotations
 

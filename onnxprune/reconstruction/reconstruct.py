@@ -1,7 +1,13 @@
-"""Block-wise reconstruction: the segments of a cut model in order, each from what those before it give by now.
+"""Reconstruction of segments: a few layers of a cut model together, one segment after the other.
 
 Layer by layer a fit makes the best of inputs that have been cut; what it can't know is what the next layer can do with
-its outputs. Here the layers of a segment move together, toward what the segment gave in the original.
+its outputs. Here the layers of a segment move together, toward what the segment gave in the original: their weights W
+go down (`onnxprune.reconstruction.descent`) on
+
+    L(W) = 1/samples * sum over goals of |goal(x; W) - target|^2 / (goals * var(target)),
+
+with x what the cut model gives the segment by now, targets what the original gives at the same places without the
+channels that are cut, and var the mean squared distance of a sample's target from the mean one.
 
 References
 ----------

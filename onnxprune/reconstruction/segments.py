@@ -1,4 +1,10 @@
-"""Where a graph is taken apart: segments of a few layers, between positions where few activations are alive."""
+"""Where a graph is taken apart: segments of a few layers, between positions where few activations are alive.
+
+An activation is alive before node k if a node before k makes it and one from k on reads it. After the first
+``max(4, layers / 6)`` layers of a segment, and at most 6 more, it ends where the fewest activations are alive:
+
+    end = argmin over gaps of min over k in gap of alive(k),    alive (nodes + 1,).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Pruning with data: loss curves, a budget over all groups, refits in order, and figures of agreement.
+"""Layer after layer on samples: loss curves of groups, and refits in order.
 
-The original is read once for the curves, and once more beside the model that is being fitted. The fitted model keeps
-the original's shape; cutting it afterwards is exact and is proved like any other cut.
+The original is read once for the curves, and once more beside the model that is being fitted, see
+`onnxprune.reconstruction.walk`: each layer is fitted to inputs as they are by then and targets of the original. The
+fitted model keeps the original's shape; cutting it afterwards is exact and is proved like any other cut.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from onnxprune.progress import Milestone
 from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, weights_of, write
 from onnxprune.reconstruction.layers import Readers, Site, gone, readers, sites
-from onnxprune.reconstruction.least_squares import Consumer, Curve, keep_best
+from onnxprune.reconstruction.least_squares import Consumer, Curve
 from onnxprune.reconstruction.measure import Measure
+from onnxprune.reconstruction.obs import keep_best
 from onnxprune.reconstruction.probe import Probe, curve_of
 from onnxprune.reconstruction.products import ProductCurve, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport

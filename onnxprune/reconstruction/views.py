@@ -1,8 +1,12 @@
 """Layers as regressions: rows of inputs and outputs, and the way to and from a layer's weight.
 
-A `View` turns one kind of layer into ``y = W^T x + b``: for each of its blocks (the groups of a grouped convolution,
-else one) ``x`` are ``channels * taps`` regressors, a channel's taps side by side, and a row is one output position of a
-sample. What differs between ops is only how regressors are read from an activation; what follows is the same algebra.
+A `View` turns one kind of layer into
+
+    y = W^T x + b,    W (blocks, d, O), x (blocks, rows, d), y (blocks, rows, O), d = channels * taps:
+
+for each of its blocks (the groups of a grouped convolution, else one) the regressors ``x`` are a channel's taps side by
+side, and a row is one output position of a sample. What differs between ops is only how regressors are read from an
+activation; what follows is the same algebra.
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""Two streams side by side through the samples, from layer to layer: the original, and models that are being fitted."""
+"""Two streams side by side through the samples, from layer to layer: the original, and models that are being fitted.
+
+A layer is fitted to the inputs ``x`` of the fitted model by then, and to targets of the original. Where it is the last
+to feed a residual sum ``t = other + gain * y + offset``, it also makes up for what the other branch has lost: its
+target is
+
+    y = (t_original - other_fitted - offset) / gain    (rows, outputs), else y_original.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from onnxprune.reconstruction.moments import Moments, Stack
 
 
 def test_blocks_agree_with_the_definition(monkeypatch):
-    monkeypatch.setattr("onnxprune.reconstruction.moments.BLOCK", 37)
+    monkeypatch.setattr("onnxprune.reconstruction.moments.CHUNK", 37)
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + 3
     found = Moments.empty(6)

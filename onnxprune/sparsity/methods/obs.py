@@ -6,8 +6,8 @@ are collected and subtracted in one product after ``LAZY`` of them, so that most
 References
 ----------
 Frantar and Alistarh, "Optimal Brain Compression" (arXiv 2208.11580), algorithm 1 (ExactOBS); the global step over the
-rows of a layer is its algorithm 2. For tiles: ``algebra.obs`` (vectors), else the sum of what each weight alone would
-lose.
+rows of a layer is its algorithm 2. For tiles: `onnxprune.reconstruction.obs` (vectors), else the sum of what each
+weight alone would lose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.reconstruction.least_squares import obs as structured
+from onnxprune.reconstruction.obs import obs as structured
 from onnxprune.sparsity.refit import masked_refit
 from onnxprune.sparsity.task import Curved, Ints, Mask, Matrix, Solver, Task, mask_of
 

@@ -1,4 +1,4 @@
-"""Block-wise reconstruction: segments, gradients of their losses, descent, and that it keeps what it promises."""
+"""Segments of a few layers: gradients of their losses, descent, and that it keeps what it promises."""
 
 from __future__ import annotations
 

@@ -1,0 +1,241 @@
+"""Structured optimal brain surgeon: units go one by one, each time the one whose loss costs least.
+
+A unit owns the regressors I of ``y = W^T x + b``, ``W`` of shape (d, O). With ``Hi = (H + lam I)^-1`` (d, d) over the
+regressors that are left, and ``W`` refitted on them, dropping the unit raises the squared error by exactly
+
+    tr(W_I^T (Hi_II)^-1 W_I),
+
+after which, with all others refitted,
+
+    W  <- W  - Hi_:I (Hi_II)^-1 W_I,
+    Hi <- Hi - Hi_:I (Hi_II)^-1 Hi_I:,
+
+so the error of every count of units comes in one pass, without a refit. `keep_best` then exchanges units.
+
+References
+----------
+Frantar, Singh, Alistarh, "Optimal Brain Compression", arXiv 2208.11580; Kurtic, Frantar, Alistarh, "ZipLM", arXiv
+2302.04089 (units of several regressors); Meng et al., "OSSCAR", arXiv 2403.12983 (exchanges).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.reconstruction.least_squares import Curve, Problem, refit, ridge_of
+
+__all__ = ["keep_best", "obs"]
+
+Matrix = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class _Sized:
+    """Units with equally many regressors."""
+
+    def __init__(self, units: Sequence[int], rows: Sequence[Ints], inverse: Matrix) -> None:
+        self.units = np.asarray(units)
+        self.index = np.stack([rows[u] for u in units])
+        self.blocks = inverse[self.index[:, :, None], self.index[:, None, :]]
+
+    def keep(self, alive: NDArray[np.bool_], place: Ints) -> None:
+        stay = alive[self.units]
+        self.units, self.index, self.blocks = self.units[stay], place[self.index[stay]], self.blocks[stay]
+
+
+class _Downdate:
+    """The inverse Gram and optimal weights of one consumer, while units go.
+
+    The inverse changes ``PENDING`` columns at a time, in one product of matrices; what is read in between is kept up to
+    date. Rows that are gone leave the matrices now and then. Both only save time.
+    """
+
+    PENDING = 64
+
+    def __init__(self, problem: Problem, rows: Sequence[Ints], share: float, weight: float) -> None:
+        h = problem.h.copy()
+        lam = ridge_of(h, share)
+        dead = h.diagonal() <= 0
+        h[np.diag_indices_from(h)] += np.where(dead, 1.0, lam)
+        self.inverse = np.asarray(np.linalg.inv(h), np.float64)
+        self.w = self.inverse @ np.where(dead[:, None], 0.0, problem.g)
+        self.rows, self.weight = list(rows), weight
+        sizes = sorted({len(r) for r in rows if len(r)})
+        of_size = [[u for u, r in enumerate(rows) if len(r) == n] for n in sizes]
+        self.sized = [_Sized(units, rows, self.inverse) for units in of_size]
+        self.alive = np.ones(len(rows), bool)
+        self.gone = np.zeros(len(h), bool)
+        self._clear(self.PENDING + max(sizes, default=0))
+
+    def _clear(self, room: int) -> None:
+        size, self.pending = len(self.inverse), 0
+        self.left, self.right = np.empty((size, room)), np.empty((room, size))
+
+    def scores(self) -> Matrix:
+        """Return the rise of the error for each unit, anything for those that are gone."""
+        found = np.zeros(len(self.rows))
+        for kind in self.sized:
+            if kind.index.shape[1] == 1:
+                square = np.einsum("ij,ij->i", self.w, self.w)[kind.index[:, 0]]
+                found[kind.units] = square / kind.blocks[:, 0, 0]
+            else:
+                w = self.w[kind.index]
+                found[kind.units] = np.einsum("uto,uto->u", w, np.linalg.solve(kind.blocks, w))
+        return found * self.weight
+
+    def drop(self, unit: int) -> None:
+        rows = self.rows[unit]
+        self.alive[unit] = False
+        now = self.pending
+        if len(rows) == 0:
+            return
+        column = self.inverse[:, rows] - self.left[:, :now] @ self.right[:now, rows]
+        column[self.gone] = 0.0
+        step = np.linalg.solve(column[rows], np.hstack([self.w[rows], column.T]))
+        inverse = step[:, self.w.shape[1] :]
+        self.w -= column @ step[:, : self.w.shape[1]]
+        self.w[rows] = 0.0
+        for kind in self.sized:
+            kind.blocks -= np.matmul(column[kind.index], inverse[:, kind.index].transpose(1, 0, 2))
+            kind.blocks[kind.units == unit] = np.eye(kind.index.shape[1])
+        self.left[:, now : now + len(rows)], self.right[now : now + len(rows)] = column, inverse
+        self.pending += len(rows)
+        self.gone[rows] = True
+        if self.pending >= self.PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        now, room = self.pending, self.left.shape[1]
+        self.inverse -= self.left[:, :now] @ self.right[:now]
+        stay, place = np.flatnonzero(~self.gone), np.cumsum(~self.gone) - 1
+        if 4 * len(stay) < 3 * len(self.gone):
+            self.inverse, self.w = self.inverse[np.ix_(stay, stay)], self.w[stay]
+            self.rows = [place[r] if a else r[:0] for r, a in zip(self.rows, self.alive, strict=True)]
+            for kind in self.sized:
+                kind.keep(self.alive, place)
+            self.gone = np.zeros(len(stay), bool)
+        self._clear(room)
+
+
+def obs(
+    consumers: Sequence[tuple[Problem, Sequence[Ints]]],
+    weights: Sequence[float],
+    *,
+    share: float = 1e-3,
+    least: int = 1,
+    cost: Matrix | None = None,
+) -> Curve:
+    """Drop units one by one, each time the one whose loss costs least after all others are refitted.
+
+    Parameters
+    ----------
+    consumers : sequence of (Problem, rows)
+        The layers that read the group; ``rows[u]`` are the regressors that unit ``u`` owns.
+    weights : sequence of float
+        Factor of each consumer's error, such as one over the variance of its targets.
+    share : float
+        Ridge, as a share of the mean variance of the regressors.
+    least : int
+        Units that stay.
+    cost : float64[units], optional
+        The score is divided by it where units cost differently.
+
+    Returns
+    -------
+    Curve
+        The error of every kept count in one pass: the score ``tr(W_I^T (Hi_II)^-1 W_I)`` is exactly the rise of the
+        squared error, and the inverse is downdated.
+    """
+    units = len(consumers[0][1])
+    parts = [_Downdate(p, rows, share, w) for (p, rows), w in zip(consumers, weights, strict=True)]
+    alive = np.ones(units, bool)
+    order: list[int] = []
+    error = np.full(units + 1, np.inf)
+    error[0] = total = 0.0
+    while units - len(order) > max(least, 0):
+        scores = np.sum([part.scores() for part in parts], axis=0)
+        ranked = scores if cost is None else scores / np.maximum(cost, 1e-30)
+        unit = int(np.argmin(np.where(alive, ranked, np.inf)))
+        total += max(float(scores[unit]), 0.0)
+        alive[unit] = False
+        order.append(unit)
+        error[len(order)] = total
+        for part in parts:
+            part.drop(unit)
+    return Curve(np.concatenate([order, np.flatnonzero(alive)]).astype(np.int64), error)
+
+
+def keep_best(
+    problem: Problem, rows: Sequence[Ints], kept: Ints, *, share: float = 1e-3, rounds: int = 4
+) -> Ints:
+    """Swap units in and out of a kept set while the error after a refit falls.
+
+    Parameters
+    ----------
+    problem : Problem
+    rows : sequence of int64
+        Regressors of each unit.
+    kept : int64[k]
+        Units that stay, to begin with.
+    share : float
+        Ridge.
+    rounds : int
+        Swaps at most.
+
+    Returns
+    -------
+    int64[k]
+        Sorted; never worse than the given set on these moments.
+    """
+    best = np.sort(kept)
+    low = _explained(problem, rows, best, share)
+    for _ in range(rounds):
+        found = _one_swap(problem, rows, best, low, share)
+        if found is None:
+            break
+        best, low = found
+    return best
+
+
+def _one_swap(
+    problem: Problem, rows: Sequence[Ints], kept: Ints, low: float, share: float, width: int = 3
+) -> tuple[Ints, float] | None:
+    """Try the ``width`` weakest kept units against the ``width`` strongest others; return the best swap that helps."""
+    out = np.setdiff1d(np.arange(len(rows)), kept)
+    if not out.size or kept.size < 2:
+        return None
+    lam = ridge_of(problem.h, share)
+    flat = np.concatenate([rows[u] for u in kept])
+    h = problem.h[np.ix_(flat, flat)]
+    h[np.diag_indices_from(h)] += np.where(h.diagonal() <= 0, 1.0, lam)
+    inverse = np.linalg.inv(h)
+    w = inverse @ problem.g[flat]
+    parts = itertools.pairwise(np.cumsum([0, *(len(rows[u]) for u in kept)]))
+    loss = [float((w[a:b] * np.linalg.solve(inverse[a:b, a:b], w[a:b])).sum()) for a, b in parts]
+    gain, others = [], np.concatenate([rows[u] for u in out])
+    cross = problem.h[np.ix_(others, flat)]
+    rests, reach = problem.g[others] - cross @ w, cross @ inverse
+    for a, b in itertools.pairwise(np.cumsum([0, *(len(rows[u]) for u in out)])):
+        r, rest = others[a:b], rests[a:b]
+        block = problem.h[np.ix_(r, r)] - reach[a:b] @ cross[a:b].T + lam * np.eye(len(r))
+        gain.append(float((rest * np.linalg.solve(block, rest)).sum()))
+    best: tuple[Ints, float] | None = None
+    for drop in kept[np.argsort(loss, kind="stable")[:width]]:
+        for add in out[np.argsort(gain, kind="stable")[::-1][:width]]:
+            trial = np.sort(np.append(kept[kept != drop], add))
+            error = _explained(problem, rows, trial, share)
+            if error < (low if best is None else best[1]) * (1 - 1e-9):
+                best = trial, error
+    return best
+
+
+def _explained(problem: Problem, rows: Sequence[Ints], kept: Ints, share: float) -> float:
+    """The error of a refit on its own moments, where ``W^T H W = W^T G - lam W^T W``."""
+    flat = np.concatenate([rows[u] for u in kept])
+    w = refit(problem, flat, share).w[flat]
+    lam = ridge_of(problem.h[np.ix_(flat, flat)], share)
+    return problem.variance - float((w * problem.g[flat] + lam * w * w).sum())
