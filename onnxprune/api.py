@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from onnxprune.errors import UsageError
-from onnxprune.journey import output as places
+from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options, Shapes
@@ -252,7 +252,7 @@ def inspect(
     progress : callable, optional
     """
     job = _looking(source, input_shapes, allow_inexact, progress)
-    return inspect_analysis(job.analyse(), places.size_in_bytes(job.model))
+    return inspect_analysis(job.analyse(), size_in_bytes(job.model))
 
 
 def explain(
@@ -322,7 +322,7 @@ def run(
     from onnxprune.journey import passes as passlist
 
     steps, source = passlist.parse(passes), Model.load(source)
-    places.refuse_overwrite(source, _path(output), in_place, external_data_threshold)
+    refuse_overwrite(source, _path(output), in_place, external_data_threshold)
     model = passlist.apply(source, steps, progress, input_shapes=input_shapes, each=each)
     if output is not None:
         model.save(output, in_place=in_place, external_threshold=external_data_threshold)

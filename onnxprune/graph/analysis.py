@@ -141,8 +141,8 @@ class Analysis:
         found = onnx.GraphProto()
         found.CopyFrom(graph)
         for value in found.input:
-            places = axes.places.get(value.name, ())
-            if places and places[0] in axes.batch and binding.declared(value) is not None:
+            own = axes.axes_of.get(value.name, ())
+            if own and own[0] in axes.batch and binding.declared(value) is not None:
                 value.type.tensor_type.shape.dim[0].dim_value = self.inputs[value.name][0]
         return found
 

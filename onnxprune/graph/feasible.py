@@ -217,8 +217,8 @@ class Feasible:
 def _aligned(axes: Axes, sizes: Sizes, at: Agreement) -> Iterator[Sizes]:
     """Yield sizes with which the last axes of an input are those of the shape that a node asks for."""
     wanted = [tuple(v for v in at.target if v > 0), *(at.shapes[1:] if at.hard else ())]
-    for places in axes.places.values():
-        last = [a for a in places if isinstance(a, str) and a in sizes and a not in axes.batch]
+    for own in axes.axes_of.values():
+        last = [a for a in own if isinstance(a, str) and a in sizes and a not in axes.batch]
         for target in wanted:
             if not last or len(target) < len(last):
                 continue

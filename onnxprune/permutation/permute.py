@@ -8,7 +8,7 @@ Rules:
 
 1. Units change places with units that look alike from inside (`onnxprune.permutation.symmetry`); the finished
    permutation is checked against every relation of the graph.
-2. A stripe is M channels that are neighbours along the inputs of every layer that counts. Channels whose places make
+2. A stripe is M channels that are neighbours along the inputs of every layer that counts. Channels whose positions make
    no whole stripe stay where they are. Layers that the group's stripes don't fit (a Flatten behind pixels) don't
    count in the search, but they do in the gain.
 3. A group's order is taken only if all its layers together keep more by it.
@@ -34,7 +34,7 @@ from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.groups import Family
 from onnxprune.model import Model
 from onnxprune.permutation.search import kept, search
-from onnxprune.permutation.symmetry import Order, Orders, broken, places_of
+from onnxprune.permutation.symmetry import Order, Orders, broken, symmetry_of
 from onnxprune.proof.verify import verify
 from onnxprune.runtime.binding import Shape
 from onnxprune.runtime.inputs import Trial
@@ -232,7 +232,7 @@ class _Plan:
     def add(self, family: Family, rounds: int, seed: int) -> None:
         """Find the orders of a family's groups."""
         space = self.analysis.coupling.space
-        places = places_of(space, family)
+        symmetry = symmetry_of(space, family)
         taken = {root for orders in self.orders.values() for root in orders}  # by another choice of factors
         for group in family.groups:
             sides = self._sides(group)
@@ -241,8 +241,8 @@ class _Plan:
             numbers = family.numbers[group.name]
             source = np.arange(group.units)
             reason = f"fewer than two whole stripes of {self.of} channels"
-            for alike in np.unique(places.alike[numbers]):
-                units = np.flatnonzero(places.alike[numbers] == alike)
+            for alike in np.unique(symmetry.alike[numbers]):
+                units = np.flatnonzero(symmetry.alike[numbers] == alike)
                 counting, stripes = self._stripes(units, sides)
                 if len(stripes) > 1:
                     reason = "no order keeps more"
@@ -253,9 +253,9 @@ class _Plan:
             if (source == np.arange(group.units)).all():
                 self.refused[group.name] = reason
                 continue
-            whole = np.arange(places.alike.size)
+            whole = np.arange(symmetry.alike.size)
             whole[numbers] = numbers[source]
-            orders = places.orders(space, whole)
+            orders = symmetry.orders(space, whole)
             if taken & orders.keys():
                 self.refused[group.name] = "its axes have a new order along another factor"
             else:
@@ -296,7 +296,7 @@ class _Plan:
         counting: list[_Side] = []
         best = np.zeros((0, self.of), np.int64)
         for side in sides:
-            found = _whole_stripes(units, [s.block[units] for s in (*counting, side)], self.of)
+            found = _whole_stripes(units, [s.stripe[units] for s in (*counting, side)], self.of)
             if len(found) and 2 * len(found) >= len(best):
                 counting, best = [*counting, side], found
         return counting, best
@@ -320,26 +320,26 @@ class _Side:
         size = matrix.shape[-1]
         by_unit = np.lexsort((member.index, member.unit))
         each = np.bincount(member.unit, minlength=units)
-        #: Places of each unit in ascending order, -1 behind the last.
-        self.places = np.full((units, int(each.max(initial=0))), -1, np.int64)
+        #: Positions of each unit in ascending order, -1 behind the last.
+        self.positions = np.full((units, int(each.max(initial=0))), -1, np.int64)
         owner = member.unit[by_unit]
-        self.places[owner, np.arange(owner.size) - np.searchsorted(owner, owner)] = member.index[by_unit]
-        inside = (self.places >= 0) & (self.places < size // of * of)
-        #: Stripe of each place, -1 where it is in none.
-        self.block = np.where(inside, self.places // of, -1)
+        self.positions[owner, np.arange(owner.size) - np.searchsorted(owner, owner)] = member.index[by_unit]
+        inside = (self.positions >= 0) & (self.positions < size // of * of)
+        #: Stripe of each position, -1 where it is in none.
+        self.stripe = np.where(inside, self.positions // of, -1)
 
     def rows(self, stripes: Indices) -> Array:
-        """Return a matrix with a column for each unit of the stripes, a row for each output, tap and place."""
-        taken = self.matrix[..., self.places[stripes.ravel()]]  # ..., units, places
+        """Return a matrix with a column for each unit of the stripes, a row for each output, tap and position."""
+        taken = self.matrix[..., self.positions[stripes.ravel()]]  # ..., units, positions
         return np.moveaxis(taken, -2, -1).reshape(-1, stripes.size)
 
     def kept(self, pattern: tuple[int, int], source: Indices) -> float:
         """Return what N:M keeps if units take the places of others; the tail is kept anyway and not counted."""
         keep, of = pattern
         order = np.arange(self.matrix.shape[-1])
-        mine, theirs = self.places, self.places[source]
-        moved = mine != theirs
-        order[mine[moved]] = theirs[moved]
+        own, others = self.positions, self.positions[source]
+        moved = own != others
+        order[own[moved]] = others[moved]
         full = order.size // of * of
         return kept(self.matrix.reshape(-1, order.size), order[:full], keep, of)
 

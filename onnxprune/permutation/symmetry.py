@@ -25,7 +25,7 @@ from onnxprune.graph.groups import Family
 from onnxprune.graph.kept import Indices, Kept
 from onnxprune.graph.space import Solution, Space
 
-__all__ = ["Order", "Orders", "Places", "broken", "places_of"]
+__all__ = ["Order", "Orders", "Symmetry", "broken", "symmetry_of"]
 
 #: Root dim -> what stands where: new element i is the old element ``order[i]``.
 Orders = Mapping[int, Indices]
@@ -42,7 +42,7 @@ class Order(Kept):
 
 
 @dataclass(frozen=True)
-class Places:
+class Symmetry:
     """Units that look alike, class by class, and where they are.
 
     Attributes
@@ -83,7 +83,7 @@ class Places:
         return found
 
 
-def places_of(space: Space, family: Family) -> Places:
+def symmetry_of(space: Space, family: Family) -> Symmetry:
     """Find which units of a family look alike from inside.
 
     Each unit gets a hash of the multiset of its places and of the relations between them; a collision could only
@@ -120,7 +120,7 @@ def places_of(space: Space, family: Family) -> Places:
                 index.take([0], axis=k), sizes
             ).ravel()  # where it is on the other factors
             mark(solution.unit[at], rank[at], other)
-    return Places(np.unique(found, return_inverse=True)[1].astype(np.int64), solution)
+    return Symmetry(np.unique(found, return_inverse=True)[1].astype(np.int64), solution)
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

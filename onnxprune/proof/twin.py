@@ -91,13 +91,13 @@ class _Twin:
         if soft:
             return self.wrap(applied, proto)
         out = {leaf.name for axes in fitted.outs for axis in axes or () for leaf in letters_of(axis)}
-        places: set[tuple[int, int]] = set()
+        operands: set[tuple[int, int]] = set()
         for name, found in letters.items():
             if self.gone(applied, name):
                 summed = [(s, a) for s, a, mark in found if mark or name not in out]
-                places |= self.choose(applied, summed, places)
+                operands |= self.choose(applied, summed, operands)
         new: list[onnx.NodeProto] = []
-        for slot, at in sorted(places):
+        for slot, at in sorted(operands):
             new += self.mask(applied, proto, slot, at)
         return [*new, proto]
 
@@ -105,16 +105,16 @@ class _Twin:
         return letter in applied.letters and self.kept.cut(applied.letters[letter])
 
     def choose(
-        self, applied: Applied, places: list[tuple[int, int]], have: set[tuple[int, int]]
+        self, applied: Applied, operands: list[tuple[int, int]], have: set[tuple[int, int]]
     ) -> set[tuple[int, int]]:
         """Choose where to mask a letter: every bias, what a range is taken of, and one of the factors."""
         row = applied.row
         assert row is not None
         roles = row.roles
-        places = [(s, a) for s, a in places if self.kept.cut((applied.ins[s] or ())[a])]
-        added = {(s, a) for s, a in places if s < len(roles) and roles[s] in ZEROED}
-        factors = [p for p in places if p not in added]
-        if not factors or any(p in have for p in factors):
+        operands = [(s, a) for s, a in operands if self.kept.cut((applied.ins[s] or ())[a])]
+        added = {(s, a) for s, a in operands if s < len(roles) and roles[s] in ZEROED}
+        factors = [o for o in operands if o not in added]
+        if not factors or any(f in have for f in factors):
             return added
         return added | {min(factors, key=lambda p: (applied.node.inputs[p[0]] in self.weights, p))}
 

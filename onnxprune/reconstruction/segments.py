@@ -110,10 +110,10 @@ class _Life:
 
         Places where none is alive, as behind an ArgMax, count only where there is no other.
         """
-        places = self.alive[low : high + 1]
-        places = np.where(places > 0, places, places.max(initial=0) + 1)
-        best = int(np.argmin(places)) if early else len(places) - 1 - int(np.argmin(places[::-1]))
-        return int(places[best]), low + best
+        alive = self.alive[low : high + 1]
+        alive = np.where(alive > 0, alive, alive.max(initial=0) + 1)
+        best = int(np.argmin(alive)) if early else len(alive) - 1 - int(np.argmin(alive[::-1]))
+        return int(alive[best]), low + best
 
     def segment(self, first: int, end: int, sites: tuple[Site, ...]) -> Segment:
         """Return the segment of the nodes ``first..end - 1``."""

@@ -304,7 +304,7 @@ class Axes:
 
     Attributes
     ----------
-    places : dict
+    axes_of : dict
         Input -> its axes: a size where it is fixed, else the name of the axis, or what it is calculated from.
     sizes : dict
         Name -> the size that it is bound to.
@@ -312,7 +312,7 @@ class Axes:
         The names that are a batch, as far as a name can tell.
     """
 
-    places: dict[str, tuple[int | str, ...]]
+    axes_of: dict[str, tuple[int | str, ...]]
     sizes: dict[str, int] = field(default_factory=dict)
     batch: set[str] = field(default_factory=set)
 
@@ -323,11 +323,11 @@ class Axes:
         An axis whose name has another size at another place gets a name of its own: its input's, and its number.
         """
         named = {v.name: declared(v) for v in real_inputs(graph) if v.name in inputs}
-        places = {n: axes if axes is not None else tuple(f"{n}.{i}" for i in range(len(inputs[n])))
+        axes_of = {n: axes if axes is not None else tuple(f"{n}.{i}" for i in range(len(inputs[n])))
                   for n, axes in named.items()}  # fmt: skip
         every = [
             (name, at, axis, inputs[name][at])
-            for name, axes in places.items()
+            for name, axes in axes_of.items()
             for at, axis in enumerate(axes)
             if isinstance(axis, str)
         ]
@@ -336,10 +336,10 @@ class Axes:
         found = cls({})
         for name, at, axis, size in every:
             if axis in clash or (_value(axis, plain) not in (None, size)):
-                axes = places[name]
-                places[name] = (*axes[:at], f"{name}.{at}", *axes[at + 1 :])
-        found.places = places
-        for name, axes in places.items():
+                axes = axes_of[name]
+                axes_of[name] = (*axes[:at], f"{name}.{at}", *axes[at + 1 :])
+        found.axes_of = axes_of
+        for name, axes in axes_of.items():
             named_batch = any(isinstance(a, str) and _BATCH.search(a) for a in axes)
             for at, own in enumerate(axes):
                 if isinstance(own, str) and _value(own, plain) is None:
@@ -351,7 +351,7 @@ class Axes:
     def shapes(self, sizes: Mapping[str, int]) -> dict[str, Shape] | None:
         """Return the shapes of the inputs under these sizes; None where a calculated axis would be negative."""
         found = {}
-        for name, axes in self.places.items():
+        for name, axes in self.axes_of.items():
             shape = [a if isinstance(a, int) else sizes[a] if a in sizes else _value(a, sizes) for a in axes]
             if any(size is None or size < 0 for size in shape):
                 return None

@@ -263,7 +263,7 @@ class _CutNode:
     def choices(self, dead: Dead) -> list[tuple[tuple[int, int], ...]]:
         """Return where to zero contracted letters: every bias (or range), and either factor of a product of two."""
         out = {leaf.name for axes in self.fitted.outs for axis in axes or () for leaf in letters_of(axis)}
-        places = [
+        operands = [
             (slot, at)
             for slot, axes in enumerate(self.fitted.ins)
             for at, axis in enumerate(axes or ())
@@ -272,19 +272,21 @@ class _CutNode:
             )
         ]
         roles = self.row.roles
-        biases = tuple(place for place in places if place[0] < len(roles) and roles[place[0]] in ZEROED)
-        factors = [place for place in places if place not in biases]
+        biases = tuple(
+            operand for operand in operands if operand[0] < len(roles) and roles[operand[0]] in ZEROED
+        )
+        factors = [operand for operand in operands if operand not in biases]
         if not factors:
             return [biases]
         either = factors if len(factors) == 2 and factors[0][0] != factors[1][0] else factors[:1]
         return [(*biases, factor) for factor in either]
 
-    def check(self, dead: Dead, places: tuple[tuple[int, int], ...]) -> str:
+    def check(self, dead: Dead, operands: tuple[tuple[int, int], ...]) -> str:
         """Return what is wrong with one cut, or nothing."""
         self.dead = dead
         whole = self.outputs
-        if places:
-            masked = [self._zeroed(slot, array, places) for slot, array in enumerate(self.inputs)]
+        if operands:
+            masked = [self._zeroed(slot, array, operands) for slot, array in enumerate(self.inputs)]
             results = iter(run_node(self.proto, masked, self.opsets, self.reference))
             whole = [next(results) if name else None for name in self.proto.output]
         wanted = [
@@ -309,9 +311,9 @@ class _CutNode:
             array = np.compress(~_mask(axis, self.dead), array, axis=at)
         return array
 
-    def _zeroed(self, slot: int, array: Array | None, places: tuple[tuple[int, int], ...]) -> Array | None:
+    def _zeroed(self, slot: int, array: Array | None, operands: tuple[tuple[int, int], ...]) -> Array | None:
         axes = self.fitted.ins[slot] if slot < len(self.fitted.ins) else None
-        for at in [at for number, at in places if number == slot]:
+        for at in [at for number, at in operands if number == slot]:
             assert array is not None
             assert axes is not None
             shape = [-1 if i == at else 1 for i in range(array.ndim)]

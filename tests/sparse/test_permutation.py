@@ -15,7 +15,7 @@ from onnxprune.cut.writer import Writer
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.coupling import Instance
 from onnxprune.permutation.permute import Permuted, permute
-from onnxprune.permutation.symmetry import broken, places_of
+from onnxprune.permutation.symmetry import broken, symmetry_of
 
 
 def shuffled(width: int = 16) -> onnx.ModelProto:
@@ -148,14 +148,14 @@ def test_units_that_look_alike_may_change_places_and_others_break_a_relation(num
     analysis = analyse(Model.load(NETS[number]()), allow_inexact=True)
     space, swaps = analysis.coupling.space, 0
     for family in analysis.grouping.families:
-        places = places_of(space, family)
+        symmetry = symmetry_of(space, family)
         for numbers in family.numbers.values():
             for u, v in pairwise(numbers):
-                source = np.arange(places.alike.size)
+                source = np.arange(symmetry.alike.size)
                 source[[u, v]] = v, u
-                alike = places.alike[u] == places.alike[v]
+                alike = symmetry.alike[u] == symmetry.alike[v]
                 if alike:
-                    assert broken(space, places.orders(space, source)) == ""
+                    assert broken(space, symmetry.orders(space, source)) == ""
                     swaps += 1
     assert swaps
 
