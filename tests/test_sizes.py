@@ -8,6 +8,7 @@ from onnx import numpy_helper
 
 import onnxprune
 from onnxprune.graph import analysis
+from onnxprune.model import Model
 
 from size_models import CASES, Case  # isort: skip
 
@@ -83,6 +84,10 @@ WRONG = ("sliced", "range", "range of vectors", "position ids", "window", "from 
 def test_the_check_finds_what_the_locks_prevent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analysis, "follow", lambda *_: None)
     assert max(errors(CASES[name], CASES[name].model())[1]) > 100 * TOLERANCE
+
+
+def test_a_range_of_vectors_needs_no_run() -> None:
+    assert not analysis.analyse(Model.load(CASES["range of vectors"].model())).tracer.measured
 
 
 def test_a_fixed_length_is_cut_as_before() -> None:

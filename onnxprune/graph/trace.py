@@ -244,9 +244,8 @@ class Tracer:
             {TensorProto.BFLOAT16: TensorProto.FLOAT16} if stand_in else {}
         )  # old schemas don't know bf16
         types = {n: _type_proto(swap.get(elem, elem), shape) for n, (elem, shape) in known.items()}
-        if (
-            proto.op_type == "Range"
-        ):  # its inference wants scalars, where runtimes take vectors of one number, too
+        if proto.op_type == "Range":
+            # its inference wants scalars, where runtimes take vectors of one number, too
             types = {
                 n: _type_proto(elem, () if shape == (1,) else shape) for n, (elem, shape) in known.items()
             }
