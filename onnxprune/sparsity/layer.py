@@ -1,4 +1,11 @@
-"""Fit one layer with zeros: masks by a method, refits on what stays, and the better variant by held-out samples."""
+"""Fit one layer with zeros: masks by a method, refits on what stays, and the better variant by held-out samples.
+
+Of several weights with the same mask the one with the least ``E |y - W^T x - b|^2`` on held-out positions is taken: the
+old weights under the mask, the same with the best bias ``b = E y - W^T E x``, the method's own, and ridge regressions
+on the mask (`onnxprune.sparsity.refit`) with some ridges. Then it is computed once more from all positions.
+
+Shapes: ``W`` (d, O), ``b`` (O), see `onnxprune.sparsity.task`; a grouped layer has one of each per block.
+"""
 
 from __future__ import annotations
 

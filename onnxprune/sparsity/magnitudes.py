@@ -1,4 +1,14 @@
-"""Masks without samples: magnitudes, compared within a weight tensor or over all, and weights with zeros put in."""
+"""Masks without samples: magnitudes, compared within a weight tensor or over all, and weights with zeros put in.
+
+The score of a tile ``T`` is ``sum of w^2 over T`` (its mean over ``T`` where tensors are compared with each other), and
+the lowest scores go, as many as the sparsity says: of each tensor ("local"), or of all together under one threshold
+("global"). Shapes: weights as they are stored, viewed as ``[blocks, outputs, inputs, taps]``.
+
+References
+----------
+Han et al., arXiv 1506.02626; for the two scopes Blalock et al., "What is the State of Neural Network Pruning?",
+arXiv 2003.03033, section 2.3.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Masks of patterns on weights in the canonical layout; see `onnxprune.options.pattern`."""
+"""Masks of patterns on weights in the canonical layout ``[blocks, outputs, inputs, taps]``.
+
+The best mask of a pattern keeps the greatest sum of scores ``s >= 0`` that the pattern allows. For N:M that is the N
+greatest of each M neighbours along the inputs; for tiles (a block, a kernel, a vector, a single weight) the tiles with
+the greatest sums. What is left over where M or a tile doesn't divide an axis stays dense.
+
+References
+----------
+Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378: 2:4, and what hardware makes of it.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,13 @@ How much a weight matters is the error that its zero makes: without samples its 
 samples ``w^2 * E x^2`` (wanda), or ``w^2 / (H^-1)_jj`` (obs, sparsegpt), the rise of a layer's squared error when that
 weight alone goes and the rest makes up for it. With samples, layers that share a group are weighed by the variance of
 what they feed.
+
+Shapes: saliency has the shape of the stored weight; ``w`` is (d, O) where a layer is fitted, see
+`onnxprune.sparsity.task`.
+
+References
+----------
+Pool and Yu, "Channel Permutations for N:M Sparsity", NeurIPS 2021; the search is `onnxprune.permutation.search`.
 """
 
 from __future__ import annotations

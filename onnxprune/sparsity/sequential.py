@@ -1,7 +1,18 @@
 """Zeros with samples: loss curves, one allocation of levels, and fits layer after layer.
 
-Inputs of a layer come from the model as it is by then, targets from the original; where a layer feeds a residual sum it
-also makes up for what the other branch has lost (see `onnxprune.reconstruction.layer.Walk`).
+With one sparsity ``S`` for the whole model, the level ``s_l`` of each layer solves
+
+    minimise  sum over layers of E_l(s_l)    so that    sum of n_l s_l >= S * sum of n_l
+
+Shapes: ``E_l`` (levels), the rise of layer l's squared error by a method, as a share of the variance of what it feeds;
+``n_l`` its number of weights. Then layers are fitted in order: inputs come from the model as it is by then, targets
+from the original; where a layer feeds a residual sum it also makes up for what the other branch has lost (see
+`onnxprune.reconstruction.walk.Walk`).
+
+References
+----------
+Frantar and Alistarh, "SPDY", arXiv 2201.13096: levels of layers as a knapsack. Zhu and Gupta, arXiv 1710.01878: the
+cubic schedule.
 """
 
 from __future__ import annotations

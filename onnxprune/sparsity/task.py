@@ -1,6 +1,17 @@
 """One layer (or one block of a grouped one) as a method sees it: moments, weights, and the pattern of its zeros.
 
-Weights are ``W`` of shape (d, O); row ``c * taps + t`` is input ``c`` at tap ``t``.
+A method looks for a mask ``M`` in the pattern and weights ``W`` that are zero outside it, with a small squared error
+
+    L(W) = E |y - W^T x|^2 = L(W*) + sum over outputs of (w - w*)^T H (w - w*),   W* = (H + lam)^-1 (G + lam W0)
+
+Shapes: inputs ``x`` (d) and targets ``y`` (O) of one position, both about their means; ``H = E x x^T`` (d, d) and
+``G = E x y^T`` (d, O), the moments; ``W``, ``W0``, ``W*``, ``M`` (d, O): any weights, those the layer has, the dense
+optimum, the mask. Row ``c * taps + t`` is input ``c`` at tap ``t``; ``lam`` is a ridge.
+
+References
+----------
+LeCun, Denker and Solla, "Optimal Brain Damage", NeurIPS 1989: the second-order model of the loss. Hassibi and Stork,
+"Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", NeurIPS 1992. For one linear layer it is exact.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The upper Cholesky factor of an inverse, without the inverse."""
+"""The upper Cholesky factor of an inverse, without the inverse: ``U`` (d, d) with ``H^-1 = U^T U``.
+
+References
+----------
+Golub and Van Loan, "Matrix Computations", 4th edition, section 4.2 (Cholesky) and 3.1 (triangles by blocks).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The smallest weights go.
+"""The smallest weights go: the score of a weight is ``|w_ij|``, or ``w_ij^2``, which ranks them alike.
+
+Shapes: without samples a stored weight of any shape; with samples ``W`` (d, O), see `onnxprune.sparsity.task`. Tiles
+go by the sum of their squares.
 
 References
 ----------

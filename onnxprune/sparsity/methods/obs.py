@@ -1,5 +1,12 @@
 """Weights go one by one, each time the one whose loss costs least after all others of its output are refitted.
 
+With ``P = H^-1`` over the weights that an output still has, losing weight ``j`` costs ``c_j`` at least, reached by the
+step ``dw``, after which ``P`` loses a rank-1 term:
+
+    c_j = w_j^2 / P_jj          dw = -(w_j / P_jj) P_j          P <- P - P_j P_j^T / P_jj
+
+Shapes: ``w`` (d) of one output, ``P`` (d, d), its column ``P_j`` (d); ``H`` as in `onnxprune.sparsity.task`.
+
 Each output has an inverse Hessian of its own, from which a rank-1 term is taken for every weight that goes. The terms
 are collected and subtracted in one product after ``LAZY`` of them, so that most of the work is matrix products.
 

@@ -1,7 +1,12 @@
 """Columns go from left to right in blocks, and those to the right make up for what was lost.
 
-W is (d, O) here, so the paper's columns are rows. ``H^-1 = U^T U``; ``w_i^2 / U_ii^2`` is what is lost with a weight
-when those after it are refitted.
+With the upper triangular ``U`` of ``H^-1 = U^T U``, losing weight ``i`` of an output costs ``c_i`` when only those
+after it are refitted, by the step ``dw``:
+
+    c_i = w_i^2 / U_ii^2          dw_k = -(w_i / U_ii) U_ik   for k >= i
+
+One factor serves all outputs, where `onnxprune.sparsity.methods.obs` has an inverse for each. Shapes: ``W`` (d, O),
+so the paper's columns are rows here; ``H``, ``U`` (d, d).
 
 References
 ----------

@@ -1,4 +1,7 @@
-"""What goes is small in magnitude times the size of its input.
+"""What goes is small in magnitude times the size of its input: the score of a weight is ``w_ij^2 * E x_i^2``.
+
+It is what the error of the layer would rise by if inputs were independent and nothing made up for the weight.
+Shapes: ``W`` (d, O) and ``E x_i^2`` (d), see `onnxprune.sparsity.task`.
 
 References
 ----------
