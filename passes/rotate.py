@@ -2,8 +2,8 @@
 
 Rules:
 
-1. What is turned: channels between linear layers with nothing but linear ops between them (a bottleneck, a residual
-   stream that nothing normalises), and the widths of queries with those of keys.
+1. What is turned: the values of attention heads, residual sums of linear bottlenecks, and queries with their keys,
+   where only movement, means and sums lie between the layers (`onnxprune.rotation.linear` has the rules).
 2. The basis is the one in which the first axes hold most of what is read on the samples, so that later the last ones
    cost least to cut (`onnxprune.rotation.basis` has the equations).
 3. No layer is added, and none gets a bias that had none: matrices are multiplied into the weights at both ends.

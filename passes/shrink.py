@@ -54,11 +54,11 @@ def run(model: Model, *, verify: bool = True, input_shapes: Shapes | None = None
     VerificationError
         If no removal passes the comparison.
     """
-    found = shrink(model, verify=verify, input_shapes=input_shapes)
-    for name, units in found.removed.items():
+    shrunk = shrink(model, verify=verify, input_shapes=input_shapes)
+    for name, units in shrunk.removed.items():
         _log.info("%s: %d dead units are gone", name, units)
-    for reason, units in found.refused.items():
+    for reason, units in shrunk.refused.items():
         _log.info("%d constant units stay: %s", units, reason)
-    if not found.removed:
+    if not shrunk.removed:
         _log.info("no dead units may go")
-    return found.model
+    return shrunk.model

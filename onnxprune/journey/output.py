@@ -186,5 +186,5 @@ def size_of_output(path: Path) -> int:
 def data_files(model: Model) -> list[Path]:
     """Return the files that hold a model's external data."""
     folder = Path() if model.path is None else model.path.parent
-    found = {parse(tensor, place).path for place, tensor in tensors(model.proto) if is_external(tensor)}
-    return [folder / name for name in sorted(found)]
+    paths = {parse(tensor, place).path for place, tensor in tensors(model.proto) if is_external(tensor)}
+    return [folder / name for name in sorted(paths)]

@@ -90,11 +90,11 @@ class _Reader:
 
     def match(self, pattern: re.Pattern[str], wanted: str) -> str:
         self.skip()
-        found = pattern.match(self.text, self.at)
-        if not found:
+        matched = pattern.match(self.text, self.at)
+        if not matched:
             raise self.fail(wanted)
-        self.at = found.end()
-        return found.group()
+        self.at = matched.end()
+        return matched.group()
 
     def sees(self, mark: str) -> bool:
         self.skip()
@@ -144,8 +144,8 @@ class RunReport(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        told = [{"pass": text, "report": report and report.to_json()} for text, report in self.passes]
-        return {"format": 1, "passes": told, "notes": self.notes, **self.run_facts()}
+        passes = [{"pass": text, "report": report and report.to_json()} for text, report in self.passes]
+        return {"format": 1, "passes": passes, "notes": self.notes, **self.run_facts()}
 
     def page(self) -> str:
         """Return the page of the one pass that reports.
@@ -228,10 +228,10 @@ def apply(
     for step, function, options in ready:
         if progress:
             progress(f"pass {step.name}")
-        found = function(model, **options)
-        model = found.model if isinstance(found, Passed) else found
+        result = function(model, **options)
+        model = result.model if isinstance(result, Passed) else result
         if each:
-            each(step.text, found.report if isinstance(found, Passed) else None)
+            each(step.text, result.report if isinstance(result, Passed) else None)
     return model
 
 

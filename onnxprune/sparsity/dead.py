@@ -73,20 +73,20 @@ def shrink(model: Model, *, verify: bool = True, input_shapes: Shapes | None = N
     VerificationError
         If no removal passes the comparison.
     """
-    found = Shrunk(model)
+    shrunk = Shrunk(model)
     for _ in range(ROUNDS):
-        if not _once(found, verify, input_shapes):
+        if not _once(shrunk, verify, input_shapes):
             break
-    return found
+    return shrunk
 
 
-def _once(found: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
+def _once(shrunk: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
     """Do one round; return whether anything went."""
-    model = inline(found.model)
+    model = inline(shrunk.model)
     analysis = analyse(model, input_shapes=input_shapes or {}, runs=Trial(model) if verify else None)
     units = DeadUnits(analysis)
     removed = units.removable()
-    found.refused = dict(units.refused)
+    shrunk.refused = dict(units.refused)
 
     def cut(removed: Removed) -> Rewritten:
         rewritten = granularity.load().cut(analysis, removed)
@@ -100,10 +100,10 @@ def _once(found: Shrunk, verify: bool, input_shapes: Shapes | None) -> bool:
     if not removed:
         return False
     carried = carry(removed, cut, prove)
-    found.model = carried.rewritten.model
-    found.removed.update({name: len(units) for name, units in carried.removed.items()})
+    shrunk.model = carried.rewritten.model
+    shrunk.removed.update({name: len(units) for name, units in carried.removed.items()})
     for name, why in carried.put_back.items():
-        found.refused[why] = found.refused.get(why, 0) + len(removed[name])
+        shrunk.refused[why] = shrunk.refused.get(why, 0) + len(removed[name])
     return bool(carried.removed) and not carried.put_back
 
 
@@ -141,11 +141,11 @@ def note(model: Model, targets: Sequence[SparseWeight]) -> str:
     if not has_dead(model, targets):
         return ""
     try:
-        found = shrink(model, verify=False)
+        shrunk = shrink(model, verify=False)
     except OnnxPruneError:  # it is only a hint
         return ""
-    units = sum(found.removed.values())
+    units = sum(shrunk.removed.values())
     if not units:
         return ""
-    where = f"in {len(found.removed)} groups"
+    where = f"in {len(shrunk.removed)} groups"
     return f"{units} units are dead now: 'onnxprune run OUT SMALL --passes shrink' removes them, {where}."

@@ -73,7 +73,7 @@ class SparsityInspection(Facts):
         lines = []
         for one in self.tensors:
             line = dict(vars(one))
-            line["patterns"] = {str(axis): found for axis, found in one.patterns.items()}
+            line["patterns"] = {str(axis): patterns for axis, patterns in one.patterns.items()}
             lines.append(line)
         return {
             "format": 1,
@@ -95,7 +95,9 @@ class SparsityInspection(Facts):
             [
                 one.tensor,
                 one.layers[0],
-                "; ".join(f"axis {a}: {', '.join(found)}" for a, found in one.patterns.items() if found)
+                "; ".join(
+                    f"axis {a}: {', '.join(patterns)}" for a, patterns in one.patterns.items() if patterns
+                )
                 or "-",
                 one.tensor_cores,
                 "x".join(map(str, one.dims)),
@@ -146,11 +148,11 @@ def _line(model: Model, target: SparseWeight) -> TensorZeros:
     )
 
 
-def _cores(target: SparseWeight, held: list[str]) -> str:
+def _cores(target: SparseWeight, patterns: list[str]) -> str:
     why = tensor_cores(target)
     if why:
         return f"no: {why}"
-    if not {"2:4", "1:4"} & set(held):
+    if not {"2:4", "1:4"} & set(patterns):
         return "no: 2:4 doesn't hold"
     return "yes" if useful(target) else "yes, too small to gain"
 
@@ -168,9 +170,9 @@ def patterns_of(zero: NDArray[np.bool_], axis: int) -> list[str]:
 
 
 def _held(canonical: NDArray[np.bool_]) -> list[str]:
-    found = []
+    lines = []
     for text in KNOWN:
         pattern = parse_pattern(text)
         if canonical.shape[2] % pattern.of == 0 and holds(pattern, canonical):
-            found.append(text)
-    return found
+            lines.append(text)
+    return lines

@@ -62,7 +62,7 @@ class LayerFit:
 def fit_layer(
     site: Site,
     evidence: Evidence,
-    found: Sequence[tuple[Mask, Matrix]],
+    chosen: Sequence[tuple[Mask, Matrix]],
     old: tuple[Matrix, Matrix],
     ridges: Sequence[float],
 ) -> tuple[list[Fit], LayerFit]:
@@ -72,19 +72,19 @@ def fit_layer(
     ----------
     site : Site
     evidence : Evidence
-    found : sequence of (bool[d, O], float64[d, O])
+    chosen : sequence of (bool[d, O], float64[d, O])
         Masks and weights of the method, for each block.
     old : pair of float64
         Matrices [blocks, d, O] and biases [blocks, O].
     ridges : sequence of float
         None: no refit.
     """
-    train, held = ([problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held))
-    keep = [mask for mask, _ in found]
+    train, unseen = ([problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held))
+    keep = [mask for mask, _ in chosen]
     prior = [np.where(mask, old[0][b], 0.0) for b, mask in enumerate(keep)]
     makers: dict[str, Callable[[int, Problem], Fit]] = {
         "kept": lambda b, _: Fit(prior[b], old[1][b]),
-        "method": lambda b, p: _with_bias(p, found[b][1]),
+        "method": lambda b, p: _with_bias(p, chosen[b][1]),
     }
     if site.adder is not None:
         makers["bias"] = lambda b, p: _with_bias(p, prior[b])
@@ -96,13 +96,13 @@ def fit_layer(
         makers[f"lstsq {share:g}"] = _refit(share, keep, prior)
     errors = {
         name: sum(
-            float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, held, strict=True))
+            float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, unseen, strict=True))
         )
         for name, make in makers.items()
     }
     best = min(errors, key=lambda n: errors[n])
     whole = [problem_of(site, m) for m in evidence.whole()]
-    variance = max(sum(p.variance for p in held), 1e-30)
+    variance = max(sum(p.variance for p in unseen), 1e-30)
     report = LayerFit(
         site.name,
         1 - float(np.mean([k.mean() for k in keep])),

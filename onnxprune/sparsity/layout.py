@@ -57,10 +57,10 @@ class Layout:
         return self._shapes()[-1]
 
     def _shapes(self) -> list[Shape]:
-        found = [self.dims]
+        shapes = [self.dims]
         for kind, argument in self.steps:
-            found.append(argument if kind == "reshape" else tuple(found[-1][a] for a in argument))
-        return found
+            shapes.append(argument if kind == "reshape" else tuple(shapes[-1][a] for a in argument))
+        return shapes
 
     def view(self, array: Array) -> Array:
         """Return an array of the stored shape in the canonical one, a view where possible."""

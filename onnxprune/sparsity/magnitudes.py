@@ -73,15 +73,15 @@ def masks(
     score = registry.load("onnxprune.sparsity.methods", method).score
     if scope == "global":
         return _together(model, targets, pattern, sparsity, score)
-    found = {}
+    kept = {}
     for target in targets:
         weight = model.weight(target.name)
         if pattern.fixed:
             mask = best_of(target.layout.view(score(keys(target, weight))), pattern.keep, pattern.of)
         else:
             mask = _alone(target, weight, pattern, sparsity, score)
-        found[target.name] = target.layout.back(mask)
-    return found
+        kept[target.name] = target.layout.back(mask)
+    return kept
 
 
 def _alone(target: SparseWeight, weight: Array, pattern: Pattern, sparsity: float, score: Any) -> Mask:
@@ -114,12 +114,12 @@ def _together(
     keep[order[:count]] = False
     if sparsity < 1:
         keep |= np.isinf(flat)
-    found, first = {}, 0
+    kept, first = {}, 0
     for target, scores in zip(targets, parts, strict=True):
-        mine = keep[first : first + scores.size].reshape(scores.shape)
-        found[target.name] = target.layout.back(expand(pattern, mine, target.shape))
+        part = keep[first : first + scores.size].reshape(scores.shape)
+        kept[target.name] = target.layout.back(expand(pattern, part, target.shape))
         first += scores.size
-    return found
+    return kept
 
 
 def blanked(target: SparseWeight, weight: Array, keep: Mask) -> Array:

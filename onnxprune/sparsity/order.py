@@ -69,11 +69,11 @@ def arrange(
         def saliency(name: str) -> Array | None:
             if name not in by_name:
                 return None
-            found = weighed.get(name)
-            if found is None:
-                found = squares(by_name[name], model.weight(name))
-                found = found / (float(found.mean(dtype=np.float64)) or 1.0)
-            return found
+            values = weighed.get(name)
+            if values is None:
+                values = squares(by_name[name], model.weight(name))
+                values = values / (float(values.mean(dtype=np.float64)) or 1.0)
+            return values
 
         result = permute(
             model,
@@ -106,8 +106,8 @@ def reorder(run: Run[SparseOptions]) -> Outcome[LosslessReport]:
         run.notes.append(str(reason))
     else:
         order, _ = arrange(selection.model, selection.targets, run)
-        told = order.to_json()
-        report.groups, report.refused, report.error = told["groups"], order.refused, told["law1"]
+        values = order.to_json()
+        report.groups, report.refused, report.error = values["groups"], order.refused, values["law1"]
         if order.gains:
             report.summary = order.text(pattern.text)[:1]
             outcome.changed = restored(order.model, selection.folded)
@@ -120,12 +120,12 @@ def _weighed(model: Model, targets: dict[str, SparseWeight], run: Run[SparseOpti
     options = run.options
     analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
     samples = samples_for(analysis.interface(), options, analysis.inputs)
-    fitter, found = Fitter(analysis, samples, targets, set(), options, run.say), {}
+    fitter, saliencies = Fitter(analysis, samples, targets, set(), options, run.say), {}
     for site, evidence in fitter.originals():
         weight = _matters(model, site, evidence, targets[site.weight], options)
         if weight is not None:
-            found[site.weight] = weight
-    return found
+            saliencies[site.weight] = weight
+    return saliencies
 
 
 def _matters(

@@ -68,10 +68,10 @@ class Line:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        found = {k: v for k, v in vars(self).items() if k not in ("sizes", "fit", "tensor_cores")}
-        found["tensor_cores"] = {"eligible": not self.tensor_cores, "why_not": self.tensor_cores}
-        found["bytes"] = vars(self.sizes)
-        return found | ({"fit": self.fit} if self.fit else {})
+        values = {k: v for k, v in vars(self).items() if k not in ("sizes", "fit", "tensor_cores")}
+        values["tensor_cores"] = {"eligible": not self.tensor_cores, "why_not": self.tensor_cores}
+        values["bytes"] = vars(self.sizes)
+        return values | ({"fit": self.fit} if self.fit else {})
 
 
 @dataclass
@@ -198,20 +198,20 @@ class SparseReport(Record):
     def text(self) -> list[str]:
         """Return what the tables don't say, a sentence a line."""
         share = self.zeros / max(self.weights, 1)
-        found = [
+        lines = [
             f"zeros: {share:.1%} of {self.weights:,} weights in {len(self.lines)} tensors, {self.pattern}"
         ]
-        found += [f"dense tail: {line.tensor}: {line.tail}" for line in self.lines if line.tail]
+        lines += [f"dense tail: {line.tensor}: {line.tail}" for line in self.lines if line.tail]
         reasons = Counter(one.reason for one in self.left)
-        found += [f"left dense: {count} x {reason}" for reason, count in reasons.most_common(6)]
-        found += [] if self.order is None else self.order.text(self.pattern)
+        lines += [f"left dense: {count} x {reason}" for reason, count in reasons.most_common(6)]
+        lines += [] if self.order is None else self.order.text(self.pattern)
         if self.calibration is not None:
-            found += [
+            lines += [
                 f"fitted on {self.calibration['samples']:,} samples",
                 *original_lines(self.calibration["original"]),
             ]
-        found += [f"note: {note}" for note in self.notes]
-        return [*found, self._cores(), ONNXRUNTIME]
+        lines += [f"note: {note}" for note in self.notes]
+        return [*lines, self._cores(), ONNXRUNTIME]
 
 
 def line_of(target: SparseWeight, before: Model, after: Model, report: SparseReport, method: str) -> Line:

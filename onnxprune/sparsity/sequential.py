@@ -76,11 +76,11 @@ def nearer(pattern: Pattern, share: float) -> Pattern:
 
 def solver_of(method: Method, task: Task) -> Solver:
     """Return what solves a task by a method; a layer that is too large for it goes to `LARGE`."""
-    found = method.solve(task)
-    if found is None:
-        found = cast(Method, registry.load("onnxprune.sparsity.methods", LARGE)).solve(task)
-    assert found is not None, "it refuses no layer"
-    return found
+    solver = method.solve(task)
+    if solver is None:
+        solver = cast(Method, registry.load("onnxprune.sparsity.methods", LARGE)).solve(task)
+    assert solver is not None, "it refuses no layer"
+    return solver
 
 
 def _without_new_bias(site: Site) -> Site:
@@ -116,9 +116,9 @@ class Fitter:
 
     def __post_init__(self) -> None:
         """Find the layers."""
-        found = [_without_new_bias(s) for s in sites(self.analysis) if s.weight not in self.spared]
-        first = next((n for n, s in enumerate(found) if s.weight in self.targets), len(found))
-        self.sites = found[first:]
+        layers = [_without_new_bias(s) for s in sites(self.analysis) if s.weight not in self.spared]
+        first = next((n for n, s in enumerate(layers) if s.weight in self.targets), len(layers))
+        self.sites = layers[first:]
         self.method = cast(Method, registry.load("onnxprune.sparsity.methods", self.options.method))
         self.settings = Settings(seed=self.options.seed)
 
@@ -147,31 +147,31 @@ class Fitter:
         parts = (
             [problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held, evidence.whole())
         )
-        found = []
-        for matrix, train, held, whole in zip(matrices, *parts, strict=True):
-            problem, factor = steadied(train, held, whole, alone, matrix)
+        solvers = []
+        for matrix, train, unseen, whole in zip(matrices, *parts, strict=True):
+            problem, factor = steadied(train, unseen, whole, alone, matrix)
             task = Task(problem, matrix, view.channels, view.taps, pattern)
-            found.append((solver_of(self.method, task), factor))
-        return found
+            solvers.append((solver_of(self.method, task), factor))
+        return solvers
 
     def originals(self) -> Iterator[tuple[Site, Evidence]]:
         """Yield the layers of targets with what is known of their inputs and outputs in the original."""
         todo = [s for s in self.sites if s.weight in self.targets]
         walk = Walk.of(self.analysis, [], self.samples, self.settings, todo)
         seen = 0
-        for some in walk.stretches(todo):
-            self.say(f"look {seen + 1}/{len(todo)}: {some[0].name}")
-            seen += len(some)
-            yield from zip(some, walk.originals(some), strict=True)
+        for stretch in walk.stretches(todo):
+            self.say(f"look {seen + 1}/{len(todo)}: {stretch[0].name}")
+            seen += len(stretch)
+            yield from zip(stretch, walk.originals(stretch), strict=True)
 
     def _curves(self, pattern: Pattern) -> dict[str, Matrix]:
         """Return the loss curve of each layer on the original, relative to the variance of what its output feeds."""
-        found = {}
+        curves = {}
         for site, evidence in self.originals():
             solvers = self._solvers(site, evidence, self.analysis.model, pattern)
             rise = np.sum([factor * solver.curve(LEVELS) for solver, factor in solvers], axis=0)
-            found[site.weight] = rise / (evidence.spread or 1.0)
-        return found
+            curves[site.weight] = rise / (evidence.spread or 1.0)
+        return curves
 
     def _allocate(self, curves: Mapping[str, Matrix], pattern: Pattern, sparsity: float) -> dict[str, float]:
         """Choose each layer's level so that the sum of errors is least at the sparsity of all together."""
@@ -199,8 +199,8 @@ class Fitter:
             walk.done(site)
             if treated:
                 level = self.levels.get(site.weight, self.options.sparsity or 0.0)
-                found = [s.at(level) for s, _ in self._solvers(site, evidence, model, pattern)]
+                chosen = [s.at(level) for s, _ in self._solvers(site, evidence, model, pattern)]
             else:
-                found = [(np.ones(w.shape, bool), w) for w in old[0]]
-            fits, self.fits[site.weight] = fit_layer(site, evidence, found, old, ridges)
+                chosen = [(np.ones(w.shape, bool), w) for w in old[0]]
+            fits, self.fits[site.weight] = fit_layer(site, evidence, chosen, old, ridges)
             write(model, site, fits)

@@ -120,9 +120,9 @@ class Curved:
     def curve(self, levels: Matrix) -> Matrix:
         """See `Solver`; between knots the logarithm of the error is interpolated."""
         knots = levels if levels.size <= 10 else levels[np.linspace(0, levels.size - 1, 10).astype(int)]
-        found = np.array([self.task.rise(self.at(float(s))[1]) for s in knots])
-        found = np.maximum.accumulate(np.maximum(found, 1e-30))
-        return np.asarray(np.exp(np.interp(levels, knots, np.log(found))))
+        rise = np.array([self.task.rise(self.at(float(s))[1]) for s in knots])
+        rise = np.maximum.accumulate(np.maximum(rise, 1e-30))
+        return np.asarray(np.exp(np.interp(levels, knots, np.log(rise))))
 
 
 def mask_of(task: Task, scores: NDArray[np.floating], sparsity: float) -> Mask:

@@ -32,9 +32,9 @@ def factor_of_inverse(h: Matrix) -> Matrix:
     With the order of rows and columns turned round, ``H = R R^T`` for an upper triangular ``R``; then ``U = R^-1``.
     """
     r = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
-    found = np.zeros_like(r)
-    _invert(r, found)
-    return found
+    factor = np.zeros_like(r)
+    _invert(r, factor)
+    return factor
 
 
 def _invert(r: Matrix, into: Matrix) -> None:

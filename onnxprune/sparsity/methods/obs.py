@@ -100,10 +100,10 @@ class _Obs(Curved):
             gone, self.costs[part, step] = rows.drop()
             self.order[part, step] = gone
             if pattern.fixed:
-                mine = group[gone]
-                quota[rows.at, mine] -= 1
-                full = quota[rows.at, mine] == 0
-                rows.room[full] &= group != mine[full, None]
+                groups = group[gone]
+                quota[rows.at, groups] -= 1
+                full = quota[rows.at, groups] == 0
+                rows.room[full] &= group != groups[full, None]
 
     def _counts(self, sparsity: float) -> Ints:
         """How many weights of each output go, so that the costs of those that go are the least of the layer."""
