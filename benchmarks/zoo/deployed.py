@@ -5,7 +5,7 @@
 
 `run` prunes each .onnx file under FOLDER (written by deployed_export.py) with ``prune IN OUT --ratio 0.5 --align
 none``, without ``--input-shape``, and writes FOLDER/table.json: exit status and sentence, seconds, the report's law 1
-and its sizes, and the share of the weights' bytes left, tables of the vocabulary apart. ``--rival`` is a python that has
+and its sizes, and the share of the weights' bytes left, tables of the vocabulary apart. ``--rival`` is a python with
 onnxsim (0.8 or later), whose structured pruning and head pruning get the same file. Nothing is run twice, unless
 ``--again`` says so.
 """
@@ -29,7 +29,7 @@ from onnx import TensorProto
 
 #: Words of the small configurations (deployed_models.VOCABULARY); no other axis is a multiple of it.
 VOCABULARY = 1000
-RIVAL = Path(__file__).resolve().parents[1] / "accuracy_rival.py"
+RIVAL = Path(__file__).resolve().parents[1] / "accuracy" / "pruning_rival.py"
 
 
 def main() -> int:

@@ -28,14 +28,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import deployed_models
 import numpy as np
-import zoo_init
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.zoo import deployed_models, init
 
 OPSET = {"dynamo": 18, "dynamo23": 23, "dynamo24": 24}
 ATTENTIVE = ("bert", "llama", "qwen3", "gpt2", "t5", "vit", "whisper", "gemma2")
+#: Models that transformers gives one kind of attention only.
+EAGER = ("deberta_v2", "gemma2", "gpt_oss")
 GENAI = (
     "llama",
     "mistral",
@@ -135,7 +137,7 @@ def _child(exporter: str, job: str, folder: Path, log: Path) -> None:
 def _preload() -> None:
     """Import what is heavy once; children are forked from here."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    zoo_init.define_torchvision_operators()
+    init.define_torchvision_operators()
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
     import torch
@@ -164,7 +166,7 @@ def _torch(name: str, exporter: str, path: Path) -> None:
     import torch
 
     script = exporter == "torchscript"
-    model = deployed_models.build(name, "eager" if script else "sdpa").eval()
+    model = deployed_models.build(name, "eager" if script or name in EAGER else "sdpa").eval()
     inputs, axes = deployed_models.INPUTS[deployed_models.ARCHITECTURES[name].reads]()
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = _Plain(model, list(inputs))
@@ -195,7 +197,8 @@ def _plain_class() -> Any:
             self.more = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
 
         def forward(self, *args: Any) -> Any:
-            found = self.model(**dict(zip(self.names, args, strict=True)), **self.more, return_dict=False)
+            rest = dict(zip(self.names[1:], args[1:], strict=True))
+            found = self.model(args[0], **rest, **self.more, return_dict=False)
             return tuple(value for value in found if isinstance(value, torch.Tensor))[:2]
 
     return Plain

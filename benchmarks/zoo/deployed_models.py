@@ -1,7 +1,7 @@
 """Transformers as they are deployed, at small widths: architecture -> configuration, model and example inputs.
 
 Hidden sizes are small (64) and vocabularies moderate, so that what is left of a model's weights says something;
-all weights are random and no two vectors are equal by accident (:mod:`zoo_init`).
+all weights are random and no two vectors are equal by accident (:mod:`benchmarks.zoo.init`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import zoo_init
+
+from benchmarks.zoo import init
 
 VOCABULARY = 1000
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
@@ -97,8 +98,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "whisper": Architecture(
         "WhisperForConditionalGeneration", "WhisperConfig",
-        PAIR | ENDS | {"vocab_size": VOCABULARY, "max_source_positions": 50, "max_target_positions": 64,
-                       "num_mel_bins": 20, "pad_token_id": 0, "decoder_start_token_id": 1},
+        PAIR | ENDS | {"vocab_size": VOCABULARY, "max_source_positions": 1500, "max_target_positions": 64,
+                       "num_mel_bins": 16, "pad_token_id": 0, "decoder_start_token_id": 1},
         "whisper", "automatic-speech-recognition-with-past",
     ),
     "clip": Architecture(
@@ -193,7 +194,7 @@ def _clip() -> tuple[dict[str, torch.Tensor], Axes]:
 def _whisper() -> tuple[dict[str, torch.Tensor], Axes]:
     ids = _ids(2, 7)
     return {
-        "input_features": torch.randn(2, 20, 100), "decoder_input_ids": ids,
+        "input_features": torch.randn(2, 16, 3000), "decoder_input_ids": ids,
         "decoder_attention_mask": torch.ones_like(ids),
     }, {
         "input_features": {0: "batch"}, "decoder_input_ids": {0: "batch", 1: "target"},
@@ -232,7 +233,7 @@ def build(name: str, attention: str = "eager") -> Any:
     if spec.config == "diffusers":
         import diffusers
 
-        return zoo_init.randomise(getattr(diffusers, spec.model)(**spec.arguments), ())
+        return init.randomise(getattr(diffusers, spec.model)(**spec.arguments), ())
     import transformers
 
     arguments = dict(spec.arguments)
@@ -245,7 +246,7 @@ def build(name: str, attention: str = "eager") -> Any:
     model = getattr(transformers, spec.model)._from_config(config, attn_implementation=attention)
     inputs, _ = INPUTS[spec.reads]()
     norms = any("BatchNorm" in type(m).__name__ for m in model.modules())
-    return zoo_init.randomise(model, tuple(inputs.values()) if norms and name == "detr" else ())
+    return init.randomise(model, tuple(inputs.values()) if norms and name == "detr" else ())
 
 
 def save_checkpoint(name: str, folder: Path) -> Path:

@@ -107,7 +107,9 @@ class _Locks:
             self.regrouped(applied)
         if node.op == "Tile":
             self.tiled(applied)
-        if node.op in BROADCASTING or "MatMul" in node.op:
+        if node.op in BROADCASTING or (
+            "MatMul" in node.op and node.op != "MatMulNBits"
+        ):  # that takes one matrix
             self.broadcast(applied, 0 if node.op in BROADCASTING else 2)
         if node.op == "Einsum":
             self.summed(applied)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxprune.ops.axes import join, mark, names, text
 from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, normal, op
 from onnxprune.ops.norm import WIDTH
+from onnxprune.ops.quant import BLOCK
 
 MICROSOFT = "com.microsoft"
 
@@ -41,6 +42,43 @@ def embed(node: Node) -> Row | Refusal:
     why = {"z": WIDTH, "s": "positions have a table", "w": "looked up", "p": "looked up", "q": "looked up"}
     roles = ("data", "data", "weight", "weight", "weight", "scale", "bias")
     return Row(row, why=why, roles=roles, elems={0: 2, 1: Elem.INT32, 2: 2})
+
+
+@op("QEmbedLayerNormalization", domain=MICROSOFT)
+def quantized_embed(node: Node) -> Row | Refusal:
+    """Ids, segments, three tables, scale, bias, mask; scales and zero points of all five -> normalised sum, lengths."""
+    own = ["()", "()", "()?", "()", "()"]
+    row = join(["b! s!", "b! s!?", "w! z~", "p! z", "q! z?", "z", "z", "*m!?", *own, *own], ["b! s! z", "b!"])
+    why = {"z": WIDTH, "s": "positions have a table", "w": "looked up", "p": "looked up", "q": "looked up"}
+    roles = ("data", "data", "weight", "weight", "weight", "scale", "bias", "data", *("quant",) * 10)
+    zeros = {slot: zero for slot, zero in zip(range(2, 7), range(13, 18), strict=True) if node.has(zero)}
+    return Row(row, why=why, roles=roles, zeros=zeros, elems={0: 8, 1: Elem.INT32})
+
+
+@op("GatherBlockQuantized", domain=MICROSOFT)
+def gather_blocks(node: Node) -> Row | Refusal:
+    """Gather from a table that is quantized in blocks along one axis; bytes may hold several values of the last."""
+    rank, block = node.rank(), int(node.attr("block_size", 128))
+    axis, along = node.axis(0, name="gather_axis"), node.axis(1, name="quantize_axis")
+    table, scales = names(rank), node.shape(2)
+    packed = 8 // int(node.attr("bits", 4))
+    wide = [-(-node.shape(0)[along] * m // block) == scales[along] for m in (1, packed)]
+    if packed > 1 and along == rank - 1 and wide == [True, True]:
+        return Refusal("GatherBlockQuantized of a table of one block doesn't say how many values a byte has")
+    whole = packed == 1 or along != rank - 1 or wide[0]
+    result = [text("*i") if n == axis else f"{letter}!" for n, letter in enumerate(table)]
+    sizes: dict[str, int] = {}
+    if not whole:
+        result[-1], sizes = "w!", {"w": node.shape(0)[-1] * packed}
+    own = ["1" if size == 1 else f"q{n}!" for n, size in enumerate(scales)]
+    zero = ["1" if size == 1 else f"z{n}!" for n, size in enumerate(node.shape(3))] if node.has(3) else []
+    row = join(
+        [text(mark(table, range(rank), "!")), "*i", text(own), text(zero) + "?" if zero else "()?"],
+        [text(result)],
+    )
+    roles = ("weight", "data", "quant", "quant")
+    reasons = dict.fromkeys({*table, "w"} | {a.rstrip("!") for a in (*own, *zero)}, BLOCK)
+    return Row(row, sizes=sizes, roles=roles, elems={0: 2}, why=reasons | {table[axis]: "looked up"})
 
 
 @op("QLinearReduceMean", domain=MICROSOFT)

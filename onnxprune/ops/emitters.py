@@ -186,3 +186,10 @@ def compress(node: Node, cut: Cut) -> list[Edit]:
     kept = cut.kept(0, node.axis(0))
     found = condition[kept[kept < condition.size]]
     return [] if found.size == condition.size else [SetInput(1, found)]
+
+
+@emitter("MatMulNBits", domain="com.microsoft")
+def product_of_blocks(node: Node, cut: Cut) -> list[Edit]:
+    """The width that is contracted."""
+    left = cut.new_shape(0)[-1]
+    return [SetAttr("K", left)] if left != int(node.attrs["K"]) else []

@@ -136,19 +136,27 @@ def dynamic_matmul(node: Node) -> Row | Refusal:
 
 @op("MatMulNBits", domain="com.microsoft")
 def matmul_bits(node: Node) -> Row | Refusal:
-    """Weights packed along K in blocks: K is locked, N is free (scales may be flat: N times blocks)."""
-    blocks = -(-int(node.attrs["K"]) // int(node.attrs["block_size"]))
-    scale = "(n q!)" if node.rank(2) == 1 else "n q!"
-    zero = "()"
+    """Weights packed along K in blocks: N is free, K by whole blocks (scales may be flat: N times blocks).
+
+    K is locked where its last block isn't whole, where inputs are permuted, or where a byte of the zero points is of
+    two blocks.
+    """
+    width, size, count = int(node.attrs["K"]), int(node.attrs["block_size"]), int(node.attrs["N"])
+    blocks = -(-width // size)
+    flat = node.rank(2) == 1
+    zero, each = "()", blocks
     if node.has(3):
-        flat = node.rank(3) == 1
-        width = node.shape(3)[-1] // (int(node.attrs["N"]) if flat else 1)
-        same = width == blocks
-        zero = ("(n q!)" if flat else "n q!") if same else ("(n z!)" if flat else "n z!")
+        each = node.shape(3)[-1] // (count if node.rank(3) == 1 else 1)
+        letter = "q" if each == blocks else "z!"
+        zero = f"(n {letter})" if node.rank(3) == 1 else f"n {letter}"
     index = "k!?" if node.has(4) else "()?"
-    row = f"*b k!, n q! w!, {scale}, {zero}?, {index}, n? -> *b n"
-    sizes = {"q": blocks}
-    if "z!" in zero:
-        sizes["z"] = node.shape(3)[-1] // (int(node.attrs["N"]) if node.rank(3) == 1 else 1)
+    whole = width % size == 0 and not node.has(4) and each == blocks
+    data = "(q w!)" if whole else "k!"
+    if not whole:
+        zero = zero.replace("q", "q!")
+    block = "q" if whole else "q!"
+    scale = f"(n {block})" if flat else f"n {block}"
+    row = f"*b {data}, n {block} p!, {scale}, {zero}?, {index}, n? -> *b n"
+    sizes = {"q": blocks, "z": each, "w": size}
     roles = ("data", "weight", "quant", "quant", "quant", "bias")
-    return Row(row, sizes=sizes, attrs={"N": "n"}, why=dict.fromkeys("kqwz", BLOCK), roles=roles)
+    return Row(row, sizes=sizes, attrs={"N": "n"}, why=dict.fromkeys("kqwzp", BLOCK), roles=roles)

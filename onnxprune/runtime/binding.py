@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -54,6 +54,26 @@ def declared(value: onnx.ValueInfoProto) -> tuple[int | str, ...] | None:
         fixed = dim.HasField("dim_value") and dim.dim_value > 0
         found.append(dim.dim_value if fixed else dim.dim_param or f"{value.name}.{n}")
     return tuple(found)
+
+
+def input_axes(graph: onnx.GraphProto) -> dict[str, tuple[int | str, ...] | None]:
+    """Return the axes of all inputs, with those that are a total by their names as the sum that they stand for.
+
+    ``total_sequence_length`` is ``past_sequence_length + sequence_length`` where inputs have axes of these names.
+    """
+    inputs = {v.name: declared(v) for v in real_inputs(graph)}
+    plain = {a for axes in inputs.values() for a in axes or () if isinstance(a, str)}
+    return {
+        name: axes and tuple(_sum(a, plain) if isinstance(a, str) else a for a in axes)
+        for name, axes in inputs.items()
+    }
+
+
+def _sum(axis: str, names: Collection[str]) -> str:
+    """Return an axis's name, or past and new ones added where it says that it is their total."""
+    past = axis.replace("total", "past", 1)
+    rest = re.sub(r"total_?|_total", "", axis, count=1)
+    return f"{past} + {rest}" if axis not in (past, rest) and {past, rest} <= set(names) else axis
 
 
 def check_given(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> None:
@@ -103,7 +123,7 @@ def bindings(
     other : bool
         Yield sizes that differ from those of the first round.
     """
-    inputs = {v.name: declared(v) for v in real_inputs(graph)}
+    inputs = input_axes(graph)
     open_ = [axes for name, axes in inputs.items() if name not in given]
     if all(axes is not None and all(isinstance(a, int) for a in axes) for axes in open_):
         yield {n: given.get(n) or tuple(int(a) for a in axes or ()) for n, axes in inputs.items()}
@@ -124,7 +144,7 @@ def others(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> Iterator[dict[
 
     What the user says are sizes to work with; that doesn't make an axis fixed.
     """
-    inputs = {v.name: declared(v) for v in real_inputs(graph)}
+    inputs = input_axes(graph)
     for smaller in (True, False) if given else ():
         resized = {}
         for name, shape in given.items():
@@ -143,7 +163,7 @@ def others(graph: onnx.GraphProto, given: Mapping[str, Shape]) -> Iterator[dict[
 
 def option(inputs: Mapping[str, Shape], graph: onnx.GraphProto) -> str:
     """Return shapes as options of the command line: of the inputs that have a dynamic axis."""
-    axes = {v.name: declared(v) for v in real_inputs(graph)}
+    axes = input_axes(graph)
     open_ = [n for n in inputs if (a := axes.get(n)) is None or any(isinstance(s, str) for s in a)]
     return " ".join(f"--input-shape {name}:{','.join(map(str, inputs[name]))}" for name in open_)
 
@@ -269,8 +289,8 @@ def said_in_values(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> dict[
         Input -> the value of all its elements.
     """
     sizes: dict[str, int] = {}
-    for value in real_inputs(graph):
-        for axis, size in zip(declared(value) or (), inputs.get(value.name, ()), strict=False):
+    for name, axes in input_axes(graph).items():
+        for axis, size in zip(axes or (), inputs.get(name, ()), strict=False):
             if isinstance(axis, str):
                 sizes.setdefault(axis, size)
     whole = next((s for a, s in sizes.items() if "total" in a or {"past", "seq"} <= _parts(a)), None)
@@ -322,7 +342,7 @@ class Axes:
 
         An axis whose name has another size at another place gets a name of its own: its input's, and its number.
         """
-        named = {v.name: declared(v) for v in real_inputs(graph) if v.name in inputs}
+        named = {name: axes for name, axes in input_axes(graph).items() if name in inputs}
         axes_of = {n: axes if axes is not None else tuple(f"{n}.{i}" for i in range(len(inputs[n])))
                   for n, axes in named.items()}  # fmt: skip
         every = [

@@ -47,6 +47,14 @@ def more() -> Iterator[Case]:
     yield case("QuantizeLinear", f(3, 4), scale(), np.array(0, np.int8))
     yield case("MatMulIntegerToFloat", u8(3, 8), u8(8, 4), scale(), scale(), zero(3), zero(4))
     yield case("DynamicQuantizeMatMul", f(3, 8), u8(8, 4), scale(), zero(4))
+    tables = u8(20, 8), u8(12, 8), u8(2, 8), u8(8), u8(8)
+    own = [*(scale() for _ in range(5)), *(zero(120) for _ in range(5))]
+    yield case("QEmbedLayerNormalization", ids, segments, *tables, None, *own, outputs=2)
+    table = u8(20, 16)  # two values of 4 bits a byte, or one of 8
+    yield case("GatherBlockQuantized", table, ids, scale(20, 2), block_size=16)
+    yield case("GatherBlockQuantized with zeros", table, ids, scale(20, 2), u8(20, 1), block_size=16)
+    yield case("GatherBlockQuantized half", table, ids, half(20, 1), block_size=16, bits=8)
+    yield case("GatherBlockQuantized of 8 bits", table, ids, scale(20, 1), block_size=16, bits=8)
 
 
 def elem(array: np.ndarray) -> int:

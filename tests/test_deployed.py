@@ -1,0 +1,76 @@
+"""Graphs as exporters of language models write them: caches, totals of lengths, weights of four bits in blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxprune
+from onnxprune.runtime import binding
+
+RNG = np.random.default_rng(3)
+MICROSOFT = "com.microsoft"
+
+
+def _inputs(**axes: list[int | str]) -> onnx.GraphProto:
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in axes.items()]
+    return helper.make_graph([], "g", values, [])
+
+
+def test_a_total_is_the_sum_of_past_and_new() -> None:
+    graph = _inputs(
+        ids=["batch", "sequence_length"],
+        mask=["batch", "total_sequence_length"],
+        past=["batch", 2, "past_sequence_length", 8],
+    )
+    for inputs in (*binding.bindings(graph, {}), *binding.bindings(graph, {}, other=True)):
+        assert inputs["mask"][1] == inputs["past"][2] + inputs["ids"][1]
+    one = next(binding.bindings(graph, {"past": (1, 2, 5, 8), "ids": (1, 3)}))
+    assert one["mask"] == (1, 8)
+
+
+def test_a_total_of_nothing_else_is_a_size_of_its_own() -> None:
+    graph = _inputs(ids=["batch", "sequence_length"], mask=["batch", "total_sequence_length"])
+    assert binding.input_axes(graph)["mask"] == ("batch", "total_sequence_length")
+
+
+def _nbits(name: str, data: str, width: int, count: int, block: int = 16) -> onnx.NodeProto:
+    return helper.make_node(
+        "MatMulNBits", [data, f"{name}.w", f"{name}.s"], [name], name, domain=MICROSOFT, K=width, N=count, bits=4,
+        block_size=block,
+    )  # fmt: skip
+
+
+def _table(name: str, count: int, width: int, block: int = 16) -> list[TensorProto]:
+    packed = RNG.integers(0, 255, (count, width // block, block // 2)).astype(np.uint8)
+    scales = RNG.uniform(0.01, 0.05, (count, width // block)).astype(np.float32)
+    return [numpy_helper.from_array(packed, f"{name}.w"), numpy_helper.from_array(scales, f"{name}.s")]
+
+
+def _mlp() -> onnx.ModelProto:
+    nodes = [_nbits("up", "x", 32, 64), helper.make_node("Relu", ["up"], ["act"]), _nbits("y", "act", 64, 32)]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "sequence", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", 32])],
+        [*_table("up", 64, 32), *_table("y", 32, 64)],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_neurons_between_weights_of_four_bits_go_by_whole_blocks(tmp_path: Path, ratio: float) -> None:
+    onnx.save(_mlp(), tmp_path / "in.onnx")
+    onnxprune.prune(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=ratio, align="none")
+    small = onnx.load(tmp_path / "out.onnx")
+    left = {t.name: tuple(t.dims) for t in small.graph.initializer}
+    blocks = int(4 * (1 - ratio))
+    assert left["up.w"] == (16 * blocks, 2, 8)
+    assert left["y.w"] == (32, blocks, 8)
+    attributes = {n.output[0]: {a.name: a.i for a in n.attribute} for n in small.graph.node}
+    assert attributes["up"]["N"] == attributes["y"]["K"] == 16 * blocks
