@@ -10,6 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
+from onnxprune.ops import Node, Refusal, lookup
+from onnxprune.ops.resolve import out_shapes
 from onnxprune.runtime import binding
 
 RNG = np.random.default_rng(3)
@@ -74,3 +76,23 @@ def test_neurons_between_weights_of_four_bits_go_by_whole_blocks(tmp_path: Path,
     assert left["y.w"] == (32, blocks, 8)
     attributes = {n.output[0]: {a.name: a.i for a in n.attribute} for n in small.graph.node}
     assert attributes["up"]["N"] == attributes["y"]["K"] == 16 * blocks
+
+
+@pytest.mark.parametrize("rank", [2, 4, 5])
+def test_coordinates_are_no_axis_of_what_they_address(rank: int) -> None:
+    """A table of four axes or more has a fourth letter, which once was the coordinates' as well."""
+    shape, count = tuple(range(6, 6 + rank)), 3
+    places = np.zeros((count, rank), np.int64)
+    made = {
+        "ScatterND": (shape, places.shape, (count,)),
+        "GatherND": (shape, places.shape),
+    }
+    for op, shapes in made.items():
+        results = (shape,) if op == "ScatterND" else ((count,),)
+        names = tuple("abc"[: len(shapes)])
+        node = Node(
+            op, "", 17, op, {}, shapes, results, (None,) * len(shapes), (False,) * len(shapes), names, ("y",)
+        )
+        row = lookup(node)
+        assert not isinstance(row, Refusal)
+        assert out_shapes(row, node)[0] == results[0]

@@ -126,8 +126,8 @@ def gather_nd(node: Node) -> Row | Refusal:
     data, index = list(names(node.rank())), [f"i{i}" for i in range(node.rank(1) - 1)]
     index[:batch] = data[:batch]
     why = {data[i]: _indexed(node) for i in range(batch, batch + depth)}
-    left = mark(data, range(batch, batch + depth))
-    return Row(join([text(left), text([*index, "d!"])], [text([*index, *data[batch + depth :]])]), why=why)
+    left, place = mark(data, range(batch, batch + depth)), f"i{len(index)}!"
+    return Row(join([text(left), text([*index, place])], [text([*index, *data[batch + depth :]])]), why=why)
 
 
 @op("ScatterND")
@@ -136,11 +136,12 @@ def scatter_nd(node: Node) -> Row | Refusal:
     depth = node.shape(1)[-1]
     data, index = list(names(node.rank())), [f"i{i}!" for i in range(node.rank(1) - 1)]
     left = text(mark(data, range(depth)))
-    row = join([left, text([*index, "d!"]), text([*index, *data[depth:]])], [left])
+    place = f"i{len(index)}"
+    row = join([left, text([*index, f"{place}!"]), text([*index, *data[depth:]])], [left])
     why = {data[i]: _indexed(node) for i in range(depth)} | {
         f"i{i}": _indexed(node) for i in range(len(index))
     }
-    return Row(row, why={**why, "d": "coordinates"})
+    return Row(row, why={**why, place: "coordinates"})
 
 
 @op("TensorScatter")
