@@ -96,3 +96,15 @@ def test_coordinates_are_no_axis_of_what_they_address(rank: int) -> None:
         row = lookup(node)
         assert not isinstance(row, Refusal)
         assert out_shapes(row, node)[0] == results[0]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_lengths_of_a_position_bias_are_values_of_its_inputs(known: bool) -> None:
+    values = (None, np.array(5), np.array(7)) if known else (None, None, None)
+    node = Node(
+        "RelativePositionBias", MICROSOFT, 1, "bias", {}, ((32, 4), (), ()), (None,), values, (True, False, False),
+        ("table", "queries", "keys"), ("y",),
+    )  # fmt: skip
+    row = lookup(node)
+    assert not isinstance(row, Refusal)
+    assert out_shapes(row, node) == [(1, 4, 5, 7) if known else None]

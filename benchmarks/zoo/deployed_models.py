@@ -88,7 +88,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": _decoder("Qwen3"),
     "gemma": _decoder("Gemma", num_key_value_heads=1),
     "gemma2": _decoder("Gemma2", query_pre_attn_scalar=16),
-    "phi": _decoder("Phi", num_key_value_heads=4),
+    "phi": _decoder("Phi", num_attention_heads=2, head_dim=32),
     "phi3": _decoder("Phi3"),
     "mixtral": _decoder("Mixtral", **EXPERTS),
     "qwen3_moe": _decoder("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96),

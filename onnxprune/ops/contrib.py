@@ -18,7 +18,6 @@ literal(
     MICROSOFT,
     why=dict.fromkeys("st", "windows run over these positions"),
 )
-literal("k! h, (), () -> 1 h s! t!", ["RelativePositionBias"], MICROSOFT, roles=("weight", "shape", "shape"))
 literal(
     "b! s! c, b! -> n! c, *x!, *y!, *z!",
     ["RemovePadding"],
@@ -33,6 +32,14 @@ literal(
     why={"w": "looked up"},
     roles=("weight", "data"),
 )
+
+
+@op("RelativePositionBias", domain=MICROSOFT)
+def position_bias(node: Node) -> Row | Refusal:
+    """Bias of each head for each bucket, numbers of queries and keys -> bias of queries and keys, by heads."""
+    sides = {"s": 1, "t": 2}
+    known = {letter: int(v) for letter, slot in sides.items() if (v := node.values[slot]) is not None}
+    return Row("k! h, *x!, *y! -> 1 h s! t!", sizes=known, roles=("weight", "shape", "shape"))
 
 
 @op("EmbedLayerNormalization", domain=MICROSOFT)
