@@ -9,6 +9,7 @@ import pytest
 from onnx import numpy_helper
 from pass_models import CNN, TRANSFORMER, error
 from small_models import attention, chain
+from test_page import ATTACK, Page, sound
 
 import onnxprune
 from onnxprune.cli import main
@@ -120,21 +121,35 @@ def test_reports_of_all_passes_go_to_one_file(tmp_path: Path, capsys: pytest.Cap
     assert "of before" in shown
 
 
-def test_permute_has_a_page(tmp_path: Path) -> None:
-    page = tmp_path / "r.html"
-    model = chain()
-    model.graph.name = "</script><b>"
-    onnx.save(model, tmp_path / "in.onnx")
-    command = [
-        "run",
-        str(tmp_path / "in.onnx"),
-        str(tmp_path / "out.onnx"),
-        "--passes",
-        "permute",
-        "--report",
-    ]
-    assert main([*command, str(page), "-q"]) == 0
-    text = page.read_text()
-    assert 'id="changed"' in text
-    assert 'id="left"' in text
-    assert "in.onnx" in text
+def test_samples_are_given_to_a_pass_as_text() -> None:
+    found, (report,) = run(chain(), "prune{ratio=0.5 align=1 calib=synthetic samples=8 recover=lstsq}")
+    same = onnxprune.prune(chain(), ratio=0.5, align=1, calib="synthetic", samples=8, recover="lstsq")
+    assert found.SerializeToString() == same.model.SerializeToString()
+    assert report.to_json()["calibration"]["samples"] == same.report.to_json()["calibration"]["samples"]
+
+
+def test_the_page_of_a_lossless_change_keeps_names_as_text() -> None:
+    report = LosslessReport(
+        change="reordered",
+        groups=[{"group": ATTACK}],
+        refused={ATTACK: ATTACK},
+        summary=[ATTACK],
+        notes=[ATTACK],
+        files={"input": ATTACK},
+        command=ATTACK,
+    )
+    text = report.page()
+    page = Page(text)
+    assert {"changed", "left", "run", "main"} <= set(sound(page))
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert text.count("<script") == text.count("</script") == 1
+    assert "<!--" not in text.partition("<!doctype")[2]
+
+
+def test_one_pass_that_reports_may_write_a_page(tmp_path: Path) -> None:
+    source, out, page = (tmp_path / name for name in ("in.onnx", "out.onnx", "r.html"))
+    onnx.save(chain(), source)
+    command = ["run", str(source), str(out), "-q", "--report", str(page), "--passes"]
+    assert main([*command, "permute,drop_dead"]) == 0
+    assert "in.onnx" in page.read_text()
+    assert main([*command, "permute,sparsify{pattern=2:4}"]) != 0  # two report
