@@ -20,7 +20,7 @@ from onnxprune.pruning import explanation
 from onnxprune.pruning import journey as pipeline
 from onnxprune.pruning.decision import options_of
 from onnxprune.pruning.inspection import Inspection, inspect_analysis
-from onnxprune.pruning.journey import Job, Result
+from onnxprune.pruning.journey import Result
 from onnxprune.pruning.plan import Plan
 from onnxprune.report.record import Record
 
@@ -85,12 +85,7 @@ def prune(
         )
     if settings.ratio is not None and (settings.min_agreement, settings.max_drop) != (None, None):
         raise UsageError("--min-agreement and --max-drop find out how much can go; leave --ratio out.")
-    job = Job.open(source, settings, progress)
-    if settings.calib is not None:
-        from onnxprune.pruning import on_samples as calibrated
-
-        return calibrated.prune(job, _path(output))
-    return pipeline.prune(job, _path(output))
+    return pipeline.prune(pipeline.open_run(source, settings, progress), _path(output))
 
 
 def family(
@@ -118,8 +113,8 @@ def family(
     """
     from onnxprune.pruning import family as families
 
-    job = Job.open(source, _settings(Options, options, fields), progress)
-    return families.prune(job, _path(output), each or (lambda target, result: None))
+    run_ = pipeline.open_run(source, _settings(Options, options, fields), progress)
+    return families.prune(run_, _path(output), each or (lambda target, result: None))
 
 
 def sensitivity(
@@ -135,7 +130,7 @@ def sensitivity(
     settings = _settings(Options, options, {"ratio": 0.5, **fields})
     if settings.calib is None:
         raise UsageError("'sensitivity' needs samples; give them with --calib.")
-    return families.sensitivity(Job.open(source, settings, progress))
+    return families.sensitivity(pipeline.open_run(source, settings, progress))
 
 
 def plan(
@@ -162,11 +157,11 @@ def plan(
         raise UsageError(
             "'plan' decides by the weights alone; with samples, 'prune' decides, and writes its plan with --plan."
         )
-    job = Job.open(source, settings, progress)
-    found = pipeline.make_plan(job)[0]
-    for note in job.notes:
+    run_ = pipeline.open_run(source, settings, progress)
+    made = pipeline.make_plan(run_)
+    for note in run_.notes:
         warnings.warn(note, stacklevel=2)
-    return found
+    return made
 
 
 def apply(
@@ -197,7 +192,7 @@ def apply(
     """
     found = plan if isinstance(plan, Plan) else Plan.load(plan)
     settings = options_of(found, fields)
-    return pipeline.apply(Job.open(source, settings, progress), found, _path(output))
+    return pipeline.apply(pipeline.open_run(source, settings, progress), found, _path(output))
 
 
 def verify(
@@ -230,7 +225,7 @@ def verify(
     """
     found = plan if isinstance(plan, Plan) else Plan.load(plan)
     settings = options_of(found, fields)
-    return pipeline.verify(Job.open(original, settings, progress), Model.load(pruned), found)
+    return pipeline.verify(pipeline.open_run(original, settings, progress), Model.load(pruned), found)
 
 
 def inspect(
@@ -251,8 +246,8 @@ def inspect(
         Open axes that only an average runs over.
     progress : callable, optional
     """
-    job = _looking(source, input_shapes, allow_inexact, progress)
-    return inspect_analysis(job.analyse(), size_in_bytes(job.model))
+    run_ = _looking(source, input_shapes, allow_inexact, progress)
+    return inspect_analysis(pipeline.analysis_of(run_), size_in_bytes(run_.model))
 
 
 def explain(
@@ -281,8 +276,8 @@ def explain(
     UsageError
         If there is no such tensor or axis.
     """
-    job = _looking(source, input_shapes, allow_inexact, progress)
-    return explanation.explain(job.analyse(), tensor, axis)
+    run_ = _looking(source, input_shapes, allow_inexact, progress)
+    return explanation.explain(pipeline.analysis_of(run_), tensor, axis)
 
 
 def run(
@@ -386,10 +381,12 @@ def _path(output: Path_ | None) -> Path | None:
     return None if output is None else Path(output)
 
 
-def _looking(source: Source, shapes: Shapes | None, allow_inexact: bool, progress: Progress | None) -> Job:
+def _looking(
+    source: Source, shapes: Shapes | None, allow_inexact: bool, progress: Progress | None
+) -> Run[Options]:
     """Open a model that is only looked at."""
     options = Options(ratio=0, input_shapes=shapes or {}, allow_inexact=allow_inexact, verify=False)
-    return Job.open(source, options, progress)
+    return pipeline.open_run(source, options, progress)
 
 
 def _settings(kind: type[Kind], options: Kind | None, fields: Mapping[str, Any]) -> Kind:

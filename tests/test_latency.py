@@ -26,7 +26,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
 from onnxprune.pruning import speed
-from onnxprune.pruning.speed import settle, steps_of, surely
+from onnxprune.pruning.speed import first_faster, steps_of, until_met
 from onnxprune.registry import load
 from onnxprune.runtime.session import provider_of
 
@@ -217,7 +217,7 @@ class Fake:
         self.tried.append(sum(map(len, removed.values())))
         return fake(self.ratio(self.tried[-1]))
 
-    _slow = speed.Speed._slow
+    too_slow = speed.Speed.too_slow
     bench = SimpleNamespace(provider="CPU")
 
 
@@ -237,7 +237,7 @@ def test_a_latency_is_settled_within_five_percent(asked: float, bias: float, ben
         return {"g": np.arange(max(gone, 1))}
 
     judge = Fake(ratio)
-    removed = settle(judge, Target("latency", asked, True, f"latency={asked}"), choose)  # type: ignore[arg-type]
+    removed = until_met(judge, Target("latency", asked, True, f"latency={asked}"), choose)  # type: ignore[arg-type]
     share = 1 / ratio(len(removed["g"])) / asked
     assert 0.9 <= share <= 1.05
     assert len(judge.tried) <= speed.ROUNDS
@@ -249,24 +249,26 @@ def test_a_latency_out_of_reach_says_how_near_it_got() -> None:
     with pytest.raises(
         NothingToPrune, match=r"latency=0\.5 wasn't met: .* took 1\.33 times as long as asked"
     ):
-        settle(judge, Target("latency", 0.5, True, "latency=0.5"), lambda f: {"g": np.arange(next(choices))})  # type: ignore[arg-type]
+        until_met(
+            judge, Target("latency", 0.5, True, "latency=0.5"), lambda f: {"g": np.arange(next(choices))}
+        )  # type: ignore[arg-type]
 
 
 def test_wider_multiples_are_tried_until_one_is_faster() -> None:
     steps: list[int] = []
 
-    def decide(options: Options) -> SimpleNamespace:
-        steps.append(int(options.align or 1))
-        return SimpleNamespace(removed={"g": np.arange(10 * len(steps))})
+    def choose(step: int) -> dict[str, np.ndarray]:
+        steps.append(step)
+        return {"g": np.arange(10 * len(steps))}
 
     options = Options(ratio=0.5, align=2)
     judge = Fake(lambda gone: 1.2 if gone >= 20 else 0.8)
-    found = surely(judge, options, decide)  # type: ignore[arg-type]
-    assert len(found.removed["g"]) == 20
+    step, removed = first_faster(judge, options, choose)  # type: ignore[arg-type]
+    assert len(removed["g"]) == 20
     assert steps == steps_of(options)[:2]
+    assert step == steps[-1]
     with pytest.raises(NotFaster, match=r"runs 0\.900 times as fast"):
-        surely(Fake(lambda gone: 0.9), options, decide)  # type: ignore[arg-type]
-    assert surely(None, options, decide).removed  # nothing is timed where nothing is asked
+        first_faster(Fake(lambda gone: 0.9), options, choose)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", [[], ["--target", "latency=0.7"], ["--target", "macs=0.7"]])

@@ -8,12 +8,14 @@ import onnxprune
 from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import UsageError
 from onnxprune.graph.analysis import analyse
+from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
-from onnxprune.pruning.journey import Job
-from onnxprune.pruning.on_samples import Work
+from onnxprune.pruning.decision import limit_of
+from onnxprune.pruning.journey import analysis_of
+from onnxprune.pruning.on_samples import FromSamples
 from onnxprune.pruning.saliency import criterion_of
-from onnxprune.pruning.targets import parse_target
+from onnxprune.pruning.schedule import decide_in_steps, schedule
 from onnxprune.reconstruction.sequential import Calibration
 
 
@@ -70,13 +72,13 @@ def test_steps_work_with_a_ratio_and_give_the_same_bytes_twice(tmp_path):
 def test_members_of_a_family_in_steps_do_not_see_each_other():
     """Each begins from the original's loss curves, whatever steps the one before it has gone."""
     options = Options(target=("macs=0.6",), align="none", calib={"x": images()}, steps=2, trials=0)
-    job = Job.open(residual(redundant=False), options)
-    first = Work.open(job)
+    run_ = Run.open(residual(redundant=False), options)
+    first = FromSamples.open(run_, analysis_of(run_))
     measured = first.calibration.curves
-    first.approach(parse_target("macs=0.6"))
+    decide_in_steps(run_, first, limit_of(run_, first.analysis, first.groups))
     gone = first.calibration.curves
     assert any(not np.allclose(gone[n].error, measured[n].error, rtol=0.05) for n in measured)
-    second = first.again(job)
+    second = first.again(run_)
     assert second.calibration.curves is measured
     assert first.calibration.curves is gone
 
@@ -85,3 +87,15 @@ def test_members_of_a_family_in_steps_do_not_see_each_other():
 def test_counts_below_the_least_are_refused(option, value):
     with pytest.raises(UsageError, match=f"--{option} must be at least"):
         onnxprune.prune(residual(), ratio=0.5, calib={"x": images()}, **{option: value})
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.84}, {"target": ("macs=0.16",)}])
+def test_each_step_takes_the_same_share_of_what_the_one_before_left(asked):
+    run_ = Run.open(residual(), Options(align=None, check_speed=True, **asked))
+    analysis = analysis_of(run_)
+    last = limit_of(run_, analysis, analysis.grouping.groups)
+    (half,) = schedule(last, 2)
+    left = half.targets[0].value if half.targets else 1 - half.ratio
+    assert left == pytest.approx(0.4)  # 0.4 of 0.4 is 0.16
+    assert (last.timed, half.timed) == (True, False)  # only what holds in the end is timed
+    assert list(schedule(last, 1)) == []

@@ -21,8 +21,8 @@ from pathlib import Path
 from onnxprune import Options
 from onnxprune.calibration.agreement import outputs
 from onnxprune.calibration.samples import samples_for
-from onnxprune.pruning import on_samples as calibrated
-from onnxprune.pruning.journey import Job
+from onnxprune.journey.run import Run
+from onnxprune.pruning.journey import analysis_of, prune
 
 RUNTIME = ("onnxruntime_pybind11_state", "InferenceSession", "onnxruntime_inference_collection")
 #: Where little is done but products, inverses and solutions of matrices; the operator ``@`` counts for its caller.
@@ -61,21 +61,21 @@ def main() -> None:
         options = Options(
             target=(args.target,), calib=args.samples, samples=args.most, align="none", verify=False
         )
-        job = Job.open(args.model, options)
-        samples = samples_for(job.model.proto.graph, options, job.analyse().inputs)
+        run = Run.open(args.model, options)
+        samples = samples_for(run.model.proto.graph, options, analysis_of(run).inputs)
         passes = []
         for _ in range(3):
             start = time.perf_counter()
-            outputs(job.model, samples)
+            outputs(run.model, samples)
             passes.append(time.perf_counter() - start)
         floor = min(passes)
         print(f"{samples.count} samples; one pass of the original: {floor:.2f} s")
-        job = Job.open(args.model, options)
+        run = Run.open(args.model, options)
         profile = cProfile.Profile()
         start = time.perf_counter()
-        profile.runcall(calibrated.prune, job, None)
+        profile.runcall(prune, run, None)
         whole = time.perf_counter() - start
-    for name, seconds in [*job.seconds.items(), ("all", whole)]:
+    for name, seconds in [*run.seconds.items(), ("all", whole)]:
         if seconds > 0.05 * floor:
             print(f"{name:12} {seconds:8.2f} s {seconds / floor:8.2f} passes")
     runtime, algebra = shares(profile)

@@ -39,8 +39,10 @@ from onnxprune.errors import NothingToPrune
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.inline import inline
 from onnxprune.graph.size import count_macs
+from onnxprune.journey.run import Run
 from onnxprune.model import Model
-from onnxprune.pruning.decision import decide
+from onnxprune.pruning.decision import decide, limit_of
+from onnxprune.pruning.saliency import FromWeights
 
 GRID = 16
 
@@ -117,7 +119,11 @@ class Bench(Data):
         def macs(ratio: float) -> float:
             try:
                 options = Options(ratio=ratio, criterion="l2", align=self.align)
-                dead = analysis.grouping.dead(decide(model, analysis, options).removed)
+                run = Run(options, model)
+                saliency = FromWeights.open(run, analysis)
+                limit = limit_of(run, analysis, saliency.groups)
+                decision = decide(run, saliency.groups, saliency.rankings(limit), limit)
+                dead = analysis.grouping.dead(decision.removed)
             except NothingToPrune:
                 return 1.0
             return count_macs(analysis.coupling, dead) / whole

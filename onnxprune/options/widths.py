@@ -15,7 +15,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-__all__ = ["PRESETS", "align_step", "vector_unit"]
+__all__ = ["PRESETS", "align_step", "step_of", "vector_unit"]
 
 #: Vector unit -> channels. Where onnxruntime's own choice isn't known, 8 does little harm.
 STEPS = {"avx512": 16, "avx2": 8, "arm64": 16, "other": 8}
@@ -39,6 +39,11 @@ _WINDOWS_AVX512, _WINDOWS_AVX2 = 41, 40
 def align_step() -> int:
     """Return the step of widths for this machine, in channels."""
     return STEPS[vector_unit()]
+
+
+def step_of(align: str | int | None) -> int:
+    """Return the step of widths that ``--align`` asks for, in channels."""
+    return align_step() if align == "auto" else int(align or 1)
 
 
 @cache

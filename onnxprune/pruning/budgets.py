@@ -1,13 +1,9 @@
-"""Budgets for the whole model: loss curves and costs in, units that go out.
-
-The curves come from samples (`onnxprune.reconstruction.sequential`), or, without any, from the scores of a criterion
-that looks at weights.
-"""
+"""Budgets for the whole model: rankings and costs in, units that go out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,23 +12,15 @@ from numpy.typing import NDArray
 from onnxprune import registry
 from onnxprune.allocation.costs import Costs, Losses, Setting
 from onnxprune.allocation.levels import Level, level_of
+from onnxprune.allocation.ranking import Ranking
 from onnxprune.allocation.several import Constraint, deepest, meet, worst
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
-from onnxprune.model import Model
-from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
-from onnxprune.pruning.decision import Decision, groups_of, step_of
-from onnxprune.pruning.saliency import Ranking, ranked_by_weights
-from onnxprune.pruning.speed import Speed, settle, surely
-from onnxprune.pruning.targets import parse_target
+from onnxprune.pruning.speed import Speed
 
-__all__ = [
-    "Budgets",
-    "decide_within",
-    "settled",
-]
+__all__ = ["Budgets"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -55,7 +43,7 @@ class Budgets:
     bytes : int
         Of the input's files.
     speed : Speed or None
-        What times results, where they are to be timed.
+        What times results, and predicts latencies, where that is asked for.
     """
 
     analysis: Analysis
@@ -92,27 +80,15 @@ class Budgets:
         """Return a budget in its unit."""
         return target.value * self.dense(target.kind) if target.relative else target.value
 
-    def settle(self, rankings: Mapping[str, Ranking], targets: Sequence[Target]) -> dict[str, Ints]:
-        """Return which units go so that all targets hold and, where it is to be timed, the result is faster.
+    def at(self, align: int) -> Budgets:
+        """Return the same budgets on another step of widths."""
+        return replace(self, align=align)
 
-        Raises
-        ------
-        NothingToPrune
-            If the targets can't be met.
-        NotFaster
-            If what meets them isn't faster than the input, on wider multiples either.
-        """
-        if self.speed is None:
-            return self.choose(rankings, targets)
-        latency = next((t for t in targets if t.kind == "latency"), None)
-        if latency is not None:
-            return settle(self.speed, latency, lambda f: self.choose(rankings, targets, {"latency": f}))
-
-        def decide(options: Options) -> Decision:
-            self.align = step_of(options)
-            return Decision(self.groups, self.choose(rankings, targets), self.align)
-
-        return surely(self.speed, self.speed.options, decide).removed
+    def shares(self, targets: Sequence[Target]) -> tuple[Target, ...]:
+        """Return targets as shares of the original, at most 1."""
+        shares = [min(self.amount(t) / self.dense(t.kind), 1.0) for t in targets]
+        both = zip(targets, shares, strict=True)
+        return tuple(replace(t, value=share, relative=True) for t, share in both)
 
     def choose(
         self,
@@ -189,33 +165,3 @@ def _places(ranking: Ranking) -> Floats:
     places = np.empty(len(ranking.order))
     places[ranking.order] = np.arange(len(ranking.order))
     return places
-
-
-def decide_within(
-    model: Model, analysis: Analysis, options: Options, budgets: Callable[[list[Group]], Budgets]
-) -> Decision:
-    """Decide under budgets, by scores of weights.
-
-    Parameters
-    ----------
-    model : Model
-    analysis : Analysis
-    options : Options
-        With a target.
-    budgets : callable
-        Groups -> what meets budgets on them.
-    """
-    groups = groups_of(analysis, options)
-    rankings = ranked_by_weights(model, groups, options)
-    found = budgets(groups)
-    removed = found.settle(rankings, parse_target("+".join(options.target)))
-    return Decision(groups, removed, found.align)
-
-
-def settled(options: Options, decision: Decision) -> Options:
-    """Return the options of a plan: the share of the units that went, where a budget decided it."""
-    if not options.target:
-        return options
-    units = sum(g.units for g in decision.groups)
-    share = round(sum(len(u) for u in decision.removed.values()) / max(units, 1), 6)
-    return options.decided(share)

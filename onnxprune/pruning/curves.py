@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnxprune.calibration.samples import Samples
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
+from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
-from onnxprune.pruning.decision import step_of
-from onnxprune.pruning.journey import Job
+from onnxprune.options.widths import step_of
 from onnxprune.pruning.saliency import criterion_of, ranked_by_weights
 from onnxprune.reconstruction.cache import curves_of, facts_of, keep
 from onnxprune.reconstruction.least_squares import Curve
@@ -27,13 +27,13 @@ __all__ = ["measured"]
 
 
 def measured(
-    job: Job, analysis: Analysis, groups: list[Group], samples: Samples
+    run: Run[Options], analysis: Analysis, groups: list[Group], samples: Samples
 ) -> tuple[Calibration, Rotated]:
     """Return a calibration with the loss curves of all groups that have one, and what was turned for it.
 
     Parameters
     ----------
-    job : Job
+    run : Run
     analysis : Analysis
     groups : list of Group
         That may be cut; where heads are turned, their widths take the place of whole heads.
@@ -45,23 +45,23 @@ def measured(
     CalibrationError
         If the samples don't fit the model.
     """
-    options = job.options
+    options = run.options
     criterion = criterion_of(options.criterion)
     with_data = criterion.score is None
     rotated = Rotated(analysis)
     if with_data and options.rotate:
-        with job.stage("rotate"):
-            wide = widths_for_heads(analysis, groups, options.ignore, step_of(options))
-            rotated = rotate(analysis, wide, samples, job.progress)
+        with run.stage("rotate"):
+            wide = widths_for_heads(analysis, groups, options.ignore, step_of(options.align))
+            rotated = rotate(analysis, wide, samples, run.progress)
             back = {g.component for g in wide if g.name in rotated.refused}
             groups = [g for g in groups if g.component in back] + [g for g in wide if g.component not in back]
     calibration = Calibration(
-        rotated.analysis, samples, groups, criterion.measure, options.recover, options.seed, job.progress
+        rotated.analysis, samples, groups, criterion.measure, options.recover, options.seed, run.progress
     )
     if with_data:
-        calibration.curves = _curves(job, calibration, rotated)
-        with job.stage("rotate"):
-            found = products(rotated, samples, calibration.sites, FLOOR, job.progress)
+        calibration.curves = _curves(run, calibration, rotated)
+        with run.stage("rotate"):
+            found = products(rotated, samples, calibration.sites, FLOOR, run.progress)
             names = {g.name for g in groups}
             calibration.products = {name: product for name, product in found.items() if name in names}
         curves = calibration.curves
@@ -91,11 +91,11 @@ def _by_norm(
     return {name: Curve(r.order, r.error * factor) for name, r in ranked.items()}
 
 
-def _curves(job: Job, calibration: Calibration, rotated: Rotated) -> dict[str, Curve]:
+def _curves(run: Run[Options], calibration: Calibration, rotated: Rotated) -> dict[str, Curve]:
     """Return the curves that were kept, or take them."""
-    options = job.options
+    options = run.options
     facts = facts_of(
-        job.sha256(),
+        run.sha256(),
         calibration.samples,
         calibration.groups,
         criterion=options.criterion,
@@ -106,7 +106,7 @@ def _curves(job: Job, calibration: Calibration, rotated: Rotated) -> dict[str, C
     kept = curves_of(facts)
     if kept:
         return kept
-    with job.stage("calibrate"):
+    with run.stage("calibrate"):
         calibration.measure_curves()
     keep(facts, calibration.curves)
     return calibration.curves

@@ -1,6 +1,4 @@
-"""Left of the plan: pick groups, score their units, choose which go; and the way from a Plan back to that
-choice.
-"""
+"""The decision: groups, rankings and a limit in, units that go out; and the way to a plan's file and back."""
 
 from __future__ import annotations
 
@@ -8,12 +6,14 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import granularity
 from onnxprune.allocation import ratio
+from onnxprune.allocation.ranking import Ranking
 from onnxprune.cut.cuts import TensorCut, cuts_of
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.graph.analysis import Analysis
@@ -21,24 +21,27 @@ from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Frozen
 from onnxprune.graph.reasons import reasons
 from onnxprune.graph.select import pick
-from onnxprune.model import Model
+from onnxprune.journey.output import size_in_bytes
+from onnxprune.journey.run import Run
 from onnxprune.options.pruning import OptionFields, Options
-from onnxprune.options.widths import align_step
+from onnxprune.options.target import Target
+from onnxprune.options.widths import step_of
+from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.plan import Plan, PlannedGroup
-from onnxprune.pruning.saliency import ranked_by_weights
+from onnxprune.pruning.speed import Speed, first_faster, speed_of, until_met
+from onnxprune.pruning.targets import parse_target
 
 __all__ = [
     "Decision",
-    "Removed",
+    "Limit",
     "decide",
     "groups_of",
+    "limit_of",
     "options_of",
     "plan_of",
     "resolve",
-    "step_of",
+    "settled",
 ]
-
-Removed = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass
@@ -53,43 +56,115 @@ class Decision:
         Group -> the units that go; groups that lose none are left out.
     align : int
         The step of widths that was used.
+    target : str
+        The budgets that decided it, as text; empty where a ratio did.
+    speed : Speed or None
+        What the result is to be faster than; None where nothing is to be timed.
     """
 
     groups: list[Group]
     removed: dict[str, NDArray[np.int64]]
     align: int = 1
+    target: str = ""
+    speed: Speed | None = None
 
 
-def decide(model: Model, analysis: Analysis, options: Options) -> Decision:
-    """Pick the groups, score their units, and choose which go.
+@dataclass(frozen=True)
+class Limit:
+    """How much shall go.
+
+    Attributes
+    ----------
+    budgets : Budgets
+        On the model: what units cost, and the clock where results are timed.
+    ratio : float or None
+        Share of the units that go, where there are no targets.
+    targets : tuple of Target
+        What shall be left.
+    timed : bool
+        Whether what is decided must be faster than the input.
+    """
+
+    budgets: Budgets
+    ratio: float | None = None
+    targets: tuple[Target, ...] = ()
+    timed: bool = False
+
+
+def limit_of(run: Run[Options], analysis: Analysis, groups: list[Group], speed: Speed | None = None) -> Limit:
+    """Return the limit that a run's options ask for.
+
+    Parameters
+    ----------
+    run : Run
+    analysis : Analysis
+        Of the model that is cut.
+    groups : list of Group
+        That may be cut.
+    speed : Speed, optional
+        A clock that knows what was measured of the same model.
+    """
+    options = run.options
+    if speed is None:
+        speed = speed_of(run, analysis)
+    targets = parse_target("+".join(options.target)) if options.target else ()
+    budgets = Budgets(analysis, groups, step_of(options.align), size_in_bytes(run.model), speed)
+    return Limit(budgets, options.ratio, targets, timed=speed is not None)
+
+
+def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Ranking], limit: Limit) -> Decision:
+    """Choose which units go: a share of them, or so many that targets are met; timed where that is asked for.
+
+    Parameters
+    ----------
+    run : Run
+    groups : list of Group
+        That may be cut.
+    rankings : mapping
+        Group -> ranking; groups that aren't there stay whole.
+    limit : Limit
 
     Raises
     ------
-    UsageError
-        If a criterion or a pattern is unknown.
     NothingToPrune
-        If no unit of any group may go; the sentence counts the main reasons.
+        If no unit may go at a ratio, or the targets can't be met.
+    NotFaster
+        If the limit is timed, and no cut is faster than the input.
     """
-    if options.ratio == 0:
-        return Decision(pick(analysis.grouping, options.ignore, options.only), {})
-    groups = groups_of(analysis, options)
+    options, targets = run.options, limit.targets
+    speed = limit.budgets.speed if limit.timed else None
+    latency = next((t for t in targets if t.kind == "latency"), None)
+
+    def choose(step: int, tighter: float = 1.0) -> dict[str, NDArray[np.int64]]:
+        if targets:
+            return limit.budgets.at(step).choose(rankings, targets, {"latency": tighter})
+        return _by_ratio(groups, rankings, dataclasses.replace(options, ratio=limit.ratio), step)
+
+    with run.stage("decide"):
+        step = step_of(options.align)
+        if speed is None:
+            removed = choose(step)
+        elif latency is None:
+            step, removed = first_faster(speed, options, choose)
+        else:
+            removed = until_met(speed, latency, partial(choose, step))
+    return Decision(groups, removed, step, "+".join(t.text for t in targets), speed)
+
+
+def _by_ratio(
+    groups: list[Group], rankings: Mapping[str, Ranking], options: Options, step: int
+) -> dict[str, NDArray[np.int64]]:
     if options.ratio is None:
         raise UsageError("--ratio must say how much shall go.")
-    align = step_of(options)
     removed = ratio.choose(
-        groups,
-        ranked_by_weights(model, groups, options),
-        ratio=options.ratio,
-        align=align,
-        scope=options.scope,
-        cap=options.cap,
+        groups, rankings, ratio=options.ratio, align=step, scope=options.scope, cap=options.cap
     )
     if not removed:
         raise NothingToPrune(
-            f"No group can lose a unit at --ratio {options.ratio:g} on multiples of {align}: the largest of "
+            f"No group can lose a unit at --ratio {options.ratio:g} on multiples of {step}: the largest of "
             f"{len(groups)} has {max(g.units for g in groups)} units; ask for more, or give --align none."
         )
-    return Decision(groups, removed, align)
+    return removed
 
 
 def groups_of(analysis: Analysis, options: Options) -> list[Group]:
@@ -104,11 +179,6 @@ def groups_of(analysis: Analysis, options: Options) -> list[Group]:
     if not groups:
         raise NothingToPrune(_nothing(analysis, options))
     return groups
-
-
-def step_of(options: Options) -> int:
-    """Return the step of widths that is asked for, in channels."""
-    return align_step() if options.align == "auto" else int(options.align or 1)
 
 
 def _nothing(analysis: Analysis, options: Options) -> str:
@@ -141,6 +211,14 @@ def options_of(plan: Plan, fields: OptionFields) -> Options:
         "input_shapes": {n: tuple(s) for n, s in plan.input_shapes.items()},
     }
     return dataclasses.replace(Options(**decided), **fields)
+
+
+def settled(options: Options, decision: Decision) -> Options:
+    """Return the options of a plan: the share of the units that went, where a budget or samples decided it."""
+    if not options.target and options.calib is None:
+        return options
+    units = sum(g.units for g in decision.groups)
+    return options.decided(round(sum(len(u) for u in decision.removed.values()) / max(units, 1), 6))
 
 
 def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: Decision) -> Plan:

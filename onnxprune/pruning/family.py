@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +13,17 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files.commit import together
+from onnxprune.journey.output import refuse_overwrite
+from onnxprune.journey.run import Run
+from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
-from onnxprune.pruning import journey as pipeline
-from onnxprune.pruning import on_samples as calibrated
-from onnxprune.pruning.journey import Job, Result
+from onnxprune.pruning.decision import Decision, limit_of
+from onnxprune.pruning.journey import Result, analysis_of, carry_out, planned
+from onnxprune.pruning.journey import prune as prune_one
+from onnxprune.pruning.on_samples import FromSamples, admitted
 from onnxprune.pruning.outline import thinned
-from onnxprune.pruning.targets import parse_target
+from onnxprune.pruning.schedule import decide_in_steps
+from onnxprune.pruning.speed import Speed
 from onnxprune.reconstruction.sequential import Fitted
 from onnxprune.report.record import Facts
 from onnxprune.report.table import amount, share, show
@@ -49,12 +53,14 @@ def member_path(path: str | Path, target: str) -> Path:
 Each = Callable[[str, Result], None]
 
 
-def prune(job: Job, output: Path | None, each: Each = lambda target, result: None) -> dict[str, Result]:
+def prune(
+    run: Run[Options], output: Path | None, each: Each = lambda target, result: None
+) -> dict[str, Result]:
     """Make one model for each value of the target; with samples all of them share the curves.
 
     Parameters
     ----------
-    job : Job
+    run : Run
     output : Path or None
         See `member_path`.
     each : callable, optional
@@ -69,68 +75,69 @@ def prune(job: Job, output: Path | None, each: Each = lambda target, result: Non
     OnnxPruneError
         As for one model; members that came before are written then.
     """
-    options, found = job.options, {}
+    options, found = run.options, {}
     if options.min_agreement is not None or options.max_drop is not None:
         raise UsageError("--min-agreement and --max-drop are judged on one model; give --target one value.")
     targets = family_of(options.target)
     paths = {t: None if output is None else member_path(output, t) for t in targets}
     for path in paths.values():
-        pipeline.refuse_overwrite(job.model, path, False, options.external_data_threshold)
+        refuse_overwrite(run.model, path, False, options.external_data_threshold)
     if options.calib is None:
         for target in targets:
             with together():
-                found[target] = pipeline.prune(_member(job, target), paths[target])
+                found[target] = prune_one(_member(run, target), paths[target])
                 each(target, found[target])
         return found
-    members, failure = _decided(job, targets)
+    members, failure = _decided(run, targets)
     if members:
-        for work, fitted in zip([work for work, _ in members], _fitted(members), strict=True):
-            (target,) = work.job.options.target
+        for (saliency, decision), fitted in zip(members, _fitted(members), strict=True):
+            member, (target,) = saliency.run, saliency.run.options.target
             with together():
-                found[target] = work.finish(work.judge(fitted), paths[target])
+                candidate = saliency.candidate(decision, fitted)
+                plan = planned(member, saliency.analysis, candidate.decision)
+                found[target] = carry_out(member, candidate, plan, paths[target])
                 each(target, found[target])
     if failure is not None:
         raise failure
     return found
 
 
-def _member(job: Job, target: str) -> Job:
-    mine = copy.copy(job)
-    mine.options = dataclasses.replace(job.options, target=(target,))
-    mine.notes, mine.report_with, mine.seconds = list(job.notes), {}, dict(job.seconds)
-    if job.speed is not None:
-        mine.speed = copy.copy(job.speed)  # knows what the others have measured
-        mine.speed.races = []
-    return mine
+def _member(run: Run[Options], target: str) -> Run[Options]:
+    options = dataclasses.replace(run.options, target=(target,))
+    return dataclasses.replace(run, options=options, notes=list(run.notes), seconds=dict(run.seconds))
 
 
 def _decided(
-    job: Job, targets: Sequence[str]
-) -> tuple[list[tuple[calibrated.Work, Removed]], OnnxPruneError | None]:
+    run: Run[Options], targets: Sequence[str]
+) -> tuple[list[tuple[FromSamples, Decision]], OnnxPruneError | None]:
     """Return what each member loses, up to the first that can't be had, and why that one can't."""
-    found: list[tuple[calibrated.Work, Removed]] = []
-    work: calibrated.Work | None = None
+    members: list[tuple[FromSamples, Decision]] = []
+    saliency: FromSamples | None = None
+    speed: Speed | None = None
     for target in targets:
-        mine = _member(job, target)
+        member = _member(run, target)
         try:
-            work = calibrated.Work.open(mine) if work is None else work.again(mine)
-            found.append((work, work.decide(parse_target(target))))
+            if saliency is None:
+                saliency = FromSamples.open(member, analysis_of(member))
+            else:
+                saliency = saliency.again(member)
+            limit = limit_of(member, saliency.analysis, saliency.groups, speed and speed.again())
+            members.append((saliency, admitted(decide_in_steps(member, saliency, limit))))
         except OnnxPruneError as error:
-            return found, error
-        job.speed = mine.speed
-    return found, None
+            return members, error
+        speed = limit.budgets.speed
+    return members, None
 
 
-def _fitted(members: Sequence[tuple[calibrated.Work, Removed]]) -> list[Fitted]:
+def _fitted(members: Sequence[tuple[FromSamples, Decision]]) -> list[Fitted]:
     """Fit all members side by side; the time is theirs in equal parts."""
-    works = [work for work, _ in members]
+    first = members[0][0]
     start = time.perf_counter()
-    if works[0].job.progress:
-        works[0].job.progress("fit")
-    fitted = works[0].calibration.fit_all([removed for _, removed in members])
-    each = (time.perf_counter() - start) / len(works)
-    for work in works:
-        work.job.seconds["fit"] = work.job.seconds.get("fit", 0.0) + each
+    first.run.say("fit")
+    fitted = first.calibration.fit_all([decision.removed for _, decision in members])
+    each = (time.perf_counter() - start) / len(members)
+    for saliency, _ in members:
+        saliency.run.seconds["fit"] = saliency.run.seconds.get("fit", 0.0) + each
     return fitted
 
 
@@ -216,7 +223,7 @@ class Sensitivity(Facts):
         show(head, rows, title=f"Error by {self.criterion} on {self.samples:,} samples", stream=stream)
 
 
-def sensitivity(job: Job) -> Sensitivity:
+def sensitivity(run: Run[Options]) -> Sensitivity:
     """Return the loss curve of each group; later runs with the same samples reuse them.
 
     Raises
@@ -224,9 +231,9 @@ def sensitivity(job: Job) -> Sensitivity:
     UsageError
         If the criterion looks at weights only.
     """
-    work = calibrated.Work.open(job)
+    work = FromSamples.open(run, analysis_of(run))
     if not work.calibration.curves:
-        raise UsageError(f"--criterion {job.options.criterion} takes no samples; give obs, for example.")
+        raise UsageError(f"--criterion {run.options.criterion} takes no samples; give obs, for example.")
     groups = {g.name: g for g in work.groups}
     lines: list[dict[str, Any]] = []
     for name, curve in work.calibration.curves.items():
@@ -243,4 +250,4 @@ def sensitivity(job: Job) -> Sensitivity:
             }
         )
     lines.sort(key=lambda line: -(line["half"] or 0.0))
-    return Sensitivity(job.options.criterion, work.fit_on.count, lines)
+    return Sensitivity(run.options.criterion, work.fit_on.count, lines)

@@ -1,18 +1,16 @@
-"""The journey: load, analyse, decide = Plan, rewrite, verify, put back what fails, report, save.
+"""The journey of pruning: analyse, rank, decide, refit, carry out.
 
-Left of the Plan everything only reads; right of it everything needs only the model and the plan.
-`onnxprune.api` is the front door to it.
+`prune` is the page to read first. Left of the plan everything only reads; right of it everything needs only the model
+and the plan, so ``onnxprune plan`` and ``onnxprune apply`` meet at a file. `onnxprune.api` is the front door to it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from onnxprune import granularity
 from onnxprune.calibration.given import feeds
@@ -21,24 +19,25 @@ from onnxprune.cut.put_back import Carried, Failed, Removed, carry
 from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
-from onnxprune.graph.folding import Folded, restored
-from onnxprune.graph.group_types import Group
+from onnxprune.graph.folding import restored
 from onnxprune.graph.inline import inline
 from onnxprune.graph.memory import peak_bytes
+from onnxprune.graph.select import pick
 from onnxprune.graph.size import Size, count_macs, count_parameters
-from onnxprune.journey.output import refuse_overwrite, size_in_bytes, size_of_output
+from onnxprune.journey.output import refuse_overwrite
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.journey.save import Outcome, save
 from onnxprune.journey.staging import Staging, staging_of
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
-from onnxprune.pruning.budgets import Budgets, decide_within, settled
-from onnxprune.pruning.decision import Decision, decide, plan_of, resolve, step_of
+from onnxprune.pruning.decision import Decision, limit_of, plan_of, resolve, settled
 from onnxprune.pruning.outline import group_line, layers_of
 from onnxprune.pruning.plan import Plan
 from onnxprune.pruning.report import Report, judged
-from onnxprune.pruning.speed import Speed, is_asked, surely
+from onnxprune.pruning.saliency import Candidate, FromWeights, Saliency
+from onnxprune.pruning.schedule import decide_in_steps
+from onnxprune.pruning.search import Floors, within
 from onnxprune.pruning.targets import parse_target
 from onnxprune.runtime.binding import option
 from onnxprune.runtime.inputs import Trial
@@ -47,18 +46,16 @@ if TYPE_CHECKING:
     from onnxprune.proof.verify import Verification
 
 __all__ = [
-    "Job",
-    "Progress",
     "Result",
-    "Source",
+    "analysis_of",
     "apply",
     "carry_out",
     "make_plan",
+    "open_run",
+    "planned",
     "prune",
+    "saliency_of",
     "verify",
-    "refuse_overwrite",
-    "size_in_bytes",
-    "size_of_output",
 ]
 
 
@@ -79,85 +76,74 @@ class Result(Outcome[Report]):
         return self.changed
 
 
-@dataclass
-class Job(Run[Options]):
-    """A run of pruning."""
-
-    report_with: dict[str, Any] = field(default_factory=dict)
-    speed: Speed | None = None
-    folded: Folded | None = None
-
-    @classmethod
-    def open(cls, source: Source, options: Options, progress: Progress | None = None) -> Self:
-        """Load a model, see `Run.open`; units that no budget knows are refused before."""
-        for target in family_of(options.target) if options.target else ():
-            parse_target(target)
-        return super().open(source, options, progress)
-
-    def timed(self, analysis: Analysis) -> Speed | None:
-        """Return what times results, None where nothing is to be timed."""
-        if self.speed is None and is_asked(self.options):
-            self.speed = Speed(self.model, analysis, self.options, self.say)
-        return self.speed
-
-    def analyse(self, fit: bool | None = None) -> Analysis:
-        """Trace and group the model; computed weights are folded where that helps the cut, or a fit on samples."""
-        fit = self.options.calib is not None if fit is None else fit
-        with self.stage("analyse"):
-            model = inline(self.model)
-            found = analyse(
-                model,
-                input_shapes=self.options.input_shapes,
-                allow_inexact=self.options.allow_inexact,
-                keep_blocks=self.options.align != 1,
-                runs=Trial(model) if self.options.verify or self.options.calib is not None else None,
-                folds="weights" if fit else "needed",
-            )
-        self.notes += found.notes
-        self.folded = found.folded
-        return found
+def open_run(source: Source, options: Options, progress: Progress | None = None) -> Run[Options]:
+    """Load a model, see `Run.open`; units that no budget knows are refused before."""
+    for target in family_of(options.target) if options.target else ():
+        parse_target(target)
+    return Run.open(source, options, progress)
 
 
-def prune(job: Job, output: Path | None) -> Result:
-    """Do the whole journey.
+def prune(run: Run[Options], output: Path | None) -> Result:
+    """Do the whole journey, with samples or without.
 
     Raises
     ------
     OnnxPruneError
         See `onnxprune.errors`.
     """
-    refuse_overwrite(job.model, output, job.options.in_place, job.options.external_data_threshold)
-    if job.options.ratio == 0:
-        if job.options.check_speed:
+    refuse_overwrite(run.model, output, run.options.in_place, run.options.external_data_threshold)
+    if run.options.ratio == 0:
+        if run.options.check_speed:
             raise UsageError("--ratio 0 copies the file, which can't be faster; leave --check-speed out.")
-        return _copy(job, output)
-    plan, analysis, decision = make_plan(job)
-    return carry_out(job, analysis, plan, decision, output)
+        return _copy(run, output)
+    saliency = saliency_of(run, analysis_of(run))
+    limit = limit_of(run, saliency.analysis, saliency.groups)
+    floors = Floors(run.options.min_agreement, run.options.max_drop)
+    if floors:
+        candidate = within(run, saliency, limit, floors)
+    else:
+        candidate = saliency.refit(decide_in_steps(run, saliency, limit))
+    return carry_out(run, candidate, planned(run, saliency.analysis, candidate.decision), output)
 
 
-def make_plan(job: Job) -> tuple[Plan, Analysis, Decision]:
+def make_plan(run: Run[Options]) -> Plan:
     """Do everything up to the decision."""
-    analysis = job.analyse()
-    with job.stage("decide"), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        if job.options.target:
-            make = partial(budgets_of, job, analysis)
-            decision = decide_within(analysis.model, analysis, job.options, make)
-            job.notes.append(
-                "without samples (--calib) what channels are worth is guessed from weights alone"
-            )
-        else:
-            decision = surely(job.timed(analysis), job.options, partial(decide, analysis.model, analysis))
-    job.notes += [str(warning.message) for warning in caught]
-    return plan_of(job.sha256(), settled(job.options, decision), analysis, decision), analysis, decision
+    analysis = analysis_of(run)
+    if run.options.ratio == 0:
+        return planned(run, analysis, _nothing(run, analysis))
+    saliency = saliency_of(run, analysis)
+    limit = limit_of(run, saliency.analysis, saliency.groups)
+    return planned(run, saliency.analysis, decide_in_steps(run, saliency, limit))
 
 
-def budgets_of(job: Job, analysis: Analysis, groups: list[Group]) -> Budgets:
-    """Return what meets budgets on the job's model."""
-    return Budgets(analysis, groups, step_of(job.options), size_in_bytes(job.model), job.timed(analysis))
+def analysis_of(run: Run[Options], fit: bool | None = None) -> Analysis:
+    """Trace and group the model; computed weights are folded where that helps the cut, or a fit on samples."""
+    options = run.options
+    fit = options.calib is not None if fit is None else fit
+    with run.stage("analyse"):
+        model = inline(run.model)
+        analysis = analyse(
+            model,
+            input_shapes=options.input_shapes,
+            allow_inexact=options.allow_inexact,
+            keep_blocks=options.align != 1,
+            runs=Trial(model) if options.verify or options.calib is not None else None,
+            folds="weights" if fit else "needed",
+        )
+    run.notes += analysis.notes
+    return analysis
 
 
-def apply(job: Job, plan: Plan, output: Path | None) -> Result:
+def saliency_of(run: Run[Options], analysis: Analysis) -> Saliency:
+    """Return what says how much units are worth: the samples where there are any, else the weights."""
+    if run.options.calib is None:
+        return FromWeights.open(run, analysis)
+    from onnxprune.pruning.on_samples import FromSamples
+
+    return FromSamples.open(run, analysis)
+
+
+def apply(run: Run[Options], plan: Plan, output: Path | None) -> Result:
     """Carry a plan out.
 
     Raises
@@ -165,14 +151,14 @@ def apply(job: Job, plan: Plan, output: Path | None) -> Result:
     PlanError
         If the plan is another model's, or its closures aren't those of the model.
     """
-    refuse_overwrite(job.model, output, job.options.in_place, job.options.external_data_threshold)
-    analysis, decision = _resolve(job, plan)
+    refuse_overwrite(run.model, output, run.options.in_place, run.options.external_data_threshold)
+    analysis, decision = _resolve(run, plan)
     if not decision.removed:
-        return _copy(job, output)
-    return carry_out(job, analysis, plan, decision, output)
+        return _copy(run, output)
+    return carry_out(run, Candidate(analysis, decision, analysis.folded), plan, output)
 
 
-def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
+def verify(run: Run[Options], pruned: Model, plan: Plan) -> dict[str, Any]:
     """Prove that a pruned model is what its plan says.
 
     Raises
@@ -182,10 +168,10 @@ def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
     VerificationError
         If the models differ.
     """
-    analysis, decision = _resolve(job, plan)
+    analysis, decision = _resolve(run, plan)
     try:
-        with job.stage("verify"):
-            found = _prove(job, analysis, decision.removed, pruned)
+        with run.stage("verify"):
+            found = _prove(run, analysis, decision.removed, pruned)
     except Failed as failure:
         raise VerificationError(
             f"The pruned model isn't what the plan says: {str(failure).rstrip('.')}."
@@ -193,29 +179,29 @@ def verify(job: Job, pruned: Model, plan: Plan) -> dict[str, Any]:
     return found.law1() | {"checks": found.checks, "notes": found.notes}
 
 
-def _resolve(job: Job, plan: Plan) -> tuple[Analysis, Decision]:
-    plan.check_model(job.sha256(), job.model.file_sha256)
-    analysis = job.analyse()
+def _resolve(run: Run[Options], plan: Plan) -> tuple[Analysis, Decision]:
+    plan.check_model(run.sha256(), run.model.file_sha256)
+    analysis = analysis_of(run)
     names = {g.name for g in analysis.grouping.groups}
     if {g.name for g in plan.groups} - names:  # made with samples, perhaps: then more weights are folded
-        analysis = job.analyse(fit=True)
+        analysis = analysis_of(run, fit=True)
     return analysis, resolve(plan, analysis)
 
 
-def _prove(job: Job, analysis: Analysis, removed: Removed, pruned: Model | Path) -> Verification:
+def _prove(run: Run[Options], analysis: Analysis, removed: Removed, pruned: Model | Path) -> Verification:
     """Verify; raise where something is wrong, or where nothing could be said."""
     from onnxprune.proof.verify import verify as check
 
-    given = feeds(job.model.proto.graph, job.options.inputs)
+    given = feeds(run.model.proto.graph, run.options.inputs)
     dead, masked = analysis.grouping.dead(removed), granularity.load().masked(analysis, removed)
     found = check(
-        analysis, dead, pruned, masked=masked, inputs=given, seed=job.options.seed, rtol=job.options.rtol
+        analysis, dead, pruned, masked=masked, inputs=given, seed=run.options.seed, rtol=run.options.rtol
     )
     if found.status == "failed":
         raise Failed("; ".join(found.failures))
     if not found.passed:
         why = "; ".join(found.notes) or "the outputs say nothing"
-        shapes = option(analysis.inputs, job.model.proto.graph)
+        shapes = option(analysis.inputs, run.model.proto.graph)
         sizes = f"sizes that it runs at with --input-shape, as in '{shapes}', " if shapes else ""
         raise VerificationError(
             f"Verification says nothing ({found.status}: {why}); give inputs that exercise the model with "
@@ -224,60 +210,65 @@ def _prove(job: Job, analysis: Analysis, removed: Removed, pruned: Model | Path)
     return found
 
 
-def carry_out(job: Job, analysis: Analysis, plan: Plan, decision: Decision, output: Path | None) -> Result:
+def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path | None) -> Result:
     """Rewrite, verify, put back what fails, report and save.
 
     Parameters
     ----------
-    job : Job
-    analysis : Analysis
-        Of the job's model, or of one of the same shape with other weights.
+    run : Run
+    candidate : Candidate
     plan : Plan
-    decision : Decision
+        What it says as a file.
     output : Path or None
     """
+    analysis, decision = candidate.analysis, candidate.decision
 
     def cut(removed: Removed) -> Rewritten:
-        with job.stage("rewrite"):
-            found = granularity.load().cut(analysis, removed)
-            if job.folded is None:
-                return found
-            return dataclasses.replace(found, model=restored(found.model, job.folded))
+        with run.stage("rewrite"):
+            rewritten = granularity.load().cut(analysis, removed)
+            if candidate.folded is None:
+                return rewritten
+            return dataclasses.replace(rewritten, model=restored(rewritten.model, candidate.folded))
 
     def prove(rewritten: Rewritten, removed: Removed) -> Verification | None:
-        if not job.options.verify:
+        if not run.options.verify:
             return None
         pruned: Model | Path = rewritten.model
         if staging is not None:
-            with job.stage("save"):
+            with run.stage("save"):
                 pruned = staging.write(rewritten.model)
-        with job.stage("verify"):
-            return _prove(job, analysis, removed, pruned)
+        with run.stage("verify"):
+            return _prove(run, analysis, removed, pruned)
 
     with contextlib.ExitStack() as stack:
-        staging = staging_of(job.model, output, job.options)
+        staging = staging_of(run.model, output, run.options)
         if staging is not None:
             stack.enter_context(staging)
         carried = carry(decision.removed, cut, prove)
         if carried.put_back:
-            decision = Decision(decision.groups, carried.removed, decision.align)
-            plan = plan_of(job.sha256(), settled(job.options, decision), analysis, decision)
-        report = _report(job, analysis, decision, carried)
-        if job.speed is not None:
-            with job.stage("time"):
-                report.latency = job.speed.last(carried.rewritten.model)
-        budgets = budgets_of(job, analysis, decision.groups)  # while the input is still there
-        result = _save(job, Result(carried.rewritten.model, report, output, plan=plan), staging)
-    report.targets = judged(job.options, report, budgets, decision.removed)
+            decision = dataclasses.replace(decision, removed=carried.removed)
+            plan = planned(run, analysis, decision)
+        report = _report(run, dataclasses.replace(candidate, decision=decision), carried)
+        if decision.speed is not None:
+            with run.stage("time"):
+                report.latency = decision.speed.last(carried.rewritten.model)
+        # while the input is still there
+        budgets = limit_of(run, analysis, decision.groups, decision.speed).budgets
+        result = _save(run, Result(carried.rewritten.model, report, output, plan=plan), staging)
+    report.targets = judged(run.options, report, budgets, decision.removed)
     return result
 
 
-def _report(
-    job: Job, analysis: Analysis, decision: Decision, carried: Carried[Verification | None] | None
-) -> Report:
+def planned(run: Run[Options], analysis: Analysis, decision: Decision) -> Plan:
+    """Return a decision as the plan that the run's options ask for."""
+    return plan_of(run.sha256(), settled(run.options, decision), analysis, decision)
+
+
+def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verification | None] | None) -> Report:
+    analysis, decision = candidate.analysis, candidate.decision
     coupling, names = analysis.coupling, set(decision.removed)
     chosen = [g for g in analysis.grouping.groups if not g.alternative or g.name in names]
-    before = Size(count_parameters(job.model), count_macs(coupling), memory=peak_bytes(analysis))
+    before = Size(count_parameters(run.model), count_macs(coupling), memory=peak_bytes(analysis))
     report = Report(
         before,
         before,
@@ -296,30 +287,35 @@ def _report(
         report.put_back = [{"group": name, "reason": why} for name, why in carried.put_back.items()]
         if proof is not None:
             report.law1, report.checks, report.notes = proof.law1(), list(proof.checks), list(proof.notes)
-    report.notes = [*job.notes, *report.notes]
-    report.calibration = job.report_with.get("calibration")
+    report.notes = [*run.notes, *candidate.notes, *report.notes]
+    report.calibration = None if candidate.fit is None else candidate.fit.to_json()
     return report
 
 
-def _save(job: Job, result: Result, staging: Staging | None = None) -> Result:
-    report, (before, after) = result.report, save(job, result, staging)
+def _save(run: Run[Options], result: Result, staging: Staging | None = None) -> Result:
+    report, (before, after) = result.report, save(run, result, staging)
     report.before = dataclasses.replace(report.before, bytes=before)
     report.after = dataclasses.replace(report.after, bytes=after)
-    report.seed = job.options.seed
+    report.seed = run.options.seed
     return result
 
 
-def _copy(job: Job, output: Path | None) -> Result:
+def _copy(run: Run[Options], output: Path | None) -> Result:
     """Give the input back, byte for byte, where nothing is to be cut."""
-    parameters = count_parameters(job.model)
+    parameters = count_parameters(run.model)
     try:
-        analysis = job.analyse()
+        analysis = analysis_of(run)
     except ModelError as error:  # nothing is to be cut, so this is no reason to fail
-        job.notes.append(str(error))
-        plan, size = plan_of(job.sha256(), job.options, None, Decision([], {})), Size(parameters, None)
-        report = Report(size, size, notes=list(job.notes))
+        run.notes.append(str(error))
+        plan, size = plan_of(run.sha256(), run.options, None, Decision([], {})), Size(parameters, None)
+        report = Report(size, size, notes=list(run.notes))
     else:
-        decision = decide(analysis.model, analysis, dataclasses.replace(job.options, ratio=0))
-        plan = plan_of(job.sha256(), job.options, analysis, decision)
-        report = _report(job, analysis, decision, None)
-    return _save(job, Result(job.model, report, output, plan=plan))
+        decision = _nothing(run, analysis)
+        plan = plan_of(run.sha256(), run.options, analysis, decision)
+        report = _report(run, Candidate(analysis, decision), None)
+    return _save(run, Result(run.model, report, output, plan=plan))
+
+
+def _nothing(run: Run[Options], analysis: Analysis) -> Decision:
+    """Return the decision to cut nothing."""
+    return Decision(pick(analysis.grouping, run.options.ignore, run.options.only), {})

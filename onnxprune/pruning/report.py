@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,76 @@ from onnxprune.report import page
 from onnxprune.report.record import Record
 from onnxprune.report.sentences import at_sizes, calibration_lines, speed_lines
 
+if TYPE_CHECKING:
+    from onnxprune.reconstruction.layer import LayerReport
+    from onnxprune.reconstruction.reconstruct import SegmentReport
+
 __all__ = [
-    "judged",
+    "FitReport",
     "Report",
+    "judged",
 ]
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How layers were fitted on samples: what `Report.calibration` holds.
+
+    Attributes
+    ----------
+    source : str
+        Where the samples are from.
+    samples : int
+        How many of them fits have seen.
+    gram_bytes : int
+        Of the moments of the largest layer.
+    criterion, recover : str
+    target : str
+        The budgets, as text; empty where a ratio decided.
+    layers : list of LayerReport
+    segments : list of SegmentReport
+    original : dict or None
+        Agreement with the original on samples that no fit has seen.
+    rotated : list of str
+        Groups whose basis was turned.
+    refused : dict
+        Those that couldn't be turned -> why.
+    by_norm : list of str
+        Groups whose loss nobody could measure.
+    curves : dict
+        Group -> points of its loss curve.
+    """
+
+    source: str
+    samples: int
+    gram_bytes: int
+    criterion: str
+    recover: str
+    target: str
+    layers: list[LayerReport]
+    segments: list[SegmentReport]
+    original: dict[str, Any] | None
+    rotated: list[str]
+    refused: dict[str, str]
+    by_norm: list[str]
+    curves: dict[str, list[Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "source": self.source,
+            "samples": self.samples,
+            "gram_bytes": self.gram_bytes,
+            "criterion": self.criterion,
+            "recover": self.recover,
+            "target": self.target or None,
+            "layers": [dataclasses.asdict(line) for line in self.layers],
+            "segments": [dataclasses.asdict(line) for line in self.segments],
+            "original": self.original,
+            "rotated": {"groups": self.rotated, "refused": self.refused},
+            "by_norm": self.by_norm,
+            "curves": self.curves,
+        }
 
 
 @dataclass

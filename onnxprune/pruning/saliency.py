@@ -1,10 +1,15 @@
-"""What units are worth: rankings, from the scores of a criterion that reads weights, or from loss curves on samples."""
+"""What units are worth: rankings, from weights or from samples, and the model that a decision about them cuts.
+
+`Saliency` is what a journey asks. `FromWeights` is here, `onnxprune.pruning.on_samples.FromSamples` is the other.
+"""
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +17,27 @@ from numpy.typing import NDArray
 from onnxprune import registry
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.errors import UsageError
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.folding import Folded
 from onnxprune.graph.group_types import Group
+from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
+from onnxprune.pruning.decision import Decision, Limit, groups_of
+from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.weighing import SHARED
-from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.measure import Measure
+
+if TYPE_CHECKING:
+    from onnxprune.reconstruction.least_squares import Curve
 
 __all__ = [
     "FLOOR",
+    "Candidate",
     "Criterion",
+    "FromWeights",
     "Ranking",
+    "Saliency",
     "criterion_of",
     "ranked_by_curve",
     "ranked_by_scores",
@@ -34,6 +49,124 @@ Score = Callable[[Group, Callable[[str], NDArray[np.generic]], np.random.Generat
 
 #: Share of the units of a group that always stay under a budget.
 FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cut that can be carried out.
+
+    Attributes
+    ----------
+    analysis : Analysis
+        Of the model that is cut: the original, or one of its shape whose layers no longer need what goes.
+    decision : Decision
+        What goes; a fit may have chosen other units, as many of each group.
+    folded : Folded or None
+        Which computed weights were folded in the original.
+    fit : FitReport or None
+        How layers were fitted on samples.
+    notes : list of str
+        Sentences for the report.
+    """
+
+    analysis: Analysis
+    decision: Decision
+    folded: Folded | None = None
+    fit: FitReport | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def asked(self) -> str:
+        """The budgets that it meets, as text."""
+        return self.decision.target
+
+    @property
+    def original(self) -> dict[str, Any] | None:
+        """How far it is from the original on samples set aside; None where there are none."""
+        return None if self.fit is None else self.fit.original
+
+
+class Saliency(Protocol):
+    """What the units of a model are worth, and how layers make up for those that go."""
+
+    @property
+    def analysis(self) -> Analysis:
+        """The model that is ranked: the original, or the same in another basis."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """What may be cut."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether candidates are compared with the original on samples that no fit sees."""
+
+    def rankings(self, limit: Limit) -> dict[str, Ranking]:
+        """Rank the units of each group.
+
+        Parameters
+        ----------
+        limit : Limit
+            What shall hold in the end: under targets errors of different groups may weigh differently.
+        """
+
+    def remeasure(self, decision: Decision) -> None:
+        """Rank what is left after a decision on the way to the last."""
+
+    def restart(self) -> None:
+        """Rank the original again."""
+
+    def refit(self, decision: Decision) -> Candidate:
+        """Return a model whose layers no longer need what goes."""
+
+
+@dataclass
+class FromWeights:
+    """Saliency by a criterion that reads weights; no layer is refitted.
+
+    Attributes
+    ----------
+    run : Run
+    analysis : Analysis
+    groups : list of Group
+    """
+
+    run: Run[Options]
+    analysis: Analysis
+    groups: list[Group]
+    judges: bool = False
+
+    @classmethod
+    def open(cls, run: Run[Options], analysis: Analysis) -> FromWeights:
+        """Pick the groups that may be cut.
+
+        Raises
+        ------
+        NothingToPrune
+            If there are none.
+        """
+        return cls(run, analysis, groups_of(analysis, run.options))
+
+    def rankings(self, limit: Limit) -> dict[str, Ranking]:
+        """Rank the units of each group; what the criterion couldn't judge becomes a note."""
+        notes = self.run.notes
+        if limit.targets:
+            notes.append("without samples (--calib) what channels are worth is guessed from weights alone")
+        with self.run.stage("decide"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            rankings = ranked_by_weights(self.analysis.model, self.groups, self.run.options)
+        notes += [str(warning.message) for warning in caught]
+        return rankings
+
+    def remeasure(self, decision: Decision) -> None:
+        """Do nothing: weights stay what they are."""
+
+    def restart(self) -> None:
+        """Do nothing: weights stay what they are."""
+
+    def refit(self, decision: Decision) -> Candidate:
+        """Return the original."""
+        return Candidate(self.analysis, decision, self.analysis.folded)
 
 
 @dataclass(frozen=True)

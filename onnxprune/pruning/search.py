@@ -7,13 +7,18 @@ way: which smaller cuts would hold the floor.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from onnxprune.errors import CalibrationError, NothingToPrune
+from onnxprune.journey.run import Run
+from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
+from onnxprune.pruning.decision import Limit, decide
+from onnxprune.pruning.saliency import Candidate, Saliency
+from onnxprune.pruning.schedule import decide_in_steps
 
-__all__ = ["Floors", "held", "largest"]
+__all__ = ["Floors", "held", "largest", "within"]
 
 #: Trials of a search for the largest cut, and of one for cuts less deep than one that doesn't hold.
 TRIALS, FRONTIER = 6, 4
@@ -24,8 +29,13 @@ LEAST = 0.1
 class Judged(Protocol):
     """A cut, and how far it is from the original on samples set aside."""
 
-    asked: str
-    original: dict[str, Any] | None
+    @property
+    def asked(self) -> str:
+        """Its budgets, as text."""
+
+    @property
+    def original(self) -> dict[str, Any] | None:
+        """How far it is from the original."""
 
 
 Trial = TypeVar("Trial", bound=Judged)
@@ -81,6 +91,31 @@ class Floors:
             holds &= drop <= self.drop
             text.append(f"accuracy {-drop:+.2f}")
         return bool(holds), ", ".join(text)
+
+
+def within(run: Run[Options], saliency: Saliency, limit: Limit, floors: Floors) -> Candidate:
+    """Return a cut that holds floors and meets its targets; the largest that holds where there are none.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no samples to judge it by, or no such cut.
+    """
+    if not saliency.judges:
+        raise CalibrationError(
+            f"{floors.text} is judged on samples that no fit sees; give more samples (at least 20)."
+        )
+
+    def fit(targets: tuple[Target, ...]) -> Candidate:
+        asked = replace(limit, targets=targets)
+        return saliency.refit(decide(run, saliency.groups, saliency.rankings(asked), asked))
+
+    if not limit.targets:
+        return largest(fit, floors, run.progress)
+    decision = decide_in_steps(run, saliency, limit)
+    saliency.restart()  # steps on the way to the target are none to less
+    first = saliency.refit(decision)
+    return held(first, fit, floors, limit.budgets.shares(limit.targets), run.progress)
 
 
 def largest(fit: Fit[Trial], floors: Floors, say: Say | None = None) -> Trial:

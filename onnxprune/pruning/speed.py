@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,26 +16,21 @@ from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NotFaster, NothingToPrune
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
+from onnxprune.journey.run import Run
 from onnxprune.latency.clock import SECONDS, Bench, Race, bench_of, race, takes
 from onnxprune.latency.predict import Predictor, measure
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
-from onnxprune.options.target import WITHIN
-from onnxprune.options.widths import align_step
-from onnxprune.pruning.decision import Decision, step_of
+from onnxprune.options.target import WITHIN, Target
+from onnxprune.options.widths import align_step, step_of
 from onnxprune.runtime.session import Session
 
-__all__ = ["Speed", "is_asked", "settle", "steps_of", "surely"]
+__all__ = ["Speed", "first_faster", "speed_of", "steps_of", "until_met"]
 
 #: Allocations until the measured latency is the one that was asked for, and the share of it that is near enough.
 ROUNDS, NEAR = 6, 0.95
 #: What a miss of the target is brought to: a little below the target.
 AIM = 0.985
-
-
-def is_asked(options: Options) -> bool:
-    """Whether results are to be timed."""
-    return options.timed
 
 
 @dataclass
@@ -74,7 +69,7 @@ class Speed:
         """Measure the model at a few widths, or remember what was measured."""
         self.tell("measure latency at a few widths")
         takes(self.model, self.bench)
-        step = max(align_step(), step_of(self.options))
+        step = max(align_step(), step_of(self.options.align))
         return measure(self.analysis.model, self.analysis, groups, step, self.bench, self.model.sha256)
 
     def race(self, pruned: Model) -> Race:
@@ -94,6 +89,12 @@ class Speed:
         self.tell(f"timed: {found.ratio:.3f}x as fast as the input ({found.low:.3f} to {found.high:.3f})")
         return found
 
+    def again(self) -> Speed:
+        """Return the same clock for another result: what was measured stays, what was tried is its own."""
+        speed = copy.copy(self)
+        speed.races = []
+        return speed
+
     def last(self, pruned: Model) -> dict[str, Any]:
         """Time the result, and return the figures for the report.
 
@@ -105,7 +106,7 @@ class Speed:
         self.tell("time the result")
         found = self.race(pruned)
         if not found.faster:
-            raise NotFaster(self._slow(found))
+            raise NotFaster(self.too_slow(found))
         feeds = self.bench.feeds
         return found.to_json() | {
             "provider": self.bench.provider,
@@ -115,7 +116,8 @@ class Speed:
             "tried": self.races,
         }
 
-    def _slow(self, found: Race) -> str:
+    def too_slow(self, found: Race) -> str:
+        """Say that a result isn't faster than the input."""
         return (
             f"The result is sound, but runs {found.ratio:.3f} times as fast as the input ({found.low:.3f} to "
             f"{found.high:.3f}) on {self.bench.provider}, so nothing was written; cut more, or cut on wider multiples "
@@ -125,46 +127,57 @@ class Speed:
 
 def steps_of(options: Options) -> list[int]:
     """Return the alignments to try, the asked one first."""
-    first = step_of(options)
+    first = step_of(options.align)
     step = max(first, align_step())
     return list(dict.fromkeys([first, step, 2 * step, 4 * step]))[:3]
 
 
-def surely(speed: Speed | None, options: Options, decide: Callable[[Options], Decision]) -> Decision:
-    """Return the first decision that makes the model faster, on wider and wider multiples.
+def speed_of(run: Run[Options], analysis: Analysis) -> Speed | None:
+    """Return what times results, None where nothing is to be timed."""
+    return Speed(run.model, analysis, run.options, run.say) if run.options.timed else None
+
+
+def first_faster(
+    speed: Speed, options: Options, choose: Callable[[int], dict[str, NDArray[np.int64]]]
+) -> tuple[int, dict[str, NDArray[np.int64]]]:
+    """Return the first choice that makes the model faster, on wider and wider multiples.
 
     Parameters
     ----------
-    speed : Speed or None
-        None where nothing is to be timed.
+    speed : Speed
     options : Options
-    decide : callable
-        Options -> decision.
+    choose : callable
+        Step of widths -> units that go.
+
+    Returns
+    -------
+    int
+        The step.
+    dict
+        Group -> units that go.
 
     Raises
     ------
     NotFaster
         If none does.
     """
-    if speed is None:
-        return decide(options)
-    found: Race | None = None
+    last: Race | None = None
     for step in steps_of(options):
         try:
-            decision = decide(dataclasses.replace(options, align=step))
+            removed = choose(step)
         except NothingToPrune:
-            if found is None:
+            if last is None:
                 raise
             continue
-        found = speed.try_cut(decision.removed)
-        if found.faster:
-            return decision
-    assert found is not None
-    raise NotFaster(speed._slow(found))
+        last = speed.try_cut(removed)
+        if last.faster:
+            return step, removed
+    assert last is not None
+    raise NotFaster(speed.too_slow(last))
 
 
-def settle(
-    speed: Speed, target: Any, choose: Callable[[float], dict[str, NDArray[np.int64]]]
+def until_met(
+    speed: Speed, target: Target, choose: Callable[[float], dict[str, NDArray[np.int64]]]
 ) -> dict[str, NDArray[np.int64]]:
     """Choose until the measured latency is the asked one.
 
@@ -210,7 +223,7 @@ def settle(
         )
     _, _, removed, found = max(within, key=lambda t: t[1])
     if not found.faster:
-        raise NotFaster(speed._slow(found))
+        raise NotFaster(speed.too_slow(found))
     return removed
 
 

@@ -17,16 +17,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-__all__ = ["SHARED", "Weighing", "depths", "search", "weights"]
+from onnxprune.cut.put_back import Removed
+from onnxprune.errors import NothingToPrune
+from onnxprune.journey.run import Run
+from onnxprune.options.pruning import Options
+
+if TYPE_CHECKING:
+    from onnxprune.calibration.samples import Samples
+    from onnxprune.reconstruction.sequential import Calibration
+
+__all__ = ["SHARED", "Weighing", "by_trials", "depths", "search", "weights"]
 
 #: What errors of groups that many layers read weigh, to begin with: they reach everything after them. It was found on
 #: convolutional residual nets; in transformers a fraction of it is better.
 SHARED = 4.0
 #: Each step of its search divides it by this.
 FEWER = 4.0
+#: Samples of a trial fit, and as many again to judge it; and positions used of a layer, for each regressor.
+TRIAL_SAMPLES, TRIAL_ROWS = 256, 16
 #: First step of the search; half of it is the last.
 STEP = 1.5
 #: Samples are few, so a step must come this much nearer to be taken.
@@ -116,3 +129,56 @@ def search(distance: Callable[[Weighing], float], trials: int, *, many: bool) ->
     while many and better(next_ := replace(best, shared=best.shared / FEWER), best, most):
         best = next_
     return best
+
+
+def by_trials(
+    run: Run[Options], calibration: Calibration, samples: Samples, choose: Callable[[Weighing], Removed]
+) -> Weighing:
+    """Return how errors of different groups weigh: that under which trial fits on few samples come nearest.
+
+    Parameters
+    ----------
+    run : Run
+        Learns it as a note.
+    calibration : Calibration
+    samples : Samples
+        That fits may see.
+    choose : callable
+        Weighing -> units that go.
+    """
+    from onnxprune.calibration.agreement import distance, outputs
+
+    trials, few = run.options.trials, _few(samples)
+    if trials == 0 or few is None or len(calibration.curves) < 2:
+        return Weighing()
+    quick, judge = few
+    rough = calibration.on(quick, TRIAL_ROWS)
+    many = any(len(layers) > 1 for layers in rough.places.values())
+    most = 2 * trials - 1 if many else trials
+    with run.stage("weigh"):
+        dense, numbers = outputs(run.model, judge), count(1)
+
+        def tried(weighing: Weighing) -> float:
+            run.say(f"weigh {next(numbers)}/{most}: trial fit")
+            try:
+                fitted = rough.fit(choose(weighing))
+            except NothingToPrune:
+                return np.inf
+            return distance(dense, outputs(fitted.model, judge))
+
+        best = search(tried, trials, many=many)
+    shared = f", those of groups that many layers read {best.shared:g} times others" if many else ""
+    run.notes.append(
+        f"Errors of the deepest layer weigh {np.exp(best.tilt):.3g} times those of the first{shared}."
+    )
+    return best
+
+
+def _few(samples: Samples) -> tuple[Samples, Samples] | None:
+    """Return few samples for trial fits and as many to judge them by; None where there aren't enough."""
+    wanted = min(2 * TRIAL_SAMPLES, max(samples.count // 2, 32))
+    if samples.count < wanted:
+        return None
+    few = samples.split(1 - wanted / samples.count)[0]
+    quick, judge = few.split(0.5)
+    return None if judge is None else (quick, judge)

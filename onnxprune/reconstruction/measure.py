@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.reconstruction.least_squares import Consumer, Curve
-from onnxprune.reconstruction.probe import Probe
+if TYPE_CHECKING:
+    from onnxprune.reconstruction.least_squares import Consumer, Curve
+    from onnxprune.reconstruction.probe import Probe
 
 __all__ = ["Measure"]
 
