@@ -289,3 +289,10 @@ def test_samples_run_on_the_provider_that_is_named(monkeypatch, options):
     assert mine.count(runtime.CPU) < 0.2 * len(mine)  # probes of types, and the rows of the table of ops
     assert odd.model.SerializeToString() == plain.model.SerializeToString()
     assert odd.report.to_json()["options"]["calib_provider"] == "odd"
+
+
+def test_a_ratio_of_nothing_gives_the_input_back():
+    model = residual()
+    result = onnxprune.prune(model, ratio=0, calib={"x": images()})
+    assert result.model == model
+    assert result.report.calibration is None

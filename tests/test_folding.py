@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxprune
+from onnxprune import api
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph import folding
 from onnxprune.graph.analysis import analyse
@@ -311,3 +312,24 @@ def test_a_wrong_fold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "_values", wrong)
     with pytest.raises(VerificationError, match="isn't what the original computes"):
         half(model)
+
+
+def test_each_member_of_a_family_has_back_what_was_folded_and_not_cut() -> None:
+    b = Nets(3)
+    factors = b.op("MatMul", [b.weight("b", 64, 2), b.weight("a", 2, 64)], "ba")
+    whole = b.op("Add", [b.weight("w", 64, 64), factors], "sum")
+    x = b.op("Relu", [b.op("MatMul", ["x", whole], "one")], "relu")
+    x = b.op("Relu", [b.op("MatMul", [x, b.weight("w2", 64, 64)], "two")], "relu2")
+    model = b.model({"x": ["N", 64]}, b.op("MatMul", [x, b.weight("w3", 64, 4)], "three"))
+    more: dict[str, Any] = {
+        "calib": "synthetic",
+        "samples": 20,
+        "recover": "none",
+        "trials": 0,
+        "rotate": False,
+    }
+    members = api.family(model, target=("params=0.95,0.9",), align=None, only=("w2",), **more)
+    for target, member in members.items():
+        assert [n.op_type for n in member.model.graph.node[:2]] == ["MatMul", "Add"], target
+        alone = onnxprune.prune(model, target=(target,), align=None, only=("w2",), **more)
+        assert member.model == alone.model

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Ranking"]
+__all__ = ["FLOOR", "Ranking"]
+
+#: Share of the units of a group that always stay under a budget.
+FLOOR = 0.1
 
 
 @dataclass(frozen=True)

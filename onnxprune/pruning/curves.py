@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.allocation.ranking import FLOOR
 from onnxprune.calibration.samples import Samples
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
@@ -18,7 +19,7 @@ from onnxprune.options.widths import step_of
 from onnxprune.pruning.saliency import criterion_of, ranked_by_weights
 from onnxprune.reconstruction.cache import curves_of, facts_of, keep
 from onnxprune.reconstruction.least_squares import Curve
-from onnxprune.reconstruction.sequential import FLOOR, Calibration
+from onnxprune.reconstruction.sequential import Calibration
 from onnxprune.rotation.basis import Rotated, rotate
 from onnxprune.rotation.linear import widths_for_heads
 from onnxprune.rotation.products import products

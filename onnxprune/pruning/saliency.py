@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import registry
-from onnxprune.allocation.ranking import Ranking
+from onnxprune.allocation.ranking import FLOOR, Ranking
 from onnxprune.errors import UsageError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.folding import Folded
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from onnxprune.reconstruction.least_squares import Curve
 
 __all__ = [
-    "FLOOR",
     "Candidate",
     "Criterion",
     "FromWeights",
@@ -46,9 +45,6 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Score = Callable[[Group, Callable[[str], NDArray[np.generic]], np.random.Generator], Floats]
-
-#: Share of the units of a group that always stay under a budget.
-FLOOR = 0.1
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.allocation.ranking import FLOOR
 from onnxprune.calibration.frontier import held
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import CalibrationError
@@ -38,7 +39,6 @@ __all__ = ["Calibration", "Fitted", "refit_analysis"]
 
 Ints = NDArray[np.int64]
 Say = Callable[[str], None]
-FLOOR = 0.1  # of the units of a group that always stay
 ROUGH = 1 << 13  # positions of a narrow layer in a fit on the way
 
 
