@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.calibration.agreement import compare, outputs
-from onnxprune.calibration.samples import Samples, samples_for
+from onnxprune.calibration.samples import Samples
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
@@ -26,7 +26,7 @@ from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
 from onnxprune.pruning.weighing import Weighing, by_trials, weights
 from onnxprune.reconstruction.least_squares import Curve
-from onnxprune.reconstruction.plausible import plausible
+from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.reconstruction.reconstruct import reconstruct
 from onnxprune.reconstruction.sequential import Calibration, Fitted, refit_analysis
 from onnxprune.report.sentences import by_norm_lines
@@ -90,10 +90,7 @@ class FromSamples:
         """
         options, groups = run.options, groups_of(analysis, run.options)
         with run.stage("samples"):
-            samples = samples_for(analysis.interface(), options, analysis.inputs)
-            if options.calib == "synthetic":
-                samples = plausible(analysis, samples, options.seed, run.progress)
-        fit_on, aside = samples.set_aside()
+            fit_on, aside = read_samples(analysis, options, run.progress).set_aside()
         made, rotated = measured(run, analysis, groups, fit_on)
         return cls(
             run, made.analysis, made.groups, fit_on, aside, made, made.curves, rotated, analysis.folded
