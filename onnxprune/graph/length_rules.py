@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.graph.lengths import Lengths, Number, Stretches, over, stand_in
-from onnxprune.ops import Node, Row
-from onnxprune.ops.elementwise import BROADCASTING
+from onnxprune.ops import Node, Row, Trait
 
 __all__ = ["lengths_of"]
 
@@ -34,7 +33,7 @@ def lengths_of(own: Stretches, node: Node, row: Row | None, slot: int) -> Length
     slot : int
         Which output.
     """
-    if node.op in BROADCASTING and not node.domain:
+    if Trait.ELEMENTWISE in node.traits and slot == 0:
         return own.broadcast(node, slot)
     rule = _RULES.get(node.op) if node.domain in ("", "com.microsoft") else None
     if rule is not None:

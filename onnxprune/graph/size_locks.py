@@ -16,15 +16,12 @@ import numpy as np
 from onnxprune.graph.coupling import Applied, Coupling, Dims
 from onnxprune.graph.lengths import Lengths, Number, leaves, over
 from onnxprune.graph.sizes import Sizes
-from onnxprune.ops import Node
-from onnxprune.ops.elementwise import BROADCASTING
+from onnxprune.ops import Node, Trait
 from onnxprune.ops.notation import Axis, Letter, Product, Unit
 from onnxprune.ops.resolve import FittedRow, fit
 
 __all__ = ["follow"]
 
-_REGROUP = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "ExpandDims"})
-_COMPARE = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where"})
 #: Op -> what is done along an axis, how much of it is given by an input, and by which.
 _COUNTED = {
     "Slice": ("its elements are picked up to a position that follows {}", (1, 2, 4), 3),
@@ -103,17 +100,16 @@ class _Locks:
                 self.lock(dims, axis, reason, node)
         for slot, axis, reason in self.picked(node):
             self.lock(ins[slot], axis, reason, node)
-        if node.op in _REGROUP:
+        if Trait.VIEW in node.traits and Trait.ELEMENTWISE not in node.traits:
             self.regrouped(applied)
         if node.op == "Tile":
             self.tiled(applied)
-        if node.op in BROADCASTING or (
-            "MatMul" in node.op and node.op != "MatMulNBits"
-        ):  # that takes one matrix
-            self.broadcast(applied, 0 if node.op in BROADCASTING else 2)
+        each = Trait.ELEMENTWISE in node.traits
+        if each or ("MatMul" in node.op and node.op != "MatMulNBits"):  # that takes one matrix
+            self.broadcast(applied, 0 if each else 2)
         if node.op == "Einsum":
             self.summed(applied)
-        if node.op in _COMPARE:
+        if Trait.COMPARISON in node.traits or node.op == "Where":
             self.compared(applied)
 
     def compared(self, applied: Applied) -> None:

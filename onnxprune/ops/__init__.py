@@ -32,8 +32,9 @@ from onnxprune.ops.base import (
     lookup,
 )  # fmt: skip
 from onnxprune.ops.notation import NotationError, parse
+from onnxprune.ops.traits import Trait, moved, traits_of
 
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "Pick", "Refusal", "Row", "SetAttr",
-    "SetInput", "ZEROED", "emit", "lookup", "parse",
+    "SetInput", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
 ]  # fmt: skip

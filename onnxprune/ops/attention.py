@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxprune.ops.axes import join, text
 from onnxprune.ops.base import Cut, Edit, Node, Refusal, Row, SetAttr, Shape, emitter, op
+from onnxprune.ops.traits import Trait
 
 WHY = {
     "b": "masks count the batch", "s": "positions attend to each other", "t": "positions attend to each other",
@@ -148,8 +149,8 @@ def quantized_attention(node: Node) -> Row | Refusal:
     )
 
 
-@op("RotaryEmbedding")
-@op("RotaryEmbedding", domain="com.microsoft")
+@op("RotaryEmbedding", traits=Trait.LOOKUP)
+@op("RotaryEmbedding", domain="com.microsoft", traits=Trait.LOOKUP)
 def rotary(node: Node) -> Row | Refusal:
     """Heads are free; a head's elements are rotated in pairs."""
     rest = "*x!, *y!, *z!?" if not node.domain else "*x!, *y!, *z!"

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxprune.ops.traits import Trait, declare, moved, traits_of
+
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "Pick", "Refusal", "Row", "SetAttr", "SetInput",
     "Unknown", "ZEROED", "emit", "emitter", "literal", "lookup", "op",
@@ -101,6 +103,16 @@ class Node:
     constant: tuple[bool, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def traits(self) -> Trait:
+        """What is known of all nodes of this op."""
+        return traits_of(self.op, self.domain)
+
+    @property
+    def moved(self) -> list[str]:
+        """The inputs whose elements the outputs consist of, where the op only moves them."""
+        return [self.inputs[slot] for slot in moved(self.op, len(self.inputs), self.domain)]
 
     def has(self, slot: int) -> bool:
         """Whether the optional input ``slot`` is given."""
@@ -219,14 +231,15 @@ TABLE: dict[tuple[str, str], Rule] = {}
 EMITTERS: dict[tuple[str, str], Emitter] = {}
 
 
-def op(*names: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule under one or several op types of a domain."""
+def op(*names: str, domain: str = "", traits: Trait = Trait(0)) -> Callable[[Rule], Rule]:  # noqa: B008  a constant
+    """Register a rule under one or several op types of a domain, with what else is known of them."""
 
     def register(rule: Rule) -> Rule:
         for name in names:
             if (domain, name) in TABLE:
                 raise ValueError(f"{domain}::{name} has two rules")
             TABLE[domain, name] = rule
+            declare((domain, name), traits)
         return rule
 
     return register
@@ -245,10 +258,16 @@ def emitter(*names: str, domain: str = "") -> Callable[[Emitter], Emitter]:
     return register
 
 
-def literal(text: str, names: Iterable[str], domain: str = "", **fields: Any) -> None:
+def literal(
+    text: str,
+    names: Iterable[str],
+    domain: str = "",
+    traits: Trait = Trait(0),  # noqa: B008  a constant
+    **fields: Any,
+) -> None:
     """Register a row that doesn't depend on the node."""
     row = Row(text, **fields)
-    op(*names, domain=domain)(lambda node: row)
+    op(*names, domain=domain, traits=traits)(lambda node: row)
 
 
 def _key(node: Node) -> tuple[str, str]:

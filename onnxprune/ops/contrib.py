@@ -6,6 +6,7 @@ from onnxprune.ops.axes import join, mark, names, text
 from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, normal, op
 from onnxprune.ops.norm import WIDTH
 from onnxprune.ops.quant import BLOCK
+from onnxprune.ops.traits import Trait
 
 MICROSOFT = "com.microsoft"
 
@@ -23,6 +24,7 @@ literal(
     ["RemovePadding"],
     MICROSOFT,
     elems=dict.fromkeys((1, 2, 3), Elem.INT32),
+    traits=Trait.BY_DATA,
 )
 literal("n! c, b! s! -> b! s! c", ["RestorePadding"], MICROSOFT)
 literal(
@@ -31,6 +33,7 @@ literal(
     MICROSOFT,
     why={"w": "looked up"},
     roles=("weight", "data"),
+    traits=Trait.LOOKUP,
 )
 
 
@@ -42,7 +45,7 @@ def position_bias(node: Node) -> Row | Refusal:
     return Row("k! h, *x!, *y! -> 1 h s! t!", sizes=known, roles=("weight", "shape", "shape"))
 
 
-@op("EmbedLayerNormalization", domain=MICROSOFT)
+@op("EmbedLayerNormalization", domain=MICROSOFT, traits=Trait.LOOKUP)
 def embed(node: Node) -> Row | Refusal:
     """Ids, segments, three tables, scale, bias, mask, positions -> normalised sum, lengths, sum."""
     row = "b! s!, b! s!?, w! z~, p! z, q! z?, z, z, *m!?, *i!? -> b! s! z, b!, b! s! z"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from onnxprune.ops.axes import broadcast, join, text
 from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, op
+from onnxprune.ops.traits import Trait
 
+EACH = Trait.ELEMENTWISE | Trait.OVERWRITES
 UNARY = """
-Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
-HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
-Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+Acos Acosh Asin Asinh Atan Atanh Celu Cos Cosh Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Log Mish
+Selu Sigmoid Sin Sinh Softplus Softsign Swish Tan Tanh
 """.split()  # noqa: SIM905  a table
-BROADCASTING = """
-Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
-Mean Min Mod Mul Or PRelu Pow StringConcat Sub Sum SwiGLU Where Xor
+EXACT_UNARY = "Abs BitwiseNot Neg Not Reciprocal Relu Sqrt".split()  # noqa: SIM905  a table
+BROADCASTING = "Mean PRelu Pow StringConcat Sum SwiGLU".split()  # noqa: SIM905  a table
+EXACT_BROADCASTING = """
+Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Max Min Mul Or Sub Where Xor
 """.split()  # noqa: SIM905  a table
 RANDOM = [
     "Bernoulli",
@@ -27,14 +29,26 @@ ROLES = dict.fromkeys(("Add", "Sub", "Sum", "BiasGelu", "FastGelu", "BiasAdd"), 
     "Div": "scale",
 }
 
-literal("*s -> *s", UNARY)
-literal("*s -> *s", ["Gelu", "QuickGelu", "ScaledSiLU"], domain="com.microsoft")
-literal("*s, ()?, ()? -> *s", ["Clip"])
-literal("*s, *like -> *s", ["CastLike"], roles=("data", "unread"))
+literal("*s -> *s", UNARY, traits=EACH)
+literal("*s -> *s", EXACT_UNARY, traits=EACH | Trait.EXACT)
+literal("*s -> *s", ["Ceil", "Floor", "Round", "Sign"], traits=EACH | Trait.EXACT | Trait.JUMP)
+literal("*s -> *s", ["Shrink", "ThresholdedRelu"], traits=EACH | Trait.JUMP)
+literal("*s -> *s", ["Identity"], traits=Trait.ELEMENTWISE | Trait.VIEW | Trait.MOVEMENT | Trait.EXACT)
+literal("*s -> *s", ["BitCast"], traits=Trait.ELEMENTWISE | Trait.VIEW)
+literal("*s -> *s", ["Cast", "IsInf", "IsNaN"], traits=Trait.ELEMENTWISE | Trait.EXACT)
+literal("*s -> *s", ["Gelu", "QuickGelu", "ScaledSiLU"], domain="com.microsoft", traits=EACH)
+literal("*s, ()?, ()? -> *s", ["Clip"], traits=EACH | Trait.EXACT)
+literal("*s, *like -> *s", ["CastLike"], roles=("data", "unread"), traits=Trait.EXACT)
 
 
-@op(*BROADCASTING)
-@op("BiasGelu", "FastGelu", "BiasAdd", domain="com.microsoft")
+@op(*BROADCASTING, traits=EACH)
+@op(*EXACT_BROADCASTING, traits=EACH | Trait.EXACT)
+@op("Mod", traits=EACH | Trait.EXACT | Trait.JUMP)
+@op(
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
+    traits=Trait.ELEMENTWISE | Trait.EXACT | Trait.COMPARISON,
+)
+@op("BiasGelu", "FastGelu", "BiasAdd", domain="com.microsoft", traits=EACH)
 def elementwise(node: Node) -> Row | Refusal:
     """Tie the axes as numpy broadcasts them."""
     if node.opset < 7 and not node.domain and node.attr("broadcast"):
@@ -49,7 +63,7 @@ def elementwise(node: Node) -> Row | Refusal:
     return Row(join(operands, [text(output)]), roles=roles)
 
 
-@op("Dropout")
+@op("Dropout", traits=Trait.ELEMENTWISE | Trait.VIEW | Trait.RANDOM)
 def dropout(node: Node) -> Row | Refusal:
     """At inference the identity (with a mask of ones); in training it is random."""
     if node.has(2) and node.value(2).any():
@@ -57,7 +71,7 @@ def dropout(node: Node) -> Row | Refusal:
     return Row("*s, ()?, ()? -> *s, *s")
 
 
-@op("BiasDropout", domain="com.microsoft")
+@op("BiasDropout", domain="com.microsoft", traits=EACH | Trait.RANDOM)
 def bias_dropout(node: Node) -> Row | Refusal:
     """Dropout(data + bias) + residual."""
     if node.has(4) and node.value(4).any():
@@ -67,7 +81,7 @@ def bias_dropout(node: Node) -> Row | Refusal:
     return Row(row, roles=("data", "bias", "data"), elems={1: Elem.BOOL})
 
 
-@op(*RANDOM)
+@op(*RANDOM, traits=Trait.RANDOM)
 def random(node: Node) -> Refusal:
     """No cut of a random tensor gives the elements that it had."""
     return Refusal(f"{node.op} is random: its elements change with its shape")

@@ -6,12 +6,13 @@ import numpy as np
 
 from onnxprune.ops.axes import join, mark, names, text
 from onnxprune.ops.base import Map, Node, Refusal, Row, literal, normal, op
+from onnxprune.ops.traits import Trait
 
 RUN_TIME = "its indices are computed at run time"
 TABLE = "picked by a table of indices"
 ORDER = "counted along"
 
-literal("b! n! q!, b! c! n! -> s! t!", ["NonMaxSuppression"])
+literal("b! n! q!, b! c! n! -> s! t!", ["NonMaxSuppression"], traits=Trait.CHOICE | Trait.BY_DATA)
 literal("() -> w!", ["HannWindow", "HammingWindow", "BlackmanWindow"])
 
 
@@ -29,7 +30,7 @@ def _along(node: Node, axes: set[int], outputs: int = 1, new: bool = False) -> R
     return Row(join([left], [right] * outputs), why=why)
 
 
-@op("TopK")
+@op("TopK", traits=Trait.CHOICE)
 def top_k(node: Node) -> Row | Refusal:
     """The greatest elements and where they are."""
     return _along(node, {node.axis(-1)}, outputs=2, new=True)
@@ -41,20 +42,20 @@ def cumulate(node: Node) -> Row | Refusal:
     return _along(node, {normal(int(node.value(1).reshape(-1)[0]), node.rank())})
 
 
-@op("Trilu")
-@op("Trilu", domain="com.microsoft")
+@op("Trilu", traits=Trait.ZEROS)
+@op("Trilu", domain="com.microsoft", traits=Trait.ZEROS)
 def trilu(node: Node) -> Row | Refusal:
     """A triangle of a matrix."""
     return _along(node, {node.rank() - 1, node.rank() - 2})
 
 
-@op("NonZero", "Unique")
+@op("NonZero", "Unique", traits=Trait.CHOICE | Trait.BY_DATA)
 def where(node: Node) -> Row | Refusal:
     """Results whose length depends on all elements."""
     return Row(f"{text(mark(names(node.rank()), range(node.rank())))} -> *t!, *u!, *v!, *w!")
 
 
-@op("ReverseSequence")
+@op("ReverseSequence", traits=Trait.MOVEMENT)
 def reverse_sequence(node: Node) -> Row | Refusal:
     """Each sequence of a batch is reversed up to its own length."""
     letters = list(names(node.rank()))
@@ -72,7 +73,7 @@ def one_hot(node: Node) -> Row | Refusal:
     return Row(row, why={"z": "one for each value"})
 
 
-@op("Compress")
+@op("Compress", traits=Trait.MOVEMENT | Trait.CHOICE | Trait.BY_DATA)
 def compress(node: Node) -> Row | Refusal:
     """A known condition is a map; else the axis is locked."""
     if "axis" not in node.attrs:
@@ -101,7 +102,7 @@ def _beside(node: Node, others: tuple[int, ...]) -> tuple[int, list[str], list[s
     return axis, data, rest
 
 
-@op("GatherElements")
+@op("GatherElements", traits=Trait.MOVEMENT | Trait.LOOKUP)
 def gather_elements(node: Node) -> Row | Refusal:
     """One index for each result, along one axis."""
     axis, data, index = _beside(node, (1,))
@@ -118,8 +119,8 @@ def scatter_elements(node: Node) -> Row | Refusal:
     return Row(join([text(data), text(index), text(index)], [text(data)]), why=why)
 
 
-@op("GatherND")
-@op("GatherND", domain="com.microsoft")
+@op("GatherND", traits=Trait.MOVEMENT | Trait.LOOKUP)
+@op("GatherND", domain="com.microsoft", traits=Trait.MOVEMENT | Trait.LOOKUP)
 def gather_nd(node: Node) -> Row | Refusal:
     """Indices are vectors along the last axis: they address as many axes of the data, behind the batch's."""
     batch, depth = int(node.attr("batch_dims", 0)), node.shape(1)[-1]
@@ -178,3 +179,15 @@ def loss(node: Node) -> Row | Refusal:
     """All classes and all samples are looked at."""
     result = "*_!" if node.op.startswith("Neg") else "*_!, n! c! *d!"
     return Row(f"n! c! *d!, n! *d!, c!? -> {result}")
+
+
+@op("StringSplit", traits=Trait.BY_DATA)
+def string_split(node: Node) -> Refusal:
+    """A new axis as long as the text with the most parts."""
+    return Refusal("StringSplit: how long its result is depends on the texts")
+
+
+@op("SequenceAt", traits=Trait.BY_DATA)
+def sequence_at(node: Node) -> Refusal:
+    """A tensor of a sequence, whose tensors may have any shapes."""
+    return Refusal("SequenceAt: which tensor of a sequence it gives is chosen at run time")

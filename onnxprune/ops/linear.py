@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from onnxprune.ops.axes import broadcast, join, quant, text
 from onnxprune.ops.base import Elem, Node, Refusal, Row, Shape, op
+from onnxprune.ops.traits import Trait
 
 KERNEL = dict.fromkeys("skt", "the positions of a convolution")
 WEIGHTS = ("data", "weight", "bias", "data")
@@ -23,13 +24,13 @@ def _grouped(
     return Row(row, sizes={"g": groups}, attrs={"group": "g"}, why=KERNEL, roles=roles, zeros=zeros or {})
 
 
-@op("Conv")
+@op("Conv", traits=Trait.WINDOW | Trait.GEMM)
 def conv(node: Node) -> Row | Refusal:
     """Convolution of 1 to 3 dimensions, in groups."""
     return _grouped("n (g i) *s!, (g o) i *k!, (g o)? -> n (g o) *t!", node)
 
 
-@op("FusedConv", domain="com.microsoft")
+@op("FusedConv", domain="com.microsoft", traits=Trait.WINDOW | Trait.GEMM)
 def fused_conv(node: Node) -> Row | Refusal:
     """Conv, plus a tensor of the output's shape, plus an activation."""
     return _grouped("n (g i) *s!, (g o) i *k!, (g o)?, n (g o) *t!? -> n (g o) *t!", node)
@@ -47,7 +48,7 @@ def conv_transpose(node: Node) -> Row | Refusal:
     return _grouped("n (g i) *s!, (g i) o *k!, (g o)? -> n (g o) *t!", node)
 
 
-@op("ConvInteger")
+@op("ConvInteger", traits=Trait.WINDOW)
 def conv_integer(node: Node) -> Row | Refusal:
     """Convolution of integers, a zero point for the data and one (or one a channel) for the weight."""
     size = node.shape(1)[0]
@@ -58,7 +59,7 @@ def conv_integer(node: Node) -> Row | Refusal:
     return _grouped(row, node, ("data", "weight", "quant", "quant"), _zeros(node, (0, 2), (1, 3)))
 
 
-@op("QLinearConv")
+@op("QLinearConv", traits=Trait.WINDOW | Trait.GEMM)
 def qlinear_conv(node: Node) -> Row | Refusal:
     """Quantized convolution: x, scale, zero, w, scale, zero, y's scale, zero, bias."""
     size = node.shape(3)[0]
@@ -74,7 +75,7 @@ def _zeros(node: Node, *pairs: tuple[int, int]) -> dict[int, int]:
     return {slot: zero for slot, zero in pairs if node.has(zero)}
 
 
-@op("DeformConv")
+@op("DeformConv", traits=Trait.WINDOW)
 def deform_conv(node: Node) -> Row | Refusal:
     """Convolution at learnt offsets; more than one group of offsets splits the channels once more and locks them."""
     row = "n (g i) *s!, (g o) i *k!, n p! *t!, (g o)?, n q! *t!? -> n (g o) *t!"
@@ -94,8 +95,8 @@ def causal_conv(node: Node) -> Row | Refusal:
     return Row("n c t!, c 1 k!, c?, n c s!? -> n c t!, n c s!", roles=WEIGHTS)
 
 
-@op("Gemm")
-@op("FusedGemm", domain="com.microsoft")
+@op("Gemm", traits=Trait.GEMM)
+@op("FusedGemm", domain="com.microsoft", traits=Trait.GEMM)
 def gemm(node: Node) -> Row | Refusal:
     """Matrix product of two matrices, either transposed, plus a broadcast bias."""
     across, down = bool(node.attr("transA", 0)), bool(node.attr("transB", 0))
@@ -129,7 +130,7 @@ def _sides(node: Node, *slots: int) -> tuple[str, ...]:
     return tuple("weight" if node.constant[slot] else "data" for slot in slots)
 
 
-@op("MatMul")
+@op("MatMul", traits=Trait.GEMM)
 def matmul(node: Node) -> Row | Refusal:
     """numpy.matmul: batch axes broadcast, the rest is a matrix product."""
     a, b, y = product(node.shape(0), node.shape(1))
@@ -159,7 +160,7 @@ def matrix_quant(node: Node, slot: int, data: int, axes: list[str], letter: str)
     return quant(shape, whole[axes.index(letter)] if letter in axes else 0, letter, "a scale or zero point")
 
 
-@op("QLinearMatMul")
+@op("QLinearMatMul", traits=Trait.GEMM)
 def qlinear_matmul(node: Node) -> Row | Refusal:
     """Quantized matmul: a, scale, zero, b, scale, zero, y's scale, zero."""
     a, b, y = product(node.shape(0), node.shape(3))
@@ -175,7 +176,11 @@ def _result_quant(shape: Shape, whole: Shape, axes: list[str]) -> str:
     return quant(shape, 0, "", "the result's scale or zero point")
 
 
-@op("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "GemmFastGelu", domain="com.microsoft")
+@op(
+    *("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "GemmFastGelu"),
+    domain="com.microsoft",
+    traits=Trait.GEMM,
+)
 def fused_matmul(node: Node) -> Row | Refusal:
     """Matmul with transposed operands, a scale and an activation (and GemmFastGelu's bias)."""
     if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):

@@ -6,21 +6,23 @@ import numpy as np
 
 from onnxprune.ops.axes import broadcast, join, names, regroup, text
 from onnxprune.ops.base import Map, Node, Refusal, Row, normal, op
+from onnxprune.ops.traits import Trait
 
+MOVES = Trait.MOVEMENT | Trait.EXACT
 _MODE = "padded with its own elements"
 _RUN_TIME = "its indices are computed at run time"
 _TABLE = "picked by a table of indices"
 
 
-@op("Transpose")
+@op("Transpose", traits=MOVES)
 def transpose(node: Node) -> Row:
     axes = names(node.rank())
     perm = node.attr("perm") or range(len(axes) - 1, -1, -1)
     return Row(join([text(axes)], [text(axes[p] for p in perm)]))
 
 
-@op("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-@op("ExpandDims", domain="com.microsoft")
+@op("Reshape", "Flatten", "Squeeze", "Unsqueeze", traits=MOVES | Trait.VIEW)
+@op("ExpandDims", domain="com.microsoft", traits=MOVES | Trait.VIEW)
 def reshape(node: Node) -> Row:
     """Regroup the elements; the atoms of a composite axis are cut by themselves."""
     if node.op == "Reshape":
@@ -30,7 +32,7 @@ def reshape(node: Node) -> Row:
     return Row(join([text(left)], [text(right)]), sizes=dict(sizes), why=why)
 
 
-@op("Concat")
+@op("Concat", traits=MOVES)
 def concat(node: Node) -> Row:
     axes, axis = names(node.rank()), node.axis(1)
     parts = [f"p{n}" for n in range(len(node.inputs))]
@@ -39,7 +41,7 @@ def concat(node: Node) -> Row:
     return Row(join(ins, [text(whole if n == axis else a for n, a in enumerate(axes))]))
 
 
-@op("Split")
+@op("Split", traits=MOVES)
 def split(node: Node) -> Row:
     axes, axis = names(node.rank()), node.axis(0)
     node.ints("split", 1, 13)  # raises where the lengths are computed at run time
@@ -63,7 +65,7 @@ def slices(node: Node) -> list[tuple[int, int, int]]:
     return found
 
 
-@op("Slice")
+@op("Slice", traits=MOVES)
 def slice_(node: Node) -> Row:
     shape, out = node.shape(0), node.out_shape()
     left, right = list(names(len(shape))), list(names(len(shape)))
@@ -76,7 +78,7 @@ def slice_(node: Node) -> Row:
     return Row(join([text(left)], [text(right)]), maps=maps)
 
 
-@op("Gather")
+@op("Gather", traits=MOVES | Trait.LOOKUP)
 def gather(node: Node) -> Row:
     data = list(names(node.rank()))
     axis = node.axis(0)
@@ -121,8 +123,8 @@ def pads(node: Node) -> list[tuple[int, int]]:
     return found
 
 
-@op("Pad")
-@op("Pad", domain="com.microsoft")
+@op("Pad", traits=Trait.ZEROS)
+@op("Pad", domain="com.microsoft", traits=Trait.ZEROS)
 def pad(node: Node) -> Row:
     left, right = list(names(node.rank())), list(names(node.rank()))
     maps, why = {}, {}
@@ -142,7 +144,7 @@ def pad(node: Node) -> Row:
     return Row(join([text(left)], [text(right)]), maps=maps, why=why)
 
 
-@op("Expand")
+@op("Expand", traits=MOVES | Trait.REPEATS)
 def expand(node: Node) -> Row:
     """New axes, and those of length 1 that are repeated, are free: all their elements are equal."""
     node.value(1)  # raises where the target is computed at run time
@@ -150,7 +152,7 @@ def expand(node: Node) -> Row:
     return Row(join([text(axes[0])], [text(axes[1])]))
 
 
-@op("Tile")
+@op("Tile", traits=MOVES | Trait.REPEATS)
 def tile(node: Node) -> Row:
     """Repeat axes; of those of length 1 all copies are equal, so that they are free, as behind Expand."""
     node.value(1)  # raises where the counts are computed at run time: they couldn't be rewritten
@@ -165,7 +167,7 @@ def tile(node: Node) -> Row:
     return Row(join([text(left)], [text(right)]), sizes=sizes, why=dict.fromkeys(sizes, "repeated"))
 
 
-@op("DepthToSpace")
+@op("DepthToSpace", traits=MOVES)
 def depth_to_space(node: Node) -> Row:
     block = int(node.attrs["blocksize"])
     depth = "(c p! q!)" if node.attr("mode", "DCR") == "CRD" else "(p! q! c)"
@@ -173,7 +175,7 @@ def depth_to_space(node: Node) -> Row:
     return Row(f"n {depth} h w -> n c (h p!) (w q!)", sizes={"p": block, "q": block}, why=why)
 
 
-@op("SpaceToDepth")
+@op("SpaceToDepth", traits=MOVES)
 def space_to_depth(node: Node) -> Row:
     block = int(node.attrs["blocksize"])
     why = dict.fromkeys("pq", "rows and columns become blocks of channels")
@@ -181,7 +183,7 @@ def space_to_depth(node: Node) -> Row:
     return Row(f"n c (h p!) (w q!) -> n {depth} h w", sizes={"p": block, "q": block}, why=why)
 
 
-@op("Shape", "Size")
+@op("Shape", "Size", traits=Trait.SIZE)
 def shape(node: Node) -> Row:
     """Reads no element; the tracer knows the values."""
     return Row(
@@ -189,7 +191,7 @@ def shape(node: Node) -> Row:
     )
 
 
-@op("ConstantOfShape")
+@op("ConstantOfShape", traits=Trait.EXACT)
 def constant_of_shape(node: Node) -> Row:
     node.value(0)  # raises where the shape is computed at run time
     axes = broadcast((node.out_shape(),))[-1]
@@ -206,7 +208,7 @@ def range_(node: Node) -> Row | Refusal:
     return Row(f"{', '.join(bounds)} -> q!", why={"q": "counted"})
 
 
-@op("CenterCropPad")
+@op("CenterCropPad", traits=Trait.ZEROS)
 def center(node: Node) -> Row:
     """Axes that keep their length are untouched."""
     node.value(1)  # raises where the target is computed at run time

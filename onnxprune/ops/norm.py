@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxprune.ops.axes import join, mark, names, onto, text
 from onnxprune.ops.base import Elem, Node, Row, Shape, literal, normal, op
+from onnxprune.ops.traits import Trait
 
 WIDTH = "the normalisation averages over this axis"
 ALONE = "normalised over"
@@ -14,7 +15,7 @@ literal("n c *s!, c, c -> n c *s!", ["InstanceNormalization"], why={"s": WIDTH},
 literal("n c! *s -> n c! *s", ["LRN"], why={"c": "each channel is divided by its neighbours"})
 
 
-@op("BatchNormalization")
+@op("BatchNormalization", traits=Trait.OVERWRITES)
 def batch_norm(node: Node) -> Row:
     """With given statistics each channel is on its own."""
     roles = ("data", "scale", "bias", "mean", "var")
@@ -119,7 +120,8 @@ def mean_variance(node: Node) -> Row:
     return Row(f"{row} -> {row}", why={names(rank)[axis]: WIDTH for axis in axes})
 
 
-@op("Softmax", "LogSoftmax", "Hardmax")
+@op("Hardmax", traits=Trait.JUMP)
+@op("Softmax", "LogSoftmax")
 def softmax(node: Node) -> Row:
     """Before opset 13 the axes from ``axis`` on are one."""
     rank = node.rank()

@@ -7,6 +7,7 @@ from typing import TypedDict
 from onnxprune.ops.axes import broadcast, join, mark, names, quant, text
 from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, op
 from onnxprune.ops.linear import matrix_quant, product
+from onnxprune.ops.traits import Trait
 
 
 class Known(TypedDict):
@@ -16,10 +17,16 @@ class Known(TypedDict):
     elems: dict[int, int | Elem]
 
 
+EACH = Trait.ELEMENTWISE | Trait.OVERWRITES
 BLOCK = "quantized in blocks"
 DATA = ("data", "quant", "quant")
 
-literal("*s, ()?, ()?, ()?, ()? -> *s", ["QLinearLeakyRelu", "QLinearSigmoid"], domain="com.microsoft")
+literal(
+    "*s, ()?, ()?, ()?, ()? -> *s",
+    ["QLinearLeakyRelu", "QLinearSigmoid"],
+    domain="com.microsoft",
+    traits=EACH,
+)
 
 
 @op("DynamicQuantizeLinear")
@@ -52,7 +59,7 @@ def linear(node: Node) -> Row | Refusal:
     return Row(f"{data}, {own}, {own}? -> {data}", why={letters[axis]: BLOCK, "z": BLOCK}, **known)
 
 
-@op("QLinearAdd", "QLinearMul", domain="com.microsoft")
+@op("QLinearAdd", "QLinearMul", domain="com.microsoft", traits=EACH)
 def qlinear_binary(node: Node) -> Row | Refusal:
     """A, scale, zero, B, scale, zero, C's scale, zero: broadcast."""
     a, b, c = broadcast((node.shape(0), node.shape(3)))
@@ -62,7 +69,7 @@ def qlinear_binary(node: Node) -> Row | Refusal:
     )
 
 
-@op("QLinearWhere", domain="com.microsoft")
+@op("QLinearWhere", domain="com.microsoft", traits=EACH)
 def qlinear_where(node: Node) -> Row | Refusal:
     """Condition, X, scale, zero, Y, scale, zero, Z's scale, zero: broadcast."""
     condition, x, y, z = broadcast((node.shape(0), node.shape(1), node.shape(4)))

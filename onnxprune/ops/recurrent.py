@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.ops.base import Node, Refusal, Row, op
+from onnxprune.ops.traits import Trait
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "DynamicQuantizeLSTM": 4}
 WHY = {
@@ -43,13 +44,13 @@ def _row(node: Node, weights: str, tail: str = "") -> Row:
     return Row(row, sizes=sizes, attrs=attrs, why=WHY, roles=ROLES)
 
 
-@op("LSTM", "GRU", "RNN")
+@op("LSTM", "GRU", "RNN", traits=Trait.RECURRENT)
 def recurrent(node: Node) -> Row | Refusal:
     """X, W, R, B, lengths, initial states, (peepholes) -> all states, last states."""
     return _row(node, "y! (q! h) {}")
 
 
-@op("DynamicQuantizeLSTM", domain="com.microsoft")
+@op("DynamicQuantizeLSTM", domain="com.microsoft", traits=Trait.RECURRENT)
 def quantized(node: Node) -> Row | Refusal:
     """An LSTM whose weights are quantized (and transposed), and whose data is quantized on the way."""
     if not (node.rank(8) == node.rank(10) == 1):

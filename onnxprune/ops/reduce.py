@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from onnxprune.ops.axes import join, mark, names, text
 from onnxprune.ops.base import Node, Row, normal, op
+from onnxprune.ops.traits import Trait
 
 LOCKS = {
     "ReduceSum": "", "ReduceSumSquare": "", "ReduceL1": "", "ReduceL2": "", "ReduceLogSum": "", "ReduceMean": "~",
@@ -18,7 +19,11 @@ WHY = {
 }
 
 
-@op(*LOCKS)
+@op("ReduceSumSquare", "ReduceL1", "ReduceL2", traits=Trait.ZEROS)
+@op("ReduceLogSum", "ReduceProd", "ReduceLogSumExp")
+@op("ReduceSum", traits=Trait.LINEAR | Trait.ZEROS)
+@op("ReduceMean", traits=Trait.LINEAR | Trait.MEAN)
+@op("ReduceMax", "ReduceMin", traits=Trait.MEAN)
 def reduce(node: Node) -> Row:
     """Zeros add nothing to sums and norms, so that cutting equals masking."""
     rank = node.rank()
@@ -30,7 +35,7 @@ def reduce(node: Node) -> Row:
     return _over(node, axes, LOCKS[node.op])
 
 
-@op("ArgMax", "ArgMin")
+@op("ArgMax", "ArgMin", traits=Trait.CHOICE)
 def arg(node: Node) -> Row:
     """Where the greatest (least) element is."""
     return _over(node, {node.axis(0)}, "!")

@@ -6,11 +6,13 @@ from math import prod
 
 from onnxprune.ops.axes import join, names, quant, text
 from onnxprune.ops.base import Node, Refusal, Row, literal, normal, op
+from onnxprune.ops.traits import Trait
 
 WINDOW = dict.fromkeys("st", "windows run over these positions")
 IMAGES = {"n": "images are picked by number", **WINDOW}
 
-literal("n c *s! -> n c *t!", ["AveragePool", "LpPool"], why=WINDOW)
+literal("n c *s! -> n c *t!", ["AveragePool"], why=WINDOW, traits=Trait.WINDOW | Trait.LINEAR | Trait.ZEROS)
+literal("n c *s! -> n c *t!", ["LpPool"], why=WINDOW, traits=Trait.WINDOW | Trait.ZEROS)
 literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], why=WINDOW)
 literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], domain="com.microsoft", why=WINDOW)
 literal("n! c *s!, r q!, r -> r c *t!", ["RoiAlign"], why=IMAGES)
@@ -19,13 +21,15 @@ COUNTED = {**WINDOW, **dict.fromkeys("nc", "indices count through it")}
 literal("n! c! *s!, n! c! *s! -> n! c! *t!", ["MaxUnpool"], why=COUNTED)
 
 
-@op("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@op("GlobalAveragePool", traits=Trait.LINEAR | Trait.MEAN)
+@op("GlobalMaxPool", traits=Trait.MEAN)
+@op("GlobalLpPool", traits=Trait.ZEROS)
 def global_pool(node: Node) -> Row | Refusal:
     """All positions become one."""
     return Row(f"n c *s! -> n c{' 1' * (node.rank() - 2)}", why=WINDOW)
 
 
-@op("MaxPool")
+@op("MaxPool", traits=Trait.WINDOW | Trait.MEAN)
 def max_pool(node: Node) -> Row | Refusal:
     """The optional indices count through all images and channels, so that they lock them."""
     if node.gives(1):
@@ -51,7 +55,7 @@ def col2im(node: Node) -> Row | Refusal:
     return Row("n (c k!) l! -> n c *t!", sizes={"k": size}, why=dict.fromkeys("klt", "positions of blocks"))
 
 
-@op("Resize", "Upsample")
+@op("Resize", "Upsample", traits=Trait.LINEAR | Trait.ZEROS)
 def resize(node: Node) -> Row | Refusal:
     """An axis that keeps its length at scale 1 is passed through; the others are interpolated."""
     mode = node.attr("coordinate_transformation_mode", "half_pixel")
