@@ -4,8 +4,8 @@ The model is that of a runtime which executes nodes one by one in the file's ord
 
 1. all weights are there all the time, and so are the graph's inputs, which belong to the caller;
 2. a tensor is there from the node that writes it to the last node that reads it, a graph output to the end;
-3. a view (`VIEWS`) takes no memory of its own; it keeps alive what it shows;
-4. an element-wise op (`OVERWRITES`) writes into an input of the same shape and type that nobody reads later, as
+3. a view (`Trait.VIEW`) takes no memory of its own; it keeps alive what it shows;
+4. an element-wise op (`Trait.OVERWRITES`) writes into an input of the same shape and type that nobody reads later, as
    runtimes do that fuse or reuse buffers;
 5. scratch memory of kernels, packed copies of weights and what the arena holds back are not counted.
 """
@@ -24,6 +24,7 @@ from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import Kept
+from onnxprune.ops import Trait
 
 __all__ = [
     "Peak",
@@ -35,14 +36,6 @@ __all__ = [
     "peak_bytes",
     "weight_bytes",
 ]
-
-VIEWS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
-_ELEMENTWISE = (
-    "Abs Add BatchNormalization BiasGelu Ceil Clip Cos Div Elu Erf Exp FastGelu Floor Gelu HardSigmoid HardSwish "
-    "LeakyRelu Log Mish Mul Neg Pow PRelu QuickGelu Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign "
-    "Sqrt Sub Tanh ThresholdedRelu"
-)
-OVERWRITES = frozenset(_ELEMENTWISE.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +238,11 @@ def _step(analysis: Analysis, applied: Applied) -> MemoryStep:
     inner = captured(applied.proto) if applied.proto.attribute else ()
     reads = tuple(name for name in (*node.inputs, *inner) if name)
     writes = tuple(name for name in node.outputs if name)
-    if node.domain not in ("", "ai.onnx", "com.microsoft") or not writes:
+    if not writes or node.attr("training_mode", 0):
         return MemoryStep(reads, writes)
-    if node.op in VIEWS:
+    if Trait.VIEW in node.traits:
         return MemoryStep(reads, writes, shows=node.inputs[0])
-    if node.op not in OVERWRITES:
+    if Trait.OVERWRITES not in node.traits:
         return MemoryStep(reads, writes)
 
     def kind(name: str) -> object:
