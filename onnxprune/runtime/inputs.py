@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.model import Model
+from onnxprune.ops import moved
 from onnxprune.runtime.binding import Shape, Typed, real_inputs, said_in_values
 from onnxprune.runtime.categories import categories
 from onnxprune.runtime.session import Array, RunError, Session, open_session
@@ -124,24 +125,6 @@ def _numbers(
     return np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(dtype)
 
 
-_CARRIES = frozenset(
-    {
-        "Identity",
-        "Cast",
-        "Reshape",
-        "Unsqueeze",
-        "Squeeze",
-        "Flatten",
-        "Transpose",
-        "Slice",
-        "Concat",
-        "Expand",
-        "Add",
-        "Split",
-    }
-)
-
-
 def id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
     """Find the exclusive upper limit of each integer input that indexes a table."""
     graph = model.proto.graph
@@ -156,8 +139,9 @@ def id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
     origin = {name: {name} for name in integers}
     for index in model.order:
         node = graph.node[index]
-        if node.op_type in _CARRIES:
-            sources = set().union(*(origin.get(n, set()) for n in node.input))
+        carried = _carried(node)
+        if carried:
+            sources = set().union(*(origin.get(n, set()) for n in carried))
             for name in node.output if sources else ():
                 origin[name] = sources
         for table, axis, ids in _lookups(node):
@@ -167,6 +151,13 @@ def id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
                     # half of the table, since an offset may be added on the way
                     limits[source] = min(limits.get(source, MAX_ID), max(1, (shape[axis] + 1) // 2))
     return limits
+
+
+def _carried(node: onnx.NodeProto) -> list[str]:
+    """Return the inputs whose numbers, or numbers a little off, a node's outputs have."""
+    if node.op_type in ("Add", "Cast") and not node.domain:
+        return list(node.input)
+    return [node.input[slot] for slot in moved(node.op_type, len(node.input), node.domain)]
 
 
 def _lookups(node: onnx.NodeProto) -> list[tuple[str, int, str]]:
