@@ -23,7 +23,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
-from onnxprune.ops import Node
+from onnxprune.ops import Node, Trait
 from onnxprune.proof.compare import STEP, Difference, compare, worst
 from onnxprune.runtime.session import Feeds, open_session
 
@@ -36,22 +36,6 @@ MOST_FLIPPED = 0.01
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _STEPS = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
-_ROUNDING = frozenset({"Round", "Floor", "Ceil", "Sign", "Mod", "Hardmax", "Shrink", "ThresholdedRelu"})
-_CHOOSING = frozenset({"TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Unique", "Compress"})
-_RANDOM = frozenset(
-    {
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-        "Bernoulli",
-        "Multinomial",
-        "Dropout",
-    }
-)
-#: Ops that give the values of their first input, elsewhere.
-_MOVING = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice"})
-_PLAIN = frozenset({"Shape", "Size", "Constant", "ConstantOfShape"})
 
 
 @dataclass
@@ -78,8 +62,8 @@ def steps(nodes: Iterable[Node]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for node in nodes:
-        if node.op == "Sigmoid" or (node.op in _MOVING and node.inputs[0] in found):
-            found[node.outputs[0]] = STEP
+        if node.op == "Sigmoid" or (node.moved and all(name in found for name in node.moved)):
+            found |= dict.fromkeys(node.outputs, STEP)
     return found
 
 
@@ -189,18 +173,19 @@ def _jumps(look: _Inside) -> Iterator[tuple[Applied, str]]:
         node = applied.node
         outputs = [o for o in node.outputs if o]
         # shape arithmetic is known before the model runs, and doesn't jump
-        if node.op in _PLAIN or all(o in look.analysis.tracer.values for o in outputs):
+        plain = Trait.SIZE in node.traits or node.op in ("Constant", "ConstantOfShape")
+        if plain or all(o in look.analysis.tracer.values for o in outputs):
             continue
         if not outputs or not all(look.shared(o) for o in outputs):
             continue
         weights = look.analysis.tracer.weights
         read = {look.types.get(n, (0, None))[0] for n in node.inputs if n and n not in weights}
         made = {look.types.get(o, (0, None))[0] for o in outputs}
-        if node.op in _CHOOSING | _RANDOM:
+        if node.traits & (Trait.CHOICE | Trait.RANDOM):
             yield applied, "choice"
             continue
         requantises = node.op.startswith("QLinear") and made & _STEPS
-        if node.op in _ROUNDING or requantises or (read & _FLOATS and made - _FLOATS):
+        if Trait.JUMP in node.traits or requantises or (read & _FLOATS and made - _FLOATS):
             yield applied, "step"
 
 
