@@ -27,33 +27,13 @@ from onnxprune.graph.live import names_of, needed, remove
 from onnxprune.graph.trace import attributes
 from onnxprune.graph.values import MAX_ELEMENTS, evaluate
 from onnxprune.model import Model
+from onnxprune.ops import Trait, moved, traits_of
 from onnxprune.wall import board as wall
 
 __all__ = ["settle"]
 
 Array = NDArray[Any]
 Part = tuple[Array, NDArray[np.bool_]]  # a value, and which of its elements are known
-
-#: Ops that only move elements: what they do to a value they do to what is known of it.
-_MOVES = frozenset(
-    {
-        "Gather",
-        "Slice",
-        "Concat",
-        "Unsqueeze",
-        "Squeeze",
-        "Reshape",
-        "Transpose",
-        "Expand",
-        "Tile",
-        "Identity",
-    }
-)
-#: Ops that work element by element on operands that are broadcast.
-_ELEMENTWISE = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Where", "Equal", "Greater", "GreaterOrEqual", "Less",
-     "LessOrEqual", "And", "Or", "Not", "Neg", "Abs", "Cast"}
-)  # fmt: skip
 
 
 def settle(model: Model) -> Model:
@@ -188,16 +168,18 @@ def _computed(node: NodeProto, inputs: list[Part | None]) -> Part | None:
         return None
     if all(m is None or m.all() for m in masks):
         return value, np.ones(value.shape, bool)
-    if node.op_type in _ELEMENTWISE:
+    if Trait.ELEMENTWISE | Trait.EXACT in traits_of(node.op_type, node.domain):
         mask = np.ones(value.shape, bool)
         for own in masks:
             mask = mask & (True if own is None else own)
         return value, mask
-    data = len(inputs) if node.op_type == "Concat" else 1
-    if node.op_type not in _MOVES or not all(m is None or m.all() for m in masks[data:]):
+    data = len(
+        moved(node.op_type, len(inputs), node.domain)
+    )  # what an op does to a value it does to what is known of it
+    if not data or not all(m is None or m.all() for m in masks[data:]):
         return None
-    moved = evaluate(node.op_type, attrs, [*masks[:data], *values[data:]], given)
-    return None if moved is None else (value, np.asarray(moved, bool))
+    known = evaluate(node.op_type, attrs, [*masks[:data], *values[data:]], given)
+    return None if known is None else (value, np.asarray(known, bool))
 
 
 def _inlined(model: Model, decided: Mapping[str, bool]) -> Model:

@@ -25,28 +25,9 @@ from onnxprune.files.protowalk import outer_names
 from onnxprune.graph.length_rules import lengths_of
 from onnxprune.graph.lengths import Number, Stretches, Values, stand_in
 from onnxprune.graph.values import evaluate
-from onnxprune.ops import Node, Row
+from onnxprune.ops import Node, Row, Trait
 
 __all__ = ["Sizes"]
-
-_MOVES = frozenset(
-    {
-        "Unsqueeze",
-        "Squeeze",
-        "Slice",
-        "Gather",
-        "Concat",
-        "Reshape",
-        "Expand",
-        "Tile",
-        "Transpose",
-        "Identity",
-    }
-)
-#: What they read beside the data says how many entries there are, not which.
-_COUNTS = frozenset({"Expand", "Tile"})
-#: Ops whose outputs are as long as their data says: a run gives a length, and no proof that it is always that.
-_BY_DATA = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit", "SequenceAt"})
 
 
 @dataclass
@@ -111,7 +92,9 @@ class Sizes(Stretches):
         counted = node.op in ("Shape", "Size") and not node.domain
         if counted or (node.inputs and all(n in self.free for n in read)):
             self.free.update(filter(None, node.outputs))
-        by_run = (node.op in _BY_DATA or bool(bodies)) and any(n in self.tracer.hints for n in node.outputs)
+        by_run = (Trait.BY_DATA in node.traits or bool(bodies)) and any(
+            n in self.tracer.hints for n in node.outputs
+        )
         self.by_run |= by_run
         if not by_run and not any(self.varies(n) or self.shape(n) is None for n in read):
             return
@@ -166,8 +149,6 @@ class Sizes(Stretches):
         read = [v for n in names if (v := self.value(n)) is not None]
         if not read or len(read) != len(names):
             return None
-        if node.op in _MOVES:
-            return self._moved(node, names, read)
         if node.op == "Split":
             return None if any(map(self.varies, names[1:])) else self._part(node, read[0], slot)
         if node.op in ("ConstantOfShape", "Range"):  # how many there are varies, what they are doesn't
@@ -176,11 +157,13 @@ class Sizes(Stretches):
         if node.op.startswith("Reduce"):
             plain = node.op in ("ReduceProd", "ReduceSum") and not any(map(self.stretches, names))
             return self._reduced(node, read) if plain else None
+        if node.moved:
+            return self._moved(node, names, read)
         return self._by_entry(node, names, read, traced)
 
     def _moved(self, node: Node, names: Sequence[str], read: Sequence[Values]) -> Values | None:
-        data = len(read) if node.op == "Concat" else 1
-        if node.op not in _COUNTS and any(map(self.varies, names[data:])):
+        data = len(node.moved)
+        if Trait.REPEATS not in node.traits and any(map(self.varies, names[data:])):
             return None
         given = [*read[:data], *(self.tracer.values[n] for n in names[data:])]
         return evaluate(node.op, dict(node.attrs), given, [True] * len(given))

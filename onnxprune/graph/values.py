@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.ops import Trait, traits_of
+
 Array = NDArray[Any]
 Maybe = Array | None
 
@@ -183,12 +185,6 @@ _TABLE: dict[str, Callable[[dict[str, Any], Sequence[Maybe]], Maybe]] = {
     "Pow": _simple(lambda a, b: np.power(a, b).astype(a.dtype)),
 }  # fmt: skip
 
-#: Ops whose output has the common shape of all inputs.
-_BROADCAST = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Mod", "Pow", "Max", "Min", "Where", "Equal", "Greater", "GreaterOrEqual", "Less",
-     "LessOrEqual", "And", "Or"}
-)  # fmt: skip
-
 
 def _too_many(op: str, attrs: dict[str, Any], inputs: Sequence[Maybe]) -> bool:
     """Whether a result would be too large, for ops that can make it much larger than their inputs."""
@@ -198,7 +194,7 @@ def _too_many(op: str, attrs: dict[str, Any], inputs: Sequence[Maybe]) -> bool:
     if op == "Gather":
         x, index = arrays
         return bool(index.size * x.size > MAX_ELEMENTS * max(x.shape[attrs.get("axis", 0)], 1))
-    if op in _BROADCAST:
+    if Trait.ELEMENTWISE in traits_of(op):
         return prod(np.broadcast_shapes(*(x.shape for x in arrays))) > MAX_ELEMENTS
     return False
 
