@@ -19,16 +19,13 @@ from onnxprune.cut.writer import Writer
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import NodeCut
 from onnxprune.graph.trace import TraceError, Tracer, Weight
-from onnxprune.ops import Node, Pick, SetAttr, SetInput, emit
+from onnxprune.ops import Node, Pick, SetAttr, SetInput, Trait, emit
 
 __all__ = ["Mender", "RewriteError"]
 
 
-#: Arithmetic of sizes whose result is a fixed multiple of a size wherever its inputs are, or only moves sizes.
-_LINEAR = frozenset(
-    ("Concat", "Flatten", "Gather", "Identity", "Mul", "Neg", "Reshape", "Shape", "Size", "Slice", "Split",
-     "Squeeze", "Transpose", "Unsqueeze")
-)  # fmt: skip
+#: Sizes, and arithmetic of them whose result is a fixed multiple of a size wherever its inputs are.
+_MULTIPLES = frozenset({"Shape", "Size", "Mul", "Neg"})
 _WHOLE = (TensorProto.INT32, TensorProto.INT64)
 
 
@@ -132,7 +129,8 @@ class Mender:
         before, not after.
         """
         node, proto = applied.node, self.writer.protos[number]
-        if node.op in _LINEAR or (node.op == "Cast" and node.attr("to", 0) in _WHOLE):
+        moves = Trait.MOVEMENT in node.traits and Trait.REPEATS not in node.traits
+        if moves or node.op in _MULTIPLES or (node.op == "Cast" and node.attr("to", 0) in _WHOLE):
             return
         for slot, old in enumerate(node.values):
             have = self.new.values.get(proto.input[slot]) if slot < len(proto.input) else None

@@ -16,16 +16,13 @@ from onnx import NodeProto
 
 from onnxprune.files.protowalk import subgraphs
 from onnxprune.graph.trace import TraceError, Tracer
-from onnxprune.ops import Node, Refusal, lookup
+from onnxprune.ops import Node, Refusal, Trait, lookup
 from onnxprune.ops.resolve import Misfit, fit
 from onnxprune.runtime.binding import Shape
 
 __all__ = ["Agreement", "walk"]
 
 Pair = tuple[int, int]
-
-#: Ops that move a window over their input.
-_WINDOWS = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool", "FusedConv", "QLinearConv", "ConvInteger"})
 
 
 @dataclass
@@ -131,7 +128,7 @@ def _wrong(node: Node) -> Agreement | None:
             why = f"{title} has a window of {window} for a signal of {first[1]}"
             return Agreement(0, why=why, pairs=[(first[1], window)])
     kernel = node.attrs.get("kernel_shape")
-    if node.op in _WINDOWS and kernel and (out is None or any(s < 1 for s in out)):
+    if Trait.WINDOW in node.traits and kernel and (out is None or any(s < 1 for s in out)):
         pairs = [(size, k) for size, k in zip(first[2:], kernel, strict=False) if size < k]
         return (
             Agreement(0, why=f"{title} has a kernel larger than its input {first}", pairs=pairs)

@@ -21,27 +21,15 @@ from onnxprune.files.payload import known_type, nbytes
 from onnxprune.files.protowalk import captured, subgraphs
 from onnxprune.graph.trace import TraceError, Tracer
 from onnxprune.model import Model
+from onnxprune.ops import Trait, traits_of
 from onnxprune.runtime.binding import Typed
 
-__all__ = ["VIEWS", "Computed", "Finder"]
+__all__ = ["Computed", "Finder", "another_form"]
 
 #: A tensor may be so many times as large as the largest weight behind it, in bytes, ...
 MOST = 16
 #: ... and so many bytes besides.
 SLACK = 1 << 16
-#: Ops that give a weight another form, with the same numbers.
-VIEWS = frozenset({"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
-_RANDOM = frozenset(
-    {
-        "Bernoulli",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-        "Dropout",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -144,7 +132,7 @@ class Finder:
 
     def only_views(self, found: Computed) -> bool:
         """Whether a tensor is a weight in another form."""
-        return all(self.nodes[n].op_type in VIEWS for n in found.nodes)
+        return all(another_form(self.nodes[n]) for n in found.nodes)
 
     def _private(self, name: str, nodes: set[int], weights: Iterable[str]) -> list[str]:
         """Return the weights that only lead to one tensor."""
@@ -163,8 +151,15 @@ class Finder:
         return output != name and (output in self.outer or any(r not in nodes for r in self.readers[output]))
 
 
+def another_form(node: NodeProto) -> bool:
+    """Whether a node gives a weight another form, with the same numbers."""
+    traits = traits_of(node.op_type, node.domain)
+    return Trait.VIEW | Trait.MOVEMENT in traits or node.op_type in ("Transpose", "Cast")
+
+
 def _foldable(node: NodeProto) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type in _RANDOM or "Quantize" in node.op_type:
+    random = Trait.RANDOM in traits_of(node.op_type, node.domain)
+    if node.domain not in ("", "ai.onnx") or random or "Quantize" in node.op_type:
         return False
     return node.op_type != "Constant" and not any(True for _ in subgraphs(node))
 

@@ -19,6 +19,7 @@ from math import prod
 
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.trace import TraceError, Tracer
+from onnxprune.ops import Trait
 from onnxprune.runtime.binding import Axes, Shape
 from onnxprune.wall import board as wall
 
@@ -32,11 +33,6 @@ MOST_MACS, MOST_BYTES = 5e10, 1 << 28
 AT_ONCE = 3
 #: Lengths of tables that are tried.
 MOST_TABLES = 6
-
-#: Ops that look up or slice their first input.
-_LOOKUPS = frozenset(
-    {"Gather", "GatherElements", "GatherND", "Slice", "RotaryEmbedding", "EmbedLayerNormalization"}
-)
 
 #: Runs a model on inputs of these shapes, given the sizes that they come from; returns why it doesn't run, or nothing.
 Attempt = Callable[[Mapping[str, Shape], Mapping[str, int]], str]
@@ -147,7 +143,8 @@ class SizeTrials:
         found: set[int] = set()
         for applied in self.analysis.coupling.nodes:
             node = applied.node
-            for name in node.inputs if node.op in _LOOKUPS else ():
+            looked_up = Trait.LOOKUP in node.traits or node.op == "Slice"
+            for name in node.inputs if looked_up else ():
                 shape = weights[name].shape if name in weights else ()
                 whole = node.op != "Gather" or not shape
                 found |= set(shape if whole else (shape[node.attrs.get("axis", 0)],))
