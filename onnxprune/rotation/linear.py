@@ -9,7 +9,7 @@ Rules:
 1. A layer is a `Site` whose weight and bias nobody else reads, and which isn't grouped.
 2. Every weight that the group touches belongs to one of these layers; each unit owns as many channels of it as any
    other. The n-th of them, in ascending order, is its channel in head n.
-3. Between layers there are only the ops of `STILL`, sums of two parts of the group, and products with one number. A
+3. Between layers there are only ops that move or average positions of their first input, sums of two parts of the group, and products with one number. A
    MatMul of two activations passes one of them on, or is the end where both belong to the group.
 4. A group may be both, where one layer makes queries, keys and values and they have one width. Its heads are then taken
    to be those of queries first, of keys, and of values; a model in which they aren't doesn't pass the comparison with
@@ -28,18 +28,13 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.select import pick
+from onnxprune.ops import Trait
 from onnxprune.reconstruction.layers import Readers, Site, readers, sites
 from onnxprune.reconstruction.products import Mixable, Side
 
 __all__ = ["find", "widths_for_heads"]
 
 Ints = NDArray[np.int64]
-
-#: Ops that move or average positions of their first input, or say its shape; all units alike.
-STILL = frozenset({
-    "Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather", "Expand",
-    "GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum", "Resize", "Upsample", "Shape",
-})  # fmt: skip
 
 
 class _Unmixable(ValueError):
@@ -208,7 +203,8 @@ def _treats_alike(applied: Applied, inside: Sequence[bool], *, outside: bool) ->
     node = applied.node
     if node.domain not in ("", "ai.onnx"):
         return False
-    if node.op in STILL:
+    still = node.traits & (Trait.MOVEMENT | Trait.LINEAR | Trait.SIZE) and node.op != "Concat"
+    if still or node.op == "Cast":
         return inside[0] and not any(inside[1:])
     if node.op in ("Add", "Sub"):
         return all(inside) and node.shapes[0] == node.shapes[1]
