@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxprune.ops import Trait, traits_of
 from onnxprune.sparsity.weights import SparseWeight
 
 __all__ = ["ONNXRUNTIME", "tensor_cores", "useful"]
@@ -18,16 +19,7 @@ def tensor_cores(target: SparseWeight) -> str:
     """
     blocks, _, inputs, _ = target.shape
     ops = {r.op for r in target.readers}
-    if ops - {
-        "Conv",
-        "Gemm",
-        "MatMul",
-        "FusedConv",
-        "FusedGemm",
-        "FusedMatMul",
-        "QLinearConv",
-        "QLinearMatMul",
-    }:
+    if not all(Trait.GEMM in traits_of(r.op, r.domain) for r in target.readers):
         return f"{', '.join(sorted(ops))} isn't among Conv, Gemm and MatMul"
     if any(r.group > 1 for r in target.readers):
         return "a grouped convolution"

@@ -53,6 +53,7 @@ class Reader:
     name: str
     op: str
     group: int = 1
+    domain: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def find(model: Model) -> tuple[list[SparseWeight], list[Left]]:
 def fold_computed(model: Model) -> Folded:
     """Make weights that the graph computes weights of their own, where layers read them and the file doesn't grow.
 
-    What has only another form (`VIEWS`) or is quantised is followed instead: `find`.
+    What has only another form (`another_form`) or is quantised is followed instead: `find`.
     """
     finder = Finder(model, Tracer(opsets_of(model), weights_of(model)))
     read = {
@@ -253,7 +254,9 @@ class _Graph:
         zero, scale = self._zero(name, info.dims, node, nodes, zero_slot)
         if info.elem_type in QUANTISED and zero is None:
             raise _No("it is an integer, but no DequantizeLinear says what stands for zero")
-        return SparseWeight(name, info.elem_type, layout, (Reader(title, node.op_type, group),), zero, scale)
+        return SparseWeight(
+            name, info.elem_type, layout, (Reader(title, node.op_type, group, node.domain),), zero, scale
+        )
 
     def _zero(
         self, name: str, dims: Shape, node: NodeProto, nodes: list[NodeProto], slot: int
