@@ -16,23 +16,14 @@ from onnx import helper
 
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
+from onnxprune.ops import Trait
 
 __all__ = ["Constants", "padded"]
 
 Array: TypeAlias = NDArray[Any]
 Values: TypeAlias = NDArray[np.float64]  # one number a channel, NaN where it isn't constant
 
-_UNARY = frozenset(
-    {"Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Clip", "Elu", "Selu", "Celu", "Gelu", "Mish",
-     "Softplus", "Softsign", "Erf", "Exp", "Abs", "Neg", "Sqrt", "Reciprocal", "Floor", "Ceil", "QuickGelu", "Swish"}
-)  # fmt: skip
 _BINARY = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
-_CARRY = frozenset(
-    {"Identity", "Dropout", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "GlobalAveragePool",
-     "GlobalMaxPool", "ReduceMean", "MaxPool"}
-)  # fmt: skip
-#: Zeros stay zeros, other constants may not.
-_ZEROS = frozenset({"AveragePool", "Pad", "Resize", "Upsample"})
 _FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 )
@@ -229,20 +220,17 @@ class Constants:
         return {axis: np.concatenate(parts)}
 
     def _follow(self, applied: Applied) -> dict[int, Values]:
-        node = applied.node
+        node, traits = applied.node, applied.node.traits
         known = self.known[node.inputs[0]]
-        if node.op in _UNARY:
-            return {a: _evaluate(self.analysis, applied, v) for a, v in known.items()}
-        if node.op in _ZEROS:
-            known = (
-                {a: np.where(v == 0, v, np.nan) for a, v in known.items()}
-                if self._fills_zeros(applied)
-                else {}
-            )
-            return self._carry(applied, known)
         if node.op == "Dropout" and node.has(2):  # in training
             return {}
-        return self._carry(applied, known) if node.op in _CARRY else {}
+        if traits & (Trait.MOVEMENT | Trait.MEAN | Trait.VIEW) or node.op == "Cast":
+            return self._carry(applied, known)
+        if Trait.ELEMENTWISE in traits and len(node.shapes[0] or ()) == len(node.out_shapes[0] or ()):
+            return {a: _evaluate(self.analysis, applied, v) for a, v in known.items()}
+        if Trait.ZEROS in traits and self._fills_zeros(applied):
+            return self._carry(applied, {a: np.where(v == 0, v, np.nan) for a, v in known.items()})
+        return {}
 
     def _fills_zeros(self, applied: Applied) -> bool:
         """Whether a pooling, padding or resizing op puts nothing but zeros beyond the border."""
