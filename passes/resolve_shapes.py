@@ -42,7 +42,7 @@ from onnxprune.graph.live import needed, remove
 from onnxprune.graph.sizes import Sizes
 from onnxprune.graph.trace import TraceError, Tracer, Weight, attributes
 from onnxprune.model import Model
-from onnxprune.ops import Node, Refusal, lookup
+from onnxprune.ops import Node, Refusal, Trait, lookup
 from onnxprune.runtime import binding
 from onnxprune.runtime.binding import Shape, Typed
 
@@ -52,16 +52,6 @@ __all__ = ["run"]
 MOST = 1024
 #: Bindings of the dynamic axes that the result is traced under.
 BINDINGS = 4
-
-_MOVES = frozenset(
-    {"Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Tile"}
-)
-_ELEMENTWISE = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Where", "Equal", "Greater", "GreaterOrEqual", "Less",
-     "LessOrEqual", "And", "Or", "Not", "Neg", "Abs", "Floor", "Ceil", "Sqrt", "Reciprocal"}
-)  # fmt: skip
-#: Ops whose float results IEEE 754 fixes.
-_EXACT = _MOVES | _ELEMENTWISE | {"Cast", "Identity", "ConstantOfShape"}
 
 #: Kernels for half floats may calculate in single.
 _WIDE = (np.float32, np.float64)
@@ -200,7 +190,7 @@ class _Resolver:
             return
         if not counted and not all(n in self.known or not n for n in node.inputs):
             return
-        if value.dtype.kind in "iub" or (value.dtype in _WIDE and node.op in _EXACT):
+        if value.dtype.kind in "iub" or (value.dtype in _WIDE and Trait.EXACT in node.traits):
             self.known[name] = ~self.sizes.moving(name).reshape(value.shape)
 
     def whole(self, name: str) -> bool:
