@@ -173,9 +173,8 @@ def _computed(node: NodeProto, inputs: list[Part | None]) -> Part | None:
         for own in masks:
             mask = mask & (True if own is None else own)
         return value, mask
-    data = len(
-        moved(node.op_type, len(inputs), node.domain)
-    )  # what an op does to a value it does to what is known of it
+    # what a movement does to a value it does to what is known of it
+    data = len(moved(node.op_type, len(inputs), node.domain))
     if not data or not all(m is None or m.all() for m in masks[data:]):
         return None
     known = evaluate(node.op_type, attrs, [*masks[:data], *values[data:]], given)

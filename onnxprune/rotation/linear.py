@@ -9,8 +9,9 @@ Rules:
 1. A layer is a `Site` whose weight and bias nobody else reads, and which isn't grouped.
 2. Every weight that the group touches belongs to one of these layers; each unit owns as many channels of it as any
    other. The n-th of them, in ascending order, is its channel in head n.
-3. Between layers there are only ops that move or average positions of their first input, sums of two parts of the group, and products with one number. A
-   MatMul of two activations passes one of them on, or is the end where both belong to the group.
+3. Between layers there are only ops that move or average positions of their first input, sums of two parts of the
+   group, and products with one number. A MatMul of two activations passes one of them on, or is the end where both
+   belong to the group.
 4. A group may be both, where one layer makes queries, keys and values and they have one width. Its heads are then taken
    to be those of queries first, of keys, and of values; a model in which they aren't doesn't pass the comparison with
    the original that follows (`onnxprune.rotation.basis`).
