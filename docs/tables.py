@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 
 def ops() -> str:
     """Return docs/ops.md."""
+    from onnxprune.ops import traits_of
     from onnxprune.pruning.inspection import op_table
 
     table = op_table()
@@ -29,12 +30,16 @@ def ops() -> str:
         f"{len(known)} ops have a row: {count['row']} always the same, {count['dynamic']} one that depends "
         "on the node.",
         "",
-        "| op | row |",
-        "|---|---|",
+        "Traits are explained in `onnxprune/ops/traits.py`.",
+        "",
+        "| op | row | traits |",
+        "|---|---|---|",
     ]
     for op, kind, text in known:
         cell = text.replace("|", "\\|")
-        lines.append(f"| {op} | {'`' + cell + '`' if kind == 'row' else cell} |")
+        domain, _, name = op.rpartition("::")
+        traits = ", ".join(traits_of(name, domain).names)
+        lines.append(f"| {op} | {'`' + cell + '`' if kind == 'row' else cell} | {traits} |")
     without = [f"{op} ({text})" if text else op for op, kind, text in table if kind not in ("row", "dynamic")]
     lines += ["", f"Without a row, and so frozen ({len(without)}): {', '.join(without)}.", ""]
     return "\n".join(lines)
