@@ -21,6 +21,7 @@ from onnxprune.calibration.samples import Samples, load_samples
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.select import pick
 from onnxprune.model import Model
+from onnxprune.ops import traits_of
 from onnxprune.proof.compare import compare
 from onnxprune.reconstruction.layers import readers, sites
 from onnxprune.reconstruction.products import Mixable
@@ -239,7 +240,8 @@ def test_what_isnt_linear_or_tells_units_apart_stays(between: str) -> None:
 def test_a_node_treats_units_alike_if_only_its_data_and_a_single_number_have_a_part(
     op: str, inside: list[bool], other: tuple[int, ...], alike: bool
 ) -> None:
-    applied: Any = SimpleNamespace(node=SimpleNamespace(domain="", op=op, shapes=[(2, 5, 8), other]))
+    node = SimpleNamespace(domain="", op=op, shapes=[(2, 5, 8), other], traits=traits_of(op))
+    applied: Any = SimpleNamespace(node=node)
     assert _treats_alike(applied, inside, outside=True) is alike
 
 

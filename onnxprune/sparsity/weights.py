@@ -2,8 +2,9 @@
 
 Rules:
 
-1. Weights are what a product contracts with an activation: Conv (axis 1), ConvTranspose (axis 0, by group), Gemm (K by
-   transA and transB), MatMul (K, constant on either side, any batch axes), their contrib and integer forms.
+1. Weights are what a sum of products runs over, as the op's row says (`onnxprune.sparsity.products`): Conv (axis 1),
+   ConvTranspose (axis 0, by group), Gemm (K by transA and transB), MatMul (K, constant on either side, any batch axes),
+   their contrib and integer forms.
 2. From the layer back to the weight the way may lead through DequantizeLinear, QuantizeLinear, Cast, Identity,
    Transpose and Reshape. Zero is what the layer reads as zero: behind DequantizeLinear the zero point.
 3. A weight that several layers read along the same axis is treated once; along different axes it stays dense, and so
@@ -29,7 +30,9 @@ from onnxprune.graph.folding import Folded, fold, is_float, small_enough
 from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.trace import Tracer
 from onnxprune.model import Model
+from onnxprune.ops import Trait, traits_of
 from onnxprune.sparsity.layout import Layout
+from onnxprune.sparsity.products import Factor, canonical, factors
 
 __all__ = ["Left", "Reader", "SparseWeight", "find", "fold_computed"]
 
@@ -106,12 +109,13 @@ def find(model: Model) -> tuple[list[SparseWeight], list[Left]]:
     found: dict[str, list[SparseWeight]] = {}
     left: dict[str, str] = {}
     for index, node in enumerate(model.proto.graph.node):
-        for slot, zero in _slots(node):
+        for factor in graph.factors(node):
+            slot = factor.slot
             name, steps = "", list[tuple[str, Shape]]()
             try:
                 name, steps, stored = graph.origin(node.input[slot])
                 if name:
-                    target = graph.target(name, node, slot, (steps, stored), zero, index)
+                    target = graph.target(name, node, factor, (steps, stored), index)
                     found.setdefault(name, []).append(target)
             except _No as reason:
                 left.setdefault(name or graph.weight_behind(node.input[slot]), str(reason))
@@ -137,12 +141,17 @@ def fold_computed(model: Model) -> Folded:
 
     What has only another form (`another_form`) or is quantised is followed instead: `find`.
     """
-    finder = Finder(model, Tracer(opsets_of(model), weights_of(model)))
+    opsets = opsets_of(model)
+    finder = Finder(model, Tracer(opsets, weights_of(model)))
+
+    def shape(name: str) -> Shape | None:
+        return finder.tracer.types[name][1] if name in finder.maker or name in finder.fixed else None
+
     read = {
-        node.input[slot]
+        node.input[factor.slot]
         for node in model.proto.graph.node
         if not any(o in finder.maker for o in node.output)
-        for slot, _ in _slots(node)
+        for factor in factors(node, shape, opsets)
     }
     ends = (finder.of(name) for name in finder.ends() if name in read)
     names = [
@@ -151,33 +160,13 @@ def fold_computed(model: Model) -> Folded:
     return fold(model, finder, names) if names else Folded(model, model)
 
 
-def _slots(node: NodeProto) -> Iterator[tuple[int, int]]:
-    """Yield the inputs of a layer that may be weights, each with the input that is its zero point (or -1)."""
-    for slot, zero in _LAYERS.get((node.domain.replace("ai.onnx", ""), node.op_type), ()):
-        if slot < len(node.input) and node.input[slot]:
-            yield slot, zero
-
-
-_LAYERS: dict[tuple[str, str], tuple[tuple[int, int], ...]] = {
-    ("", "Conv"): ((1, -1),),
-    ("", "ConvTranspose"): ((1, -1),),
-    ("", "Gemm"): ((0, -1), (1, -1)),
-    ("", "MatMul"): ((0, -1), (1, -1)),
-    ("", "ConvInteger"): ((1, 3),),
-    ("", "MatMulInteger"): ((0, 2), (1, 3)),
-    ("", "QLinearConv"): ((3, 5),),
-    ("", "QLinearMatMul"): ((0, 2), (3, 5)),
-    ("com.microsoft", "FusedConv"): ((1, -1),),
-    ("com.microsoft", "FusedGemm"): ((0, -1), (1, -1)),
-    ("com.microsoft", "FusedMatMul"): ((0, -1), (1, -1)),
-}
 _PASSED = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
 
 
 class _Graph:
     def __init__(self, model: Model) -> None:
         graph = model.proto.graph
-        self.model = model
+        self.model, self.opsets = model, opsets_of(model)
         self.maker = {name: node for node in graph.node for name in node.output if name}
         self.readers: dict[str, list[NodeProto]] = {}
         self.inner: set[str] = set()
@@ -188,6 +177,19 @@ class _Graph:
         # before IR 4 every weight had to be declared as an input as well, and none can be given
         self.inputs = {v.name for v in graph.input} if model.proto.ir_version >= 4 else set()
         self.outputs = {v.name for v in graph.output}
+
+    def factors(self, node: NodeProto) -> Iterator[Factor]:
+        """Yield the operands that a node sums products of and behind which there is a weight."""
+        return factors(node, self._dims, self.opsets)
+
+    def _dims(self, name: str) -> Shape | None:
+        """Return the shape in which a weight arrives, None for what is none; as stored, where that can't be known."""
+        try:
+            weight, steps, _ = self.origin(name)
+            return Layout(self.model.info(weight).dims, tuple(steps)).shape if weight else None
+        except (_No, ValueError, IndexError):
+            weight = self.weight_behind(name)
+            return self.model.info(weight).dims if weight else None
 
     def origin(self, name: str) -> tuple[str, Steps, list[NodeProto]]:
         """Return the weight behind a tensor (empty: an activation), the movements from it, and the nodes passed."""
@@ -232,9 +234,8 @@ class _Graph:
         self,
         name: str,
         node: NodeProto,
-        slot: int,
+        factor: Factor,
         way: tuple[Steps, list[NodeProto]],
-        zero_slot: int,
         index: int,
     ) -> SparseWeight:
         """Return what one layer makes of a weight."""
@@ -247,11 +248,10 @@ class _Graph:
         if info.elem_type not in (*FLOATS, *QUANTISED):
             kind = _T.DataType.Name(info.elem_type).lower()
             raise _No(f"its type is {kind}")
-        canonical = _canonical(node, slot, dims, group)
-        layout = Layout(info.dims, (*steps, *canonical))
+        layout = Layout(info.dims, (*steps, *canonical(factor, dims)))
         if layout.shape[2] == 1 and group > 1:
             raise _No("depthwise: each output reads one input, so no sum has terms to lose")
-        zero, scale = self._zero(name, info.dims, node, nodes, zero_slot)
+        zero, scale = self._zero(name, info.dims, node, nodes, factor)
         if info.elem_type in QUANTISED and zero is None:
             raise _No("it is an integer, but no DequantizeLinear says what stands for zero")
         return SparseWeight(
@@ -259,15 +259,16 @@ class _Graph:
         )
 
     def _zero(
-        self, name: str, dims: Shape, node: NodeProto, nodes: list[NodeProto], slot: int
+        self, name: str, dims: Shape, node: NodeProto, nodes: list[NodeProto], factor: Factor
     ) -> tuple[Array | None, Array | None]:
         if self.model.info(name).elem_type in FLOATS:
             return None, None
         dtype = np.asarray(self.model.weight(name)).dtype
+        slot = factor.zero
         if slot >= 0:
             point = node.input[slot] if slot < len(node.input) else ""
             step = node.input[slot - 1] if node.op_type.startswith("QLinear") else ""
-            axis = 0 if node.op_type.endswith("Conv") or node.op_type == "ConvInteger" else len(dims) - 1
+            axis = min(factor.outputs, len(dims) - 1)
             return self._spread(point, dims, axis, 0, dtype), self._spread(step, dims, axis, 0, np.float32)
         first = next((n for n in nodes if n.op_type not in ("Identity", "Cast")), None)
         if first is None or first.op_type != "DequantizeLinear":
@@ -311,7 +312,7 @@ class _Graph:
             raise _No("the body of an If, Loop or Scan reads it too")
         for node in (n for one in names for n in self.readers.get(one, [])):
             passed = node.op_type in (*_PASSED, "Transpose", "Reshape") and node.input[0] in names
-            if not passed and not any(node.input[slot] in names for slot, _ in _slots(node)):
+            if not passed and not any(node.input[factor.slot] in names for factor in self.factors(node)):
                 what = "looks rows up in" if node.op_type.startswith("Gather") else "reads"
                 raise _No(f"{node.op_type} '{node.name}' {what} it too")
         if len({(t.layout, str(t.zero)) for t in found}) > 1:
@@ -326,26 +327,8 @@ class _Graph:
             info = self.model.info(name)
             if info.elem_type not in FLOATS or len(info.dims) < 2 or prod(info.dims) < 64:
                 continue
-            ops = {n.op_type for n in self.readers.get(name, [])}
-            if ops and ops <= {"Gather", "EmbedLayerNormalization"}:
+            traits = [traits_of(n.op_type, n.domain) for n in self.readers.get(name, [])]
+            if traits and all(Trait.LOOKUP in own for own in traits):
                 yield name, "an embedding table: rows are looked up, not summed over"
-            elif ops & {"LSTM", "GRU", "RNN"}:
+            elif any(Trait.RECURRENT in own for own in traits):
                 yield name, "recurrent weights"
-
-
-def _canonical(node: NodeProto, slot: int, dims: Shape, group: int) -> Steps:
-    kind = node.op_type.removeprefix("Fused").removeprefix("QLinear").removesuffix("Integer")
-    swap = ("transpose", (0, 2, 1, 3))
-    if kind == "Conv":
-        return [("reshape", (1, dims[0], dims[1], prod(dims[2:])))]
-    if kind == "ConvTranspose":
-        return [("reshape", (group, dims[0] // group, dims[1], prod(dims[2:]))), swap]
-    attrs = {a.name: a.i for a in node.attribute}
-    left = slot == 0
-    if attrs.get("transBatchA" if left else "transBatchB", 0):
-        raise _No(f"{node.op_type} '{node.name}' moves its batch axes")
-    turned = bool(attrs.get("transA" if left else "transB", 0))
-    if len(dims) < 2:
-        return [("reshape", (1, 1, prod(dims), 1))]
-    steps: Steps = [("reshape", (prod(dims[:-2]), dims[-2], dims[-1], 1))]
-    return steps + ([swap] if turned == left else [])

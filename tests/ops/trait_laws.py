@@ -20,6 +20,7 @@ Run = Callable[[Sequence[Array | None]], list[Array]]
 #: None: it says nothing of these inputs; else whether it holds.
 Law = Callable[[NodeProto, Run, list[Array | None]], bool | None]
 RNG = np.random.default_rng(5)
+START = RNG.bit_generator.state
 
 
 def drawn(like: Array) -> Array:
@@ -218,10 +219,7 @@ def comparison(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | 
 def looked_up(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | None:
     """Whether other integers, of those that are there, give other elements in the same shape."""
     before = run(inputs)[0]
-    other = [
-        RNG.permutation(a.ravel()).reshape(a.shape) if a is not None and a.dtype.kind == "i" else a
-        for a in inputs
-    ]
+    other = [np.roll(a, 1) if a is not None and a.dtype.kind == "i" else a for a in inputs]
     after = run(other)[0]
     return before.shape == after.shape and not same(before, after)
 
