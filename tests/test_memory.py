@@ -3,9 +3,11 @@
 from functools import partial
 from math import prod
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from small_models import MODELS, chain
 
 import onnxprune
@@ -146,3 +148,21 @@ def test_tensors_of_unknown_type_are_left_out() -> None:
     del analysis.tracer.types["conv2_out"]
     assert not any("conv2_out" in names for names in moments(analysis))
     assert peak_bytes(analysis) < peak_bytes(analyse(Model.load(chain())))
+
+
+@pytest.mark.parametrize("training", [0, 1])
+def test_what_is_in_training_overwrites_nothing(training: int) -> None:
+    """A batch norm that takes its own statistics reads an element after it would have been overwritten."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node(
+            "BatchNormalization", ["a", *"sbmv"], ["c", "p", "q"][: 1 + 2 * training], training_mode=training
+        ),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3, 4, 4]) for n in "xy"]
+    weights = [numpy_helper.from_array(np.ones(3, np.float32), n) for n in "sbmv"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = Model.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    size = 4 * 2 * 3 * 4 * 4
+    assert peak_bytes(analyse(model)) == (2 + training) * size + 2 * training * 12 + 4 * 12

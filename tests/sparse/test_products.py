@@ -1,11 +1,14 @@
 """Which operands a sum of products runs over follows from rows: held against what is known of each op."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
+import onnxprune
 from onnxprune.sparsity.products import Factor, canonical, factors
 from onnxprune.testing.node import run_node
 
@@ -102,3 +105,25 @@ def test_outputs_and_inputs_are_what_they_are_called(op: str, attrs: dict[str, A
         other = x.copy()
         other[:, channel] += 1
         assert np.allclose(before, run_node(node, [other, w], {"": 17})[0]) is same
+
+
+def test_a_layer_of_onnxruntime_gets_zeros_where_its_zero_point_is(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    weights = {
+        "w": rng.integers(0, 255, (16, 8)).astype(np.uint8),
+        "s": np.full(8, 0.01, np.float32),
+        "z": np.arange(100, 108).astype(np.uint8),
+    }
+    graph = helper.make_graph(
+        [helper.make_node("DynamicQuantizeMatMul", ["x", *weights], ["y"], domain=MS, name="m")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 8])],
+        [numpy_helper.from_array(w, n) for n, w in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MS, 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "a.onnx")
+    onnxprune.sparsify(tmp_path / "a.onnx", tmp_path / "b.onnx", pattern="2:4")
+    after = numpy_helper.to_array(onnx.load(tmp_path / "b.onnx").graph.initializer[0])
+    assert ((after == weights["z"]).reshape(4, 4, 8).sum(1) >= 2).all()
+    assert not (weights["w"] == weights["z"]).reshape(4, 4, 8).sum(1).min() >= 2
