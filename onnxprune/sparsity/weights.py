@@ -160,7 +160,7 @@ def fold_computed(model: Model) -> Folded:
     return fold(model, finder, names) if names else Folded(model, model)
 
 
-_PASSED = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
+_PASSED = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape")
 
 
 class _Graph:
@@ -198,7 +198,7 @@ class _Graph:
             node = self.maker.get(name)
             if node is None or node.domain not in ("", "ai.onnx"):
                 return "", [], []
-            if node.op_type not in (*_PASSED, "Transpose", "Reshape"):
+            if node.op_type not in _PASSED:
                 return "", [], []
             nodes.append(node)
             name = node.input[0]
@@ -303,7 +303,7 @@ class _Graph:
         names, behind = {name}, [name]
         while behind:
             for node in self.readers.get(behind.pop(), []):
-                if node.op_type in (*_PASSED, "Transpose", "Reshape") and node.output[0] not in names:
+                if node.op_type in _PASSED and node.output[0] not in names:
                     names.add(node.output[0])
                     behind.append(node.output[0])
         if names & self.outputs:
@@ -311,7 +311,7 @@ class _Graph:
         if names & self.inner:
             raise _No("the body of an If, Loop or Scan reads it too")
         for node in (n for one in names for n in self.readers.get(one, [])):
-            passed = node.op_type in (*_PASSED, "Transpose", "Reshape") and node.input[0] in names
+            passed = node.op_type in _PASSED and node.input[0] in names
             if not passed and not any(node.input[factor.slot] in names for factor in self.factors(node)):
                 what = "looks rows up in" if node.op_type.startswith("Gather") else "reads"
                 raise _No(f"{node.op_type} '{node.name}' {what} it too")
