@@ -54,7 +54,7 @@ def embed(node: Node) -> Row | Refusal:
     return Row(row, why=why, roles=roles, elems={0: 2, 1: Elem.INT32, 2: 2})
 
 
-@op("QEmbedLayerNormalization", domain=MICROSOFT)
+@op("QEmbedLayerNormalization", domain=MICROSOFT, traits=Trait.LOOKUP)
 def quantized_embed(node: Node) -> Row | Refusal:
     """Ids, segments, three tables, scale, bias, mask; scales and zero points of all five -> normalised sum, lengths."""
     own = ["()", "()", "()?", "()", "()"]
@@ -65,7 +65,7 @@ def quantized_embed(node: Node) -> Row | Refusal:
     return Row(row, why=why, roles=roles, zeros=zeros, elems={0: 8, 1: Elem.INT32})
 
 
-@op("GatherBlockQuantized", domain=MICROSOFT)
+@op("GatherBlockQuantized", domain=MICROSOFT, traits=Trait.LOOKUP)
 def gather_blocks(node: Node) -> Row | Refusal:
     """Gather from a table that is quantized in blocks along one axis; bytes may hold several values of the last."""
     rank, block = node.rank(), int(node.attr("block_size", 128))

@@ -83,6 +83,12 @@ def more() -> Iterator[contrib_cases.Case]:
     yield case("LSTM", f(4, 1, 3), f(1, 8, 3), f(1, 8, 2), domain="", hidden_size=2)
     ids, tables = np.arange(10, dtype=np.int32).reshape(2, 5), (f(20, 8), f(12, 8))
     yield case("EmbedLayerNormalization", ids, None, *tables, None, f(8), f(8), outputs=2)
+    u8 = contrib_cases.u8
+    packed = u8(20, 8), u8(12, 8), None, u8(8), u8(8)
+    own = [np.asarray(scale)] * 2 + [None] + [np.asarray(scale)] * 2
+    zeros = [np.asarray(zero)] * 2 + [None] + [np.asarray(zero)] * 2
+    yield case("QEmbedLayerNormalization", ids, None, *packed, None, *own, *zeros, outputs=2)
+    yield case("GatherBlockQuantized", u8(20, 16), ids, contrib_cases.scale(20, 2), block_size=16)
     yield case("GatherND", f(4, 3, 4), np.array([[0], [2], [3]]))
 
 
@@ -250,7 +256,7 @@ def listed(source: str) -> list[list[str]]:
 
 
 def test_no_other_room_lists_ops() -> None:
-    """But for those that no gradient goes through: what has a gradient says the room of gradients."""
+    """But for those that no gradient goes through, and for what may lie between a weight and its layer."""
     assert listed('X = {"Abs", "Add", "Cos", "Exp", "Log", "Neg"}') == listed(
         'X = "Abs Add Cos Exp Log Neg".split()'
     )
@@ -262,4 +268,4 @@ def test_no_other_room_lists_ops() -> None:
     root = Path(onnxprune.__file__).parent
     files = {p.relative_to(root).as_posix(): p for p in root.rglob("*.py") if p.parent.name != "ops"}
     lists = {name for name, path in files.items() if listed(path.read_text(encoding="utf-8"))}
-    assert lists == {"gradient/tape.py"}
+    assert lists == {"gradient/tape.py", "sparsity/weights.py"}
