@@ -10,6 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
+from onnxprune.errors import UsageError
+from onnxprune.graph.analysis import analyse
+from onnxprune.graph.feasible import LARGE
+from onnxprune.model import Model
 from onnxprune.ops import Node, Refusal, lookup
 from onnxprune.ops.resolve import out_shapes
 from onnxprune.runtime import binding
@@ -108,3 +112,98 @@ def test_lengths_of_a_position_bias_are_values_of_its_inputs(known: bool) -> Non
     row = lookup(node)
     assert not isinstance(row, Refusal)
     assert out_shapes(row, node) == [(1, 4, 5, 7) if known else None]
+
+
+def _pixels_attend(rows: str = "height") -> onnx.ModelProto:
+    """All pixels attend to all, as in the first level of a diffusion net."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["q"]),
+        helper.make_node("Transpose", ["q"], ["k"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["k", "q"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["q", "shares"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, rows, "width"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([0, 4, -1]), "flat")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_sizes_are_small_where_tensors_grow_with_their_square() -> None:
+    model = Model.load(_pixels_attend())
+    most = max(np.prod(shape) for _, shape in analyse(model).tracer.types.values() if shape)
+    assert most <= LARGE < 2 * 4096**2
+    given = analyse(model, input_shapes={"x": (2, 4, 64, 64)})
+    assert given.inputs["x"] == (2, 4, 64, 64)
+
+
+def _scoped(name: str, data: str, weight: str, scopes: str) -> onnx.NodeProto:
+    node = helper.make_node("MatMul", [data, weight], [name], f"node_{name}")
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    return node
+
+
+def _modules(scopes: str) -> onnx.ModelProto:
+    """Two hidden layers; the first was exported from modules of these names."""
+    nodes = [
+        _scoped("val_1", "x", "val_7", scopes),
+        helper.make_node("Relu", ["val_1"], ["val_2"]),
+        helper.make_node("MatMul", ["val_2", "val_8"], ["val_3"]),
+        helper.make_node("Relu", ["val_3"], ["val_4"]),
+        helper.make_node("MatMul", ["val_4", "val_9"], ["y"]),
+    ]
+    weights = {"val_7": (6, 8), "val_8": (8, 10), "val_9": (10, 4)}
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), n) for n, shape in weights.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def _cut(model: onnx.ModelProto, **options: tuple[str, ...]) -> tuple[int, int]:
+    """Return the widths of both hidden layers after the cut."""
+    small = onnxprune.prune(model, ratio=0.5, align="none", **options).model
+    left = {t.name: tuple(t.dims) for t in small.graph.initializer}
+    return left["val_7"][1], left["val_9"][0]
+
+
+def test_modules_that_an_exporter_names_can_be_picked() -> None:
+    model = _modules("['', 'decoder', 'decoder.mlp', 'decoder.mlp.up_proj', 'linear']")
+    assert _cut(model, only=("mlp",)) == (4, 10)
+    assert _cut(model, ignore=(r"mlp\.up_proj$",)) == (8, 5)
+
+
+@pytest.mark.parametrize("scopes", ["", "nothing [", "3", "['linear']", "[None, 'linear']"])
+def test_what_names_no_module_matches_nothing(scopes: str) -> None:
+    with pytest.raises(UsageError, match="matches no group"):
+        _cut(_modules(scopes), only=("mlp",))
+
+
+def _cached(window: int) -> onnx.ModelProto:
+    """A cache that slides: onnxruntime wants it to be no shorter than the window."""
+    inputs = ["q", "k", "v", "past_k", "past_v", "lengths", "total"]
+    node = helper.make_node(
+        "GroupQueryAttention", inputs, ["y", "new_k", "new_v"], "attention", domain=MICROSOFT, num_heads=2,
+        kv_num_heads=2, local_window_size=window, sliding_window_cache=1,
+    )  # fmt: skip
+    data: list[int | str] = ["batch", "sequence_length", 16]
+    cache: list[int | str] = ["batch", 2, "past_sequence_length", 8]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, data) for n in "qkv"]
+    values += [helper.make_tensor_value_info(n, TensorProto.FLOAT, cache) for n in inputs[3:5]]
+    values.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, ["batch"]))
+    values.append(helper.make_tensor_value_info("total", TensorProto.INT32, []))
+    results = [helper.make_tensor_value_info("y", TensorProto.FLOAT, data)]
+    graph = helper.make_graph([node], "g", values, results)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("window", [32, 100, 4096])
+def test_a_sliding_cache_is_as_long_as_its_window(window: int) -> None:
+    found = analyse(Model.load(_cached(window)))
+    assert found.inputs["past_k"][2] == found.inputs["past_v"][2] >= window

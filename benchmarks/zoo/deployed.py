@@ -44,12 +44,13 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300)
     options = parser.parse_args()
     record = options.folder / "table.json"
-    rows: dict[str, dict[str, Any]] = json.loads(record.read_text()) if record.exists() else {}
+    rows = _read(record)
     names = [n for n in files(options.folder) if re.search(options.only, n)]
     if options.command == "run":
         with ThreadPoolExecutor(options.jobs) as pool:
-            for name, row in pool.map(lambda n: (n, _row(n, rows.get(n, {}), options)), names):
-                rows[name] = row
+            done = dict(rows)
+            for name, row in pool.map(lambda n: (n, _row(n, done.get(n, {}), options)), names):
+                rows = _read(record) | {name: row}  # others may have written meanwhile
                 record.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
                 print(_line(name, row), flush=True)
         return 0
@@ -57,6 +58,10 @@ def main() -> int:
         print(_line(name, rows.get(name, {})))
     print(_summary([rows[n] for n in names if n in rows]))
     return 0
+
+
+def _read(record: Path) -> dict[str, dict[str, Any]]:
+    return dict(json.loads(record.read_text())) if record.exists() else {}
 
 
 def files(folder: Path) -> list[str]:

@@ -244,7 +244,9 @@ def _form(form: str, source: Path, target: Path) -> None:
     elif form == "int8":
         from onnxruntime.quantization import quantize_dynamic
 
-        quantize_dynamic(str(source), str(target))
+        quantize_dynamic(
+            str(source), str(target), extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT}
+        )
     elif form == "qdq":
         from onnxruntime.quantization import QuantFormat, quantize_static
 

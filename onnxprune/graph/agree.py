@@ -127,6 +127,11 @@ def _wrong(node: Node) -> Agreement | None:
         if window is not None and len(first) > 1 and window > first[1]:
             why = f"{title} has a window of {window} for a signal of {first[1]}"
             return Agreement(0, why=why, pairs=[(first[1], window)])
+    if node.op == "GroupQueryAttention" and node.attrs.get("sliding_window_cache"):
+        window, cache = int(node.attrs.get("local_window_size", -1)), node.shapes[3] or ()
+        if len(cache) > 2 and cache[2] < window:
+            why = f"{title} has a window of {window} for a cache of {cache[2]} positions"
+            return Agreement(0, why=why, pairs=[(cache[2], window)])
     kernel = node.attrs.get("kernel_shape")
     if Trait.WINDOW in node.traits and kernel and (out is None or any(s < 1 for s in out)):
         pairs = [(size, k) for size, k in zip(first[2:], kernel, strict=False) if size < k]

@@ -32,6 +32,10 @@ MOST_VISITS = 60_000
 EARLY = 6
 #: Sizes that are run, at most, to find some that the model takes.
 MOST_TRIALS = 24
+#: Elements of a tensor beyond which smaller sizes are looked for: a run at these may take many gigabytes.
+LARGE = 1 << 24
+#: The shortest that an axis becomes for that.
+SHORTEST = 8
 #: Sizes of all axes but the batch that are tried at last.
 _LAST = (
     1, 2, 4, 8, 16, 20, 24, 28, 32, 40, 48, 56, 80, 96, 100, 112, 128, 160, 240, 256, 299, 320, 384, 400, 480, 512,
@@ -90,11 +94,40 @@ class Feasible:
             if why:
                 unrun, self.unrun = unrun or inputs, self.unrun or why
                 continue
-            yield inputs
+            yield self._lighter(inputs, runs)
         if unrun is not None:
             yield unrun
         if self.failure is None or not self.failure.hard:
             yield from guesses
+
+    def _lighter(
+        self, inputs: dict[str, Shape], runs: Callable[[Mapping[str, Shape]], str] | None
+    ) -> dict[str, Shape]:
+        """Return smaller shapes that fit too, where a tensor would be large; those that the user gave stay."""
+        if self._largest(inputs) <= LARGE:
+            return inputs
+        axes = Axes.of(self.graph, inputs)
+        found, sizes = inputs, dict(axes.sizes)
+        while self._largest(found) > LARGE:
+            free = [a for a, size in sizes.items() if a not in axes.batch and size >= 2 * SHORTEST]
+            for group in (free, *([a] for a in free)):
+                smaller = sizes | {a: sizes[a] // 2 for a in group}
+                shapes = axes.shapes(smaller) if group else None
+                if shapes is None or any(shapes[name] != shape for name, shape in self.given.items()):
+                    continue
+                walked = self.at(shapes)
+                if walked.whole and (walked.sure or runs is None or not runs(shapes)):
+                    found, sizes = shapes, smaller
+                    break
+            else:
+                break
+        return found
+
+    def _largest(self, inputs: Mapping[str, Shape]) -> int:
+        """Return the elements of the largest tensor that follows from inputs of these shapes."""
+        traced = self.at(inputs).trace
+        known = traced[0].types.values() if traced else ()
+        return max((prod(shape) for _, shape in known if shape is not None), default=0)
 
     def notes(self, inputs: Mapping[str, Shape]) -> list[str]:
         """Return what is to be said where these shapes were taken instead of those that the user gave."""

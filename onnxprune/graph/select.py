@@ -1,6 +1,7 @@
 """Which groups may be cut: ``--ignore``, ``--only``, and alternatives.
 
-A regular expression is searched in (not matched against all of) the names of groups, weights and nodes.
+A regular expression is searched in (not matched against all of) the names of groups, weights and nodes, and of the
+modules that nodes were exported from.
 
 - ``--ignore`` leaves alone whatever is named: every group that would change a matching weight, or an axis of
 a tensor that
@@ -16,19 +17,24 @@ cut only
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from onnx import NodeProto
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Grouping
 
-__all__ = ["near_names", "pick"]
+__all__ = ["names_of", "near_names", "pick"]
+
+#: Metadata of a node that names the modules around it.
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def pick(grouping: Grouping, ignore: Sequence[str] = (), only: Sequence[str] = ()) -> list[Group]:
@@ -82,7 +88,7 @@ class _Names:
         names = {name for i in coupling.instances for name in (i.tensor, *coupling.aliases.get(i.tensor, ()))}
         known = known or any(map(regex.search, names))
         for applied in coupling.nodes:
-            if applied.node.name and regex.search(applied.node.name):
+            if any(map(regex.search, names_of(applied.node.name, applied.proto))):
                 known = True
                 hits |= self._of_node(applied, produced)
         if not known:
@@ -104,13 +110,29 @@ class _Names:
     def _unknown(self, option: str, pattern: str) -> str:
         coupling = self.grouping.coupling
         names = [g.name for g in self.grouping.groups]
-        names += [i.tensor for i in coupling.instances] + [a.node.name for a in coupling.nodes if a.node.name]
+        names += [i.tensor for i in coupling.instances]
+        names += [name for a in coupling.nodes for name in names_of(a.node.name, a.proto)]
         near = near_names(pattern, names)
         hint = f"; near names are {', '.join(repr(n) for n in near)}" if near else ""
         return (
             f"{option} {pattern!r} matches no group, weight or node of the model{hint}; "
             "'onnxprune inspect' lists the groups."
         )
+
+
+def names_of(name: str, proto: NodeProto) -> list[str]:
+    """Return what a node is called: its own name, and the module that it was exported from, where the file says so.
+
+    PyTorch's exporter writes the modules around a node, from the outermost to the operation itself, as a list in the
+    text of the metadata ``pkg.torch.onnx.name_scopes``.
+    """
+    scopes = next((p.value for p in proto.metadata_props if p.key == SCOPES), "[]")
+    try:
+        path = ast.literal_eval(scopes)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        path = []
+    modules = [m for m in path[:-1] if isinstance(m, str) and m] if isinstance(path, list) else []
+    return [n for n in (name, *modules[-1:]) if n]
 
 
 def near_names(pattern: str, names: Iterable[str]) -> list[str]:
