@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from onnxprune import granularity
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.calibration.agreement import compare, outputs
 from onnxprune.calibration.samples import Samples
-from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.folding import Folded
@@ -187,8 +187,7 @@ class FromSamples:
         if self.aside is None:
             return None
         with self.run.stage("compare"):
-            dead = analysis.grouping.dead(fitted.removed)
-            cut = rewrite(fitted.model, analysis.coupling, analysis.tracer, dead, analysis.other_values())
+            cut = granularity.load().cut(analysis, fitted.removed)
             if not self.dense:
                 self.dense.append(outputs(self.run.model, self.aside))
             return compare(self.dense[0], outputs(cut.model, self.aside), self.aside.labels)
