@@ -139,10 +139,10 @@ class Budgets:
             for t in targets
             for costs in self.costs(t.kind)
         ]
-        found = meet(self.groups, levels, constraints)
-        if found is None:
+        chosen = meet(self.groups, levels, constraints)
+        if chosen is None:
             raise NothingToPrune(self._unmet(targets, levels))
-        return found
+        return chosen
 
     def _unmet(self, targets: Sequence[Target], levels: Mapping[str, Level]) -> str:
         state = deepest(levels)

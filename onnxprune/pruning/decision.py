@@ -187,8 +187,8 @@ def _nothing(analysis: Analysis, options: Options) -> str:
             "Nothing in the model can be pruned: --ignore and --only leave none of the "
             f"{len(analysis.grouping.groups)} groups; 'onnxprune inspect' lists them."
         )
-    found = reasons(analysis.grouping.frozen)
-    text = "; ".join(f"{count} x {reason}" for reason, count in found[:4])
+    counted = reasons(analysis.grouping.frozen)
+    text = "; ".join(f"{count} x {reason}" for reason, count in counted[:4])
     if not text:
         return (
             "Nothing in the model can be pruned: outside of subgraphs (If, Loop, Scan) it has no weight with more than "

@@ -171,12 +171,12 @@ def verify(run: Run[Options], pruned: Model, plan: Plan) -> dict[str, Any]:
     analysis, decision = _resolve(run, plan)
     try:
         with run.stage("verify"):
-            found = _prove(run, analysis, decision.removed, pruned)
+            proof = _prove(run, analysis, decision.removed, pruned)
     except Failed as failure:
         raise VerificationError(
             f"The pruned model isn't what the plan says: {str(failure).rstrip('.')}."
         ) from failure
-    return found.law1() | {"checks": found.checks, "notes": found.notes}
+    return proof.law1() | {"checks": proof.checks, "notes": proof.notes}
 
 
 def _resolve(run: Run[Options], plan: Plan) -> tuple[Analysis, Decision]:
@@ -194,20 +194,20 @@ def _prove(run: Run[Options], analysis: Analysis, removed: Removed, pruned: Mode
 
     given = feeds(run.model.proto.graph, run.options.inputs)
     dead, masked = analysis.grouping.dead(removed), granularity.load().masked(analysis, removed)
-    found = check(
+    proof = check(
         analysis, dead, pruned, masked=masked, inputs=given, seed=run.options.seed, rtol=run.options.rtol
     )
-    if found.status == "failed":
-        raise Failed("; ".join(found.failures))
-    if not found.passed:
-        why = "; ".join(found.notes) or "the outputs say nothing"
+    if proof.status == "failed":
+        raise Failed("; ".join(proof.failures))
+    if not proof.passed:
+        why = "; ".join(proof.notes) or "the outputs say nothing"
         shapes = option(analysis.inputs, run.model.proto.graph)
         sizes = f"sizes that it runs at with --input-shape, as in '{shapes}', " if shapes else ""
         raise VerificationError(
-            f"Verification says nothing ({found.status}: {why}); give inputs that exercise the model with "
+            f"Verification says nothing ({proof.status}: {why}); give inputs that exercise the model with "
             f"--inputs, {sizes}or skip it with --no-verify."
         )
-    return found
+    return proof
 
 
 def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path | None) -> Result:

@@ -76,18 +76,18 @@ class Floors:
         CalibrationError
             If the model gives no classes.
         """
-        found, holds, text = original or {}, True, []
+        figures, holds, text = original or {}, True, []
         if self.agreement is not None:
-            if "agreement" not in found:
+            if "agreement" not in figures:
                 raise CalibrationError(
                     "--min-agreement needs an output with a row of classes for each sample."
                 )
-            holds &= found["agreement"] >= self.agreement
-            text.append(f"agreement {found['agreement']:.3f}")
+            holds &= figures["agreement"] >= self.agreement
+            text.append(f"agreement {figures['agreement']:.3f}")
         if self.drop is not None:
-            if "accuracy" not in found:
+            if "accuracy" not in figures:
                 raise CalibrationError("--max-drop needs an output with a row of classes for each sample.")
-            drop = found["accuracy"]["before"] - found["accuracy"]["after"]
+            drop = figures["accuracy"]["before"] - figures["accuracy"]["after"]
             holds &= drop <= self.drop
             text.append(f"accuracy {-drop:+.2f}")
         return bool(holds), ", ".join(text)

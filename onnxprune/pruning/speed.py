@@ -75,19 +75,19 @@ class Speed:
     def race(self, pruned: Model) -> Race:
         """Time a model against the input; longer where it isn't clear which is faster."""
         session = takes(pruned, self.bench)
-        found = race(self.original, session, self.bench)
-        if found.low <= 1.0 <= found.high:
-            found = race(self.original, session, self.bench, seconds=3 * SECONDS, precise=0.002)
-        return found
+        timing = race(self.original, session, self.bench)
+        if timing.low <= 1.0 <= timing.high:
+            timing = race(self.original, session, self.bench, seconds=3 * SECONDS, precise=0.002)
+        return timing
 
     def try_cut(self, removed: Removed) -> Race:
         """Time the input with these units gone."""
-        found = self.race(granularity.load().cut(self.analysis, removed).model)
+        timing = self.race(granularity.load().cut(self.analysis, removed).model)
         self.races.append(
-            {"ratio": round(found.ratio, 4), "interval": [round(found.low, 4), round(found.high, 4)]}
+            {"ratio": round(timing.ratio, 4), "interval": [round(timing.low, 4), round(timing.high, 4)]}
         )
-        self.tell(f"timed: {found.ratio:.3f}x as fast as the input ({found.low:.3f} to {found.high:.3f})")
-        return found
+        self.tell(f"timed: {timing.ratio:.3f}x as fast as the input ({timing.low:.3f} to {timing.high:.3f})")
+        return timing
 
     def again(self) -> Speed:
         """Return the same clock for another result: what was measured stays, what was tried is its own."""
@@ -104,23 +104,23 @@ class Speed:
             If it isn't faster.
         """
         self.tell("time the result")
-        found = self.race(pruned)
-        if not found.faster:
-            raise NotFaster(self.too_slow(found))
+        timing = self.race(pruned)
+        if not timing.faster:
+            raise NotFaster(self.too_slow(timing))
         feeds = self.bench.feeds
-        return found.to_json() | {
+        return timing.to_json() | {
             "provider": self.bench.provider,
             "threads": self.bench.threads,
             "shapes": {name: list(np.shape(a)) for name, a in feeds.items()},
-            "seconds": found.seconds,
+            "seconds": timing.seconds,
             "tried": self.races,
         }
 
-    def too_slow(self, found: Race) -> str:
+    def too_slow(self, timing: Race) -> str:
         """Say that a result isn't faster than the input."""
         return (
-            f"The result is sound, but runs {found.ratio:.3f} times as fast as the input ({found.low:.3f} to "
-            f"{found.high:.3f}) on {self.bench.provider}, so nothing was written; cut more, or cut on wider multiples "
+            f"The result is sound, but runs {timing.ratio:.3f} times as fast as the input ({timing.low:.3f} to "
+            f"{timing.high:.3f}) on {self.bench.provider}, so nothing was written; cut more, or cut on wider multiples "
             "with --align."
         )
 
@@ -208,9 +208,9 @@ def until_met(
         if mark in seen:
             break
         seen.add(mark)
-        found = speed.try_cut(removed)
-        share = 1 / found.ratio / target.value if target.relative else found.seconds / target.value
-        tries.append((factor, share, removed, found))
+        timing = speed.try_cut(removed)
+        share = 1 / timing.ratio / target.value if target.relative else timing.seconds / target.value
+        tries.append((factor, share, removed, timing))
         if NEAR <= share <= 1.0:
             break
         factor = _next([t[:2] for t in tries])
@@ -221,9 +221,9 @@ def until_met(
             f"--target {target.text} wasn't met: the fastest of {len(tries)} cuts took {share:.2f} times as long as "
             "asked; ask for less."
         )
-    _, _, removed, found = max(within, key=lambda t: t[1])
-    if not found.faster:
-        raise NotFaster(speed.too_slow(found))
+    _, _, removed, timing = max(within, key=lambda t: t[1])
+    if not timing.faster:
+        raise NotFaster(speed.too_slow(timing))
     return removed
 
 
