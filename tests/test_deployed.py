@@ -16,7 +16,9 @@ from onnxprune.graph.feasible import LARGE
 from onnxprune.model import Model
 from onnxprune.ops import Node, Refusal, lookup
 from onnxprune.ops.resolve import out_shapes
+from onnxprune.proof.sizes import SizeTrials
 from onnxprune.runtime import binding
+from onnxprune.wall import board
 
 RNG = np.random.default_rng(3)
 MICROSOFT = "com.microsoft"
@@ -207,3 +209,17 @@ def _cached(window: int) -> onnx.ModelProto:
 def test_a_sliding_cache_is_as_long_as_its_window(window: int) -> None:
     found = analyse(Model.load(_cached(window)))
     assert found.inputs["past_k"][2] == found.inputs["past_v"][2] >= window
+
+
+@pytest.mark.parametrize(("shape", "most"), [((1, 4, 32, 32), 200e6), ((2, 4, 32, 32), 500e6)])
+def test_sizes_that_are_tried_fit_where_tensors_grow_with_their_square(
+    shape: tuple[int, ...], most: float
+) -> None:
+    tried = list[tuple[int, ...]]()
+    with board.bounds():
+        board.limit(memory=most)
+        found = analyse(Model.load(_pixels_attend()), input_shapes={"x": shape})
+        SizeTrials(found, lambda shapes, sizes: tried.append(shapes["x"]) or "").run()
+    needed = [4 * batch * (rows * width) ** 2 for batch, _, rows, width in tried]
+    assert max(rows * width for _, _, rows, width in tried) > 32 * 32  # larger ones are tried
+    assert max(needed) * 3 <= most

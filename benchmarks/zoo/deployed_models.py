@@ -246,7 +246,7 @@ def build(name: str, attention: str = "eager") -> Any:
     model = getattr(transformers, spec.model)._from_config(config, attn_implementation=attention)
     inputs, _ = INPUTS[spec.reads]()
     norms = any("BatchNorm" in type(m).__name__ for m in model.modules())
-    return init.randomise(model, tuple(inputs.values()) if norms and name == "detr" else ())
+    return init.randomise(model, tuple(inputs.values()) if norms else ())
 
 
 def save_checkpoint(name: str, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.trace import TraceError, Tracer
+from onnxprune.graph.trace import TraceError, Tracer, Unsound
 from onnxprune.ops import Trait
 from onnxprune.runtime.binding import Axes, Shape
 from onnxprune.wall import board as wall
@@ -176,15 +176,18 @@ class SizeTrials:
         factor = _elements(shapes) / max(self.work, 1)
         if factor > 1 and self.largest * factor * AT_ONCE > wall.allowed():
             return False
-        if factor <= 4:
-            return True
-        if self.macs * factor > MOST_MACS:
+        if factor > 4 and self.macs * factor > MOST_MACS:
             return False
+        # where all attend to all, tensors grow with the square
+        if factor <= 4 and (factor <= 1 or self.largest * factor**2 * AT_ONCE <= wall.allowed()):
+            return True
         try:
             traced = self.analysis.trace(dict(shapes))
+        except Unsound:
+            return False  # a tensor would be too large
         except TraceError:
             return True  # it will fail at once
-        return _largest(traced) <= min(MOST_BYTES, wall.allowed() / AT_ONCE)
+        return _largest(traced) <= min(MOST_BYTES, wall.allowed() / (AT_ONCE + 1))
 
 
 def _largest(traced: Tracer) -> int:
