@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +105,11 @@ def test_coordinates_are_no_axis_of_what_they_address(rank: int) -> None:
         assert out_shapes(row, node)[0] == results[0]
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_lengths_of_a_position_bias_are_values_of_its_inputs(known: bool) -> None:
-    values = (None, np.array(5), np.array(7)) if known else (None, None, None)
+@pytest.mark.parametrize("known", [np.array, np.atleast_1d, None])
+def test_lengths_of_a_position_bias_are_values_of_its_inputs(
+    known: Callable[[int], np.ndarray] | None,
+) -> None:
+    values = (None, known(5), known(7)) if known else (None, None, None)
     node = Node(
         "RelativePositionBias", MICROSOFT, 1, "bias", {}, ((32, 4), (), ()), (None,), values, (True, False, False),
         ("table", "queries", "keys"), ("y",),

@@ -41,7 +41,11 @@ literal(
 def position_bias(node: Node) -> Row | Refusal:
     """Bias of each head for each bucket, numbers of queries and keys -> bias of queries and keys, by heads."""
     sides = {"s": 1, "t": 2}
-    known = {letter: int(v) for letter, slot in sides.items() if (v := node.values[slot]) is not None}
+    known = {
+        letter: int(v.reshape(-1)[0])
+        for letter, slot in sides.items()
+        if (v := node.values[slot]) is not None
+    }
     return Row("k! h, *x!, *y! -> 1 h s! t!", sizes=known, roles=("weight", "shape", "shape"))
 
 
