@@ -226,3 +226,50 @@ def test_sizes_that_are_tried_fit_where_tensors_grow_with_their_square(
     needed = [4 * batch * (rows * width) ** 2 for batch, _, rows, width in tried]
     assert max(rows * width for _, _, rows, width in tried) > 32 * 32  # larger ones are tried
     assert max(needed) * 3 <= most
+
+
+def _dequantized(axis: int, block: int = 16) -> onnx.ModelProto:
+    """Two layers of four-bit weights in blocks of what they contract; the second's width goes into whole blocks."""
+    shapes = {"up": (32, 64), "down": (64, 32)}
+    weights, nodes = list[TensorProto](), list[onnx.NodeProto]()
+    for name, shape in shapes.items():
+        codes = RNG.integers(-8, 8, shape).astype(np.int8)
+        own = tuple(-(-n // block) if i == axis else n for i, n in enumerate(shape))
+        weights.append(helper.make_tensor(f"{name}.q", TensorProto.INT4, shape, codes.ravel().tolist()))
+        weights.append(numpy_helper.from_array(RNG.uniform(0.01, 0.1, own).astype(np.float32), f"{name}.s"))
+        nodes.append(
+            helper.make_node(
+                "DequantizeLinear",
+                [f"{name}.q", f"{name}.s"],
+                [f"{name}.w"],
+                f"{name}.dq",
+                axis=axis,
+                block_size=block,
+            )
+        )
+    nodes += [
+        helper.make_node("MatMul", ["x", "up.w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["a"]),
+        helper.make_node("MatMul", ["a", "down.w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32])],
+        weights,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_weights_in_blocks_stay_quantized_and_go_by_whole_blocks(axis: int) -> None:
+    small = onnxprune.prune(_dequantized(axis), ratio=0.5, align="none").model
+    left = {t.name: (t.data_type, tuple(t.dims)) for t in small.graph.initializer}
+    assert left["up.q"] == (TensorProto.INT4, (32, 32))
+    assert left["down.q"] == (TensorProto.INT4, (32, 32))
+    assert sum(n.op_type == "DequantizeLinear" for n in small.graph.node) == 2
+
+
+def test_a_last_block_that_is_not_whole_is_locked() -> None:
+    found = analyse(Model.load(_dequantized(0, block=24)))
+    assert not found.grouping.groups

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +52,9 @@ def main() -> int:
             done = dict(rows)
             for name, row in pool.map(lambda n: (n, _row(n, done.get(n, {}), options)), names):
                 rows = _read(record) | {name: row}  # others may have written meanwhile
-                record.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+                partial = record.with_suffix(f".{os.getpid()}")
+                partial.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+                partial.replace(record)
                 print(_line(name, row), flush=True)
         return 0
     for name in names:

@@ -87,7 +87,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": _decoder("Qwen2"),
     "qwen3": _decoder("Qwen3"),
     "gemma": _decoder("Gemma", num_key_value_heads=1),
-    "gemma2": _decoder("Gemma2", query_pre_attn_scalar=16),
+    "gemma2": _decoder("Gemma2", query_pre_attn_scalar=16, sliding_window=32),
     "phi": _decoder("Phi", num_attention_heads=2, head_dim=32),
     "phi3": _decoder("Phi3"),
     "mixtral": _decoder("Mixtral", **EXPERTS),

@@ -159,7 +159,7 @@ def another_form(node: NodeProto) -> bool:
 
 def _foldable(node: NodeProto) -> bool:
     random = Trait.RANDOM in traits_of(node.op_type, node.domain)
-    if node.domain not in ("", "ai.onnx") or random or "Quantize" in node.op_type:
+    if node.domain not in ("", "ai.onnx") or random or "quantize" in node.op_type.lower():
         return False
     return node.op_type != "Constant" and not any(True for _ in subgraphs(node))
 

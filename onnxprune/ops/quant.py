@@ -54,9 +54,13 @@ def linear(node: Node) -> Row | Refusal:
             raise ValueError(f"{scale[0]} scales for an axis of {shape[axis]}")
         own = letters[axis]
         return Row(f"{text(letters)}, {own}, {own}? -> {text(letters)}", **known)
-    data = text(mark(letters, [axis]))
-    own = text([*letters[:axis], "z!", *letters[axis + 1 :]])
-    return Row(f"{data}, {own}, {own}? -> {data}", why={letters[axis]: BLOCK, "z": BLOCK}, **known)
+    block = int(node.attr("block_size", 0))
+    whole = block > 0 and scale[axis] * block == shape[axis]  # else the last block isn't
+    data = text([*letters[:axis], "(zq zw!)" if whole else "zk!", *letters[axis + 1 :]])
+    own = text([*letters[:axis], "zq" if whole else "zq!", *letters[axis + 1 :]])
+    sizes = {"zq": scale[axis], "zw": block} if whole else {}
+    why = dict.fromkeys(("zk", "zq", "zw"), BLOCK)
+    return Row(f"{data}, {own}, {own}? -> {data}", sizes=sizes, why=why, **known)
 
 
 @op("QLinearAdd", "QLinearMul", domain="com.microsoft", traits=EACH)
