@@ -65,7 +65,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": Architecture("RobertaModel", "RobertaConfig", TEXT),
     "distilbert": Architecture(
         "DistilBertModel", "DistilBertConfig",
-        {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 256, "vocab_size": VOCABULARY},
+        {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 256, "vocab_size": VOCABULARY,
+         "max_position_embeddings": 128},
     ),
     "minilm": Architecture("BertModel", "BertConfig", TEXT | {"num_hidden_layers": 4, "num_attention_heads": 8}),
     "deberta_v2": Architecture(
