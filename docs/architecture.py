@@ -1,6 +1,6 @@
 """Draw the rooms of the package into ARCHITECTURE.md: ``python docs/architecture.py``. A test holds the two together.
 
-The ranks are those that `tests/test_layers.py` enforces. What a room is for is the first sentence of its docstring, and
+The ranks are those that `tests/project/test_layers.py` enforces. What a room is for is the first sentence of its docstring, and
 what it builds on is read from the imports.
 """
 
@@ -22,9 +22,9 @@ WIDTH, MARGIN = 96, 15
 
 def layers() -> object:
     """Return the layer test, which knows ranks, modules and imports."""
-    if "test_layers" not in sys.modules:
+    if str(ROOT / "tests") not in sys.path:
         sys.path.insert(0, str(ROOT / "tests"))
-    import test_layers
+    from project import test_layers
 
     return test_layers
 

@@ -27,7 +27,7 @@ Package = Literal[
     "onnxprune.passes",
     "onnxprune.sparsity.methods",
 ]
-#: The packages of leaves. Whoever loads from one stands above it (tests/test_layers.py).
+#: The packages of leaves. Whoever loads from one stands above it (tests/project/test_layers.py).
 PACKAGES: tuple[str, ...] = get_args(Package)
 
 

@@ -12,8 +12,9 @@ for it. ``channels.py`` is the example. Kinds that fit:
   before the choice; cut, the experts' weights and the router's column are sliced.
 - *vocabulary*: a unit is a row of the embedding table. It changes which inputs are valid, and must say so.
 
-``tests/test_granularity.py`` runs each file of the folder through the same laws. The two sides of law 1 must not share
-code that could be wrong in both: `masked` never calls the writer (`onnxprune.cut`), and `cut` never reads the twin.
+``tests/granularity/test_granularity.py`` runs each file of the folder through the same laws. The two sides of law 1
+must not share code that could be wrong in both: `masked` never calls the writer (`onnxprune.cut`), and `cut` never
+reads the twin.
 """
 
 from __future__ import annotations

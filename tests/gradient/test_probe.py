@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from pruning.test_calibrated import residual
 
 from onnxprune import registry
 from onnxprune.calibration.samples import load_samples
@@ -15,7 +16,6 @@ from onnxprune.model import Model
 from onnxprune.reconstruction.layers import readers, sites
 from onnxprune.reconstruction.probe import Probe
 from onnxprune.runtime.session import open_session
-from tests.test_calibrated import residual
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "samples" / "01_digits_cnn" / "digits_cnn.onnx"

@@ -1,0 +1,155 @@
+"""Capabilities as passes: sparsify, permute and rotate in a list, what stays the same, and what they report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from pass_models import CNN, TRANSFORMER, error
+from report.test_page import ATTACK, Page, sound
+from small_models import attention, chain
+
+import onnxprune
+from onnxprune.cli import main
+from onnxprune.errors import UsageError
+from onnxprune.journey import passes as passlist
+from onnxprune.model import Model
+from onnxprune.report.lossless import LosslessReport
+from onnxprune.report.record import Record
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """Return samples for the transformer of the examples."""
+    inputs = onnx.load(TRANSFORMER).graph.input[0]
+    shape = [d.dim_value or 32 for d in inputs.type.tensor_type.shape.dim]
+    x = np.random.default_rng(0).uniform(size=(32, *shape[1:])).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", **{inputs.name: x})
+    return tmp_path / "samples.npz"
+
+
+def run(model: onnx.ModelProto | Path, passes: str, **more: object) -> tuple[onnx.ModelProto, list[Record]]:
+    """Return the model after passes, and the reports that they gave."""
+    reports: list[Record] = []
+
+    def each(text: str, report: Record | None) -> None:
+        if report is not None:
+            reports.append(report)
+
+    return onnxprune.run(model, passes, each=each, **more).to_proto(), reports
+
+
+def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def test_permute_keeps_outputs_and_lets_the_pattern_take_less() -> None:
+    model = onnx.load(CNN)
+    turned, (report,) = run(CNN, "permute{pattern=2:4}")
+    assert isinstance(report, LosslessReport)
+    assert report.groups
+    assert 0 < error(model, turned) < 1e-4
+    before, after = weights(model), weights(turned)
+    moved = [n for n in before if not np.array_equal(before[n], after[n])]
+    assert moved
+    assert all(np.array_equal(np.sort(before[n], axis=None), np.sort(after[n], axis=None)) for n in moved)
+    left = [run(m, "sparsify{pattern=2:4}")[0] for m in (model, turned)]
+    kept = [sum(float((w.astype(float) ** 2).sum()) for w in weights(m).values()) for m in left]
+    assert kept[1] > kept[0]
+
+
+def test_permute_then_sparsify_is_sparsify_with_permute() -> None:
+    apart = run(CNN, "permute{pattern=2:4},sparsify{pattern=2:4}")[0]
+    at_once = onnxprune.sparsify(CNN, pattern="2:4", permute=True).model
+    assert weights(apart).keys() == weights(at_once).keys()
+    assert all(np.array_equal(w, weights(at_once)[n]) for n, w in weights(apart).items())
+
+
+def test_sparsify_takes_sizes_of_inputs_only_where_they_count() -> None:
+    model, shapes = attention(), {"x": (1, 4, 16)}
+    found = run(model, "sparsify{pattern=2:4},shrink", input_shapes=shapes)[0]
+    assert weights(found).keys() == weights(onnxprune.sparsify(model, pattern="2:4").model).keys()
+    with pytest.raises(UsageError, match="no use to these passes"):
+        run(model, "drop_dead", input_shapes=shapes)
+
+
+def test_rotate_keeps_outputs_in_another_basis(digits: Path) -> None:
+    model = onnx.load(TRANSFORMER)
+    turned, (report,) = run(TRANSFORMER, f"rotate{{calib={digits}}}")
+    assert isinstance(report, LosslessReport)
+    assert report.groups
+    assert not any("Failed" in why for why in report.refused.values())
+    before, after = weights(model), weights(turned)
+    assert before.keys() == after.keys()
+    assert any(not np.allclose(before[n], after[n], atol=1e-2) for n in before)
+    assert error(model, turned) < 1e-3
+    broken = onnx.ModelProto.FromString(turned.SerializeToString())
+    name = next(n for n in before if not np.allclose(before[n], after[n], atol=1e-2))
+    (tensor,) = (t for t in broken.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(before[name], name))  # one end without the other
+    assert error(model, broken) > 1e-2
+
+
+def test_where_nothing_is_to_be_done_the_model_itself_comes_back() -> None:
+    model, reports = Model.load(chain(width=3)), list[Record | None]()
+
+    def each(text: str, report: Record | None) -> None:
+        reports.append(report)
+
+    for passes in ("permute{pattern=4:8}", "rotate{calib=synthetic samples=8}"):
+        found = passlist.apply(model, passlist.parse(passes), each=each)
+        assert found is model
+        report = reports.pop()
+        assert isinstance(report, LosslessReport)
+        assert not report.groups
+        assert "no group of channels could be" in report.lines()[0]
+
+
+def test_reports_of_all_passes_go_to_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "r.json"
+    passes = "permute{pattern=2:4},sparsify{pattern=2:4}"
+    assert main(["run", str(CNN), str(out), "--passes", passes, "--report", str(report)]) == 0
+    told = {
+        entry["pass"].partition("{")[0]: entry["report"] for entry in json.loads(report.read_text())["passes"]
+    }
+    assert told["permute"]["change"] == "reordered"
+    assert told["sparsify"]["zeros"] > 0
+    shown = capsys.readouterr().out
+    assert "reordered" in shown
+    assert "of before" in shown
+
+
+def test_samples_are_given_to_a_pass_as_text() -> None:
+    found, (report,) = run(chain(), "prune{ratio=0.5 align=1 calib=synthetic samples=8 recover=lstsq}")
+    same = onnxprune.prune(chain(), ratio=0.5, align=1, calib="synthetic", samples=8, recover="lstsq")
+    assert found.SerializeToString() == same.model.SerializeToString()
+    assert report.to_json()["calibration"]["samples"] == same.report.to_json()["calibration"]["samples"]
+
+
+def test_the_page_of_a_lossless_change_keeps_names_as_text() -> None:
+    report = LosslessReport(
+        change="reordered",
+        groups=[{"group": ATTACK}],
+        refused={ATTACK: ATTACK},
+        summary=[ATTACK],
+        notes=[ATTACK],
+        files={"input": ATTACK},
+        command=ATTACK,
+    )
+    text = report.page()
+    page = Page(text)
+    assert {"changed", "left", "run", "main"} <= set(sound(page))
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert text.count("<script") == text.count("</script") == 1
+    assert "<!--" not in text.partition("<!doctype")[2]
+
+
+def test_one_pass_that_reports_may_write_a_page(tmp_path: Path) -> None:
+    source, out, page = (tmp_path / name for name in ("in.onnx", "out.onnx", "r.html"))
+    onnx.save(chain(), source)
+    command = ["run", str(source), str(out), "-q", "--report", str(page), "--passes"]
+    assert main([*command, "permute,drop_dead"]) == 0
+    assert "in.onnx" in page.read_text()
+    assert main([*command, "permute,sparsify{pattern=2:4}"]) != 0  # two report

@@ -1,0 +1,43 @@
+"""Calls from Python behind the wall: the result comes back, errors too, and a crash becomes one."""
+
+import os
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import small_models
+
+import onnxprune
+from onnxprune.errors import ModelError
+from onnxprune.wall.process import call
+from wall.test_wall import endless
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a wall on Linux only")
+
+
+def test_results_and_errors_come_back(tmp_path: Path) -> None:
+    onnx.save(small_models.chain(), tmp_path / "m.onnx")
+    found = call(onnxprune.plan, tmp_path / "m.onnx", ratio=0.5)
+    assert found == onnxprune.plan(tmp_path / "m.onnx", ratio=0.5)
+    with pytest.raises(ModelError, match="can't be read"):
+        call(onnxprune.plan, tmp_path / "missing.onnx", ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ({"max_seconds": 0.5}, "takes longer than 0.5 s"),
+        ({"max_memory": 20e6}, "needs more than 20 MB of memory"),
+    ],
+)
+def test_limits_become_errors(limit: dict[str, float], says: str, tmp_path: Path) -> None:
+    onnx.save(endless(), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=says):
+        call(onnxprune.prune, tmp_path / "m.onnx", tmp_path / "o.onnx", ratio=0.5, **limit)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_crash_becomes_an_error() -> None:
+    with pytest.raises(ModelError, match=r"crashes the process \(SIGABRT\)"):
+        call(os.abort)
