@@ -1,7 +1,7 @@
 """Draw the rooms of the package into ARCHITECTURE.md: ``python docs/architecture.py``. A test holds the two together.
 
-The ranks are those that `tests/project/test_layers.py` enforces. What a room is for is the first sentence of its docstring, and
-what it builds on is read from the imports.
+The ranks are those that `tests/project/test_layers.py` enforces. What a room is for is the first sentence of its
+docstring, and what it builds on is read from the imports.
 """
 
 from __future__ import annotations
