@@ -20,6 +20,7 @@ weight alone would lose.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -128,14 +129,16 @@ class _Obs(Curved):
 
 
 class _Tiles(Curved):
+    @cached_property
+    def _order(self) -> Ints:
+        """The regressors, the first to go first."""
+        rows = list(np.arange(len(self.task.prior))[:, None])
+        return structured([(self.task.problem, rows)], [1.0], share=self.task.share).order
+
     def at(self, sparsity: float) -> tuple[Mask, Matrix]:
         task = self.task
         if task.pattern.kind == "vector":
             d = len(task.prior)
-            if not hasattr(self, "_order"):
-                self._order = structured(
-                    [(task.problem, list(np.arange(d)[:, None]))], [1.0], share=task.share
-                ).order
             keep = np.ones(task.prior.shape, bool)
             keep[self._order[: round(sparsity * d)]] = False
         else:
