@@ -119,7 +119,7 @@ def test_lengths_of_a_position_bias_are_values_of_its_inputs(
     assert out_shapes(row, node) == [(1, 4, 5, 7) if known else None]
 
 
-def _pixels_attend(rows: str = "height") -> onnx.ModelProto:
+def _pixels_attend(batch: int | str = "batch") -> onnx.ModelProto:
     """All pixels attend to all, as in the first level of a diffusion net."""
     nodes = [
         helper.make_node("Reshape", ["x", "flat"], ["q"]),
@@ -130,7 +130,7 @@ def _pixels_attend(rows: str = "height") -> onnx.ModelProto:
     ]
     graph = helper.make_graph(
         nodes, "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, rows, "width"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 4, "height", "width"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.array([0, 4, -1]), "flat")],
     )  # fmt: skip
@@ -214,16 +214,14 @@ def test_a_sliding_cache_is_as_long_as_its_window(window: int) -> None:
     assert found.inputs["past_k"][2] == found.inputs["past_v"][2] >= window
 
 
-@pytest.mark.parametrize(("shape", "most"), [((1, 4, 32, 32), 200e6), ((2, 4, 32, 32), 500e6)])
-def test_sizes_that_are_tried_fit_where_tensors_grow_with_their_square(
-    shape: tuple[int, ...], most: float
-) -> None:
+@pytest.mark.parametrize(("batch", "most"), [("batch", 200e6), (1, 150e6)])
+def test_sizes_that_are_tried_fit_where_tensors_grow_with_their_square(batch: int | str, most: float) -> None:
     tried = list[tuple[int, ...]]()
     with board.bounds():
         board.limit(memory=most)
-        found = analyse(Model.load(_pixels_attend()), input_shapes={"x": shape})
+        found = analyse(Model.load(_pixels_attend(batch)), input_shapes={"x": (1, 4, 32, 32)})
         SizeTrials(found, lambda shapes, sizes: tried.append(shapes["x"]) or "").run()
-    needed = [4 * batch * (rows * width) ** 2 for batch, _, rows, width in tried]
+    needed = [4 * images * (rows * width) ** 2 for images, _, rows, width in tried]
     assert max(rows * width for _, _, rows, width in tried) > 32 * 32  # larger ones are tried
     assert max(needed) * 3 <= most
 
@@ -271,5 +269,8 @@ def test_weights_in_blocks_stay_quantized_and_go_by_whole_blocks(axis: int) -> N
 
 
 def test_a_last_block_that_is_not_whole_is_locked() -> None:
-    found = analyse(Model.load(_dequantized(0, block=24)))
+    found = analyse(Model.load(_dequantized(0, block=24)), folds="needed")
     assert not found.grouping.groups
+    assert (
+        found.folded is None
+    )  # floats in the place of the weights could be cut, and take eight times the bytes
