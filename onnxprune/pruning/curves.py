@@ -62,9 +62,9 @@ def measured(
     if with_data:
         calibration.curves = _curves(run, calibration, rotated)
         with run.stage("rotate"):
-            found = products(rotated, samples, calibration.sites, FLOOR, run.progress)
+            by_group = products(rotated, samples, calibration.sites, FLOOR, run.progress)
             names = {g.name for g in groups}
-            calibration.products = {name: product for name, product in found.items() if name in names}
+            calibration.products = {name: product for name, product in by_group.items() if name in names}
         curves = calibration.curves
         curves |= {n: p.with_readers(curves.get(n)) for n, p in calibration.products.items()}
         others = [g for g in groups if g.name not in curves]

@@ -81,24 +81,24 @@ class Explanation(Facts):
 def _lines(tensor: str, line: AxisLine) -> list[str]:
     from onnxprune.report.table import amount
 
-    found = [f"{tensor}, axis {line.axis} of length {line.size}"]
+    lines = [f"{tensor}, axis {line.axis} of length {line.size}"]
     for group in line.groups:
         which = "all" if group["channels"] == line.size else f"{group['channels']} of them"
         other = ", an alternative: cut only if --only picks it" if group["alternative"] else ""
-        found.append(
+        lines.append(
             f"  {which} in group {group['name']!r}: {group['units']} {group['kind']}, "
             f"{amount(group['params'])} parameters, {amount(group['macs'])} MACs{other}"
         )
         for other_axis in group["coupled"]:
             verb = "summed over where it is read" if other_axis["read"] else "made"
-            found.append(f"    with {other_axis['tensor']}:{other_axis['axis']} ({verb})")
-            found.append(f"      {_arrow(other_axis['path'])}")
+            lines.append(f"    with {other_axis['tensor']}:{other_axis['axis']} ({verb})")
+            lines.append(f"      {_arrow(other_axis['path'])}")
     for why in line.frozen:
         which = "all" if why["channels"] == line.size else f"{why['channels']} of them"
-        found.append(f"  {which} frozen: {why['reason']}")
+        lines.append(f"  {which} frozen: {why['reason']}")
         if why["path"]:
-            found.append(f"      {_arrow(why['path'])}")
-    return found
+            lines.append(f"      {_arrow(why['path'])}")
+    return lines
 
 
 def _arrow(path: Sequence[str], most: int = 9) -> str:
@@ -161,18 +161,18 @@ class _Search:
             return
         for letter, dim in applied.letters.items():
             self.roots["letter", number, letter] = self.space.find(dim)
-        found = lookup(node)
+        row = lookup(node)
         try:
-            fitted = None if isinstance(found, Refusal) else fit(found, node)
+            fitted = None if isinstance(row, Refusal) else fit(row, node)
         except Misfit:
             fitted = None
-        if fitted is None or isinstance(found, Refusal):
+        if fitted is None or isinstance(row, Refusal):
             return
         for sites, axes in zip((*ins, *outs), self._axes(fitted, len(ins), len(outs)), strict=True):
             for site, axis in zip(sites, axes or (), strict=False):
                 for leaf in letters_of(axis):
                     self._join(site, ("letter", number, leaf.name))
-        for letter, mapped in found.maps.items():
+        for letter, mapped in row.maps.items():
             self._join(("letter", number, letter), ("letter", number, mapped.source))
 
     @staticmethod
@@ -193,10 +193,10 @@ class _Search:
         wanted = range(rank) if axis is None else [axis % rank]
         lines = []
         for n in wanted:
-            mine = [site for at, site in sites if at == n]
-            size = self.space.sizes[self.roots[mine[0]]]
+            on_axis = [site for at, site in sites if at == n]
+            size = self.space.sizes[self.roots[on_axis[0]]]
             if size > 1 or axis is not None:
-                lines.append(self._axis(n, size, mine))
+                lines.append(self._axis(n, size, on_axis))
         return Explanation(tensor, lines, list(self.analysis.notes))
 
     def _named(self, tensor: str, axis: int | None) -> tuple[str, int | None]:
@@ -230,10 +230,10 @@ class _Search:
                 units = family.solution.units_of(root, size)
                 free |= units >= 0
                 for group in family.groups:
-                    mine = np.isin(units, family.numbers[group.name])
-                    if mine.any() and group.name not in seen:
+                    in_group = np.isin(units, family.numbers[group.name])
+                    if in_group.any() and group.name not in seen:
                         seen.add(group.name)
-                        line.groups.append(self._group(family, group.name, sites, int(mine.sum())))
+                        line.groups.append(self._group(family, group.name, sites, int(in_group.sum())))
         self._frozen(line, sites, free)
         return line
 
@@ -316,13 +316,13 @@ class _Search:
 
         verdict = {root: allowed(root) for root in set(self.roots.values())}
         part = self.net.subgraph([k for k in self.net if verdict[self.roots[k]]])
-        found: dict[Key, list[Key]] = {}
+        paths: dict[Key, list[Key]] = {}
         for site in sites:
             if site in part:
                 for end, path in nx.single_source_shortest_path(part, site).items():
-                    if end not in found or len(path) < len(found[end]):
-                        found[end] = path
-        return found
+                    if end not in paths or len(path) < len(paths[end]):
+                        paths[end] = path
+        return paths
 
     def _path(self, keys: Sequence[Key]) -> list[str]:
         texts: list[str] = []

@@ -75,7 +75,7 @@ def prune(
     OnnxPruneError
         As for one model; members that came before are written then.
     """
-    options, found = run.options, {}
+    options, results = run.options, {}
     if options.min_agreement is not None or options.max_drop is not None:
         raise UsageError("--min-agreement and --max-drop are judged on one model; give --target one value.")
     targets = family_of(options.target)
@@ -85,9 +85,9 @@ def prune(
     if options.calib is None:
         for target in targets:
             with together():
-                found[target] = prune_one(_member(run, target), paths[target])
-                each(target, found[target])
-        return found
+                results[target] = prune_one(_member(run, target), paths[target])
+                each(target, results[target])
+        return results
     members, failure = _decided(run, targets)
     if members:
         for (saliency, decision), fitted in zip(members, _fitted(members), strict=True):
@@ -95,11 +95,11 @@ def prune(
             with together():
                 candidate = saliency.candidate(decision, fitted)
                 plan = planned(member, saliency.analysis, candidate.decision)
-                found[target] = carry_out(member, candidate, plan, paths[target])
-                each(target, found[target])
+                results[target] = carry_out(member, candidate, plan, paths[target])
+                each(target, results[target])
     if failure is not None:
         raise failure
-    return found
+    return results
 
 
 def _member(run: Run[Options], target: str) -> Run[Options]:
@@ -166,7 +166,7 @@ def pareto(results: dict[str, Result]) -> list[dict[str, Any]]:
 def show_pareto(lines: Sequence[dict[str, Any]], stream: TextIO | None = None) -> None:
     """Print the lines of `pareto` as a table."""
 
-    def told(value: float | None, form: str) -> str:
+    def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
     rows = [
@@ -176,9 +176,9 @@ def show_pareto(lines: Sequence[dict[str, Any]], stream: TextIO | None = None) -
             share(line["macs_left"], 1.0),
             amount(line["params"]),
             amount(line["bytes"]),
-            told(line["agreement"], ".1%"),
-            told(line["relative_error"], ".3f"),
-            told(line["speedup"], ".2f"),
+            shown(line["agreement"], ".1%"),
+            shown(line["relative_error"], ".3f"),
+            shown(line["speedup"], ".2f"),
         ]
         for line in lines
     ]

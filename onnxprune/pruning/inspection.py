@@ -68,10 +68,10 @@ class Inspection(Facts):
 
     def frozen_by_reason(self) -> list[tuple[str, int, list[str]]]:
         """Return (reason, how many axes, examples), the most frequent first."""
-        found: defaultdict[str, list[str]] = defaultdict(list)
+        axes: defaultdict[str, list[str]] = defaultdict(list)
         for line in self.frozen:
-            found[plain_reason(line.reason)].append(f"{line.tensor}:{line.axis}")
-        return sorted(((r, len(a), a[:3]) for r, a in found.items()), key=lambda x: (-x[1], x[0]))
+            axes[plain_reason(line.reason)].append(f"{line.tensor}:{line.axis}")
+        return sorted(((r, len(a), a[:3]) for r, a in axes.items()), key=lambda x: (-x[1], x[0]))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -288,19 +288,19 @@ def op_table() -> list[tuple[str, str, str]]:
     """
     import onnx
 
-    found: dict[tuple[str, str], tuple[str, str]] = {}
+    entries: dict[tuple[str, str], tuple[str, str]] = {}
     for schema in onnx.defs.get_all_schemas():
         if not schema.deprecated and schema.domain in ("", "ai.onnx.ml"):
-            found[schema.domain, schema.name] = ("none", "")
+            entries[schema.domain, schema.name] = ("none", "")
     for key, rule in TABLE.items():
         try:
             row: Row | Refusal | None = rule(_Probe())  # type: ignore[arg-type]
         except Exception:
             row = None
         if isinstance(row, Row):
-            found[key] = ("row", row.text)
+            entries[key] = ("row", row.text)
         elif isinstance(row, Refusal):
-            found[key] = ("refused", row.reason)
+            entries[key] = ("refused", row.reason)
         else:
-            found[key] = ("dynamic", " ".join((rule.__doc__ or "").split("\n\n")[0].split()))
-    return [(_op(domain, op), *found[domain, op]) for domain, op in sorted(found)]
+            entries[key] = ("dynamic", " ".join((rule.__doc__ or "").split("\n\n")[0].split()))
+    return [(_op(domain, op), *entries[domain, op]) for domain, op in sorted(entries)]

@@ -47,17 +47,17 @@ def layers_of(
     """
     kept = Kept(coupling, dead or {})
     makes, sums = _by_tensor(groups)
-    held: dict[int, list[Instance]] = defaultdict(list)
+    instances: dict[int, list[Instance]] = defaultdict(list)
     for instance in coupling.instances:
         for number, _ in instance.uses:
-            held[number].append(instance)
-    found = []
+            instances[number].append(instance)
+    layers = []
     for number, applied in enumerate(coupling.nodes):
-        matrices = [i for i in held[number] if sum(coupling.space.sizes[d] > 1 for d in i.dims) > 1]
+        matrices = [i for i in instances[number] if sum(coupling.space.sizes[d] > 1 for d in i.dims) > 1]
         if not matrices:
             continue
         main = matrices[0]
-        found.append(
+        layers.append(
             {
                 "name": applied.node.name or next((n for n in applied.node.outputs if n), ""),
                 "op": applied.node.op,
@@ -69,7 +69,7 @@ def layers_of(
                 "reads": _names(sums, matrices),
             }
         )
-    return found
+    return layers
 
 
 def _by_tensor(groups: Collection[Group]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

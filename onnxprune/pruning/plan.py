@@ -205,11 +205,11 @@ class _Wrong(Exception):
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {name!r} is given twice")
-    return found
+    return mapping
 
 
 def _no_constant(text: str) -> None:
@@ -303,11 +303,11 @@ def _each(value: Any, where: str, read: Callable[[Any, str], _T]) -> list[_T]:
 
 def _indices(value: Any, where: str, size: int | None) -> tuple[int, ...]:
     """Read indices in any order, each once."""
-    found = sorted(_each(value, where, lambda entry, at: _integer(entry, at, 0)))
-    _distinct(found, where)
-    if size is not None and found and found[-1] >= size:
-        raise _Wrong(f"{where} holds {found[-1]}, beyond the last unit {size - 1}")
-    return tuple(found)
+    indices = sorted(_each(value, where, lambda entry, at: _integer(entry, at, 0)))
+    _distinct(indices, where)
+    if size is not None and indices and indices[-1] >= size:
+        raise _Wrong(f"{where} holds {indices[-1]}, beyond the last unit {size - 1}")
+    return tuple(indices)
 
 
 def _distinct(entries: list[Any], where: str) -> None:

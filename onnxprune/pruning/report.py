@@ -210,25 +210,25 @@ class Report(Record):
         """Return what the table doesn't say, a sentence a line."""
         cut = [g for g in self.groups if g["removed"]]
         removed, units = sum(g["removed"] for g in cut), sum(g["units"] for g in self.groups)
-        found = [
+        lines = [
             f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
             + (f", on multiples of {self.align}" if self.align > 1 else "")
         ]
-        found += speed_lines(self.latency, self.targets)
-        found += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]
+        lines += speed_lines(self.latency, self.targets)
+        lines += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]
         if self.inexact:
-            found.append(
+            lines.append(
                 "inexact: a cut changes an average or a maximum, as --allow-inexact asked; this isn't the masked graph"
             )
         if self.law1 is not None:
-            found.append(
+            lines.append(
                 f"law 1: pruned = masked original within {self.law1['max_relative_error']:.1e} (relative) "
                 f"on {self.law1['inputs']} input{'s' if self.law1['inputs'] != 1 else ''}{at_sizes(self.law1)}"
             )
         if self.calibration is not None:
-            found += calibration_lines(self.calibration)
-        found += [f"put back: {entry['group']}: {entry['reason']}" for entry in self.put_back]
-        return found + [f"note: {note}" for note in self.notes]
+            lines += calibration_lines(self.calibration)
+        lines += [f"put back: {entry['group']}: {entry['reason']}" for entry in self.put_back]
+        return lines + [f"note: {note}" for note in self.notes]
 
 
 Ints = NDArray[np.int64]
@@ -248,7 +248,7 @@ def judged(
     removed : mapping
         Group -> units that went.
     """
-    found = []
+    verdicts = []
     for target in parse_target("+".join(options.target)) if options.target else ():
         leaf = registry.load("onnxprune.budgets", target.kind)
         if hasattr(leaf, "measured"):
@@ -258,6 +258,6 @@ def judged(
         if before and after is not None:
             asked = target.value * before if target.relative else target.value
             holds = after <= asked * getattr(leaf, "NEAR", 1.001)
-            told = {"target": target.text, "unit": getattr(leaf, "UNIT", "")}
-            found.append({**told, "asked": asked, "got": after, "holds": holds})
-    return found
+            label = {"target": target.text, "unit": getattr(leaf, "UNIT", "")}
+            verdicts.append({**label, "asked": asked, "got": after, "holds": holds})
+    return verdicts

@@ -59,7 +59,7 @@ def depths(readers: Mapping[str, Sequence[int]], layers: Sequence[int]) -> dict[
         Positions of all layers that can be fitted, ascending.
     """
     place = {number: n / max(len(layers) - 1, 1) for n, number in enumerate(layers)}
-    return {name: float(np.mean([place[n] for n in mine])) for name, mine in readers.items()}
+    return {name: float(np.mean([place[n] for n in numbers])) for name, numbers in readers.items()}
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def weights(
     """Return the weight of each group's errors."""
     deep = depths(readers, layers)
     return {
-        n: (weighing.shared if len(mine) > 1 else 1.0) * float(np.exp(weighing.tilt * deep[n]))
-        for n, mine in readers.items()
+        n: (weighing.shared if len(numbers) > 1 else 1.0) * float(np.exp(weighing.tilt * deep[n]))
+        for n, numbers in readers.items()
     }
 
 
