@@ -78,12 +78,12 @@ def code_of(folder: Path) -> str:
 
 def curves_of(facts: Mapping[str, Any]) -> dict[str, Curve] | None:
     """Return the curves that were kept for these facts; None where there are none, or none that can be right."""
-    found = cache.read("curves", facts)
+    entries = cache.read("curves", facts)
     units = dict(facts["groups"])
-    if not isinstance(found, list) or not found:
+    if not isinstance(entries, list) or not entries:
         return None
     curves: dict[str, Curve] = {}
-    for entry in found:
+    for entry in entries:
         curve = _curve(entry, units)
         if curve is None or entry[0] in curves:
             return None

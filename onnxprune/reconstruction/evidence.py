@@ -79,8 +79,8 @@ class Draw:
             index = np.sort(self.rng.choice(index, share, replace=False))
         sample = self.first + index // max(positions // max(count, 1), 1)
         self.first += count
-        held = sample % HELD == HELD - 1
-        return Rows(np.concatenate([index[~held], index[held]]), int(len(index) - held.sum()))
+        held_out = sample % HELD == HELD - 1
+        return Rows(np.concatenate([index[~held_out], index[held_out]]), int(len(index) - held_out.sum()))
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Evidence:
         return self.fitting.parts
 
     @property
-    def held(self) -> list[Moments]:
+    def held_out(self) -> list[Moments]:
         """Moments of the rows that are held out, one for each block."""
         return self.aside.parts
 
@@ -154,7 +154,7 @@ class Collector:
             If a value isn't finite.
         """
         view, count = self.view, len(targets)
-        found = view.read(x, rows.index).reshape(view.blocks, count, view.width)
+        regressors = view.read(x, rows.index).reshape(view.blocks, count, view.width)
         if x.dtype != np.float64:
             targets = targets.astype(np.float32, copy=False)
         wanted = targets.reshape(count, view.blocks, view.outputs).transpose(1, 0, 2)
@@ -162,7 +162,7 @@ class Collector:
             (slice(rows.fitting), self.fitting),
             (slice(rows.fitting, None), self.aside),
         ):
-            into.add(found[:, part], wanted[:, part])
+            into.add(regressors[:, part], wanted[:, part])
 
     def evidence(self, spread: float = 0.0) -> Evidence:
         """Return what was added, the regressors in the order of the weight; see `Evidence.spread`."""

@@ -35,7 +35,7 @@ RIDGES = (1e-2, 1e-1, 1.0, 10.0)
 
 
 def steadied(
-    train: Problem, held: Problem, whole: Problem, rows: Sequence[Ints], w: Matrix
+    train: Problem, held_out: Problem, whole: Problem, rows: Sequence[Ints], w: Matrix
 ) -> tuple[Problem, float]:
     """Return moments for a loss curve, and the factor of its errors.
 
@@ -57,23 +57,23 @@ def steadied(
         At least 1: few rows aren't believed when they promise less than the pull costs, since what they lack, such
         as rare classes, is in no figure.
     """
-    if train.n >= ENOUGH * len(w) or not held.n:
+    if train.n >= ENOUGH * len(w) or not held_out.n:
         return whole, 1.0
     kept = _half(whole, rows, w)
     prior = np.zeros_like(w)
     prior[kept] = w[kept]
-    errors = [float(error_of(held, refit(train, kept, share, prior)).sum()) for share in RIDGES]
+    errors = [float(error_of(held_out, refit(train, kept, share, prior)).sum()) for share in RIDGES]
     share = RIDGES[int(np.argmin(errors))]
-    rise = min(errors) - float(error_of(held, refit(train, np.arange(len(w)), share, w)).sum())
-    found = _pulled(whole, share, w)
-    told = _left(found, kept) - _left(found, np.arange(len(w)))
-    return found, max(rise / told, 1.0) if told > 0 else 1.0
+    rise = min(errors) - float(error_of(held_out, refit(train, np.arange(len(w)), share, w)).sum())
+    pulled = _pulled(whole, share, w)
+    predicted = _left(pulled, kept) - _left(pulled, np.arange(len(w)))
+    return pulled, max(rise / predicted, 1.0) if predicted > 0 else 1.0
 
 
 def _half(problem: Problem, rows: Sequence[Ints], w: Matrix) -> Ints:
     """Return the regressors of the half of the units that carry most."""
     carried = problem.h.diagonal() * (w**2).sum(axis=1)
-    order = np.argsort([-carried[mine].sum() for mine in rows], kind="stable")
+    order = np.argsort([-carried[regressors].sum() for regressors in rows], kind="stable")
     gone = [rows[u] for u in order[(len(rows) + 1) // 2 :]]
     return np.setdiff1d(np.arange(len(w)), np.concatenate(gone)) if gone else np.arange(len(w))
 

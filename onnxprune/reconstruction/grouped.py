@@ -30,14 +30,14 @@ def refits(
     problems: Sequence[Problem], kept: Sequence[Ints], share: float, priors: Sequence[Matrix]
 ) -> list[Fit]:
     """Do what `refit` does for each block of a layer; small blocks that keep equally many are solved together."""
-    found: dict[int, Fit] = {}
+    fits: dict[int, Fit] = {}
     alike: dict[int, list[int]] = {}
     for block, rows in enumerate(kept):
         alike.setdefault(len(rows) if len(rows) <= SMALL else -1 - block, []).append(block)
     for blocks in alike.values():
         if len(blocks) == 1:
             (only,) = blocks
-            found[only] = refit(problems[only], kept[only], share, priors[only])
+            fits[only] = refit(problems[only], kept[only], share, priors[only])
             continue
         h = np.stack([problems[b].h[np.ix_(kept[b], kept[b])] for b in blocks])
         right = np.stack([problems[b].g[kept[b]] for b in blocks])
@@ -46,8 +46,8 @@ def refits(
         dead = np.einsum("bii->bi", h) <= 0
         np.einsum("bii->bi", h)[:] += np.where(dead, 1.0, lam)
         solved = np.linalg.solve(h, np.where(dead[:, :, None], 0.0, right + lam[:, :, None] * old))
-        for b, mine in zip(blocks, solved, strict=True):
+        for b, solution in zip(blocks, solved, strict=True):
             w = np.zeros(problems[b].g.shape)
-            w[kept[b]] = mine
-            found[b] = Fit(w, problems[b].my - problems[b].mx @ w)
-    return [found[b] for b in range(len(problems))]
+            w[kept[b]] = solution
+            fits[b] = Fit(w, problems[b].my - problems[b].mx @ w)
+    return [fits[b] for b in range(len(problems))]

@@ -120,19 +120,19 @@ def fit_blocks(
     """
     recovery = settings.recovery
     train = [problem_of(site, m) for m in evidence.train]
-    held = [problem_of(site, m) for m in evidence.held]
+    held_out = [problem_of(site, m) for m in evidence.held_out]
     prior = old[0].copy()
     for block, rows in enumerate(kept):
         prior[block][np.setdiff1d(np.arange(site.view.width), rows)] = 0.0
     enough = min(m.n for m in evidence.train) >= 2 * max(len(k) for k in kept)
     ways = _ways(recovery, kept, (prior, old[1]), free=site.adder is not None, enough=enough)
     errors = {
-        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(held, fit_all(train), strict=True))
+        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(held_out, fit_all(train), strict=True))
         for name, fit_all in ways.items()
     }
     best = recovery.variants[0] if recovery.alone is not None else min(errors, key=lambda n: errors[n])
     whole = [problem_of(site, m) for m in evidence.whole()]
-    variance = max(sum(p.variance for p in held), 1e-30)
+    variance = max(sum(p.variance for p in held_out), 1e-30)
     report = LayerReport(
         site.name,
         sum(len(k) for k in kept) // site.view.taps,
@@ -167,30 +167,30 @@ def _ways(
         Whether there are rows enough for a weak ridge.
     """
     matrices, biases = prior
-    found: dict[str, Way] = {
+    ways: dict[str, Way] = {
         "kept": lambda problems: [Fit(matrices[b], biases[b]) for b in range(len(problems))]
     }
     if free and "bias" in recovery.variants:
-        found["bias"] = lambda problems: [bias_only(p, kept[b], matrices[b]) for b, p in enumerate(problems)]
+        ways["bias"] = lambda problems: [bias_only(p, kept[b], matrices[b]) for b, p in enumerate(problems)]
     for share in recovery.ridges if enough else STRONG if recovery.ridges else ():
-        found[f"lstsq {share:g}"] = partial(refits, kept=kept, share=share, priors=list(matrices))
+        ways[f"lstsq {share:g}"] = partial(refits, kept=kept, share=share, priors=list(matrices))
     alone = recovery.alone
     if alone is not None:
-        found[recovery.variants[0]] = lambda problems: [
+        ways[recovery.variants[0]] = lambda problems: [
             alone(p, kept[b], matrices[b]) for b, p in enumerate(problems)
         ]
-    return found
+    return ways
 
 
 def problem_of(site: Site, moments: Moments) -> Problem:
     """Return a block's problem; about zero rather than about the mean where no bias can be given."""
-    found = Problem.of(moments, site.view.width)
+    problem = Problem.of(moments, site.view.width)
     if site.adder is not None:
-        return found
-    zero_x, zero_y = np.zeros_like(found.mx), np.zeros_like(found.my)
-    h = found.h + np.outer(found.mx, found.mx)
-    g = found.g + np.outer(found.mx, found.my)
-    return Problem(found.n, h, g, found.v + found.my**2, zero_x, zero_y)
+        return problem
+    zero_x, zero_y = np.zeros_like(problem.mx), np.zeros_like(problem.my)
+    h = problem.h + np.outer(problem.mx, problem.mx)
+    g = problem.g + np.outer(problem.mx, problem.my)
+    return Problem(problem.n, h, g, problem.v + problem.my**2, zero_x, zero_y)
 
 
 def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
@@ -225,10 +225,10 @@ def consumers_of(
 ) -> list[Consumer]:
     """Return one consumer for each block of a layer, on all samples; steadied where they are few."""
     matrices, _ = weights_of(site, model)
-    parts = zip(evidence.train, evidence.held, evidence.whole(), strict=True)
-    found = []
+    parts = zip(evidence.train, evidence.held_out, evidence.whole(), strict=True)
+    consumers = []
     for block, three in enumerate(parts):
-        train, held, whole = (problem_of(site, moments) for moments in three)
-        problem, factor = steadied(train, held, whole, rows[block], matrices[block])
-        found.append(Consumer(problem, rows[block], matrices[block], unit / factor))
-    return found
+        train, held_out, whole = (problem_of(site, moments) for moments in three)
+        problem, factor = steadied(train, held_out, whole, rows[block], matrices[block])
+        consumers.append(Consumer(problem, rows[block], matrices[block], unit / factor))
+    return consumers

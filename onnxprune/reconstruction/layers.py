@@ -100,7 +100,7 @@ def sites(analysis: Analysis) -> list[Site]:
     each has a bias of its own, that stays as it is.
     """
     graph = _LayerGraph(analysis)
-    found = []
+    layers = []
     for number, applied in enumerate(analysis.coupling.nodes):
         weight = applied.node.inputs[1] if applied.node.has(1) else ""
         uses = graph.uses.get(weight, [])
@@ -111,8 +111,8 @@ def sites(analysis: Analysis) -> list[Site]:
         else:
             site = None
         if site is not None:
-            found.append(site)
-    return found
+            layers.append(site)
+    return layers
 
 
 class _LayerGraph:
@@ -128,9 +128,9 @@ class _LayerGraph:
     def shared(self, uses: Sequence[tuple[int, int]]) -> Site | None:
         """Return the layer whose weight several nodes use; None where they use it differently."""
         for alone in (False, True):
-            found = [self.site(n, self.nodes[n], alone=alone) if slot == 1 else None for n, slot in uses]
-            sites = [s for s in found if s is not None]
-            if len(sites) < len(found) or sites[0].weight in self.outer or not _alike(sites, self.model):
+            uses_alone = [self.site(n, self.nodes[n], alone=alone) if slot == 1 else None for n, slot in uses]
+            sites = [s for s in uses_alone if s is not None]
+            if len(sites) < len(uses_alone) or sites[0].weight in self.outer or not _alike(sites, self.model):
                 return None
             if len({(s.bias, s.adder is None) for s in sites}) == 1:
                 bias = sites[0].bias
@@ -232,12 +232,12 @@ def _alike(sites: Sequence[Site], model: Model) -> bool:
     return all(same)
 
 
-def readers(found: list[Site], groups: list[Group], *, partly: bool = False) -> Readers:
+def readers(layers: list[Site], groups: list[Group], *, partly: bool = False) -> Readers:
     """Find the layers that contract each group's channels.
 
     Parameters
     ----------
-    found : list of Site
+    layers : list of Site
     groups : list of Group
     partly : bool
         Return groups, too, with other readers that can't be fitted.
@@ -247,10 +247,10 @@ def readers(found: list[Site], groups: list[Group], *, partly: bool = False) -> 
     dict
         Group -> (site, rows) with ``rows[block][unit]`` the regressors that a unit owns in a block.
     """
-    by_weight = {s.weight: s for s in found}
+    by_weight = {s.weight: s for s in layers}
     result: Readers = {}
     for group in groups:
-        mine: list[tuple[Site, list[list[Ints]]]] = []
+        reads: list[tuple[Site, list[list[Ints]]]] = []
         others = False
         axes = {(m.tensor, m.axis) for m in group.members}
         for member in group.members:
@@ -258,17 +258,17 @@ def readers(found: list[Site], groups: list[Group], *, partly: bool = False) -> 
                 continue
             site = by_weight.get(member.tensor)
             if site is not None and site.view.reads(member.axis):
-                mine.append((site, _rows(site.view, member, group.units)))
+                reads.append((site, _rows(site.view, member, group.units)))
             else:  # where both axes of a weight belong to the group, one of them is what the layer makes
                 others |= site is None or not any(t == site.weight and site.view.reads(a) for t, a in axes)
-        if mine and (partly or not others):
-            result[group.name] = mine
+        if reads and (partly or not others):
+            result[group.name] = reads
     return result
 
 
 def _rows(view: View, member: Member, units: int) -> list[list[Ints]]:
     index, unit = member.index, member.unit
-    found = []
+    blocks = []
     if view.factors:
         channels = view.channels_at(member.axis, index)
         index, unit = channels.ravel(), np.repeat(unit, channels.shape[1])
@@ -278,17 +278,17 @@ def _rows(view: View, member: Member, units: int) -> list[list[Ints]]:
             inside = index // view.channels == block
             channel, owner = index[inside] % view.channels, unit[inside]
         rows = [channel[owner == u] for u in range(units)]
-        found.append([(r[:, None] * view.taps + np.arange(view.taps)).ravel() for r in rows])
-    return found
+        blocks.append([(r[:, None] * view.taps + np.arange(view.taps)).ravel() for r in rows])
+    return blocks
 
 
-def gone(found: Readers, removed: Mapping[str, Ints]) -> dict[str, list[Ints]]:
+def gone(readers: Readers, removed: Mapping[str, Ints]) -> dict[str, list[Ints]]:
     """Return which regressors of each layer's blocks go: weight -> one sorted array for each block."""
     result: dict[str, list[list[Ints]]] = {}
     for name, units in removed.items():
-        for site, rows in found.get(name, ()):
+        for site, rows in readers.get(name, ()):
             blocks = result.setdefault(site.weight, [[] for _ in rows])
-            for block, mine in zip(blocks, rows, strict=True):
-                block += [mine[int(u)] for u in units]
+            for block, unit_rows in zip(blocks, rows, strict=True):
+                block += [unit_rows[int(u)] for u in units]
     empty = np.zeros(0, np.int64)
     return {w: [np.sort(np.concatenate(b)) if b else empty for b in blocks] for w, blocks in result.items()}

@@ -84,9 +84,9 @@ class Moments:
             mean = np.empty(self.width, rows.dtype)
             at = 0
             for part in chunk:  # centred and put side by side in one go
-                some = slice(at, at := at + part.shape[1])
-                mean[some] = _mean(part, 0, rows.dtype)
-                np.subtract(part, mean[some], out=rows[:, some], casting="same_kind")
+                columns = slice(at, at := at + part.shape[1])
+                mean[columns] = _mean(part, 0, rows.dtype)
+                np.subtract(part, mean[columns], out=rows[:, columns], casting="same_kind")
             rows[:, -1] = 1
             self._merge_product(len(rows), mean, rows.T @ rows)
 
@@ -121,10 +121,10 @@ class Moments:
         scaled = side.T * np.array(factors)
         step = max(CACHED // max(self.width, 1), 1)
         for first in range(0, self.width, step):  # a few rows at a time stay in the cache
-            some = slice(first, first + step)
-            mine = self.gram[some]
-            mine += gram[some]
-            mine += scaled[some] @ side
+            stripe = slice(first, first + step)
+            target = self.gram[stripe]
+            target += gram[stripe]
+            target += scaled[stripe] @ side
         self.mean = self.mean + shift * (n / total)
         self.n = total
 
@@ -180,11 +180,11 @@ class Stack:
             return
         blocks, width = self.mean.shape
         for first in range(0, parts[0].shape[1], CHUNK):
-            some = [part[:, first : first + CHUNK].transpose(0, 2, 1) for part in parts]
-            count = some[0].shape[-1]
+            chunks = [part[:, first : first + CHUNK].transpose(0, 2, 1) for part in parts]
+            count = chunks[0].shape[-1]
             rows = np.empty((blocks, width + 1, count), _kind(parts))
             np.concatenate(
-                some, axis=1, out=rows[:, :-1], casting="same_kind"
+                chunks, axis=1, out=rows[:, :-1], casting="same_kind"
             )  # a column in one piece: they are short
             mean = _mean(rows[:, :-1], -1, rows.dtype)
             rows[:, :-1] -= mean[:, :, None]

@@ -77,15 +77,15 @@ class _Downdate:
 
     def scores(self) -> Matrix:
         """Return the rise of the error for each unit, anything for those that are gone."""
-        found = np.zeros(len(self.rows))
+        rises = np.zeros(len(self.rows))
         for kind in self.sized:
             if kind.index.shape[1] == 1:
                 square = np.einsum("ij,ij->i", self.w, self.w)[kind.index[:, 0]]
-                found[kind.units] = square / kind.blocks[:, 0, 0]
+                rises[kind.units] = square / kind.blocks[:, 0, 0]
             else:
                 w = self.w[kind.index]
-                found[kind.units] = np.einsum("uto,uto->u", w, np.linalg.solve(kind.blocks, w))
-        return found * self.weight
+                rises[kind.units] = np.einsum("uto,uto->u", w, np.linalg.solve(kind.blocks, w))
+        return rises * self.weight
 
     def drop(self, unit: int) -> None:
         rows = self.rows[unit]
@@ -194,10 +194,10 @@ def keep_best(
     best = np.sort(kept)
     low = _explained(problem, rows, best, share)
     for _ in range(rounds):
-        found = _one_swap(problem, rows, best, low, share)
-        if found is None:
+        swap = _one_swap(problem, rows, best, low, share)
+        if swap is None:
             break
-        best, low = found
+        best, low = swap
     return best
 
 

@@ -91,15 +91,15 @@ def plausible(
     if not floats:
         return samples
     few = replace(samples, batches=samples.batches[:JUDGED], counts=samples.counts[:JUDGED])
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     why = ""
     for name, change in RANGES.items():
         why, score = _judge(analysis, _ranged(few, floats, change))
         if np.isfinite(score):
-            found[name] = score
-    if not found:
+            scores[name] = score
+    if not scores:
         return samples
-    best = max(found, key=lambda n: found[n])  # the first of equals
+    best = max(scores, key=lambda n: scores[n])  # the first of equals
     if say is not None and why:
         say(f"synthetic samples: values {best}, by {why}")
     return _ranged(samples, floats, RANGES[best])
@@ -144,13 +144,13 @@ def _imbalance(analysis: Analysis, samples: Samples) -> float:
 
 def _norms(analysis: Analysis) -> dict[str, tuple[Array, Array]]:
     """What each BatchNormalization reads, with the mean and variance that it expects."""
-    found = {}
+    norms = {}
     for applied in analysis.coupling.nodes:
         node = applied.node
         if node.op == "BatchNormalization" and all(n in analysis.model for n in node.inputs[3:5]):
             mean, var = (np.asarray(analysis.model.weight(n), np.float64) for n in node.inputs[3:5])
-            found[node.inputs[0]] = mean, var + 1e-5
-    return found
+            norms[node.inputs[0]] = mean, var + 1e-5
+    return norms
 
 
 def _distance(analysis: Analysis, samples: Samples, norms: Mapping[str, tuple[Array, Array]]) -> float:

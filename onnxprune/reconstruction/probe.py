@@ -58,14 +58,14 @@ class Probe:
 
     def sites(self) -> dict[int, Site]:
         """The nodes that read a group, by their position."""
-        return {use.number: use for mine in self.readers.values() for site, _ in mine for use in site.uses}
+        return {use.number: use for reads in self.readers.values() for site, _ in reads for use in site.uses}
 
     def _axis(self, site: Site) -> int:
         """Return the channel axis of a layer's input."""
-        found = [a for slot, a in self.analysis.coupling.nodes[site.number].contracted if slot == 0]
-        if len(found) != 1:
+        axes = [a for slot, a in self.analysis.coupling.nodes[site.number].contracted if slot == 0]
+        if len(axes) != 1:
             raise CalibrationError(f"The channels of what {site.name!r} reads can't be told apart.")
-        return found[0]
+        return axes[0]
 
     def activations(self, reduce: Callable[[Tape, str], str]) -> dict[int, Floats]:
         """Average over positions and samples for each channel that a layer reads.

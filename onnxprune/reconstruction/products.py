@@ -91,8 +91,8 @@ class ProductCurve:
 
     def channels(self, number: int, units: Ints) -> Ints:
         """Return the output channels of the layer at a position that belong to units of the product."""
-        found = [s.at[:, units].ravel() for s in self.mixable.makers if s.site.number == number]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        channels = [s.at[:, units].ravel() for s in self.mixable.makers if s.site.number == number]
+        return np.concatenate(channels) if channels else np.zeros(0, np.int64)
 
 
 def silenced(site: Site, fits: list[Fit], channels: Ints) -> list[Fit]:

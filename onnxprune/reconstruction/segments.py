@@ -70,14 +70,14 @@ def segments(analysis: Analysis, sites: Sequence[Site]) -> list[Segment]:
     gaps = [life.narrowest(a + 1, b) for a, b in itertools.pairwise(numbers)]
     gaps.append(life.narrowest(sites[-1].end + 1, life.count, early=True))
     fewest = max(FEWEST, -(-len(sites) // SHARE))
-    found, first, start = [], 0, 0
+    parts, first, start = [], 0, 0
     while start < len(sites):
         last = min(start + fewest + MORE, len(sites)) - 1
         least = min(start + fewest, len(sites)) - 1
         end = min(range(least, last + 1), key=lambda n: (gaps[n][0], n))
-        found.append(life.segment(first, gaps[end][1], tuple(sites[start : end + 1])))
+        parts.append(life.segment(first, gaps[end][1], tuple(sites[start : end + 1])))
         first, start = gaps[end][1], end + 1
-    return found
+    return parts
 
 
 class _Life:

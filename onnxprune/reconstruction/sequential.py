@@ -93,13 +93,13 @@ class Calibration:
         self.readers: Readers = readers(self.sites, self.groups)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
-        self.alone = {mine[0][0].number: name for name, mine in self.readers.items() if len(mine) == 1}
+        self.alone = {reads[0][0].number: name for name, reads in self.readers.items() if len(reads) == 1}
         self.settings = Settings(recovery_of(self.recover), seed=self.seed)
 
     @property
     def places(self) -> dict[str, list[int]]:
         """Group -> positions of the layers that read it, or hear of it first."""
-        read = {name: [site.number for site, _ in mine] for name, mine in self.readers.items()}
+        read = {name: [site.number for site, _ in reads] for name, reads in self.readers.items()}
         return {name: [product.site.number] for name, product in self.products.items()} | read
 
     @property
@@ -110,10 +110,10 @@ class Calibration:
 
     def on(self, samples: Samples, most: int) -> Calibration:
         """Return the same calibration for fits on other samples, with at most so many rows for each regressor."""
-        found = copy.copy(self)
-        found.settings = replace(self.settings, most=most, least=ROUGH)
-        found.samples, found.say = samples, None
-        return found
+        calibration = copy.copy(self)
+        calibration.settings = replace(self.settings, most=most, least=ROUGH)
+        calibration.samples, calibration.say = samples, None
+        return calibration
 
     def measure_curves(self) -> None:
         """Run the original over the samples and take the loss curve of each group."""
@@ -121,9 +121,9 @@ class Calibration:
             return
         if self.measure.scores is not None:  # judges all groups at once
             plain = {
-                name: mine
-                for name, mine in self.readers.items()
-                if all(len(site.view.factors) < 2 for site, _ in mine)
+                name: reads
+                for name, reads in self.readers.items()
+                if all(len(site.view.factors) < 2 for site, _ in reads)
             }
             if not plain:
                 return
@@ -131,20 +131,20 @@ class Calibration:
             scores = self.measure.scores(probe)
             self.curves = {name: curve_of(values, self._least(name)) for name, values in scores.items()}
             return
-        read = {s.number for mine in self.readers.values() for s, _ in mine}
+        read = {s.number for reads in self.readers.values() for s, _ in reads}
         needed = [s for s in self.sites if s.number in read]
         walk = Walk.of(self.analysis, [], self.samples, self.settings, needed)
-        found = _Curves(self)
+        curves = _Curves(self)
         costs = [self._cost(site) for site in needed]
         seen = 0
-        for some in walk.stretches(needed):
-            self._tell(Milestone.of("calibrate", some[0].name, seen, costs))
-            for site, evidence in zip(some, walk.originals(some), strict=True):
-                if site is not some[0]:
+        for stretch in walk.stretches(needed):
+            self._tell(Milestone.of("calibrate", stretch[0].name, seen, costs))
+            for site, evidence in zip(stretch, walk.originals(stretch), strict=True):
+                if site is not stretch[0]:
                     self._tell(Milestone.of("calibrate", site.name, seen, costs))
-                found.take(site, evidence)
+                curves.take(site, evidence)
                 seen += 1
-        self.curves = found.done
+        self.curves = curves.done
 
     def _least(self, name: str) -> int:
         units = next(g.units for g in self.groups if g.name == name)
@@ -170,10 +170,10 @@ class Calibration:
         members = [_Member.of(self, units, whole=measure) for units in removed]
         for first in sorted({m.first for m in members}):
             todo = [s for s in self.sites if s.number >= first]
-            mine = [m for m in members if m.first == first]
-            width = self._abreast(todo) if len(mine) > 1 else 1
-            for some in (mine[n : n + width] for n in range(0, len(mine), width)):
-                self._side_by_side(some, todo, measure)
+            starting = [m for m in members if m.first == first]
+            width = self._abreast(todo) if len(starting) > 1 else 1
+            for abreast in (starting[n : n + width] for n in range(0, len(starting), width)):
+                self._side_by_side(abreast, todo, measure)
         return [m.fitted for m in members]
 
     def _abreast(self, todo: Sequence[Site]) -> int:
@@ -229,14 +229,14 @@ class Calibration:
     def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
         """Choose the units of a group once more, on the inputs as they are by now."""
         rows = self.readers[name][0][1]
-        found = consumers_of(site, evidence, rows, model, 1.0)
+        consumers = consumers_of(site, evidence, rows, model, 1.0)
         units = len(rows[0])
         assert self.measure.curve is not None
-        curve = self.measure.curve(found, units - count)
+        curve = self.measure.curve(consumers, units - count)
         kept = np.sort(curve.order[count:])
         owned = np.unique(np.concatenate([*rows[0]])).size
-        if self.measure.swaps and len(found) == 1 and owned == site.view.width:
-            kept = keep_best(found[0].problem, rows[0], kept)
+        if self.measure.swaps and len(consumers) == 1 and owned == site.view.width:
+            kept = keep_best(consumers[0].problem, rows[0], kept)
         return np.setdiff1d(np.arange(units), kept)
 
     def _cost(self, site: Site) -> float:
@@ -266,7 +266,7 @@ class _Member:
     @classmethod
     def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> _Member:
         """Begin with the original; whole: at its first layer, whatever is cut."""
-        units = {name: np.asarray(mine) for name, mine in removed.items()}
+        units = {name: np.asarray(indices) for name, indices in removed.items()}
         cut = [s.number for name in units for s, _ in calibration.reading.get(name, ())]
         made = [p.mixable.makers for name, p in calibration.products.items() if name in units]
         cut += [side.site.number for sides in made for side in sides]
@@ -281,8 +281,8 @@ class _Curves:
 
     def __init__(self, calibration: Calibration, done: dict[str, Curve] | None = None) -> None:
         self.of = calibration
-        self.last = {name: max(s.number for s, _ in mine) for name, mine in calibration.readers.items()}
-        self.held: dict[str, list[Consumer]] = {}
+        self.last = {name: max(s.number for s, _ in reads) for name, reads in calibration.readers.items()}
+        self.consumers: dict[str, list[Consumer]] = {}
         self.done: dict[str, Curve] = {} if done is None else done
 
     def take(self, site: Site, evidence: Evidence) -> None:
@@ -290,12 +290,12 @@ class _Curves:
         measure = self.of.measure.curve
         if measure is None:
             return
-        for name, mine in self.of.readers.items():
-            for rows in (rows for reader, rows in mine if reader is site):
-                found = consumers_of(site, evidence, rows, self.of.analysis.model, evidence.spread or 1.0)
-                self.held.setdefault(name, []).extend(found)
-            if self.last[name] == site.number and name in self.held:
-                self.done[name] = measure(self.held.pop(name), self.of._least(name))
+        for name, reads in self.of.readers.items():
+            for rows in (rows for reader, rows in reads if reader is site):
+                consumers = consumers_of(site, evidence, rows, self.of.analysis.model, evidence.spread or 1.0)
+                self.consumers.setdefault(name, []).extend(consumers)
+            if self.last[name] == site.number and name in self.consumers:
+                self.done[name] = measure(self.consumers.pop(name), self.of._least(name))
 
 
 def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:
@@ -306,9 +306,9 @@ def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Int
     CalibrationError
         If they aren't.
     """
-    found = analyse(fitted.model, **more)
-    units = {g.name: g.units for g in found.grouping.groups}
+    refitted = analyse(fitted.model, **more)
+    units = {g.name: g.units for g in refitted.grouping.groups}
     for group in analysis.grouping.groups:
         if group.name in removed and units.get(group.name) != group.units:
             raise CalibrationError(f"The fitted model no longer has the group {group.name!r}; this is a bug.")
-    return found
+    return refitted

@@ -98,8 +98,8 @@ class View:
 
     def x(self, array: Array, rows: Ints) -> Array:
         """Return the regressors of an activation, array [blocks, len(rows), channels * taps], at output positions."""
-        found = self.read(array, rows).swapaxes(2, 3)
-        return found.reshape(self.blocks, len(rows), self.width)
+        regressors = self.read(array, rows).swapaxes(2, 3)
+        return regressors.reshape(self.blocks, len(rows), self.width)
 
 
 def view_of(node: Node) -> View | None:
@@ -144,15 +144,15 @@ def _conv(node: Node) -> View | None:
         steps = np.cumprod([1, *sizes[:0:-1]])[::-1]
         first = at * prod(sizes) + sum(p * s * n for p, s, n in zip(spot, strides, steps, strict=True))
         if taps == 1 and not any(map(any, pads)):
-            found = columns(array, 1, first)
+            patches = columns(array, 1, first)
         else:
             # channels last: each tap of a row is then one piece of memory
             padded = np.zeros((len(array), *sizes, array.shape[1]), array.dtype)
             inside = tuple(slice(a, a + n) for n, (a, _) in zip(array.shape[2:], pads, strict=True))
             padded[(slice(None), *inside)] = np.moveaxis(array, 1, -1)
             shifts = [sum(p * d * n for p, d, n in zip(t, dilations, steps, strict=True)) for t in places]
-            found = padded.reshape(-1, array.shape[1]).take(first[:, None] + np.array(shifts), axis=0)
-        return found.reshape(len(rows), taps, groups, channels).transpose(2, 0, 1, 3)
+            patches = padded.reshape(-1, array.shape[1]).take(first[:, None] + np.array(shifts), axis=0)
+        return patches.reshape(len(rows), taps, groups, channels).transpose(2, 0, 1, 3)
 
     def y(array: Array, rows: Ints) -> Array:
         return columns(array, 1, rows)
@@ -179,12 +179,12 @@ def _pads(
     if mode == "VALID":
         return [(0, 0)] * len(kernel)
     if mode.startswith("SAME"):
-        found = []
+        borders = []
         for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
             total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
             small = total // 2
-            found.append((small, total - small) if mode == "SAME_UPPER" else (total - small, small))
-        return found
+            borders.append((small, total - small) if mode == "SAME_UPPER" else (total - small, small))
+        return borders
     pads = [int(p) for p in attrs.get("pads", [0] * (2 * len(kernel)))]
     return list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
 
@@ -254,12 +254,12 @@ def _product(node: Node) -> View | None:
         return columns(array, -1, rows)
 
     def unpack(array: Array) -> Array:
-        found = np.asarray(array) * alpha if alpha != 1 else np.asarray(array)
-        return (found.T if right else found)[None]
+        scaled = np.asarray(array) * alpha if alpha != 1 else np.asarray(array)
+        return (scaled.T if right else scaled)[None]
 
     def pack(matrices: Array) -> Array:
-        found = matrices[0].T if right else matrices[0]
-        return np.asarray(found / alpha if alpha != 1 else found)
+        matrix = matrices[0].T if right else matrices[0]
+        return np.asarray(matrix / alpha if alpha != 1 else matrix)
 
     bias_slot = 2 if node.op.endswith("Gemm") else -1
     if bias_slot == 2 and node.has(2) and prod(node.shape(2)) not in (1, outputs):

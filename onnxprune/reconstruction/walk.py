@@ -81,35 +81,35 @@ class Walk:
 
     def stretches(self, todo: Sequence[Site]) -> list[list[Site]]:
         """Return the layers in turn, as many at a time as `originals` should look at together."""
-        found: list[list[Site]] = []
-        held = 0.0
+        stretches: list[list[Site]] = []
+        total = 0.0
         for site in todo:
             size = site.view.width + site.view.outputs
             more = 16 * site.view.blocks * size**2 + sum(self.sizes.get(n, np.inf) for n in _tensors(site))
-            if not found or len(found[-1]) == ABREAST or held + more > ABREAST_BYTES:
-                found.append([])
-                held = 0.0
-            found[-1].append(site)
-            held += more
-        return found
+            if not stretches or len(stretches[-1]) == ABREAST or total + more > ABREAST_BYTES:
+                stretches.append([])
+                total = 0.0
+            stretches[-1].append(site)
+            total += more
+        return stretches
 
-    def originals(self, some: Sequence[Site]) -> list[Evidence]:
+    def originals(self, sites: Sequence[Site]) -> list[Evidence]:
         """Return the moments of layers' inputs and outputs in the original, which runs once for all; they are let go.
 
         Parameters
         ----------
-        some : sequence of Site
+        sites : sequence of Site
             Next to be asked for, in topological order, see `stretches`.
         """
-        for site in some:
+        for site in sites:
             self.done(site)
-        takers = [[self._taker(site, use) for use in site.uses] for site in some]
-        end = max(use.goal[1] for site in some for use in site.uses)
-        wanted = dict.fromkeys(name for site in some for name in _tensors(site))
+        takers = [[self._taker(site, use) for use in site.uses] for site in sites]
+        end = max(use.goal[1] for site in sites for use in site.uses)
+        wanted = dict.fromkeys(name for site in sites for name in _tensors(site))
         batches = self.dense.run(end + 1, list(wanted))
-        for found, count, valid in zip(batches, self.counts, self._valid(), strict=True):
+        for batch, count, valid in zip(batches, self.counts, self._valid(), strict=True):
             for taker in (taker for each in takers for taker in each):
-                taker.add(found, count, valid)
+                taker.add(batch, count, valid)
         return [_together([taker.evidence() for taker in each]) for each in takers]
 
     def evidence(self, site: Site, *, spread: bool = False) -> list[Evidence]:
@@ -157,10 +157,10 @@ class _Taker:
         self.site, self.draw = site, draw
         self.spread, self.collector = Spread(), Collector(site.view)
 
-    def add(self, found: Mapping[str, Array], count: int, valid: Array | None) -> None:
+    def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
         site, axis = self.site, self.site.view.out_axis
-        x, y = found[site.x], found[site.y]
-        self.spread.add(found[site.goal[0]], axis, x, valid)
+        x, y = batch[site.x], batch[site.y]
+        self.spread.add(batch[site.goal[0]], axis, x, valid)
         rows = self.draw.take(x, site.view.positions(y), count, valid)
         y = site.view.y(y, rows.index)
         self.collector.add(x, y if site.given is None else y - site.given, rows)
@@ -192,11 +192,11 @@ class _Use:
         if spread:
             self.spread.add(y, view.out_axis, x, valid)
         y = view.y(y, rows.index)
-        for collector, mine in zip(self.collectors, batches, strict=True):
+        for collector, batch in zip(self.collectors, batches, strict=True):
             reach = y
             if total:
-                reach = (y - view.y(mine[total.other], rows.index) - total.offset) / total.gain
-            collector.add(mine[site.x], reach if site.given is None else reach - site.given, rows)
+                reach = (y - view.y(batch[total.other], rows.index) - total.offset) / total.gain
+            collector.add(batch[site.x], reach if site.given is None else reach - site.given, rows)
 
     def evidence(self) -> list[Evidence]:
         return [c.evidence(self.spread.variance / _unit(self.site)) for c in self.collectors]

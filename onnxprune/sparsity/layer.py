@@ -79,7 +79,7 @@ def fit_layer(
     ridges : sequence of float
         None: no refit.
     """
-    train, unseen = ([problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held))
+    train, unseen = ([problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held_out))
     keep = [mask for mask, _ in chosen]
     prior = [np.where(mask, old[0][b], 0.0) for b, mask in enumerate(keep)]
     makers: dict[str, Callable[[int, Problem], Fit]] = {

@@ -119,11 +119,13 @@ def _axes(row: Row, slot: int, rank: int) -> tuple[tuple[tuple[int, int], ...], 
             return BLOCKS if base in partner else OUTPUTS
         return INPUTS if base in partner else TAPS
 
-    found = tuple(_parts(axis, kind, row) for axis in axes)
-    kinds = {k for parts in found for k, _ in parts}
+    parts_by_axis = tuple(_parts(axis, kind, row) for axis in axes)
+    kinds = {k for parts in parts_by_axis for k, _ in parts}
     role = row.roles[slot] if slot < len(row.roles) else "data"
     locked = any(x.lock and kind(x) == INPUTS for x in letters)
-    return None if locked or (role != "weight" and TAPS in kinds) or role in ("range", "quant") else found
+    if locked or (role != "weight" and TAPS in kinds) or role in ("range", "quant"):
+        return None
+    return parts_by_axis
 
 
 def _parts(axis: Axis, kind: Callable[[Letter], int], row: Row) -> tuple[tuple[int, int], ...]:

@@ -145,7 +145,7 @@ class Fitter:
         view, matrices = site.view, weights_of(site, model)[0]
         alone = list(np.arange(view.width)[:, None])
         parts = (
-            [problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held, evidence.whole())
+            [problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held_out, evidence.whole())
         )
         solvers = []
         for matrix, train, unseen, whole in zip(matrices, *parts, strict=True):

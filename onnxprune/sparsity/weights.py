@@ -106,7 +106,7 @@ def find(model: Model) -> tuple[list[SparseWeight], list[Left]]:
     tuple of list of SparseWeight, list of Left
     """
     graph = _Graph(model)
-    found: dict[str, list[SparseWeight]] = {}
+    by_name: dict[str, list[SparseWeight]] = {}
     left: dict[str, str] = {}
     for index, node in enumerate(model.proto.graph.node):
         for factor in graph.factors(node):
@@ -116,7 +116,7 @@ def find(model: Model) -> tuple[list[SparseWeight], list[Left]]:
                 name, steps, stored = graph.origin(node.input[slot])
                 if name:
                     target = graph.target(name, node, factor, (steps, stored), index)
-                    found.setdefault(name, []).append(target)
+                    by_name.setdefault(name, []).append(target)
             except _No as reason:
                 left.setdefault(name or graph.weight_behind(node.input[slot]), str(reason))
             except (ValueError, IndexError):
@@ -128,9 +128,9 @@ def find(model: Model) -> tuple[list[SparseWeight], list[Left]]:
         left.setdefault(name, kind)
     targets = []
     for name in model.names():
-        if name in found and name not in left:
+        if name in by_name and name not in left:
             try:
-                targets.append(graph.one(name, found[name]))
+                targets.append(graph.one(name, by_name[name]))
             except _No as reason:
                 left[name] = str(reason)
     return targets, [Left(name, left[name]) for name in model.names() if name in left]
@@ -296,7 +296,7 @@ class _Graph:
         shape[axis] = dims[axis]
         return value.reshape(shape)
 
-    def one(self, name: str, found: list[SparseWeight]) -> SparseWeight:
+    def one(self, name: str, targets: list[SparseWeight]) -> SparseWeight:
         """Return the target of a weight that several layers may read."""
         if name in self.inputs:
             raise _No("it is an input of the graph too, so it can change at run time")
@@ -315,10 +315,10 @@ class _Graph:
             if not passed and not any(node.input[factor.slot] in names for factor in self.factors(node)):
                 what = "looks rows up in" if node.op_type.startswith("Gather") else "reads"
                 raise _No(f"{node.op_type} '{node.name}' {what} it too")
-        if len({(t.layout, str(t.zero)) for t in found}) > 1:
+        if len({(t.layout, str(t.zero)) for t in targets}) > 1:
             raise _No("layers read it along different axes")
-        readers = tuple(reader for target in found for reader in target.readers)
-        first = found[0]
+        readers = tuple(reader for target in targets for reader in target.readers)
+        first = targets[0]
         return SparseWeight(name, first.elem_type, first.layout, readers, first.zero, first.scale)
 
     def tables(self) -> Iterator[tuple[str, str]]:

@@ -62,7 +62,7 @@ def test_evidence_of_several_layers_in_one_run_is_that_of_their_rows(group):
         y = view.y(activations[site.y], rows).reshape(len(rows), view.blocks, view.outputs).transpose(1, 0, 2)
         both = np.concatenate([x, y], axis=2).astype(np.float64)
         held = rows // 64 % HELD == HELD - 1
-        for mine, parts in ((both[:, ~held], evidence.train), (both[:, held], evidence.held)):
+        for mine, parts in ((both[:, ~held], evidence.train), (both[:, held], evidence.held_out)):
             for block, part in zip(mine, parts, strict=True):
                 assert part.n == len(block)
                 np.testing.assert_allclose(part.mean, block.mean(axis=0), rtol=1e-4, atol=1e-5)

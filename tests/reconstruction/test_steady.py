@@ -128,7 +128,7 @@ def test_a_fit_is_chosen_by_what_it_has_not_seen():
 
     for fitted, others, variant in ((wrong, right, "kept"), (wrong, wrong, "lstsq 0.0001")):
         train, held = moments(fitted, 80), moments(others, 20)
-        evidence = SimpleNamespace(train=[train], held=[held], whole=lambda train=train: [train])
+        evidence = SimpleNamespace(train=[train], held_out=[held], whole=lambda train=train: [train])
         _, told = _sequence.fit_blocks(site, evidence, [np.arange(6)], old, _sequence.Settings())
         assert told.variant == variant
         assert (told.before < 1e-9) == (variant == "kept")
