@@ -95,11 +95,11 @@ def walk(tracer: Tracer, nodes: Sequence[NodeProto], ignored: Collection[int] = 
                            for v in tracer.values[n].ravel()[:8] if tracer.values[n].dtype.kind in "iu")  # fmt: skip
             pairs = list(_apart(proto.op_type, shapes, target))
             return Agreement(number, False, sure, str(error), True, pairs, target, shapes, own=error)
-        found = _wrong(node) or (None if number in ignored else _misfit(node))
-        if found is not None:
-            found.passed, found.sure = number, sure
-            found.shapes = [s for s in node.shapes if s is not None]
-            return found
+        mismatch = _wrong(node) or (None if number in ignored else _misfit(node))
+        if mismatch is not None:
+            mismatch.passed, mismatch.sure = number, sure
+            mismatch.shapes = [s for s in node.shapes if s is not None]
+            return mismatch
         visited.append(node)
         known = not node.domain and not any(True for _ in subgraphs(proto))
         sure &= known and not isinstance(lookup(node), Refusal)

@@ -111,8 +111,8 @@ class Analysis:
         if not binding.is_dynamic(graph, {}):
             return None
         for inputs in binding.others(graph, self.given):
-            if inputs != self.inputs and (found := self._fitting(inputs)) is not None:
-                return found
+            if inputs != self.inputs and (tracer := self._fitting(inputs)) is not None:
+                return tracer
         return self._trace_partly()
 
     def _trace_partly(self) -> Tracer | None:
@@ -123,8 +123,8 @@ class Analysis:
         for axis, size in axes.sizes.items():
             for value in (size + 1, 2 * size, size // 2):
                 shapes = axes.shapes({**sizes, axis: value}) if value else None
-                if shapes is not None and (found := self._fitting(shapes)) is not None:
-                    last, sizes[axis] = found, value
+                if shapes is not None and (tracer := self._fitting(shapes)) is not None:
+                    last, sizes[axis] = tracer, value
                     break
         return last
 
@@ -138,13 +138,13 @@ class Analysis:
                 return graph
         if not axes.batch:
             return graph
-        found = onnx.GraphProto()
-        found.CopyFrom(graph)
-        for value in found.input:
+        interface = onnx.GraphProto()
+        interface.CopyFrom(graph)
+        for value in interface.input:
             own = axes.axes_of.get(value.name, ())
             if own and own[0] in axes.batch and binding.declared(value) is not None:
                 value.type.tensor_type.shape.dim[0].dim_value = self.inputs[value.name][0]
-        return found
+        return interface
 
     def _fitting(self, inputs: dict[str, Shape]) -> Tracer | None:
         """Trace under these shapes; None where the model can't be run on them."""
@@ -206,36 +206,36 @@ def analyse(
     binding.check_given(model.proto.graph, given)
     wall.grow(nodes=len(model.proto.graph.node))
     with _no_collection(), wall.stage("Looking for what can be cut"):
-        found = _analyse(model, given, runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+        analysis = _analyse(model, given, runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
         if folds:
             again = partial(
                 _analyse, given=given, runs=runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks
             )
-            found = _with_folds(found, again, folds == "weights")
-        return found
+            analysis = _with_folds(analysis, again, folds == "weights")
+        return analysis
 
 
-def _with_folds(found: Analysis, analyse_again: Callable[[Model], Analysis], weights: bool) -> Analysis:
+def _with_folds(analysis: Analysis, analyse_again: Callable[[Model], Analysis], weights: bool) -> Analysis:
     """Return the analysis of a model in which computed weights are folded where that helps; else the same."""
-    finder = Finder(found.model, found.tracer)
-    always = set(summed_ends(finder, found.coupling))
-    always |= set(weight_ends(finder, found.coupling)) if weights else set()
-    frozen = set(frozen_ends(finder, found.grouping))
+    finder = Finder(analysis.model, analysis.tracer)
+    always = set(summed_ends(finder, analysis.coupling))
+    always |= set(weight_ends(finder, analysis.coupling)) if weights else set()
+    frozen = set(frozen_ends(finder, analysis.grouping))
     names = [n for n in finder.ends() if n in always or n in frozen]
     while names:
-        folded = fold(found.model, finder, names)
+        folded = fold(analysis.model, finder, names)
         if not folded.tensors:
             break
         again = analyse_again(folded.model)
         helped = [
             n for n in names
-            if n in folded.tensors and (n in always or opened(again.grouping, n) - opened(found.grouping, n))
+            if n in folded.tensors and (n in always or opened(again.grouping, n) - opened(analysis.grouping, n))
         ]  # fmt: skip
         if helped == names:
             again.folded, again.coupling.aliases = folded, folded.aliases
             return again
         names = helped
-    return found
+    return analysis
 
 
 def _check_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> None:
@@ -378,13 +378,13 @@ def _declared(model: Model, inputs: Mapping[str, Shape], names: list[str]) -> di
         for dim, size in zip(binding.declared(value) or (), inputs.get(value.name, ()), strict=False):
             if isinstance(dim, str):
                 sizes[dim] = size
-    wanted, found = set(names), dict[str, Typed]()
+    wanted, types = set(names), dict[str, Typed]()
     for value in (*graph.value_info, *graph.output):
         axes = binding.declared(value) if value.name in wanted else None
         shape = [sizes.get(a, 0) if isinstance(a, str) else a for a in axes or (0,)]
         if axes is not None and all(shape):
-            found[value.name] = (value.type.tensor_type.elem_type, tuple(shape))
-    return found
+            types[value.name] = (value.type.tensor_type.elem_type, tuple(shape))
+    return types
 
 
 def _tracer(

@@ -82,25 +82,25 @@ class Weights:
     @cached_property
     def constants(self) -> set[str]:
         """Names of tensors that depend on weights alone."""
-        found = {i.tensor for i in self.coupling.instances}
+        names = {i.tensor for i in self.coupling.instances}
         for applied in self.coupling.nodes:
             node = applied.node
-            if node.inputs and all(n == "" or n in found for n in node.inputs):
-                found.update(node.outputs)
-        return found
+            if node.inputs and all(n == "" or n in names for n in node.inputs):
+                names.update(node.outputs)
+        return names
 
 
 def per_group(unit: Indices, group_of: Indices) -> Iterator[tuple[int, Indices]]:
     """Yield each group on an axis with the positions that belong to it."""
     if not group_of.size:
         return
-    mine = np.where(unit >= 0, group_of[unit], -1)
-    if mine[0] >= 0 and (mine == mine[0]).all():  # nearly always: one group owns the whole axis
-        yield int(mine[0]), np.arange(mine.size)
+    owner = np.where(unit >= 0, group_of[unit], -1)
+    if owner[0] >= 0 and (owner == owner[0]).all():  # nearly always: one group owns the whole axis
+        yield int(owner[0]), np.arange(owner.size)
         return
-    present = np.unique(mine)
+    present = np.unique(owner)
     for g in present[present >= 0]:
-        yield int(g), np.flatnonzero(mine == g)
+        yield int(g), np.flatnonzero(owner == g)
 
 
 def members_of(
@@ -133,7 +133,7 @@ def extents_of(
 ) -> list[list[Extent]]:
     """Axes of the weights of multiplying ops: those whose length a kernel cares about."""
     space = weights.coupling.space
-    found: list[list[Extent]] = [[] for _ in count]
+    extents: list[list[Extent]] = [[] for _ in count]
     done: set[int] = set()
     for instance in weights.instances:
         if sum(space.sizes[d] > 1 for d in instance.dims) < 2:
@@ -146,20 +146,20 @@ def extents_of(
             unit = solution.units_of(root, space.sizes[root])
             for g, at in per_group(unit, group_of):
                 per_unit = np.bincount(local[unit[at]], minlength=int(count[g])).astype(np.int64)
-                found[g].append(Extent(root, space.sizes[root], per_unit, f"{instance.tensor}:{axis}"))
-    return found
+                extents[g].append(Extent(root, space.sizes[root], per_unit, f"{instance.tensor}:{axis}"))
+    return extents
 
 
 def macs_of(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.float64]:
     """Return the multiply-accumulates that go when only that unit goes."""
-    space, found = coupling.space, np.zeros(units)
+    space, macs = coupling.space, np.zeros(units)
     for applied in coupling.nodes:
         for dims in applied.macs:
             total = float(prod(space.sizes[d] for d in dims))
             for root in open_roots(space, solution, dims):
                 unit = solution.units_of(root, space.sizes[root])
-                np.add.at(found, unit[unit >= 0], total / space.sizes[root])
-    return found
+                np.add.at(macs, unit[unit >= 0], total / space.sizes[root])
+    return macs
 
 
 def open_roots(space: Space, solution: Solution, dims: Iterable[int]) -> list[int]:

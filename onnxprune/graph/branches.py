@@ -44,15 +44,15 @@ def settle(model: Model) -> Model:
     model : Model
         Without local functions.
     """
-    found = model
+    settled = model
     while True:
-        decided = _decided(found)
+        decided = _decided(settled)
         if not decided:
             break
-        found = _inlined(found.fork() if found is model else found, decided)
-    if found is not model and not model.proto.training_info:  # that reads weights by name
-        remove(found, names_of(found) - needed(found))
-    return found
+        settled = _inlined(settled.fork() if settled is model else settled, decided)
+    if settled is not model and not model.proto.training_info:  # that reads weights by name
+        remove(settled, names_of(settled) - needed(settled))
+    return settled
 
 
 def _decided(model: Model) -> dict[str, bool]:
@@ -61,9 +61,11 @@ def _decided(model: Model) -> dict[str, bool]:
     if not wanted:
         return {}
     known = _Known(model)
-    found = {name: known.of(name) for name in sorted(wanted)}
+    conditions = {name: known.of(name) for name in sorted(wanted)}
     return {
-        n: bool(p[0].ravel()[0]) for n, p in found.items() if p is not None and p[0].size == 1 and p[1].all()
+        n: bool(p[0].ravel()[0])
+        for n, p in conditions.items()
+        if p is not None and p[0].size == 1 and p[1].all()
     }
 
 

@@ -86,20 +86,20 @@ class Constants:
         dims = self.dims.get(name)
         if dims is None or self.analysis.tracer.types[name][0] not in _FLOATS:
             return
-        found: dict[int, Values] = {}
+        by_axis: dict[int, Values] = {}
         if op in ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"):
             values = getattr(self, f"_{op.lower()}")(applied)
             if values is not None:
-                found[1 if op != "MatMul" else len(dims) - 1] = values
+                by_axis[1 if op != "MatMul" else len(dims) - 1] = values
         elif op in _BINARY:
-            found = self._binary(applied, len(dims))
+            by_axis = self._binary(applied, len(dims))
         elif op == "Concat":
-            found = self._concat(applied)
+            by_axis = self._concat(applied)
         elif self.known.get(node.inputs[0]):
-            found = self._follow(applied)
-        found = {a: v for a, v in found.items() if not np.isnan(v).all()}
-        if found:
-            self.known[name] = found
+            by_axis = self._follow(applied)
+        by_axis = {a: v for a, v in by_axis.items() if not np.isnan(v).all()}
+        if by_axis:
+            self.known[name] = by_axis
 
     def read(self, name: str, axis: int, size: int) -> Values:
         """Return the constants along an axis, NaN where unknown."""
@@ -178,7 +178,7 @@ class Constants:
 
     def _binary(self, applied: Applied, rank: int) -> dict[int, Values]:
         node = applied.node
-        found: dict[int, Values] = {}
+        by_axis: dict[int, Values] = {}
         axes = {
             a + rank - len(s)
             for n, s in zip(node.inputs, node.shapes, strict=True)
@@ -192,8 +192,8 @@ class Constants:
                 values = _BINARY[node.op](one, other)
             if node.op == "Mul":
                 values = np.where((one == 0) | (other == 0), 0.0, values)
-            found[axis] = np.where(np.isfinite(values), values, np.nan)
-        return found
+            by_axis[axis] = np.where(np.isfinite(values), values, np.nan)
+        return by_axis
 
     def _operand(self, applied: Applied, slot: int, back: int, size: int) -> Values:
         """Return an operand along an axis counted from the end."""
@@ -244,7 +244,7 @@ class Constants:
         """Take constants to the axes of the output that are the same axis, or a product with it."""
         ins = [self.find(d) for d in applied.ins[0] or ()]
         outs = [self.find(d) for d in (applied.outs[0] if applied.outs else None) or ()]
-        found: dict[int, Values] = {}
+        by_axis: dict[int, Values] = {}
         for axis, values in known.items():
             root = ins[axis]
             if ins.count(root) != 1:
@@ -252,21 +252,21 @@ class Constants:
             for at, out in enumerate(outs):
                 factors = self.factors.get(out, [])
                 if out == root and outs.count(out) == 1:
-                    found[at] = values
+                    by_axis[at] = values
                 elif factors.count(root) == 1:
                     sizes = [self.sizes[f] for f in factors]
                     shape = [-1 if f == root else 1 for f in factors]
-                    found[at] = np.broadcast_to(values.reshape(shape), sizes).ravel()
-        return found
+                    by_axis[at] = np.broadcast_to(values.reshape(shape), sizes).ravel()
+        return by_axis
 
 
 def _sum(blocks: Array, x: Array) -> Array:
     """Sum ``(g, o, i, k)`` weights times ``(g, 1, i)`` constants over i and k; unknown constants count as zero."""
     x = np.nan_to_num(x, nan=0.0)
-    some = np.flatnonzero(x.any((0, 1)))
-    if not some.size:
+    nonzero = np.flatnonzero(x.any((0, 1)))
+    if not nonzero.size:
         return np.zeros(blocks.shape[:2])
-    return np.asarray((blocks[:, :, some].astype(np.float64).sum(3) * x[:, :, some]).sum(2))
+    return np.asarray((blocks[:, :, nonzero].astype(np.float64).sum(3) * x[:, :, nonzero]).sum(2))
 
 
 def _evaluate(analysis: Analysis, applied: Applied, values: Values) -> Values:

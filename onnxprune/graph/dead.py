@@ -164,8 +164,8 @@ class DeadUnits:
             return none
         blocks = (weight != 0).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).any(3)
         rows = family.solution.units_of(self.space.find(y), weight.shape[0]).reshape(groups, -1, 1)
-        mine = unit.reshape(groups, 1, -1)
-        return np.asarray((~blocks | ((rows == mine) & (mine >= 0))).all(1).ravel())
+        owners = unit.reshape(groups, 1, -1)
+        return np.asarray((~blocks | ((rows == owners) & (owners >= 0))).all(1).ravel())
 
     def compensate(self, pruned: Model, kept: Kept) -> None:
         """Add to the biases of a pruned model what the constants that went have contributed."""
@@ -185,9 +185,9 @@ class DeadUnits:
         if node.op == "MatMul" or (node.op == "Gemm" and not node.attrs.get("transB", 0)):
             weight = weight.T
         part = weight[:, gone].reshape(weight.shape[0], int(gone.sum()), -1).astype(np.float64).sum(2)
-        found = part @ site.values[gone] * (node.attrs.get("alpha", 1.0) if node.op == "Gemm" else 1.0)
+        contribution = part @ site.values[gone] * (node.attrs.get("alpha", 1.0) if node.op == "Gemm" else 1.0)
         axis = -1 if node.op == "MatMul" else 1
-        return np.asarray(found[kept.indices((site.applied.outs[0] or ())[axis])], np.float64)
+        return np.asarray(contribution[kept.indices((site.applied.outs[0] or ())[axis])], np.float64)
 
     def _add(self, model: Model, nodes: Mapping[str, NodeProto], site: _Site, values: Values) -> None:
         original = site.applied.node

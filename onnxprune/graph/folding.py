@@ -74,11 +74,11 @@ class Folded:
         """Folded tensor -> names of the weights and nodes that went into it and are no more."""
         graph = self.original.proto.graph
         live = {node.name for node in self.model.proto.graph.node}
-        found = {}
+        aliases = {}
         for name, computed in self.tensors.items():
             nodes = [graph.node[n].name for n in computed.nodes if graph.node[n].name not in live]
-            found[name] = (*(w for w in computed.weights if w not in self.model), *filter(None, nodes))
-        return found
+            aliases[name] = (*(w for w in computed.weights if w not in self.model), *filter(None, nodes))
+        return aliases
 
 
 def fold(model: Model, finder: Finder, names: Iterable[str]) -> Folded:
@@ -144,9 +144,9 @@ def is_float(finder: Finder, name: str) -> bool:
     return finder.tracer.types[name][0] in _FLOATS
 
 
-def small_enough(found: Computed) -> bool:
+def small_enough(computed: Computed) -> bool:
     """Whether a file doesn't grow by more than a little if it holds a tensor instead of what makes it."""
-    return found.nbytes <= GROWTH * found.gone
+    return computed.nbytes <= GROWTH * computed.gone
 
 
 def summed_ends(finder: Finder, coupling: Coupling) -> list[str]:
@@ -171,28 +171,28 @@ def summed_ends(finder: Finder, coupling: Coupling) -> list[str]:
 
 def frozen_ends(finder: Finder, grouping: Grouping) -> list[str]:
     """Return the computed tensors with axes that can't be cut, or not exactly."""
-    found = []
+    ends = []
     for name in finder.ends():
         shape = finder.tracer.types[name][1] or ()
         wide = {axis for axis, size in enumerate(shape) if size > 1}
         if is_float(finder, name) and wide - opened(grouping, name):
-            found.append(name)
-    return found
+            ends.append(name)
+    return ends
 
 
 def opened(grouping: Grouping, name: str) -> set[int]:
     """Return the axes of a tensor of which something can be cut exactly."""
     coupling, space = grouping.coupling, grouping.coupling.space
     uses = [i.dims for i in coupling.instances if i.tensor == name] or [coupling.dims.get(name, ())]
-    found = set()
+    axes = set()
     for dims in uses:
         for axis, dim in enumerate(dims):
             root = space.find(dim)
             for family in grouping.families:
                 unit = family.solution.units_of(root, space.sizes[root])
                 if not family.solution.inexact[unit[unit >= 0]].all():  # of nothing all are inexact
-                    found.add(axis)
-    return found
+                    axes.add(axis)
+    return axes
 
 
 def _beside(finder: Finder, name: str, wanted: Mapping[str, Computed]) -> list[str]:
@@ -205,21 +205,21 @@ def _large(model: Model, names: Sequence[str]) -> list[TensorProto]:
     most = max(infos[n].nbytes for n in names)
     graph = model.proto.graph
     own = {t.name: t for t in graph.initializer}
-    found = [own.get(n, TensorProto()) for n in names if infos[n].nbytes * 4 > most]
-    return found or [TensorProto()]
+    large = [own.get(n, TensorProto()) for n in names if infos[n].nbytes * 4 > most]
+    return large or [TensorProto()]
 
 
 def _values(model: Model, finder: Finder, wanted: Mapping[str, Computed]) -> dict[str, Array]:
     """Compute tensors, a few at a time; what can't be computed is left out."""
-    found: dict[str, Array] = {}
+    values: dict[str, Array] = {}
     batch: list[Computed] = []
     todo = list(wanted.values())
     while todo:
         batch.append(todo.pop(0))
         if not todo or sum(c.nbytes for c in batch) + todo[0].nbytes > TOGETHER:
-            found |= _batch(model, finder, batch)
+            values |= _batch(model, finder, batch)
             batch = []
-    return found
+    return values
 
 
 def _batch(model: Model, finder: Finder, batch: Sequence[Computed]) -> dict[str, Array]:
@@ -316,11 +316,11 @@ def restored(result: Model, folded: Folded, but: Collection[str] = ()) -> Model:
 def _weights(model: Model) -> dict[str, bytes]:
     """Name -> the light proto of each weight: equal bytes are equal weights."""
     graph = model.proto.graph
-    found = {t.name: t.SerializeToString(deterministic=True) for t in graph.initializer}
+    weights = {t.name: t.SerializeToString(deterministic=True) for t in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.output and node.output[0] in model:
-            found[node.output[0]] = node.SerializeToString(deterministic=True)
-    return found
+            weights[node.output[0]] = node.SerializeToString(deterministic=True)
+    return weights
 
 
 def _possible(

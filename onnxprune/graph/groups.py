@@ -86,13 +86,13 @@ class Grouping:
 
         Axes that several groups share may be emptied by cuts that are sound one by one.
         """
-        found = {name: np.asarray(units, np.int64) for name, units in removed.items()}
+        cut = {name: np.asarray(units, np.int64) for name, units in removed.items()}
         while True:
-            empty = [root for root, mask in self._masks(found).items() if mask.all()]
+            empty = [root for root, mask in self._masks(cut).items() if mask.all()]
             if not empty:
-                return found
+                return cut
             for root in empty:
-                self._put_back(found, scores, root)
+                self._put_back(cut, scores, root)
 
     def _put_back(
         self, removed: dict[str, Indices], scores: Mapping[str, NDArray[np.float64]], root: int
@@ -104,8 +104,8 @@ class Grouping:
                 numbers = family.numbers.get(name)
                 for unit in units if numbers is not None else ():
                     if numbers is not None and int(numbers[unit]) in on_axis:
-                        found = (float(scores[name][unit]), name, int(unit))
-                        best = found if best is None or found > best else best
+                        candidate = (float(scores[name][unit]), name, int(unit))
+                        best = candidate if best is None or candidate > best else best
         assert best is not None, "an axis is emptied by no unit"
         removed[best[1]] = removed[best[1]][removed[best[1]] != best[2]]
 
@@ -160,10 +160,10 @@ def group(
                 prefer_inner = left[1].get(number, np.inf) < 0.98 * left[0].get(number, np.inf)
             for n, fam in enumerate(families):
                 alternative |= {g.name: prefer_inner != bool(n) for g in fam.groups if g.component == number}
-    found = [
+    groups = [
         replace(g, alternative=True) if alternative.get(g.name) else g for f in families for g in f.groups
     ]
-    return Grouping(coupling, tuple(families), found, _frozen(weights, families))
+    return Grouping(coupling, tuple(families), groups, _frozen(weights, families))
 
 
 def _components(coupling: Coupling, solution: Solution) -> dict[int, int]:
@@ -233,12 +233,12 @@ def _family(
     groups, numbers = [], {}
     owners = np.flatnonzero(owned)
     for g, at in enumerate(_slots(group_of[owned], len(count))):
-        mine = owners[at]
+        own = owners[at]
         name = _unique(names[g], taken)
-        numbers[name] = mine
+        numbers[name] = own
         groups.append(
-            Group(name, int(count[g]), kinds.of(mine), tuple(members[g]), tuple(extents[g]), parts[g],
-                  np.round(params[mine]).astype(np.int64), macs[mine], bool(solution.inexact[mine].any()))
+            Group(name, int(count[g]), kinds.of(own), tuple(members[g]), tuple(extents[g]), parts[g],
+                  np.round(params[own]).astype(np.int64), macs[own], bool(solution.inexact[own].any()))
         )  # fmt: skip
     return Family(solution, tuple(groups), numbers)
 
@@ -250,12 +250,12 @@ def _slots(group_of: Indices, count: int) -> list[Indices]:
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
-    found, number = name, 1
-    while found in taken:
+    unique, number = name, 1
+    while unique in taken:
         number = taken[name] = taken[name] + 1
-        found = f"{name}#{number}"
-    taken[found] = 1
-    return found
+        unique = f"{name}#{number}"
+    taken[unique] = 1
+    return unique
 
 
 def _by_signature(
@@ -276,33 +276,33 @@ def _by_signature(
     count = np.bincount(group_of[owned], minlength=0) if owned.any() else np.zeros(0, np.int64)
     local = np.full(owned.size, -1, np.int64)
     owners = np.flatnonzero(owned)
-    for mine in _slots(group_of[owned], len(count)):
-        local[owners[mine]] = np.arange(mine.size)
+    for slot in _slots(group_of[owned], len(count)):
+        local[owners[slot]] = np.arange(slot.size)
     return group_of, local, count
 
 
 def _component_of(
     solution: Solution, component: Mapping[int, int], group_of: Indices, count: int
 ) -> list[int]:
-    found = [-1] * count
+    components = [-1] * count
     roots = sorted(solution.start.items(), key=lambda item: item[1])
     for n, (root, first) in enumerate(roots):
         unit = solution.unit[first : roots[n + 1][1] if n + 1 < len(roots) else None]
         for g in np.unique(group_of[unit[unit >= 0]]):
-            if g >= 0 and found[g] < 0:
-                found[g] = component.get(root, -1)
-    return found
+            if g >= 0 and components[g] < 0:
+                components[g] = component.get(root, -1)
+    return components
 
 
 def _frozen(weights: Weights, families: list[Family]) -> list[Frozen]:
     space = weights.coupling.space
-    found: dict[tuple[str, int], str] = {}
+    reasons: dict[tuple[str, int], str] = {}
     for instance in weights.instances:
         for axis, dim in enumerate(instance.dims):
             root, size = space.find(dim), space.sizes[dim]
             if size > 1 and all(_all_frozen(f.solution, root, size) for f in families):
-                found.setdefault((instance.tensor, axis), families[0].solution.why(root))
-    return [Frozen(tensor, axis, reason) for (tensor, axis), reason in found.items()]
+                reasons.setdefault((instance.tensor, axis), families[0].solution.why(root))
+    return [Frozen(tensor, axis, reason) for (tensor, axis), reason in reasons.items()]
 
 
 def _all_frozen(solution: Solution, root: int, size: int) -> bool:

@@ -21,15 +21,15 @@ def opsets_of(model: Model) -> dict[str, int]:
 
 def weights_of(model: Model) -> dict[str, Weight]:
     """Return what rules may know of a model's weights."""
-    found: dict[str, Weight] = {}
+    weights: dict[str, Weight] = {}
     for name in model.names():
         info = model.info(name)
         shape = tuple(info.dims)
         value = None
         if is_small(info.elem_type, shape) and info.elem_type in _READABLE:
             value = np.asarray(model.weight(name)).reshape(shape)
-        found[name] = Weight(info.elem_type, shape, value)
-    return found
+        weights[name] = Weight(info.elem_type, shape, value)
+    return weights
 
 
 _READABLE = frozenset(

@@ -50,12 +50,12 @@ def _reshape(own: Stretches, node: Node, slot: int) -> Lengths | None:
     given = target.ravel().tolist()
     if any(e == 0 and copied and n >= len(data) for n, e in enumerate(given)):
         return None
-    found: list[Number] = [data[n] if e == 0 and copied else e for n, e in enumerate(given)]
-    if -1 in found:
-        at = found.index(-1)
-        rest = over(prod(data), prod(n for i, n in enumerate(found) if i != at))
-        found[at] = own.fresh(node, slot, at) if rest is None else rest
-    return tuple(found)
+    lengths: list[Number] = [data[n] if e == 0 and copied else e for n, e in enumerate(given)]
+    if -1 in lengths:
+        at = lengths.index(-1)
+        rest = over(prod(data), prod(n for i, n in enumerate(lengths) if i != at))
+        lengths[at] = own.fresh(node, slot, at) if rest is None else rest
+    return tuple(lengths)
 
 
 def _flatten(own: Stretches, node: Node, slot: int) -> Lengths | None:
@@ -90,7 +90,7 @@ def _expand(own: Stretches, node: Node, slot: int) -> Lengths | None:
     out = own.shape(node.outputs[0])
     if data is None or shape is None or target is None or out is None:
         return None
-    found: list[Number] = []
+    lengths: list[Number] = []
     for back in range(len(out), 0, -1):
         numbers = [data[-back]] if back <= len(data) else []
         sizes = [shape[-back]] if back <= len(shape) else []
@@ -98,8 +98,8 @@ def _expand(own: Stretches, node: Node, slot: int) -> Lengths | None:
             entry = target.ravel().tolist()[-back]
             numbers.append(entry)
             sizes.append(int(own.tracer.values[node.inputs[1]].ravel()[-back]))
-        found.append(own.widest(numbers, sizes))
-    return tuple(found)
+        lengths.append(own.widest(numbers, sizes))
+    return tuple(lengths)
 
 
 def _tile(own: Stretches, node: Node, slot: int) -> Lengths | None:
@@ -155,7 +155,7 @@ def _slice(own: Stretches, node: Node, slot: int) -> Lengths | None:
     starts, ends, axes, steps = lists
     if starts is None or ends is None:
         return None
-    found = list(data)
+    lengths = list(data)
     for n, axis in enumerate(range(len(starts)) if axes is None else axes):
         if not isinstance(axis, int) or abs(axis) > len(data):
             return None
@@ -163,8 +163,8 @@ def _slice(own: Stretches, node: Node, slot: int) -> Lengths | None:
         step = 1 if steps is None else steps[n]
         plain = _taken(own, data[axis], starts[n], ends[n]) if step == 1 else None
         fixed = data[axis] == shape[axis] and not any(map(_large, (starts[n], ends[n], step)))
-        found[axis] = out[axis] if fixed else plain if plain is not None else own.fresh(node, axis)
-    return tuple(found)
+        lengths[axis] = out[axis] if fixed else plain if plain is not None else own.fresh(node, axis)
+    return tuple(lengths)
 
 
 def _taken(own: Stretches, length: Number, start: Any, end: Any) -> Number | None:
@@ -195,9 +195,9 @@ def _least(own: Stretches, one: Number, length: Number) -> Number:
         return one
     if not _large(one) and not _large(length):
         return min(one, length)
-    found = stand_in("the least", one, length)
-    own.unplain.add(found)
-    return found
+    least = stand_in("the least", one, length)
+    own.unplain.add(least)
+    return least
 
 
 def _gather(own: Stretches, node: Node, slot: int) -> Lengths | None:
@@ -218,10 +218,10 @@ def _pad(own: Stretches, node: Node, slot: int) -> Lengths | None:
     if data is None or given is None or given.ndim == 0:
         return None
     axes = [int(a) % len(data) for a in node.value(3).ravel()] if node.has(3) else range(len(data))
-    found, counts = list(data), given.ravel().tolist()
+    lengths, counts = list(data), given.ravel().tolist()
     for n, axis in enumerate(axes):
-        found[axis] = found[axis] + counts[n] + counts[n + len(axes)]
-    return tuple(found)
+        lengths[axis] = lengths[axis] + counts[n] + counts[n + len(axes)]
+    return tuple(lengths)
 
 
 def _filled(own: Stretches, node: Node, slot: int) -> Lengths | None:
@@ -273,25 +273,25 @@ def _resize(own: Stretches, node: Node, slot: int) -> Lengths | None:
     given = sizes if sizes is not None and sizes.size else scales
     if given is None or given.size != len(axes):
         return None
-    found = list(data)
+    lengths = list(data)
     for axis, entry in zip(axes, given.ravel().tolist(), strict=True):
         if given is sizes:
-            found[axis] = entry
+            lengths[axis] = entry
         elif data[axis] == shape[axis] and not _large(entry):
-            found[axis] = out[axis]
+            lengths[axis] = out[axis]
         elif entry != 1.0:
-            found[axis] = own.fresh(node, axis) if _large(entry) else floor(data[axis] * Fraction(entry))
-    return tuple(found)
+            lengths[axis] = own.fresh(node, axis) if _large(entry) else floor(data[axis] * Fraction(entry))
+    return tuple(lengths)
 
 
 def _crop(own: Stretches, node: Node, slot: int) -> Lengths | None:
     data, target = own.length(node.inputs[0]), own.value(node.inputs[1])
     if data is None or target is None:
         return None
-    found = list(data)
+    lengths = list(data)
     for axis, entry in zip(node.attr("axes") or range(len(data)), target.ravel().tolist(), strict=True):
-        found[axis] = entry
-    return tuple(found)
+        lengths[axis] = entry
+    return tuple(lengths)
 
 
 def _compress(own: Stretches, node: Node, slot: int) -> Lengths | None:

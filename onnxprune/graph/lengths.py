@@ -47,8 +47,8 @@ def over(whole: Number, part: Number) -> Number | None:
     """Divide exactly; None by zero."""
     if part == 0:
         return None
-    found = Fraction(whole) / Fraction(part)
-    return int(found) if found.denominator == 1 else found
+    quotient = Fraction(whole) / Fraction(part)
+    return int(quotient) if quotient.denominator == 1 else quotient
 
 
 @dataclass
@@ -95,29 +95,29 @@ class Stretches:
 
     def value(self, name: str) -> Values | None:
         """Return the entries of a known value, in stand-ins where they vary."""
-        found = self.entries.get(name)
-        if found is None and name in self.tracer.values:
-            found = self.tracer.values[name].astype(object)
-        return found
+        entries = self.entries.get(name)
+        if entries is None and name in self.tracer.values:
+            entries = self.tracer.values[name].astype(object)
+        return entries
 
     def moving(self, name: str) -> NDArray[np.bool_]:
         """Say which entries of a known value vary; all where it has not always as many."""
         traced = self.tracer.values.get(name)
         if traced is None:
             return np.ones(0, bool)
-        found = self.entries.get(name)
-        if self.stretches(name) or found is None:
+        entries = self.entries.get(name)
+        if self.stretches(name) or entries is None:
             return np.full(traced.size, self.stretches(name))
         return np.array(
-            [a != b for a, b in zip(found.ravel().tolist(), traced.ravel().tolist(), strict=True)], bool
+            [a != b for a, b in zip(entries.ravel().tolist(), traced.ravel().tolist(), strict=True)], bool
         )
 
     def fresh(self, node: Node, *key: object) -> int:
         """Return the number for what an op makes of its operands in a way that is no arithmetic."""
         attrs = sorted((k, repr(v)) for k, v in node.attrs.items() if not isinstance(v, onnx.GraphProto))
-        found = stand_in(node.domain, node.op, attrs, [self._called(name) for name in node.inputs], *key)
-        self.unplain.add(found)
-        return found
+        number = stand_in(node.domain, node.op, attrs, [self._called(name) for name in node.inputs], *key)
+        self.unplain.add(number)
+        return number
 
     def _called(self, name: str) -> object:
         """What a tensor is, as far as sizes go."""
@@ -146,9 +146,9 @@ class Stretches:
         members = frozenset[Number]().union(*(self.members.get(n, frozenset({n})) for n in plain))
         if len(members) <= 1:
             return next(iter(members), 1)
-        found = stand_in("the widest", sorted(members))
-        self.members[found] = members
-        return found
+        widest = stand_in("the widest", sorted(members))
+        self.members[widest] = members
+        return widest
 
     def broadcast(self, node: Node, slot: int) -> Lengths:
         """Return the lengths of an output of operands that are broadcast against each other."""
@@ -177,26 +177,26 @@ class Stretches:
             summed = name not in kept and node.op != "Einsum"  # nothing is broadcast there
             if summed and fitted.sizes[name] in several:
                 self.pinned |= {n for n in several if n != fitted.sizes[name]}
-        found = {name: self.same(n, [fitted.sizes[name]] * len(n)) for name, n in seen.items()}
-        found |= {name: size for name, size in row.sizes.items() if name not in found}
+        lengths = {name: self.same(n, [fitted.sizes[name]] * len(n)) for name, n in seen.items()}
+        lengths |= {name: size for name, size in row.sizes.items() if name not in lengths}
         for axis, number, size in composites:
-            self._solve(axis, number, size, fitted, found)
-        return found
+            self._solve(axis, number, size, fitted, lengths)
+        return lengths
 
     def _solve(
-        self, axis: Axis, number: Number, size: int, fitted: FittedRow, found: dict[str, Number]
+        self, axis: Axis, number: Number, size: int, fitted: FittedRow, lengths: dict[str, Number]
     ) -> None:
         """Take from a composite axis what it says about the letters that are not known."""
         names = leaves(axis)
-        open_ = [n for n in names if n not in found]
+        open_ = [n for n in names if n not in lengths]
         if number == size:
-            found |= {n: fitted.sizes[n] for n in open_}
+            lengths |= {n: fitted.sizes[n] for n in open_}
         elif (
             len(open_) == 1 and isinstance(axis, Product) and all(isinstance(f, Letter) for f in axis.factors)
         ):
-            rest = over(number, prod(found[n] for n in names if n in found))
+            rest = over(number, prod(lengths[n] for n in names if n in lengths))
             if rest is not None:
-                found[open_[0]] = rest
+                lengths[open_[0]] = rest
 
     def by_row(self, node: Node, row: Row, slot: int) -> Lengths | None:
         """Return the lengths of an output by the letters of a row, None where it doesn't fit."""
@@ -238,5 +238,5 @@ class Stretches:
                 if isinstance(axis, Unit) and number != 1:
                     anywhere.append(number)
                     at_place += [number] * (place == back)
-        found = at_place or (anywhere if node.op == "Einsum" else [])
-        return self.widest(found, [1] * len(found))
+        units = at_place or (anywhere if node.op == "Einsum" else [])
+        return self.widest(units, [1] * len(units))

@@ -15,8 +15,8 @@ __all__ = ["names_of", "needed", "remove"]
 def names_of(model: Model) -> set[str]:
     """Return the names that the main graph gives: outputs of nodes and weights, sparse ones too."""
     graph = model.proto.graph
-    found = {name for node in graph.node for name in node.output if name} | set(model.names())
-    return found | {t.values.name for t in graph.sparse_initializer}
+    names = {name for node in graph.node for name in node.output if name} | set(model.names())
+    return names | {t.values.name for t in graph.sparse_initializer}
 
 
 def needed(model: Model, also: Iterable[str] = ()) -> set[str]:
@@ -35,18 +35,18 @@ def needed(model: Model, also: Iterable[str] = ()) -> set[str]:
     notes: dict[str, list[str]] = {}
     for note in graph.quantization_annotation:
         notes.setdefault(note.tensor_name, []).extend(p.value for p in note.quant_parameter_tensor_names)
-    found: set[str] = set()
+    names: set[str] = set()
     stack = [*(value.name for value in graph.output), *also]
     while stack:
         name = stack.pop()
-        if not name or name in found:
+        if not name or name in names:
             continue
-        found.add(name)
+        names.add(name)
         stack += notes.get(name, ())
         node = made.get(name)
         if node is not None:
             stack += [*node.input, *(captured(node) if node.attribute else ()), *node.output]
-    return found
+    return names
 
 
 def remove(model: Model, names: Iterable[str]) -> None:

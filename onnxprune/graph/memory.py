@@ -188,19 +188,19 @@ def moments(analysis: Analysis) -> list[tuple[str, ...]]:
     """
     plan, _ = activations(analysis)
     known = {n for n in plan.buffers if n in analysis.coupling.dims and element_bytes(analysis, n)}
-    alive, found, grown = dict.fromkeys(n for n in plan.first if n in known), [], True
+    alive, buffers, grown = dict.fromkeys(n for n in plan.first if n in known), [], True
     for taken, freed in zip(plan.taken, plan.freed, strict=True):
         fresh, going = [n for n in taken if n in known], [n for n in freed if n in alive or n in taken]
         alive |= dict.fromkeys(fresh)
         grown = grown or bool(fresh)
         if grown and going:  # the set is largest just before something goes
-            found.append(tuple(alive))
+            buffers.append(tuple(alive))
             grown = False
         for name in going:
             alive.pop(name, None)
     if grown:
-        found.append(tuple(alive))
-    return [names for names in found if names]
+        buffers.append(tuple(alive))
+    return [names for names in buffers if names]
 
 
 def weight_bytes(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:

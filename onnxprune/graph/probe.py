@@ -43,10 +43,10 @@ def probe_types(model: Model, inputs: Mapping[str, Shape], names: Iterable[str])
         )
         session = open_session(probe, ask.values())
         feeds = random_inputs(model, inputs, np.random.default_rng(0))
-        found = session.run(feeds, list(ask.values()))
+        shapes = session.run(feeds, list(ask.values()))
     except RunError:
         return {}
-    return {n: (elements[n], tuple(int(s) for s in found[ask[n]])) for n in elements}
+    return {n: (elements[n], tuple(int(s) for s in shapes[ask[n]])) for n in elements}
 
 
 _ELEMENTS = {

@@ -56,9 +56,9 @@ def pick(grouping: Grouping, ignore: Sequence[str] = (), only: Sequence[str] = (
     names = _Names(grouping)
     spared = {name for pattern in ignore for name in names.search("--ignore", pattern, produced=False)}
     wanted = {name for pattern in only for name in names.search("--only", pattern, produced=True)}
-    found = [g for g in grouping.groups if g.name not in spared and (not only or g.name in wanted)]
-    main = {g.component for g in found if not g.alternative}
-    return [g for g in found if not g.alternative or (only and g.component not in main)]
+    groups = [g for g in grouping.groups if g.name not in spared and (not only or g.name in wanted)]
+    main = {g.component for g in groups if not g.alternative}
+    return [g for g in groups if not g.alternative or (only and g.component not in main)]
 
 
 class _Names:
@@ -97,15 +97,15 @@ class _Names:
 
     def _of_node(self, applied: Applied, produced: bool) -> set[str]:
         axes: Iterable[Dims | None] = applied.outs if produced else (*applied.ins, *applied.outs)
-        space, found = self.grouping.coupling.space, set()
+        space, names = self.grouping.coupling.space, set()
         for dims in axes:
             for dim in dims or ():
                 root = space.find(dim)
                 for family, owner in zip(self.grouping.families, self.group_of_unit, strict=True):
                     unit = family.solution.units_of(root, space.sizes[root])
                     numbers = np.unique(owner[unit[unit >= 0]])
-                    found |= {family.groups[n].name for n in numbers if n >= 0}
-        return found
+                    names |= {family.groups[n].name for n in numbers if n >= 0}
+        return names
 
     def _unknown(self, option: str, pattern: str) -> str:
         coupling = self.grouping.coupling

@@ -187,9 +187,9 @@ class _Locks:
             for back, letter in enumerate(reversed(after), 1):
                 places.setdefault(letter, []).append((slot, len(dims or ()) - back))
         reason = f"it is set against an axis whose length follows {self.what}"
-        for found in places.values():
-            if any(self.stretches(applied.node.inputs[slot], at) for slot, at in found):
-                for slot, at in found:
+        for sites in places.values():
+            if any(self.stretches(applied.node.inputs[slot], at) for slot, at in sites):
+                for slot, at in sites:
                     self.lock(applied.ins[slot], at, reason, applied.node)
 
     def stretches(self, name: str, axis: int) -> bool:
@@ -264,14 +264,14 @@ class _Locks:
 
 def _segments(axes: Sequence[Axis]) -> list[set[str]]:
     """Letters that belong together, since they share an axis."""
-    found: list[set[str]] = []
+    segments: list[set[str]] = []
     for axis in axes:
         own = set(leaves(axis))
-        joined = [s for s in found if s & own]
-        found = [s for s in found if not s & own]
+        joined = [s for s in segments if s & own]
+        segments = [s for s in segments if not s & own]
         if own:
-            found.append(own.union(*joined))
-    return found
+            segments.append(own.union(*joined))
+    return segments
 
 
 def _outside(
@@ -284,7 +284,7 @@ def _outside(
     A batch of one is no factor of (batch x heads), which then looks like heads alone. Where an axis is as many times
     longer as the axes of one element in front of the run on the other side, the run is repeated outside of it.
     """
-    found = [
+    outside = [
         [(axes[i], numbers[i], size[i]) for i in at]
         for (axes, numbers), at, size in zip(sides, own, sizes, strict=True)
     ]
@@ -292,41 +292,43 @@ def _outside(
     for side, at in enumerate(own):
         if not at or not own[1 - side]:
             continue
-        axis, number, size = found[side][0]
+        axis, number, size = outside[side][0]
         axes, numbers = sides[1 - side]
         front = own[1 - side][0]
         times: Number = 1
         while front > 0 and isinstance(axes[front - 1], Unit):
             front -= 1
             times = times * numbers[front]
-        whole, other = (prod(n for _, n, _ in found[s]) for s in (side, 1 - side))
+        whole, other = (prod(n for _, n, _ in outside[s]) for s in (side, 1 - side))
         if times != 1 and isinstance(axis, Letter) and whole == times * other:
-            found[side][0] = (axis, over(number, times) or 0, size)
+            outside[side][0] = (axis, over(number, times) or 0, size)
             repeated.append((side, at[0]))
             break
-    return [*found[0], *found[1]], repeated
+    return [*outside[0], *outside[1]], repeated
 
 
 def _atoms(axes: Sequence[tuple[Axis, Number, int]], fitted: FittedRow) -> dict[str, Number] | None:
     """Return the length of each letter of some axes on both sides of a reshape; None where they contradict."""
-    found: dict[str, Number] = {}
+    lengths: dict[str, Number] = {}
     for axis, number, _ in axes:
-        if isinstance(axis, Letter) and found.setdefault(axis.name, number) != number:
+        if isinstance(axis, Letter) and lengths.setdefault(axis.name, number) != number:
             return None
     for _ in axes:
         for axis, number, _ in axes:
-            open_ = [n for n in leaves(axis) if n not in found]
+            open_ = [n for n in leaves(axis) if n not in lengths]
             rest = (
-                over(number, prod(found[n] for n in leaves(axis) if n in found)) if len(open_) == 1 else None
+                over(number, prod(lengths[n] for n in leaves(axis) if n in lengths))
+                if len(open_) == 1
+                else None
             )
             if rest is not None:
-                found[open_[0]] = rest
+                lengths[open_[0]] = rest
     for axis, number, size in axes:
         if number == size:
-            found |= {n: fitted.sizes[n] for n in leaves(axis) if n not in found}
+            lengths |= {n: fitted.sizes[n] for n in leaves(axis) if n not in lengths}
     for axis, number, _ in axes:
-        if not isinstance(axis, (Letter, Product)) or any(n not in found for n in leaves(axis)):
+        if not isinstance(axis, (Letter, Product)) or any(n not in lengths for n in leaves(axis)):
             return None
-        if prod(found[n] for n in leaves(axis)) != number:
+        if prod(lengths[n] for n in leaves(axis)) != number:
             return None
-    return found
+    return lengths

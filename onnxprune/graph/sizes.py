@@ -77,13 +77,13 @@ class Sizes(Stretches):
         """
         if not self.by_run and not self.lengths:
             return None
-        found = {}
+        values = {}
         for name, value in self.tracer.values.items():
             if not self.stretches(name):
                 unlike = (value == 0).astype(value.dtype)
                 moving = self.moving(name).reshape(value.shape)
-                found[name] = np.where(moving, unlike, value) if name in self.entries else value
-        return found
+                values[name] = np.where(moving, unlike, value) if name in self.entries else value
+        return values
 
     def visit(self, node: Node, row: Row | None) -> None:
         """Follow one node; those that it reads from have been visited."""
@@ -102,12 +102,12 @@ class Sizes(Stretches):
             shape = self.shape(name)
             if shape is None:
                 continue
-            found = None if by_run else lengths_of(self, node, row, slot)
-            if found is None or len(found) != len(shape):
-                found = tuple(self.fresh(node, slot, axis) for axis in range(len(shape)))
-            if found != shape:
-                self.lengths[name] = tuple(found)
-                self.natural |= set(found)
+            lengths = None if by_run else lengths_of(self, node, row, slot)
+            if lengths is None or len(lengths) != len(shape):
+                lengths = tuple(self.fresh(node, slot, axis) for axis in range(len(shape)))
+            if lengths != shape:
+                self.lengths[name] = tuple(lengths)
+                self.natural |= set(lengths)
         self._values(node, counted)
         for name in node.outputs:
             if name in self.free and (
@@ -122,11 +122,11 @@ class Sizes(Stretches):
             traced = self.tracer.values.get(name)
             if traced is None or node.domain:
                 continue
-            found = self._sizes_of(node) if counted else self._made(node, traced, slot)
-            if found is None or found.shape != traced.shape:
-                found = self._unlike(node, traced, slot)
-            if found.ravel().tolist() != traced.ravel().tolist():
-                self.entries[name] = found
+            entries = self._sizes_of(node) if counted else self._made(node, traced, slot)
+            if entries is None or entries.shape != traced.shape:
+                entries = self._unlike(node, traced, slot)
+            if entries.ravel().tolist() != traced.ravel().tolist():
+                self.entries[name] = entries
 
     def _unlike(self, node: Node, traced: NDArray[Any], slot: int) -> Values:
         """Entries of which nothing is known but that they follow the sizes."""
@@ -177,10 +177,10 @@ class Sizes(Stretches):
 
     def _reduced(self, node: Node, read: Sequence[Values]) -> Values | None:
         given = [read[0], *(np.asarray(v, np.int64) for v in read[1:])]
-        found = evaluate(node.op, dict(node.attrs), given, [True] * len(given))
-        if found is not None and all(map(self._never_negative, read[0].ravel().tolist())):
-            self.natural |= set(found.ravel().tolist())
-        return found
+        reduced = evaluate(node.op, dict(node.attrs), given, [True] * len(given))
+        if reduced is not None and all(map(self._never_negative, read[0].ravel().tolist())):
+            self.natural |= set(reduced.ravel().tolist())
+        return reduced
 
     def _by_entry(
         self, node: Node, names: list[str], read: list[Values], traced: NDArray[Any]
@@ -191,12 +191,12 @@ class Sizes(Stretches):
             plain = [np.broadcast_to(self.tracer.values[n], traced.shape).ravel().tolist() for n in names]
         except ValueError:
             return None
-        found = [
+        entries = [
             result if (now := [w[at] for w in wide]) == [p[at] for p in plain]
             else self._entry(node, now, traced.dtype.kind)
             for at, result in enumerate(traced.ravel().tolist())
         ]  # fmt: skip
-        return _objects(found, traced.shape)
+        return _objects(entries, traced.shape)
 
     def _entry(self, node: Node, given: list[Any], kind: str) -> Any:
         if node.op in ("Identity", "Cast") and kind not in "iub":
@@ -205,12 +205,12 @@ class Sizes(Stretches):
             return given[1] if given[0] else given[2]
         if node.op == "Equal" and any(map(self._never_negative, given)) and any(map(_negative, given)):
             return False
-        found = _arithmetic(node.op, given, kind)
-        if found is None:
+        entry = _arithmetic(node.op, given, kind)
+        if entry is None:
             return stand_in(node.op, sorted(node.attrs.items(), key=str), given)
         if node.op in ("Add", "Mul", "Div", "Cast") and all(map(self._never_negative, given)):
-            self.natural.add(found)
-        return found
+            self.natural.add(entry)
+        return entry
 
     def _never_negative(self, number: Any) -> bool:
         return number in self.natural or (isinstance(number, int) and 0 <= number < 1 << 64)
@@ -221,9 +221,9 @@ def _negative(number: Any) -> bool:
 
 
 def _objects(entries: Sequence[Any], shape: tuple[int, ...]) -> Values:
-    found = np.empty(len(entries), object)
-    found[:] = entries
-    return found.reshape(shape)
+    array = np.empty(len(entries), object)
+    array[:] = entries
+    return array.reshape(shape)
 
 
 def _exact(number: Any) -> Number | None:

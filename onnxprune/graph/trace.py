@@ -55,23 +55,23 @@ class Weight:
 
 def attributes(proto: NodeProto) -> dict[str, Any]:
     """Return a node's attributes as Python values: bytes as text, tensors as arrays, graphs as they are."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for attr in proto.attribute:
         kind = attr.type
         if kind == AttributeProto.INT:
-            found[attr.name] = attr.i
+            values[attr.name] = attr.i
         elif kind == AttributeProto.INTS:
-            found[attr.name] = list(attr.ints)
+            values[attr.name] = list(attr.ints)
         elif kind == AttributeProto.FLOAT:
-            found[attr.name] = attr.f
+            values[attr.name] = attr.f
         elif kind == AttributeProto.STRING:
-            found[attr.name] = attr.s.decode("utf-8", "replace")
+            values[attr.name] = attr.s.decode("utf-8", "replace")
         elif kind == AttributeProto.TENSOR:
             small = prod(attr.t.dims) <= MAX_FLOATS and attr.t.data_type != TensorProto.UNDEFINED
-            found[attr.name] = numpy_helper.to_array(attr.t) if small else attr.t
+            values[attr.name] = numpy_helper.to_array(attr.t) if small else attr.t
         else:
-            found[attr.name] = onnx.helper.get_attribute_value(attr)
-    return found
+            values[attr.name] = onnx.helper.get_attribute_value(attr)
+    return values
 
 
 def is_small(elem: int, shape: Shape) -> bool:
@@ -201,26 +201,26 @@ class Tracer:
             tuple(a.SerializeToString() for a in proto.attribute if a.type != AttributeProto.GRAPH),
             tuple(v.tobytes() if (v := small.get(n)) is not None else None for n in proto.input),
         )  # fmt: skip
-        found = None if any(True for _ in subgraphs(proto)) else self.inferred.get(key)
-        if found is None:
-            found = self._infer(proto, attrs, small)
-            self.inferred[key] = found
-        if any(shape is None for _, shape in found):
-            found = [
-                self.hints.get(n, t) if t[1] is None else t for n, t in zip(proto.output, found, strict=True)
+        outs = None if any(True for _ in subgraphs(proto)) else self.inferred.get(key)
+        if outs is None:
+            outs = self._infer(proto, attrs, small)
+            self.inferred[key] = outs
+        if any(shape is None for _, shape in outs):
+            outs = [
+                self.hints.get(n, t) if t[1] is None else t for n, t in zip(proto.output, outs, strict=True)
             ]
-        return found
+        return outs
 
     def _infer(
         self, proto: NodeProto, attrs: dict[str, Any], small: Mapping[str, NDArray[Any]]
     ) -> list[Typed]:
-        found: list[Typed] = [(0, None)] * len(proto.output)
+        outs: list[Typed] = [(0, None)] * len(proto.output)
         schema = self._schema(proto)
         if schema is not None:
-            found = self._by_schema(schema, proto, small)
-        if any(shape is None for name, (_, shape) in zip(proto.output, found, strict=True) if name):
-            found = self._by_row(proto, attrs, found)
-        return found
+            outs = self._by_schema(schema, proto, small)
+        if any(shape is None for name, (_, shape) in zip(proto.output, outs, strict=True) if name):
+            outs = self._by_row(proto, attrs, outs)
+        return outs
 
     def _schema(self, proto: NodeProto) -> onnx.defs.OpSchema | None:
         key = (proto.domain, proto.op_type)
@@ -272,24 +272,24 @@ class Tracer:
             ) from error
         except (RuntimeError, ValueError, TypeError, KeyError, onnx.checker.ValidationError):
             return [(0, None)] * len(proto.output)
-        found = [_typed(inferred.get(n)) for n in proto.output]
+        outs = [_typed(inferred.get(n)) for n in proto.output]
         back = {new: old for old, new in swap.items()}
-        return [(back.get(elem, elem), shape) for elem, shape in found]
+        return [(back.get(elem, elem), shape) for elem, shape in outs]
 
-    def _by_row(self, proto: NodeProto, attrs: dict[str, Any], found: list[Typed]) -> list[Typed]:
+    def _by_row(self, proto: NodeProto, attrs: dict[str, Any], outs: list[Typed]) -> list[Typed]:
         """Take missing output shapes from the op's row, where its letters give them."""
-        node = self._node(proto, attrs, found)
+        node = self._node(proto, attrs, outs)
         row = lookup(node)
         if isinstance(row, Refusal):
-            return found
+            return outs
         try:
             shapes = out_shapes(row, node)
         except Misfit:
-            return found
-        elems = [self._elem(row.elems.get(slot, 0), proto) for slot in range(len(found))]
+            return outs
+        elems = [self._elem(row.elems.get(slot, 0), proto) for slot in range(len(outs))]
         return [
             t if t[1] is not None else (t[0] or elem, s)
-            for t, s, elem in zip(found, shapes, elems, strict=True)
+            for t, s, elem in zip(outs, shapes, elems, strict=True)
         ]
 
     def _elem(self, source: int | Elem, proto: NodeProto) -> int:
