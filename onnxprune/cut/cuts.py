@@ -46,13 +46,13 @@ def cuts_of(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]]) -> list[T
         if instance.uses or instance.outer:
             roots = ((axis, space.find(dim)) for axis, dim in enumerate(instance.dims))
             lost[instance.tensor].append({axis: dead[root] for axis, root in roots if root in dead})
-    found = []
+    cuts = []
     for tensor, uses in lost.items():
         for axis in sorted(set.intersection(*(set(u) for u in uses))):
             mask = np.logical_and.reduce([u[axis] for u in uses])
             if mask.any():
-                found.append(TensorCut(tensor, axis, tuple(np.flatnonzero(mask).tolist())))
-    return found
+                cuts.append(TensorCut(tensor, axis, tuple(np.flatnonzero(mask).tolist())))
+    return cuts
 
 
 def copies_of(cuts: Sequence[WeightCut]) -> list[dict[str, Any]]:

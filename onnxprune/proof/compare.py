@@ -79,13 +79,13 @@ def compare(a: Array, b: Array, step: float = 0.0) -> Difference:
     return Difference(error, void or ("constant" if _constant(a) else ""))
 
 
-def worst(found: Iterable[Difference]) -> Difference:
+def worst(differences: Iterable[Difference]) -> Difference:
     """Sum up one output over several inputs: the greatest error; void only where every comparison is."""
-    found = list(found)
-    if not found:
+    differences = list(differences)
+    if not differences:
         return Difference(0.0, "not compared")
-    voids = [d.void for d in found]
-    return Difference(max(d.error for d in found), voids[0] if all(voids) else "")
+    voids = [d.void for d in differences]
+    return Difference(max(d.error for d in differences), voids[0] if all(voids) else "")
 
 
 def _is_float(a: Array) -> bool:

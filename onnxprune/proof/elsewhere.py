@@ -62,9 +62,9 @@ def apart(
 
 def resized(feeds: Feeds, shapes: Mapping[str, Shape]) -> Feeds:
     """Return inputs of other shapes made of given ones: cut off, or said again from the beginning."""
-    found = {}
+    arrays = {}
     for name, array in feeds.items():
         for axis, size in enumerate(shapes[name]):
             array = np.take(array, np.arange(size), axis=axis, mode="wrap")
-        found[name] = array
-    return found
+        arrays[name] = array
+    return arrays

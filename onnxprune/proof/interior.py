@@ -60,11 +60,11 @@ def steps(nodes: Iterable[Node]) -> dict[str, float]:
     dict
         Tensor -> the step that its values are computed in; the others aren't there.
     """
-    found: dict[str, float] = {}
+    steps: dict[str, float] = {}
     for node in nodes:
-        if node.op == "Sigmoid" or (node.moved and all(name in found for name in node.moved)):
-            found |= dict.fromkeys(node.outputs, STEP)
-    return found
+        if node.op == "Sigmoid" or (node.moved and all(name in steps for name in node.moved)):
+            steps |= dict.fromkeys(node.outputs, STEP)
+    return steps
 
 
 def compare_any(a: Any, b: Any, step: float = 0.0) -> Difference:
@@ -95,8 +95,8 @@ def trouble(a: Any) -> int:
 
 
 def _all(a: Any, b: Any) -> Difference:
-    found = [compare_any(x, y) for x, y in zip(a, b, strict=True)]
-    return worst(found) if found else Difference(0.0, "empty")
+    differences = [compare_any(x, y) for x, y in zip(a, b, strict=True)]
+    return worst(differences) if differences else Difference(0.0, "empty")
 
 
 class _Inside:
@@ -163,8 +163,8 @@ def inside(
     want = look.run_twin(cases, names, prepack)
     session = open_session(look.pruned, names, prepack=prepack)
     have = [session.run(case.feeds) for case in cases]
-    found = {n: look.compare(n, want, have) for n in names}
-    return {n: d for n, d in found.items() if not d.void}
+    differences = {n: look.compare(n, want, have) for n in names}
+    return {n: d for n, d in differences.items() if not d.void}
 
 
 def _jumps(look: _Inside) -> Iterator[tuple[Applied, str]]:
@@ -218,14 +218,16 @@ def pieces(
     session = open_session(cut, [*dict.fromkeys(entries), *own.values()], prepack=prepack)
     feeds = [{**case.feeds, **{n: w[n] for n in forced}} for case, w in zip(cases, want, strict=True)]
     have = [session.run(f) for f in feeds]
-    found: dict[str, Difference] = {}
+    differences: dict[str, Difference] = {}
     for name in dict.fromkeys([*outputs, *entries]):
         if name not in forced:
-            found[name] = look.compare(name, want, have)
+            differences[name] = look.compare(name, want, have)
     for name, how in forced.items():
         if how == "step":
-            found[name] = worst(_stepped(w[name], h[own[name]]) for w, h in zip(want, have, strict=True))
-    return found
+            differences[name] = worst(
+                _stepped(w[name], h[own[name]]) for w, h in zip(want, have, strict=True)
+            )
+    return differences
 
 
 def _cut_at(look: _Inside, forced: dict[str, str]) -> tuple[Model, dict[str, str]]:

@@ -140,15 +140,15 @@ class SizeTrials:
     def tables(self) -> set[int]:
         """Return the lengths of weights that are looked up or sliced."""
         weights = self.analysis.tracer.weights
-        found: set[int] = set()
+        lengths: set[int] = set()
         for applied in self.analysis.coupling.nodes:
             node = applied.node
             looked_up = Trait.LOOKUP in node.traits or node.op == "Slice"
             for name in node.inputs if looked_up else ():
                 shape = weights[name].shape if name in weights else ()
                 whole = node.op != "Gather" or not shape
-                found |= set(shape if whole else (shape[node.attrs.get("axis", 0)],))
-        return found
+                lengths |= set(shape if whole else (shape[node.attrs.get("axis", 0)],))
+        return lengths
 
     def ok(self, sizes: dict[str, int]) -> bool:
         """Try these sizes, once."""

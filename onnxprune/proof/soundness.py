@@ -31,15 +31,15 @@ FOLDED = 1e-4
 def interface(original: Model, pruned: Model) -> list[str]:
     """Return what differs in the names, types or order of inputs and outputs, and in the versions."""
     a, b = original.proto, pruned.proto
-    found = []
+    differences = []
     weights = {t.name for t in a.graph.initializer}
     ins = [[v for v in p.graph.input if v.name not in weights] for p in (a, b)]
     for what, before, after in (("inputs", *ins), ("outputs", list(a.graph.output), list(b.graph.output))):
         if [_bytes(v) for v in before] != [_bytes(v) for v in after]:
-            found.append(f"the {what} differ: {_names(before)} became {_names(after)}")
+            differences.append(f"the {what} differ: {_names(before)} became {_names(after)}")
     if a.ir_version != b.ir_version or [*a.opset_import] != [*b.opset_import]:
-        found.append("the IR version or the opsets differ")
-    return found
+        differences.append("the IR version or the opsets differ")
+    return differences
 
 
 def _bytes(value: onnx.ValueInfoProto) -> bytes:

@@ -92,9 +92,9 @@ class _Twin:
             return self.wrap(applied, proto)
         out = {leaf.name for axes in fitted.outs for axis in axes or () for leaf in letters_of(axis)}
         operands: set[tuple[int, int]] = set()
-        for name, found in letters.items():
+        for name, places in letters.items():
             if self.gone(applied, name):
-                summed = [(s, a) for s, a, mark in found if mark or name not in out]
+                summed = [(s, a) for s, a, mark in places if mark or name not in out]
                 operands |= self.choose(applied, summed, operands)
         new: list[onnx.NodeProto] = []
         for slot, at in sorted(operands):

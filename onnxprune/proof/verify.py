@@ -236,13 +236,13 @@ class _Law:
         try:
             session = open_session(self.pruned, prepack=self.prepack)
             result.checks.append("onnxruntime loads it")
-            found = self.compared(cases, [self.outputs(session, case) for case in cases])
+            differences = self.compared(cases, [self.outputs(session, case) for case in cases])
             del session
-            found = self.second_look(cases, found)
+            differences = self.second_look(cases, differences)
         except RunError as error:
             result.failures.append(f"onnxruntime doesn't run the pruned model: {error}")
             return
-        self.judge(found)
+        self.judge(differences)
 
     def outputs(self, session: Session, case: Case) -> dict[str, Any]:
         try:
@@ -251,20 +251,22 @@ class _Law:
             at = ", ".join(f"{axis} {size}" for axis, size in case.sizes.items())
             raise RunError(f"{error} (at {at})" if at else str(error)) from error
 
-    def judge(self, found: Mapping[str, Difference]) -> None:
+    def judge(self, differences: Mapping[str, Difference]) -> None:
         result = self.result
         result.checks.append("law 1")
-        result.per_output = {name: d.error for name, d in found.items()}
-        result.max_relative_error = max((d.error for d in found.values()), default=float("nan"))
-        result.notes += [f"'{name}' says nothing: it is {d.void}" for name, d in found.items() if d.void]
-        wrong = {name: d.error for name, d in found.items() if not d.error <= result.tolerance}
+        result.per_output = {name: d.error for name, d in differences.items()}
+        result.max_relative_error = max((d.error for d in differences.values()), default=float("nan"))
+        result.notes += [
+            f"'{name}' says nothing: it is {d.void}" for name, d in differences.items() if d.void
+        ]
+        wrong = {name: d.error for name, d in differences.items() if not d.error <= result.tolerance}
         if wrong:
             name = max(wrong, key=lambda n: wrong[n])
             result.failures.append(
                 f"law 1 doesn't hold: '{name}' differs from the masked original by {wrong[name]:.3g} "
                 f"of its largest value, where {result.tolerance:.0e} is allowed"
             )
-        elif all(d.void for d in found.values()):
+        elif all(d.void for d in differences.values()):
             result.status = "not comparable"
         else:
             result.status = "passed"
@@ -277,26 +279,26 @@ class _Law:
             for n in names
         }
 
-    def second_look(self, cases: Sequence[Case], found: dict[str, Difference]) -> dict[str, Difference]:
+    def second_look(self, cases: Sequence[Case], differences: dict[str, Difference]) -> dict[str, Difference]:
         """Look inside where outputs say nothing, and behind jumps and rounding where they differ."""
         result = self.result
         inside: dict[str, Difference] = {}
-        if all(d.void for d in found.values()) or any(d.void == NEAR for d in found.values()):
+        if all(d.void for d in differences.values()) or any(d.void == NEAR for d in differences.values()):
             inside = interior.inside(self.analysis, self.kept, (self.twin, self.pruned), cases, self.prepack)
             if inside:
                 result.notes.append(f"outputs say nothing: {len(inside)} tensors inside were compared")
-                found = {**found, **inside}
-        if all(d.error <= result.tolerance for d in found.values()):
-            return found
+                differences = {**differences, **inside}
+        if all(d.error <= result.tolerance for d in differences.values()):
+            return differences
         models = (self.twin, self.pruned)
         pieces = interior.pieces(self.analysis, self.kept, models, cases, self.prepack, inside)
         if pieces:
             result.notes.append("the graph has ops that jump: it was compared piece by piece between them")
-            found = pieces
-        error = max(d.error for d in found.values())
+            differences = pieces
+        error = max(d.error for d in differences.values())
         if result.tolerance < error <= MOST_TOLERANCE and not pieces:
             self.amplified(cases)
-        return found
+        return differences
 
     def amplified(self, cases: Sequence[Case]) -> None:
         """Set the tolerance by what rounding alone does to the twin: of its inputs, and by other kernels."""

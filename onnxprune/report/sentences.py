@@ -25,26 +25,26 @@ def at_sizes(law1: Mapping[str, Any]) -> str:
     """
     checked = law1.get("sizes") or []
     refused = [one["sizes"] for one in law1.get("refused") or ()]
-    found = []
+    texts = []
     for axis in checked[0] if checked else ():
         sizes = sorted({s[axis] for s in checked})
         text = f"{axis} {', '.join(map(str, sizes))}"
         alone = [r[axis] for r in refused if any(r == {**c, axis: r[axis]} for c in checked)]
         beyond = min((size for size in alone if size > sizes[-1]), default=0)
-        found.append(text + (f" (the original doesn't run at {beyond})" if beyond else ""))
-    return "".join(f"; {text}" for text in found)
+        texts.append(text + (f" (the original doesn't run at {beyond})" if beyond else ""))
+    return "".join(f"; {text}" for text in texts)
 
 
 def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say how fast it is, and what of each budget was met."""
-    found = []
+    lines = []
     if latency is not None:
         low, high = latency["interval"]
-        found.append(
+        lines.append(
             f"latency {latency['before']['p50_ms']:.3g} ms -> {latency['after']['p50_ms']:.3g} ms (p50), "
             f"{latency['ratio']:.2f} times as fast ({low:.2f} to {high:.2f})"
         )
-    return found + [
+    return lines + [
         f"target {t['target']}: asked {_told(t, 'asked')}, got {_told(t, 'got')}"
         + ("" if t["holds"] else ", which does not hold")
         for t in targets
@@ -67,14 +67,14 @@ def by_norm_lines(names: Sequence[str]) -> list[str]:
     ]
 
 
-def calibration_lines(found: Mapping[str, Any]) -> list[str]:
+def calibration_lines(figures: Mapping[str, Any]) -> list[str]:
     """Say what was refitted, and how far the result is from the original."""
-    layers = found["layers"]
+    layers = figures["layers"]
     refitted = sum(line["variant"].startswith("lstsq") for line in layers)
     return [
-        f"refitted {refitted} of {len(layers)} layers on {found['samples']:,} samples ({found['criterion']})",
-        *segment_lines(found.get("segments") or ()),
-        *original_lines(found["original"]),
+        f"refitted {refitted} of {len(layers)} layers on {figures['samples']:,} samples ({figures['criterion']})",
+        *segment_lines(figures.get("segments") or ()),
+        *original_lines(figures["original"]),
     ]
 
 

@@ -67,9 +67,9 @@ def facts(values: Values) -> dict[str, Any]:
     }
 
 
-def _pair(found: object) -> Mapping[str, Any]:
+def _pair(figure: object) -> Mapping[str, Any]:
     """Return before and after; an inspection knows one number only."""
-    return found if isinstance(found, Mapping) else {"before": found}
+    return figure if isinstance(figure, Mapping) else {"before": figure}
 
 
 def embedded(values: Any) -> str:

@@ -97,16 +97,16 @@ def why(name: str, heading: str, lines: Sequence[tuple[str, str]], what: str) ->
         by_reason[plain_reason(line[1])].append(line)
     parts = [f'<section id="{name}" aria-labelledby="{name}-h">', f'<h2 id="{name}-h">{heading}</h2>']
     parts.append(f'<p class="hint">{f"{len(lines):,} {what}" if lines else "None"}.</p>')
-    for reason, found in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
-        share = 100 * len(found) / len(lines)
+    for reason, alike in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
+        share = 100 * len(alike) / len(lines)
         parts.append(
-            f'<details class="why"><summary><span class="why-n">{len(found):,}</span>'
+            f'<details class="why"><summary><span class="why-n">{len(alike):,}</span>'
             f'<span class="why-text">{escape(reason)}</span>'
             f'<span class="why-bar" aria-hidden="true"><i style="width:{share:.2f}%"></i></span></summary><ul>'
         )
-        parts += [_why_line(line, reason) for line in found[:MOST_LISTED]]
-        if len(found) > MOST_LISTED:
-            parts.append(f"<li>and {len(found) - MOST_LISTED:,} more; the JSON report has them all</li>")
+        parts += [_why_line(line, reason) for line in alike[:MOST_LISTED]]
+        if len(alike) > MOST_LISTED:
+            parts.append(f"<li>and {len(alike) - MOST_LISTED:,} more; the JSON report has them all</li>")
         parts.append("</ul></details>")
     return "\n".join([*parts, "</section>"])
 

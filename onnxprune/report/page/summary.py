@@ -76,8 +76,8 @@ def summary(values: Values) -> str:
     )
 
 
-def _pair(found: Any) -> Mapping[str, Any]:
-    return found if isinstance(found, Mapping) else {"before": found}
+def _pair(figure: Any) -> Mapping[str, Any]:
+    return figure if isinstance(figure, Mapping) else {"before": figure}
 
 
 def card(name: str, pair: Mapping[str, Any], show: Any, note: str = "", what: str = "") -> str:
@@ -107,11 +107,11 @@ def bar(share: float, text: str, note: str = "") -> str:
     )
 
 
-def _latency(found: Values) -> str:
-    before, after = found["before"], found["after"]
+def _latency(latency: Values) -> str:
+    before, after = latency["before"], latency["after"]
     share = after["p50_ms"] / before["p50_ms"] if before["p50_ms"] else 1.0
-    low_high: Sequence[float] = found.get("interval") or ()
-    faster = _faster(1 / found["ratio"] if found.get("ratio") else share)
+    low_high: Sequence[float] = latency.get("interval") or ()
+    faster = _faster(1 / latency["ratio"] if latency.get("ratio") else share)
     interval = f"95 % interval {low_high[0]:.2f}× to {low_high[1]:.2f}×" if len(low_high) == 2 else ""
     return (
         f'<div class="card"><h3>Latency <span class="soft">p50</span></h3><p class="big">{_ms(after["p50_ms"])}</p>'
@@ -196,15 +196,15 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def agreement(found: Values) -> str:
+def agreement(figures: Values) -> str:
     """Return how far the result is from the original on samples that no fit saw."""
     parts = [
         '<section id="agreement" aria-labelledby="agreement-h"><h2 id="agreement-h">Agreement with the original</h2>',
-        f'<p class="hint">On {found["samples"]:,} samples set aside, which no fit has seen.</p><div class="cards">',
+        f'<p class="hint">On {figures["samples"]:,} samples set aside, which no fit has seen.</p><div class="cards">',
     ]
-    if "agreement" in found:
-        low, high = found["agreement_interval"]
-        share = found["agreement"]
+    if "agreement" in figures:
+        low, high = figures["agreement_interval"]
+        share = figures["agreement"]
         parts.append(
             f'<div class="card"><h3>Same top-1</h3><p class="big">{_percent(share)}</p>'
             f'<p class="from">95 % interval {_percent(low)} to {_percent(high)}</p>'
@@ -212,15 +212,15 @@ def agreement(found: Values) -> str:
             f'<i style="width:{100 * share:.2f}%"></i>'
             f'<b style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></b></div></div>'
         )
-    if "accuracy" in found:
-        old, new = found["accuracy"]["before"], found["accuracy"]["after"]
+    if "accuracy" in figures:
+        old, new = figures["accuracy"]["before"], figures["accuracy"]["after"]
         parts.append(
             f'<div class="card"><h3>Accuracy</h3><p class="big">{new:.1f} %</p>'
             f'<p class="from">of {old:.1f} %<span class="times">{new - old:+.1f} points</span></p>'
             f'<div class="left" role="img" aria-label="{new:.1f} percent"><i style="width:{new:.2f}%"></i></div></div>'
         )
     parts.append(
-        f'<div class="card"><h3>Error of the outputs</h3><p class="big">{found["relative_error"]:.3f}</p>'
-        f'<p class="from">relative; mean cosine {found["cosine"]:.4f}</p></div>'
+        f'<div class="card"><h3>Error of the outputs</h3><p class="big">{figures["relative_error"]:.3f}</p>'
+        f'<p class="from">relative; mean cosine {figures["cosine"]:.4f}</p></div>'
     )
     return "".join([*parts, "</div></section>"])

@@ -19,13 +19,17 @@ MOST_LINES = 1000
 
 def all_of(values: Values) -> Iterator[str]:
     """Yield the sections of the report of `onnxprune sparsify`."""
-    found = (values.get("calibration") or {}).get("original")
-    names = [("summary", "Summary"), *([("agreement", "Agreement")] if found else []), ("weights", "Weights")]
+    original = (values.get("calibration") or {}).get("original")
+    names = [
+        ("summary", "Summary"),
+        *([("agreement", "Agreement")] if original else []),
+        ("weights", "Weights"),
+    ]
     names += [("left", "Left dense"), ("run", "Run")]
     yield head(values, names, "report", _lead(values))
     yield '<main id="main">'
     yield _summary(values)
-    yield agreement(found) if found else ""
+    yield agreement(original) if original else ""
     yield _weights(values["tensors"])
     left = [(one["tensor"], one["reason"]) for one in values["left"]]
     yield why("left", "Left dense, and why", left, "weights keep their values")
@@ -79,14 +83,14 @@ def _verdicts(values: Values) -> Iterator[tuple[str, str, str]]:
     order = values.get("order") or {"groups": []}
     total, before, after = (sum(g[key] for g in order["groups"]) for key in ("total", "before", "after"))
     if total:
-        told = (
+        as_before = (
             "" if order["law1"] is None else f", and outputs as before within {order['law1']:.1e} (relative)"
         )
         yield (
             "good",
             "Reordered",
             f"{len(order['groups']):,} groups of channels have another order, by which the zeros take "
-            f"{1 - after / total:.2%} instead of {1 - before / total:.2%} of what matters{told}.",
+            f"{1 - after / total:.2%} instead of {1 - before / total:.2%} of what matters{as_before}.",
         )
     fits = [line["fit"] for line in values["tensors"] if line.get("fit")]
     if values.get("calibration"):
