@@ -67,9 +67,9 @@ def run(model: Model, *, growth: float = 1.0) -> Model:
     finder = Finder(whole, Tracer(opsets_of(whole), weights_of(whole)))
     outputs = {value.name for value in whole.proto.graph.output}
     names, grown = [], 0
-    for found in (finder.of(name) for name in finder.ends() if name not in outputs):
-        if found.nbytes <= max(SMALL, growth * found.gone):
-            names.append(found.name)
+    for computed in (finder.of(name) for name in finder.ends() if name not in outputs):
+        if computed.nbytes <= max(SMALL, growth * computed.gone):
+            names.append(computed.name)
         else:
             grown += 1
     folded = fold(whole, finder, names)

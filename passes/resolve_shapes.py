@@ -77,7 +77,7 @@ def run(model: Model) -> Model:
         If the shapes of the graph don't agree under any binding that was tried.
     """
     whole = inline(model)
-    found = _Resolver(whole)
+    resolver = _Resolver(whole)
     before = needed(whole)
     dead = {
         name for node in whole.proto.graph.node for name in node.output
@@ -87,19 +87,19 @@ def run(model: Model) -> Model:
     nodes = [fork.proto.graph.node[i] for i in whole.order]
     targets = 0
     for node in nodes:
-        if all(found.whole(name) for name in node.output if name):
+        if all(resolver.whole(name) for name in node.output if name):
             continue
         for slot, name in enumerate(node.input):
-            if found.foldable(name):
-                node.input[slot] = constants.of(name, found.traces[0].values[name])
-        target = found.target(node)
+            if resolver.foldable(name):
+                node.input[slot] = constants.of(name, resolver.traces[0].values[name])
+        target = resolver.target(node)
         if target is not None:
             targets += 1
             node.input[1] = constants.add(node.input[1], target)
     if not constants.count:
         return model
     remove(fork, before - needed(fork, dead))
-    found.check(fork)
+    resolver.check(fork)
     gone = len(whole.proto.graph.node) - len(fork.proto.graph.node)
     _log.info("%d constants (%d Reshape targets with 0 or -1), %d nodes less", constants.count, targets, gone)
     return fork
@@ -219,13 +219,13 @@ class _Resolver:
         lengths, numbers = self.sizes.length(node.input[0]) or (), self.sizes.value(name)
         if numbers is None:
             return None
-        found = [
+        target = [
             int(value) if fixed else 0 if at < len(lengths) and lengths[at] == number else -1
             for at, (fixed, value, number) in enumerate(
                 zip(known, self.traces[0].values[name], numbers, strict=True)
             )
         ]
-        return np.array(found, np.int64) if found.count(-1) <= 1 else None
+        return np.array(target, np.int64) if target.count(-1) <= 1 else None
 
     def check(self, model: Model) -> None:
         """Trace the resolved model under every binding: no tensor may have another type or shape (rule 5)."""
