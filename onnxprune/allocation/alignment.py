@@ -91,13 +91,13 @@ def aligned_count(axes: Sequence[Axis], order: Indices, asked: float, align: int
     spare : int
         The answer where nothing can be aligned.
     """
-    found = [(on, axis.weight) for axis in axes if (on := _on_steps(axis, order, align)) is not None]
-    if not found:
+    on_steps = [(on, axis.weight) for axis in axes if (on := _on_steps(axis, order, align)) is not None]
+    if not on_steps:
         return spare
-    together = np.logical_and.reduce([on for on, _ in found])
+    together = np.logical_and.reduce([on for on, _ in on_steps])
     if together.any():
         return _nearest(together, asked)
-    satisfied: NDArray[np.int64] = np.sum([on * weight for on, weight in found], axis=0)
+    satisfied: NDArray[np.int64] = np.sum([on * weight for on, weight in on_steps], axis=0)
     satisfied[int(2 * asked) :] = 0  # entry i is the count i + 1
     if not satisfied.any():
         return spare

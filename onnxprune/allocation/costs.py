@@ -93,8 +93,8 @@ class Losses:
             for n, group in enumerate(family.groups):
                 owner[family.numbers[group.name]] = n
             for root in solution.start:
-                mine = owner[solution.units_of(root, self.space.sizes[root])]
-                for n, count in zip(*np.unique(mine[mine >= 0], return_counts=True), strict=True):
+                group_at = owner[solution.units_of(root, self.space.sizes[root])]
+                for n, count in zip(*np.unique(group_at[group_at >= 0], return_counts=True), strict=True):
                     group = family.groups[n]
                     self.of_root[root][group.name] = int(count) / group.units
                     self.of_group[group.name].append(root)
@@ -158,10 +158,10 @@ class Costs:
     def _known(self, n: int, state: Mapping[str, int]) -> float:
         """Return a term, worked out once for each state of the groups that it depends on."""
         key = (n, *[state.get(name, 0) for name in self.owners[n]])
-        found = self._memory.get(key)
-        if found is None:
-            found = self._memory[key] = self._value(n, lambda r: self.losses.length(r, state))
-        return found
+        value = self._memory.get(key)
+        if value is None:
+            value = self._memory[key] = self._value(n, lambda r: self.losses.length(r, state))
+        return value
 
     def total(self, state: Mapping[str, int]) -> float:
         """Return the cost when groups have lost these counts of units."""
@@ -185,10 +185,10 @@ class Costs:
         others = sorted({owner for n in numbers for owner in self.owners[n]} - {name})
         key = (name, counts.tobytes(), *[state.get(other, 0) for other in others])
         if key not in self._curves:
-            found = np.zeros(len(counts))
+            costs = np.zeros(len(counts))
             for n in numbers:
-                found += self._along(n, name, counts, state)
-            self._curves[key] = found
+                costs += self._along(n, name, counts, state)
+            self._curves[key] = costs
         return self._curves[key]
 
     def _along(self, n: int, name: str, counts: NDArray[np.int64], state: Mapping[str, int]) -> Floats:
@@ -202,14 +202,14 @@ class Costs:
     def independent(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
         """Split groups into those of which no two share a term, and the rest; groups that touch few come first."""
         terms = {g.name: set(self.touched(g.name)) for g in groups}
-        readers = Counter(n for mine in terms.values() for n in mine)
+        readers = Counter(n for touched in terms.values() for n in touched)
         order = sorted(range(len(groups)), key=lambda i: (sum(readers[n] for n in terms[groups[i].name]), i))
         taken: set[int] = set()
         apart = set()
         for i in order:
-            mine = terms[groups[i].name]
-            if not mine & taken:
-                taken |= mine
+            own = terms[groups[i].name]
+            if not own & taken:
+                taken |= own
                 apart.add(groups[i].name)
         return [g for g in groups if g.name in apart], [g for g in groups if g.name not in apart]
 

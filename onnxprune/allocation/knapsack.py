@@ -63,14 +63,14 @@ def allocate(
         choices.append(choice)
     if not np.isfinite(best[buckets]):
         return None
-    found: list[int] = []
+    chosen_levels: list[int] = []
     at = buckets
     for n in range(len(costs) - 1, -1, -1):
         chosen = int(choices[n][at])
-        found.append(chosen)
+        chosen_levels.append(chosen)
         extra = float(costs[n][chosen]) - least[n]
         at -= int(np.ceil(extra / unit - 1e-9)) if unit > 0 else 0
-    return found[::-1]
+    return chosen_levels[::-1]
 
 
 def _worth_trying(steps: NDArray[np.float64], error: NDArray[np.float64], buckets: int) -> list[int]:

@@ -64,15 +64,15 @@ def choose(
     dict or None
         Group -> count; None where even the deepest levels cost more.
     """
-    mine = [g for g in groups if g.name in levels]
-    apart, shared = costs.independent(mine)
+    levelled = [g for g in groups if g.name in levels]
+    apart, shared = costs.independent(levelled)
 
     def solve(index: Mapping[str, int], buckets: int = COARSE) -> tuple[float, dict[str, int]]:
         return _try(apart, shared, levels, costs, index, budget, buckets)
 
     if not shared:
-        found = solve({}, buckets)
-        return found[1] if np.isfinite(found[0]) else None
+        solution = solve({}, buckets)
+        return solution[1] if np.isfinite(solution[0]) else None
     index = {g.name: _nearest(levels[g.name], (start or {}).get(g.name, 0)) for g in shared}
     best = solve(index)
     for share in np.linspace(0.05, 1, 20):  # go down together until the budget can be met
@@ -115,11 +115,11 @@ def _try(
 ) -> tuple[float, dict[str, int]]:
     state = {g.name: 0 for g in apart}
     state |= {g.name: int(levels[g.name].counts[index[g.name]]) for g in shared}
-    found = _inner(apart, levels, costs, state, budget, buckets)
-    if found is None:
+    solution = _inner(apart, levels, costs, state, budget, buckets)
+    if solution is None:
         return np.inf, state
     extra = sum(float(levels[g.name].errors[index[g.name]]) for g in shared)
-    return found[0] + extra, found[1]
+    return solution[0] + extra, solution[1]
 
 
 def _inner(

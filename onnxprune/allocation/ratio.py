@@ -122,23 +122,23 @@ def _guarded(groups: Sequence[Group], scores: Sequence[Scores]) -> dict[int, set
     A group keeps at least one unit, so an axis on which every unit of some group has a position is safe, as is one
     with frozen positions. Of any other the unit with the highest score stays.
     """
-    held: dict[int, int] = {}
+    owned: dict[int, int] = {}
     safe: set[int] = set()
     for group in groups:
         for extent in group.extents:
-            held[extent.axis_id] = held.get(extent.axis_id, 0) + int(extent.per_unit.sum())
+            owned[extent.axis_id] = owned.get(extent.axis_id, 0) + int(extent.per_unit.sum())
             if (extent.per_unit > 0).all():
                 safe.add(extent.axis_id)
     best: dict[int, tuple[float, int, int]] = {}
     for at, group in enumerate(groups):
         for extent in group.extents:
-            if extent.axis_id in safe or held[extent.axis_id] < extent.size:
+            if extent.axis_id in safe or owned[extent.axis_id] < extent.size:
                 continue
             owners = np.flatnonzero(extent.per_unit > 0)
             if owners.size:
                 unit = int(owners[np.argmax(scores[at][owners])])
-                found = (float(scores[at][unit]), -at, unit)
-                best[extent.axis_id] = max(best.get(extent.axis_id, found), found)
+                candidate = (float(scores[at][unit]), -at, unit)
+                best[extent.axis_id] = max(best.get(extent.axis_id, candidate), candidate)
     stay: dict[int, set[int]] = {}
     for _, negated, unit in best.values():
         stay.setdefault(-negated, set()).add(unit)
@@ -185,21 +185,21 @@ def _aligned(
     for group in groups:
         for axis_id in {extent.axis_id for extent in group.extents}:
             parties[axis_id] = parties.get(axis_id, 0) + 1
-    found = counts.copy()
+    aligned = counts.copy()
     for at, group in enumerate(groups):
         if asked[at] > 0:
             axes = _axes(group, parties)
-            found[at] = aligned_count(axes, orders[at], float(asked[at]), align, int(counts[at]))
-    return found
+            aligned[at] = aligned_count(axes, orders[at], float(asked[at]), align, int(counts[at]))
+    return aligned
 
 
 def _axes(group: Group, parties: Mapping[int, int]) -> list[Axis]:
     """Return the group's axes, equal ones once: a residual stream has dozens that are all alike."""
-    found: dict[tuple[int, bytes], Axis] = {}
+    axes: dict[tuple[int, bytes], Axis] = {}
     for extent in group.extents:
         alone = parties[extent.axis_id] == 1
         width = extent.size if alone else int(extent.per_unit.sum())
         key = (width, extent.per_unit.tobytes())
-        weight = found[key].weight + 1 if key in found else 1
-        found[key] = Axis(width, extent.per_unit, weight)
-    return list(found.values())
+        weight = axes[key].weight + 1 if key in axes else 1
+        axes[key] = Axis(width, extent.per_unit, weight)
+    return list(axes.values())

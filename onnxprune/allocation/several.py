@@ -62,26 +62,26 @@ def meet(
         return None
     weights = {worst(constraints, {})[1]: 1.0}
     best: tuple[float, dict[str, int]] | None = None
-    found: dict[str, int] | None = None
+    state: dict[str, int] | None = None
     for _ in range(ROUNDS):
-        found = _solve(groups, levels, constraints, weights, 1.0, found)
-        if found is None:
+        state = _solve(groups, levels, constraints, weights, 1.0, state)
+        if state is None:
             break
-        over, number = worst(constraints, found)
+        over, number = worst(constraints, state)
         if over <= 1 + SLACK:
-            best = _better(best, found, levels)
+            best = _better(best, state, levels)
             break
-        weights = _moved(constraints, weights, found, number)
+        weights = _moved(constraints, weights, state, number)
     if best is not None:
         return _given_back(best[1], levels, constraints)
     low, high = 0.0, 1.0  # low is too tight for the surrogate, or meets all; high violates
     for _ in range(TIGHTER):
         middle = (low + high) / 2
-        found = _solve(groups, levels, constraints, weights, middle, found)
-        if found is None:
+        state = _solve(groups, levels, constraints, weights, middle, state)
+        if state is None:
             low = middle
-        elif worst(constraints, found)[0] <= 1 + SLACK:
-            best, low = _better(best, found, levels), middle
+        elif worst(constraints, state)[0] <= 1 + SLACK:
+            best, low = _better(best, state, levels), middle
         else:
             high = middle
     return _given_back(deepest(levels) if best is None else best[1], levels, constraints)
@@ -92,7 +92,7 @@ def _given_back(
 ) -> dict[str, int]:
     """Give units back while all budgets hold, where it saves most error first."""
     index = {n: int(np.searchsorted(levels[n].counts, c)) for n, c in state.items() if n in levels}
-    found = dict(state)
+    given_back = dict(state)
     open_ = {n for n, i in index.items() if i > 0}
 
     def saved(name: str) -> float:
@@ -101,14 +101,14 @@ def _given_back(
 
     while open_:
         name = max(sorted(open_), key=saved)
-        trial = {**found, name: int(levels[name].counts[index[name] - 1])}
+        trial = {**given_back, name: int(levels[name].counts[index[name] - 1])}
         if worst(constraints, trial)[0] > 1 + SLACK:
             open_.discard(name)
             continue
-        found, index[name] = trial, index[name] - 1
+        given_back, index[name] = trial, index[name] - 1
         if not index[name]:
             open_.discard(name)
-    return found
+    return given_back
 
 
 def _solve(
@@ -127,17 +127,17 @@ def _moved(
     constraints: Sequence[Constraint], weights: Mapping[int, float], state: Mapping[str, int], number: int
 ) -> dict[int, float]:
     """Give more weight to what is violated, less to what isn't; the most violated joins."""
-    found = dict(weights)
-    found.setdefault(number, 0.1)
-    for n in found:
+    moved = dict(weights)
+    moved.setdefault(number, 0.1)
+    for n in moved:
         share = constraints[n].costs.total(state) / constraints[n].budget
-        found[n] *= min(max(share, 0.5), 2.0) ** 4
-    whole = sum(found.values())
-    return {n: w / whole for n, w in found.items() if w / whole > 1e-4}
+        moved[n] *= min(max(share, 0.5), 2.0) ** 4
+    whole = sum(moved.values())
+    return {n: w / whole for n, w in moved.items() if w / whole > 1e-4}
 
 
 def _better(
     best: tuple[float, dict[str, int]] | None, state: dict[str, int], levels: Mapping[str, Level]
 ) -> tuple[float, dict[str, int]]:
-    found = (error_of(state, levels), state)
-    return found if best is None or found[0] < best[0] else best
+    candidate = (error_of(state, levels), state)
+    return candidate if best is None or candidate[0] < best[0] else best

@@ -15,9 +15,9 @@ UNITS = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**
 def costs(setting: Setting) -> list[Costs]:
     """Return the bytes of the weights; all else in the files (nodes, names) stays as it is."""
     terms = instance_terms(setting.analysis, lambda name: element_bytes(setting.analysis, name))
-    found = Costs(setting.losses, terms)
-    found.fixed += setting.bytes - found.total({})
-    return [found]
+    weight_costs = Costs(setting.losses, terms)
+    weight_costs.fixed += setting.bytes - weight_costs.total({})
+    return [weight_costs]
 
 
 def measured(report: Figures) -> Pair:

@@ -22,11 +22,11 @@ def costs(setting: Setting) -> list[Costs]:
     weights = Costs(setting.losses, instance_terms(analysis, lambda name: element_bytes(analysis, name)))
     weights.fixed += weight_bytes(analysis) - weights.total({})
     dims = analysis.coupling.dims
-    found = []
+    moment_costs = []
     for names in moments(analysis):
         alive = [Term(dims[name], element_bytes(analysis, name)) for name in names]
-        found.append(Costs(setting.losses, [*weights.terms, *alive], weights.fixed))
-    return found
+        moment_costs.append(Costs(setting.losses, [*weights.terms, *alive], weights.fixed))
+    return moment_costs
 
 
 def measured(report: Figures) -> Pair:

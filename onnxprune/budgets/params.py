@@ -17,9 +17,9 @@ def costs(setting: Setting) -> list[Costs]:
     terms = instance_terms(
         setting.analysis, lambda name: float(model.info(name).elem_type in PARAMETER_TYPES)
     )
-    found = Costs(setting.losses, terms)
-    found.fixed += count_parameters(model) - found.total({})
-    return [found]
+    weight_costs = Costs(setting.losses, terms)
+    weight_costs.fixed += count_parameters(model) - weight_costs.total({})
+    return [weight_costs]
 
 
 def measured(report: Figures) -> Pair:

@@ -71,15 +71,15 @@ def weights_of(group: Group, weight: Weight) -> list[tuple[Member, NDArray[Any]]
         Name -> values.
     """
     seen: set[tuple[str, int, bytes, bytes]] = set()
-    found: list[tuple[int, Member, NDArray[Any]]] = []
+    ranked: list[tuple[int, Member, NDArray[Any]]] = []
     for member in group.members:
         key = (member.tensor, member.axis, member.index.tobytes(), member.unit.tobytes())
         if key not in seen and member.index.size:
             seen.add(key)
             array = weight(member.tensor)
-            found.append((_rank(member, array), member, array))
-    best = min((rank for rank, _, _ in found), default=0)
-    return [(member, array) for rank, member, array in found if rank == best]
+            ranked.append((_rank(member, array), member, array))
+    best = min((rank for rank, _, _ in ranked), default=0)
+    return [(member, array) for rank, member, array in ranked if rank == best]
 
 
 def _rank(member: Member, array: NDArray[Any]) -> int:
@@ -126,9 +126,9 @@ def mean_sums(group: Group, weight: Weight, power: float) -> Floats:
     total, votes = np.zeros(group.units), np.zeros(group.units)
     for member, array in weights_of(group, weight):
         sums = sums_of(member, array, group.units, power)
-        held = np.bincount(member.unit, minlength=group.units) > 0
-        total[held] += by_mean(sums[held])
-        votes += held
+        owning = np.bincount(member.unit, minlength=group.units) > 0
+        total[owning] += by_mean(sums[owning])
+        votes += owning
     return np.divide(total, votes, out=np.ones(group.units), where=votes > 0)
 
 
@@ -158,9 +158,9 @@ def keep_strange(group: Group, scores: Floats) -> Floats:
     shown = ", ".join(map(str, strange[:5])) + (", ..." if strange.size > 5 else "")
     text = f"{strange.size} of {group.units} units of {group.name!r} hold NaN or infinite weights and are kept: {shown}"
     warnings.warn(text, ScoreWarning, stacklevel=3)
-    found = scores.copy()
-    found[strange] = np.inf
-    return found
+    kept = scores.copy()
+    kept[strange] = np.inf
+    return kept
 
 
 def real(array: NDArray[Any]) -> NDArray[Any]:
@@ -247,22 +247,22 @@ def _block_sums(values: NDArray[Any], power: float) -> Floats:
 def _power_sums(values: NDArray[Any], power: float) -> Floats:
     """Sum ``|w| ** power`` of ``(A, k, B)`` over A and B."""
     before, size, after = values.shape
-    found: Floats
+    sums: Floats
     if power == 2:
         if before == 1:
-            found = np.einsum("kb,kb->k", values[0], values[0]).astype(np.float64)
-            return found
+            sums = np.einsum("kb,kb->k", values[0], values[0]).astype(np.float64)
+            return sums
         flat = values.reshape(before, size * after)  # a view: one long sum of rows, whatever B is
-        found = np.einsum("am,am->m", flat, flat).reshape(size, after).sum(axis=1, dtype=np.float64)
-        return found
+        sums = np.einsum("am,am->m", flat, flat).reshape(size, after).sum(axis=1, dtype=np.float64)
+        return sums
     raised = np.abs(values)
     if power == 0.5:
         np.sqrt(raised, out=raised)
     elif power != 1:
         np.power(raised, power, out=raised)
     summed = raised[0] if before == 1 else raised.sum(axis=0)
-    found = summed.sum(axis=1, dtype=np.float64)
-    return found
+    sums = summed.sum(axis=1, dtype=np.float64)
+    return sums
 
 
 def unit_positions(unit: Indices, units: int) -> list[tuple[Indices, Indices]]:
@@ -276,8 +276,8 @@ def unit_positions(unit: Indices, units: int) -> list[tuple[Indices, Indices]]:
     order = np.argsort(unit, kind="stable")
     count = np.bincount(unit, minlength=units)
     first = np.cumsum(count) - count
-    found = []
+    positions = []
     for k in range(int(count.max(initial=0))):
         owners = np.flatnonzero(count > k)
-        found.append((owners, order[first[owners] + k]))
-    return found
+        positions.append((owners, order[first[owners] + k]))
+    return positions

@@ -32,9 +32,9 @@ def measure(probe: Probe) -> dict[str, NDArray[np.float64]]:
     """
     alive = probe.activations(lambda t, x: t.mask(t.op("Greater", t.op("Abs", x), t.const(0))))
     size = probe.activations(lambda t, x: t.op("Abs", x))
-    found = {}
+    shares = {}
     for group in probe.readers:
         channels = np.maximum(probe.channels(group), 1)
         mean = probe.units(group, size) / channels
-        found[group] = probe.units(group, alive) / channels + LITTLE * mean / max(float(mean.max()), 1e-30)
-    return found
+        shares[group] = probe.units(group, alive) / channels + LITTLE * mean / max(float(mean.max()), 1e-30)
+    return shares

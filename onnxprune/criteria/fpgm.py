@@ -63,11 +63,11 @@ def score(group: Group, weight: Weight, rng: np.random.Generator) -> Floats:
     float64[units]
         Of mean 1, so that groups compare.
     """
-    found = weights_of(group, weight)
-    found = [(m, w) for m, w in found if not m.contracted] or found
+    weights = weights_of(group, weight)
+    weights = [(m, w) for m, w in weights if not m.contracted] or weights
     strange = np.zeros(group.units, np.bool_)
     sources: _Sources = []
-    for member, array in found:
+    for member, array in weights:
         squares = sums_of(member, array, group.units, 2)
         strange |= ~np.isfinite(squares)
         mean = float(squares[np.isfinite(squares)].mean()) if np.isfinite(squares).any() else 0.0

@@ -40,10 +40,10 @@ def score(group: Group, weight: Weight, rng: np.random.Generator) -> Floats:
         In (0, 1], or 0 for a unit of zeros.
     """
     squares = norm(group, weight, 2) ** 2
-    found = np.full(group.units, np.inf)
+    scores = np.full(group.units, np.inf)
     judged = np.flatnonzero(np.isfinite(squares))
     values, which, count = np.unique(squares[judged], return_inverse=True, return_counts=True)
     surviving = np.cumsum((values * count)[::-1])[::-1]
     share = np.divide(values, surviving, out=np.zeros_like(values), where=surviving > 0)
-    found[judged] = share[which.ravel()]
-    return found
+    scores[judged] = share[which.ravel()]
+    return scores

@@ -60,12 +60,12 @@ class _Forward:
         self.lam = 1e-3 * float(live.mean()) if live.size else 1.0
 
     def gains(self, units: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        found = np.zeros(len(units))
+        gains = np.zeros(len(units))
         for n, u in enumerate(units):
             rows = self.rows[u]
             block = self.h[np.ix_(rows, rows)] + self.lam * np.eye(len(rows))
-            found[n] = (self.g[rows] * np.linalg.solve(block, self.g[rows])).sum()
-        return found / self.unit
+            gains[n] = (self.g[rows] * np.linalg.solve(block, self.g[rows])).sum()
+        return gains / self.unit
 
     def take(self, unit: int) -> None:
         rows = self.rows[unit]

@@ -33,7 +33,7 @@ def measure(probe: Probe) -> dict[str, NDArray[np.float64]]:
     ----------
     probe : Probe
     """
-    total = {group: np.zeros(len(mine[0][1][0])) for group, mine in probe.readers.items()}
+    total = {group: np.zeros(len(reads[0][1][0])) for group, reads in probe.readers.items()}
     for changes in probe.first_order():
         for group, sums in total.items():
             each = probe.units(group, changes)
