@@ -79,7 +79,7 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
     lengths = np.linalg.norm(original, axis=1) * np.linalg.norm(pruned, axis=1)
     cosine = (original * pruned).sum(axis=1) / np.maximum(lengths, 1e-30)
     n = len(original)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "samples": n,
         "relative_error": difference / max(float(np.linalg.norm(original)), 1e-30),
         "cosine": float(cosine.mean()),
@@ -87,23 +87,23 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
     if classes and n > 1:
         same = float((original.argmax(axis=1) == pruned.argmax(axis=1)).mean())
         p, q = _log_shares(original), _log_shares(pruned)
-        found["agreement"] = same
-        found["agreement_interval"] = list(wilson(same, n))
-        found["kl"] = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+        figures["agreement"] = same
+        figures["agreement_interval"] = list(wilson(same, n))
+        figures["kl"] = float((np.exp(p) * (p - q)).sum(axis=1).mean())
         if labels is not None and len(labels) == n:
             truth = np.asarray(labels).reshape(n)
-            found["accuracy"] = {
+            figures["accuracy"] = {
                 "before": 100 * float((original.argmax(axis=1) == truth).mean()),
                 "after": 100 * float((pruned.argmax(axis=1) == truth).mean()),
             }
-    return found
+    return figures
 
 
 def _compare_numbers(original: Array, pruned: Array, labels: Array | None) -> dict[str, Any]:
     n = len(original)
     original, pruned = original.reshape(n, -1), pruned.reshape(n, -1)
     same = float((original == pruned).mean())
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "samples": n,
         "relative_error": float(np.sqrt(2 * (1 - same))),
         "cosine": same,
@@ -113,8 +113,8 @@ def _compare_numbers(original: Array, pruned: Array, labels: Array | None) -> di
     if labels is not None and labels.size == original.size:
         truth = np.asarray(labels).reshape(original.shape)
         hits = [100 * float((numbers == truth).mean()) for numbers in (original, pruned)]
-        found["accuracy"] = {"before": hits[0], "after": hits[1]}
-    return found
+        figures["accuracy"] = {"before": hits[0], "after": hits[1]}
+    return figures
 
 
 def distance(original: Array, pruned: Array) -> float:
@@ -123,8 +123,8 @@ def distance(original: Array, pruned: Array) -> float:
     The squared relative error, times the Kullback-Leibler divergence where the output is classes: the error alone
     doesn't see which class wins, and the divergence alone hangs on the few samples that the model is unsure of.
     """
-    found = compare(original, pruned)
-    return float(found["relative_error"] ** 2 * max(found.get("kl", 1.0), 1e-12))
+    figures = compare(original, pruned)
+    return float(figures["relative_error"] ** 2 * max(figures.get("kl", 1.0), 1e-12))
 
 
 def _log_shares(rows: Array) -> Array:

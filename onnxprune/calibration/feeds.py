@@ -170,8 +170,8 @@ def _check_lengths(feed: Batch, axes: Axes, size: int) -> None:
     """Refuse arrays of one batch axis that hold different numbers of samples, and those that fill no batch."""
     first, *others = (n for n in feed if feed[n].ndim) if any(a.ndim for a in feed.values()) else ("",)
     for name in others:
-        mine, other = axes[first], axes[name]
-        shared = mine and other and mine[0] == other[0]
+        own, other = axes[first], axes[name]
+        shared = own and other and own[0] == other[0]
         if shared and len(feed[first]) != len(feed[name]):
             raise CalibrationError(
                 f"There are {len(feed[first])} samples of {first!r}, but {len(feed[name])} of {name!r}; give as "

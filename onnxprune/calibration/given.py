@@ -45,21 +45,21 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
         return []
     values = {v.name: v for v in real_inputs(graph)}
     axes = {name: declared(value) for name, value in values.items()}
-    found: list[Feed] = []
+    batches: list[Feed] = []
     for feed in each(given, lambda path: [_read(Path(path), axes)], "Inputs"):
         _check_names(axes, feed)
         _check_values(feed)
         wall.grow(inputs=sum(a.nbytes for a in feed.values() if isinstance(a, np.ndarray)))
         for name in feed:
             feed[name] = _form(values[name], feed[name])
-        found += _batches(axes, feed)
-        if len(found) >= MOST:
+        batches += _batches(axes, feed)
+        if len(batches) >= MOST:
             break
-    if not found:
+    if not batches:
         raise CalibrationError(
             "The given inputs are empty; give at least one array for each input of the model."
         )
-    return found[:MOST]
+    return batches[:MOST]
 
 
 def each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Iterator[Feed]:

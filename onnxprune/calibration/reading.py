@@ -73,9 +73,9 @@ def call(script: Path, name: str) -> Any:
         spec.loader.exec_module(module)
         if not hasattr(module, name):
             raise CalibrationError(f"{str(script)!r} has no function {name}() to take samples from.")
-        found = getattr(module, name)()
-    plain = found is None or isinstance(found, (str, os.PathLike, Mapping, list, tuple))
-    return found if plain else _read(found, script, name)
+        given = getattr(module, name)()
+    plain = given is None or isinstance(given, (str, os.PathLike, Mapping, list, tuple))
+    return given if plain else _read(given, script, name)
 
 
 @contextlib.contextmanager
@@ -91,9 +91,9 @@ def _steady(script: Path, name: str) -> Iterator[None]:
         os.chdir(here)
 
 
-def _read(found: Any, script: Path, name: str) -> Iterator[Any]:
+def _read(reader: Any, script: Path, name: str) -> Iterator[Any]:
     with _steady(script, name):
-        entries = iter(found.get_next, None) if hasattr(found, "get_next") else iter(found)
+        entries = iter(reader.get_next, None) if hasattr(reader, "get_next") else iter(reader)
     while True:
         with _steady(script, name):
             try:

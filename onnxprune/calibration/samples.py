@@ -176,10 +176,10 @@ class Asked(Protocol):
 def samples_for(graph: onnx.GraphProto, asked: Asked, types: Mapping[str, tuple[int, ...]]) -> Samples:
     """Read the samples that options ask for; see `load_samples`."""
     provider = provider_of(asked.calib_provider, "--calib-provider")
-    found = load_samples(
+    samples = load_samples(
         graph, asked.calib, most=asked.samples, seed=asked.seed, labels=asked.labels, types=types
     )
-    return replace(found, provider=provider)
+    return replace(samples, provider=provider)
 
 
 def load_samples(
@@ -239,10 +239,12 @@ def load_samples(
             f"The samples have no array {labels!r} of labels; name the key that holds them."
         )
     counts = [count_of(b) for b in batches]
-    found = np.concatenate(marks) if marks else None
-    if found is not None and len(found) != sum(counts):
-        raise CalibrationError(f"There are {len(found)} labels in {labels!r} for {sum(counts)} samples.")
-    return Samples(batches, counts, found, source, is_free(inputs))
+    label_array = np.concatenate(marks) if marks else None
+    if label_array is not None and len(label_array) != sum(counts):
+        raise CalibrationError(
+            f"There are {len(label_array)} labels in {labels!r} for {sum(counts)} samples."
+        )
+    return Samples(batches, counts, label_array, source, is_free(inputs))
 
 
 def _mask(batch: Batch) -> Array | None:
@@ -260,8 +262,8 @@ def _read(text: str, seed: int, admit: Callable[[list[str]], None]) -> Iterator[
         return
     path = Path(text)
     with reading(text, "samples"):
-        found = list(_folder(path, admit)) if path.is_dir() else [read_npz(path, admit)]
-    yield from found
+        batches = list(_folder(path, admit)) if path.is_dir() else [read_npz(path, admit)]
+    yield from batches
 
 
 def _folder(path: Path, admit: Callable[[list[str]], None]) -> Iterator[Batch]:

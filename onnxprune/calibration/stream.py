@@ -156,14 +156,14 @@ class Stream:
         to = max(to, self.position)
         live = [] if stay else self._live(nodes, to)
         session, names = self._session(nodes, to, {*live, *wanted})
-        hold, held = not stay, 0
+        hold, size = not stay, 0
         new: list[Batch] = []
         for batch in self.batches:
             values = self._run(session, names, batch)
             if hold:
                 new.append({n: values[n] for n in live})
-                held += sum(getattr(values[n], "nbytes", 0) for n in live)  # sequences and maps have none
-                hold = held <= self.most_bytes
+                size += sum(getattr(values[n], "nbytes", 0) for n in live)  # sequences and maps have none
+                hold = size <= self.most_bytes
                 if not hold:
                     new.clear()
             yield {n: values[n] for n in wanted}

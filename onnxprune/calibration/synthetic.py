@@ -121,8 +121,8 @@ def series(size: tuple[int, ...], rng: np.random.Generator) -> Array:
     at = np.linspace(0, 8, size[-1])
     left = np.minimum(at.astype(int), 7)
     loud = corners[..., left] * (1 - (at - left)) + corners[..., left + 1] * (at - left)
-    found = smooth * loud
-    return np.asarray(found / (found.std() + 1e-12))
+    scaled = smooth * loud
+    return np.asarray(scaled / (scaled.std() + 1e-12))
 
 
 def images(size: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -140,7 +140,7 @@ def images(size: tuple[int, ...], rng: np.random.Generator) -> Array:
     frequency = np.hypot(np.fft.fftfreq(high)[:, None], np.fft.rfftfreq(wide)[None])
     frequency[0, 0] = 1 / max(high, wide)
     y, x = np.mgrid[:high, :wide]
-    found = np.empty((count, channels, high, wide), np.float32)
+    pictures = np.empty((count, channels, high, wide), np.float32)
     for n in range(count):
         noise = rng.standard_normal((channels + 1, high, wide))
         smooth = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=(high, wide))
@@ -150,7 +150,7 @@ def images(size: tuple[int, ...], rng: np.random.Generator) -> Array:
             centre, radius = rng.random(2) * (high, wide), rng.uniform(0.1, 0.4) * min(high, wide)
             inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
             picture = np.where(inside, 0.4 * picture + rng.standard_normal((channels, 1, 1)), picture)
-        found[n] = picture
-    found -= found.mean()
-    found /= found.std() + 1e-12
-    return np.moveaxis(found, 1, -1) if last else found
+        pictures[n] = picture
+    pictures -= pictures.mean()
+    pictures /= pictures.std() + 1e-12
+    return np.moveaxis(pictures, 1, -1) if last else pictures

@@ -59,14 +59,14 @@ def readers(path: Path, but: Path | None = None) -> list[str]:
     but : Path, optional
         A model that doesn't count.
     """
-    found = []
+    names = []
     for entry in sorted(os.scandir(path.parent), key=lambda entry: entry.name):
         other = path.parent / entry.name
         if entry.name.startswith(PREFIX) or same(other, path) or (but is not None and same(other, but)):
             continue
         if _reads(other, path):
-            found.append(entry.name)
-    return found
+            names.append(entry.name)
+    return names
 
 
 def refuse_data(path: Path, what: str, *, for_model: bool = True) -> None:
@@ -132,12 +132,12 @@ def own(model: Path) -> list[str]:
     """Return the names of the data files that a model reads and that are named after it: ``<model>.data`` and
     ``<model>.N.data``, where neither it nor they have other names.
     """
-    found = []
+    names = []
     with contextlib.suppress(OSError, ValueError):
         if model.stat().st_nlink > 1:  # another folder may have the same model, and links to its data
             return []
         for name in sorted(locations(model) or ()):
             path = model.parent / name
             if is_data_of(path, model) and "/" not in name and stat.S_ISREG(path.lstat().st_mode):
-                found.append(name)
-    return found
+                names.append(name)
+    return names

@@ -66,9 +66,9 @@ def read(kind: str, facts: Mapping[str, Any]) -> Any:
         path = folder() / kind / f"{key_of(facts)}.json"
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        whole = found["facts"] == json.loads(json.dumps(facts)) and found["sha256"] == _hash(found["value"])
-        return found["value"] if whole else None
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        whole = entry["facts"] == json.loads(json.dumps(facts)) and entry["sha256"] == _hash(entry["value"])
+        return entry["value"] if whole else None
     except (
         OSError,
         ValueError,

@@ -84,12 +84,12 @@ def _from_bytes(data: NDArray[np.uint8], what: str, folder: Folder | None) -> Op
             f"{what} isn't an ONNX model{_looks_like(data)}, or is truncated ({error}); give a "
             "complete .onnx file."
         ) from error
-    found = {token.decode(): (data[s.start : s.start + s.length], s.field) for token, s in spans.items()}
-    return _admit(proto, found, folder, data)
+    payloads = {token.decode(): (data[s.start : s.start + s.length], s.field) for token, s in spans.items()}
+    return _admit(proto, payloads, folder, data)
 
 
 def _admit(
-    proto: onnx.ModelProto, found: _Found, folder: Folder | None, source: NDArray[np.uint8] | None
+    proto: onnx.ModelProto, payloads: _Found, folder: Folder | None, source: NDArray[np.uint8] | None
 ) -> Opened:
     """Check a light proto, and note what its tokens stand for."""
     check_texts(proto)
@@ -98,7 +98,7 @@ def _admit(
     store = Store(proto, folder, {})
     for place, tensor in tensors(proto):
         token = token_of(tensor)
-        data, slot = found.get(token or "", (None, 0))
+        data, slot = payloads.get(token or "", (None, 0))
         if token is not None and data is None:
             raise ModelError(
                 f"The data of {place} belongs to another Model, because this is the light proto "
@@ -115,7 +115,7 @@ def _admit(
 
 def _light_copy(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, _Found]:
     """A light copy of a proto that is too large to be serialised: its large initializers are taken out."""
-    light, found = onnx.ModelProto(), _Found()
+    light, payloads = onnx.ModelProto(), _Found()
     for descriptor, value in proto.ListFields():
         if descriptor.name != "graph":
             _set(light, descriptor.name, value)
@@ -130,11 +130,11 @@ def _light_copy(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, _Found]:
                 _set(twin, descriptor.name, value)
         if len(raw) > DETACH_ABOVE:
             token = new_token()
-            found[token] = (np.frombuffer(raw, np.uint8), wire.RAW_DATA)
+            payloads[token] = (np.frombuffer(raw, np.uint8), wire.RAW_DATA)
             twin.raw_data = token.encode()
         elif tensor.HasField("raw_data"):
             twin.raw_data = raw
-    return light, found
+    return light, payloads
 
 
 def _set(message: onnx.ModelProto | onnx.GraphProto | onnx.TensorProto, name: str, value: object) -> None:

@@ -177,15 +177,15 @@ def _outside(
 ) -> list[tuple[onnx.TensorProto, Payload]]:
     """The tensors that go to the data file, in the order of the graph."""
     external = [(t, store.payload(t, place)) for place, t in tensors(proto) if is_external(t)]
-    found = [(t, data) for t, data in external if data is not None and not _brought_in(t, data)]
+    payloads = [(t, data) for t, data in external if data is not None and not _brought_in(t, data)]
     if threshold is None:
         length, _ = joined(proto.SerializeToString(deterministic=True), store.payloads)
         threshold = _MOVE_ABOVE if length > MOST_EMBEDDED else None
     if threshold is not None:
         inner = (tensor for tensor in proto.graph.initializer if _is_embedded(tensor))
         outer = ((t, data) for t in inner if (data := _data(store, t)).nbytes >= max(threshold, 1))
-        found += [(t, data) for t, data in outer if not stays_inline(t, data.nbytes)]
-    return found
+        payloads += [(t, data) for t, data in outer if not stays_inline(t, data.nbytes)]
+    return payloads
 
 
 def _brought_in(tensor: onnx.TensorProto, data: Payload) -> bool:

@@ -145,11 +145,11 @@ def captured(proto: NodeProto) -> set[str]:
 
 def outer_names(body: onnx.GraphProto) -> set[str]:
     """Return the names that a body reads from outside."""
-    found: set[str] = set()
+    names: set[str] = set()
     own = {v.name for v in body.input} | {t.name for t in body.initializer}
     own |= {t.values.name for t in body.sparse_initializer}
     for node in body.node:
-        found |= (set(node.input) | captured(node)) - own
+        names |= (set(node.input) | captured(node)) - own
         own |= set(node.output)
-    found |= {v.name for v in body.output} - own
-    return found - {""}
+    names |= {v.name for v in body.output} - own
+    return names - {""}

@@ -29,8 +29,8 @@ def stream_of(path: Path) -> int | str | None:
     for _ in range(40):  # as many links as systems follow
         if text in _STANDARD:
             return _STANDARD[text]
-        if found := _DESCRIPTOR.fullmatch(text):
-            return int(found[1])
+        if match := _DESCRIPTOR.fullmatch(text):
+            return int(match[1])
         if not os.path.islink(text):
             break
         text = os.path.normpath(os.path.join(os.path.dirname(text), os.readlink(text)))

@@ -144,15 +144,15 @@ class _Splitter:
         return [*out, self.data[done:end]] if out else None
 
     def tensor(self, _kind: str, start: int, end: int, _depth: int) -> list[bytes | memoryview] | None:
-        data_type, found = 0, list[_Field]()
+        data_type, fields = 0, list[_Field]()
         for field in _fields(self.data, start, end):
             if field.number in _DATA_FIELDS:
-                found.append(field)
+                fields.append(field)
             elif field.number == _DATA_TYPE and field.wire == _VARINT:
                 data_type = _varint(self.data, field.start, field.end)[0]
-        if len(found) != 1 or found[0].wire != _LENGTH:  # none, or several to merge: left to protobuf
+        if len(fields) != 1 or fields[0].wire != _LENGTH:  # none, or several to merge: left to protobuf
             return None
-        field = found[0]
+        field = fields[0]
         length = field.end - field.start
         plain = field.number == RAW_DATA or data_type in _TYPES_OF.get(field.number, ())
         if length <= self.limit or not plain:
@@ -196,11 +196,11 @@ def split(data: memoryview, limit: int, token: Callable[[int], bytes]) -> tuple[
 
 
 def _positions(light: bytes, prefix: bytes) -> list[int]:
-    found, pos = [], light.find(prefix)
+    positions, pos = [], light.find(prefix)
     while pos >= 0:
-        found.append(pos)
+        positions.append(pos)
         pos = light.find(prefix, pos + 1)
-    return found
+    return positions
 
 
 def join(
