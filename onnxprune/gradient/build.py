@@ -164,12 +164,12 @@ def forward_model(
     model = analysis.model.fork()
     tape = Tape(analysis, model, raise_opset(model), np.dtype(np.float32))
     try:
-        found = {name: reduce(tape, name) for name in dict.fromkeys(wanted)}
+        reduced = {name: reduce(tape, name) for name in dict.fromkeys(wanted)}
     except NoGradient as error:
         raise CalibrationError(f"An activation can't be measured: {error}.") from error
     forward = [model.proto.graph.node[i] for i in model.order]
-    finish(model, [*forward, *tape.nodes], real_inputs(model.proto.graph), list(found.values()))
-    return model, found
+    finish(model, [*forward, *tape.nodes], real_inputs(model.proto.graph), list(reduced.values()))
+    return model, reduced
 
 
 def finish(
@@ -206,12 +206,12 @@ def finish(
 
 
 def _needed(nodes: Sequence[NodeProto], outputs: Sequence[str], given: set[str]) -> list[NodeProto]:
-    wanted, found = set(outputs) - given, []
+    wanted, needed = set(outputs) - given, []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
-            found.append(node)
+            needed.append(node)
             wanted |= (set(node.input) | (captured(node) if node.attribute else set())) - given
-    return found[::-1]
+    return needed[::-1]
 
 
 def raise_opset(model: Model) -> int:

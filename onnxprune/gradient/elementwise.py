@@ -68,12 +68,12 @@ def prelu(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads
     x, slope = node.inputs
     positive = _above(t, x, 0)
     negative = t.op("Sub", t.const(1), positive)
-    found = {}
+    grads = {}
     if 0 in need:
-        found[0] = t.mul(dy[0], t.op("Add", positive, t.mul(negative, slope)))
+        grads[0] = t.mul(dy[0], t.op("Add", positive, t.mul(negative, slope)))
     if 1 in need:
-        found[1] = t.unbroadcast(t.mul(dy[0], t.mul(negative, x)), slope, node.outputs[0])
-    return found
+        grads[1] = t.unbroadcast(t.mul(dy[0], t.mul(negative, x)), slope, node.outputs[0])
+    return grads
 
 
 @unary("Clip")
@@ -191,11 +191,11 @@ def cos(t: Tape, node: Node) -> str:
 @vjp("Add", "Sub", "Sum", "Mean")
 def add(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     given = t.scaled(dy[0], 1 / len(node.inputs)) if node.op == "Mean" else dy[0]
-    found = {}
+    grads = {}
     for slot in need:
         sign = t.op("Neg", given) if node.op == "Sub" and slot == 1 else given
-        found[slot] = t.unbroadcast(sign, node.inputs[slot], node.outputs[0])
-    return found
+        grads[slot] = t.unbroadcast(sign, node.inputs[slot], node.outputs[0])
+    return grads
 
 
 @vjp("Mul")
@@ -209,13 +209,13 @@ def mul(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
 @vjp("Div")
 def div(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     over = t.op("Div", dy[0], node.inputs[1])
-    found = {}
+    grads = {}
     if 0 in need:
-        found[0] = t.unbroadcast(over, node.inputs[0], node.outputs[0])
+        grads[0] = t.unbroadcast(over, node.inputs[0], node.outputs[0])
     if 1 in need:
         change = t.op("Neg", t.mul(over, node.outputs[0]))
-        found[1] = t.unbroadcast(change, node.inputs[1], node.outputs[0])
-    return found
+        grads[1] = t.unbroadcast(change, node.inputs[1], node.outputs[0])
+    return grads
 
 
 @vjp("Pow")
@@ -244,8 +244,8 @@ def extreme(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Gra
 @vjp("Where")
 def where(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     chosen = t.mask(node.inputs[0])
-    found = {}
+    grads = {}
     for slot in need - {0}:
         share = chosen if slot == 1 else t.op("Sub", t.const(1), chosen)
-        found[slot] = t.unbroadcast(t.mul(dy[0], share), node.inputs[slot], node.outputs[0])
-    return found
+        grads[slot] = t.unbroadcast(t.mul(dy[0], share), node.inputs[slot], node.outputs[0])
+    return grads

@@ -89,10 +89,10 @@ def loss_model(
             seeds[goal] = tape.scaled(off, factor)
             axes = range(len(tape.dims(goal)))
             losses.append(tape.reduce("ReduceSum", tape.mul(off, seeds[goal]), axes, keep=False))
-        found = backward(tape, analysis.coupling.nodes, list(weights), seeds)
+        gradients = backward(tape, analysis.coupling.nodes, list(weights), seeds)
     except NoGradient as error:
         raise CalibrationError(f"no gradients: {error}") from error
-    grads = {str(weight): grad for weight, grad in found.items()}
+    grads = {str(weight): grad for weight, grad in gradients.items()}
     named = {weight: f"onnxprune/gradient_of/{n}" for n, weight in enumerate(grads)}
     grads = {named[weight]: grad for weight, grad in grads.items()}
     grads[LOSS] = losses[0] if len(losses) == 1 else tape.op("Sum", *losses)

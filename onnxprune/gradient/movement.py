@@ -33,13 +33,13 @@ def transpose(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> G
 @vjp("Concat")
 def concat(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     axis = normal(int(node.attrs["axis"]), len(t.dims(node.outputs[0])))
-    found, first = {}, 0
+    grads, first = {}, 0
     for slot, name in enumerate(node.inputs):
         size = t.static(name, [axis])[0]
         if slot in need:
-            found[slot] = t.slice(dy[0], [axis], [first], [first + size])
+            grads[slot] = t.slice(dy[0], [axis], [first], [first + size])
         first += size
-    return found
+    return grads
 
 
 @vjp("Split")
@@ -231,7 +231,7 @@ def _measured(t: Tape, node: Node, axis: int, n: int, m: int) -> Array:
     )
     opsets = [helper.make_opsetid("", t.opset)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    found = open_session(model).run({"x": np.eye(n, dtype=np.float32).reshape(1, n, 1, n)})["y"]
-    if prod(found.shape) != n * m:
+    matrix = open_session(model).run({"x": np.eye(n, dtype=np.float32).reshape(1, n, 1, n)})["y"]
+    if prod(matrix.shape) != n * m:
         raise NoGradient("its sizes can't be told axis by axis")
-    return np.asarray(found).reshape(n, m)
+    return np.asarray(matrix).reshape(n, m)

@@ -15,18 +15,18 @@ def gemm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     a, b = node.inputs[:2]
     alpha, beta = float(node.attr("alpha", 1.0)), float(node.attr("beta", 1.0))
     turn_a, turn_b = int(node.attr("transA", 0)), int(node.attr("transB", 0))
-    found = {}
+    grads = {}
     if 0 in need:
-        found[0] = (
+        grads[0] = (
             _gemm(t, b, dy[0], alpha, turn_b, 1) if turn_a else _gemm(t, dy[0], b, alpha, 0, 1 - turn_b)
         )
     if 1 in need:
-        found[1] = (
+        grads[1] = (
             _gemm(t, dy[0], a, alpha, 1, turn_a) if turn_b else _gemm(t, a, dy[0], alpha, 1 - turn_a, 0)
         )
     if 2 in need:
-        found[2] = t.unbroadcast(t.scaled(dy[0], beta), node.inputs[2], node.outputs[0])
-    return found
+        grads[2] = t.unbroadcast(t.scaled(dy[0], beta), node.inputs[2], node.outputs[0])
+    return grads
 
 
 def _gemm(t: Tape, a: str, b: str, alpha: float, turn_a: int, turn_b: int) -> str:
@@ -39,16 +39,16 @@ def matmul(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grad
     rank_a, rank_b = len(t.dims(a)), len(t.dims(b))
     if rank_a == 1 or rank_b == 1:
         return _vector(t, node, dy[0], need)
-    found = {}
+    by_slot = {}
     if 0 in need:
-        found[0] = _batch_sum(t, t.matmul(dy[0], _turned(t, b, rank_b)), a, node.outputs[0])
+        by_slot[0] = _batch_sum(t, t.matmul(dy[0], _turned(t, b, rank_b)), a, node.outputs[0])
     if 1 in need:
         if rank_b == 2 and rank_a > 2:  # all rows at once rather than a sum of products
             rows, grads = t.reshape(a, [-1, *t.static(a, [-1])]), t.reshape(dy[0], [-1, *t.static(b, [-1])])
-            found[1] = t.matmul(_transposed(t, rows, 2), grads)
+            by_slot[1] = t.matmul(_transposed(t, rows, 2), grads)
         else:
-            found[1] = _batch_sum(t, t.matmul(_turned(t, a, rank_a), dy[0]), b, node.outputs[0])
-    return found
+            by_slot[1] = _batch_sum(t, t.matmul(_turned(t, a, rank_a), dy[0]), b, node.outputs[0])
+    return by_slot
 
 
 def _turned(t: Tape, name: str, rank: int) -> str:
@@ -81,12 +81,12 @@ def _vector(t: Tape, node: Node, dy: str, need: frozenset[int]) -> Grads:
     if rank_a == 1:
         raise NoGradient("a vector multiplies a matrix from the left")
     column = t.unsqueeze(dy, [rank_a - 1])  # [..., M, 1]
-    found = {}
+    grads = {}
     if 0 in need:
-        found[0] = t.mul(column, b)
+        grads[0] = t.mul(column, b)
     if 1 in need:
-        found[1] = t.reduce("ReduceSum", t.mul(column, a), range(rank_a - 1), keep=False)
-    return found
+        grads[1] = t.reduce("ReduceSum", t.mul(column, a), range(rank_a - 1), keep=False)
+    return grads
 
 
 @vjp("Einsum")
@@ -96,12 +96,12 @@ def einsum(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grad
     terms = left.split(",")
     if not arrow or "." in text or len(terms) > 2 or any(len(set(x)) != len(x) for x in [*terms, out]):
         raise NoGradient(f"the equation {text!r}")
-    found = {}
+    grads = {}
     for slot in need:
         others = [i for i in range(len(terms)) if i != slot]
         have = {*out, *(c for i in others for c in terms[i])}
         if not set(terms[slot]) <= have:
             raise NoGradient(f"the equation {text!r}, which sums an axis of one operand alone")
         equation = ",".join([out, *(terms[i] for i in others)]) + "->" + terms[slot]
-        found[slot] = t.op("Einsum", dy[0], *(node.inputs[i] for i in others), equation=equation)
-    return found
+        grads[slot] = t.op("Einsum", dy[0], *(node.inputs[i] for i in others), equation=equation)
+    return grads

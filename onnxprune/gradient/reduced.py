@@ -69,7 +69,7 @@ def reduced(
     """
     output = differentiable_output(analysis)
     try:
-        found = gradient_model(analysis, wanted, output, reduce)
+        extended = gradient_model(analysis, wanted, output, reduce)
     except NoGradient as error:
         raise CalibrationError(f"The gradients fail on the samples: {error}.") from error
     outputs = (np.asarray(values[output]) for values in stream_of(analysis.model, samples).each([output]))
@@ -80,11 +80,11 @@ def reduced(
         for number, y in enumerate(chain(first, outputs), 1):
             if say is not None:
                 say(f"gradients {number}/{len(samples.batches)}")
-            yield {found.seed: seeds.draw(y)}
+            yield {extended.seed: seeds.draw(y)}
 
-    backward = stream_of(found.model, samples, what="The model's gradient")
+    backward = stream_of(extended.model, samples, what="The model's gradient")
     for values in backward.each(beside=seeded()):
-        gradients = {name: np.asarray(values[made], np.float64) for name, made in found.gradients.items()}
+        gradients = {name: np.asarray(values[made], np.float64) for name, made in extended.gradients.items()}
         if not all(np.isfinite(gradient).all() for gradient in gradients.values()):
             raise CalibrationError(
                 "A gradient is NaN or infinite on the samples; look for broken samples, or use a criterion that needs "
@@ -95,10 +95,10 @@ def reduced(
 
 def _first(outputs: Iterator[Array], counts: Sequence[int]) -> list[Array]:
     """Take the outputs of the first batches."""
-    found, seen = [], 0
+    taken, seen = [], 0
     for count in counts:
-        found.append(next(outputs))
+        taken.append(next(outputs))
         seen += count
         if seen >= FIRST:
             break
-    return found
+    return taken

@@ -87,17 +87,17 @@ def batch_norm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> 
     spread = t.op("Add", var, t.const(float(node.attr("epsilon", 1e-5))))
     root = t.op("Reciprocal", t.op("Sqrt", spread))
     others = [0, *range(2, rank)]
-    found = {}
+    grads = {}
     if 0 in need:
-        found[0] = t.mul(dy[0], _channels(t, t.mul(scale, root), rank))
+        grads[0] = t.mul(dy[0], _channels(t, t.mul(scale, root), rank))
     if 1 in need:
         centred = t.mul(t.op("Sub", x, _channels(t, mean, rank)), _channels(t, root, rank))
-        found[1] = t.reduce("ReduceSum", t.mul(dy[0], centred), others, keep=False)
+        grads[1] = t.reduce("ReduceSum", t.mul(dy[0], centred), others, keep=False)
     if 2 in need:
-        found[2] = t.reduce("ReduceSum", dy[0], others, keep=False)
+        grads[2] = t.reduce("ReduceSum", dy[0], others, keep=False)
     if need & {3, 4}:
         raise NoGradient("its statistics are computed from what is to be changed")
-    return found
+    return grads
 
 
 def _channels(t: Tape, vector: str, rank: int) -> str:
@@ -141,15 +141,15 @@ def _normalised(
     var = t.reduce("ReduceMean", t.mul(centred, centred), axes)
     root = t.op("Reciprocal", t.op("Sqrt", t.op("Add", var, t.const(float(node.attr("epsilon", 1e-5))))))
     unit = t.mul(centred, root)
-    found = {}
+    grads = {}
     if 0 in need:
         g = t.mul(dy, factor)
         along = t.mul(unit, t.reduce("ReduceMean", t.mul(g, unit), axes))
         rest = t.op("Sub", t.op("Sub", g, t.reduce("ReduceMean", g, axes)), along)
-        found[0] = t.mul(root, rest)
+        grads[0] = t.mul(root, rest)
 
     if 1 in need:
-        found[1] = gather(t.mul(dy, unit))
+        grads[1] = gather(t.mul(dy, unit))
     if 2 in need:
-        found[2] = gather(dy)
-    return found
+        grads[2] = gather(dy)
+    return grads

@@ -245,10 +245,10 @@ class Tape:
             If one is.
         """
         dims = self.dims(name)
-        found = [size for a in axes if (size := dims[a]) is not None]
-        if len(found) != len(axes):
+        sizes = [size for a in axes if (size := dims[a]) is not None]
+        if len(sizes) != len(axes):
             raise NoGradient(f"a size of {name!r} is dynamic")
-        return found
+        return sizes
 
 
 def _sizes_of(analysis: Analysis) -> Sizes:
@@ -256,19 +256,19 @@ def _sizes_of(analysis: Analysis) -> Sizes:
 
     An axis that is dynamic by name alone (the model is baked at its size, or is only used at one) doesn't.
     """
-    other, found = analysis.other_trace(), Sizes(analysis.tracer)
+    other, sizes = analysis.other_trace(), Sizes(analysis.tracer)
     declared: dict[str, list[int | str]] = {}
     for value in binding.real_inputs(analysis.model.proto.graph):
-        here = found.shape(value.name) or ()
+        here = sizes.shape(value.name) or ()
         there = here if other is None else other.types.get(value.name, (0, None))[1] or here
         axes = binding.declared(value) or [f"{value.name}.{axis}" for axis in range(len(here))]
         declared[value.name] = [
             one if one == two else a for a, one, two in zip(axes, here, there, strict=True)
         ]
-    found.declare(declared)
+    sizes.declare(declared)
     for applied in analysis.coupling.nodes:
-        found.visit(applied.node, applied.row)
-    return found
+        sizes.visit(applied.node, applied.row)
+    return sizes
 
 
 def float_type(elem: int) -> bool:

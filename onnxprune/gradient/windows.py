@@ -99,22 +99,22 @@ def spread(t: Tape, dy: str, weight: str, w: Window, group: int, x: str) -> str:
         turned = _turned(t, weight, group)
         shape = list(w.kernel)
         return t.op("Conv", dy, turned, group=group, dilations=w.dilations, pads=pads, kernel_shape=shape)
-    found = t.op(
+    image = t.op(
         "ConvTranspose", dy, weight, group=group, strides=w.strides, dilations=w.dilations, pads=w.pads,
         output_padding=w.unread if any(w.unread) else None, kernel_shape=list(w.kernel),
     )  # fmt: skip
     if w.known or set(w.strides) == {1}:
-        return found
+        return image
     if t.opset < 11:
         raise NoGradient("its padding depends on a dynamic size, which needs opset 11")
     missing = t.op(
         "Sub",
         t.slice(t.op("Shape", x), [0], [2], [1 << 30]),
-        t.slice(t.op("Shape", found), [0], [2], [1 << 30]),
+        t.slice(t.op("Shape", image), [0], [2], [1 << 30]),
     )
     zeros = t.ints_const([0, 0])
     none = t.ints_const([0] * (len(w.kernel) + 2))
-    return t.op("Pad", found, t.op("Concat", none, zeros, missing, axis=0))
+    return t.op("Pad", image, t.op("Concat", none, zeros, missing, axis=0))
 
 
 def _turned(t: Tape, weight: str, group: int) -> str:
@@ -156,10 +156,10 @@ def taps_gradient(
         split = t.reshape(x, [0, group, inputs, prod(sizes[0])])
         data = t.reshape(t.transpose(split, [2, 1, 0, 3]), [inputs, -1, *sizes[0]])
     kernel = t.transpose(dy, [1, 0, *(2 + i for i in spatial)])
-    found = t.op("Conv", data, kernel, group=group, strides=w.dilations, dilations=w.strides, pads=w.pads)
+    taps = t.op("Conv", data, kernel, group=group, strides=w.dilations, dilations=w.strides, pads=w.pads)
     if any(w.unread):
-        found = t.slice(found, [2 + i for i in spatial], [0] * len(spatial), list(w.kernel))
-    return t.transpose(found, [1, 0, *(2 + i for i in spatial)])
+        taps = t.slice(taps, [2 + i for i in spatial], [0] * len(spatial), list(w.kernel))
+    return t.transpose(taps, [1, 0, *(2 + i for i in spatial)])
 
 
 def _slides_back(t: Tape, w: Window) -> bool:
@@ -173,9 +173,9 @@ def _taps_from_outputs(t: Tape, x: str, dy: str, w: Window) -> str:
     axes = [2 + i for i in range(len(w.kernel))]
     pads = [k - 1 - b for k, b in zip(w.kernel, w.begin, strict=True)]
     pads += [k - 1 - e for k, e in zip(w.kernel, w.end, strict=True)]
-    found = t.op("Conv", t.transpose(dy, [1, 0, *axes]), t.transpose(x, [1, 0, *axes]), pads=pads)
+    taps = t.op("Conv", t.transpose(dy, [1, 0, *axes]), t.transpose(x, [1, 0, *axes]), pads=pads)
     back = [t.ints_const([value] * len(axes)) for value in (-1, -(1 << 30))]
-    return t.op("Slice", found, *back, t.ints_const(axes), t.ints_const([-1] * len(axes)))
+    return t.op("Slice", taps, *back, t.ints_const(axes), t.ints_const([-1] * len(axes)))
 
 
 def _spatial_sum(t: Tape, dy: str, rank: int) -> str:
@@ -191,16 +191,16 @@ def conv(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     x, y, weight = node.inputs[0], node.outputs[0], node.inputs[1]
     group = int(node.attr("group", 1))
     w = window(t, node, t.static(weight, range(2, len(t.dims(weight)))), x, y)
-    found = {}
+    grads = {}
     if 0 in need:
-        found[0] = spread(t, dy[0], weight, w, group, x)
+        grads[0] = spread(t, dy[0], weight, w, group, x)
     if 1 in need:
         big, small = _static_sizes(t, x, y)
         fewer = t.static(y, [1]) < t.static(x, [1])
-        found[1] = taps_gradient(t, x, dy[0], w, group, (big, small), fewer=fewer)
+        grads[1] = taps_gradient(t, x, dy[0], w, group, (big, small), fewer=fewer)
     if 2 in need:
-        found[2] = _spatial_sum(t, dy[0], len(t.dims(y)))
-    return found
+        grads[2] = _spatial_sum(t, dy[0], len(t.dims(y)))
+    return grads
 
 
 @vjp("ConvTranspose")
@@ -209,7 +209,7 @@ def conv_transpose(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int])
     group = int(node.attr("group", 1))
     kernel = t.static(weight, range(2, len(t.dims(weight))))
     w = _transposed_window(node, kernel, t.dims(x)[2:], t.dims(y)[2:])
-    found = {}
+    grads = {}
     if 0 in need:
         pulled = t.op(
             "Conv", dy[0], weight, group=group, strides=w.strides, dilations=w.dilations, pads=w.pads
@@ -217,15 +217,15 @@ def conv_transpose(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int])
         if any(w.unread):
             axes = [2 + i for i in range(len(kernel))]
             pulled = t.slice(pulled, axes, [0] * len(kernel), t.static(x, axes))
-        found[0] = pulled
+        grads[0] = pulled
     if 1 in need:
         if group > 1:
             raise NoGradient("the weight of a ConvTranspose with groups")
         big, small = _static_sizes(t, y, x)
-        found[1] = taps_gradient(t, dy[0], x, w, group, (big, small))
+        grads[1] = taps_gradient(t, dy[0], x, w, group, (big, small))
     if 2 in need:
-        found[2] = _spatial_sum(t, dy[0], len(t.dims(y)))
-    return found
+        grads[2] = _spatial_sum(t, dy[0], len(t.dims(y)))
+    return grads
 
 
 def _transposed_window(node: Node, kernel: list[int], small: Dims, big: Dims) -> Window:

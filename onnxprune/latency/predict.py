@@ -89,15 +89,15 @@ class Predictor:
 
     def products(self) -> tuple[dict[tuple[int, ...], float], float]:
         """Return products of root dims -> seconds for each unit of them, and the seconds that are always there."""
-        found: dict[tuple[int, ...], float] = {}
+        slopes: dict[tuple[int, ...], float] = {}
         fixed = self.remainder
         for node, weights in (*self.nodes.values(), self.rest):
             fixed += self.factor * float(weights[0])
             for weight, products in zip(weights[1:], node.features, strict=True):
                 for positions in products if weight else ():
                     key = tuple(sorted(node.dims[i] for i in positions))
-                    found[key] = found.get(key, 0.0) + self.factor * float(weight)
-        return found, fixed
+                    slopes[key] = slopes.get(key, 0.0) + self.factor * float(weight)
+        return slopes, fixed
 
     def product(self, dims: Sequence[int]) -> Callable[[Sequence[float]], float]:
         """Return lengths of these root dims -> their product, those that a cut changes rounded up to the step."""
@@ -137,15 +137,15 @@ def _node(coupling: Coupling, applied: Applied, weights: set[str]) -> TimedNode:
         if dims is not None and name not in weights
     ]
     written = [dims for dims in applied.outs if dims is not None]
-    products = [[tuple(find(d) for d in dims) for dims in some] for some in (applied.macs, read, written)]
+    products = [[tuple(find(d) for d in dims) for dims in part] for part in (applied.macs, read, written)]
     return _with_positions(products)
 
 
 def _with_positions(products: Sequence[Sequence[tuple[int, ...]]]) -> TimedNode:
-    roots = sorted({d for some in products for dims in some for d in dims})
+    roots = sorted({d for part in products for dims in part for d in dims})
     place = {d: i for i, d in enumerate(roots)}
     return TimedNode(
-        tuple(roots), tuple(tuple(tuple(place[d] for d in dims) for dims in some) for some in products)
+        tuple(roots), tuple(tuple(tuple(place[d] for d in dims) for dims in part) for part in products)
     )
 
 
@@ -179,12 +179,12 @@ def _on_step(group: Group, kept: float, step: int) -> int:
     allowed = np.ones(group.units, bool)
     for extent in group.extents:
         width = int(extent.per_unit.sum())
-        mine = step
-        while mine > 4 and width < 2 * mine:
-            mine //= 2
+        halved = step
+        while halved > 4 and width < 2 * halved:
+            halved //= 2
         left = width - np.concatenate([[0], np.cumsum(extent.per_unit)])[:-1]
-        if width >= 2 * mine:
-            allowed &= left % mine == 0
+        if width >= 2 * halved:
+            allowed &= left % halved == 0
     counts = whole[allowed]
     return int(counts[np.argmin(np.abs(counts - (1 - kept) * group.units))]) if counts.size else 0
 
@@ -245,14 +245,14 @@ def cut_by_state(analysis: Analysis, state: Mapping[str, int]) -> Model:
     return rewrite(analysis.model, analysis.coupling, analysis.tracer, dead, analysis.other_values()).model
 
 
-def _from_json(found: Any, count: int, known: Container[int]) -> list[Timed] | None:
+def _from_json(entries: Any, count: int, known: Container[int]) -> list[Timed] | None:
     """Read what was kept; None unless all of it are times that a clock can give."""
-    if not isinstance(found, list) or len(found) != count:
+    if not isinstance(entries, list) or len(entries) != count:
         return None
     try:
         timed = [
             Timed(_time(t["whole"]), {_number_of(n): _time(s) for n, s in t["nodes"]}, _time(t["rest"]))
-            for t in found
+            for t in entries
         ]
     except (TypeError, ValueError, KeyError):
         return None
@@ -283,13 +283,16 @@ def fitted(
     coupling = analysis.coupling
     lengths = [_lengths(analysis, groups, state) for state in states]
     sizes = coupling.space.sizes
-    cut = frozenset(d for found in lengths for d, size in found.items() if size != sizes[d])
+    cut = frozenset(d for state_lengths in lengths for d, size in state_lengths.items() if size != sizes[d])
     every = nodes_of(coupling, set(analysis.tracer.weights))
 
     def counts(node: TimedNode) -> Floats:
         rounded = _rounding(node.dims, cut, step)
         return np.array(
-            [node.count(rounded([found.get(d, sizes[d]) for d in node.dims])) for found in lengths]
+            [
+                node.count(rounded([state_lengths.get(d, sizes[d]) for d in node.dims]))
+                for state_lengths in lengths
+            ]
         )
 
     nodes: dict[int, tuple[TimedNode, Floats]] = {}
@@ -304,7 +307,7 @@ def fitted(
     written = [
         [tuple(coupling.space.find(d) for d in dims) for dims in a.outs if dims] for a in coupling.nodes
     ]
-    rest = _with_positions([[dims for some in written for dims in some]])
+    rest = _with_positions([[dims for node_dims in written for dims in node_dims]])
     table = counts(rest)
     over = nonnegative(table, np.array([t.rest for t in timed]))
     total += table @ over
@@ -339,20 +342,20 @@ def nonnegative(table: Floats, seconds: Floats) -> Floats:
 
     All sets of columns are tried: there are a handful.
     """
-    found = np.zeros(table.shape[1])
+    weights = np.zeros(table.shape[1])
     if not (seconds > 0).any():
-        return found
+        return weights
     weight = 1 / np.maximum(seconds, 1e-2 * float(seconds.max()))
     scale = np.maximum(np.abs(table).max(axis=0), 1e-30)
     left, right = table / scale * weight[:, None], seconds * weight
     best = float(right @ right)
     for size in range(1, table.shape[1] + 1):
         for columns in itertools.combinations(range(table.shape[1]), size):
-            some = left[:, columns]
-            solved = np.linalg.lstsq(some, right, rcond=1e-9)[0]
-            loss = float(((some @ solved - right) ** 2).sum())
+            chosen = left[:, columns]
+            solved = np.linalg.lstsq(chosen, right, rcond=1e-9)[0]
+            loss = float(((chosen @ solved - right) ** 2).sum())
             if (solved >= 0).all() and loss < best * (1 - 1e-3):
                 best = loss
-                found = np.zeros(table.shape[1])
-                found[list(columns)] = solved / scale[list(columns)]
-    return found
+                weights = np.zeros(table.shape[1])
+                weights[list(columns)] = solved / scale[list(columns)]
+    return weights

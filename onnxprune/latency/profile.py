@@ -61,11 +61,11 @@ def blame(coupling: Coupling) -> dict[str, int]:
     for applied in coupling.nodes:
         for name in applied.node.inputs:
             readers[name] += 1
-    found: dict[str, int] = {}
+    makers: dict[str, int] = {}
     for number, applied in enumerate(coupling.nodes):
-        read = [name for name in applied.node.inputs if name in found]
+        read = [name for name in applied.node.inputs if name in makers]
         first = read[0] if len(read) == 1 else ""
-        before = found.get(first)
+        before = makers.get(first)
         fused = (
             not applied.macs
             and before is not None
@@ -74,8 +74,8 @@ def blame(coupling: Coupling) -> dict[str, int]:
         )
         for name in applied.node.outputs:
             if name:
-                found[name] = before if fused and before is not None else number
-    return found
+                makers[name] = before if fused and before is not None else number
+    return makers
 
 
 def profile(models: Sequence[Model], makers: Mapping[str, int], bench: Bench) -> list[Timed]:
@@ -114,11 +114,11 @@ def profile(models: Sequence[Model], makers: Mapping[str, int], bench: Bench) ->
                 watched[n].run(bench.feeds)
             if turn + 1 >= LEAST and time.perf_counter() - start > SECONDS:
                 break
-        found = []
+        timed = []
         for times, session in zip(wholes, watched, strict=True):
             nodes, rest = _read(Path(session.end_profiling()), makers)
-            found.append(Timed(float(np.quantile(times, QUANTILE)), nodes, rest))
-        return found
+            timed.append(Timed(float(np.quantile(times, QUANTILE)), nodes, rest))
+        return timed
 
 
 def _named(model: Model, makers: Mapping[str, int]) -> Model:
