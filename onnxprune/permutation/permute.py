@@ -114,14 +114,14 @@ class Permuted:
         gains = self.gains.values()
         total, before, after = (sum(getattr(g, name) for g in gains) for name in ("total", "before", "after"))
         reasons = Counter(self.refused.values())
-        found = [f"order kept: {count} x {reason}" for reason, count in reasons.most_common(3)]
+        kept_orders = [f"order kept: {count} x {reason}" for reason, count in reasons.most_common(3)]
         if not total:
-            return ["order: no group of channels got another one", *found]
+            return ["order: no group of channels got another one", *kept_orders]
         return [
             f"order: {len(gains)} groups of channels have another one, by which {pattern} takes "
             f"{1 - after / total:.2%} instead of {1 - before / total:.2%} of what matters in the weights summed over "
             f"them; greatest relative difference to the old order {self.error:.1e}",
-            *found,
+            *kept_orders,
         ]
 
 
@@ -196,11 +196,11 @@ def permute(
 
 def _joined(orders: Sequence[Orders]) -> dict[int, Indices]:
     """Do several permutations one after the other."""
-    found: dict[int, Indices] = {}
+    joined: dict[int, Indices] = {}
     for one in orders:
         for root, order in one.items():
-            found[root] = found[root][order] if root in found else order
-    return found
+            joined[root] = joined[root][order] if root in joined else order
+    return joined
 
 
 def _carried_out(analysis: Analysis, orders: Orders, check: bool) -> tuple[Model, Order, float]:
@@ -281,12 +281,12 @@ class _Plan:
 
     def _sides(self, group: Group) -> list[_Side]:
         """Return the layers that are summed over a group and have a say, the heaviest first."""
-        found = []
+        sides = []
         for member in group.members:
             values = self.saliency(member.tensor) if member.contracted else None
             if values is not None and values.shape[member.axis] >= self.of:
-                found.append(_Side(member, np.moveaxis(values, member.axis, -1), self.of, group.units))
-        return sorted(found, key=lambda side: -side.matrix.size)
+                sides.append(_Side(member, np.moveaxis(values, member.axis, -1), self.of, group.units))
+        return sorted(sides, key=lambda side: -side.matrix.size)
 
     def _stripes(self, units: Indices, sides: Sequence[_Side]) -> tuple[list[_Side], Indices]:
         """Return the layers that count, and stripes of units that are M neighbours in each of them.
@@ -296,9 +296,9 @@ class _Plan:
         counting: list[_Side] = []
         best = np.zeros((0, self.of), np.int64)
         for side in sides:
-            found = _whole_stripes(units, [s.stripe[units] for s in (*counting, side)], self.of)
-            if len(found) and 2 * len(found) >= len(best):
-                counting, best = [*counting, side], found
+            stripes = _whole_stripes(units, [s.stripe[units] for s in (*counting, side)], self.of)
+            if len(stripes) and 2 * len(stripes) >= len(best):
+                counting, best = [*counting, side], stripes
         return counting, best
 
 

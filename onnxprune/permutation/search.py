@@ -160,8 +160,8 @@ class _Stripes:
         if self.table is None:
             head, rival = self.without(every, place)
             return np.asarray(head[:, None] + _competed(rival, self.columns[hand]))
-        found = self.table[(every * self.groups.shape[1] + place)[:, None], hand[None, :]]
-        return np.asarray(self.heads[every, place][:, None] + found)
+        offers = self.table[(every * self.groups.shape[1] + place)[:, None], hand[None, :]]
+        return np.asarray(self.heads[every, place][:, None] + offers)
 
     def deal(self, rng: np.random.Generator) -> bool:
         """Take one column out of every stripe and deal them out again; return whether that gained."""
@@ -257,7 +257,7 @@ def _descending(value: NDArray[np.float64], least: float) -> Iterator[int]:
 def _competed(rivals: Array, columns: Array) -> Array:
     """Return the sum over rows of ``max(rivals[i], columns[j])`` for all i and j."""
     rows = columns.shape[1]
-    found = np.empty((rivals.shape[0], columns.shape[0]), np.float32)
+    sums = np.empty((rivals.shape[0], columns.shape[0]), np.float32)
     step, ones = max(1, CHUNK // rows), np.ones(rows, np.float32)
     room = np.empty((min(step, columns.shape[0]), rows), np.float32)
     for first in range(0, columns.shape[0], step):
@@ -265,8 +265,8 @@ def _competed(rivals: Array, columns: Array) -> Array:
         into = room[: len(part)]
         for i, rival in enumerate(rivals):
             np.maximum(rival, part, out=into)
-            found[i, first : first + step] = into @ ones
-    return found
+            sums[i, first : first + step] = into @ ones
+    return sums
 
 
 def assign(gain: NDArray[np.float64]) -> Indices:

@@ -64,10 +64,10 @@ class Symmetry:
         source : int64[units]
             For each unit the unit that takes its places; of the same class.
         """
-        found: dict[int, Indices] = {}
+        orders: dict[int, Indices] = {}
         moved = source != np.arange(source.size)
         if not moved.any():
-            return found
+            return orders
         for root, first in self.solution.start.items():
             size = space.sizes[root]
             unit = self.solution.unit[first : first + size]
@@ -76,11 +76,11 @@ class Symmetry:
                 continue
             order = np.arange(size)
             # the r-th place of a unit goes to the r-th place of its source, places in ascending order
-            mine = at[np.lexsort((at, unit[at]))]
+            places = at[np.lexsort((at, unit[at]))]
             theirs = at[np.lexsort((at, np.argsort(source)[unit[at]]))]
-            order[mine] = theirs
-            found[root] = order
-        return found
+            order[places] = theirs
+            orders[root] = order
+        return orders
 
 
 def symmetry_of(space: Space, family: Family) -> Symmetry:
@@ -92,7 +92,7 @@ def symmetry_of(space: Space, family: Family) -> Symmetry:
     solution = family.solution
     rank = _ranks(space, solution)
     rng = np.random.default_rng(0)
-    found = np.zeros(solution.inexact.size, np.uint64)
+    signature = np.zeros(solution.inexact.size, np.uint64)
 
     def mark(unit: Indices, *codes: Indices) -> None:
         salt = rng.integers(1, 1 << 63, dtype=np.uint64)
@@ -100,7 +100,7 @@ def symmetry_of(space: Space, family: Family) -> Symmetry:
         for code in codes:
             value = _mix(value ^ code.astype(np.uint64))
         free = unit >= 0
-        np.add.at(found, unit[free], value[free])
+        np.add.at(signature, unit[free], value[free])
 
     for root, first in solution.start.items():
         at = np.arange(first, first + space.sizes[root])
@@ -120,7 +120,7 @@ def symmetry_of(space: Space, family: Family) -> Symmetry:
                 index.take([0], axis=k), sizes
             ).ravel()  # where it is on the other factors
             mark(solution.unit[at], rank[at], other)
-    return Symmetry(np.unique(found, return_inverse=True)[1].astype(np.int64), solution)
+    return Symmetry(np.unique(signature, return_inverse=True)[1].astype(np.int64), solution)
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

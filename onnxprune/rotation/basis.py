@@ -78,16 +78,16 @@ class Rotated:
 
     def notes(self) -> list[str]:
         """Say what was turned, and what wasn't, in sentences."""
-        found = []
+        sentences = []
         if self.mixed:
             turned = len({m.group for m in self.mixed})
-            found.append(
+            sentences.append(
                 f"{_groups(turned)} turned before the cut, so that few axes hold most of what is read."
             )
         if self.refused:
             name, why = next(iter(self.refused.items()))
-            found.append(f"{_groups(len(self.refused))} not turned: {why} ({name} first).")
-        return found
+            sentences.append(f"{_groups(len(self.refused))} not turned: {why} ({name} first).")
+        return sentences
 
 
 def _groups(count: int) -> str:
@@ -114,38 +114,38 @@ def rotate(
         If onnxruntime fails on the samples.
     """
     result, layers = Rotated(analysis), sites(analysis)
-    found = {m.name: m for m in find(analysis, groups, layers, readers(layers, groups))}
-    if not found:
+    mixables = {m.name: m for m in find(analysis, groups, layers, readers(layers, groups))}
+    if not mixables:
         return result
     few = samples.few(FEW)
-    moments = _moments(analysis, few, found.values(), say)
-    turns = {name: _turn(analysis.model, mixable, moments) for name, mixable in found.items()}
+    moments = _moments(analysis, few, mixables.values(), say)
+    turns = {name: _turn(analysis.model, mixable, moments) for name, mixable in mixables.items()}
     check = samples.few(CHECKED)
     before = outputs(analysis.model, check)
 
     def attempt(names: Sequence[str]) -> Model:
         model = analysis.model.fork()
         for name in names:
-            _apply(model, found[name], turns[name])
+            _apply(model, mixables[name], turns[name])
         if not names:
             return model
         gap = compare(before, outputs(model, check))
         if gap.void:
             raise Failed(f"the output on the samples is {gap.void}, so nothing can be compared")
-        most_error = _rounding(analysis.model, found, names)
+        most_error = _rounding(analysis.model, mixables, names)
         if not gap.error <= most_error:
             raise Failed(f"in another basis the output differs by {gap.error:.1e}")
         _elsewhere(analysis, model, check, most_error)
         return model
 
     try:
-        model, refused = most(list(found), attempt)
+        model, refused = most(list(mixables), attempt)
     except VerificationError as error:
-        result.refused = {m.group: str(error) for m in found.values()}
+        result.refused = {m.group: str(error) for m in mixables.values()}
         return result
     result.analysis = replace(analysis, model=model)
-    result.mixed = [m for name, m in found.items() if name not in refused]
-    result.refused = {found[name].group: why for name, why in refused.items()}
+    result.mixed = [m for name, m in mixables.items() if name not in refused]
+    result.refused = {mixables[name].group: why for name, why in refused.items()}
     result.strength = {m.group: turns[m.name].strength for m in result.mixed if m.product >= 0}
     return result
 
@@ -172,17 +172,17 @@ class _Turn:
     strength: Matrix
 
 
-def _rounding(model: Model, found: Mapping[str, Mixable], names: Sequence[str]) -> float:
-    types = {model.weight(s.site.weight).dtype for n in names for s in found[n].makers}
+def _rounding(model: Model, mixables: Mapping[str, Mixable], names: Sequence[str]) -> float:
+    types = {model.weight(s.site.weight).dtype for n in names for s in mixables[n].makers}
     return max((ROUNDING.get(t, ROUNDING[np.dtype(np.float32)]) for t in types), default=0.0)
 
 
 def _moments(
-    analysis: Analysis, samples: Samples, found: Iterable[Mixable], say: Callable[[str], None] | None
+    analysis: Analysis, samples: Samples, mixables: Iterable[Mixable], say: Callable[[str], None] | None
 ) -> dict[str, Moments]:
     """Return the moments of the channels of the tensors at both ends."""
     wanted: dict[str, tuple[int, int]] = {}  # how far the model runs for it, its channel axis
-    for mixable in found:
+    for mixable in mixables:
         for side in mixable.makers:
             wanted[side.site.y] = side.site.end + 1, side.site.view.out_axis
         for side in () if mixable.product >= 0 else mixable.right:
@@ -213,23 +213,23 @@ def _turn(model: Model, mixable: Mixable, moments: Mapping[str, Moments]) -> _Tu
         whole, at = moments[tensor], side.at[head]
         return Moments(len(at), whole.n, whole.mean[at], whole.gram[np.ix_(at, at)])
 
-    found = []
+    bases = []
     for head in range(mixable.heads):
         left = [(s, h) for s in mixable.left for h in _share(len(s.at), mixable.heads, head)]
         right = [(s, h) for s in mixable.right for h in _share(len(s.at), mixable.heads, head)]
         if mixable.product >= 0:
             first, second = ([of(s, h, s.site.y) for s, h in sides] for sides in (left, right))
             second_moment = np.sum([m.cov + np.outer(m.mean, m.mean) for m in first], axis=0)
-            found.append(_product(second_moment, np.sum([m.cov for m in second], axis=0)))
+            bases.append(_product(second_moment, np.sum([m.cov for m in second], axis=0)))
         else:
-            found.append(_stream([(of(s, h, s.site.x).cov, _read(model, s, h)) for s, h in right]))
-    a, b, strength = zip(*found, strict=True)
+            bases.append(_stream([(of(s, h, s.site.x).cov, _read(model, s, h)) for s, h in right]))
+    a, b, strength = zip(*bases, strict=True)
     return _Turn(np.stack(a), np.stack(b), np.sum(strength, axis=0))
 
 
-def _share(mine: int, heads: int, head: int) -> range:
+def _share(side_heads: int, heads: int, head: int) -> range:
     """Return which of a side's heads take one matrix: neighbours, where it has more of them than there are."""
-    each = mine // heads
+    each = side_heads // heads
     return range(head * each, (head + 1) * each)
 
 
@@ -244,9 +244,9 @@ def _stream(readers: Sequence[tuple[Matrix, Matrix]]) -> tuple[Matrix, Matrix, M
     """Return the basis of a stream, its inverse for the readers, and nothing to say of strength."""
     cov = np.mean([c for c, _ in readers], axis=0)
     gram = np.zeros_like(cov)
-    for mine, weight in readers:  # each reader's error in units of its output
+    for own_cov, weight in readers:  # each reader's error in units of its output
         one = weight @ weight.T
-        gram += one / max(float(np.sum(one * mine)), 1e-30)
+        gram += one / max(float(np.sum(one * own_cov)), 1e-30)
     root = _root(cov)
     strength, vectors = np.linalg.eigh(root @ gram @ root)
     basis = np.linalg.qr(gram @ root @ vectors[:, ::-1])[0]

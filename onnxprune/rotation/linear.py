@@ -42,7 +42,7 @@ class _Unmixable(ValueError):
     """A group that can't be mixed."""
 
 
-def find(analysis: Analysis, groups: Sequence[Group], found: Sequence[Site], read: Readers) -> list[Mixable]:
+def find(analysis: Analysis, groups: Sequence[Group], layers: Sequence[Site], read: Readers) -> list[Mixable]:
     """Find the groups whose units can be mixed.
 
     Parameters
@@ -50,23 +50,23 @@ def find(analysis: Analysis, groups: Sequence[Group], found: Sequence[Site], rea
     analysis : Analysis
     groups : sequence of Group
         Of those that cut the same channels in other units the first counts.
-    found : sequence of Site
+    layers : sequence of Site
         The layers of the model that can be fitted.
     read : dict
         Group -> layers that read it.
     """
-    by_weight = {s.weight: s for s in found if s.view.blocks == 1 and not s.more and not s.view.factors}
+    by_weight = {s.weight: s for s in layers if s.view.blocks == 1 and not s.more and not s.view.factors}
     result: list[Mixable] = []
     taken: set[tuple[str, int]] = set()
     for group in groups:
         try:
-            mine = _Look(analysis, group, by_weight, read).mixable()
+            mixables = _Look(analysis, group, by_weight, read).mixable()
         except _Unmixable:
             continue
-        made = {(s.site.weight, int(c)) for m in mine for s in m.makers for c in s.at.flat}
+        made = {(s.site.weight, int(c)) for m in mixables for s in m.makers for c in s.at.flat}
         if not made & taken:
             taken |= made
-            result += mine
+            result += mixables
     return result
 
 
@@ -186,17 +186,17 @@ class _Look:
         """Return the weights of the layers that a tensor of the group comes from."""
         ends = {s.site.y: weight for weight, s in self.makers.items()}
         made = {n: a for a in self.coupling.nodes for n in a.node.outputs}
-        found, seen, todo = set(), set(), [name]
+        sources, seen, todo = set(), set(), [name]
         while todo:
             name = todo.pop()
             if name in ends:
-                found.add(ends[name])
+                sources.add(ends[name])
             elif name in made and name not in seen:
                 todo += [
                     n for n, d in zip(made[name].node.inputs, made[name].ins, strict=True) if self._in(d)
                 ]
             seen.add(name)
-        return found
+        return sources
 
 
 def _treats_alike(applied: Applied, inside: Sequence[bool], *, outside: bool) -> bool:
@@ -244,9 +244,9 @@ def _at_rows(rows: Sequence[Ints], taps: int) -> Ints:
     return _heads([np.unique(r // taps) for r in rows])
 
 
-def _fitting(found: Mixable) -> Mixable:
+def _fitting(mixable: Mixable) -> Mixable:
     """Refuse sides whose heads don't fit each other."""
-    left, right = ({len(s.at) for s in sides} for sides in (found.left, found.right))
+    left, right = ({len(s.at) for s in sides} for sides in (mixable.left, mixable.right))
     if len(left) != 1 or len(right) != 1 or max(*left, *right) % min(*left, *right):
         raise _Unmixable
-    return found
+    return mixable

@@ -120,11 +120,11 @@ def _rows(stream: Runs, model: Model, goal: str, end: int) -> Iterator[Any]:
 
 
 def _without(model: Model, mixable: Mixable, units: Ints) -> Model:
-    found = model.fork()
+    fork = model.fork()
     for side in mixable.left:
-        matrices, bias = weights_of(side.site, found)
-        write(found, side.site, silenced(side.site, [Fit(matrices[0], bias[0])], side.at[:, units].ravel()))
-    return found
+        matrices, bias = weights_of(side.site, fork)
+        write(fork, side.site, silenced(side.site, [Fit(matrices[0], bias[0])], side.at[:, units].ravel()))
+    return fork
 
 
 def _curve(strength: Matrix, counts: list[int], errors: list[float], least: int) -> Curve:
