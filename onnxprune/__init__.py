@@ -77,9 +77,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
     from importlib import import_module
 
-    found = getattr(import_module(f"onnxprune.{_HOME[name]}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(f"onnxprune.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -190,9 +190,9 @@ def apply(
     PlanError
         If the plan is another model's, or asks for a cut that isn't consistent.
     """
-    found = plan if isinstance(plan, Plan) else Plan.load(plan)
-    settings = options_of(found, fields)
-    return pipeline.apply(pipeline.open_run(source, settings, progress), found, _path(output))
+    decision = plan if isinstance(plan, Plan) else Plan.load(plan)
+    settings = options_of(decision, fields)
+    return pipeline.apply(pipeline.open_run(source, settings, progress), decision, _path(output))
 
 
 def verify(
@@ -223,9 +223,9 @@ def verify(
     VerificationError
         If the two differ.
     """
-    found = plan if isinstance(plan, Plan) else Plan.load(plan)
-    settings = options_of(found, fields)
-    return pipeline.verify(pipeline.open_run(original, settings, progress), Model.load(pruned), found)
+    decision = plan if isinstance(plan, Plan) else Plan.load(plan)
+    settings = options_of(decision, fields)
+    return pipeline.verify(pipeline.open_run(original, settings, progress), Model.load(pruned), decision)
 
 
 def inspect(

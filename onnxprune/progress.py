@@ -42,9 +42,9 @@ class Milestone(str):
         costs : sequence of float
             What each step of the stage costs, in any unit.
         """
-        found = cls(f"{stage} {number + 1}/{len(costs)}: {name}")
-        found.done = sum(costs[:number]) / max(sum(costs), 1e-30)
-        return found
+        milestone = cls(f"{stage} {number + 1}/{len(costs)}: {name}")
+        milestone.done = sum(costs[:number]) / max(sum(costs), 1e-30)
+        return milestone
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def read(text: str) -> Seen:
     >>> read("calibrate 3/5: conv2"), read("verify")
     (Seen(stage='calibrate', done=0.4), Seen(stage='verify', done=None))
     """
-    found = re.match(r"(.*?)\s*(\d+)/(\d+)(?=:|$)", text)
-    if not found or not 1 <= int(found[2]) <= int(found[3]):
+    match = re.match(r"(.*?)\s*(\d+)/(\d+)(?=:|$)", text)
+    if not match or not 1 <= int(match[2]) <= int(match[3]):
         return Seen(text)
-    done = text.done if isinstance(text, Milestone) else (int(found[2]) - 1) / int(found[3])
-    return Seen(found[1], done)
+    done = text.done if isinstance(text, Milestone) else (int(match[2]) - 1) / int(match[3])
+    return Seen(match[1], done)
 
 
 @dataclass

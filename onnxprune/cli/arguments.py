@@ -211,17 +211,17 @@ def _float(text: str) -> float:
 
 
 def _size(text: str) -> float:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)i?b?", text.strip().lower())
-    if not found or float(found[1]) <= 0:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)i?b?", text.strip().lower())
+    if not match or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"must be an amount of memory such as 800MB or 4GB, got {text!r}")
-    return float(found[1]) * 1000.0 ** " kmgt".index(found[2] or " ")
+    return float(match[1]) * 1000.0 ** " kmgt".index(match[2] or " ")
 
 
 def _seconds(text: str) -> float:
-    found = _float(text)
-    if not 0 < found < float("inf"):
+    seconds = _float(text)
+    if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return found
+    return seconds
 
 
 def options_from(args: argparse.Namespace, kind: type[Given] = Options, **more: Any) -> Given:  # type: ignore[assignment]

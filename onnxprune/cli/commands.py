@@ -98,24 +98,24 @@ def plan(args: Namespace) -> None:
     """``onnxprune plan IN -o PLAN``."""
     source = _input(args)
     with _places(args, source, None, {"-o": args.output}):
-        found = _told(args, api.plan, source, options_from(args))
-        found.save(args.output)
+        plan = _told(args, api.plan, source, options_from(args))
+        plan.save(args.output)
     if _speaks(args):
-        removed, units = sum(len(g.removed_units) for g in found.groups), sum(g.units for g in found.groups)
-        print(f"{args.output}: {removed:,} of {units:,} units of {len(found.groups)} groups are to go")
+        removed, units = sum(len(g.removed_units) for g in plan.groups), sum(g.units for g in plan.groups)
+        print(f"{args.output}: {removed:,} of {units:,} units of {len(plan.groups)} groups are to go")
 
 
 def verify(args: Namespace) -> None:
     """``onnxprune verify ORIGINAL PRUNED --plan PLAN``."""
-    found = _told(args, api.verify, args.original, args.pruned, args.plan, **_given(args))
+    verdict = _told(args, api.verify, args.original, args.pruned, args.plan, **_given(args))
     if args.json:
-        print(json.dumps(found, indent=1, allow_nan=False))
+        print(json.dumps(verdict, indent=1, allow_nan=False))
     elif _speaks(args):
         print(
-            f"law 1 holds: pruned = masked original within {found['max_relative_error']:.1e} (relative) "
-            f"on {found['inputs']} inputs"
+            f"law 1 holds: pruned = masked original within {verdict['max_relative_error']:.1e} (relative) "
+            f"on {verdict['inputs']} inputs"
         )
-        for line in found["checks"]:
+        for line in verdict["checks"]:
             print(line)
 
 
@@ -133,7 +133,7 @@ def inspect(args: Namespace) -> None:
         _say(args, api.inspect_sparsity(_input(args)))
         return
     with _places(args, _input(args), None, {"--html": args.html}):
-        found = _told(
+        inspection = _told(
             args,
             api.inspect,
             _input(args),
@@ -141,13 +141,13 @@ def inspect(args: Namespace) -> None:
             allow_inexact=getattr(args, "allow_inexact", False),
         )
         if args.html:
-            write_text(Path(args.html), found.page(Path(_input(args)).name))
-    _say(args, found)
+            write_text(Path(args.html), inspection.page(Path(_input(args)).name))
+    _say(args, inspection)
 
 
 def explain(args: Namespace) -> None:
     """``onnxprune explain IN TENSOR [AXIS]``."""
-    found = _told(
+    explanation = _told(
         args,
         api.explain,
         _input(args),
@@ -156,7 +156,7 @@ def explain(args: Namespace) -> None:
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
         allow_inexact=getattr(args, "allow_inexact", False),
     )
-    _say(args, found)
+    _say(args, explanation)
 
 
 def run(args: Namespace) -> None:
@@ -174,7 +174,7 @@ def run(args: Namespace) -> None:
             args.passes,
             args.out,
             input_shapes=shapes_from(getattr(args, "input_shapes", [])),
-            each=lambda text, told: report.passes.append((text, told)),
+            each=lambda text, record: report.passes.append((text, record)),
             **given,
         )
         report.name_files(Path(source), Path(args.out))
@@ -263,12 +263,12 @@ def _finish(args: Namespace, report: Record) -> None:
         print(f"wrote {args.out}")
 
 
-def _say(args: Namespace, found: Facts) -> None:
+def _say(args: Namespace, facts: Facts) -> None:
     """Print what was found: for programs, for people, or not at all."""
     if args.json:
-        sys.stdout.write(found.dumps())
+        sys.stdout.write(facts.dumps())
     elif _speaks(args):
-        found.show()
+        facts.show()
 
 
 def _speaks(args: Namespace) -> bool:
@@ -280,9 +280,9 @@ def _written(args: Namespace) -> dict[str, str]:
     """Return the files that a command writes beside a model, by their options."""
     options = {"--report": "report", "--plan": "plan", "--html": "html", "-o": "output"}
     reads = ("apply", "verify")  # the plan is theirs to read
-    found = {flag: getattr(args, name, None) for flag, name in options.items()}
+    paths = {flag: getattr(args, name, None) for flag, name in options.items()}
     return {
-        f: str(path) for f, path in found.items() if path and not (f == "--plan" and args.command in reads)
+        f: str(path) for f, path in paths.items() if path and not (f == "--plan" and args.command in reads)
     }
 
 
@@ -294,8 +294,8 @@ def _given(args: Namespace) -> OptionFields:
     """Return the options that were given, of those that don't belong to a decision."""
     names = ("verify", "inputs", "rtol", "in_place", "external_data_threshold", "seed")
     given: Any = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    found: OptionFields = given
-    return found
+    fields: OptionFields = given
+    return fields
 
 
 def _places(

@@ -110,13 +110,13 @@ def patterns(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
     UsageError
         If one isn't a regular expression.
     """
-    found = (given,) if isinstance(given, str) else tuple(given)
-    for pattern in found:
+    expressions = (given,) if isinstance(given, str) else tuple(given)
+    for pattern in expressions:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             raise UsageError(f"{name} {pattern!r} isn't a regular expression: {error}.") from error
-    return found
+    return expressions
 
 
 def default_of(spec: dataclasses.Field[Any]) -> Any:
@@ -204,7 +204,7 @@ class SharedOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON values; given arrays only as a note that there were some."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for spec in specs(self):
             value = getattr(self, spec.name)
             if str(spec.type) == "Any":
@@ -213,8 +213,8 @@ class SharedOptions:
                 value = list(value)
             elif isinstance(value, Mapping):
                 value = {name: list(shape) for name, shape in value.items()}
-            found[spec.name] = value
-        return found
+            values[spec.name] = value
+        return values
 
 
 def _same(value: Any, default: Any) -> bool:

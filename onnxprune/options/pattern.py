@@ -68,12 +68,12 @@ def parse_pattern(text: str) -> Pattern:
     plain = str(text).strip().lower()
     if plain in ("unstructured", "kernel", "vector"):
         return Pattern(plain, plain)
-    if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", plain):
-        keep, of = (int(n) for n in found.groups())
+    if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})", plain):
+        keep, of = (int(n) for n in match.groups())
         if keep <= of and of > 0:
             return Pattern(plain, "n:m", keep, of)
-    if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", plain):
-        rows, columns = (int(n) for n in found.groups())
+    if match := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", plain):
+        rows, columns = (int(n) for n in match.groups())
         if rows and columns:
             return Pattern(plain, "block", rows=rows, columns=columns)
     raise UsageError(

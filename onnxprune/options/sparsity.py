@@ -142,8 +142,8 @@ class SparseOptions(SharedOptions):
         self._check_calibration()
         self._refuse_idle(["searched"])
         if self.scope == "auto":
-            found = "global" if self.calib is not None and not pattern.fixed else "local"
-            object.__setattr__(self, "scope", found)
+            scope = "global" if self.calib is not None and not pattern.fixed else "local"
+            object.__setattr__(self, "scope", scope)
         if self.scope not in ("local", "global"):
             raise UsageError(f"--scope must be 'local' or 'global'; got {self.scope!r}.")
         if self.scope == "global" and pattern.fixed:

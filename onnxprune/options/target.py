@@ -110,10 +110,10 @@ def family_of(texts: Iterable[str]) -> tuple[str, ...]:
             f"--target {parts[several[1]]!r} and {parts[several[0]]!r} both list values; one budget may."
         )
     count = len(lists[several[0]]) if several else 1
-    found = tuple("+".join(values[n if len(values) > 1 else 0] for values in lists) for n in range(count))
-    if len(set(found)) < len(found):
+    targets = tuple("+".join(values[n if len(values) > 1 else 0] for values in lists) for n in range(count))
+    if len(set(targets)) < len(targets):
         raise UsageError(f"--target {parts[several[0]]!r} lists a value twice.")
-    return found
+    return targets
 
 
 def _values(part: str) -> list[str]:

@@ -85,19 +85,19 @@ def run_node(
     return list(session.run(None, {}))
 
 
-def differ(found: Any, wanted: Any, quantized: bool = False) -> str:
+def differ(result: Any, wanted: Any, quantized: bool = False) -> str:
     """Return how two results differ, or nothing; integers of quantized ops may differ by one."""
-    if not isinstance(found, np.ndarray) or not isinstance(wanted, np.ndarray):
+    if not isinstance(result, np.ndarray) or not isinstance(wanted, np.ndarray):
         return "no tensor"
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        return f"{found.dtype}{list(found.shape)} instead of {wanted.dtype}{list(wanted.shape)}"
-    if found.dtype.kind in "OUSb" or not found.size:
-        return "" if np.array_equal(found, wanted) else "other elements"
-    kind = found.dtype.kind
-    if kind in "iu" and not (quantized and found.dtype.itemsize == 1):
-        return "" if np.array_equal(found, wanted) else "other integers"
-    exact = kind == "f" and found.dtype.itemsize >= 4
-    left, right = (np.asarray(a, np.complex128 if kind == "c" else np.float64) for a in (found, wanted))
+    if result.shape != wanted.shape or result.dtype != wanted.dtype:
+        return f"{result.dtype}{list(result.shape)} instead of {wanted.dtype}{list(wanted.shape)}"
+    if result.dtype.kind in "OUSb" or not result.size:
+        return "" if np.array_equal(result, wanted) else "other elements"
+    kind = result.dtype.kind
+    if kind in "iu" and not (quantized and result.dtype.itemsize == 1):
+        return "" if np.array_equal(result, wanted) else "other integers"
+    exact = kind == "f" and result.dtype.itemsize >= 4
+    left, right = (np.asarray(a, np.complex128 if kind == "c" else np.float64) for a in (result, wanted))
     finite = right[np.isfinite(right)]
     scale = float(np.abs(finite).max()) if finite.size else 1.0
     tolerance = 1.0 if kind in "iu" else (1e-5 if exact else 2e-2) * max(scale, 1e-6)

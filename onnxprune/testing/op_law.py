@@ -88,9 +88,9 @@ def check_row(
         if len(nodes) > 1:
             results = run_node(node, arrays, opsets)
             values |= zip([name for name in node.output if name], results, strict=True)
-    found = [f"{v.op}: {violation}" for v in verdicts for violation in v.violations]
-    if found or any(v.cuts for v in verdicts):
-        return found
+    violations = [f"{v.op}: {violation}" for v in verdicts for violation in v.violations]
+    if violations or any(v.cuts for v in verdicts):
+        return violations
     why = (
         "; ".join(dict.fromkeys(v.reason for v in verdicts if v.reason))
         or "all axes are locked, or have length 1"
@@ -133,7 +133,7 @@ def check_op(
     >>> check_op(node, [np.ones((2, 3), np.float32)], {"": 18}).violations
     []
     """
-    found = Verdict(f"{proto.domain or 'ai.onnx'}::{proto.op_type}")
+    verdict = Verdict(f"{proto.domain or 'ai.onnx'}::{proto.op_type}")
     reference = False
     try:
         results = run_node(proto, inputs, opsets)
@@ -142,36 +142,36 @@ def check_op(
         try:
             results = run_node(proto, inputs, opsets, reference)
         except Exception as error:
-            found.reason = f"can't be run: {error}".splitlines()[0]
-            return found
+            verdict.reason = f"can't be run: {error}".splitlines()[0]
+            return verdict
     if not all(isinstance(result, np.ndarray) for result in results):
-        found.reason = "its outputs are no tensors"
-        return found
+        verdict.reason = "its outputs are no tensors"
+        return verdict
     rest = iter(results)
     outputs = [next(rest) if name else None for name in proto.output]
     node = node_of(proto, inputs, outputs, opsets.get(proto.domain, 1), known)
     described = row or lookup(node)
     if isinstance(described, Refusal):
-        found.reason = described.reason
-        return found
-    found.row = described.text
+        verdict.reason = described.reason
+        return verdict
+    verdict.row = described.text
     try:
         fitted = fit(described, node)
     except Misfit as error:
-        found.violations.append(f"the row {described.text} doesn't fit: {error}")
-        return found
+        verdict.violations.append(f"the row {described.text} doesn't fit: {error}")
+        return verdict
     law = _CutNode(proto, node, described, fitted, inputs, outputs, opsets, reference)
     for dead in _cuts(described, fitted, rng or np.random.default_rng(0)):
         for choice in law.choices(dead):
-            found.cuts += 1
+            verdict.cuts += 1
             try:
                 wrong = law.check(dead, choice)
             except (ValueError, IndexError, KeyError, TypeError) as error:
                 wrong = f"the row can't be applied: {error}"
             if wrong:
                 cut = {name: np.flatnonzero(mask).tolist() for name, mask in dead.items() if mask.any()}
-                found.violations.append(f"{described.text}: cut {cut}: {wrong}")
-    return found
+                verdict.violations.append(f"{described.text}: cut {cut}: {wrong}")
+    return verdict
 
 
 def _all_leaves(fitted: FittedRow) -> Iterator[Letter]:

@@ -86,13 +86,13 @@ class Board:
 
     def stages(self) -> list[tuple[float, float, float, int, str]]:
         """Return the open stages, the outermost first, as another process sees them."""
-        found = []
+        stages = []
         for level in range(struct.unpack_from("<i", self.page, 0)[0]):
             at = HEAD + level * LEVEL
             began, clock, seconds, code, length = _RECORD.unpack_from(self.page, at)
             text = self.page[at + _RECORD.size : at + _RECORD.size + length].decode("utf-8", "replace")
-            found.append((began, clock, seconds, code, text))
-        return found
+            stages.append((began, clock, seconds, code, text))
+        return stages
 
 
 _board: Board | None = None

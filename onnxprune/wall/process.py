@@ -82,14 +82,14 @@ def serve(place: str) -> int:
         return code
     function, args, fields, max_memory, max_seconds = pickle.loads(Path(place).read_bytes())
     wall.limit(max_memory, max_seconds)
-    found: tuple[Any, Any]
+    outcome: tuple[Any, Any]
     try:
-        found = (function(*args, **fields), None)
+        outcome = (function(*args, **fields), None)
     except Exception as error:  # whatever it is, the caller gets it
         error.__cause__ = error.__context__ = None
-        found = (None, error)
+        outcome = (None, error)
     answer = Path(place).with_name("answer")
     with contextlib.ExitStack() as stack:
         stack.callback(wall.finish, 0)
-        answer.write_bytes(pickle.dumps(found))
+        answer.write_bytes(pickle.dumps(outcome))
     return 0

@@ -41,7 +41,7 @@ class Watch:
         self.why = ""  # the sentence, once the child is killed from here
         self.code = 3
         self.interrupted: tuple[int, float] | None = None  # by which signal, and until when it may go on
-        self.held: list[tuple[float, bytes]] = []
+        self.pending: list[tuple[float, bytes]] = []
         self.left = wall.NOISE
         self.moved = (0.0, time.monotonic())  # processor's time when it last went on, and when that was
         self.suspects: set[float] = set()  # stages that were over their limit at the last look
@@ -119,10 +119,10 @@ class Watch:
         """Show what libraries wrote some time ago; so nothing of a crash is shown."""
         with contextlib.suppress(BlockingIOError, OSError):
             while text := os.read(self.noise, 1 << 16):
-                self.held.append((time.monotonic(), text))
+                self.pending.append((time.monotonic(), text))
         until = time.monotonic() - HELD if now is None else now
-        while self.held and self.held[0][0] <= until:
-            text = self.held.pop(0)[1]
+        while self.pending and self.pending[0][0] <= until:
+            text = self.pending.pop(0)[1]
             with contextlib.suppress(OSError):
                 os.write(2, text[: max(self.left, 0)])
             self.left -= len(text)
