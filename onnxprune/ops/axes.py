@@ -155,18 +155,18 @@ def _axes(factors: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _running(sizes: Iterable[int]) -> list[int]:
-    product, found = 1, []
+    product, products = 1, []
     for size in sizes:
         product *= size
-        found.append(product)
-    return found
+        products.append(product)
+    return products
 
 
 def _segments(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
     """Cut both shapes, their axes of length 1 left out, at every common running product."""
     olds = [i for i, size in enumerate(old) if size != 1]
     news = [i for i, size in enumerate(new) if size != 1]
-    found: list[tuple[list[int], list[int]]] = []
+    segments: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(olds) and j < len(news):
         a, b, i0, j0 = old[olds[i]], new[news[j]], i, j
@@ -184,10 +184,10 @@ def _segments(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
         if a != b:
             break
         i, j = i + 1, j + 1
-        found.append((olds[i0:i], news[j0:j]))
+        segments.append((olds[i0:i], news[j0:j]))
     if i < len(olds) or j < len(news):
         raise ValueError(f"{list(old)} can't be reshaped to {list(new)}")
-    return found
+    return segments
 
 
 def quant(shape: Shape | None, size: int, letter: str, what: str) -> str:

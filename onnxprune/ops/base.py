@@ -124,17 +124,17 @@ class Node:
 
     def shape(self, slot: int) -> Shape:
         """Return the shape of an input, or raise :class:`Unknown`."""
-        found = self.shapes[slot] if slot < len(self.shapes) else None
-        if found is None:
+        shape = self.shapes[slot] if slot < len(self.shapes) else None
+        if shape is None:
             raise Unknown(f"the shape of input {slot} is unknown")
-        return found
+        return shape
 
     def out_shape(self, slot: int = 0) -> Shape:
         """Return the shape of an output, or raise :class:`Unknown`."""
-        found = self.out_shapes[slot] if slot < len(self.out_shapes) else None
-        if found is None:
+        shape = self.out_shapes[slot] if slot < len(self.out_shapes) else None
+        if shape is None:
             raise Unknown(f"the shape of output {slot} is unknown")
-        return found
+        return shape
 
     def rank(self, slot: int = 0) -> int:
         """Return the rank of an input, or raise :class:`Unknown`."""
@@ -142,10 +142,10 @@ class Node:
 
     def value(self, slot: int) -> NDArray[Any]:
         """Return the value of an input, or raise :class:`Unknown`."""
-        found = self.values[slot] if slot < len(self.values) else None
-        if found is None:
+        value = self.values[slot] if slot < len(self.values) else None
+        if value is None:
             raise Unknown(f"the value of input {slot} is computed at run time")
-        return found
+        return value
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Return an attribute or its default."""
@@ -154,8 +154,8 @@ class Node:
     def ints(self, name: str, slot: int, since: int) -> list[int] | None:
         """Return a list: attribute ``name`` before opset ``since``, input ``slot`` from it on; None: absent."""
         if self.opset < since or name in self.attrs:
-            found = self.attrs.get(name)
-            return None if found is None else [int(i) for i in found]
+            numbers = self.attrs.get(name)
+            return None if numbers is None else [int(i) for i in numbers]
         return [int(i) for i in self.value(slot).reshape(-1)] if self.has(slot) else None
 
     def axis(self, default: int, rank: int | None = None, name: str = "axis") -> int:

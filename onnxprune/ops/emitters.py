@@ -33,35 +33,35 @@ def reshape(node: Node, cut: Cut) -> list[Edit]:
     target = node.ints("shape", 1, 5) or []
     old, new = node.out_shape(), cut.new_out_shape(0)
     before = cut.new_shape(0)
-    found = list(target)
+    shape = list(target)
     for n, entry in enumerate(target):
         copied = entry == 0 and not node.attr("allowzero", 0)
         right = before[n] == new[n] if copied else entry == -1 or old[n] == new[n]
         if not right:
-            found[n] = new[n]
-    return _list(node, "shape", 1, 5, found)
+            shape[n] = new[n]
+    return _list(node, "shape", 1, 5, shape)
 
 
 @emitter("Expand")
 def expand(node: Node, cut: Cut) -> list[Edit]:
     """An entry 1 leaves an axis as it is."""
     target, old, new = node.value(1), node.out_shape(), cut.new_out_shape(0)
-    found, skip = target.copy(), len(old) - target.size
+    shape, skip = target.copy(), len(old) - target.size
     for n, entry in enumerate(target.reshape(-1)):
         if entry != 1 and old[skip + n] != new[skip + n]:
-            found.reshape(-1)[n] = new[skip + n]
-    return _set(node, 1, target, found)
+            shape.reshape(-1)[n] = new[skip + n]
+    return _set(node, 1, target, shape)
 
 
 @emitter("Tile")
 def tile(node: Node, cut: Cut) -> list[Edit]:
     """An axis of length 1 is repeated as often as its copies are kept; other counts stay."""
     counts = node.value(1)
-    found = [
+    repeats = [
         new if size == 1 else int(count)
         for size, new, count in zip(node.shape(0), cut.new_out_shape(0), counts.reshape(-1), strict=True)
     ]
-    return _set(node, 1, counts, np.asarray(found))
+    return _set(node, 1, counts, np.asarray(repeats))
 
 
 @emitter("ConstantOfShape")
@@ -121,7 +121,7 @@ def pad(node: Node, cut: Cut) -> list[Edit]:
     rank = node.rank()
     axes = [int(a) % rank for a in node.value(3).reshape(-1)] if node.has(3) else list(range(rank))
     since = 1 if node.domain else 11
-    found = list(node.ints("pads", 1, since) or [])
+    amounts = list(node.ints("pads", 1, since) or [])
     for n, axis in enumerate(axes):
         before, after = pads(node)[axis]
         kept = cut.kept_out(0, axis)
@@ -129,16 +129,16 @@ def pad(node: Node, cut: Cut) -> list[Edit]:
             continue
         end = before + node.shape(0)[axis]
         if before > 0:
-            found[n] = int((kept < before).sum())
+            amounts[n] = int((kept < before).sum())
         if after > 0:
-            found[n + len(axes)] = int((kept >= end).sum())
+            amounts[n + len(axes)] = int((kept >= end).sum())
         if before < 0 or after < 0:  # cropped elements that are gone need no cropping
             inside = cut.kept(0, axis)
-            found[n] = -int((inside < -before).sum()) if before < 0 else found[n]
-            found[n + len(axes)] = (
-                -int((inside >= node.shape(0)[axis] + after).sum()) if after < 0 else found[n + len(axes)]
+            amounts[n] = -int((inside < -before).sum()) if before < 0 else amounts[n]
+            amounts[n + len(axes)] = (
+                -int((inside >= node.shape(0)[axis] + after).sum()) if after < 0 else amounts[n + len(axes)]
             )
-    return _list(node, "pads", 1, since, found)
+    return _list(node, "pads", 1, since, amounts)
 
 
 @emitter("Gather")
@@ -152,11 +152,11 @@ def gather(node: Node, cut: Cut) -> list[Edit]:
         return []
     place = np.full(size, -1, np.int64)
     place[kept] = np.arange(len(kept))
-    found = place[np.where(index < 0, index + size, index)]
+    moved = place[np.where(index < 0, index + size, index)]
     if index.ndim:
         wide = widest(index.shape)
-        found = np.take(found, cut.kept_out(0, axis + wide), axis=wide)
-    return [SetInput(1, found.astype(index.dtype))]
+        moved = np.take(moved, cut.kept_out(0, axis + wide), axis=wide)
+    return [SetInput(1, moved.astype(index.dtype))]
 
 
 @emitter("Resize")
@@ -184,8 +184,8 @@ def compress(node: Node, cut: Cut) -> list[Edit]:
     if condition is None or "axis" not in node.attrs:
         return []
     kept = cut.kept(0, node.axis(0))
-    found = condition[kept[kept < condition.size]]
-    return [] if found.size == condition.size else [SetInput(1, found)]
+    entries = condition[kept[kept < condition.size]]
+    return [] if entries.size == condition.size else [SetInput(1, entries)]
 
 
 @emitter("MatMulNBits", domain="com.microsoft")

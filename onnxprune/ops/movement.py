@@ -57,12 +57,12 @@ def slices(node: Node) -> list[tuple[int, int, int]]:
     starts = node.ints("starts", 1, 10) or []
     axes = node.ints("axes", 3, 10) or list(range(len(starts)))
     steps = (node.ints("steps", 4, 10) if node.opset >= 10 else None) or [1] * len(starts)
-    found = []
+    slices = []
     for axis, start, step in zip(axes, starts, steps, strict=True):
         axis = normal(axis, len(shape))
         start = start + shape[axis] if start < 0 else start
-        found.append((axis, min(max(start, 0), shape[axis] if step > 0 else shape[axis] - 1), step))
-    return found
+        slices.append((axis, min(max(start, 0), shape[axis] if step > 0 else shape[axis] - 1), step))
+    return slices
 
 
 @op("Slice", traits=MOVES)
@@ -84,11 +84,11 @@ def gather(node: Node) -> Row:
     axis = node.axis(0)
     size, index = node.shape(0)[axis], node.values[1]
     if index is None:
-        found = [f"i{n}" for n in range(node.rank(1))]
+        letters = [f"i{n}" for n in range(node.rank(1))]
         why = {data[axis]: _TABLE if node.constant[1] else _RUN_TIME}
         data[axis] += "!"
         return Row(
-            join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why
+            join([text(data), text(letters)], [text([*data[:axis], *letters, *data[axis + 1 :]])]), why=why
         )
     index = np.where(index < 0, index + size, index).astype(np.int64)
     rest = [*data[:axis], *data[axis + 1 :]]
@@ -100,10 +100,12 @@ def gather(node: Node) -> Row:
         given, taken = ([*ones[:wide], name, *ones[wide + 1 :]] for name in ("r!", "q"))
         out = text([*data[:axis], *taken, *data[axis + 1 :]])
         return Row(join([text(data), text(given)], [out]), maps={"q": Map(data[axis], index.reshape(-1))})
-    found = [f"i{n}!" for n in range(index.ndim)]
+    letters = [f"i{n}!" for n in range(index.ndim)]
     why = {data[axis]: _TABLE}
     data[axis] += "!"
-    return Row(join([text(data), text(found)], [text([*data[:axis], *found, *data[axis + 1 :]])]), why=why)
+    return Row(
+        join([text(data), text(letters)], [text([*data[:axis], *letters, *data[axis + 1 :]])]), why=why
+    )
 
 
 def widest(shape: tuple[int, ...]) -> int:
@@ -117,10 +119,10 @@ def pads(node: Node) -> list[tuple[int, int]]:
     name = "pads" if "pads" in node.attrs or node.opset >= 2 else "paddings"
     given = node.ints(name, 1, 1 if node.domain else 11) or []
     axes = [normal(int(a), rank) for a in node.value(3).reshape(-1)] if node.has(3) else list(range(rank))
-    found = [(0, 0)] * rank
+    amounts = [(0, 0)] * rank
     for n, axis in enumerate(axes):
-        found[axis] = (given[n], given[n + len(axes)])
-    return found
+        amounts[axis] = (given[n], given[n + len(axes)])
+    return amounts
 
 
 @op("Pad", traits=Trait.ZEROS)

@@ -121,7 +121,7 @@ _TOKEN = re.compile(r"->|[A-Za-z_][A-Za-z0-9_]*|1(?![A-Za-z0-9_])|[*()+!~^?,]")
 
 
 def _tokens(text: str) -> list[tuple[str, int]]:
-    found: list[tuple[str, int]] = []
+    tokens: list[tuple[str, int]] = []
     position = 0
     while position < len(text):
         if text[position].isspace():
@@ -130,10 +130,10 @@ def _tokens(text: str) -> list[tuple[str, int]]:
         match = _TOKEN.match(text, position)
         if match is None:
             raise NotationError(text, position, "a letter, 1, *, (, ), +, !, ~, ^, ?, a comma or ->")
-        found.append((match.group(), position))
+        tokens.append((match.group(), position))
         position = match.end()
-    found.append(("", len(text)))
-    return found
+    tokens.append(("", len(text)))
+    return tokens
 
 
 class _Parser:

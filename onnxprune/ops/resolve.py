@@ -162,14 +162,14 @@ def out_shapes(row: Row, node: Node) -> list[Shape | None]:
     parsed = parse(row.text)
     shapes = zip(parsed.inputs, node.shapes, strict=False)
     given = {a.name for operand, s in shapes if s is not None for a in operand.axes if isinstance(a, Star)}
-    found: list[Shape | None] = []
+    outs: list[Shape | None] = []
     for operand in parsed.outputs:
         star = next((a.name for a in operand.axes if isinstance(a, Star)), None)
         if star is not None and star not in given:  # its number of axes is the op's own business
-            found.append(None)
+            outs.append(None)
             continue
         rank = len(operand.axes) - (star is not None) + stars.get(star or "", 0)
         shape = [size_of(a, sizes) for a in operand.expand(rank)]
-        found.append(None if any(s is None for s in shape) else tuple(s for s in shape if s is not None))
-    found += [None] * (len(node.outputs) - len(found))
-    return found[: len(node.outputs)]
+        outs.append(None if any(s is None for s in shape) else tuple(s for s in shape if s is not None))
+    outs += [None] * (len(node.outputs) - len(outs))
+    return outs[: len(node.outputs)]

@@ -88,7 +88,7 @@ def scales(node: Node) -> list[float] | None:
     axes = node.attr("axes")
     if axes is None:
         return given
-    found = [1.0] * node.rank()
+    scales = [1.0] * node.rank()
     for axis, scale in zip(axes, given, strict=True):
-        found[axis] = scale
-    return found
+        scales[axis] = scale
+    return scales

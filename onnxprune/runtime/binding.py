@@ -49,11 +49,11 @@ def declared(value: onnx.ValueInfoProto) -> tuple[int | str, ...] | None:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
         return None
-    found: list[int | str] = []
+    axes: list[int | str] = []
     for n, dim in enumerate(tensor.shape.dim):
         fixed = dim.HasField("dim_value") and dim.dim_value > 0
-        found.append(dim.dim_value if fixed else dim.dim_param or f"{value.name}.{n}")
-    return tuple(found)
+        axes.append(dim.dim_value if fixed else dim.dim_param or f"{value.name}.{n}")
+    return tuple(axes)
 
 
 def input_axes(graph: onnx.GraphProto) -> dict[str, tuple[int | str, ...] | None]:
@@ -191,10 +191,10 @@ _BATCH = re.compile(r"batch|^n$|^b$|^N$|^bs$|unk__|DynamicDimension\.0$", re.IGN
 
 def _shape(axes: tuple[int | str, ...] | None, sizes: dict[str, int], guess: tuple[int, int, int]) -> Shape:
     batch, large, small = guess
-    found = []
+    shape = []
     for n, axis in enumerate(axes or ()):
         if isinstance(axis, int):
-            found.append(axis)
+            shape.append(axis)
             continue
         if axis not in sizes:
             total = _value(axis, sizes)
@@ -202,8 +202,8 @@ def _shape(axes: tuple[int | str, ...] | None, sizes: dict[str, int], guess: tup
             sizes[axis] = (
                 total if total is not None else batch if first else large if len(axes or ()) >= 4 else small
             )
-        found.append(sizes[axis])
-    return tuple(found)
+        shape.append(sizes[axis])
+    return tuple(shape)
 
 
 def _is_batch(axis: str, place: int, rank: int) -> bool:
@@ -299,13 +299,13 @@ def said_in_values(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> dict[
     if whole is None and new is not None:
         whole = past + new
     names = {v.name: v for v in real_inputs(graph) if v.type.tensor_type.elem_type in _INTEGERS}
-    found = {n: sizes[n] for n in names if n in sizes and all(d == 1 for d in inputs.get(n, ()))}
+    values = {n: sizes[n] for n in names if n in sizes and all(d == 1 for d in inputs.get(n, ()))}
     for node in graph.node if whole is not None else ():
         if node.op_type == "GroupQueryAttention" and len(node.input) > 6:
-            found |= {
+            values |= {
                 n: (whole or 0) - less for n, less in zip(node.input[5:7], (1, 0), strict=True) if n in names
             }
-    return found
+    return values
 
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -353,27 +353,27 @@ class Axes:
         ]
         plain = {axis: size for _, _, axis, size in every}
         clash = {axis for _, _, axis, size in every if plain[axis] != size}
-        found = cls({})
+        dynamic = cls({})
         for name, at, axis, size in every:
             if axis in clash or (_value(axis, plain) not in (None, size)):
                 axes = axes_of[name]
                 axes_of[name] = (*axes[:at], f"{name}.{at}", *axes[at + 1 :])
-        found.axes_of = axes_of
+        dynamic.axes_of = axes_of
         for name, axes in axes_of.items():
             named_batch = any(isinstance(a, str) and _BATCH.search(a) for a in axes)
             for at, own in enumerate(axes):
                 if isinstance(own, str) and _value(own, plain) is None:
-                    found.sizes[own] = inputs[name][at]
+                    dynamic.sizes[own] = inputs[name][at]
                     if _BATCH.search(own) if named_batch else _is_batch(own, at, len(axes)):
-                        found.batch.add(own)
-        return found
+                        dynamic.batch.add(own)
+        return dynamic
 
     def shapes(self, sizes: Mapping[str, int]) -> dict[str, Shape] | None:
         """Return the shapes of the inputs under these sizes; None where a calculated axis would be negative."""
-        found = {}
+        shapes = {}
         for name, axes in self.axes_of.items():
             shape = [a if isinstance(a, int) else sizes[a] if a in sizes else _value(a, sizes) for a in axes]
             if any(size is None or size < 0 for size in shape):
                 return None
-            found[name] = tuple(int(size or 0) for size in shape)
-        return found
+            shapes[name] = tuple(int(size or 0) for size in shape)
+        return shapes

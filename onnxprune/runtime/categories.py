@@ -26,18 +26,18 @@ def categories(graph: onnx.GraphProto, name: str) -> list[str]:
     """
     reached = {name}
     texts = {t.name: t for t in graph.initializer if t.data_type == TensorProto.STRING}
-    found: dict[str, None] = {}
+    entries: dict[str, None] = {}
     for _ in graph.node:  # nodes may stand in any order
         size = len(reached)
         for node in graph.node:
             if reached & {*node.input, *(captured(node) if node.attribute else ())}:
                 reached |= set(node.output)
                 beside = [texts[n] for n in node.input if n in texts]
-                found |= dict.fromkeys(_listed(node))
-                found |= dict.fromkeys(text for tensor in beside for text in _texts(tensor))
+                entries |= dict.fromkeys(_listed(node))
+                entries |= dict.fromkeys(text for tensor in beside for text in _texts(tensor))
         if len(reached) == size:
             break
-    return [text for text in found if text]
+    return [text for text in entries if text]
 
 
 def _listed(node: onnx.NodeProto) -> Iterator[str]:

@@ -58,24 +58,24 @@ def random_inputs(
     graph = model.proto.graph
     limits = id_limits(model, sizes or {})
     lengths = said_in_values(graph, shapes)
-    found: dict[str, Any] = {}
+    feed: dict[str, Any] = {}
     for value in real_inputs(graph):
         name, shape = value.name, shapes.get(value.name, ())
         kind = value.type.WhichOneof("value")
         if kind == "sequence_type":
-            found[name] = [_element(value, rng) * scale for _ in range(2)]
+            feed[name] = [_element(value, rng) * scale for _ in range(2)]
         elif kind == "optional_type":
-            found[name] = _element(value, rng) * scale
+            feed[name] = _element(value, rng) * scale
         elif kind != "tensor_type":
             raise NoValues(f"no random values can be drawn for the input '{name}', which is no tensor")
         elif value.type.tensor_type.elem_type == TensorProto.STRING:
-            found[name] = texts(graph, name, shape, rng)
+            feed[name] = texts(graph, name, shape, rng)
         elif name in lengths:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            found[name] = np.full(shape, lengths[name], dtype)
+            feed[name] = np.full(shape, lengths[name], dtype)
         else:
-            found[name] = _numbers(value, shape, limits, rng, scale, ones)
-    return found
+            feed[name] = _numbers(value, shape, limits, rng, scale, ones)
+    return feed
 
 
 def texts(graph: onnx.GraphProto, name: str, shape: Shape, rng: np.random.Generator) -> Array:

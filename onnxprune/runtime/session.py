@@ -218,14 +218,14 @@ class _Config:
     def session(self, proto: onnx.ModelProto, options: Any) -> Any:
         import onnxruntime as ort
 
-        told = {} if self.timed else EXACT.get(self.provider, {})
+        settings = {} if self.timed else EXACT.get(self.provider, {})
         with wall.stage("Loading the model into onnxruntime"):
-            found = ort.InferenceSession(
-                proto.SerializeToString(), options, providers=[(self.provider, told)], enable_fallback=0
+            session = ort.InferenceSession(
+                proto.SerializeToString(), options, providers=[(self.provider, settings)], enable_fallback=0
             )
-        if self.provider not in found.get_providers():  # onnxruntime goes on without it
+        if self.provider not in session.get_providers():  # onnxruntime goes on without it
             raise RunError(f"onnxruntime can't start {self.provider} on this machine")
-        return found
+        return session
 
 
 def provider_of(name: str, option: str = "--provider") -> str:
@@ -247,17 +247,17 @@ def provider_of(name: str, option: str = "--provider") -> str:
 
     known: list[str] = ort.get_available_providers()
     short = {p.removesuffix("ExecutionProvider").lower(): p for p in known}
-    found = short.get(name.lower().removesuffix("executionprovider"))
-    if found is None:
+    provider = short.get(name.lower().removesuffix("executionprovider"))
+    if provider is None:
         raise UsageError(f"{option} {name!r} isn't in this onnxruntime; it has {', '.join(sorted(short))}.")
-    if found == CPU:
-        return found
+    if provider == CPU:
+        return provider
     value = onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     node = onnx.helper.make_node("Neg", ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "g", [value], [onnx.ValueInfoProto(name="y")])
     opset = [onnx.helper.make_opsetid("", 13)]
     try:
-        _Config(None, found, False, False).session(
+        _Config(None, provider, False, False).session(
             onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), ort.SessionOptions()
         )
     except Exception as error:
@@ -265,7 +265,7 @@ def provider_of(name: str, option: str = "--provider") -> str:
             f"{option} {name!r} doesn't start on this machine; onnxruntime says why above. Install what it needs, or "
             "take another."
         ) from error
-    return found
+    return provider
 
 
 def _sharing(proto: onnx.ModelProto, arrays: Mapping[str, Array], config: _Config) -> Session:
