@@ -36,7 +36,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.inline import inline
 from onnxprune.graph.size import count_macs
-from onnxprune.latency.clock import race, takes
+from onnxprune.latency.clock import race, session_of
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.speed import Speed
@@ -55,7 +55,10 @@ class Bench:
 
     def timed(self, model: Model, macs: int) -> Row:
         found = race(
-            self.speed.original, takes(model, self.speed.bench), self.speed.bench, seconds=self.args.seconds
+            self.speed.original,
+            session_of(model, self.speed.bench),
+            self.speed.bench,
+            seconds=self.args.seconds,
         )
         ratio = self.macs / macs
         return {

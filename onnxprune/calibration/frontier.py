@@ -12,7 +12,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis
 
-__all__ = ["held", "largest", "sizes"]
+__all__ = ["largest", "sizes", "stream_bytes"]
 
 
 def largest(analysis: Analysis, stops: Sequence[int]) -> float:
@@ -56,7 +56,7 @@ def sizes(analysis: Analysis, samples: Samples) -> dict[str, float]:
     return {name: _bytes(analysis, name) * batch / once for name in analysis.tracer.types}
 
 
-def held(analysis: Analysis, samples: Samples, stops: Sequence[int]) -> float:
+def stream_bytes(analysis: Analysis, samples: Samples, stops: Sequence[int]) -> float:
     """Return the bytes of `largest` over all samples.
 
     Parameters

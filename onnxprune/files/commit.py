@@ -22,7 +22,7 @@ from typing import IO, TypeVar
 
 from onnxprune.errors import OutputError
 from onnxprune.files.disk import claim, resemble, send, status_of, sync, take_back
-from onnxprune.files.holding import PREFIX, cleaning, held, locked, temporary
+from onnxprune.files.holding import PREFIX, cleaning, locked, signals_deferred, temporary
 from onnxprune.files.target import check, place_of, stream_of
 from onnxprune.wall import board as wall
 
@@ -198,7 +198,7 @@ class Commit:
         """
         for into, data in self._streams:
             send(into, data)
-        with held():
+        with signals_deferred():
             self._place()
             if not _aside.get():
                 _written.extend(target for _, target in (*self._sides, *self._models))
@@ -248,7 +248,7 @@ class Commit:
     def close(self) -> list[str]:
         """Remove what is still temporary, and return what couldn't be removed."""
         left = []
-        with self._stack, held():
+        with self._stack, signals_deferred():
             for path in self._temporaries:
                 try:
                     if path.is_dir() and not path.is_symlink():

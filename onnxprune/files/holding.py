@@ -15,7 +15,7 @@ from typing import Any
 
 from onnxprune.wall import board as wall
 
-__all__ = ["PREFIX", "cleaning", "held", "locked", "scratch", "temporary"]
+__all__ = ["PREFIX", "cleaning", "locked", "scratch", "signals_deferred", "temporary"]
 
 #: How the names of all temporary files and folders begin; the number of the process follows.
 PREFIX = ".onnxprune-"
@@ -42,7 +42,7 @@ def _swapped(numbers: tuple[int, ...], handler: Any, only_default: bool = False)
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP wait until the end of a block, and then do what they do."""
     arrived: list[int] = []
     old = _swapped(_ALL, lambda number, _: arrived.append(number))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from onnxprune.errors import OutputError
-from onnxprune.files.holding import held, temporary
+from onnxprune.files.holding import signals_deferred, temporary
 
 __all__ = ["STDOUT", "check", "check_data", "check_link", "is_data_of", "place_of", "same", "stream_of"]
 
@@ -75,7 +75,7 @@ def check(path: Path, what: str, *, stream: bool = False, probe: bool = False) -
     try:
         _check(path, what, stream)
         if probe and stream_of(path) is None:
-            with held():
+            with signals_deferred():
                 trial = temporary(place_of(path).parent)
                 os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
                 trial.unlink()

@@ -239,7 +239,7 @@ def timed_turn(function: Callable[[], object], runs: int, clock: Callable[[], fl
     return (time.perf_counter() - start) / runs, max((clock() - began) / runs, 1e-9)
 
 
-def takes(model: Model, bench: Bench) -> Session:
+def session_of(model: Model, bench: Bench) -> Session:
     """Open and run a model once.
 
     Raises

@@ -18,7 +18,7 @@ from onnxprune.pruning.decision import Limit, decide
 from onnxprune.pruning.saliency import Candidate, Saliency
 from onnxprune.pruning.schedule import decide_in_steps
 
-__all__ = ["Floors", "held", "largest", "within"]
+__all__ = ["Floors", "largest", "meeting_floors", "within"]
 
 #: Trials of a search for the largest cut, and of one for cuts less deep than one that doesn't hold.
 TRIALS, FRONTIER = 6, 4
@@ -115,7 +115,7 @@ def within(run: Run[Options], saliency: Saliency, limit: Limit, floors: Floors) 
     decision = decide_in_steps(run, saliency, limit)
     saliency.restart()  # steps on the way to the target are none to less
     first = saliency.refit(decision)
-    return held(first, fit, floors, limit.budgets.shares(limit.targets), run.progress)
+    return meeting_floors(first, fit, floors, limit.budgets.shares(limit.targets), run.progress)
 
 
 def largest(fit: Fit[Trial], floors: Floors, say: Say | None = None) -> Trial:
@@ -157,7 +157,7 @@ def largest(fit: Fit[Trial], floors: Floors, say: Say | None = None) -> Trial:
     return best
 
 
-def held(
+def meeting_floors(
     first: Trial, fit: Fit[Trial], floors: Floors, shares: Sequence[Target], say: Say | None = None
 ) -> Trial:
     """Return a cut that meets its targets if it holds the floors, too.

@@ -17,7 +17,7 @@ from onnxprune.errors import NotFaster, NothingToPrune
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
 from onnxprune.journey.run import Run
-from onnxprune.latency.clock import SECONDS, Bench, Race, bench_of, race, takes
+from onnxprune.latency.clock import SECONDS, Bench, Race, bench_of, race, session_of
 from onnxprune.latency.predict import Predictor, measure
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
@@ -63,18 +63,18 @@ class Speed:
     @cached_property
     def original(self) -> Session:
         """The input's session."""
-        return takes(self.model, self.bench)
+        return session_of(self.model, self.bench)
 
     def predictor(self, groups: Sequence[Group]) -> Predictor:
         """Measure the model at a few widths, or remember what was measured."""
         self.tell("measure latency at a few widths")
-        takes(self.model, self.bench)
+        session_of(self.model, self.bench)
         step = max(align_step(), step_of(self.options.align))
         return measure(self.analysis.model, self.analysis, groups, step, self.bench, self.model.sha256)
 
     def race(self, pruned: Model) -> Race:
         """Time a model against the input; longer where it isn't clear which is faster."""
-        session = takes(pruned, self.bench)
+        session = session_of(pruned, self.bench)
         timing = race(self.original, session, self.bench)
         if timing.low <= 1.0 <= timing.high:
             timing = race(self.original, session, self.bench, seconds=3 * SECONDS, precise=0.002)

@@ -41,7 +41,7 @@ def steadied(
 
     Parameters
     ----------
-    train, held, whole : Problem
+    train, held_out, whole : Problem
         The same layer on the samples for fitting, on those that are held out, and on all.
     rows : sequence of int64
         Regressors of each unit.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.allocation.ranking import FLOOR
-from onnxprune.calibration.frontier import held
+from onnxprune.calibration.frontier import stream_bytes
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis, analyse
@@ -178,7 +178,7 @@ class Calibration:
 
     def _abreast(self, todo: Sequence[Site]) -> int:
         """Return how many models find room beside each other, without a stream that must run anything again."""
-        each = held(self.analysis, self.samples, [s.number for s in todo]) + self.gram_bytes
+        each = stream_bytes(self.analysis, self.samples, [s.number for s in todo]) + self.gram_bytes
         return max(int(MOST_BYTES // each), 1) if np.isfinite(each) else 1
 
     def _side_by_side(self, members: Sequence[_Member], todo: Sequence[Site], measure: bool) -> None:

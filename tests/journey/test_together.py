@@ -181,7 +181,7 @@ def test_what_is_ignored_stays_ignored() -> None:
         pytest.skip("no SIGHUP")
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with holding.cleaning(), holding.held():
+        with holding.cleaning(), holding.signals_deferred():
             signal.raise_signal(signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:

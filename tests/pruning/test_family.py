@@ -9,7 +9,7 @@ import pytest
 
 import onnxprune
 from onnxprune import api
-from onnxprune.calibration.frontier import held
+from onnxprune.calibration.frontier import stream_bytes
 from onnxprune.calibration.samples import load_samples
 from onnxprune.calibration.stream import Stream
 from onnxprune.cli import main
@@ -92,7 +92,7 @@ def test_what_a_stream_will_hold_is_known_before() -> None:
         for _ in stream.run(stop, []):
             pass
         most = max(most, sum(a.nbytes for batch in stream.batches for a in batch.values()))
-    assert held(made.analysis, made.samples, stops) == most
+    assert stream_bytes(made.analysis, made.samples, stops) == most
 
 
 def test_members_before_one_that_cannot_be_had_are_written(tmp_path: Path) -> None:

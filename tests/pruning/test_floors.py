@@ -14,7 +14,7 @@ from onnxprune import cli
 from onnxprune.api import family
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
 from onnxprune.options.target import Target
-from onnxprune.pruning.search import FRONTIER, Floors, held, largest
+from onnxprune.pruning.search import FRONTIER, Floors, largest, meeting_floors
 from pruning.test_calibrated import images, residual, run
 
 QUICK = {"align": None, "recover": "lstsq", "trials": 0}
@@ -82,7 +82,7 @@ def test_a_target_that_holds_its_floor_is_taken_at_once() -> None:
     fit = fitting(seen)
     first = fit((Target("macs", 0.7, True, "macs=0.7"),))
     shares = [Target("macs", 0.7, True, "macs=0.7")]
-    assert held(first, fit, Floors(0.8, None), shares) is first
+    assert meeting_floors(first, fit, Floors(0.8, None), shares) is first
     assert len(seen) == 1
 
 
@@ -93,7 +93,7 @@ def test_one_that_does_not_is_refused_with_the_frontier(most: float) -> None:
     first = Cut("macs=0.5+bytes=3MB", {"agreement": 0.3**0.5})
     seen: list[float] = []
     with pytest.raises(CalibrationError) as caught:
-        held(first, fitting(seen, most), Floors(0.9, None), shares)
+        meeting_floors(first, fitting(seen, most), Floors(0.9, None), shares)
     text = str(caught.value)
     assert "both --target macs=0.5+bytes=3MB and --min-agreement 0.9 (" in text
     tried = re.findall(r"macs=([0-9.]+)\+bytes=([0-9.]+) gives agreement ([0-9.]+)", text)
@@ -106,7 +106,7 @@ def test_one_that_does_not_is_refused_with_the_frontier(most: float) -> None:
     holding = [(macs, size) for macs, size, agreement in tried if float(agreement) >= 0.9]
     assert advised == sorted(holding, key=lambda one: float(one[0]))[:1], "the deepest that holds"
     with pytest.raises(CalibrationError, match=r"\); ask for a looser floor\.$"):
-        held(first, fitting([]), Floors(1.0, None), shares)
+        meeting_floors(first, fitting([]), Floors(1.0, None), shares)
 
 
 def test_both_hold_end_to_end() -> None:
