@@ -27,6 +27,7 @@ DECIDE = {
     "--only": (HALF, f"{HALF} --only up"),
     "--input-shape": (HALF, f"{HALF} --input-shape x:1,9,12"),
     "--allow-inexact": (HALF, f"{HALF} --allow-inexact"),
+    "--open-io": (HALF, f"{HALF} --open-io x"),
     "--seed": (f"{HALF} --criterion random", f"{HALF} --criterion random --seed 1"),
     "--target": (HALF, BUDGET),
     "--check-speed": (HALF, TIMED),

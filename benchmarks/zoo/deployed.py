@@ -1,13 +1,14 @@
 """What the first command makes of every exported transformer: one row a file, with a rival in the same run.
 
-    python benchmarks/zoo/deployed.py run FOLDER [--only REGEX] [--again] [--rival PYTHON] [--jobs 1]
+    python benchmarks/zoo/deployed.py run FOLDER [--only REGEX] [--again] [--rival PYTHON] [--jobs 1] [--open-io REGEX]
     python benchmarks/zoo/deployed.py table FOLDER [--only REGEX]
 
 `run` prunes each .onnx file under FOLDER (written by deployed_export.py) with ``prune IN OUT --ratio 0.5 --align
 none``, without ``--input-shape``, and writes FOLDER/table.json: exit status and sentence, seconds, the report's law 1
 and its sizes, and the share of the weights' bytes left, tables of the vocabulary apart. ``--rival`` is a python with
 onnxsim (0.8 or later), whose structured pruning and head pruning get the same file. Nothing is run twice, unless
-``--again`` says so.
+``--again`` says so. ``--open-io`` is given to ``prune`` where an input or output has such a name; the table is then
+FOLDER/table-open.json.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def main() -> int:
     parser.add_argument("--only", default="")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--rival")
+    parser.add_argument("--open-io", default="")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=300)
     options = parser.parse_args()
-    record = options.folder / "table.json"
+    record = options.folder / ("table-open.json" if options.open_io else "table.json")
     rows = _read(record)
     names = [n for n in files(options.folder) if re.search(options.only, n)]
     if options.command == "run":
@@ -114,23 +116,33 @@ def _bits(kind: int) -> int:
 def _row(name: str, row: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     source = options.folder / f"{name}.onnx"
     if "exit" not in row or options.again:
-        row = {k: v for k, v in row.items() if k == "rival"} | _prune(source, options.timeout)
+        row = {k: v for k, v in row.items() if k == "rival"} | _prune(source, options)
     if options.rival and "rival" not in row:
         row["rival"] = _rival(source, options.rival, options.timeout)
     return row
 
 
-def _prune(source: Path, timeout: float) -> dict[str, Any]:
+def _prune(source: Path, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         target, report = Path(scratch, "out.onnx"), Path(scratch, "report.json")
         command = [sys.executable, "-m", "onnxprune", "prune", str(source), str(target), "--ratio", "0.5", "--align",
                    "none", "--report", str(report)]  # fmt: skip
-        row = _timed(command, timeout)
+        row = _timed(command + _opened(source, options.open_io), options.timeout)
         if row["exit"] == 0:
             check = json.loads(report.read_text())["law1"] or {}
             row |= {"error": check.get("max_relative_error"), "sizes": check.get("sizes")}
             row |= left(source, target)
         return row
+
+
+def _opened(source: Path, pattern: str) -> list[str]:
+    """Return the words that open a file's inputs and outputs, if one has such a name."""
+    graph = onnx.load(source, load_external_data=False).graph if pattern else onnx.GraphProto()
+    return (
+        ["--open-io", pattern]
+        if any(re.search(pattern, v.name) for v in (*graph.input, *graph.output))
+        else []
+    )
 
 
 def _rival(source: Path, python: str, timeout: float) -> dict[str, Any]:

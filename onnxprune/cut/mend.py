@@ -54,7 +54,9 @@ class Mender:
 
     def _inputs(self, tracer: Tracer) -> Sequence[tuple[str, Any]]:
         made = {o for a in self.writer.coupling.nodes for o in a.node.outputs}
-        return [(n, t) for n, t in tracer.types.items() if n not in made and n not in tracer.weights]
+        names = [n for n in tracer.types if n not in made and n not in tracer.weights]
+        kept = self._hints(tracer)
+        return [(n, kept.get(n, tracer.types[n])) for n in names]
 
     def _hints(self, tracer: Tracer) -> dict[str, Any]:
         dims = self.writer.coupling.dims

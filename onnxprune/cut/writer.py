@@ -148,17 +148,19 @@ class Writer:
             graph.node.extend(copies)
 
     def update_types(self) -> None:
-        """Bring value_info (and inputs that double as initializers) up to the new shapes."""
+        """Bring value_info, and inputs and outputs that were cut, up to the new shapes."""
         graph = self.model.proto.graph
         known = set(self.model.names()) | {o for n in graph.node for o in n.output}
         stale = [i for i, v in enumerate(graph.value_info) if v.name not in known]
         for i in reversed(stale):
             del graph.value_info[i]
-        for value in (*graph.value_info, *graph.input):
+        first_output = len(graph.value_info) + len(graph.input)
+        for number, value in enumerate((*graph.value_info, *graph.input, *graph.output)):
             if not value.type.HasField("tensor_type"):
                 continue
             shape = value.type.tensor_type.shape
-            if value.name in self.model:  # a vector has no dims of its own: each of its uses has
+            if value.name in self.model and number < first_output:
+                # a vector has no dims of its own: each of its uses has
                 for size, proto in zip(self.model.info(value.name).dims, shape.dim, strict=False):
                     proto.dim_value = size
                 continue

@@ -22,6 +22,7 @@ from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.folding import Folded, fold, frozen_ends, opened, summed_ends, weight_ends
 from onnxprune.graph.groups import Grouping, group
 from onnxprune.graph.known import opsets_of, weights_of
+from onnxprune.graph.openings import Openings, openings
 from onnxprune.graph.plausible import element_size
 from onnxprune.graph.size_locks import follow
 from onnxprune.graph.sizes import Sizes
@@ -175,6 +176,7 @@ def analyse(
     keep_blocks: bool = True,
     runs: Callable[[Mapping[str, Shape]], str] | None = None,
     folds: Literal["", "needed", "weights"] = "",
+    open_io: Sequence[str] = (),
 ) -> Analysis:
     """Trace a model, apply the rows, and find its dependency groups.
 
@@ -194,23 +196,31 @@ def analyse(
         Which weights that the graph computes are folded first, so that the analysis is of another model
         (``Analysis.folded``): those with axes that can be cut only then ("needed"), those and all that layers read as
         weights ("weights"), or none.
+    open_io : sequence of str
+        Regular expressions: inputs and outputs that may shrink, see `onnxprune.graph.openings`.
 
     Raises
     ------
     UsageError
-        If an input shape contradicts the model.
+        If an input shape contradicts the model, or an expression of ``open_io`` matches nothing.
     ModelError
         If the shapes of the graph don't agree under any binding that was tried.
     """
     given = dict(input_shapes or {})
     binding.check_given(model.proto.graph, given)
+    opened = openings(model.proto.graph, open_io)
     wall.grow(nodes=len(model.proto.graph.node))
     with _no_collection(), wall.stage("Looking for what can be cut"):
-        analysis = _analyse(model, given, runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+        again = partial(
+            _analyse,
+            given=given,
+            runs=runs,
+            opened=opened,
+            allow_inexact=allow_inexact,
+            keep_blocks=keep_blocks,
+        )
+        analysis = again(model)
         if folds:
-            again = partial(
-                _analyse, given=given, runs=runs, allow_inexact=allow_inexact, keep_blocks=keep_blocks
-            )
             analysis = _with_folds(analysis, again, folds == "weights")
         return analysis
 
@@ -279,12 +289,11 @@ def _no_collection() -> Iterator[None]:
 
 def _analyse(
     model: Model, given: dict[str, Shape], runs: Callable[[Mapping[str, Shape]], str] | None, *,
-    allow_inexact: bool, keep_blocks: bool,
+    opened: Openings, allow_inexact: bool, keep_blocks: bool,
 ) -> Analysis:  # fmt: skip
     graph = model.proto.graph
     weights = weights_of(model)
     nodes = [graph.node[i] for i in model.order]
-    outputs = [v.name for v in graph.output]
     failure: TraceError | None = None
     _check_inputs(graph, next(binding.bindings(graph, given)))
     known: dict[Any, list[Typed]] = {}
@@ -298,7 +307,7 @@ def _analyse(
             if tracer is None:
                 continue
             try:
-                coupling, tracer = _couple(model, tracer, nodes, inputs, outputs, visited)
+                coupling, tracer = _couple(model, tracer, nodes, inputs, opened, visited)
             except TraceError as error:
                 failure = failure or error
                 continue
@@ -333,27 +342,30 @@ def _analyse(
 
 
 def _couple(
-    model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], outputs: list[str],
+    model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], opened: Openings,
     visited: Sequence[Node] | None = None,
 ) -> tuple[Coupling, Tracer]:  # fmt: skip
     """Couple the graph; where inference leaves shapes open, take them from one run, or from what the model declares.
 
     Returns the tracer that knows them, too.
     """
+    outputs = [v.name for v in model.proto.graph.output]
     visited = visited or [tracer.visit(proto) for proto in nodes]
-    coupling = couple(tracer, [Applied(*pair) for pair in zip(visited, nodes, strict=True)], inputs, outputs)
+    applied = [Applied(*pair) for pair in zip(visited, nodes, strict=True)]
+    coupling = couple(tracer, applied, inputs, outputs, opened)
     unknown = [
         n for a in coupling.nodes for n in a.node.outputs if n and tracer.types.get(n, (0, None))[1] is None
     ]
     if not unknown or tracer.measured:
         return coupling, tracer
-    from onnxprune.graph.probe import probe_types
+    from onnxprune.graph.probe import declared_types, probe_types
 
-    hints = {**_declared(model, inputs, unknown), **probe_types(model, inputs, unknown)}
+    hints = {**declared_types(model, inputs, unknown), **probe_types(model, inputs, unknown)}
     if not hints:
         return coupling, tracer
     again = _tracer(model, tracer.weights, inputs, hints)
-    return couple(again, [Applied(again.visit(proto), proto) for proto in nodes], inputs, outputs), again
+    applied = [Applied(again.visit(proto), proto) for proto in nodes]
+    return couple(again, applied, inputs, outputs, opened), again
 
 
 def _measured(
@@ -368,23 +380,6 @@ def _measured(
     tracer = _tracer(model, weights, inputs, types)
     tracer.measured = True
     return tracer
-
-
-def _declared(model: Model, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, Typed]:
-    """Return the types that a model declares of tensors, under a binding: behind ops that nobody here knows."""
-    graph = model.proto.graph
-    sizes: dict[str, int] = {}
-    for value in binding.real_inputs(graph):
-        for dim, size in zip(binding.declared(value) or (), inputs.get(value.name, ()), strict=False):
-            if isinstance(dim, str):
-                sizes[dim] = size
-    wanted, types = set(names), dict[str, Typed]()
-    for value in (*graph.value_info, *graph.output):
-        axes = binding.declared(value) if value.name in wanted else None
-        shape = [sizes.get(a, 0) if isinstance(a, str) else a for a in axes or (0,)]
-        if axes is not None and all(shape):
-            types[value.name] = (value.type.tensor_type.elem_type, tuple(shape))
-    return types
 
 
 def _tracer(

@@ -18,6 +18,7 @@ from onnx import NodeProto, TensorProto
 
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.escapes import counted
+from onnxprune.graph.openings import NONE, Openings, closed
 from onnxprune.graph.space import Space
 from onnxprune.graph.trace import Tracer
 from onnxprune.ops import Node, Refusal, Row, lookup
@@ -79,11 +80,13 @@ class Coupling:
     dims: dict[str, Dims]
     instances: list[Instance]
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # weight -> names that went into it
+    opened: Openings = field(default_factory=dict)
 
 
 def couple(
-    tracer: Tracer, nodes: list[Applied], inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str]
-) -> Coupling:
+    tracer: Tracer, nodes: list[Applied], inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str],
+    opened: Openings = NONE,
+) -> Coupling:  # fmt: skip
     """Apply the row of every node of a graph.
 
     Parameters
@@ -93,17 +96,22 @@ def couple(
     nodes : list of Applied
         In topological order.
     inputs, outputs
-        The graph's inputs with their bound shapes, and the names of its outputs: none of their axes is ever cut.
+        The graph's inputs with their bound shapes, and the names of its outputs: none of their axes is cut but those
+        in ``opened``.
+    opened : mapping, optional
+        See `onnxprune.graph.openings`.
     """
     builder = _Builder(tracer, nodes, outputs)
+    builder.coupling.opened = opened
     for name, shape in inputs.items():
         dims = builder.fresh(shape)
         builder.coupling.dims[name] = dims
-        builder.lock_all(dims, f"axis of the graph input '{name}'")
+        builder.lock_all(closed(opened, name, dims), f"axis of the graph input '{name}'")
     for number, applied in enumerate(nodes):
         builder.apply(number, applied)
     for name in outputs:
-        builder.lock_all(builder.coupling.dims.get(name), f"axis of the graph output '{name}'")
+        dims = builder.coupling.dims.get(name, ())
+        builder.lock_all(closed(opened, name, dims), f"axis of the graph output '{name}'")
     builder.lock_escapes(outputs)
     return builder.coupling
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,14 @@ class Kept:
     def axes(self, dims: Dims) -> dict[int, Indices]:
         """Axis -> indices that stay, for the axes that are cut."""
         return {axis: self.indices(dim) for axis, dim in enumerate(dims) if self.cut(dim)}
+
+    def take(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what stays of the values of tensors, by name; what isn't cut is the same object."""
+        left = dict(values)
+        for name in left:
+            for axis, kept in self.axes(self.coupling.dims.get(name, ())).items():
+                left[name] = np.take(left[name], kept, axis=axis)
+        return left
 
 
 class NodeCut:

@@ -68,7 +68,8 @@ class Stretches:
     unplain : set
         Stand-ins that are no plain arithmetic of sizes.
     pinned : set
-        Lengths that vary on paper only: such an axis is summed against one of fixed size, wherever the model runs.
+        Lengths that vary on paper only: such an axis is summed against one of fixed size, or is a factor of one,
+        wherever the model runs.
     members : dict
         Stand-in for the widest of several -> those.
     """
@@ -180,8 +181,25 @@ class Stretches:
         lengths = {name: self.same(n, [fitted.sizes[name]] * len(n)) for name, n in seen.items()}
         lengths |= {name: size for name, size in row.sizes.items() if name not in lengths}
         for axis, number, size in composites:
+            if number == size:
+                self._pin(axis, fitted, lengths, seen)
             self._solve(axis, number, size, fitted, lengths)
         return lengths
+
+    def _pin(
+        self, axis: Axis, fitted: FittedRow, lengths: dict[str, Number], seen: dict[str, list[Number]]
+    ) -> None:
+        """Take the one letter that varies as fixed, where the others of an axis of fixed size are.
+
+        Sums and products grow with each letter, so only one length of it fits: the width of a head, where the heads
+        and the weights that make them all are fixed.
+        """
+        names = set(leaves(axis))
+        loose = [n for n in names if lengths.get(n) != fitted.sizes[n]]
+        if len(loose) == 1 and loose[0] in seen:
+            (name,) = loose
+            self.pinned |= {n for n in seen[name] if n != fitted.sizes[name]}
+            lengths[name] = fitted.sizes[name]
 
     def _solve(
         self, axis: Axis, number: Number, size: int, fitted: FittedRow, lengths: dict[str, Number]

@@ -9,11 +9,12 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.model import Model
+from onnxprune.runtime import binding
 from onnxprune.runtime.binding import Shape, Typed
 from onnxprune.runtime.inputs import random_inputs
 from onnxprune.runtime.session import RunError, open_session
 
-__all__ = ["probe_types"]
+__all__ = ["declared_types", "probe_types"]
 
 
 def probe_types(model: Model, inputs: Mapping[str, Shape], names: Iterable[str]) -> dict[str, Typed]:
@@ -56,3 +57,20 @@ _ELEMENTS = {
         "UINT16", "uint32": "UINT32", "uint64": "UINT64", "string": "STRING",
     }.items()
 }  # fmt: skip
+
+
+def declared_types(model: Model, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, Typed]:
+    """Return the types that a model declares of tensors, under a binding: behind ops that nobody here knows."""
+    graph = model.proto.graph
+    sizes: dict[str, int] = {}
+    for value in binding.real_inputs(graph):
+        for dim, size in zip(binding.declared(value) or (), inputs.get(value.name, ()), strict=False):
+            if isinstance(dim, str):
+                sizes[dim] = size
+    wanted, types = set(names), dict[str, Typed]()
+    for value in (*graph.value_info, *graph.output):
+        axes = binding.declared(value) if value.name in wanted else None
+        shape = [sizes.get(a, 0) if isinstance(a, str) else a for a in axes or (0,)]
+        if axes is not None and all(shape):
+            types[value.name] = (value.type.tensor_type.elem_type, tuple(shape))
+    return types

@@ -121,16 +121,10 @@ class _Inside:
         known = name in self.analysis.coupling.dims and name not in self.analysis.tracer.weights
         return known and name in self.made
 
-    def take(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        for axis, keep in self.kept.axes(self.analysis.coupling.dims[name]).items():
-            value = np.take(value, keep, axis=axis)
-        return value
-
     def run_twin(self, cases: Sequence[Case], names: Sequence[str], prepack: bool) -> list[dict[str, Any]]:
         session = open_session(self.twin, names, prepack=prepack)
         runs = [session.run(case.feeds) for case in cases]
-        cut = {n for n in names if n in self.made}
-        return [{n: self.take(n, v) if n in cut else v for n, v in run.items()} for run in runs]
+        return [self.kept.take(run) for run in runs]
 
 
 def inside(
@@ -162,7 +156,7 @@ def inside(
         return {}
     want = look.run_twin(cases, names, prepack)
     session = open_session(look.pruned, names, prepack=prepack)
-    have = [session.run(case.feeds) for case in cases]
+    have = [session.run(kept.take(case.feeds)) for case in cases]
     differences = {n: look.compare(n, want, have) for n in names}
     return {n: d for n, d in differences.items() if not d.void}
 
@@ -216,7 +210,9 @@ def pieces(
     want = look.run_twin(cases, [*dict.fromkeys([*entries, *forced])], prepack)
     cut, own = _cut_at(look, forced)
     session = open_session(cut, [*dict.fromkeys(entries), *own.values()], prepack=prepack)
-    feeds = [{**case.feeds, **{n: w[n] for n in forced}} for case, w in zip(cases, want, strict=True)]
+    feeds = [
+        {**kept.take(case.feeds), **{n: w[n] for n in forced}} for case, w in zip(cases, want, strict=True)
+    ]
     have = [session.run(f) for f in feeds]
     differences: dict[str, Difference] = {}
     for name in dict.fromkeys([*outputs, *entries]):

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from onnxprune.files.payload import nbytes
 from onnxprune.files.protowalk import tensors
 from onnxprune.graph.folding import Folded
+from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 from onnxprune.proof.compare import compare
 from onnxprune.runtime.session import Feeds, RunError, open_session
@@ -28,18 +29,38 @@ __all__ = ["check", "folds", "interface", "strict"]
 FOLDED = 1e-4
 
 
-def interface(original: Model, pruned: Model) -> list[str]:
-    """Return what differs in the names, types or order of inputs and outputs, and in the versions."""
+def interface(original: Model, pruned: Model, kept: Kept | None = None) -> list[str]:
+    """Return what differs in the names, types or order of inputs and outputs, and in the versions.
+
+    Parameters
+    ----------
+    original, pruned : Model
+    kept : Kept, optional
+        What a cut leaves: axes that it opened, and no others, have the size that it says.
+    """
     a, b = original.proto, pruned.proto
     differences = []
     weights = {t.name for t in a.graph.initializer}
     ins = [[v for v in p.graph.input if v.name not in weights] for p in (a, b)]
     for what, before, after in (("inputs", *ins), ("outputs", list(a.graph.output), list(b.graph.output))):
-        if [_bytes(v) for v in before] != [_bytes(v) for v in after]:
+        if [_bytes(_cut(v, kept)) for v in before] != [_bytes(v) for v in after]:
             differences.append(f"the {what} differ: {_names(before)} became {_names(after)}")
     if a.ir_version != b.ir_version or [*a.opset_import] != [*b.opset_import]:
         differences.append("the IR version or the opsets differ")
     return differences
+
+
+def _cut(value: onnx.ValueInfoProto, kept: Kept | None) -> onnx.ValueInfoProto:
+    """Return an input or output as a cut must declare it."""
+    axes = kept.coupling.opened.get(value.name, frozenset()) if kept is not None else ()
+    if kept is None or not axes:
+        return value
+    smaller = onnx.ValueInfoProto()
+    smaller.CopyFrom(value)
+    for axis, left in kept.axes(kept.coupling.dims.get(value.name, ())).items():
+        if axis in axes:
+            smaller.type.tensor_type.shape.dim[axis].dim_value = len(left)
+    return smaller
 
 
 def _bytes(value: onnx.ValueInfoProto) -> bytes:

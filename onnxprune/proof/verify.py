@@ -141,8 +141,8 @@ def verify(
     """
     start = time.perf_counter()
     result = Verification()
-    pruned = Model.load(pruned)
-    result.failures += soundness.interface(analysis.model, pruned)
+    pruned, kept = Model.load(pruned), kept or Kept(analysis.coupling, dead)
+    result.failures += soundness.interface(analysis.model, pruned, kept)
     for name, function in (("checker", soundness.check), ("strict shape inference", soundness.strict)):
         failures, notes = function(analysis.model, pruned)
         result.failures += failures
@@ -152,7 +152,7 @@ def verify(
     result.checks.insert(0, "names, types and order of inputs and outputs")
     if not result.failures:
         right = twin(analysis, dead) if masked is None else masked
-        law = _Law(analysis, right, pruned, kept or Kept(analysis.coupling, dead), result)
+        law = _Law(analysis, right, pruned, kept, result)
         law.tolerate(rtol)
         law.run(list(inputs or ()), np.random.default_rng(seed))
     if result.failures:
@@ -246,7 +246,7 @@ class _Law:
 
     def outputs(self, session: Session, case: Case) -> dict[str, Any]:
         try:
-            return session.run(case.feeds)
+            return session.run(self.kept.take(case.feeds))
         except RunError as error:
             at = ", ".join(f"{axis} {size}" for axis, size in case.sizes.items())
             raise RunError(f"{error} (at {at})" if at else str(error)) from error
@@ -273,7 +273,7 @@ class _Law:
 
     def compared(self, cases: Sequence[Case], outputs: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
         names = [v.name for v in self.analysis.model.proto.graph.output]
-        pairs = list(zip([c.reference for c in cases], outputs, strict=True))
+        pairs = list(zip([self.kept.take(c.reference) for c in cases], outputs, strict=True))
         return {
             n: worst(interior.compare_any(a[n], b[n], self.steps.get(n, 0.0)) for a, b in pairs)
             for n in names
@@ -307,7 +307,7 @@ class _Law:
         noise = 0.0
         for optimise, feeds in ((False, moved), (True, [case.feeds for case in cases])):
             session = open_session(self.twin, prepack=optimise or self.prepack, optimise=optimise)
-            own = self.compared(cases, [session.run(f) for f in feeds])
+            own = self.compared(cases, [self.kept.take(session.run(f)) for f in feeds])
             noise = max(noise, *(d.error for d in own.values()))
         if noise * 4 > self.result.tolerance:
             self.result.tolerance = min(4 * noise, MOST_TOLERANCE)

@@ -208,6 +208,7 @@ def options_of(plan: Plan, fields: OptionFields) -> Options:
         "scope": plan.scope,
         "seed": plan.seed,
         "allow_inexact": plan.inexact,
+        "open_io": plan.open_io,
         "input_shapes": {n: tuple(s) for n, s in plan.input_shapes.items()},
     }
     return dataclasses.replace(Options(**decided), **fields)
@@ -250,6 +251,7 @@ def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: 
         seed=options.seed,
         scope=options.scope,
         inexact=options.allow_inexact,
+        open_io=options.open_io,
         groups=tuple(groups),
         cuts=cuts,
         frozen=frozen,

@@ -24,6 +24,7 @@ from onnxprune.graph.inline import inline
 from onnxprune.graph.memory import peak_bytes
 from onnxprune.graph.select import pick
 from onnxprune.graph.size import Size, count_macs, count_parameters
+from onnxprune.journey.genai import write_config
 from onnxprune.journey.output import refuse_overwrite
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.journey.save import Outcome, save
@@ -39,6 +40,7 @@ from onnxprune.pruning.saliency import Candidate, FromWeights, Saliency
 from onnxprune.pruning.schedule import decide_in_steps
 from onnxprune.pruning.search import Floors, within
 from onnxprune.pruning.targets import parse_target
+from onnxprune.report.signature import changed_interface
 from onnxprune.runtime.binding import option
 from onnxprune.runtime.inputs import Trial
 
@@ -129,6 +131,7 @@ def analysis_of(run: Run[Options], fit: bool | None = None) -> Analysis:
             keep_blocks=options.align != 1,
             runs=Trial(model) if options.verify or options.calib is not None else None,
             folds="weights" if fit else "needed",
+            open_io=options.open_io,
         )
     run.notes += analysis.notes
     return analysis
@@ -283,6 +286,7 @@ def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verificati
         proof = carried.proof
         macs, memory = count_macs(coupling, carried.dead), peak_bytes(analysis, carried.dead)
         report.after = Size(count_parameters(carried.rewritten.model), macs, memory=memory)
+        report.interface = changed_interface(run.model.proto.graph, carried.rewritten.model.proto.graph)
         report.cuts, report.copies = cuts_of(coupling, carried.dead), copies_of(carried.rewritten.cuts)
         report.put_back = [{"group": name, "reason": why} for name, why in carried.put_back.items()]
         if proof is not None:
@@ -297,6 +301,8 @@ def _save(run: Run[Options], result: Result, staging: Staging | None = None) -> 
     report.before = dataclasses.replace(report.before, bytes=before)
     report.after = dataclasses.replace(report.after, bytes=after)
     report.seed = run.options.seed
+    said = "" if result.path is None else write_config(run.model, result.changed, result.path)
+    report.notes += [said] if said else []
     return result
 
 

@@ -9,7 +9,8 @@ Format 1, every key required unless marked optional, no other key allowed::
     "groups": [{"name": "conv1.weight:0", "removed_units": [1, 5], "units": 64}],
     "cuts": [{"tensor": "conv1.weight", "axis": 0, "removed": [1, 5]}],             optional
     "frozen": [{"tensor": "fc.weight", "axis": 0, "reason": "graph output"}],       optional
-    "input_shapes": {"x": [1, 3, 224, 224]}}
+    "input_shapes": {"x": [1, 3, 224, 224]},
+    "open_io": ["past|present"]}                   optional: patterns of inputs and outputs that may shrink
 
 ``groups`` is the decision. ``cuts`` follow from it and are worked out anew when the plan is applied: where they are
 given they must agree, so after an edit by hand delete them. ``frozen`` is for reading. Lists are sorted, with one
@@ -82,6 +83,8 @@ class Plan:
         What was left alone, and why, for reading.
     input_shapes : mapping
         Graph input -> sizes that its dynamic axes were given.
+    open_io : tuple of str
+        Regular expressions: inputs and outputs that may shrink.
     """
 
     model_sha256: str
@@ -95,6 +98,7 @@ class Plan:
     cuts: tuple[TensorCut, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    open_io: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Sort, so that equal plans are equal files."""
@@ -115,6 +119,8 @@ class Plan:
         for spec in fields(self):
             name = spec.name
             values[name] = [asdict(e) for e in lists[name]] if name in lists else getattr(self, name)
+        if not self.open_io:
+            del values["open_io"]
         return dumps(values)
 
     @classmethod
@@ -217,7 +223,7 @@ def _no_constant(text: str) -> None:
 
 
 def _plan(values: Any) -> Plan:
-    optional: dict[str, Any] = {"cuts": [], "frozen": []}
+    optional: dict[str, Any] = {"cuts": [], "frozen": [], "open_io": []}
     if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
         raise _Wrong(f'"format" is {_shown(values["format"])}, this version of onnxprune reads {FORMAT}')
     names = ("format", *(spec.name for spec in fields(Plan)))
@@ -241,6 +247,7 @@ def _plan(values: Any) -> Plan:
         cuts=tuple(cuts),
         frozen=tuple(_each(known["frozen"], '"frozen"', _frozen)),
         input_shapes=_shapes(known["input_shapes"], '"input_shapes"'),
+        open_io=tuple(_each(known["open_io"], '"open_io"', _text)),
     )
 
 

@@ -24,6 +24,7 @@ from onnxprune.pruning.targets import parse_target
 from onnxprune.report import page
 from onnxprune.report.record import Record
 from onnxprune.report.sentences import at_sizes, calibration_lines, speed_lines
+from onnxprune.report.signature import interface_lines
 
 if TYPE_CHECKING:
     from onnxprune.reconstruction.layer import LayerReport
@@ -130,6 +131,9 @@ class Report(Record):
         For each budget: ``target`` as it was given, ``asked`` and ``got`` in its unit, ``holds``.
     layers : list of dict
         The layers in order, with their sizes and MACs before and after: `onnxprune.pruning.outline.layers_of`.
+    interface : list of dict
+        Inputs and outputs that shrank, as --open-io allowed: ``name``, ``kind``, and the shape ``before`` and
+        ``after``.
     latency : dict or None
         Where it was measured: ``before`` and ``after`` with ``p50_ms`` and ``p95_ms``, ``ratio`` and its ``interval``.
     """
@@ -151,6 +155,7 @@ class Report(Record):
     targets: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     latency: dict[str, Any] | None = None
+    interface: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -173,6 +178,7 @@ class Report(Record):
             "notes": self.notes,
             **({} if self.calibration is None else {"calibration": self.calibration}),
             **({} if self.latency is None else {"latency": self.latency}),
+            **({} if not self.interface else {"interface": self.interface}),
             "layers": self.layers,
             "align": self.align,
             "seed": self.seed,
@@ -214,6 +220,7 @@ class Report(Record):
             f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
             + (f", on multiples of {self.align}" if self.align > 1 else "")
         ]
+        lines += interface_lines(self.interface)
         lines += speed_lines(self.latency, self.targets)
         lines += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]
         if self.inexact:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPrune, UsageError, VerificationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.feasible import LARGE
 from onnxprune.model import Model
@@ -206,6 +206,70 @@ def _cached(window: int) -> onnx.ModelProto:
     graph = helper.make_graph([node], "g", values, results)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def _grouped(width: int | str) -> onnx.ModelProto:
+    """Grouped attention of what one weight makes, with a cache whose heads have a named width."""
+    inputs = ["qkv", "", "", "past_k", "past_v", "lengths", "total"]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["qkv"]),
+        helper.make_node(
+            "GroupQueryAttention", inputs, ["mixed", "new_k", "new_v"], "attention", domain=MICROSOFT, num_heads=4,
+            kv_num_heads=2,
+        ),
+        helper.make_node(
+            "MatMulNBits", ["mixed", "out", "scales"], ["y"], domain=MICROSOFT, K=32, N=12, bits=4, block_size=16
+        ),
+    ]  # fmt: skip
+    cache: list[int | str] = ["batch", 2, "past_sequence_length", width]
+    new: list[int | str] = ["batch", 2, "total_sequence_length", width]
+    data: list[int | str] = ["batch", "sequence_length", 12]
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, data)]
+    values += [helper.make_tensor_value_info(n, TensorProto.FLOAT, cache) for n in ("past_k", "past_v")]
+    values.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, ["batch"]))
+    values.append(helper.make_tensor_value_info("total", TensorProto.INT32, []))
+    results = [helper.make_tensor_value_info("y", TensorProto.FLOAT, data)]
+    results += [helper.make_tensor_value_info(n, TensorProto.FLOAT, new) for n in ("new_k", "new_v")]
+    weights = [
+        numpy_helper.from_array(RNG.standard_normal((12, 64)).astype(np.float32), "w"),
+        numpy_helper.from_array(RNG.integers(0, 256, (12, 2, 8), np.uint8), "out"),
+        numpy_helper.from_array(RNG.uniform(0.1, 0.2, (12, 2)).astype(np.float32), "scales"),
+    ]
+    graph = helper.make_graph(nodes, "g", values, results, weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("width", [8, "kv_cache_dim"])
+def test_heads_go_from_a_cache_whose_width_has_a_name_that_weights_fix(width: int | str) -> None:
+    """The weight has 64 columns and there are 8 heads in all, so only a width of 8 fits."""
+    model = _grouped(width)
+    result = onnxprune.prune(model, ratio=0.5, align=None, open_io=("past|new",))
+    cache = next(v for v in result.model.graph.input if v.name == "past_k").type.tensor_type.shape.dim
+    assert (cache[1].dim_value, cache[3].dim_param or cache[3].dim_value) == (1, width)
+    counts = {a.name: a.i for a in result.model.graph.node[1].attribute}
+    assert (counts["num_heads"], counts["kv_num_heads"]) == (2, 1)
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(result.model)
+    tensor = next(t for t in wrong.graph.initializer if t.name == "out")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), "out"))
+    with pytest.raises(VerificationError, match="law 1"):
+        onnxprune.verify(model, wrong, result.plan)
+    with pytest.raises(NothingToPrune, match="axis of the graph"):
+        onnxprune.prune(model, ratio=0.5, align=None)
+
+
+def test_a_width_that_nothing_fixes_stays() -> None:
+    """Where data gives the heads' width, with no weight behind it, the name stands for any size."""
+    model = _cached(32)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value in (8, 16):
+                dim.dim_param = "width" if dim.dim_value == 8 else "whole"
+    found = analyse(Model.load(model))
+    lengths = found.sizes.lengths
+    assert lengths["past_k"][3] != 8
+    assert lengths["past_k"][3] not in found.sizes.pinned
 
 
 @pytest.mark.parametrize("window", [32, 100, 4096])
