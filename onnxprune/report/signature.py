@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -33,7 +33,7 @@ def _values(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.ValueInfoProto]]
     yield from (("output", value) for value in graph.output)
 
 
-def interface_lines(changes: Sequence[dict[str, Any]]) -> list[str]:
+def interface_lines(changes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say each change in a line.
 
     Examples

@@ -219,3 +219,15 @@ def test_inspection_of_everything() -> None:
     for name, make in MODELS.items():
         found = Page(onnxprune.inspect(make()).page(name))
         assert {"summary", "groups", "map", "frozen", "run"} <= set(found.ids())
+
+
+def test_inputs_and_outputs_that_shrank_are_shown_where_there_are_any() -> None:
+    values = report(chain())
+    assert "interface" not in Page(page.render(values)).ids()
+    change = {"name": ATTACK, "kind": "input", "before": ["N", 4, 8], "after": ["N", 2, 8]}
+    text = page.render({**values, "interface": [change]})
+    found = Page(text)
+    assert "interface" in sound(found)
+    assert "N x 4 x 8 is now N x 2 x 8" in text
+    assert ATTACK not in text
+    assert not any(tag == "img" for tag, _ in found.tags)

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxprune.graph.reasons import plain_reason
 from onnxprune.report.page.summary import agreement, head, lead, summary, title
+from onnxprune.report.signature import interface_lines
 from onnxprune.report.table import amount
 
 __all__ = ["FOOTER", "all_of", "run", "title", "why"]
@@ -23,6 +24,7 @@ def all_of(values: Values) -> Iterator[str]:
     calibration = values.get("calibration") or {}
     names = [("summary", "Summary")]
     names += [("agreement", "Agreement")] if calibration.get("original") else []
+    names += [("interface", "Interface")] if values.get("interface") else []
     names += [("groups", "Groups"), ("map", "Map")] if values["groups"] else []
     names += [("sensitivity", "Sensitivity")] if calibration.get("curves") else []
     names += [("layers", "Layer errors")] if calibration.get("layers") else []
@@ -32,6 +34,7 @@ def all_of(values: Values) -> Iterator[str]:
     yield '<main id="main">'
     yield summary(values)
     yield agreement(calibration["original"]) if "agreement" in shown else ""
+    yield interface(values["interface"]) if "interface" in shown else ""
     yield _GROUPS if "groups" in shown else ""
     yield _MAP if "map" in shown else ""
     yield _SENSITIVITY if "sensitivity" in shown else ""
@@ -78,6 +81,15 @@ the old weights, and refitted.</p>
 <div class="tools" id="fit-tools"></div>
 <div id="fits"></div>{_NOSCRIPT}
 </section>"""
+
+
+def interface(changes: Sequence[Mapping[str, Any]]) -> str:
+    """Return the inputs and outputs that shrank: who runs the model must give and take these."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in interface_lines(changes))
+    return (
+        '<section id="interface" aria-labelledby="interface-h"><h2 id="interface-h">Interface</h2>'
+        f'<p class="hint">Inputs and outputs that shrank, as --open-io allowed.</p><ul>{lines}</ul></section>'
+    )
 
 
 def why(name: str, heading: str, lines: Sequence[tuple[str, str]], what: str) -> str:
