@@ -22,7 +22,7 @@ from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.folding import Folded, fold, frozen_ends, opened, summed_ends, weight_ends
 from onnxprune.graph.groups import Grouping, group
 from onnxprune.graph.known import opsets_of, weights_of
-from onnxprune.graph.openings import Openings, openings
+from onnxprune.graph.openings import NONE, Openings, openings
 from onnxprune.graph.plausible import element_size
 from onnxprune.graph.size_locks import follow
 from onnxprune.graph.sizes import Sizes
@@ -293,7 +293,7 @@ def _analyse(
 ) -> Analysis:  # fmt: skip
     graph = model.proto.graph
     weights = weights_of(model)
-    nodes = [graph.node[i] for i in model.order]
+    nodes, outputs = [graph.node[i] for i in model.order], [v.name for v in graph.output]
     failure: TraceError | None = None
     _check_inputs(graph, next(binding.bindings(graph, given)))
     known: dict[Any, list[Typed]] = {}
@@ -307,7 +307,7 @@ def _analyse(
             if tracer is None:
                 continue
             try:
-                coupling, tracer = _couple(model, tracer, nodes, inputs, opened, visited)
+                coupling, tracer = _couple(model, tracer, nodes, inputs, outputs, opened, visited)
             except TraceError as error:
                 failure = failure or error
                 continue
@@ -342,14 +342,13 @@ def _analyse(
 
 
 def _couple(
-    model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], opened: Openings,
-    visited: Sequence[Node] | None = None,
+    model: Model, tracer: Tracer, nodes: list[NodeProto], inputs: Mapping[str, Shape], outputs: Sequence[str],
+    opened: Openings = NONE, visited: Sequence[Node] | None = None,
 ) -> tuple[Coupling, Tracer]:  # fmt: skip
     """Couple the graph; where inference leaves shapes open, take them from one run, or from what the model declares.
 
     Returns the tracer that knows them, too.
     """
-    outputs = [v.name for v in model.proto.graph.output]
     visited = visited or [tracer.visit(proto) for proto in nodes]
     applied = [Applied(*pair) for pair in zip(visited, nodes, strict=True)]
     coupling = couple(tracer, applied, inputs, outputs, opened)
