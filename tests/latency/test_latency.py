@@ -254,6 +254,18 @@ def test_a_latency_out_of_reach_says_how_near_it_got() -> None:
         )  # type: ignore[arg-type]
 
 
+def test_a_cut_within_its_target_that_is_slower_than_the_input_is_refused() -> None:
+    """A target in seconds may be longer than the input takes."""
+    target = Target("latency", 1.1, True, "latency=1.1")
+
+    def choose(factor: float) -> dict[str, np.ndarray]:
+        return {"g": np.arange(max(round(100 * factor), 1))}
+
+    with pytest.raises(NotFaster, match=r"runs 0\.950 times as fast"):
+        until_met(Fake(lambda gone: 0.95), target, choose)  # type: ignore[arg-type]
+    assert len(until_met(Fake(lambda gone: 1.05), target, choose)["g"]) > 0  # type: ignore[arg-type]
+
+
 def test_wider_multiples_are_tried_until_one_is_faster() -> None:
     steps: list[int] = []
 
