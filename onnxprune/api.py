@@ -16,8 +16,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options, Shapes
 from onnxprune.options.sparsity import SparseFields, SparseOptions
 from onnxprune.options.target import family_of
-from onnxprune.pruning import explanation
-from onnxprune.pruning import journey as pipeline
+from onnxprune.pruning import explanation, journey
 from onnxprune.pruning.decision import options_of
 from onnxprune.pruning.inspection import Inspection, inspect_analysis
 from onnxprune.pruning.journey import Result
@@ -85,7 +84,7 @@ def prune(
         )
     if settings.ratio is not None and (settings.min_agreement, settings.max_drop) != (None, None):
         raise UsageError("--min-agreement and --max-drop find out how much can go; leave --ratio out.")
-    return pipeline.prune(pipeline.open_run(source, settings, progress), _path(output))
+    return journey.prune(journey.open_run(source, settings, progress), _path(output))
 
 
 def family(
@@ -113,7 +112,7 @@ def family(
     """
     from onnxprune.pruning import family as families
 
-    run_ = pipeline.open_run(source, _settings(Options, options, fields), progress)
+    run_ = journey.open_run(source, _settings(Options, options, fields), progress)
     return families.prune(run_, _path(output), each or (lambda target, result: None))
 
 
@@ -130,7 +129,7 @@ def sensitivity(
     settings = _settings(Options, options, {"ratio": 0.5, **fields})
     if settings.calib is None:
         raise UsageError("'sensitivity' needs samples; give them with --calib.")
-    return families.sensitivity(pipeline.open_run(source, settings, progress))
+    return families.sensitivity(journey.open_run(source, settings, progress))
 
 
 def plan(
@@ -157,8 +156,8 @@ def plan(
         raise UsageError(
             "'plan' decides by the weights alone; with samples, 'prune' decides, and writes its plan with --plan."
         )
-    run_ = pipeline.open_run(source, settings, progress)
-    made = pipeline.make_plan(run_)
+    run_ = journey.open_run(source, settings, progress)
+    made = journey.make_plan(run_)
     for note in run_.notes:
         warnings.warn(note, stacklevel=2)
     return made
@@ -192,7 +191,7 @@ def apply(
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
     settings = options_of(decision, fields)
-    return pipeline.apply(pipeline.open_run(source, settings, progress), decision, _path(output))
+    return journey.apply(journey.open_run(source, settings, progress), decision, _path(output))
 
 
 def verify(
@@ -225,7 +224,7 @@ def verify(
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
     settings = options_of(decision, fields)
-    return pipeline.verify(pipeline.open_run(original, settings, progress), Model.load(pruned), decision)
+    return journey.verify(journey.open_run(original, settings, progress), Model.load(pruned), decision)
 
 
 def inspect(
@@ -247,7 +246,7 @@ def inspect(
     progress : callable, optional
     """
     run_ = _looking(source, input_shapes, allow_inexact, progress)
-    return inspect_analysis(pipeline.analysis_of(run_), size_in_bytes(run_.model))
+    return inspect_analysis(journey.analysis_of(run_), size_in_bytes(run_.model))
 
 
 def explain(
@@ -277,7 +276,7 @@ def explain(
         If there is no such tensor or axis.
     """
     run_ = _looking(source, input_shapes, allow_inexact, progress)
-    return explanation.explain(pipeline.analysis_of(run_), tensor, axis)
+    return explanation.explain(journey.analysis_of(run_), tensor, axis)
 
 
 def run(
@@ -386,7 +385,7 @@ def _looking(
 ) -> Run[Options]:
     """Open a model that is only looked at."""
     options = Options(ratio=0, input_shapes=shapes or {}, allow_inexact=allow_inexact, verify=False)
-    return pipeline.open_run(source, options, progress)
+    return journey.open_run(source, options, progress)
 
 
 def _settings(kind: type[Kind], options: Kind | None, fields: Mapping[str, Any]) -> Kind:

@@ -19,7 +19,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.files.commit import written
 from onnxprune.report.printing import printable
 from onnxprune.wall import board as wall
-from onnxprune.wall import watch as watching
+from onnxprune.wall import watch
 
 __all__ = ["main"]
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with printable(), wall.bounds():
             return _main(argv)
     _open_standard_files()
-    code = watching.guard()
+    code = watch.guard()
     if code is None:
         with printable():
             code = _finished()
@@ -81,11 +81,11 @@ def _main(argv: Sequence[str] | None) -> int:
         verbose = bool(args.verbose)
         wall.limit(args.max_memory, args.max_seconds)
         args.line = shlex.join(["onnxprune", *map(str, sys.argv[1:] if argv is None else argv)])
-        from onnxprune.cli import commands as cli_commands
+        from onnxprune.cli import commands
 
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
-            getattr(cli_commands, args.command)(args)
+            getattr(commands, args.command)(args)
         sys.stdout.flush()
         return 0
     except OnnxPruneError as error:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.files import payload
+from onnxprune.runtime.binding import Shape
 
 __all__ = ["element_size", "implausible", "out_of_reach"]
 
-Shape = tuple[int, ...]
 
 #: Attributes that count an axis of the first input (or of an output with one axis more).
 _AXES = frozenset({"axis", "axes", "batch_axis", "time_axis", "perm"})

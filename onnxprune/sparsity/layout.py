@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.runtime.binding import Shape
+
 __all__ = ["Layout"]
 
 Array = NDArray[Any]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.options.pattern import Pattern
+from onnxprune.runtime.binding import Shape
 
 __all__ = ["best_of", "expand", "holds", "lowest", "tail", "tile_scores", "tiles"]
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
-Shape = tuple[int, ...]
 #: Elements that are handled at a time, so that they stay in the cache.
 CHUNK = 1 << 19
 

@@ -27,10 +27,10 @@ from onnx import NodeProto
 from onnxprune.graph.trace import attributes
 from onnxprune.ops import Node, Refusal, Row, Trait, lookup, parse
 from onnxprune.ops.notation import Axis, Letter, Operand, Star, Sum, Unit, letters_of
+from onnxprune.runtime.binding import Shape
 
 __all__ = ["Factor", "canonical", "factors"]
 
-Shape = tuple[int, ...]
 #: Kinds of axes, in the canonical order.
 BLOCKS, OUTPUTS, INPUTS, TAPS = range(4)
 

@@ -31,13 +31,13 @@ from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.trace import Tracer
 from onnxprune.model import Model
 from onnxprune.ops import Trait, traits_of
+from onnxprune.runtime.binding import Shape
 from onnxprune.sparsity.layout import Layout
 from onnxprune.sparsity.products import Factor, canonical, factors
 
 __all__ = ["Left", "Reader", "SparseWeight", "find", "fold_computed"]
 
 Array = NDArray[Any]
-Shape = tuple[int, ...]
 Steps = list[tuple[str, Shape]]
 
 _T = TensorProto

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.wall import board as wall
-from onnxprune.wall import watch as watching
+from onnxprune.wall import watch
 
 __all__ = ["call", "serve"]
 
@@ -77,7 +77,7 @@ def call(
 
 def serve(place: str) -> int:
     """Do what `call` asks for; the exit code."""
-    code = watching.guard()
+    code = watch.guard()
     if code is not None:
         return code
     function, args, fields, max_memory, max_seconds = pickle.loads(Path(place).read_bytes())

@@ -15,7 +15,7 @@ from onnxprune import cli
 from onnxprune.files.commit import write_text
 from onnxprune.files.target import stream_of
 from onnxprune.model import Model
-from onnxprune.pruning import journey as pipeline
+from onnxprune.pruning import journey
 
 MANY = ["--ratio", "0.5", "--align", "none", "-q"]
 root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs to be root")
@@ -366,6 +366,6 @@ def test_a_report_goes_to_a_device(place: Path) -> None:
 
 def test_work_is_done_where_all_is_well(place: Path) -> None:
     """The negative control of `refused`."""
-    assert pipeline.analyse is not None
+    assert journey.analyse is not None
     assert run("prune", "model.onnx", "o.onnx", *MANY, "--report", "r.html", "--plan", "p.json") == 0
     assert {"o.onnx", "o.onnx.data", "r.html", "p.json"} <= set(contents(place))

@@ -12,7 +12,7 @@ from two_layers import contents, two_layers
 import onnxprune
 from onnxprune import cli
 from onnxprune.journey import staging
-from onnxprune.pruning import journey as pipeline
+from onnxprune.pruning import journey
 
 MANY = {"ratio": 0.5, "align": None}
 
@@ -100,7 +100,7 @@ def test_the_input_and_its_data_file_are_refused_as_output_before_any_work(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work was done before the refusal")
 
-    monkeypatch.setattr(pipeline, "analyse", work)
+    monkeypatch.setattr(journey, "analyse", work)
     monkeypatch.setattr("onnxprune.sparsity.journey.select", work)
     monkeypatch.setattr("onnxprune.journey.passes.apply", work)
     places = {"IN": str(source), "OUT": str(data), "PLAN": str(tmp_path / "plan.json")}

@@ -17,7 +17,7 @@ from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.pruning.saliency import criterion_of
-from onnxprune.reconstruction import sequential as repair
+from onnxprune.reconstruction import sequential
 from onnxprune.reconstruction.sequential import Calibration
 from pruning.test_calibrated import images, residual
 
@@ -68,7 +68,7 @@ def test_models_fitted_side_by_side_are_what_each_is_alone(
         "run",
         lambda self, *a, **k: runs.append(self.model) or run(self, *a, **k),  # type: ignore[func-returns-value]
     )
-    monkeypatch.setattr(repair, "MOST_BYTES", most_bytes)
+    monkeypatch.setattr(sequential, "MOST_BYTES", most_bytes)
     alone = [made.fit(removed) for removed in asked]
     apart = sum(model is made.analysis.model for model in runs)
     runs.clear()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnxprune.cut.cuts import TensorCut
 from onnxprune.errors import OutputError, PlanError
 from onnxprune.graph.groups import Frozen
-from onnxprune.options import widths as machine
+from onnxprune.options import widths
 from onnxprune.pruning.plan import Plan, PlannedGroup
 
 SHA = "0123456789abcdef" * 4
@@ -218,9 +218,9 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, processor: str, system: str) -> None:
-    machine.vector_unit.cache_clear()
-    monkeypatch.setattr(machine.platform, "machine", lambda: processor)
-    monkeypatch.setattr(machine.sys, "platform", system)
+    widths.vector_unit.cache_clear()
+    monkeypatch.setattr(widths.platform, "machine", lambda: processor)
+    monkeypatch.setattr(widths.sys, "platform", system)
 
 
 @pytest.mark.parametrize(
@@ -247,18 +247,18 @@ def test_the_step_of_a_machine(
     info = tmp_path / "cpuinfo"
     if flags is not None:
         info.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nflags\t: \n", encoding="utf-8")
-    monkeypatch.setattr(machine, "Path", lambda _: info)
+    monkeypatch.setattr(widths, "Path", lambda _: info)
     done = type("Done", (), {"stdout": flags or ""})
-    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(widths.subprocess, "run", lambda *_, **__: done)
     present = {41: flags == "avx512f", 40: flags == "avx2"}
     kernel = type("Kernel", (), {"IsProcessorFeaturePresent": staticmethod(present.__getitem__)})
     if flags is not None:
-        monkeypatch.setattr(machine.ctypes, "windll", type("Windll", (), {"kernel32": kernel}), raising=False)
+        monkeypatch.setattr(widths.ctypes, "windll", type("Windll", (), {"kernel32": kernel}), raising=False)
     try:
-        assert machine.align_step() == step
+        assert widths.align_step() == step
     finally:
-        machine.vector_unit.cache_clear()
+        widths.vector_unit.cache_clear()
 
 
 def test_this_machine_has_a_step() -> None:
-    assert machine.align_step() in (8, 16)
+    assert widths.align_step() in (8, 16)
