@@ -5,6 +5,7 @@ POSIX only, and the standard library only: rivals are run by other interpreters.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -116,6 +117,24 @@ class Store:
         except RuntimeError as error:
             row = {"error": str(error)[-300:]}
         self.add(key, row)
+
+
+def scores(row: Row) -> str:
+    """Return the scores of a row as text."""
+    return ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row["score"].items())
+
+
+def table_parser(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every table of scored models takes."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--python", default=sys.executable, help="runs calib.py and eval.py")
+    parser.add_argument("--rival-python", help="has onnxsim >= 0.8")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="measure matching rows only")
+    parser.add_argument("--table", action="store_true", help="print all figures there are")
+    return parser
 
 
 class Data:

@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.shared import RIVAL, Data, Row, Store, command
+from benchmarks.shared import RIVAL, Data, Row, Store, command, scores, table_parser
 from onnxprune import Options
 from onnxprune.errors import NothingToPrune
 from onnxprune.graph.analysis import Analysis, analyse
@@ -172,24 +172,14 @@ def line(key: str, row: Row) -> str:
     name, align, label = key.split("|")
     if "error" in row:
         return f"| {name} | {align} | {label} | | | {row['error']} |"
-    score = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row["score"].items())
-    return f"| {name} | {align} | {label} | {row['macs']:.1%} | {row['seconds']} | {score} |"
+    return f"| {name} | {align} | {label} | {row['macs']:.1%} | {row['seconds']} | {scores(row)} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--python", default=sys.executable, help="runs calib.py and eval.py")
-    parser.add_argument("--rival-python", help="has onnxsim >= 0.8")
+    parser = table_parser(__doc__)
     parser.add_argument("--align", default="none")
     parser.add_argument("--times", type=float, nargs="+", default=[1.5, 2.0])
-    parser.add_argument("--rows", default="", metavar="REGEX", help="measure matching rows only")
     parser.add_argument("--again", action="store_true", help="also those that have been measured")
-    parser.add_argument("--table", action="store_true", help="print all figures there are")
     args = parser.parse_args()
     bench = Bench(args)
     store = Store(bench.work / "accuracy.json")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.shared import Data, Row, Store, command
+from benchmarks.shared import Data, Row, Store, command, scores, table_parser
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("magnitude", "wanda", "sparsegpt", "obs")
@@ -101,23 +101,13 @@ def line(key: str, row: Row) -> str:
     cells = " | ".join(key.split("|"))
     if "error" in row:
         return f"| {cells} | | | {row['error']} |"
-    score = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row["score"].items())
-    return f"| {cells} | {row['zeros']:.1%} | {row['seconds']} | {score} |"
+    return f"| {cells} | {row['zeros']:.1%} | {row['seconds']} | {scores(row)} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--rival-python")
+    parser = table_parser(__doc__)
     parser.add_argument("--pattern", nargs="+", default=PATTERNS)
-    parser.add_argument("--rows", default="", metavar="REGEX", help="measure matching rows only")
     parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--table", action="store_true", help="print all figures there are")
     args = parser.parse_args()
     bench = Bench(args)
     store = Store(bench.work / "sparse_accuracy.json")
