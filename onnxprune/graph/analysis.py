@@ -19,7 +19,8 @@ from onnxprune.graph.agree import walk
 from onnxprune.graph.computed import Finder
 from onnxprune.graph.coupling import Applied, Coupling, couple
 from onnxprune.graph.feasible import Feasible
-from onnxprune.graph.folding import Folded, fold, frozen_ends, opened, summed_ends, weight_ends
+from onnxprune.graph.foldable import frozen_ends, helps, summed_ends, weight_ends
+from onnxprune.graph.folding import Folded, fold
 from onnxprune.graph.groups import Grouping, group
 from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.openings import NONE, Openings, openings
@@ -228,7 +229,7 @@ def analyse(
 def _with_folds(analysis: Analysis, analyse_again: Callable[[Model], Analysis], weights: bool) -> Analysis:
     """Return the analysis of a model in which computed weights are folded where that helps; else the same."""
     finder = Finder(analysis.model, analysis.tracer)
-    always = set(summed_ends(finder, analysis.coupling))
+    always = set(summed_ends(finder, analysis.grouping))
     always |= set(weight_ends(finder, analysis.coupling)) if weights else set()
     frozen = set(frozen_ends(finder, analysis.grouping))
     names = [n for n in finder.ends() if n in always or n in frozen]
@@ -237,10 +238,8 @@ def _with_folds(analysis: Analysis, analyse_again: Callable[[Model], Analysis], 
         if not folded.tensors:
             break
         again = analyse_again(folded.model)
-        helped = [
-            n for n in names
-            if n in folded.tensors and (n in always or opened(again.grouping, n) - opened(analysis.grouping, n))
-        ]  # fmt: skip
+        groupings = analysis.grouping, again.grouping
+        helped = [n for n in names if n in folded.tensors and (n in always or helps(n, folded, *groupings))]
         if helped == names:
             again.folded, again.coupling.aliases = folded, folded.aliases
             return again

@@ -21,29 +21,17 @@ from onnx import NodeProto, TensorProto
 
 from onnxprune.files.external import is_external
 from onnxprune.graph.computed import Computed, Finder
-from onnxprune.graph.coupling import Coupling
-from onnxprune.graph.groups import Grouping
 from onnxprune.graph.live import needed, remove
 from onnxprune.model import Model
 
 __all__ = [
     "Folded",
     "fold",
-    "frozen_ends",
-    "is_float",
-    "opened",
     "restored",
-    "small_enough",
-    "summed_ends",
-    "weight_ends",
 ]
 
 Array = NDArray[Any]
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
-_WEIGHTS = frozenset({"weight", "bias", "scale", "mean", "var"})
-#: A weight that is folded for a fit may take so many times the bytes of those that go with it.
-GROWTH = 1.25
 #: Bytes of results that are computed in one run.
 TOGETHER = 1 << 28
 #: Larger results lie in a file, from where they are mapped.
@@ -123,76 +111,6 @@ def fold(model: Model, finder: Finder, names: Iterable[str]) -> Folded:
         fork.put(name, values[name])
     remove(fork, before - needed(fork) - made.keys())
     return Folded(fork, model, made)
-
-
-def weight_ends(finder: Finder, coupling: Coupling) -> list[str]:
-    """Return the computed tensors that layers read as their weights, where the file doesn't grow by folding them."""
-    read: set[str] = set()
-    for applied in coupling.nodes:
-        row, node = applied.row, applied.node
-        if row is None or any(o in finder.maker for o in node.outputs):
-            continue
-        for slot, name in enumerate(node.inputs):
-            role = row.roles[slot] if slot < len(row.roles) else "data"
-            if name in finder.maker and (role in _WEIGHTS or (bool(applied.macs) and slot < 2)):
-                read.add(name)
-    return [n for n in finder.ends() if n in read and is_float(finder, n) and small_enough(finder.of(n))]
-
-
-def is_float(finder: Finder, name: str) -> bool:
-    """Whether a computed tensor may be a weight that is fitted or scored."""
-    return finder.tracer.types[name][0] in _FLOATS
-
-
-def small_enough(computed: Computed) -> bool:
-    """Whether a file doesn't grow by more than a little if it holds a tensor instead of what makes it."""
-    return computed.nbytes <= GROWTH * computed.gone
-
-
-def summed_ends(finder: Finder, coupling: Coupling) -> list[str]:
-    """Return the computed tensors that a sum or a norm of a weight goes into.
-
-    With fewer channels the norm of a weight is another one, and what is left would no longer be what it was.
-    """
-    sums = {
-        output
-        for a in coupling.nodes
-        if a.contracted and not a.macs
-        for output in a.node.outputs
-        if output in finder.maker
-    }
-    numbers = {finder.maker[name] for name in sums}
-    return (
-        [n for n in finder.ends() if is_float(finder, n) and numbers & set(finder.of(n).nodes)]
-        if sums
-        else []
-    )
-
-
-def frozen_ends(finder: Finder, grouping: Grouping) -> list[str]:
-    """Return the computed tensors with axes that can't be cut, or not exactly."""
-    ends = []
-    for name in finder.ends():
-        shape = finder.tracer.types[name][1] or ()
-        wide = {axis for axis, size in enumerate(shape) if size > 1}
-        if is_float(finder, name) and wide - opened(grouping, name):
-            ends.append(name)
-    return ends
-
-
-def opened(grouping: Grouping, name: str) -> set[int]:
-    """Return the axes of a tensor of which something can be cut exactly."""
-    coupling, space = grouping.coupling, grouping.coupling.space
-    uses = [i.dims for i in coupling.instances if i.tensor == name] or [coupling.dims.get(name, ())]
-    axes = set()
-    for dims in uses:
-        for axis, dim in enumerate(dims):
-            root = space.find(dim)
-            for family in grouping.families:
-                unit = family.solution.units_of(root, space.sizes[root])
-                if not family.solution.inexact[unit[unit >= 0]].all():  # of nothing all are inexact
-                    axes.add(axis)
-    return axes
 
 
 def _beside(finder: Finder, name: str, wanted: Mapping[str, Computed]) -> list[str]:

@@ -26,7 +26,8 @@ from onnx import NodeProto, TensorProto
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.computed import Finder
-from onnxprune.graph.folding import Folded, fold, is_float, small_enough
+from onnxprune.graph.foldable import is_float, small_enough
+from onnxprune.graph.folding import Folded, fold
 from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.trace import Tracer
 from onnxprune.model import Model

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 import onnxprune
 from onnxprune import api
-from onnxprune.errors import UsageError, VerificationError
+from onnxprune.errors import NothingToPrune, UsageError, VerificationError
 from onnxprune.graph import folding
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
@@ -122,19 +122,19 @@ WAYS: dict[str, Callable[[Nets, str, str], str]] = {
 }
 
 
-def net(way: Callable[[Nets, str, str], str], ignored: bool = False) -> onnx.ModelProto:
+def net(way: Callable[[Nets, str, str], str], ignored: bool = False, wide: int = 4) -> onnx.ModelProto:
     """Three convolutions; the weight of the second is computed (and of a fourth one, beside it)."""
     b = Nets(11)
     x = b.op("Relu", [b.conv("x", "first", 3, 16)], "relu1")
     w = way(b, b.weight("second.w", 16, 16, 3, 3), "second")
     y = b.op("Relu", [b.op("Conv", [x, w], "second", pads=[1] * 4)], "relu2")
-    last = b.conv(y, "last", 16, 4)
+    last = b.conv(y, "last", 16, wide)
     if ignored:
         v = way(b, b.weight("beside.w", 16, 3, 3, 3), "beside")
         side = b.op("Relu", [b.op("Conv", ["x", v], "beside", pads=[1] * 4)], "relu3")
-        last = b.op("Add", [last, b.conv(side, "after", 16, 4)], "add")
+        last = b.op("Add", [last, b.conv(side, "after", 16, wide)], "add")
     model = b.model({"x": ["N", 3, 8, 8]}, last)
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(last, TensorProto.FLOAT, ["N", 4, 8, 8]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(last, TensorProto.FLOAT, ["N", wide, 8, 8]))
     return model
 
 
@@ -198,11 +198,19 @@ def test_only_names_what_went_into_a_weight() -> None:
 
 def test_a_weight_that_something_else_reads_stays_too() -> None:
     """The original weight is an output of the graph as well."""
-    model = net(WAYS["standardised"])
+    model = net(WAYS["standardised"], wide=64)
     model.graph.output.append(helper.make_tensor_value_info("second.w", TensorProto.FLOAT, [16, 16, 3, 3]))
     found = half(model)
     assert "second.w" in {t.name for t in found.model.graph.initializer}
     assert "second.weight_out" in {cut.tensor for cut in found.report.cuts}
+
+
+def test_a_weight_isnt_folded_for_less_than_the_file_grows_by() -> None:
+    """The same, where nothing that is as large can be cut along with it."""
+    model = net(WAYS["standardised"])
+    model.graph.output.append(helper.make_tensor_value_info("second.w", TensorProto.FLOAT, [16, 16, 3, 3]))
+    with pytest.raises(NothingToPrune):
+        half(model)
 
 
 @pytest.mark.parametrize("kind", ["random", "input", "dequantised", "bomb", "dropout"])
