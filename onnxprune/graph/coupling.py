@@ -278,9 +278,8 @@ class _Row:
                 why = self.row.why.get(name) or self.row.why.get(name.partition(".")[0]) or _LOCKED[lock]
                 self.space.lock(self.letters[name], f"{why} ({_title(self.applied.node)})", soft=lock == "~")
         self.applied.contracted = facts.contracted
-        self.applied.macs = tuple(
-            tuple(self.letters[n] for n in names if n in self.letters) for names in facts.macs
-        )
+        macs = self.row.macs or facts.macs
+        self.applied.macs = tuple(tuple(self.dim(Letter(n), 1) for n in names) for names in macs)
 
     def bind(self, axis: Axis, dim: int) -> None:
         """Say that an operand's axis is this dim."""

@@ -188,6 +188,7 @@ class Tracer:
             constant=tuple(n in self.weights for n in names),
             inputs=names,
             outputs=tuple(proto.output),
+            elems=tuple(self.types.get(n, none)[0] if n else 0 for n in names),
         )
 
     def _outputs(self, proto: NodeProto, attrs: dict[str, Any]) -> list[Typed]:

@@ -5,6 +5,7 @@ from onnxprune.ops import (  # noqa: F401  fill the table
     contrib,
     elementwise,
     emitters,
+    experts,
     index,
     linear,
     movement,
@@ -16,6 +17,7 @@ from onnxprune.ops import (  # noqa: F401  fill the table
 )  # fmt: skip
 from onnxprune.ops.base import (
     EMITTERS,
+    PACKED,
     TABLE,
     ZEROED,
     Cut,
@@ -35,6 +37,6 @@ from onnxprune.ops.notation import NotationError, parse
 from onnxprune.ops.traits import Trait, moved, traits_of
 
 __all__ = [
-    "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "Pick", "Refusal", "Row", "SetAttr",
-    "SetInput", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
+    "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "PACKED", "Pick", "Refusal", "Row",
+    "SetAttr", "SetInput", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from onnxprune.ops.traits import Trait, declare, moved, traits_of
 
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "Pick", "Refusal", "Row", "SetAttr", "SetInput",
-    "Unknown", "ZEROED", "emit", "emitter", "literal", "lookup", "op",
+    "PACKED", "Unknown", "ZEROED", "emit", "emitter", "literal", "lookup", "op",
 ]  # fmt: skip
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -28,6 +28,8 @@ Shape: TypeAlias = tuple[int, ...]
 
 #: Roles of inputs in which channels that go are zeroed in any case; of factors one is enough.
 ZEROED = frozenset({"bias", "range"})
+#: The role of inputs that are never zeroed: their elements aren't numbers.
+PACKED = "packed"
 
 
 class Unknown(ValueError):
@@ -66,8 +68,11 @@ class Row:
     zeros : input slot -> input slot of the zero point that is its zero.
     elems : output slot -> the input slot whose element type it has, or a type's ONNX number; the first input's where
         nothing is said. Asked only where ONNX itself doesn't know the op.
-    roles : role of each input: "data", "weight", "bias", "scale", "mean", "var", "shape", "quant" or "range" (data
-        whose range is taken as well, so that its channels must be zero there whatever they are multiplied with).
+    roles : role of each input: "data", "weight", "bias", "scale", "mean", "var", "shape", "quant", "range" (data
+        whose range is taken as well, so that its channels must be zero there whatever they are multiplied with) or
+        "packed" (a weight of several values a byte: its scales are zeroed in its place).
+    macs : letters whose sizes multiplied are the multiply-accumulates of each sum of products, where the operands
+        don't show them; a letter of no operand has its size in ``sizes``.
     """
 
     text: str
@@ -79,6 +84,7 @@ class Row:
     zeros: Mapping[int, int] = field(default_factory=dict)
     roles: tuple[str, ...] = ()
     elems: Mapping[int, int | Elem] = field(default_factory=dict)
+    macs: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,11 @@ class Node:
     constant: tuple[bool, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    elems: tuple[int, ...] = ()
+
+    def elem(self, slot: int) -> int:
+        """Return the element type of an input, by its ONNX number; 0 where it isn't known."""
+        return self.elems[slot] if slot < len(self.elems) else 0
 
     @property
     def traits(self) -> Trait:

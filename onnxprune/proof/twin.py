@@ -24,7 +24,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.kept import Kept, NodeCut
 from onnxprune.model import Model
-from onnxprune.ops import ZEROED, Pick, SetAttr, emit
+from onnxprune.ops import PACKED, ZEROED, Pick, SetAttr, emit
 from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import fit
 
@@ -49,6 +49,11 @@ def twin(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]]) -> Model:
     docs/decisions, "law 1": the pruned graph equals the masked graph.
     """
     return _Twin(analysis, dead).build()
+
+
+def _role(applied: Applied, slot: int) -> str:
+    roles = applied.row.roles if applied.row is not None else ()
+    return roles[slot] if slot < len(roles) else "data"
 
 
 class _Twin:
@@ -108,11 +113,9 @@ class _Twin:
         self, applied: Applied, operands: list[tuple[int, int]], have: set[tuple[int, int]]
     ) -> set[tuple[int, int]]:
         """Choose where to mask a letter: every bias, what a range is taken of, and one of the factors."""
-        row = applied.row
-        assert row is not None
-        roles = row.roles
-        operands = [(s, a) for s, a in operands if self.kept.cut((applied.ins[s] or ())[a])]
-        added = {(s, a) for s, a in operands if s < len(roles) and roles[s] in ZEROED}
+        cut = [(s, a) for s, a in operands if self.kept.cut((applied.ins[s] or ())[a])]
+        operands = [(s, a) for s, a in cut if _role(applied, s) != PACKED]
+        added = {(s, a) for s, a in operands if _role(applied, s) in ZEROED}
         factors = [o for o in operands if o not in added]
         if not factors or any(f in have for f in factors):
             return added
@@ -130,7 +133,11 @@ class _Twin:
         keep = ~np.asarray(self.kept.dead[root])
         keep = keep.reshape([-1 if a == axis else 1 for a in range(len(dims))])
         elem = self.types.get(applied.node.inputs[slot], (0, None))[0]
-        if elem in _FLOATS:
+        if name in self.model and elem in _FLOATS and _role(applied, slot) == "quant":
+            # kernels of quantised weights differ by whether their scales are at rest
+            weight = self.model.weight(name)
+            nodes, masked = [], self.constant(weight * keep.astype(weight.dtype))
+        elif elem in _FLOATS:
             dtype = helper.tensor_dtype_to_np_dtype(elem)
             nodes, masked = self.nodes_of(("Mul", name, self.constant(keep.astype(dtype))))
         else:  # onnxruntime has no Where for every integer type, but for int32

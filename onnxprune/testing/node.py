@@ -47,6 +47,7 @@ def node_of(
         constant=tuple(known and array is not None for array in inputs),
         inputs=tuple(proto.input),
         outputs=tuple(proto.output),
+        elems=tuple(0 if array is None else helper.np_dtype_to_tensor_dtype(array.dtype) for array in inputs),
     )
 
 

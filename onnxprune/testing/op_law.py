@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.ops import ZEROED, Node, Pick, Refusal, Row, SetAttr, emit, lookup
+from onnxprune.ops import PACKED, ZEROED, Node, Pick, Refusal, Row, SetAttr, emit, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, letters_of
 from onnxprune.ops.resolve import FittedRow, Misfit, fit
 from onnxprune.testing.node import differ, node_of, run_node
@@ -272,6 +272,9 @@ class _CutNode:
             )
         ]
         roles = self.row.roles
+        operands = [
+            operand for operand in operands if operand[0] >= len(roles) or roles[operand[0]] != PACKED
+        ]
         biases = tuple(
             operand for operand in operands if operand[0] < len(roles) and roles[operand[0]] in ZEROED
         )
