@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,15 @@ __all__ = ["compare", "distance", "outputs", "wilson"]
 Array = NDArray[Any]
 
 
-def outputs(model: Model, samples: Samples) -> Array:
+def outputs(model: Model, samples: Samples, but: Collection[str] = ()) -> Array:
     """Return the first floating-point output over all samples, samples along axis 0; else the first of integers.
+
+    Parameters
+    ----------
+    model : Model
+    samples : Samples
+    but : collection of str
+        Outputs that aren't looked at.
 
     Raises
     ------
@@ -28,7 +35,7 @@ def outputs(model: Model, samples: Samples) -> Array:
     """
     rows = []
     for values, count in zip(stream_of(model, samples).each(), samples.counts, strict=True):
-        array = _first([v for v in values.values() if isinstance(v, np.ndarray)])
+        array = _first([v for n, v in values.items() if n not in but and isinstance(v, np.ndarray)])
         whole = array.ndim > 0 and array.shape[0] == count
         rows.append(array if whole else array[None])
     return np.concatenate(rows)

@@ -83,6 +83,10 @@ class Samples:
         pairs = zip(self.batches, self.counts, strict=True)
         return self.free and all(not a.ndim or len(a) == n for b, n in pairs for a in b.values())
 
+    def taken(self, take: Callable[[Batch], Batch]) -> Samples:
+        """Return the samples with another form of each batch, such as what is left of inputs that were cut."""
+        return replace(self, batches=[take(batch) for batch in self.batches])
+
     def few(self, most: int) -> Samples:
         """Return the first samples, about so many at most."""
         return self if self.count <= most else self.split(1 - most / self.count)[0]

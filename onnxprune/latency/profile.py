@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,19 +98,19 @@ def profile(models: Sequence[Model], makers: Mapping[str, int], bench: Bench) ->
         watched = [
             bench.open(_named(model, makers), profile=str(place / f"m{n}")) for n, model in enumerate(models)
         ]
-        for session in watched:
-            session.run(bench.feeds)
-        runs = [runs_of(partial(session.run, bench.feeds), bench.clock) for session in plain]
+        run, watch = [bench.runs(session) for session in plain], [bench.runs(session) for session in watched]
+        for each in watch:
+            each()
+        runs = [runs_of(each, bench.clock) for each in run]
         wholes: list[list[float]] = [[] for _ in models]
         start = time.perf_counter()
         for turn in range(ROUNDS):
             order = range(len(models)) if turn % 2 == 0 else range(len(models) - 1, -1, -1)
             for n in order:
-                plain[n].run(bench.feeds)  # another model was in the caches
-                again = partial(plain[n].run, bench.feeds)
-                wholes[n].append(timed_turn(again, runs[n], bench.clock)[1])
-                watched[n].run(bench.feeds)
-                watched[n].run(bench.feeds)
+                run[n]()  # another model was in the caches
+                wholes[n].append(timed_turn(run[n], runs[n], bench.clock)[1])
+                watch[n]()
+                watch[n]()
             if turn + 1 >= LEAST and time.perf_counter() - start > SECONDS:
                 break
         timed = []

@@ -105,7 +105,7 @@ class Options(SharedOptions):
         "let inputs and outputs of a matching name shrink, axes of fixed size only, such as the heads of a cache of "
         "keys and values: past|present (regular expression, repeatable)",
         stage="decide",
-        commands="prune plan",
+        commands="prune plan inspect explain sensitivity",
         metavar="REGEX",
     )
     seed: int = option(
@@ -257,19 +257,9 @@ class Options(SharedOptions):
         object.__setattr__(self, "ignore", patterns("--ignore", self.ignore))
         object.__setattr__(self, "only", patterns("--only", self.only))
         object.__setattr__(self, "open_io", patterns("--open-io", self.open_io))
-        self._refuse_one_interface()
         object.__setattr__(
             self, "input_shapes", {n: tuple(int(d) for d in s) for n, s in self.input_shapes.items()}
         )
-
-    def _refuse_one_interface(self) -> None:
-        """Refuse to open inputs where one set of inputs is given to both models."""
-        what = "--calib" if self.calibrated else "a measured latency" if self.timed else ""
-        if what and self.open_io:
-            raise UsageError(
-                f"--open-io doesn't go with {what}, which runs the model before and after on the same inputs; leave "
-                "one of them out."
-            )
 
     @property
     def timed(self) -> bool:

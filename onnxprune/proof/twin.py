@@ -136,7 +136,8 @@ class _Twin:
         if name in self.model and elem in _FLOATS and _role(applied, slot) == "quant":
             # kernels of quantised weights differ by whether their scales are at rest
             weight = self.model.weight(name)
-            nodes, masked = [], self.constant(weight * keep.astype(weight.dtype))
+            nodes = list[onnx.NodeProto]()
+            masked = self.constant(weight * keep.astype(weight.dtype))
         elif elem in _FLOATS:
             dtype = helper.tensor_dtype_to_np_dtype(elem)
             nodes, masked = self.nodes_of(("Mul", name, self.constant(keep.astype(dtype))))

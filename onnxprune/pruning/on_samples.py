@@ -17,6 +17,7 @@ from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.folding import Folded
 from onnxprune.graph.group_types import Group
+from onnxprune.graph.kept import Kept
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.curves import measured
@@ -181,6 +182,7 @@ class FromSamples:
                 allow_inexact=options.allow_inexact,
                 keep_blocks=options.align != 1,
                 runs=Trial(fitted.model),
+                open_io=options.open_io,
             )
 
     def _compared(self, fitted: Fitted, analysis: Analysis) -> dict[str, Any] | None:
@@ -188,9 +190,14 @@ class FromSamples:
             return None
         with self.run.stage("compare"):
             cut = granularity.load().cut(analysis, fitted.removed)
+            kept, opened = (
+                Kept(analysis.coupling, analysis.grouping.dead(fitted.removed)),
+                analysis.coupling.opened,
+            )
             if not self.dense:
-                self.dense.append(outputs(self.run.model, self.aside))
-            return compare(self.dense[0], outputs(cut.model, self.aside), self.aside.labels)
+                self.dense.append(outputs(self.run.model, self.aside, opened))
+            left = self.aside.taken(kept.take)
+            return compare(self.dense[0], outputs(cut.model, left, opened), self.aside.labels)
 
     def _report(self, fitted: Fitted, decision: Decision, original: dict[str, Any] | None) -> FitReport:
         return FitReport(

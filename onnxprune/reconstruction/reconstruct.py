@@ -150,11 +150,12 @@ class _Work:
 
     def run(self) -> list[SegmentReport]:
         """Fit all segments in order."""
-        self.analysis = _analysed(self.cut, self.samples, self.original.given)
+        left = self.samples.taken(self.kept.take)
+        self.analysis = _analysed(self.cut, left, self.original.given)
         parts = segments(self.analysis, sites(self.analysis))
         made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
         dense = stream_of(self.original.model, self.samples, self.original.types, STREAM_BYTES)
-        small = stream_of(self.cut, self.samples, self.analysis.types, STREAM_BYTES)
+        small = stream_of(self.cut, left, self.analysis.types, STREAM_BYTES)
         dense.keep |= {goal for part in parts for goal in part.goals}
         found = []
         for number, part in enumerate(parts):

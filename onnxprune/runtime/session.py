@@ -74,10 +74,13 @@ class Session:
     outputs : tuple of str
     types : dict
         Output -> onnxruntime's name of its type, such as ``tensor(float)``.
+    shapes : dict
+        Input -> its sizes; the dynamic ones are no integers.
     """
 
     def __init__(self, raw: Any, keep: object) -> None:
         self._raw, self._keep = raw, keep
+        self.shapes = {i.name: tuple(i.shape) for i in raw.get_inputs()}
         self.outputs = tuple(o.name for o in raw.get_outputs())
         self.types = {o.name: str(o.type) for o in raw.get_outputs()}
 

@@ -16,6 +16,7 @@ import onnxprune
 from onnxprune.errors import NothingToPrune, OnnxPruneError, PlanError, UsageError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.kept import Kept
+from onnxprune.latency.clock import bench_of, race
 from onnxprune.model import Model
 from onnxprune.proof.interior import Case, pieces
 from onnxprune.proof.twin import twin
@@ -232,7 +233,23 @@ def test_what_matches_nothing_is_refused_with_the_names_there_are() -> None:
         onnxprune.prune(decoder(), ratio=0.5, open_io=("(",))
 
 
-@pytest.mark.parametrize("more", [{"calib": "synthetic"}, {"check_speed": True}])
-def test_one_set_of_inputs_for_both_models_is_refused(more: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="--open-io doesn't go with"):
-        onnxprune.prune(decoder(), ratio=0.5, open_io=PATTERN, **more)  # type: ignore[arg-type]
+@pytest.mark.parametrize("recover", ["lstsq", "blocks"])
+def test_layers_are_fitted_on_samples_with_the_inputs_of_before(recover: str) -> None:
+    rng = np.random.default_rng(0)
+    given = {v.name: v.type.tensor_type.shape.dim for v in decoder().graph.input}
+    sizes = {name: [d.dim_value or 4 for d in dims] for name, dims in given.items()}
+    samples = [{n: rng.standard_normal(s).astype(np.float32) for n, s in sizes.items()} for _ in range(40)]
+    result = onnxprune.prune(
+        decoder(), ratio=0.5, align=None, open_io=PATTERN, calib=samples, recover=recover
+    )
+    assert shapes(result.model)["past.key"][1] == HEADS // 2
+    assert result.report.calibration is not None
+    assert result.report.calibration["original"]["relative_error"] < 1.0
+
+
+def test_both_models_are_timed_each_with_its_inputs() -> None:
+    model = Model.load(decoder())
+    bench = bench_of(model, analyse(model), "cpu", 1, 1)
+    half = onnxprune.prune(decoder(), ratio=0.5, align=None, open_io=PATTERN).model
+    first, second = (bench.open(Model.load(m)) for m in (decoder(), half))
+    assert race(first, second, bench, seconds=0.01).ratio > 0
