@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from onnxprune.graph.memory import peak_bytes
 from onnxprune.graph.select import pick
 from onnxprune.graph.size import Size, count_macs, count_parameters
 from onnxprune.journey.genai import write_config
+from onnxprune.journey.given_shapes import bound
 from onnxprune.journey.output import refuse_overwrite
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.journey.save import Outcome, save
@@ -124,15 +126,16 @@ def analysis_of(run: Run[Options], fit: bool | None = None) -> Analysis:
     fit = options.calib is not None if fit is None else fit
     with run.stage("analyse"):
         model = inline(run.model)
-        analysis = analyse(
+        analyse_at = partial(
+            analyse,
             model,
-            input_shapes=options.input_shapes,
             allow_inexact=options.allow_inexact,
             keep_blocks=options.align != 1,
             runs=Trial(model) if options.verify or options.calib is not None else None,
             folds="weights" if fit else "needed",
             open_io=options.open_io,
         )
+        analysis = bound(run, lambda shapes: analyse_at(input_shapes=shapes))
     run.notes += analysis.notes
     return analysis
 

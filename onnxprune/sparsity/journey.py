@@ -19,6 +19,7 @@ from onnxprune.calibration.samples import Samples, samples_for
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.folding import restored
+from onnxprune.journey.given_shapes import bound
 from onnxprune.journey.output import refuse_overwrite
 from onnxprune.journey.run import Run
 from onnxprune.journey.save import Outcome, save
@@ -125,7 +126,7 @@ def _on_samples(
     """Choose zeros by what they cost on samples, layer after layer; what can't be fitted goes by magnitude."""
     options = run.options
     with run.stage("analyse"):
-        analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
+        analysis = bound(run, lambda shapes: analyse(model, input_shapes=shapes, runs=Trial(model)))
     with run.stage("samples"):
         fit_on, aside = samples_for(analysis.interface(), options, analysis.inputs).set_aside()
     fitter = Fitter(analysis, fit_on, {t.name: t for t in targets}, spared, options, run.say)

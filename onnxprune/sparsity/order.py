@@ -25,6 +25,7 @@ from onnxprune.calibration.samples import samples_for
 from onnxprune.errors import NothingToPrune
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.folding import restored
+from onnxprune.journey.given_shapes import bound
 from onnxprune.journey.run import Run
 from onnxprune.journey.save import Outcome, save
 from onnxprune.model import Model
@@ -118,7 +119,7 @@ def reorder(run: Run[SparseOptions]) -> Outcome[LosslessReport]:
 def _weighed(model: Model, targets: dict[str, SparseWeight], run: Run[SparseOptions]) -> dict[str, Array]:
     """Return how much each weight of the layers that can be fitted matters, from their inputs in the model as it is."""
     options = run.options
-    analysis = analyse(model, input_shapes=options.input_shapes, runs=Trial(model))
+    analysis = bound(run, lambda shapes: analyse(model, input_shapes=shapes, runs=Trial(model)))
     samples = samples_for(analysis.interface(), options, analysis.inputs)
     fitter, saliencies = Fitter(analysis, samples, targets, set(), options, run.say), {}
     for site, evidence in fitter.originals():
