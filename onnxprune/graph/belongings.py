@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxprune.graph.coupling import Coupling, Instance, uses_of
 from onnxprune.graph.group_types import Extent, Indices, Member
+from onnxprune.graph.scopes import is_anonymous, module_of
 from onnxprune.graph.space import Solution, Space
 
 __all__ = [
@@ -79,6 +80,16 @@ class Weights:
                 dense |= bool(applied.macs)
         return role or "data", contracted, dense
 
+    def title(self, instance: Instance) -> str:
+        """Return what people call a weight: its name, or the module that reads it where an exporter has numbered it."""
+        if is_anonymous(instance.tensor):
+            for number, _ in instance.uses:
+                applied = self.coupling.nodes[number]
+                module = module_of(applied.node.name, applied.proto)
+                if module:
+                    return module
+        return instance.tensor
+
     @cached_property
     def constants(self) -> set[str]:
         """Names of tensors that depend on weights alone."""
@@ -105,11 +116,12 @@ def per_group(unit: Indices, group_of: Indices) -> Iterator[tuple[int, Indices]]
 
 def members_of(
     weights: Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
-) -> tuple[list[list[Member]], list[str], NDArray[np.float64]]:
-    """Return the members of each group, its name, and the parameters of each unit."""
+) -> tuple[list[list[Member]], list[tuple[str, str]], NDArray[np.float64]]:
+    """Return the members of each group, its name as people and as the file have it, and the parameters of each unit."""
     space = weights.coupling.space
     members: list[list[Member]] = [[] for _ in count]
-    names = [""] * len(count)
+    names = [("", "")] * len(count)
+    named = np.zeros(len(count), int)  # 1: by any weight, 2: by one of a layer
     params = np.zeros(group_of.size)
     for instance in weights.instances:
         shape = [space.sizes[d] for d in instance.dims]
@@ -123,9 +135,10 @@ def members_of(
             for g, at in per_group(unit, group_of):
                 members[g].append(Member(instance.tensor, axis, at, local[unit[at]], role, contracted))
                 np.add.at(params, unit[at], slice_size)
-                if not names[g] or (names[g].startswith("~") and dense):
-                    names[g] = f"{'' if dense else '~'}{instance.tensor}:{axis}"
-    return members, [n.removeprefix("~") for n in names], params
+                if named[g] < 1 + dense:
+                    named[g] = 1 + dense
+                    names[g] = f"{weights.title(instance)}:{axis}", f"{instance.tensor}:{axis}"
+    return members, names, params
 
 
 def extents_of(

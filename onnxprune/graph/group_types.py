@@ -75,7 +75,8 @@ class Group:
     Attributes
     ----------
     name : str
-        Unique and stable over runs, such as ``layer1.0.conv1.weight:0``.
+        Unique and stable over runs, such as ``layer1.0.conv1.weight:0``; by a module where the exporter has given its
+        weight a number only, such as ``model.layers.0.mlp.gate_proj:1``.
     units : int
         Number of units.
     kind : str
@@ -94,6 +95,8 @@ class Group:
         True where a cut changes an average (opt-in only).
     alternative : bool
         True where the same axes are cut by default through other groups (whole heads rather than head width).
+    tensor : str
+        Its name by a weight in any case, as older plans have it.
     """
 
     name: str
@@ -106,3 +109,4 @@ class Group:
     macs: NDArray[np.float64]
     inexact: bool = False
     alternative: bool = False
+    tensor: str = ""

@@ -10,7 +10,7 @@ follow a ratio, or, where no alignment is asked for, it would leave more paramet
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -146,12 +146,12 @@ def group(
     weights = Weights(coupling, elements)
     outer = solve(space, allow_inexact=allow_inexact)
     component = _components(coupling, outer)
-    families = [_family(weights, outer, component, {})]
+    families = [_family(weights, outer, component)]
     alternative: dict[str, bool] = {}
     if outer.ambiguous:
         inner = solve(space, allow_inexact=allow_inexact, inner_first=True)
         touched = {component[space.find(space.products[n].whole)] for n in outer.ambiguous}
-        family = _family(weights, inner, component, {g.name: 1 for g in families[0].groups})
+        family = _family(weights, inner, component, families[0].groups)
         left = [{} if keep_blocks else _left_at_half(weights, f, component) for f in (*families, family)]
         families.append(replace(family, groups=tuple(g for g in family.groups if g.component in touched)))
         for number in touched:
@@ -210,7 +210,7 @@ def _left_at_half(weights: Weights, family: Family, component: Mapping[int, int]
 
 
 def _family(
-    weights: Weights, solution: Solution, component: Mapping[int, int], taken: dict[str, int]
+    weights: Weights, solution: Solution, component: Mapping[int, int], others: Sequence[Group] = ()
 ) -> Family:
     """Collect the units of a solution that own parameters into groups: same axes, same group."""
     space = weights.coupling.space
@@ -231,14 +231,16 @@ def _family(
     parts = _component_of(solution, component, group_of, len(count))
     kinds = Kinds(weights.coupling, solution)
     groups, numbers = [], {}
+    taken, tensors = {g.name: 1 for g in others}, {g.tensor: 1 for g in others}
     owners = np.flatnonzero(owned)
     for g, at in enumerate(_slots(group_of[owned], len(count))):
         own = owners[at]
-        name = _unique(names[g], taken)
+        name, tensor = _unique(names[g][0], taken), _unique(names[g][1], tensors)
         numbers[name] = own
         groups.append(
             Group(name, int(count[g]), kinds.of(own), tuple(members[g]), tuple(extents[g]), parts[g],
-                  np.round(params[own]).astype(np.int64), macs[own], bool(solution.inexact[own].any()))
+                  np.round(params[own]).astype(np.int64), macs[own], bool(solution.inexact[own].any()),
+                  tensor=tensor)
         )  # fmt: skip
     return Family(solution, tuple(groups), numbers)
 

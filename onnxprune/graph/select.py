@@ -17,24 +17,22 @@ cut only
 
 from __future__ import annotations
 
-import ast
 import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from onnx import NodeProto
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Grouping
+from onnxprune.graph.scopes import names_of
 
 __all__ = ["names_of", "near_names", "pick"]
 
 #: Metadata of a node that names the modules around it.
-SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def pick(grouping: Grouping, ignore: Sequence[str] = (), only: Sequence[str] = ()) -> list[Group]:
@@ -118,21 +116,6 @@ class _Names:
             f"{option} {pattern!r} matches no group, weight or node of the model{hint}; "
             "'onnxprune inspect' lists the groups."
         )
-
-
-def names_of(name: str, proto: NodeProto) -> list[str]:
-    """Return what a node is called: its own name, and the module that it was exported from, where the file says so.
-
-    PyTorch's exporter writes the modules around a node, from the outermost to the operation itself, as a list in the
-    text of the metadata ``pkg.torch.onnx.name_scopes``.
-    """
-    scopes = next((p.value for p in proto.metadata_props if p.key == SCOPES), "[]")
-    try:
-        path = ast.literal_eval(scopes)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        path = []
-    modules = [m for m in path[:-1] if isinstance(m, str) and m] if isinstance(path, list) else []
-    return [n for n in (name, *modules[-1:]) if n]
 
 
 def near_names(pattern: str, names: Iterable[str]) -> list[str]:

@@ -271,9 +271,10 @@ def resolve(plan: Plan, analysis: Analysis) -> Decision:
         If a group or a unit isn't the model's, a group would lose all of its units, or the cuts disagree.
     """
     groups = {g.name: g for g in granularity.load().groups(analysis)}
+    older = {g.tensor: g for g in groups.values()}
     removed: dict[str, NDArray[np.int64]] = {}
     for planned in plan.groups:
-        group = groups.get(planned.name)
+        group = groups.get(planned.name) or older.get(planned.name)
         if group is None:
             near = difflib.get_close_matches(planned.name, groups, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -284,7 +285,7 @@ def resolve(plan: Plan, analysis: Analysis) -> Decision:
                 f"but it has {group.units}."
             )
         if planned.removed_units:
-            removed[planned.name] = np.asarray(planned.removed_units, np.int64)
+            removed[group.name] = np.asarray(planned.removed_units, np.int64)
     try:
         dead = analysis.grouping.dead(removed)
     except ValueError as error:
@@ -295,7 +296,7 @@ def resolve(plan: Plan, analysis: Analysis) -> Decision:
             'The plan\'s "cuts" aren\'t those that follow from the removed units of its "groups": after an '
             'edit of "removed_units" delete the list "cuts", it\'s worked out anew.'
         )
-    return Decision([groups[p.name] for p in plan.groups], removed, plan.align)
+    return Decision([groups.get(p.name) or older[p.name] for p in plan.groups], removed, plan.align)
 
 
 def _as_set(cuts: Sequence[TensorCut]) -> set[tuple[str, int, tuple[int, ...]]]:

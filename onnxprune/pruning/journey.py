@@ -188,7 +188,7 @@ def verify(run: Run[Options], pruned: Model, plan: Plan) -> dict[str, Any]:
 def _resolve(run: Run[Options], plan: Plan) -> tuple[Analysis, Decision]:
     plan.check_model(run.sha256(), run.model.file_sha256)
     analysis = analysis_of(run)
-    names = {g.name for g in analysis.grouping.groups}
+    names = {name for g in analysis.grouping.groups for name in (g.name, g.tensor)}
     if {g.name for g in plan.groups} - names:  # made with samples, perhaps: then more weights are folded
         analysis = analysis_of(run, fit=True)
     return analysis, resolve(plan, analysis)
