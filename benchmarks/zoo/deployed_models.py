@@ -21,6 +21,8 @@ TEXT = SMALL | {"vocab_size": VOCABULARY, "max_position_embeddings": 128, "pad_t
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
 GQA = TEXT | ENDS | {"num_key_value_heads": 2, "head_dim": 16}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+#: Words that configurations have for the number of experts.
+COUNTED = ("num_local_experts", "num_experts", "n_routed_experts")
 VISION = SMALL | {"image_size": 64, "patch_size": 16}
 PAIR = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
         "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "d_model": 64}  # fmt: skip
@@ -244,7 +246,10 @@ def build(name: str, attention: str = "eager") -> Any:
         )
     config = getattr(transformers, spec.config)(**arguments)
     config.architectures = [spec.model]
-    model = getattr(transformers, spec.model)._from_config(config, attn_implementation=attention)
+    kinds = {"attn_implementation": attention}
+    if any(word in spec.arguments for word in COUNTED) and transformers.__version__ >= "5":
+        kinds["experts_implementation"] = "batched_mm"  # loops over experts and grouped products have no export
+    model = getattr(transformers, spec.model)._from_config(config, **kinds)
     inputs, _ = INPUTS[spec.reads]()
     norms = any("BatchNorm" in type(m).__name__ for m in model.modules())
     return init.randomise(model, tuple(inputs.values()) if norms else ())
@@ -263,4 +268,19 @@ def save_checkpoint(name: str, folder: Path) -> Path:
         transformers.PreTrainedTokenizerFast(
             tokenizer_object=plain, pad_token="w0", bos_token="w1", eos_token="w2"
         ).save_pretrained(target)
+        if name == "gpt_oss":
+            _add_blocks(target / "model.safetensors")
     return target
+
+
+def _add_blocks(path: Path) -> None:
+    """Add the experts once more in blocks of 4 bits (MXFP4), as gpt-oss is published and its exporter wants it."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    for name in [n for n in tensors if n.endswith("_proj") and "experts" in n]:
+        experts, inputs, outputs = tensors[name].shape
+        blocks = (experts, outputs, inputs // 32)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*blocks, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(121, 124, blocks, dtype=torch.uint8)
+    save_file(tensors, path, metadata={"format": "pt"})

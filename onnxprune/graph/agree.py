@@ -131,7 +131,8 @@ def _wrong(node: Node) -> Agreement | None:
         window, cache = int(node.attrs.get("local_window_size", -1)), node.shapes[3] or ()
         if len(cache) > 2 and cache[2] < window:
             why = f"{title} has a window of {window} for a cache of {cache[2]} positions"
-            return Agreement(0, why=why, pairs=[(cache[2], window)])
+            more = _misfit(node)  # a step toward either is one ahead
+            return Agreement(0, why=why, pairs=[(cache[2], window), *(more.pairs if more else [])])
     kernel = node.attrs.get("kernel_shape")
     if Trait.WINDOW in node.traits and kernel and (out is None or any(s < 1 for s in out)):
         pairs = [(size, k) for size, k in zip(first[2:], kernel, strict=False) if size < k]

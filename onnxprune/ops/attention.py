@@ -68,46 +68,76 @@ def linear_attention(node: Node) -> Row | Refusal:
 
 @op("GroupQueryAttention", domain="com.microsoft")
 def group_query(node: Node) -> Row | Refusal:
-    """Q, K, V (or all in Q), past K, V, lengths, total, cosines, sines, ids, mask, sinks -> Y, present K, V."""
+    """Q, K, V (or all in Q), past K, V, lengths, total, cosines, sines, ids, mask, sinks, norms, lengths -> Y, K, V."""
     heads, groups = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
     if (
-        any(node.has(slot) for slot in range(11, len(node.inputs)))
-        or node.attr("k_quant_type", "NONE") != "NONE"
+        node.has(12)
+        or node.has(13)
+        or any(node.attr(f"{side}_quant_type", "NONE") != "NONE" for side in "kv")
     ):
-        return Refusal("GroupQueryAttention with sinks, norms or a quantized cache is not described")
+        return Refusal("GroupQueryAttention with a quantized cache is not described")
     if node.has(1):
         data = ["b! s! (k r d!)", "b! t! (k d!)", "b! t! (k d!)"]
     else:
         data = ["b! s! (k r d! + k d! + k d!)", "()?", "()?"]
     cache = "b! k p! d!?"
     rest = ["*l!", "*l2!", "*l3!?", "*l4!?", "*l5!?", _mask(_shape(node, 10), heads)]
-    row = join([*data, cache, cache, *rest], ["b! s! (k r d!)", "b! k u! d!", "b! k u! d!"])
-    why = {**WHY, "d": "onnxruntime takes only heads of a multiple of 8"}
+    last = ["(k r)?", "()?", "()?", "d!?", "d!?", "b!?"]
+    results = ["b! s! (k r d!)", "b! k u! d!", "b! k u! d!", "b! (k r) s! x!"]
+    row = join([*data, cache, cache, *rest, *last], results)
+    why = {**WHY, "d": "onnxruntime takes only heads of a multiple of 8", "x": WHY["u"]}
     return Row(row, sizes={"k": groups, "r": heads // groups}, attrs={"kv_num_heads": "k"}, why=why)
 
 
 @op("MultiHeadAttention", domain="com.microsoft")
 def multi_head(node: Node) -> Row | Refusal:
-    """Q, K, V, bias, padding mask, mask, past K, past V -> Y, present K, present V, scores."""
+    """Q, K, V, bias, padding mask, mask, past K, past V, length, beams -> Y, present K, present V, scores."""
     heads, rank = int(node.attrs["num_heads"]), node.rank()
-    if len(node.inputs) > 8 and any(node.inputs[8:]):
-        return Refusal("MultiHeadAttention with a shared buffer is not described")
     mask = _mask(_shape(node, 5), heads, "h")
-    sizes = {"h": heads}
+    d = "d!" if node.has(8) or node.has(9) else "d^"  # a buffer that is shared is laid out for its width
     if rank == 5:  # packed (batch, sequence, heads, 3, width)
         data, v = ["b! s! h q! d", "()?", "()?"], "d"
     elif node.has(1) and node.rank(1) == 5:
         data, v = ["b! s! (h d)", "b! t! h q! d", "()?"], "d"
     elif node.has(1) and node.rank(1) == 4:
-        data, v = ["b! s! (h d^)", "b! h t! d^", "b! h t! d"], "d"
+        data, v = [f"b! s! (h {d})", f"b! h t! {d}", "b! h t! d"], "d"
     else:
         v = "d" if node.has(6) else "v"  # onnxruntime wants both caches to be of one width
-        data = ["b! s! (h d^)", "b! t! (h d^)?", f"b! t! (h {v})?"]
-    bias = f"(h d^ + h d^ + h {v})?"
-    inputs = [*data, bias, "*m!?", mask, "b! h p! d^?", f"b! h p! {v}?"]
-    row = join(inputs, [f"b! s! (h {v})", "b! h u! d", f"b! h u! {v}", "b! h s! u!"])
+        data = [f"b! s! (h {d})", f"b! t! (h {d})?", f"b! t! (h {v})?"]
+    inputs = [
+        *data,
+        f"(h {d} + h {d} + h {v})?",
+        "*m!?",
+        mask,
+        f"b! h p! {d}?",
+        f"b! h p! {v}?",
+        "*l!?",
+        "*x!?",
+    ]
+    row = join(inputs, [f"b! s! (h {v})", "b! h u! d", f"b! h u! {v}", "b! h s! w!"])
     roles = ("data", "data", "data", "bias")
-    return Row(row, sizes=sizes, attrs={"num_heads": "h"}, why={**WHY, "q": "Q, K and V"}, roles=roles)
+    why = {**WHY, "q": "Q, K and V", "w": WHY["u"]}
+    return Row(row, sizes={"h": heads}, attrs={"num_heads": "h"}, why=why, roles=roles)
+
+
+@op("DecoderMaskedMultiHeadAttention", domain="com.microsoft")
+def decoder_multi_head(node: Node) -> Row | Refusal:
+    """Q, K, V, padding mask, mask, past K, past V, length, beams, their origins, bias -> Y, K, V, scores."""
+    heads = int(node.attrs["num_heads"])
+    if not node.has(1):
+        return Refusal("DecoderMaskedMultiHeadAttention of packed Q, K and V is not described")
+    mask = _mask(_shape(node, 4), heads, "h")
+    d = "d!" if node.attr("past_present_share_buffer", 0) else "d^"
+    if node.rank(1) == 4:
+        data = [f"b! s! (h {d})", f"b! h t! {d}", "b! h t! d"]
+    else:
+        data = [f"b! s! (h {d})", f"b! t! (h {d})", "b! t! (h d)"]
+    cache = [f"b! h p! {d}?", "b! h p! d?"]
+    inputs = [*data, "*m!?", mask, *cache, "*l!?", "*x!?", "*y!?", f"(h {d} + h {d} + h d)?"]
+    row = join(inputs, ["b! s! (h d)", "b! h u! d", "b! h u! d", "b! h s! w!"])
+    roles = (*("data",) * 10, "bias")
+    why = {**WHY, "d": "a shared buffer is laid out for its width", "w": WHY["u"]}
+    return Row(row, sizes={"h": heads}, attrs={"num_heads": "h"}, why=why, roles=roles)
 
 
 @op("Attention", domain="com.microsoft")
@@ -173,7 +203,9 @@ def _scale(node: Node, old: int, new: int) -> list[Edit]:
 
 
 @emitter("Attention")
-@emitter("MultiHeadAttention", "GroupQueryAttention", domain="com.microsoft")
+@emitter(
+    "MultiHeadAttention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", domain="com.microsoft"
+)
 def heads(node: Node, cut: Cut) -> list[Edit]:
     """Number of query heads (a multiple of the keys') and the scale."""
     name = "num_heads" if node.domain else "q_num_heads"

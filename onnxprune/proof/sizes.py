@@ -187,7 +187,8 @@ class SizeTrials:
             return False  # a tensor would be too large
         except TraceError:
             return True  # it will fail at once
-        return _largest(traced) <= min(MOST_BYTES, wall.allowed() / (AT_ONCE + 1))
+        # memory grows by powers of two: it may be twice what is asked for
+        return _largest(traced) <= min(MOST_BYTES, wall.allowed() / (2 * AT_ONCE))
 
 
 def _largest(traced: Tracer) -> int:

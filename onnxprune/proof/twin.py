@@ -133,10 +133,10 @@ class _Twin:
         keep = ~np.asarray(self.kept.dead[root])
         keep = keep.reshape([-1 if a == axis else 1 for a in range(len(dims))])
         elem = self.types.get(applied.node.inputs[slot], (0, None))[0]
+        nodes: list[onnx.NodeProto] = []
         if name in self.model and elem in _FLOATS and _role(applied, slot) == "quant":
             # kernels of quantised weights differ by whether their scales are at rest
             weight = self.model.weight(name)
-            nodes = list[onnx.NodeProto]()
             masked = self.constant(weight * keep.astype(weight.dtype))
         elif elem in _FLOATS:
             dtype = helper.tensor_dtype_to_np_dtype(elem)

@@ -211,11 +211,52 @@ def attention() -> Iterator[Case]:
         do_rotary=1,
         **own,
     )
+    yield from _decoders(lengths, total)
     point = (np.float32(0.02), scale(), None, zero(120), zero(0, np.int8))
     yield case("QAttention", u8(2, 5, 8), s8(8, 3 * wide), f(3 * wide), *point, **own)
     ids = np.array([[0, 1, 2, 3, 4]] * 2, np.int64)
     yield case("RotaryEmbedding", f(2, 4, 5, 8), ids, f(8, 4), f(8, 4))
     yield case("RotaryEmbedding flat", f(2, 5, 32), ids, f(8, 4), f(8, 4))
+
+
+def _decoders(lengths: Array, total: Array) -> Iterator[Case]:
+    """Yield forms of attention that decoders have: sinks, windows, shared buffers."""
+    own: dict[str, Any] = {"num_heads": 4, "kv_num_heads": 2}
+    group = (f(2, 5, 32), f(2, 5, 16), f(2, 5, 16), f(2, 2, 5, 8), f(2, 2, 5, 8), lengths, total)
+    none = [None] * 4
+    yield case("GroupQueryAttention with sinks", *group, *none, f(4), outputs=3, **own)
+    yield case("GroupQueryAttention smooth", *group, outputs=3, smooth_softmax=1, **own)
+    yield case("GroupQueryAttention in a window", *group, outputs=3, local_window_size=3, softcap=2.0, **own)
+    yield case(
+        "GroupQueryAttention padded", *group, *none, *none, None, np.array([5, 5], np.int32), outputs=3, **own
+    )
+    yield case("GroupQueryAttention and its scores", *group, outputs=4, qk_output=1, **own)
+    yield case("GroupQueryAttention masked", *group, *none[:3], f(2, 4, 5, 5), outputs=3, **own)
+    packed = (f(2, 5, 128), None, None, f(2, 2, 5, 16), f(2, 2, 5, 16), lengths, total, f(8, 8), f(8, 8))
+    yield case("GroupQueryAttention packed, rotated, with sinks", *packed, None, None, f(4), outputs=3, do_rotary=1,
+               **own)  # fmt: skip
+    heads, d = 4, 3
+    one, buffer = f(2, 1, heads * d), (f(2, heads, 8, d), f(2, heads, 8, d))
+    past = np.array([7], np.int32)
+    yield case("MultiHeadAttention shared", *(one,) * 3, *none[:3], *buffer, past, outputs=3, num_heads=heads)
+    name = "DecoderMaskedMultiHeadAttention"
+    share = {"past_present_share_buffer": 1, "num_heads": heads}
+    yield case(name, one, *(f(2, 1, heads * d),) * 2, None, None, *buffer, past, outputs=3, **share)
+    beams = (np.array([1], np.int32), np.zeros((2, 1, 8), np.int32), f(3 * heads * d))
+    yield case(
+        f"{name} biased",
+        one,
+        *(f(2, 1, heads * d),) * 2,
+        None,
+        None,
+        *buffer,
+        past,
+        *beams,
+        outputs=3,
+        **share,
+    )
+    crossed = (f(2, heads, 6, d), f(2, heads, 6, d))
+    yield case(f"{name} crossed", one, *crossed, np.ones((2, 6), np.int32), num_heads=heads)
 
 
 def rest() -> Iterator[Case]:
