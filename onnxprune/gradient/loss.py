@@ -15,7 +15,7 @@ from onnxprune.gradient.tape import NoGradient, Tape
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 
-__all__ = ["LossModel", "loss_model", "part_model"]
+__all__ = ["Classes", "LossModel", "loss_model", "part_model"]
 
 LOSS, VALID = "onnxprune/loss", "onnxprune/valid"
 
@@ -47,6 +47,14 @@ class LossModel:
     gradients: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Classes:
+    """Where the classes of an activation lie, and what their divergence is multiplied by."""
+
+    axis: int
+    factor: float
+
+
 def loss_model(
     analysis: Analysis,
     given: Sequence[str],
@@ -54,8 +62,12 @@ def loss_model(
     goals: Mapping[str, float],
     *,
     masked: Collection[str] = (),
+    classes: Mapping[str, Classes] | None = None,
 ) -> LossModel:
-    """Build the model that computes ``sum(factor * (goal - target)^2)`` over all goals, and its gradients by weights.
+    """Build the model that computes a loss of activations beside their targets, and its gradients by weights.
+
+    The loss is ``sum(factor * (goal - target)^2)`` over all goals, and for each tensor of classes, whose entries ``z``
+    and targets ``t`` along an axis are logarithms of odds, ``factor * KL(softmax(t) || softmax(z))``.
 
     Parameters
     ----------
@@ -68,6 +80,8 @@ def loss_model(
         Activation -> factor of its squared distance.
     masked : collection of str
         Goals whose errors are multiplied by a mask [batch, sequence, 1] first.
+    classes : mapping, optional
+        Activation -> where its classes lie; it may be a goal as well.
 
     Raises
     ------
@@ -77,18 +91,24 @@ def loss_model(
     model = analysis.model.fork()
     opset = raise_opset(model)
     forward = [model.proto.graph.node[i] for i in model.order]
-    elem = analysis.tracer.types[next(iter(goals))][0]
+    classes = classes or {}
+    every = list(dict.fromkeys((*goals, *classes)))
+    elem = analysis.tracer.types[every[0]][0]
     model.drop(*weights)  # so that the backward pass reads them as they come in
     tape = Tape(analysis, model, opset, np.dtype(helper.tensor_dtype_to_np_dtype(elem)))
-    targets = {goal: f"onnxprune/target/{n}" for n, goal in enumerate(goals)}
+    targets = {goal: f"onnxprune/target/{n}" for n, goal in enumerate(every)}
     try:
-        seeds, losses = {}, []
+        seeds: dict[str, str] = {}
+        losses = []
         for goal, factor in goals.items():
             off = tape.op("Sub", goal, targets[goal])
             off = tape.mul(off, VALID) if goal in masked else off
             seeds[goal] = tape.scaled(off, factor)
-            axes = range(len(tape.dims(goal)))
-            losses.append(tape.reduce("ReduceSum", tape.mul(off, seeds[goal]), axes, keep=False))
+            losses.append(_total(tape, goal, tape.mul(off, seeds[goal])))
+        for goal, where in classes.items():
+            seed, each = _divergence(tape, goal, targets[goal], where)
+            seeds[goal] = tape.op("Add", seeds[goal], seed) if goal in seeds else seed
+            losses.append(_total(tape, goal, each))
         gradients = backward(tape, analysis.coupling.nodes, list(weights), seeds)
     except NoGradient as error:
         raise CalibrationError(f"no gradients: {error}") from error
@@ -105,6 +125,26 @@ def loss_model(
     finish(alone, [*forward, *tape.nodes], inputs, [LOSS])
     finish(model, [*forward, *tape.nodes], inputs, list(grads))
     return LossModel(model, alone, targets, VALID if masked else "", LOSS, named)
+
+
+def _total(tape: Tape, like: str, value: str) -> str:
+    return tape.reduce("ReduceSum", value, range(len(tape.dims(like))), keep=False)
+
+
+def _divergence(tape: Tape, goal: str, target: str, where: Classes) -> tuple[str, str]:
+    """Write half of the gradient of a divergence, and the divergence class by class."""
+    p, log_p = _softmax(tape, goal, where.axis)
+    q, log_q = _softmax(tape, target, where.axis)
+    seed = tape.scaled(tape.op("Sub", p, q), where.factor / 2)
+    return seed, tape.scaled(tape.mul(q, tape.op("Sub", log_q, log_p)), where.factor)
+
+
+def _softmax(tape: Tape, value: str, axis: int) -> tuple[str, str]:
+    """Write probabilities and their logarithms: before opset 13 Softmax runs over all axes from one on."""
+    low = tape.op("Sub", value, tape.reduce("ReduceMax", value, [axis]))
+    odds = tape.op("Exp", low)
+    total = tape.reduce("ReduceSum", odds, [axis])
+    return tape.op("Div", odds, total), tape.op("Sub", low, tape.op("Log", total))
 
 
 def part_model(analysis: Analysis, given: Sequence[str], wanted: Sequence[str]) -> Model:

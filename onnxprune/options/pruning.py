@@ -127,7 +127,7 @@ class Options(SharedOptions):
     recover: str = option(
         "blocks",
         "with --calib: how layers make up for what went: blocks (lstsq, then a few layers together, by descent), lstsq "
-        "(layer by layer, quicker), stats, bias, none",
+        "(layer by layer, quicker), distill (blocks, then all layers together, slower), stats, bias, none",
         stage="calibrate",
         metavar="NAME",
         needs="calibrated",

@@ -26,6 +26,7 @@ from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
 from onnxprune.pruning.weighing import Weighing, by_trials, weights
+from onnxprune.reconstruction.distill import distill
 from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.reconstruction.reconstruct import reconstruct
@@ -156,14 +157,18 @@ class FromSamples:
         return self.candidate(decision, fitted)
 
     def candidate(self, decision: Decision, fitted: Fitted) -> Candidate:
-        """Reconstruct a fitted model's segments, and compare it with the original on the samples set aside."""
-        run, analysis = self.run, self._analysis_of(fitted)
-        if self.calibration.settings.recovery.together:
+        """Fit a fitted model's layers together, and compare it with the original on the samples set aside."""
+        run, analysis, recovery = self.run, self._analysis_of(fitted), self.calibration.settings.recovery
+        more: dict[str, Any] = {"seed": run.options.seed, "say": run.progress}
+        if recovery.together:
             with run.stage("reconstruct"):
                 dead = analysis.grouping.dead(fitted.removed)
-                fitted.segments = reconstruct(
-                    analysis, self.analysis, dead, self.fit_on, seed=run.options.seed, say=run.progress
-                )
+                fitted.segments = reconstruct(analysis, self.analysis, dead, self.fit_on, **more)
+            analysis = self._analysis_of(fitted)
+        if recovery.whole:
+            with run.stage("distill"):
+                dead = analysis.grouping.dead(fitted.removed)
+                fitted.whole = distill(analysis, self.analysis, dead, self.fit_on, **more)
             analysis = self._analysis_of(fitted)
         original = self._compared(fitted, analysis)
         removed = {name: units for name, units in fitted.removed.items() if len(units)}
@@ -209,6 +214,7 @@ class FromSamples:
             target=decision.target,
             layers=fitted.layers,
             segments=fitted.segments,
+            whole=fitted.whole,
             original=original,
             rotated=[m.name for m in self.rotated.mixed],
             refused=self.rotated.refused,

@@ -54,6 +54,8 @@ class FitReport:
         The budgets, as text; empty where a ratio decided.
     layers : list of LayerReport
     segments : list of SegmentReport
+    whole : SegmentReport or None
+        Of all layers together, where they were fitted so.
     original : dict or None
         Agreement with the original on samples that no fit has seen.
     rotated : list of str
@@ -74,6 +76,7 @@ class FitReport:
     target: str
     layers: list[LayerReport]
     segments: list[SegmentReport]
+    whole: SegmentReport | None
     original: dict[str, Any] | None
     rotated: list[str]
     refused: dict[str, str]
@@ -91,6 +94,7 @@ class FitReport:
             "target": self.target or None,
             "layers": [dataclasses.asdict(line) for line in self.layers],
             "segments": [dataclasses.asdict(line) for line in self.segments],
+            **({} if self.whole is None else {"whole": dataclasses.asdict(self.whole)}),
             "original": self.original,
             "rotated": {"groups": self.rotated, "refused": self.refused},
             "by_norm": self.by_norm,

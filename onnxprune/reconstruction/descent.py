@@ -21,19 +21,20 @@ fixed).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.gradient.loss import LossModel
+from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import HELD
 from onnxprune.reconstruction.views import View
 from onnxprune.runtime.session import CPU, Session, open_session
 
-__all__ = ["Basis", "Data", "Pace", "descend"]
+__all__ = ["Basis", "Data", "Pace", "Taught", "Teacher", "descend"]
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -112,6 +113,57 @@ class Data:
         return [{name: array[np.asarray(units)] for name, array in whole.items()}]
 
 
+class Teacher:
+    """The original, which says what goals should be.
+
+    Parameters
+    ----------
+    model : Model
+    targets : dict
+        Goal -> the input of a loss model that it shall be near to.
+    valid : str
+        The input that says which errors count, which is none of the model's; empty if there is none.
+    take : callable
+        Tensors -> what of them a cut model still has.
+    provider : str
+        Execution provider.
+    """
+
+    def __init__(
+        self, model: Model, targets: dict[str, str], valid: str,
+        take: Callable[[dict[str, Array]], dict[str, Array]], provider: str = CPU,
+    ) -> None:  # fmt: skip
+        self.targets, self.valid, self.take = targets, valid, take
+        self.session = open_session(model, targets, provider=provider, prepack=True, optimise=True)
+
+    def teach(self, given: dict[str, Array]) -> dict[str, Array]:
+        """Return samples with their targets."""
+        inputs = {n: a for n, a in given.items() if n != self.valid}
+        goals = self.take(self.session.run(inputs, list(self.targets)))
+        return {**self.take(given), **{self.targets[n]: a for n, a in goals.items()}}
+
+
+@dataclass
+class Taught(Data):
+    """Samples whose targets are computed when they are asked for.
+
+    Attributes
+    ----------
+    teacher : Teacher
+    most : int
+        Samples of one run, where batches may have any size.
+    """
+
+    teacher: Teacher = field(kw_only=True)
+    most: int = field(default=1, kw_only=True)
+
+    def feeds(self, units: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Array]]:
+        """Return samples with their targets, a few at a time."""
+        step = self.most if self.free else 1
+        runs = [units[i : i + step] for i in range(0, len(units), step)]
+        return [self.teacher.teach(feed) for run in runs for feed in super(Taught, self).feeds(run)]
+
+
 @dataclass(frozen=True)
 class Basis:
     """Coordinates of a layer's weight: the eigenvectors of the second moments of its inputs.
@@ -151,11 +203,21 @@ class Basis:
         seed : int
             Of the choice among them.
         """
-        most = max(cls.ROWS[0] * view.width, cls.ROWS[1])
+        most = cls.rows(view)
         if len(rows) > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
         found = view.x(x, rows)
         moments = np.matmul(found.transpose(0, 2, 1), found).astype(np.float64)
+        return cls.from_moments(view, shape, moments)
+
+    @classmethod
+    def rows(cls, view: View) -> int:
+        """Return how many positions of a layer's inputs are looked at, at most."""
+        return max(cls.ROWS[0] * view.width, cls.ROWS[1])
+
+    @classmethod
+    def from_moments(cls, view: View, shape: tuple[int, ...], moments: NDArray[np.float64]) -> Basis:
+        """Take the coordinates from the second moments of a layer's inputs, float64[blocks, width, width]."""
         sizes, axes = np.linalg.eigh(moments)
         sizes = np.maximum(sizes, 0.0)
         pace = sizes / np.maximum(sizes + UNSEEN * sizes.mean(axis=1, keepdims=True), 1e-30)
@@ -212,6 +274,7 @@ def descend(
     pace: Pace,
     seed: int,
     provider: str = CPU,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[Weights, float, float]:
     """Return the weights of least loss that descent came by, and that loss for each sample before and after.
 
@@ -229,6 +292,8 @@ def descend(
         Of the mini-batches.
     provider : str
         Execution provider.
+    say : callable, optional
+        Told of progress as often as held-out samples are asked.
 
     Raises
     ------
@@ -256,6 +321,8 @@ def descend(
         if (step + 1) * pace.looks % pace.steps < pace.looks:
             weights = adam.weights()
             loss = _judged(judge, found, weights, data)
+            if say is not None:
+                say(f"descend {step + 1}/{pace.steps}: error {loss:.4f}, {before:.4f} before")
             if loss < least:
                 best, least = weights, loss
     return best, before, least

@@ -16,9 +16,7 @@ Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reco
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,19 +25,15 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
-from onnxprune.cut.rewrite import rewrite
-from onnxprune.errors import CalibrationError, ModelError, UsageError
+from onnxprune.errors import CalibrationError
 from onnxprune.gradient.loss import LossModel, loss_model, part_model
-from onnxprune.graph.analysis import Analysis, analyse
-from onnxprune.graph.coupling import Instance
-from onnxprune.graph.kept import Kept, Masks
-from onnxprune.graph.trace import TraceError
-from onnxprune.model import Model
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.kept import Masks
+from onnxprune.reconstruction.beside import Beside, alike, covers, in_units, together
 from onnxprune.reconstruction.descent import Basis, Data, Pace, descend
 from onnxprune.reconstruction.evidence import HELD, positions_of
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.segments import Segment, segments
-from onnxprune.runtime.binding import Shape
 from onnxprune.runtime.session import RunError
 
 __all__ = ["SegmentReport", "reconstruct"]
@@ -49,8 +43,6 @@ Batch = dict[str, Array]
 
 #: What is held of activations: of each stream, and of what one segment reads and shall give.
 STREAM_BYTES, DATA_BYTES = 1 << 30, 1 << 29
-#: Batches that samples are cut into at least, and the most samples of one.
-UNITS, LARGEST = 25, 16
 #: Samples whose activations tell the coordinates to go down in.
 LOOKED_AT = 256
 
@@ -97,40 +89,22 @@ def reconstruct(
     say : callable, optional
         Told of progress.
     """
-    # where a segment reads what has no batch axis, whole batches are the units, and some of them must be held out
-    samples = samples.cut_into(min(max(samples.count // UNITS, 1), LARGEST))
-    cut = rewrite(fitted.model, fitted.coupling, fitted.tracer, dead, fitted.other_values()).model
-    kept = Kept(fitted.coupling, dead)
-    places: defaultdict[str, list[Instance]] = defaultdict(list)
-    for instance in fitted.coupling.instances:
-        if instance.uses or instance.outer:
-            places[instance.tensor].append(instance)
-    once = {n: found[0] for n, found in places.items() if len(found) == 1 and not found[0].outer}
-    work = _Work(original, cut, kept, set(once), samples, pace or Pace(), seed, say)
+    beside = Beside.of(fitted, original, dead, in_units(samples))
+    work = _Work(beside, pace or Pace(), seed, say)
     found = work.run()
     for name in sorted(work.changed):
-        whole = np.array(fitted.model.weight(name))
-        axes = kept.axes(once[name].dims)
-        index = [axes.get(axis, np.arange(size)) for axis, size in enumerate(whole.shape)]
-        whole[np.ix_(*index)] = cut.weight(name)
-        fitted.model.put(name, whole)
+        beside.put_back(name)
     return found
 
 
 @dataclass
 class _Work:
-    """A cut model beside its original.
+    """The segments of a cut model, one after the other.
 
     Attributes
     ----------
-    original : Analysis
-    cut : Model
-        Changed in place.
-    kept : Kept
-        What stays of the original's tensors.
-    trainable : set of str
-        Weights that may change.
-    samples : Samples
+    beside : Beside
+        Its cut model is changed in place.
     pace : Pace
     seed : int
     say : callable, optional
@@ -138,24 +112,23 @@ class _Work:
         Weights that did change.
     """
 
-    original: Analysis
-    cut: Model
-    kept: Kept
-    trainable: set[str]
-    samples: Samples
+    beside: Beside
     pace: Pace
     seed: int = 0
     say: Callable[[str], None] | None = None
     changed: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        """Name what is asked for most."""
+        self.original, self.cut, self.samples = self.beside.original, self.beside.cut, self.beside.samples
+
     def run(self) -> list[SegmentReport]:
         """Fit all segments in order."""
-        left = self.samples.taken(self.kept.take)
-        self.analysis = _analysed(self.cut, left, self.original.given)
+        self.analysis = self.beside.analysis
         parts = segments(self.analysis, sites(self.analysis))
         made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
         dense = stream_of(self.original.model, self.samples, self.original.types, STREAM_BYTES)
-        small = stream_of(self.cut, left, self.analysis.types, STREAM_BYTES)
+        small = stream_of(self.cut, self.beside.left, self.analysis.types, STREAM_BYTES)
         dense.keep |= {goal for part in parts for goal in part.goals}
         found = []
         for number, part in enumerate(parts):
@@ -184,22 +157,20 @@ class _Work:
         size = 0
         for left, right in zip(given, goals, strict=True):
             if size <= DATA_BYTES:
-                pair = {n: left[n] for n in part.given}, {n: self._stays(n, right[n]) for n in part.goals}
+                pair = (
+                    {n: left[n] for n in part.given},
+                    self.beside.kept.take({n: right[n] for n in part.goals}),
+                )
                 size += sum(a.nbytes for some in pair for a in some.values())
                 found.append(pair)
         return found
 
-    def _stays(self, tensor: str, array: Array) -> Array:
-        for axis, index in self.kept.axes(self.kept.coupling.dims[tensor]).items():
-            array = np.take(array, index, axis)
-        return array
-
     def _fit(self, part: Segment, pairs: list[tuple[Batch, Batch]], report: SegmentReport, seed: int) -> None:
         layers = [s for s in part.sites if part.holds(s)]
-        names = [n for s in layers for n in (s.weight, s.bias if s.own else "") if n in self.trainable]
+        names = [n for s in layers for n in (s.weight, s.bias if s.own else "") if n in self.beside.once]
         counts, valid = self.samples.counts[: len(pairs)], self.samples.valid[: len(pairs)]
         masked = [
-            n for n in part.goals if all(_covers(v, g[n]) for v, (_, g) in zip(valid, pairs, strict=True))
+            n for n in part.goals if all(covers(v, g[n]) for v, (_, g) in zip(valid, pairs, strict=True))
         ]
         factors = _factors([goals for _, goals in pairs], valid, part.goals, masked, sum(counts))
         found = self._loss_model(part, names, factors, masked)
@@ -213,7 +184,7 @@ class _Work:
             batch |= {found.targets[n]: goals[n] for n in factors}
             if found.valid and mask is not None:
                 batch[found.valid] = mask[..., None].astype(goals[masked[0]].dtype)
-        data = _data(given, counts, free=self.samples.free)
+        data = Data(*together(given, counts, free=self.samples.free))
         if not len(data.held):
             report.why = f"fewer than {HELD} samples, or batches of the model's own size"
             return
@@ -252,7 +223,7 @@ class _Work:
         read = replace(self.samples, batches=list(given[:few]), counts=counts[: len(given[:few])])
         runs = stream_of(part_model(self.analysis, part.given, wanted), read, what="A segment").each()
         seen = [{**batch, **values} for batch, values in zip(given, runs, strict=False)]
-        seen = [batch for batch in seen if all(_alike([batch[n], seen[0][n]]) for n in wanted)]
+        seen = [batch for batch in seen if all(alike([batch[n], seen[0][n]]) for n in wanted)]
         bases = {}
         for site in layers:
             total, rows = 0, []
@@ -263,18 +234,6 @@ class _Work:
             x = np.concatenate([batch[site.x] for batch in seen])
             bases[site.weight] = Basis.of(site.view, start[site.weight].shape, x, np.concatenate(rows), seed)
         return bases
-
-
-def _analysed(model: Model, samples: Samples, given: dict[str, Shape]) -> Analysis:
-    """Analyse a model at the shapes of its samples: only the batch is dynamic there, and that only where it is free."""
-    shapes = [{name: a.shape for name, a in batch.items()} for batch in samples.batches]
-    if len({tuple((n, s[1:]) for n, s in found.items()) for found in shapes}) == 1:
-        with suppress(ModelError, TraceError, UsageError):
-            found = analyse(model, input_shapes=shapes[0])
-            more = {n: (s[0] + 1, *s[1:]) if s else s for n, s in shapes[0].items()}
-            found.vary(more if samples.free else None)
-            return found
-    return analyse(model, input_shapes=given)
 
 
 def _factors(
@@ -290,32 +249,8 @@ def _factors(
         arrays = [np.asarray(batch[name], np.float64) for batch in goals]
         if name in masked:
             arrays = [a[v] for a, v in zip(arrays, valid, strict=True)]
-        mean = sum(a.sum(axis=0) for a in arrays) / sum(len(a) for a in arrays) if _alike(arrays) else 0.0
+        mean = sum(a.sum(axis=0) for a in arrays) / sum(len(a) for a in arrays) if alike(arrays) else 0.0
         variance = sum(float(np.square(a - mean).sum()) for a in arrays) / samples
         if variance > 0:
             found[name] = 1 / variance
     return {name: factor / len(found) for name, factor in found.items()}
-
-
-def _alike(arrays: Sequence[Array]) -> bool:
-    return len({a.shape[1:] for a in arrays}) == 1 and all(a.ndim for a in arrays)
-
-
-def _covers(valid: Array | None, goal: Array) -> bool:
-    """Whether a mask of sequences says which positions of a goal [batch, sequence, channels] count."""
-    return valid is not None and goal.ndim == 3 and goal.shape[:2] == valid.shape
-
-
-def _data(parts: list[Batch], counts: Sequence[int], *, free: bool) -> Data:
-    """Put the samples of all batches together where the model takes any number of them."""
-    whole = free and all(
-        a.ndim and len(a) == n for part, n in zip(parts, counts, strict=True) for a in part.values()
-    )
-    whole = whole and all(_alike([part[n] for part in parts]) for n in parts[0])
-    if not whole:
-        return Data(parts, list(counts), free=False)
-    return Data(
-        [{n: np.concatenate([part.pop(n) for part in parts]) for n in list(parts[0])}],
-        [sum(counts)],
-        free=True,
-    )

@@ -9,6 +9,7 @@ bias     a new ``b``: what the removed channels gave on average
 stats    each output scaled and shifted to the mean and variance that it had (`onnxprune.reconstruction.statistics`)
 lstsq    ``W`` and ``b`` of least squares, near the old ones by a ridge (`onnxprune.reconstruction.least_squares`)
 blocks   lstsq, and then a few layers together, by descent (`onnxprune.reconstruction.segments`)
+distill  blocks, and then all layers together, toward the original's states (`onnxprune.reconstruction.distill`)
 =======  ===========================================================================================================
 
 Where there are several variants, held-out samples choose for each layer. Another recovery is another line of
@@ -58,12 +59,15 @@ class Recovery:
         held-out error says.
     together : bool
         Whether segments of a few layers are fitted together afterwards.
+    whole : bool
+        Whether all layers are fitted together after that.
     """
 
     ridges: tuple[float, ...]
     variants: tuple[str, ...]
     alone: Alone | None = None
     together: bool = False
+    whole: bool = False
 
 
 #: What ``--recover`` may name.
@@ -73,6 +77,7 @@ RECOVERIES = {
     "stats": Recovery((), ("stats",), alone=statistics.fit),
     "lstsq": Recovery(RIDGES, ("kept", "bias", "lstsq")),
     "blocks": Recovery(RIDGES, ("kept", "bias", "lstsq"), together=True),
+    "distill": Recovery(RIDGES, ("kept", "bias", "lstsq"), together=True, whole=True),
 }
 
 

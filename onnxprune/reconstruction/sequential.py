@@ -51,6 +51,7 @@ class Fitted:
     layers: list[LayerReport]
     curves: dict[str, Curve] = field(default_factory=dict)
     segments: list[SegmentReport] = field(default_factory=list)
+    whole: SegmentReport | None = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.report.table import amount
 
-__all__ = ["at_sizes", "calibration_lines", "original_lines", "segment_lines", "speed_lines"]
+__all__ = ["at_sizes", "calibration_lines", "original_lines", "segment_lines", "speed_lines", "whole_lines"]
 
 #: Groups that a sentence names.
 NAMED = 5
@@ -74,6 +74,7 @@ def calibration_lines(figures: Mapping[str, Any]) -> list[str]:
     return [
         f"refitted {refitted} of {len(layers)} layers on {figures['samples']:,} samples ({figures['criterion']})",
         *segment_lines(figures.get("segments") or ()),
+        *whole_lines(figures.get("whole")),
         *original_lines(figures["original"]),
     ]
 
@@ -93,6 +94,26 @@ def segment_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
         f"fitted {len(ratios)} of {len(segments)} blocks of layers together: error on held-out samples "
         f"{prod(ratios) ** (1 / len(ratios)):.3f} times what it was"
     ]
+
+
+def whole_lines(whole: Mapping[str, Any] | None) -> list[str]:
+    """Say how much nearer the model came when all of its layers were fitted together.
+
+    Examples
+    --------
+    >>> whole_lines({"before": 0.2, "after": 0.1, "why": ""})
+    ['fitted all layers together: error on held-out samples 0.500 times what it was']
+    >>> whole_lines({"before": 0.2, "after": 0.2, "why": ""})
+    ['fitted all layers together: no nearer on held-out samples, so they stay as they were']
+    """
+    if whole is None:
+        return []
+    what = "fitted all layers together: "
+    if whole["why"]:
+        return [f"{what}not possible, {whole['why']}"]
+    if whole["after"] >= whole["before"]:
+        return [f"{what}no nearer on held-out samples, so they stay as they were"]
+    return [f"{what}error on held-out samples {whole['after'] / whole['before']:.3f} times what it was"]
 
 
 def original_lines(original: Mapping[str, Any] | None) -> list[str]:

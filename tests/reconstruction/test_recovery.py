@@ -162,7 +162,7 @@ def test_the_help_names_the_recoveries_of_the_table():
 
 def test_an_unknown_recovery_is_refused_with_the_names_of_the_table():
     known = (
-        r"There is no 'lsq' in recovery; known are: bias, blocks, lstsq, none, stats\. Did you mean 'lstsq'\?"
+        r"no 'lsq' in recovery; known are: bias, blocks, distill, lstsq, none, stats\. Did you mean 'lstsq'\?"
     )
     with pytest.raises(UsageError, match=known):
         recovery_of("lsq")

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from onnxprune.report.page.words import count, size, times
-from onnxprune.report.sentences import at_sizes, segment_lines
+from onnxprune.report.sentences import at_sizes, segment_lines, whole_lines
 
 __all__ = ["agreement", "bar", "card", "head", "lead", "summary", "title"]
 
@@ -168,7 +168,10 @@ def _proof(values: Values) -> str:
         )
         items += [
             f"<li><b>Blocks</b> {line.capitalize()}.</li>"
-            for line in segment_lines(calibration.get("segments") or ())
+            for line in (
+                *segment_lines(calibration.get("segments") or ()),
+                *whole_lines(calibration.get("whole")),
+            )
         ]
     if values.get("put_back"):
         n = len(values["put_back"])

@@ -1,0 +1,145 @@
+"""A cut model beside its original: what descent changes, and what of the original's tensors stays.
+
+The model that layers were fitted in has the original's shape, with zeros where channels will go. Descent works on the
+model as it will be when they are gone; what it changes is put back into the model of the original's shape, so that the
+proof of the cut stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibration.samples import Samples
+from onnxprune.cut.rewrite import rewrite
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.coupling import Instance
+from onnxprune.graph.kept import Kept, Masks
+from onnxprune.graph.trace import TraceError
+from onnxprune.model import Model
+from onnxprune.runtime.binding import Shape
+
+__all__ = ["Beside", "alike", "covers", "in_units", "together"]
+
+Array = NDArray[Any]
+Batch = dict[str, Array]
+
+#: Batches that samples are cut into at least, and the most samples of one.
+UNITS, LARGEST = 25, 16
+
+
+@dataclass
+class Beside:
+    """A cut model beside its original.
+
+    Attributes
+    ----------
+    fitted : Analysis
+        Of a model of the original's shape; `put_back` changes its weights in place.
+    original : Analysis
+    cut : Model
+        ``fitted`` without the channels that go.
+    kept : Kept
+        What stays of the original's tensors.
+    once : dict
+        Weight that one place alone uses -> that place: these may change.
+    samples : Samples
+    """
+
+    fitted: Analysis
+    original: Analysis
+    cut: Model
+    kept: Kept
+    once: dict[str, Instance]
+    samples: Samples
+
+    @classmethod
+    def of(cls, fitted: Analysis, original: Analysis, dead: Masks, samples: Samples) -> Beside:
+        """Cut a fitted model.
+
+        Parameters
+        ----------
+        fitted, original : Analysis
+        dead : mapping
+            Root dim -> which of its indices will be cut.
+        samples : Samples
+            Their shapes are those that the cut model is analysed at.
+        """
+        cut = rewrite(fitted.model, fitted.coupling, fitted.tracer, dead, fitted.other_values()).model
+        places: defaultdict[str, list[Instance]] = defaultdict(list)
+        for instance in fitted.coupling.instances:
+            if instance.uses or instance.outer:
+                places[instance.tensor].append(instance)
+        once = {n: found[0] for n, found in places.items() if len(found) == 1 and not found[0].outer}
+        return cls(fitted, original, cut, Kept(fitted.coupling, dead), once, samples)
+
+    @cached_property
+    def left(self) -> Samples:
+        """The samples as the cut model takes them, whose inputs may have been cut as well."""
+        return self.samples.taken(self.kept.take)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Of the cut model, at the shapes of the samples."""
+        return _analysed(self.cut, self.left, self.original.given)
+
+    def put_back(self, name: str) -> None:
+        """Put a weight of the cut model into the model of the original's shape."""
+        whole = np.array(self.fitted.model.weight(name))
+        axes = self.kept.axes(self.once[name].dims)
+        index = [axes.get(axis, np.arange(size)) for axis, size in enumerate(whole.shape)]
+        whole[np.ix_(*index)] = self.cut.weight(name)
+        self.fitted.model.put(name, whole)
+
+
+def in_units(samples: Samples) -> Samples:
+    """Cut samples into small batches: where these are the units, some of them must be held out."""
+    return samples.cut_into(min(max(samples.count // UNITS, 1), LARGEST))
+
+
+def together(parts: list[Batch], counts: Sequence[int], *, free: bool) -> tuple[list[Batch], list[int], bool]:
+    """Put the samples of all batches together where batches may have any size; what is given is emptied.
+
+    Returns
+    -------
+    parts, counts : list
+        A single one where they could be put together.
+    free : bool
+        Whether they could.
+    """
+    whole = free and all(
+        a.ndim and len(a) == n for part, n in zip(parts, counts, strict=True) for a in part.values()
+    )
+    if not whole or not all(alike([part[n] for part in parts]) for n in parts[0]):
+        return parts, list(counts), False
+    return [{n: np.concatenate([part.pop(n) for part in parts]) for n in list(parts[0])}], [sum(counts)], True
+
+
+def alike(arrays: list[Array]) -> bool:
+    """Whether arrays differ along axis 0 at most."""
+    return len({a.shape[1:] for a in arrays}) == 1 and all(a.ndim for a in arrays)
+
+
+def covers(valid: Array | None, goal: Array) -> bool:
+    """Whether a mask of sequences says which positions of a goal [batch, sequence, channels] count."""
+    return valid is not None and goal.ndim == 3 and goal.shape[:2] == valid.shape
+
+
+def _analysed(model: Model, samples: Samples, given: dict[str, Shape]) -> Analysis:
+    """Analyse a model at the shapes of its samples: only the batch is dynamic there, and that only where it is free."""
+    shapes = [{name: a.shape for name, a in batch.items()} for batch in samples.batches]
+    if len({tuple((n, s[1:]) for n, s in found.items()) for found in shapes}) == 1:
+        with suppress(ModelError, TraceError, UsageError):
+            found = analyse(model, input_shapes=shapes[0])
+            more = {n: (s[0] + 1, *s[1:]) if s else s for n, s in shapes[0].items()}
+            found.vary(more if samples.free else None)
+            return found
+    return analyse(model, input_shapes=given)

@@ -1,0 +1,240 @@
+"""Distillation: all layers of a cut model together, toward what the original gives inside and at its end.
+
+Segments of a few layers (`onnxprune.reconstruction.reconstruct`) make the best of what those before them give. Here
+the whole model goes down at once, from the samples on,
+
+    L(W) = 1/samples * sum over goals of |goal(x; W) - target|^2 / (goals * var(target)),
+
+where the goals are what each layer gives before its activation, and the outputs, and ``var`` is the mean squared
+distance of a sample's target from the mean one. No label is looked at. What the original gives is computed batch by
+batch as it is needed, so memory is that of one batch.
+
+References
+----------
+Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. Romero et al., "FitNets: Hints
+for Thin Deep Nets", arXiv 1412.6550, equation 3 (internal states as goals).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibration.frontier import sizes
+from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import stream_of
+from onnxprune.errors import CalibrationError
+from onnxprune.gradient.loss import LossModel, loss_model
+from onnxprune.gradient.tape import float_type
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.kept import Masks
+from onnxprune.reconstruction.beside import Beside, covers, in_units, together
+from onnxprune.reconstruction.descent import Basis, Pace, Taught, Teacher, descend
+from onnxprune.reconstruction.evidence import HELD, positions_of
+from onnxprune.reconstruction.layers import Site, sites
+from onnxprune.reconstruction.reconstruct import SegmentReport
+from onnxprune.runtime.session import RunError
+
+__all__ = ["distill"]
+
+Array = NDArray[Any]
+Batch = dict[str, Array]
+
+#: How far it goes: more steps than a segment, since it is once for all layers.
+PACE = Pace(steps=600, passes=30, batch=(4, 16), rate=0.004, looks=6)
+#: Bytes of the activations of one run, the gradients among them.
+RUN_BYTES = 1 << 29
+#: Samples that tell the coordinates to go down in and how much goals vary.
+LOOKED_AT = 256
+#: Layers with more regressors than this go down in their own coordinates: eigenvectors take the cube of it.
+WIDEST = 2048
+
+
+def distill(
+    fitted: Analysis, original: Analysis, dead: Masks, samples: Samples, *,
+    pace: Pace | None = None, seed: int = 0, say: Callable[[str], None] | None = None,
+) -> SegmentReport:  # fmt: skip
+    """Fit all layers of a model together, as they are when its dead channels are cut.
+
+    Parameters
+    ----------
+    fitted : Analysis
+        Of a model of the original's shape, whose weights are changed in place: the analysis no longer knows them.
+    original : Analysis
+    dead : mapping
+        Root dim -> which of its indices will be cut.
+    samples : Samples
+    pace : Pace, optional
+    seed : int
+        Of the mini-batches: the same seed gives the same bytes.
+    say : callable, optional
+        Told of progress.
+    """
+    beside = Beside.of(fitted, original, dead, in_units(samples))
+    layers = sites(beside.analysis)
+    report = SegmentReport([site.name for site in layers])
+    try:
+        changed = _Distillation(beside, layers, pace or PACE, seed, say).run(report)
+    except (CalibrationError, RunError) as error:
+        report.why = str(error)
+        return report
+    for name, weight in changed.items():
+        beside.cut.put(name, weight)
+        beside.put_back(name)
+    return report
+
+
+@dataclass
+class _Distillation:
+    beside: Beside
+    layers: list[Site]
+    pace: Pace
+    seed: int
+    say: Callable[[str], None] | None
+
+    def run(self, report: SegmentReport) -> dict[str, Array]:
+        """Return the weights that came nearer; the report is filled in."""
+        analysis, samples, once = self.beside.analysis, self.beside.samples, self.beside.once
+        names = [n for s in self.layers for n in (s.weight, s.bias if s.own else "") if n in once]
+        goals = self._goals()
+        if not names or not goals:
+            report.why = (
+                "none of its weights may change" if goals else "nothing that it gives is in the original"
+            )
+            return {}
+        look = _Survey(self.beside, goals)
+        factors, masked = look.factors()
+        found = self._loss_model(names, factors, masked)
+        if found is None or not found.gradients:
+            report.why = "what it gives never varies"
+            return {}
+        start = {n: np.array(self.beside.cut.weight(n)) for n in found.gradients}
+        parts = [dict(batch) for batch in samples.batches]
+        for part, mask in zip(parts, samples.valid, strict=True):
+            if found.valid and mask is not None:
+                part[found.valid] = mask[..., None].astype(next(iter(start.values())).dtype)
+        teacher = Teacher(
+            self.beside.original.model, found.targets, found.valid, self.beside.kept.take, samples.provider
+        )
+        whole = together(parts, samples.counts, free=samples.free)
+        data = Taught(*whole, teacher=teacher, most=_most(analysis, samples))
+        if not len(data.held):
+            report.why = f"fewer than {HELD} samples, or batches of the model's own size"
+            return {}
+        bases = look.bases([s for s in self.layers if s.weight in start], start, self.seed)
+        best, report.before, report.after = descend(
+            found, start, data, bases, self.pace, self.seed, samples.provider, self.say
+        )
+        report.samples = samples.count
+        return best if report.after < report.before else {}
+
+    def _goals(self) -> list[str]:
+        """Return what layers give before their activations, and the outputs, where the original has them too."""
+        analysis = self.beside.analysis
+        there = {n for a in self.beside.original.coupling.nodes for n in a.node.outputs}
+        wanted = [use.y for site in self.layers for use in site.uses]
+        wanted += [v.name for v in analysis.model.proto.graph.output]
+        types = analysis.tracer.types
+        return [n for n in dict.fromkeys(wanted) if n in there and float_type(types.get(n, (0, None))[0])]
+
+    def _loss_model(
+        self, names: Sequence[str], factors: dict[str, float], masked: Sequence[str]
+    ) -> LossModel | None:
+        """Return the loss of the weights that reach a goal; None where there are none."""
+        if not factors or not names:
+            return None
+        analysis = self.beside.analysis
+        found = loss_model(analysis, list(analysis.inputs), names, factors, masked=masked)
+        if len(found.gradients) < len(names):
+            return self._loss_model(list(found.gradients), factors, masked)
+        return found
+
+
+@dataclass
+class _Survey:
+    """What some samples tell before descent begins.
+
+    Attributes
+    ----------
+    beside : Beside
+    goals : list of str
+    """
+
+    beside: Beside
+    goals: list[str]
+
+    def __post_init__(self) -> None:
+        """Take the first samples, in batches of which all activations fit."""
+        samples = self.beside.samples
+        few = samples.cut_into(_most(self.beside.analysis, samples))
+        number = int(np.searchsorted(np.cumsum(few.counts), LOOKED_AT)) + 1
+        self.samples = replace(few, batches=few.batches[:number], counts=few.counts[:number])
+
+    def factors(self) -> tuple[dict[str, float], list[str]]:
+        """Return what the squared distance of each goal is multiplied by, and the goals that masks cover."""
+        sums: dict[str, Array] = {}
+        squares = dict.fromkeys(self.goals, 0.0)
+        lengths: dict[str, int] = dict.fromkeys(self.goals, 0)
+        masked, total = set(self.goals), self.samples.count
+        runs = stream_of(self.beside.original.model, self.samples).each(self.goals)
+        for made, valid in zip(runs, self.samples.valid, strict=True):
+            for name, left in self.beside.kept.take(made).items():
+                goal = np.asarray(left, np.float64)
+                if not covers(valid, goal):
+                    masked.discard(name)
+                else:
+                    goal = goal[valid]
+                lengths[name] += len(goal) if goal.ndim else 1
+                squares[name] += float(np.square(goal).sum())
+                rows = goal.sum(axis=0)
+                if name in sums and sums[name].shape != rows.shape:
+                    sums[name] = np.zeros(())
+                elif name not in sums or sums[name].ndim == rows.ndim:
+                    sums[name] = sums.get(name, 0.0) + rows
+        found = {}
+        for name in self.goals:
+            mean = float(np.square(sums[name]).sum()) / max(lengths[name], 1)
+            variance = (squares[name] - mean) / total
+            if isfinite(variance) and variance > 1e-9 * squares[name] / total:
+                found[name] = 1 / variance
+        return {n: f / len(found) for n, f in found.items()}, [
+            n for n in self.goals if n in masked and n in found
+        ]
+
+    def bases(self, layers: Sequence[Site], start: dict[str, Array], seed: int) -> dict[str, Basis]:
+        """Return the coordinates of the layers' weights, from what they read now."""
+        layers = [s for s in layers if s.view.width <= WIDEST]
+        wanted = list(dict.fromkeys(n for s in layers for n in (s.x, s.y)))
+        moments = {s.weight: np.zeros((s.view.blocks, s.view.width, s.view.width)) for s in layers}
+        rng = np.random.default_rng(seed)
+        samples = self.samples.taken(self.beside.kept.take)
+        runs = stream_of(self.beside.cut, samples).each([n for n in wanted if n not in samples.batches[0]])
+        for run, batch, count, valid in zip(
+            runs, samples.batches, samples.counts, samples.valid, strict=True
+        ):
+            made = {**batch, **run}
+            for site in layers:
+                rows = positions_of(made[site.x], site.view.positions(made[site.y]), valid)
+                share = Basis.rows(site.view) * count // samples.count + 1
+                if len(rows) > share:
+                    rows = np.sort(rng.choice(rows, share, replace=False))
+                x = site.view.x(made[site.x], rows)
+                moments[site.weight] += np.matmul(x.transpose(0, 2, 1), x)
+        return {
+            s.weight: Basis.from_moments(s.view, start[s.weight].shape, moments[s.weight]) for s in layers
+        }
+
+
+def _most(analysis: Analysis, samples: Samples) -> int:
+    """Return the samples of one run whose activations, and the gradients and targets of as many, are not too large."""
+    once = sum(
+        size
+        for name, size in sizes(analysis, samples).items()
+        if isfinite(size) and name not in analysis.model
+    )
+    return max(int(RUN_BYTES * max(samples.counts) / max(3 * once, 1)), 1)

@@ -1,0 +1,122 @@
+"""All layers of a cut model together: toward the original's states, with what it gives computed as it is needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import prune
+from onnxprune.gradient.loss import Classes, loss_model
+from onnxprune.graph.analysis import analyse
+from onnxprune.model import Model
+from onnxprune.reconstruction import distill as module
+from onnxprune.runtime.session import open_session
+from tests.reconstruction.test_segments import images, net
+
+
+def off_by(model: onnx.ModelProto, recover: str, **more: object) -> tuple[float, dict[str, object]]:
+    """Prune by half, and return the error on fresh samples and what is told of all layers together."""
+    fresh = {"x": images(200, 9)}
+    result = prune(model, ratio=0.5, calib={"x": images(250)}, recover=recover, align=1, seed=0, **more)
+    dense = open_session(Model.load(model)).run(fresh)["out"]
+    out = open_session(Model.load(result.model)).run(fresh)["out"]
+    return float(np.square(out - dense).mean()), result.report.calibration.get("whole")
+
+
+def test_all_layers_together_come_nearer_than_a_few_on_samples_that_no_fit_saw():
+    model = net(blocks=4, channels=8)
+    few, told = off_by(model, "blocks")
+    assert told is None
+    every, told = off_by(model, "distill")
+    assert every < 0.9 * few
+    assert told["after"] < told["before"]
+    assert told["samples"] == 225
+    assert len(told["layers"]) == 10
+
+
+def test_the_same_seed_gives_the_same_bytes(monkeypatch):
+    monkeypatch.setattr(module, "PACE", module.Pace(steps=20))
+    found = [
+        prune(net(), ratio=0.5, calib={"x": images(60)}, align=1, recover="distill").model for _ in range(2)
+    ]
+    assert found[0].SerializeToString() == found[1].SerializeToString()
+
+
+def test_samples_run_a_few_at_a_time_give_the_same(monkeypatch):
+    feeds = []
+    for most in (1 << 29, 1 << 12):
+        monkeypatch.setattr(module, "RUN_BYTES", most)
+        seen = []
+        monkeypatch.setattr(
+            module, "descend", lambda *given, seen=seen: seen.append(given[2]) or (given[1], 1.0, 1.0)
+        )
+        prune(net(), ratio=0.5, calib={"x": images(60)}, align=1, recover="distill")
+        feeds.append(seen[0].feeds([0, 3, 4, 7]))
+    (whole,), parts = feeds
+    assert len(parts) > 1
+    for name, array in whole.items():
+        assert np.allclose(np.concatenate([part[name] for part in parts]), array, atol=1e-5)
+        assert len(array) == 4
+
+
+def test_batches_of_the_models_own_size_are_units(monkeypatch):
+    monkeypatch.setattr(module, "PACE", module.Pace(steps=60))
+    model = net(batch=1)
+    result = prune(model, ratio=0.5, calib={"x": images(60)}, align=1, recover="distill")
+    told = result.report.calibration["whole"]
+    assert not told["why"]
+    assert told["after"] < told["before"]
+
+
+def test_too_few_samples_change_nothing_and_say_so():
+    told = prune(net(), ratio=0.5, calib={"x": images(5)}, align=1, recover="distill").report.calibration[
+        "whole"
+    ]
+    assert told["why"] or told["after"] <= told["before"]
+
+
+def test_what_has_no_gradient_keeps_its_weights_and_says_why(monkeypatch):
+    monkeypatch.setattr(module, "PACE", module.Pace(steps=20))
+    model = net()
+    first = next(i for i, n in enumerate(model.graph.node) if n.name == "b0_2")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e6, np.float32), "big"))
+    node = helper.make_node("Mod", [model.graph.node[first].input[0], "big"], ["odd"], fmod=1)
+    model.graph.node.insert(first, node)
+    model.graph.node[first + 1].input[0] = "odd"
+    result = prune(model, ratio=0.5, calib={"x": images(60)}, align=1, recover="distill")
+    assert "Mod" in result.report.calibration["whole"]["why"]
+    assert any("Mod" in line for line in result.report.lines())
+
+
+def classifier(opset: int) -> tuple[Model, np.ndarray]:
+    weight = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return Model.load(proto), weight
+
+
+@pytest.mark.parametrize("opset", [9, 13, 18])
+def test_the_divergence_of_classes_and_its_gradient(opset):
+    model, weight = classifier(opset)
+    found = loss_model(analyse(model), ["x"], ["w"], {}, classes={"y": Classes(1, 0.7)})
+    rng = np.random.default_rng(4)
+    x, target = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(6, 3)).astype(np.float32)
+
+    def softmax(z: np.ndarray) -> np.ndarray:
+        e = np.exp(np.float64(z) - z.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    p, q = softmax(x @ weight), softmax(target)
+    got = open_session(found.model).run({"x": x, "w": weight, found.targets["y"]: target})
+    assert got[found.loss] == pytest.approx(0.7 * float((q * np.log(q / p)).sum()), rel=1e-4)
+    gradient = got[found.gradients["w"]]
+    assert np.allclose(gradient, 0.35 * x.T @ (p - q), atol=1e-4)
+    assert np.abs(gradient).max() > 0.1
