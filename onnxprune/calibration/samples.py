@@ -28,7 +28,7 @@ from onnxprune.runtime.binding import real_inputs
 from onnxprune.runtime.session import CPU, provider_of
 from onnxprune.wall import board as wall
 
-__all__ = ["Asked", "Samples", "load_samples", "samples_for"]
+__all__ = ["ASIDE", "Asked", "Samples", "load_samples", "samples_for"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]

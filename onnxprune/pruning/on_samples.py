@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxprune import granularity
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.calibration.agreement import compare, outputs
+from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
@@ -105,9 +106,9 @@ class FromSamples:
         return other
 
     @property
-    def judges(self) -> bool:
-        """Whether there are samples that no fit sees."""
-        return self.aside is not None
+    def judges(self) -> int:
+        """Samples that no fit sees."""
+        return 0 if self.aside is None else self.aside.count
 
     def rankings(self, limit: Limit) -> dict[str, Ranking]:
         """Rank units by the loss curves; under targets errors are weighed by trial fits first, once.
@@ -201,6 +202,8 @@ class FromSamples:
             )
             if not self.dense:
                 self.dense.append(outputs(self.run.model, self.aside, opened))
+                if self.aside.labels is not None:
+                    self.run.notes += check_labels(self.dense[0], self.aside.labels)
             left = self.aside.taken(kept.take)
             return compare(self.dense[0], outputs(cut.model, left, opened), self.aside.labels)
 

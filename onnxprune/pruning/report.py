@@ -22,6 +22,7 @@ from onnxprune.options.pruning import Options
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.targets import parse_target
 from onnxprune.report import page
+from onnxprune.report.known import known, say
 from onnxprune.report.record import Record
 from onnxprune.report.sentences import at_sizes, calibration_lines, speed_lines
 from onnxprune.report.signature import interface_lines
@@ -214,6 +215,8 @@ class Report(Record):
             old, new = (self.latency[at]["p50_ms"] for at in ("before", "after"))
             rows.append(["latency (p50)", f"{old:.3g} ms", f"{new:.3g} ms", share(new, old)])
         show(["", "before", "after", "left"], rows, stream=stream)
+        if any(g["removed"] for g in self.groups):
+            say(known(self.calibration, "prune"), stream)
         stream.writelines(f"{line}\n" for line in self.lines())
 
     def lines(self) -> list[str]:

@@ -94,8 +94,8 @@ class Saliency(Protocol):
         """What may be cut."""
 
     @property
-    def judges(self) -> bool:
-        """Whether candidates are compared with the original on samples that no fit sees."""
+    def judges(self) -> int:
+        """On how many samples that no fit sees candidates are compared with the original."""
 
     def rankings(self, limit: Limit) -> dict[str, Ranking]:
         """Rank the units of each group.
@@ -130,7 +130,7 @@ class FromWeights:
     run: Run[Options]
     analysis: Analysis
     groups: list[Group]
-    judges: bool = False
+    judges: int = 0
 
     @classmethod
     def open(cls, run: Run[Options], analysis: Analysis) -> FromWeights:

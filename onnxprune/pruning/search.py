@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Protocol, TypeVar
 
+from onnxprune.calibration.samples import ASIDE
 from onnxprune.errors import CalibrationError, NothingToPrune
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
@@ -68,6 +70,23 @@ class Floors:
         both = (("--min-agreement", self.agreement), ("--max-drop", self.drop))
         return " and ".join(f"{name} {value:g}" for name, value in both if value is not None)
 
+    def resolvable(self, items: int) -> None:
+        """Refuse floors that one sample more or less decides.
+
+        Raises
+        ------
+        CalibrationError
+            If a single sample counts more than may be lost; the sentence says how many are needed.
+        """
+        shares = [1 - self.agreement] if self.agreement is not None else []
+        shares += [self.drop / 100] if self.drop is not None else []
+        needed = max((ceil(1 / share - 1e-9) for share in shares if share > 0), default=0)
+        if items < needed:
+            raise CalibrationError(
+                f"{self.text} can't be told on {items} samples set aside, of which one counts {1 / items:.1%}: it "
+                f"takes {needed} at least, so give {ceil(needed / ASIDE)} samples, or a looser floor."
+            )
+
     def judge(self, original: dict[str, Any] | None) -> tuple[bool, str]:
         """Return whether they hold for a cut, and its figures.
 
@@ -105,6 +124,8 @@ def within(run: Run[Options], saliency: Saliency, limit: Limit, floors: Floors) 
         raise CalibrationError(
             f"{floors.text} is judged on samples that no fit sees; give more samples (at least 20)."
         )
+
+    floors.resolvable(saliency.judges)
 
     def fit(targets: tuple[Target, ...]) -> Candidate:
         asked = replace(limit, targets=targets)

@@ -68,14 +68,13 @@ def by_norm_lines(names: Sequence[str]) -> list[str]:
 
 
 def calibration_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Say what was refitted, and how far the result is from the original."""
+    """Say what was refitted."""
     layers = figures["layers"]
     refitted = sum(line["variant"].startswith("lstsq") for line in layers)
     return [
         f"refitted {refitted} of {len(layers)} layers on {figures['samples']:,} samples ({figures['criterion']})",
         *segment_lines(figures.get("segments") or ()),
         *whole_lines(figures.get("whole")),
-        *original_lines(figures["original"]),
     ]
 
 
@@ -127,4 +126,7 @@ def original_lines(original: Mapping[str, Any] | None) -> list[str]:
     if "accuracy" in original:
         accuracy = original["accuracy"]
         text += f", accuracy {accuracy['before']:.1f} -> {accuracy['after']:.1f}"
+        if "drop_interval" in accuracy:
+            low, high = accuracy["drop_interval"]
+            text += f" ({-high:+.1f} to {-low:+.1f} points)"
     return [text]

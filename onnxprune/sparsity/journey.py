@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxprune import registry
 from onnxprune.calibration.agreement import compare, outputs
+from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples, samples_for
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.analysis import analyse
@@ -152,7 +153,9 @@ def _agreement(
     if aside is None:
         return None
     with run.stage("compare"):
-        return compare(outputs(model, aside), outputs(sparse, aside), aside.labels)
+        original = outputs(model, aside)
+        run.notes += [] if aside.labels is None else check_labels(original, aside.labels)
+        return compare(original, outputs(sparse, aside), aside.labels)
 
 
 def _check(model: Model, targets: Sequence[SparseWeight], pattern: Pattern) -> None:

@@ -13,8 +13,8 @@ from onnxprune.model import Model
 from onnxprune.options.pattern import parse_pattern
 from onnxprune.permutation.permute import Permuted
 from onnxprune.report import page
+from onnxprune.report.known import known, say
 from onnxprune.report.record import Record
-from onnxprune.report.sentences import original_lines
 from onnxprune.sparsity.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparsity.layer import LayerFit
 from onnxprune.sparsity.masks import holds, tail
@@ -193,6 +193,8 @@ class SparseReport(Record):
             ),
         ]
         show(["bytes", "before", "after", "of before"], forms, stream=stream)
+        if self.zeros:
+            say(known(self.calibration, "sparsify"), stream)
         stream.writelines(f"{line}\n" for line in self.text())
 
     def text(self) -> list[str]:
@@ -206,10 +208,7 @@ class SparseReport(Record):
         lines += [f"left dense: {count} x {reason}" for reason, count in reasons.most_common(6)]
         lines += [] if self.order is None else self.order.text(self.pattern)
         if self.calibration is not None:
-            lines += [
-                f"fitted on {self.calibration['samples']:,} samples",
-                *original_lines(self.calibration["original"]),
-            ]
+            lines.append(f"fitted on {self.calibration['samples']:,} samples")
         lines += [f"note: {note}" for note in self.notes]
         return [*lines, self._cores(), ONNXRUNTIME]
 

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 from pruning.test_calibrated import images, residual
 
 import onnxprune
-from onnxprune.calibration.agreement import compare, distance, outputs
+from onnxprune.calibration.agreement import compare, distance, outputs, paired
 from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
@@ -30,8 +30,19 @@ def test_integers_are_numbers_of_classes():
     assert found["agreement"] == found["cosine"] == 7 / 8
     hot = [np.eye(8)[x.ravel()] for x in (a, b)]
     assert found["relative_error"] == pytest.approx(np.linalg.norm(hot[0] - hot[1]) / np.linalg.norm(hot[0]))
-    assert found["accuracy"] == {"before": 87.5, "after": 100.0}
+    assert (found["accuracy"]["before"], found["accuracy"]["after"]) == (87.5, 100.0)
     assert distance(a, a) == 0 < distance(a, b) < distance(a, a + 1)
+
+
+def test_the_interval_of_a_drop_comes_from_the_items_that_differ() -> None:
+    same = paired(0, 0, 1000)
+    assert same[0] == -same[1]
+    assert same[1] < 0.003
+    low, high = paired(30, 10, 1000)  # as Agresti and Min have it: 20.5 / 1002 about its middle
+    assert (low + high) / 2 == pytest.approx(20 / 1002)
+    wide = paired(130, 110, 1000)
+    assert wide[0] < 0 < low
+    assert wide[1] > high
 
 
 def test_a_model_that_ends_in_argmax_is_pruned_with_samples():

@@ -166,3 +166,26 @@ def test_floors_that_could_not_hold_are_refused(fields: dict, text: str) -> None
 def test_floors_need_samples_that_no_fit_sees() -> None:
     with pytest.raises(CalibrationError, match=r"--min-agreement 0.5 is judged on samples that no fit sees"):
         onnxprune.prune(residual(), calib={"x": images(12)}, min_agreement=0.5)
+
+
+@pytest.mark.parametrize(
+    ("floor", "needed"),
+    [({"min_agreement": 0.999}, 10_000), ({"min_agreement": 0.75}, 0), ({"min_agreement": 1.0}, 0)],
+)
+def test_a_floor_that_one_sample_decides_is_refused_with_the_number_that_tells(
+    floor: dict[str, float], needed: int
+) -> None:
+    floors = Floors(floor["min_agreement"], None)
+    if needed:
+        with pytest.raises(CalibrationError, match=f"takes 1000 at least, so give {needed} samples"):
+            floors.resolvable(6)
+    else:
+        floors.resolvable(6)
+
+
+def test_a_drop_of_one_point_takes_a_hundred_samples_set_aside() -> None:
+    Floors(None, 1.0).resolvable(100)
+    with pytest.raises(CalibrationError, match="takes 100 at least"):
+        Floors(None, 1.0).resolvable(99)
+    with pytest.raises(CalibrationError, match="can't be told on 6 samples"):
+        onnxprune.prune(residual(), calib={"x": images(60)}, min_agreement=0.9)

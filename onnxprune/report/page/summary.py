@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from onnxprune.report.known import known
 from onnxprune.report.page.words import count, size, times
 from onnxprune.report.sentences import at_sizes, segment_lines, whole_lines
 
-__all__ = ["agreement", "bar", "card", "head", "lead", "summary", "title"]
+__all__ = ["accuracy", "agreement", "bar", "card", "head", "lead", "summary", "title"]
 
 Values = Mapping[str, Any]
 
@@ -137,7 +138,7 @@ def _faster(share: float) -> str:
 
 
 def _proof(values: Values) -> str:
-    items = []
+    items = [accuracy(values, "prune")] if any(g["removed"] for g in values["groups"]) else []
     law = values.get("law1")
     if law is not None:
         inputs = f"{law['inputs']} input{'' if law['inputs'] == 1 else 's'}{escape(at_sizes(law))}"
@@ -182,6 +183,13 @@ def _proof(values: Values) -> str:
     return f'<ul class="proof">{"".join(items)}</ul>' if items else ""
 
 
+def accuracy(values: Values, command: str) -> str:
+    """Return what is known of the accuracy, as the first item of what is proved."""
+    told = known(values.get("calibration"), command)
+    text = told.text[0].upper() + told.text[1:]
+    return f'<li class="{told.level}"><b>{told.word}</b> {escape(text)}.</li>'
+
+
 def _ceiling(values: Values) -> str:
     rows = "".join(
         f'<tr><th scope="row">{text}</th>'
@@ -197,6 +205,11 @@ def _ceiling(values: Values) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _interval(figures: Values) -> str:
+    ends: Sequence[float] = figures["accuracy"].get("drop_interval") or ()
+    return f", 95 % interval {-ends[1]:+.1f} to {-ends[0]:+.1f}" if ends else ""
 
 
 def agreement(figures: Values) -> str:
@@ -219,7 +232,7 @@ def agreement(figures: Values) -> str:
         old, new = figures["accuracy"]["before"], figures["accuracy"]["after"]
         parts.append(
             f'<div class="card"><h3>Accuracy</h3><p class="big">{new:.1f} %</p>'
-            f'<p class="from">of {old:.1f} %<span class="times">{new - old:+.1f} points</span></p>'
+            f'<p class="from">of {old:.1f} %<span class="times">{new - old:+.1f} points{_interval(figures)}</span></p>'
             f'<div class="left" role="img" aria-label="{new:.1f} percent"><i style="width:{new:.2f}%"></i></div></div>'
         )
     parts.append(

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from onnxprune.report.page.sections import FOOTER, run, why
-from onnxprune.report.page.summary import agreement, bar, card, head
+from onnxprune.report.page.summary import accuracy, agreement, bar, card, head
 from onnxprune.report.page.words import count, size
 
 __all__ = ["all_of"]
@@ -68,7 +68,10 @@ def _summary(values: Values) -> str:
             continue
         pair = {"before": stored["before"], "after": values["bytes_in"][form]}
         cards.append(card(name, pair, size, what="bytes"))
-    items = "".join(f'<li class="{kind}"><b>{name}</b> {text}</li>' for kind, name, text in _verdicts(values))
+    items = accuracy(values, "sparsify") if zeros else ""
+    items += "".join(
+        f'<li class="{kind}"><b>{name}</b> {text}</li>' for kind, name, text in _verdicts(values)
+    )
     return (
         f'<section id="summary" aria-label="Summary"><div class="cards">{"".join(cards)}</div>'
         f'<ul class="proof">{items}</ul></section>'

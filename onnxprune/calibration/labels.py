@@ -1,0 +1,74 @@
+"""Whether labels are those of a model's classes: what is measured with others says nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import CalibrationError
+
+__all__ = ["check_labels"]
+
+#: Shares of samples on which the original is right, at most, and would be if the labels were moved by one, at least,
+#: for them to be refused.
+WRONG, SHIFTED = 0.25, 0.5
+#: A share of right samples that is less likely than this for an original that guesses is worth a word.
+UNLIKELY = 1e-3
+
+
+def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:
+    """Hold labels against the classes that the original gives.
+
+    Parameters
+    ----------
+    original : float64 [samples, ..., classes, ...] or int64
+        Its outputs on the samples of the labels; one axis behind the samples is longer than 1, else nothing is said.
+    labels : array [samples]
+
+    Returns
+    -------
+    list of str
+        What looks wrong, a sentence each.
+
+    Raises
+    ------
+    CalibrationError
+        If they aren't numbers of its classes, or most of them are off by one.
+    """
+    n = len(original)
+    if original.dtype.kind != "f":
+        return []
+    if sum(size > 1 for size in original.shape[1:]) != 1 or labels.size != n:
+        shapes = f"{list(labels.shape)}, the output {list(original.shape)}"
+        return [f"the labels aren't one class for each sample (they are {shapes}): no accuracy was measured"]
+    scores, truth = original.reshape(n, -1), labels.reshape(n)
+    classes, chosen = scores.shape[1], scores.argmax(axis=1)
+    right = float(np.mean(chosen == truth))
+    for by, where in ((1, "below"), (-1, "above")):
+        moved = float(np.mean(chosen == truth + by))
+        if right <= WRONG and moved >= SHIFTED:
+            raise CalibrationError(
+                f"The labels are one {where} the model's classes: the original is right on {right:.1%} of them as they "
+                f"are, and on {moved:.1%} with {by:+d}; give labels from 0 to {classes - 1} in the model's order."
+            )
+    if truth.min() < 0 or truth.max() >= classes:
+        raise CalibrationError(
+            f"The labels go from {truth.min()} to {truth.max()}, but the model gives {classes} classes, 0 to "
+            f"{classes - 1}; give the numbers of its classes."
+        )
+    if _at_most(round(right * n), n, 1 / classes) < UNLIKELY:
+        return [
+            f"the original is right on {right:.1%} of {n} labels, less than a guess among {classes} classes would be: "
+            "they seem to be the labels of something else, and no accuracy can be claimed with them"
+        ]
+    return []
+
+
+def _at_most(hits: int, n: int, share: float) -> float:
+    """Return how likely so many hits or fewer are (binomial)."""
+    k = np.arange(hits + 1)
+    logs = np.cumsum([0.0, *np.log(np.arange(1, n + 1))])
+    terms = logs[n] - logs[k] - logs[n - k] + k * np.log(share) + (n - k) * np.log1p(-share)
+    return float(np.exp(terms).sum())
