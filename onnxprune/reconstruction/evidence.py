@@ -1,12 +1,15 @@
 """Moments of a layer's rows (x, y) over the samples, for fitting and held out.
 
-Of each block of a layer the rows ``(x, y)``, of length d + O, give a count, a mean (d + O,) and a centred Gram
-(d + O, d + O), see `onnxprune.reconstruction.moments`. Every fifth sample goes to a set of its own, by which fits are
-judged. Where there are more positions than a fit needs, each batch gives its share, drawn at random with a seed.
+Of each block of a layer the rows ``(x, y)``, of length d + O, give a count, a mean (d + O,), and centred sums of
+``x x^T`` (d, d), ``x y^T`` (d, O) and ``y^2`` (O,), see `onnxprune.reconstruction.moments`; of layers with more than
+``wide`` regressors rows are kept instead, see `onnxprune.reconstruction.dual`. Every fifth sample goes to a set of its
+own, by which fits are judged. Where there are more positions than a fit needs, each batch gives its share, drawn at
+random with a seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,15 +17,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.reconstruction.moments import Moments, Stack
+from onnxprune.reconstruction.dual import DualProblem, RowStack, RowTable
+from onnxprune.reconstruction.least_squares import Problem, Regression
+from onnxprune.reconstruction.moments import Stack
 from onnxprune.reconstruction.views import View, channels_last
 
-__all__ = ["HELD", "Collector", "Draw", "Evidence", "Rows", "Spread", "positions_of"]
+__all__ = [
+    "HELD", "WIDE", "Collector", "Draw", "Evidence", "Rows", "Spread", "moments_of", "positions_of",
+]  # fmt: skip
 
 Array = NDArray[Any]
 
 #: Every so many samples one is held out.
 HELD = 5
+#: Regressors up to which the moments of a layer are taken; of wider ones rows are kept.
+WIDE = 4608
 #: Entries of an activation that are worked on at a time.
 CACHED = 1 << 16
 
@@ -85,12 +94,12 @@ class Draw:
 
 @dataclass
 class Evidence:
-    """Moments of the rows (x, y) of one layer, block by block.
+    """What the rows (x, y) of one layer tell, block by block.
 
     Attributes
     ----------
     view : View
-    fitting, aside : Stack
+    fitting, aside : Stack or RowStack
         Of the samples that fits see, and of those that are held out.
     spread : float
         Variance, summed over channels, of the tensor that the layer's output becomes part of (the residual sum, or the
@@ -98,44 +107,77 @@ class Evidence:
     """
 
     view: View
-    fitting: Stack
-    aside: Stack
+    fitting: Stack | RowStack
+    aside: Stack | RowStack
     spread: float = 0.0
 
-    @property
-    def train(self) -> list[Moments]:
-        """Moments of the rows for fitting, one for each block."""
-        return self.fitting.parts
+    def train(self, *, centred: bool = True) -> Sequence[Regression]:
+        """Return the regression of each block on the rows for fitting; centred: about the means."""
+        return _problems(self.fitting, centred)
 
-    @property
-    def held_out(self) -> list[Moments]:
-        """Moments of the rows that are held out, one for each block."""
-        return self.aside.parts
+    def held_out(self, *, centred: bool = True) -> Sequence[Regression]:
+        """Return the regression of each block on the rows that are held out."""
+        return _problems(self.aside, centred)
+
+    def whole(self, *, centred: bool = True) -> Sequence[Regression]:
+        """Return the regression of each block on all rows."""
+        return _problems(_together(self.fitting.copy(), self.aside), centred)
 
     def merge(self, other: Evidence) -> None:
-        """Add the moments of another use of the same weight."""
-        self.fitting.merge(other.fitting)
-        self.aside.merge(other.aside)
+        """Add what is known of another use of the same weight."""
+        _together(self.fitting, other.fitting)
+        _together(self.aside, other.aside)
 
-    def whole(self) -> list[Moments]:
-        """Return the moments of all rows, one for each block."""
-        both = self.fitting.copy()
-        both.merge(self.aside)
-        return both.parts
+
+def _together(one: Stack | RowStack, other: Stack | RowStack) -> Stack | RowStack:
+    """Add rows to others of the same kind."""
+    if isinstance(one, RowStack):
+        assert isinstance(other, RowStack)
+        one.merge(other)
+    else:
+        assert isinstance(other, Stack)
+        one.merge(other)
+    return one
+
+
+def _problems(rows: Stack | RowStack, centred: bool) -> Sequence[Regression]:
+    if isinstance(rows, RowStack):
+        return [DualProblem(table, index, centred) for table, index in rows.parts]
+    problems = [Problem.of(moments) for moments in rows.parts]
+    return problems if centred else [p.about_zero() for p in problems]
+
+
+def moments_of(regressions: Sequence[Regression]) -> list[Problem]:
+    """Return regressions of a layer that isn't wide.
+
+    Raises
+    ------
+    TypeError
+        If it is.
+    """
+    problems = [p for p in regressions if isinstance(p, Problem)]
+    if len(problems) < len(regressions):
+        raise TypeError("of a wide layer there are rows and no moments")
+    return problems
 
 
 class Collector:
-    """Adds up the moments of one layer, batch after batch.
+    """Adds up what one layer's rows tell, batch after batch.
 
     Parameters
     ----------
     view : View
+    wide : int
+        Regressors from which rows are kept.
     """
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, wide: int = WIDE) -> None:
         self.view = view
-        size = view.width + view.outputs
-        self.fitting, self.aside = Stack.empty(view.blocks, size), Stack.empty(view.blocks, size)
+        self.tables = [RowTable() for _ in range(view.blocks)] if view.width > wide else []
+        self.held_out: list[NDArray[np.bool_]] = []
+        if not self.tables:
+            size = view.blocks, view.width, view.outputs
+            self.fitting, self.aside = Stack.empty(*size), Stack.empty(*size)
 
     def add(self, x: Array, targets: Array, rows: Rows) -> None:
         """Add one batch.
@@ -154,10 +196,15 @@ class Collector:
             If a value isn't finite.
         """
         view, count = self.view, len(targets)
-        regressors = view.read(x, rows.index).reshape(view.blocks, count, view.width)
         if x.dtype != np.float64:
             targets = targets.astype(np.float32, copy=False)
         wanted = targets.reshape(count, view.blocks, view.outputs).transpose(1, 0, 2)
+        if self.tables:
+            for table, regressors, goal in zip(self.tables, view.x(x, rows.index), wanted, strict=True):
+                table.add(regressors, goal)
+            self.held_out.append(np.arange(count) >= rows.fitting)
+            return
+        regressors = view.read(x, rows.index).reshape(view.blocks, count, view.width)
         for part, into in (
             (slice(rows.fitting), self.fitting),
             (slice(rows.fitting, None), self.aside),
@@ -166,6 +213,10 @@ class Collector:
 
     def evidence(self, spread: float = 0.0) -> Evidence:
         """Return what was added, the regressors in the order of the weight; see `Evidence.spread`."""
+        if self.tables:
+            held_out = np.concatenate(self.held_out)
+            fitting, aside = (RowStack(self.tables, np.flatnonzero(which)) for which in (~held_out, held_out))
+            return Evidence(self.view, fitting, aside, spread)
         return Evidence(self.view, self._ordered(self.fitting), self._ordered(self.aside), spread)
 
     def _ordered(self, stack: Stack) -> Stack:
@@ -173,7 +224,8 @@ class Collector:
         if 1 in (view.taps, view.channels):
             return stack
         order = np.append(view.order, np.arange(view.width, view.width + view.outputs))
-        return Stack(stack.n, stack.mean[:, order], stack.gram[:, order[:, None], order])
+        gram = stack.gram[:, view.order[:, None], order]
+        return Stack(stack.n, stack.mean[:, order], gram, stack.square)
 
 
 class Spread:

@@ -22,16 +22,17 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.model import Model
-from onnxprune.reconstruction.evidence import Evidence
+from onnxprune.reconstruction.dual import DualProblem, contributions, merged
+from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.few_rows import steadied
 from onnxprune.reconstruction.grouped import refits
 from onnxprune.reconstruction.layers import Site
-from onnxprune.reconstruction.least_squares import Consumer, Fit, Problem, bias_only, error_of
-from onnxprune.reconstruction.moments import Moments
+from onnxprune.reconstruction.least_squares import Consumer, Fit, Problem, Regression, bias_only, error_of
 from onnxprune.reconstruction.recover import RECOVERIES, STRONG, Recovery
+from onnxprune.reconstruction.views import View
 
 __all__ = [
-    "LayerReport", "Settings", "consumers_of", "fit_blocks", "problem_of", "weights_of", "write",
+    "LayerReport", "Settings", "consumers_of", "fit_blocks", "weights_of", "write",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -52,12 +53,24 @@ class Settings:
     least : int
         Output positions that are used of a layer in any case, where there are as many.
     seed : int
+    wide : int
+        Regressors from which rows are kept instead of moments.
+    sheet : int
+        Rows that are kept then, at most.
     """
 
     recovery: Recovery = RECOVERIES["lstsq"]
     most: int = 200
     least: int = 1 << 15
     seed: int = 0
+    wide: int = WIDE
+    sheet: int = 1 << 12
+
+    def rows(self, view: View, share: int = 1) -> int:
+        """Return how many positions of a layer are used, or a share of them: one in so many."""
+        if view.width > self.wide:
+            return self.sheet // share
+        return max(self.most // share * view.width, self.least)
 
 
 @dataclass
@@ -119,19 +132,20 @@ def fit_blocks(
     settings : Settings
     """
     recovery = settings.recovery
-    train = [problem_of(site, m) for m in evidence.train]
-    held_out = [problem_of(site, m) for m in evidence.held_out]
+    centred = site.adder is not None
+    train, held_out = evidence.train(centred=centred), evidence.held_out(centred=centred)
     prior = old[0].copy()
     for block, rows in enumerate(kept):
         prior[block][np.setdiff1d(np.arange(site.view.width), rows)] = 0.0
-    enough = min(m.n for m in evidence.train) >= 2 * max(len(k) for k in kept)
-    ways = _ways(recovery, kept, (prior, old[1]), free=site.adder is not None, enough=enough)
+    plenty = settings.sheet // 2 if site.view.width > settings.wide else np.inf
+    enough = evidence.fitting.n >= min(2 * max(len(k) for k in kept), plenty)
+    ways = _ways(recovery, kept, (prior, old[1]), free=centred, enough=enough)
     errors = {
         name: sum(float(error_of(h, fit).sum()) for h, fit in zip(held_out, fit_all(train), strict=True))
         for name, fit_all in ways.items()
     }
     best = recovery.variants[0] if recovery.alone is not None else min(errors, key=lambda n: errors[n])
-    whole = [problem_of(site, m) for m in evidence.whole()]
+    whole = evidence.whole(centred=centred)
     variance = max(sum(p.variance for p in held_out), 1e-30)
     report = LayerReport(
         site.name,
@@ -146,7 +160,7 @@ def fit_blocks(
     return ways[best](whole), report
 
 
-Way = Callable[[Sequence[Problem]], list[Fit]]
+Way = Callable[[Sequence[Regression]], list[Fit]]
 
 
 def _ways(
@@ -182,17 +196,6 @@ def _ways(
     return ways
 
 
-def problem_of(site: Site, moments: Moments) -> Problem:
-    """Return a block's problem; about zero rather than about the mean where no bias can be given."""
-    problem = Problem.of(moments, site.view.width)
-    if site.adder is not None:
-        return problem
-    zero_x, zero_y = np.zeros_like(problem.mx), np.zeros_like(problem.my)
-    h = problem.h + np.outer(problem.mx, problem.mx)
-    g = problem.g + np.outer(problem.mx, problem.my)
-    return Problem(problem.n, h, g, problem.v + problem.my**2, zero_x, zero_y)
-
-
 def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
     """Put fitted weights and biases into a model; a bias that others read too gets a copy."""
     old = model.weight(site.weight)
@@ -225,10 +228,32 @@ def consumers_of(
 ) -> list[Consumer]:
     """Return one consumer for each block of a layer, on all samples; steadied where they are few."""
     matrices, _ = weights_of(site, model)
-    parts = zip(evidence.train, evidence.held_out, evidence.whole(), strict=True)
+    centred = site.adder is not None
+    three = (
+        evidence.train(centred=centred),
+        evidence.held_out(centred=centred),
+        evidence.whole(centred=centred),
+    )
     consumers = []
-    for block, three in enumerate(parts):
-        train, held_out, whole = (problem_of(site, moments) for moments in three)
-        problem, factor = steadied(train, held_out, whole, rows[block], matrices[block])
-        consumers.append(Consumer(problem, rows[block], matrices[block], unit / factor))
+    for block, parts in enumerate(zip(*three, strict=True)):
+        units, w = rows[block], matrices[block]
+        problems = [p for p in parts if isinstance(p, Problem)]
+        if len(problems) < len(parts):  # wide
+            problems, units, w = _scaled([p for p in parts if isinstance(p, DualProblem)], units, w)
+        train, held_out, whole = problems
+        problem, factor = steadied(train, held_out, whole, units, w)
+        consumers.append(Consumer(problem, units, w, unit / factor))
     return consumers
+
+
+def _scaled(
+    problems: Sequence[DualProblem], units: Sequence[Ints], w: Matrix
+) -> tuple[list[Problem], list[Ints], Matrix]:
+    """Return the regressions of a wide layer on what its units give, each a regressor whose weight is one."""
+    parts = [contributions(p, units, w) for p in problems[:2]]
+    both = merged(parts, [p.my for p in problems[:2]])
+    return (
+        [*(p for p, _ in parts), both],
+        [np.array([u]) for u in range(len(units))],
+        np.ones((len(units) + 1, 1)),
+    )

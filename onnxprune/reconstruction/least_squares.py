@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ __all__ = [
     "Curve",
     "Fit",
     "Problem",
+    "Regression",
     "bias_only",
     "error_of",
     "ranked",
@@ -38,6 +40,39 @@ __all__ = [
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+class Regression(Protocol):
+    """What a fit asks of one regression, about its means."""
+
+    @property
+    def n(self) -> int:
+        """Rows behind it."""
+
+    @property
+    def mx(self) -> Matrix:
+        """float64[d], the means of the regressors."""
+
+    @property
+    def my(self) -> Matrix:
+        """float64[O], the means of the targets."""
+
+    @property
+    def v(self) -> Matrix:
+        """float64[O], the variance of each target."""
+
+    @property
+    def variance(self) -> float:
+        """Sum of the targets' variances."""
+
+    def solve(self, kept: Ints, share: float, prior: Matrix | None) -> Matrix:
+        """Return float64[d, O], the ridge regression on the kept regressors, see `refit`."""
+
+    def squares(self, w: Matrix) -> Matrix:
+        """Return float64[O], the mean squared error of weights whose bias makes the means agree."""
+
+    def spread(self, w: Matrix) -> Matrix:
+        """Return float64[O], the variance of what weights give."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +101,40 @@ class Problem:
     my: Matrix
 
     @classmethod
-    def of(cls, moments: Moments, d: int) -> Problem:
-        """Split moments of ``(x, y)`` rows after their first ``d`` entries."""
-        cov = moments.cov
-        return cls(
-            moments.n, cov[:d, :d], cov[:d, d:], cov.diagonal()[d:].copy(), moments.mean[:d], moments.mean[d:]
-        )
+    def of(cls, moments: Moments) -> Problem:
+        """Return the problem of moments of rows ``(x, y)``."""
+        d, n = moments.width, max(moments.n, 1)
+        gram, mean = moments.gram, moments.mean
+        return cls(moments.n, gram[:, :d] / n, gram[:, d:] / n, moments.square / n, mean[:d], mean[d:])
+
+    def about_zero(self) -> Problem:
+        """Return the same about zero rather than about the means: where no bias can be given."""
+        h, g = self.h + np.outer(self.mx, self.mx), self.g + np.outer(self.mx, self.my)
+        return Problem(self.n, h, g, self.v + self.my**2, np.zeros_like(self.mx), np.zeros_like(self.my))
 
     @property
     def variance(self) -> float:
         """Sum of the targets' variances."""
         return float(self.v.sum())
+
+    def solve(self, kept: Ints, share: float, prior: Matrix | None) -> Matrix:
+        """See `Regression`."""
+        h = self.h[np.ix_(kept, kept)]
+        lam = ridge_of(h, share)
+        dead = h.diagonal() <= 0
+        right = self.g[kept] if prior is None else self.g[kept] + lam * prior[kept]
+        h[np.diag_indices_from(h)] += np.where(dead, 1.0, lam)
+        w = np.zeros(self.g.shape)
+        w[kept] = np.linalg.solve(h, np.where(dead[:, None], 0.0, right))
+        return w
+
+    def squares(self, w: Matrix) -> Matrix:
+        """See `Regression`."""
+        return np.asarray(np.maximum(self.v - 2 * (w * self.g).sum(axis=0) + self.spread(w), 0))
+
+    def spread(self, w: Matrix) -> Matrix:
+        """See `Regression`."""
+        return np.asarray((w * (self.h @ w)).sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -94,12 +152,12 @@ def ridge_of(h: Matrix, share: float) -> float:
     return share * float(live.mean()) if live.size else 1.0
 
 
-def refit(problem: Problem, rows: Ints, share: float, prior: Matrix | None = None) -> Fit:
+def refit(problem: Regression, rows: Ints, share: float, prior: Matrix | None = None) -> Fit:
     """Solve the ridge regression on the kept rows.
 
     Parameters
     ----------
-    problem : Problem
+    problem : Regression
     rows : int64[k]
         Regressors that stay.
     share : float
@@ -112,30 +170,21 @@ def refit(problem: Problem, rows: Ints, share: float, prior: Matrix | None = Non
     Fit
         ``W_S = (H_SS + lam I)^-1 (G_S + lam W0_S)``, ``b = m_y - m_x,S^T W_S``. Regressors without variance get zero.
     """
-    h = problem.h[np.ix_(rows, rows)].copy()
-    lam = ridge_of(h, share)
-    dead = h.diagonal() <= 0
-    right = problem.g[rows] if prior is None else problem.g[rows] + lam * prior[rows]
-    h[np.diag_indices_from(h)] += np.where(dead, 1.0, lam)
-    solved = np.linalg.solve(h, np.where(dead[:, None], 0.0, right))
-    w = np.zeros(problem.g.shape)
-    w[rows] = solved
+    w = problem.solve(rows, share, prior)
     return Fit(w, problem.my - problem.mx @ w)
 
 
-def bias_only(problem: Problem, rows: Ints, prior: Matrix) -> Fit:
+def bias_only(problem: Regression, rows: Ints, prior: Matrix) -> Fit:
     """Keep the old weights on the kept rows, and set the bias so that the means agree."""
     w = np.zeros_like(prior)
     w[rows] = prior[rows]
     return Fit(w, problem.my - problem.mx @ w)
 
 
-def error_of(problem: Problem, fit: Fit) -> Matrix:
+def error_of(problem: Regression, fit: Fit) -> Matrix:
     """Return the mean squared error of each target, float64[O], of a fit on these moments."""
-    hw = problem.h @ fit.w
-    spread = problem.v - 2 * (fit.w * problem.g).sum(axis=0) + (fit.w * hw).sum(axis=0)
     off = problem.my - problem.mx @ fit.w - fit.b
-    return np.asarray(np.maximum(spread, 0) + off**2)
+    return np.asarray(problem.squares(fit.w) + off**2)
 
 
 @dataclass(frozen=True)

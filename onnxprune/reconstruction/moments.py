@@ -1,8 +1,13 @@
 """Streamed second moments in float64: count, mean and centred Gram, never the samples themselves.
 
-Two sets of rows of length d, with counts n1, n2, means m1, m2 (d,) and Grams about their means C1, C2 (d, d), merge as
+A row is ``(x, y)``: d regressors, and O targets (none where only ``x`` counts). What a regression needs of it are the
+sums of ``x x^T`` (d, d), ``x y^T`` (d, O) and of the squares of ``y`` (O,), never of ``y y^T``: a vocabulary of 50,000
+targets takes d x O and not O x O. Two sets of rows with counts n1, n2, means m1, m2 and sums about their means C1, C2
+merge as
 
-    n = n1 + n2,    s = m2 - m1,    m = m1 + (n2 / n) s,    C = C1 + C2 + (n1 n2 / n) s s^T.
+    n = n1 + n2,    s = m2 - m1,    m = m1 + (n2 / n) s,    C = C1 + C2 + (n1 n2 / n) s s^T,
+
+of which those entries are kept that C has.
 
 Rows arrive in chunks. A chunk is centred on its own mean before its Gram is taken, so float32 products lose nothing to
 a large mean. That mean is a rough one, summed in the type of the rows. A column of ones beside the centred rows makes
@@ -37,32 +42,36 @@ CACHED = 1 << 14
 
 @dataclass
 class Moments:
-    """Count, mean and centred Gram of rows of length ``width``.
+    """Count, means and centred second moments of rows of ``width`` regressors and some targets.
 
     Attributes
     ----------
     width : int
+        Regressors.
     n : int
         Rows seen.
-    mean : float64[width]
-    gram : float64[width, width]
-        Sum over rows of ``(row - mean) (row - mean)^T``: divide by ``n`` for a covariance.
+    mean : float64[width + targets]
+    gram : float64[width, width + targets]
+        Sum over rows of ``(x - mean_x) (row - mean)^T``: divide by ``n`` for covariances.
+    square : float64[targets]
+        Sum over rows of ``(y - mean_y)^2``.
     """
 
     width: int
     n: int
     mean: Matrix
     gram: Matrix
+    square: Matrix
 
     @classmethod
-    def empty(cls, width: int) -> Moments:
+    def empty(cls, width: int, targets: int = 0) -> Moments:
         """Return the moments of no rows."""
-        return cls(width, 0, np.zeros(width), np.zeros((width, width)))
+        return cls(width, 0, np.zeros(width + targets), np.zeros((width, width + targets)), np.zeros(targets))
 
     @property
     def cov(self) -> Matrix:
-        """float64[width, width], the covariance (divided by ``n``)."""
-        return self.gram / max(self.n, 1)
+        """float64[width, width], the covariance of the regressors (divided by ``n``)."""
+        return self.gram[:, : self.width] / max(self.n, 1)
 
     def add(self, *parts: NDArray[Any]) -> None:
         """Add rows.
@@ -70,7 +79,7 @@ class Moments:
         Parameters
         ----------
         *parts : array [k, columns]
-            The columns of the rows, from left to right, ``width`` in all. Of any type; if one is float64 all are
+            The columns of the rows, from left to right, the targets last. Of any type; if one is float64 all are
             multiplied in float64, else in float32.
 
         Raises
@@ -78,17 +87,22 @@ class Moments:
         CalibrationError
             If a value isn't finite.
         """
+        d = self.width
         for first in range(0, len(parts[0]), CHUNK):
             chunk = [part[first : first + CHUNK] for part in parts]
-            rows = np.empty((len(chunk[0]), self.width + 1), _kind(parts))
-            mean = np.empty(self.width, rows.dtype)
+            rows = np.empty((len(chunk[0]), len(self.mean) + 1), _kind(parts))
+            mean = np.empty(len(self.mean), rows.dtype)
             at = 0
-            for part in chunk:  # centred and put side by side in one go
+            for part in chunk:  # centred and put side by side in one go, behind a column of ones
                 columns = slice(at, at := at + part.shape[1])
                 mean[columns] = _mean(part, 0, rows.dtype)
-                np.subtract(part, mean[columns], out=rows[:, columns], casting="same_kind")
-            rows[:, -1] = 1
-            self._merge_product(len(rows), mean, rows.T @ rows)
+                into = rows[:, columns.start + 1 : columns.stop + 1]
+                np.subtract(part, mean[columns], out=into, casting="same_kind")
+            rows[:, 0] = 1
+            x, y = rows[:, : d + 1], rows[:, d + 1 :]
+            square, product = np.square(y).sum(axis=0, dtype=np.float64), x.T @ x
+            cross = x.T @ y
+            self._merge_product(len(rows), mean, (product, cross, square))
 
     def merge(self, other: Moments) -> None:
         """Add the rows of another shard.
@@ -98,39 +112,53 @@ class Moments:
         ValueError
             If the widths differ.
         """
-        if other.width != self.width:
+        if other.gram.shape != self.gram.shape:
             raise ValueError(
-                f"moments of width {other.width} can't be added to moments of width {self.width}"
+                f"moments of width {len(other.mean)} can't be added to moments of width {len(self.mean)}"
             )
         if other.n:
-            self._merge(other.n, other.mean, other.gram)
+            grams = other.gram[:, : self.width], other.gram[:, self.width :]
+            self._merge(other.n, other.mean, grams, other.square)
 
-    def _merge_product(self, n: int, mean: NDArray[Any], product: NDArray[Any]) -> None:
-        """Add ``n`` rows: what was taken from them, and the product of what was left, a column of ones behind it."""
-        left = product[-1, :-1].astype(np.float64) / n
-        self._merge(n, mean + left, product[:-1, :-1], left)
+    def _merge_product(
+        self, n: int, mean: NDArray[Any], products: tuple[NDArray[Any], NDArray[Any], Matrix]
+    ) -> None:
+        """Add ``n`` rows: what was taken from them, and the products of what was left, a column of ones in them."""
+        product, cross, square = products
+        left = np.concatenate([product[0, 1:], cross[0]]).astype(np.float64) / n
+        self._merge(n, mean + left, (product[1:, 1:], cross[1:]), square, left)
 
-    def _merge(self, n: int, mean: Matrix, gram: NDArray[Any], left: Matrix | None = None) -> None:
-        """Add ``n`` rows: their mean, and their Gram about a point that lies ``left`` below it, or about the mean."""
-        total = self.n + n
+    def _merge(
+        self,
+        n: int,
+        mean: Matrix,
+        grams: tuple[NDArray[Any], NDArray[Any]],
+        square: Matrix,
+        left: Matrix | None = None,
+    ) -> None:
+        """Add ``n`` rows: their mean, and their sums about a point that lies ``left`` below it, or about the mean."""
+        total, d = self.n + n, self.width
         shift = mean - self.mean
         sides, factors = [shift], [self.n * n / total]
         if left is not None:
             sides, factors = [shift, left], [self.n * n / total, -n]
         side = np.stack(sides)
         scaled = side.T * np.array(factors)
-        step = max(CACHED // max(self.width, 1), 1)
-        for first in range(0, self.width, step):  # a few rows at a time stay in the cache
+        self.square += square
+        self.square += (scaled[d:] * side.T[d:]).sum(axis=1)
+        step = max(CACHED // max(len(self.mean), 1), 1)
+        for first in range(0, d, step):  # a few rows at a time stay in the cache
             stripe = slice(first, first + step)
             target = self.gram[stripe]
-            target += gram[stripe]
-            target += scaled[stripe] @ side
+            target[:, :d] += grams[0][stripe]
+            target[:, d:] += grams[1][stripe]
+            target += scaled[:d][stripe] @ side
         self.mean = self.mean + shift * (n / total)
         self.n = total
 
     def copy(self) -> Moments:
         """Return an independent copy."""
-        return Moments(self.width, self.n, self.mean.copy(), self.gram.copy())
+        return Moments(self.width, self.n, self.mean.copy(), self.gram.copy(), self.square.copy())
 
 
 @dataclass
@@ -141,24 +169,30 @@ class Stack:
     ----------
     n : int
         Rows seen, of each block.
-    mean : float64[blocks, width]
-    gram : float64[blocks, width, width]
+    mean : float64[blocks, width + targets]
+    gram : float64[blocks, width, width + targets]
+    square : float64[blocks, targets]
     """
 
     n: int
     mean: Matrix
     gram: Matrix
+    square: Matrix
 
     @classmethod
-    def empty(cls, blocks: int, width: int) -> Stack:
+    def empty(cls, blocks: int, width: int, targets: int = 0) -> Stack:
         """Return the moments of no rows."""
-        return cls(0, np.zeros((blocks, width)), np.zeros((blocks, width, width)))
+        whole = width + targets
+        return cls(
+            0, np.zeros((blocks, whole)), np.zeros((blocks, width, whole)), np.zeros((blocks, targets))
+        )
 
     @property
     def parts(self) -> list[Moments]:
         """The moments of each block; they share the memory of these."""
-        width = self.mean.shape[1]
-        return [Moments(width, self.n, m, g) for m, g in zip(self.mean, self.gram, strict=True)]
+        width = self.gram.shape[1]
+        blocks = zip(self.mean, self.gram, self.square, strict=True)
+        return [Moments(width, self.n, m, g, s) for m, g, s in blocks]
 
     def add(self, *parts: NDArray[Any]) -> None:
         """Add rows.
@@ -178,38 +212,44 @@ class Stack:
             only.add(*(part[0] for part in parts))
             self.n, self.mean[0] = only.n, only.mean
             return
-        blocks, width = self.mean.shape
+        blocks, whole = self.mean.shape
+        width = self.gram.shape[1]
         for first in range(0, parts[0].shape[1], CHUNK):
             chunks = [part[:, first : first + CHUNK].transpose(0, 2, 1) for part in parts]
             count = chunks[0].shape[-1]
-            rows = np.empty((blocks, width + 1, count), _kind(parts))
+            rows = np.empty((blocks, whole + 1, count), _kind(parts))
             np.concatenate(
                 chunks, axis=1, out=rows[:, :-1], casting="same_kind"
             )  # a column in one piece: they are short
             mean = _mean(rows[:, :-1], -1, rows.dtype)
             rows[:, :-1] -= mean[:, :, None]
             rows[:, -1] = 1
-            product = np.matmul(rows, rows.transpose(0, 2, 1)).astype(np.float64)
-            left = product[:, -1, :-1] / count
-            gram = product[:, :-1, :-1] - count * left[:, :, None] * left[:, None, :]
-            self._merge(count, mean + left, gram)
+            product = np.matmul(rows[:, :width], rows.transpose(0, 2, 1)).astype(np.float64)
+            left = rows[:, :-1].sum(axis=-1, dtype=np.float64) / count
+            gram = product[:, :, :-1] - count * left[:, :width, None] * left[:, None, :]
+            square = (
+                np.square(rows[:, width:-1]).sum(axis=-1, dtype=np.float64) - count * left[:, width:] ** 2
+            )
+            self._merge(count, mean + left, gram, square)
 
     def merge(self, other: Stack) -> None:
         """Add the rows of another shard."""
         if other.n:
-            self._merge(other.n, other.mean, other.gram)
+            self._merge(other.n, other.mean, other.gram, other.square)
 
-    def _merge(self, n: int, mean: Matrix, gram: Matrix) -> None:
-        total = self.n + n
+    def _merge(self, n: int, mean: Matrix, gram: Matrix, square: Matrix) -> None:
+        total, width = self.n + n, self.gram.shape[1]
         shift = mean - self.mean
+        factor = self.n * n / total
         self.gram += gram
-        self.gram += shift[:, :, None] * (shift[:, None, :] * (self.n * n / total))
+        self.gram += shift[:, :width, None] * (shift[:, None, :] * factor)
+        self.square += square + shift[:, width:] ** 2 * factor
         self.mean += shift * (n / total)
         self.n = total
 
     def copy(self) -> Stack:
         """Return an independent copy."""
-        return Stack(self.n, self.mean.copy(), self.gram.copy())
+        return Stack(self.n, self.mean.copy(), self.gram.copy(), self.square.copy())
 
 
 def _kind(parts: Sequence[NDArray[Any]]) -> type[np.floating[Any]]:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from onnxprune import registry
 from onnxprune.reconstruction import statistics
-from onnxprune.reconstruction.least_squares import Fit, Problem
+from onnxprune.reconstruction.least_squares import Fit, Regression
 
 __all__ = ["RECOVERIES", "STRONG", "Recovery", "recovery_of"]
 
@@ -41,7 +41,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 #: Where there are fewer than two rows for each regressor: near the old weights.
 STRONG = (0.1, 1.0, 10.0)
 
-Alone = Callable[[Problem, NDArray[np.int64], NDArray[np.float64]], Fit]
+Alone = Callable[[Regression, NDArray[np.int64], NDArray[np.float64]], Fit]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.progress import Milestone
-from onnxprune.reconstruction.evidence import Evidence
+from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, weights_of, write
 from onnxprune.reconstruction.layers import Readers, Site, gone, readers, sites
 from onnxprune.reconstruction.least_squares import Consumer, Curve
@@ -33,6 +33,7 @@ from onnxprune.reconstruction.probe import Probe, curve_of
 from onnxprune.reconstruction.products import ProductCurve, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import recovery_of
+from onnxprune.reconstruction.room import admit, kept
 from onnxprune.reconstruction.walk import MOST_BYTES, Walk
 
 __all__ = ["Calibration", "Fitted", "refit_analysis"]
@@ -106,13 +107,13 @@ class Calibration:
     @property
     def gram_bytes(self) -> int:
         """Bytes of the largest layer's moments (for fitting and held out), the most that a model's take at a time."""
-        views = [site.view for site in self.sites]
-        return max((16 * v.blocks * (v.width + v.outputs) ** 2 for v in views), default=0)
+        return int(max((kept(site.view, self.settings) for site in self.sites), default=0))
 
     def on(self, samples: Samples, most: int) -> Calibration:
         """Return the same calibration for fits on other samples, with at most so many rows for each regressor."""
         calibration = copy.copy(self)
-        calibration.settings = replace(self.settings, most=most, least=ROUGH)
+        sheet = self.settings.sheet * ROUGH // self.settings.least
+        calibration.settings = replace(self.settings, most=most, least=ROUGH, sheet=sheet)
         calibration.samples, calibration.say = samples, None
         return calibration
 
@@ -134,6 +135,7 @@ class Calibration:
             return
         read = {s.number for reads in self.readers.values() for s, _ in reads}
         needed = [s for s in self.sites if s.number in read]
+        admit(needed, self.settings)
         walk = Walk.of(self.analysis, [], self.samples, self.settings, needed)
         curves = _Curves(self)
         costs = [self._cost(site) for site in needed]
@@ -171,6 +173,7 @@ class Calibration:
         members = [_Member.of(self, units, whole=measure) for units in removed]
         for first in sorted({m.first for m in members}):
             todo = [s for s in self.sites if s.number >= first]
+            admit(todo, self.settings)
             starting = [m for m in members if m.first == first]
             width = self._abreast(todo) if len(starting) > 1 else 1
             for abreast in (starting[n : n + width] for n in range(0, len(starting), width)):
@@ -237,7 +240,7 @@ class Calibration:
         kept = np.sort(curve.order[count:])
         owned = np.unique(np.concatenate([*rows[0]])).size
         if self.measure.swaps and len(consumers) == 1 and owned == site.view.width:
-            kept = keep_best(consumers[0].problem, rows[0], kept)
+            kept = keep_best(consumers[0].problem, consumers[0].rows, kept)
         return np.setdiff1d(np.arange(units), kept)
 
     def _cost(self, site: Site) -> float:
@@ -246,10 +249,9 @@ class Calibration:
         shape = self.analysis.tracer.types[site.y][1] or ()
         positions = np.prod(shape, dtype=np.float64) / max(view.blocks * view.outputs, 1)
         batch = shape[0] if len(shape) > 1 else 1
-        most = max(self.settings.most * view.width, self.settings.least)
-        rows = min(positions / max(batch, 1) * sum(self.samples.counts), most)
-        wide = view.width + view.outputs
-        return float(view.blocks * (rows * wide * (300 + wide) + 5 * view.width**3))
+        rows = min(positions / max(batch, 1) * sum(self.samples.counts), self.settings.rows(view))
+        whole, size = view.width + view.outputs, min(view.width, rows) if view.width > WIDE else view.width
+        return float(view.blocks * (rows * whole * (300 + size) + 5 * size**3))
 
     def _tell(self, text: str) -> None:
         if self.say is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.reconstruction.least_squares import Fit, Ints, Matrix, Problem
+from onnxprune.reconstruction.least_squares import Fit, Ints, Matrix, Regression
 
 __all__ = ["fit"]
 
@@ -24,21 +24,19 @@ __all__ = ["fit"]
 SMALL = 1e-2
 
 
-def fit(problem: Problem, kept: Ints, prior: Matrix) -> Fit:
+def fit(problem: Regression, kept: Ints, prior: Matrix) -> Fit:
     """Return the layer with its outputs' means and variances restored.
 
     Parameters
     ----------
-    problem : Problem
+    problem : Regression
         Moments of the present inputs and of the targets.
     kept : int64[k]
         Regressors that stay.
     prior : float64[d, O]
         The old weights, zero outside ``kept``.
     """
-    variance = np.maximum(
-        np.einsum("io,ij,jo->o", prior[kept], problem.h[np.ix_(kept, kept)], prior[kept], optimize=True), 0
-    )
+    variance = np.maximum(problem.spread(prior), 0)
     small = SMALL * float(problem.v.mean()) or 1.0
     w = prior * np.sqrt((problem.v + small) / (variance + small))
     return Fit(w, problem.my - problem.mx @ w)

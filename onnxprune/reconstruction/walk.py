@@ -24,6 +24,7 @@ from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Spread
 from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.room import kept
 
 __all__ = ["MOST_BYTES", "Walk"]
 
@@ -31,6 +32,8 @@ Array = NDArray[Any]
 
 #: Activations that are held of the original, and as many of all models that are fitted side by side.
 MOST_BYTES = 1 << 30
+#: One in so many of the positions of a fit is enough to rank units.
+RANKING = 3
 #: Layers of the original that are looked at in one run, and bytes of their moments and activations: a run of several
 #: layers takes hardly longer than one of the plain model, while runs from layer to layer take twice as long.
 ABREAST, ABREAST_BYTES = 8, 1 << 28
@@ -84,8 +87,9 @@ class Walk:
         stretches: list[list[Site]] = []
         total = 0.0
         for site in todo:
-            size = site.view.width + site.view.outputs
-            more = 16 * site.view.blocks * size**2 + sum(self.sizes.get(n, np.inf) for n in _tensors(site))
+            more = kept(site.view, self.settings, RANKING) + sum(
+                self.sizes.get(n, np.inf) for n in _tensors(site)
+            )
             if not stretches or len(stretches[-1]) == ABREAST or total + more > ABREAST_BYTES:
                 stretches.append([])
                 total = 0.0
@@ -103,7 +107,8 @@ class Walk:
         """
         for site in sites:
             self.done(site)
-        takers = [[self._taker(site, use) for use in site.uses] for site in sites]
+        wide = self.settings.wide
+        takers = [[_Taker(use, self._draw(site, use, RANKING), wide) for use in site.uses] for site in sites]
         end = max(use.goal[1] for site in sites for use in site.uses)
         wanted = dict.fromkeys(name for site in sites for name in _tensors(site))
         batches = self.dense.run(end + 1, list(wanted))
@@ -123,7 +128,8 @@ class Walk:
         spread : bool
             Take `Evidence.spread` as well.
         """
-        uses = [_Use(use, self._draw(site, use, self.settings.most), len(self.fitted)) for use in site.uses]
+        wide, models = self.settings.wide, len(self.fitted)
+        uses = [_Use(use, self._draw(site, use), wide, models) for use in site.uses]
         wanted = list(dict.fromkeys(name for use in uses for name in use.wanted))
         last, ahead = max(use.site.number for use in uses), len(uses) > 1
         lefts = [stream.run(last, wanted, stay=ahead) for stream in self.fitted]
@@ -142,20 +148,17 @@ class Walk:
     def _valid(self) -> Sequence[Array | None]:
         return self.valid or [None] * len(self.counts)
 
-    def _taker(self, site: Site, use: Site) -> _Taker:
-        return _Taker(use, self._draw(site, use, self.settings.most // 3))
-
-    def _draw(self, site: Site, use: Site, most: int) -> Draw:
-        most = max(most * site.view.width, self.settings.least) // len(site.uses)
+    def _draw(self, site: Site, use: Site, share: int = 1) -> Draw:
+        most = self.settings.rows(site.view, share) // len(site.uses)
         return Draw(sum(self.counts), most, self.settings.seed + use.number)
 
 
 class _Taker:
     """Takes what the original gives for one layer."""
 
-    def __init__(self, site: Site, draw: Draw) -> None:
+    def __init__(self, site: Site, draw: Draw, wide: int) -> None:
         self.site, self.draw = site, draw
-        self.spread, self.collector = Spread(), Collector(site.view)
+        self.spread, self.collector = Spread(), Collector(site.view, wide)
 
     def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
         site, axis = self.site, self.site.view.out_axis
@@ -172,10 +175,10 @@ class _Taker:
 class _Use:
     """Takes, at one node that uses a layer's weight, what reaches it in models that are being fitted."""
 
-    def __init__(self, site: Site, draw: Draw, models: int) -> None:
+    def __init__(self, site: Site, draw: Draw, wide: int, models: int) -> None:
         self.site, self.draw, self.spread = site, draw, Spread()
         self.wanted = [site.x, *([site.total.other] if site.total else [])]
-        self.collectors = [Collector(site.view) for _ in range(models)]
+        self.collectors = [Collector(site.view, wide) for _ in range(models)]
 
     def add(
         self,

@@ -211,7 +211,7 @@ def _in_axis(analysis: Analysis, side: Side) -> int:
 def _turn(model: Model, mixable: Mixable, moments: Mapping[str, Moments]) -> _Turn:
     def of(side: Side, head: int, tensor: str) -> Moments:
         whole, at = moments[tensor], side.at[head]
-        return Moments(len(at), whole.n, whole.mean[at], whole.gram[np.ix_(at, at)])
+        return Moments(len(at), whole.n, whole.mean[at], whole.gram[np.ix_(at, at)], whole.square)
 
     bases = []
     for head in range(mixable.heads):

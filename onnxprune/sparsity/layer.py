@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.reconstruction.evidence import Evidence
-from onnxprune.reconstruction.layer import problem_of
+from onnxprune.reconstruction.evidence import Evidence, moments_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit, Problem, error_of
 from onnxprune.reconstruction.recover import STRONG
@@ -79,16 +78,17 @@ def fit_layer(
     ridges : sequence of float
         None: no refit.
     """
-    train, unseen = ([problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held_out))
+    centred = site.adder is not None
+    train, unseen = (moments_of(of(centred=centred)) for of in (evidence.train, evidence.held_out))
     keep = [mask for mask, _ in chosen]
     prior = [np.where(mask, old[0][b], 0.0) for b, mask in enumerate(keep)]
     makers: dict[str, Callable[[int, Problem], Fit]] = {
         "kept": lambda b, _: Fit(prior[b], old[1][b]),
         "method": lambda b, p: _with_bias(p, chosen[b][1]),
     }
-    if site.adder is not None:
+    if centred:
         makers["bias"] = lambda b, p: _with_bias(p, prior[b])
-    rows, most = min(m.n for m in evidence.train), max(int(k.sum(axis=0).max()) for k in keep)
+    rows, most = evidence.fitting.n, max(int(k.sum(axis=0).max()) for k in keep)
     cost = sum(float((k.sum(axis=0, dtype=np.float64) ** 3).sum()) for k in keep)
     if ridges and rows < 2 * most:
         ridges = STRONG
@@ -101,7 +101,7 @@ def fit_layer(
         for name, make in makers.items()
     }
     best = min(errors, key=lambda n: errors[n])
-    whole = [problem_of(site, m) for m in evidence.whole()]
+    whole = moments_of(evidence.whole(centred=centred))
     variance = max(sum(p.variance for p in unseen), 1e-30)
     report = LayerFit(
         site.name,

@@ -32,8 +32,8 @@ from onnxprune.model import Model
 from onnxprune.options.pattern import parse_pattern
 from onnxprune.options.sparsity import SparseOptions
 from onnxprune.permutation.permute import Permuted, permute
-from onnxprune.reconstruction.evidence import Evidence
-from onnxprune.reconstruction.layer import problem_of, weights_of
+from onnxprune.reconstruction.evidence import Evidence, moments_of
+from onnxprune.reconstruction.layer import weights_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.report.lossless import LosslessReport
 from onnxprune.runtime.inputs import Trial
@@ -135,7 +135,7 @@ def _matters(
     """Return how much each weight of a layer matters, in the stored shape; None where its layout is another one."""
     matrices, pattern = weights_of(site, model)[0], parse_pattern(options.pattern)
     parts = []
-    for block, problem in enumerate(problem_of(site, m) for m in evidence.whole()):
+    for block, problem in enumerate(moments_of(evidence.whole(centred=site.adder is not None))):
         task = Task(problem, matrices[block], site.view.channels, site.view.taps, pattern)
         if options.method == "wanda":
             scale = problem.h.diagonal() + problem.mx**2

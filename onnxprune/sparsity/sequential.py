@@ -31,9 +31,9 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.options.pattern import Pattern
 from onnxprune.options.sparsity import SparseOptions
-from onnxprune.reconstruction.evidence import Evidence
+from onnxprune.reconstruction.evidence import Evidence, moments_of
 from onnxprune.reconstruction.few_rows import steadied
-from onnxprune.reconstruction.layer import Settings, problem_of, weights_of, write
+from onnxprune.reconstruction.layer import Settings, weights_of, write
 from onnxprune.reconstruction.layers import Site, sites
 from onnxprune.reconstruction.walk import Walk
 from onnxprune.sparsity.layer import LayerFit, fit_layer
@@ -45,6 +45,8 @@ __all__ = ["Fitter", "cubic", "nearer", "solver_of"]
 Matrix = NDArray[np.float64]
 #: Sparsities that an allocation chooses from, and the most that a layer may lose.
 LEVELS = np.concatenate([np.arange(0, 0.9, 0.025), np.arange(0.9, 0.99, 0.01)])
+#: Regressors of the widest layer that is fitted: its moments take 2 GB, and a method works on several copies.
+LARGEST = 12288
 #: The method of layers that are too large for the one that is asked for.
 LARGE = "sparsegpt"
 
@@ -117,10 +119,11 @@ class Fitter:
     def __post_init__(self) -> None:
         """Find the layers."""
         layers = [_without_new_bias(s) for s in sites(self.analysis) if s.weight not in self.spared]
+        layers = [s for s in layers if s.view.width <= LARGEST]
         first = next((n for n, s in enumerate(layers) if s.weight in self.targets), len(layers))
         self.sites = layers[first:]
         self.method = cast(Method, registry.load("onnxprune.sparsity.methods", self.options.method))
-        self.settings = Settings(seed=self.options.seed)
+        self.settings = Settings(seed=self.options.seed, wide=LARGEST)
 
     @property
     def fitted(self) -> list[str]:
@@ -144,10 +147,9 @@ class Fitter:
         """Return what chooses the zeros of each block, and the factor of its errors."""
         view, matrices = site.view, weights_of(site, model)[0]
         alone = list(np.arange(view.width)[:, None])
-        parts = (
-            [problem_of(site, m) for m in ms] for ms in (evidence.train, evidence.held_out, evidence.whole())
-        )
-        solvers = []
+        centred, solvers = site.adder is not None, []
+        sets = evidence.train, evidence.held_out, evidence.whole
+        parts = (moments_of(one(centred=centred)) for one in sets)
         for matrix, train, unseen, whole in zip(matrices, *parts, strict=True):
             problem, factor = steadied(train, unseen, whole, alone, matrix)
             task = Task(problem, matrix, view.channels, view.taps, pattern)

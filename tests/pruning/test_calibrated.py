@@ -209,10 +209,10 @@ def consumer(seed=0, units=6, taps=2, outputs=3):
     d = units * taps
     x = rng.standard_normal((500, d)) @ rng.standard_normal((d, d))
     w = rng.standard_normal((d, outputs))
-    moments = Moments.empty(d + outputs)
+    moments = Moments.empty(d, outputs)
     moments.add(np.hstack([x, x @ w]))
     rows = [np.arange(u * taps, (u + 1) * taps) for u in range(units)]
-    return Consumer(Problem.of(moments, d), rows, w, 1.0), x
+    return Consumer(Problem.of(moments), rows, w, 1.0), x
 
 
 def test_scores_follow_their_papers():

@@ -62,11 +62,13 @@ def test_evidence_of_several_layers_in_one_run_is_that_of_their_rows(group):
         y = view.y(activations[site.y], rows).reshape(len(rows), view.blocks, view.outputs).transpose(1, 0, 2)
         both = np.concatenate([x, y], axis=2).astype(np.float64)
         held = rows // 64 % HELD == HELD - 1
-        for mine, parts in ((both[:, ~held], evidence.train), (both[:, held], evidence.held_out)):
+        for mine, parts in ((both[:, ~held], evidence.fitting.parts), (both[:, held], evidence.aside.parts)):
             for block, part in zip(mine, parts, strict=True):
                 assert part.n == len(block)
                 np.testing.assert_allclose(part.mean, block.mean(axis=0), rtol=1e-4, atol=1e-5)
-                np.testing.assert_allclose(part.cov, np.cov(block.T, bias=True), rtol=1e-4, atol=1e-5)
+                cov = np.cov(block.T, bias=True)
+                np.testing.assert_allclose(part.gram / part.n, cov[: view.width], rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(part.square / part.n, cov.diagonal()[view.width :], rtol=1e-4)
         goal = channels_last(activations[site.total.tensor if site.total else site.y], 1)
         np.testing.assert_allclose(evidence.spread, goal.var(axis=0).sum(), rtol=1e-4)
     assert not walk.dense.keep
@@ -85,14 +87,14 @@ def test_stretches_are_short_where_room_is_and_give_the_same(monkeypatch, most_b
 
     lengths, whole = found()
     assert lengths == [5]
-    size = 16 * 60**2 + 10 * 6 * 64 * 4 * 2  # moments of a layer, and its input and output for a batch
+    size = 16 * 54 * 60 + 10 * 6 * 64 * 4 * 2  # moments of a layer, and its input and output for a batch
     monkeypatch.setattr(_walk, "ABREAST_BYTES", 3 * size)
     assert found()[0][0] in (2, 3)
     monkeypatch.setattr(_walk, "ABREAST", 1)
     lengths, alone = found()
     assert lengths == [1] * 5
     for one, other in zip(whole, alone, strict=True):
-        np.testing.assert_allclose(one.train[0].gram, other.train[0].gram, rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(one.fitting.gram, other.fitting.gram, rtol=1e-4, atol=1e-2)
         assert one.spread == pytest.approx(other.spread, rel=1e-5)
 
 
@@ -114,7 +116,9 @@ def test_float64_stays_float64():
     collector, rows = Collector(site.view), Rows(np.arange(50), 50)
     collector.add(x, y, rows)
     both = np.concatenate([site.view.x(x, rows.index)[0], y], axis=1)
-    np.testing.assert_allclose(collector.evidence().train[0].cov, np.cov(both.T, bias=True), atol=1e-13)
+    moments, cov = collector.evidence().fitting, np.cov(both.T, bias=True)
+    np.testing.assert_allclose(moments.gram[0] / 50, cov[: site.view.width], atol=1e-13)
+    np.testing.assert_allclose(moments.square[0] / 50, cov.diagonal()[site.view.width :], atol=1e-13)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((7, 5, 6, 4), 1), ((7, 9, 5), -1), ((60, 5), 1), ((5, 30), 0)])

@@ -37,15 +37,18 @@ def test_moments_are_those_of_float64(mean, kind):
     rows = rng.standard_normal((3000, 12)) @ rng.standard_normal((12, 12)) / 4 + mean
     rows = rows.astype(kind)
     exact = rows.astype(np.float64)
-    alone, stack = Moments.empty(12), Stack.empty(2, 6)
+    alone, stack = Moments.empty(9, 3), Stack.empty(2, 4, 2)
     alone.add(rows[:, :5], rows[:, 5:])
     stack.add(rows.reshape(-1, 2, 6).transpose(1, 0, 2))
     centred = exact - exact.mean(axis=0)
     scale = np.sqrt(np.outer(*2 * [(centred**2).sum(axis=0)]))
     limit = 1e-6 if kind == np.float32 else 1e-12
-    assert np.abs((alone.gram - centred.T @ centred) / scale).max() < limit
+    gram, square = centred.T @ centred, (centred**2).sum(axis=0)
+    assert np.abs((alone.gram - gram[:9]) / scale[:9]).max() < limit
+    np.testing.assert_allclose(alone.square, square[9:], rtol=limit)
     for at, part in zip((slice(6), slice(6, 12)), stack.parts, strict=True):
-        assert np.abs((part.gram - (centred.T @ centred)[at, at]) / scale[at, at]).max() < limit
+        assert np.abs((part.gram - gram[at, at][:4]) / scale[at, at][:4]).max() < limit
+        np.testing.assert_allclose(part.square, square[at][4:], rtol=limit)
         np.testing.assert_allclose(part.mean, exact.mean(axis=0)[at], rtol=limit, atol=limit)
     np.testing.assert_allclose(alone.mean, exact.mean(axis=0), rtol=limit, atol=limit)
 
@@ -67,7 +70,7 @@ def test_parts_may_be_of_different_types_and_any_row_may_be_broken():
 
 def test_shards_in_a_fixed_order_give_the_same_bits():
     rows = np.random.default_rng(2).standard_normal((300, 4)).astype(np.float32)
-    one, two = Moments.empty(4), Moments.empty(4)
+    one, two = Moments.empty(3, 1), Moments.empty(3, 1)
     one.add(rows[:100])
     two.add(rows[100:])
 
@@ -79,7 +82,9 @@ def test_shards_in_a_fixed_order_give_the_same_bits():
     a, b = total(), total()
     assert a.gram.tobytes() == b.gram.tobytes()
     assert a.n == 300
-    np.testing.assert_allclose(a.cov, np.cov(rows.T, bias=True), rtol=1e-5, atol=1e-7)
+    exact = np.cov(rows.T, bias=True)
+    np.testing.assert_allclose(a.gram / a.n, exact[:3], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(a.square / a.n, exact[3, 3], rtol=1e-5)
 
 
 def test_what_is_not_finite_or_does_not_fit_is_refused():
@@ -87,12 +92,14 @@ def test_what_is_not_finite_or_does_not_fit_is_refused():
         Moments.empty(2).add(np.array([[1.0, np.nan]]))
     with pytest.raises(ValueError, match="width 3"):
         Moments.empty(2).merge(Moments.empty(3))
+    with pytest.raises(ValueError, match="width 2"):
+        Moments.empty(2, 1).merge(Moments.empty(1, 1))
 
 
 def test_a_stack_is_the_moments_of_each_block():
     rng = np.random.default_rng(5)
     rows = (rng.standard_normal((7, 300, 4)) + 5).astype(np.float32)
-    stack, alone = Stack.empty(7, 4), [Moments.empty(4) for _ in range(7)]
+    stack, alone = Stack.empty(7, 3, 1), [Moments.empty(3, 1) for _ in range(7)]
     for part in (rows[:, :120], rows[:, 120:]):
         stack.add(part)
         for block, mine in enumerate(alone):
@@ -103,6 +110,8 @@ def test_a_stack_is_the_moments_of_each_block():
         assert mine.n == found.n == twice.n // 2
         np.testing.assert_allclose(found.mean, mine.mean, rtol=1e-8)
         np.testing.assert_allclose(found.gram, mine.gram, rtol=1e-5, atol=3e-5)
+        np.testing.assert_allclose(found.square, mine.square, rtol=1e-5)
+        np.testing.assert_allclose(twice.square, 2 * found.square, rtol=1e-12)
         np.testing.assert_allclose(twice.cov, found.cov, rtol=1e-12)
     with pytest.raises(CalibrationError, match="NaN"):
         stack.add(np.full((7, 2, 4), np.nan))
@@ -115,9 +124,9 @@ def test_refits_of_blocks_are_those_of_each():
         rows = rng.standard_normal((80, 8))
         rows[:, 2] *= block % 3 > 0  # without variance
         rows[:, 6:] += rows[:, :6] @ rng.standard_normal((6, 2))
-        moments = Moments.empty(8)
+        moments = Moments.empty(6, 2)
         moments.add(rows)
-        problems.append(Problem.of(moments, 6))
+        problems.append(Problem.of(moments))
         priors.append(rng.standard_normal((6, 2)))
     kept = [np.arange(6) if b % 2 else np.array([0, 2, 5]) if b else np.arange(0) for b in range(9)]
     for found, *given in zip(refits(problems, kept, 0.1, priors), problems, kept, priors, strict=True):

@@ -21,10 +21,10 @@ def make(units=6, taps=3, outputs=4, n=400, seed=0):
     d = units * taps
     x = rng.standard_normal((n, d)) @ (np.eye(d) + 0.4 * rng.standard_normal((d, d))) + rng.standard_normal(d)
     y = x @ rng.standard_normal((d, outputs)) + 0.3 * rng.standard_normal((n, outputs)) + 2
-    moments = Moments.empty(d + outputs)
+    moments = Moments.empty(d, outputs)
     moments.add(np.hstack([x, y]))
     rows = [np.arange(u * taps, (u + 1) * taps) for u in range(units)]
-    return x, y, Problem.of(moments, d), rows
+    return x, y, Problem.of(moments), rows
 
 
 def test_refit_is_least_squares_with_an_intercept():
@@ -138,9 +138,9 @@ def test_statistics_are_restored_in_every_output():
     x = rng.standard_normal((4000, 6)) @ rng.standard_normal((6, 6)) + rng.standard_normal(6)
     w = rng.standard_normal((6, 5))
     y = np.maximum(x @ w + 0.3, -1)
-    moments = Moments.empty(11)
+    moments = Moments.empty(6, 5)
     moments.add(np.concatenate([x, y], axis=1))
-    problem, kept = Problem.of(moments, 6), np.array([0, 1, 4])
+    problem, kept = Problem.of(moments), np.array([0, 1, 4])
     prior = np.zeros_like(w)
     prior[kept] = w[kept]
     found = RECOVERIES["stats"].alone(problem, kept, prior)

@@ -1,7 +1,5 @@
 """Loss curves from few rows."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from small_models import Builder
@@ -14,10 +12,11 @@ from onnxprune.options.pattern import parse_pattern
 from onnxprune.options.sparsity import SparseOptions
 from onnxprune.pruning.saliency import criterion_of
 from onnxprune.reconstruction import layer as _sequence
+from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.few_rows import ENOUGH, steadied
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.least_squares import Consumer, Problem, error_of, refit
-from onnxprune.reconstruction.moments import Moments
+from onnxprune.reconstruction.moments import Moments, Stack
 from onnxprune.reconstruction.sequential import Calibration
 from onnxprune.sparsity import sequential as sequence
 from onnxprune.sparsity.weights import find
@@ -28,9 +27,9 @@ ROWS = [np.array([u]) for u in range(UNITS)]
 
 def problem(n, w, seed):
     x = np.random.default_rng(seed).standard_normal((n, UNITS)) + 0.5
-    moments = Moments.empty(UNITS + OUTPUTS)
+    moments = Moments.empty(UNITS, OUTPUTS)
     moments.add(np.concatenate([x, x @ w], axis=1))
-    return Problem.of(moments, UNITS)
+    return Problem.of(moments)
 
 
 def half(found, factor, w):
@@ -122,13 +121,15 @@ def test_a_fit_is_chosen_by_what_it_has_not_seen():
     right, wrong = old[0][0], rng.standard_normal((6, 4))
 
     def moments(w, rows):
-        x, found = rng.standard_normal((rows, 6)), Moments.empty(10)
+        x, found = rng.standard_normal((rows, 6)), Moments.empty(6, 4)
         found.add(np.concatenate([x, x @ w + old[1][0]], axis=1))
         return found
 
     for fitted, others, variant in ((wrong, right, "kept"), (wrong, wrong, "lstsq 0.0001")):
         train, held = moments(fitted, 80), moments(others, 20)
-        evidence = SimpleNamespace(train=[train], held_out=[held], whole=lambda train=train: [train])
+        evidence = Evidence(
+            site.view, *(Stack(m.n, m.mean[None], m.gram[None], m.square[None]) for m in (train, held))
+        )
         _, told = _sequence.fit_blocks(site, evidence, [np.arange(6)], old, _sequence.Settings())
         assert told.variant == variant
         assert (told.before < 1e-9) == (variant == "kept")

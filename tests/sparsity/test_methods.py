@@ -27,9 +27,9 @@ def task(pattern="2:4", channels=8, taps=1, outputs=6, seed=0, noise=0.1):
     x = rng.standard_normal((4000, d)) @ mix + rng.standard_normal(d)
     w = rng.standard_normal((d, outputs))
     y = x @ w + 0.5 + noise * rng.standard_normal((4000, outputs))
-    moments = Moments.empty(d + outputs)
+    moments = Moments.empty(d, outputs)
     moments.add(np.hstack([x, y]))
-    return Task(Problem.of(moments, d), w, channels, taps, parse_pattern(pattern), share=1e-6)
+    return Task(Problem.of(moments), w, channels, taps, parse_pattern(pattern), share=1e-6)
 
 
 def solver(name, one):

@@ -1,0 +1,76 @@
+"""How much memory the fit of a layer takes, known before any sample runs.
+
+Of a layer with d inputs and O outputs moments take 8 d (d + O) bytes, twice, and a solution several copies; where
+it is wide, n rows take 4 n (d + O) bytes, and a solution some matrices of n x n and d x O.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from onnxprune.errors import CalibrationError
+from onnxprune.reconstruction.layer import Settings
+from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.views import View
+
+__all__ = ["admit", "kept", "needed"]
+
+#: Copies of moments, of rows' products and of a layer's weight that are there at once while it is solved.
+MOMENTS, PRODUCTS, WEIGHTS = 6, 4, 10
+
+
+def kept(view: View, settings: Settings, share: int = 1) -> float:
+    """Return the bytes of what is kept of a layer while samples run, for fitting and held out, see `Settings.rows`."""
+    whole = float(view.width + view.outputs)
+    each = 4.0 * settings.rows(view, share) if view.width > settings.wide else 16.0 * view.width
+    return view.blocks * each * whole
+
+
+def needed(view: View, settings: Settings) -> float:
+    """Return about the most bytes that the fit of a layer takes."""
+    d, rows = float(view.width), float(settings.rows(view))
+    weights = WEIGHTS * d * view.outputs
+    if view.width > settings.wide:
+        return kept(view, settings) + 8 * (PRODUCTS * rows**2 + view.blocks * weights)
+    return 8 * view.blocks * (MOMENTS * d * d + weights)
+
+
+def admit(sites: Iterable[Site], settings: Settings, free: float | None = None) -> None:
+    """Refuse layers for whose fit there is no memory.
+
+    Parameters
+    ----------
+    sites : iterable of Site
+    settings : Settings
+    free : float, optional
+        Bytes; what the machine has by default.
+
+    Raises
+    ------
+    CalibrationError
+        If a layer needs more; the message names it, and what to do.
+    """
+    free = _free() if free is None else free
+    for site in sites:
+        need = needed(site.view, settings)
+        if need > free:
+            raise CalibrationError(
+                f"The layer {site.name!r} reads {site.view.blocks * site.view.width:,} numbers and gives "
+                f"{site.view.blocks * site.view.outputs:,}: to fit it takes about {need / 1e9:.1f} GB, and "
+                f"{free / 1e9:.1f} GB of memory are free. Leave what it reads as it is (--ignore), prune without "
+                "samples (no --calib), or use a machine with more memory."
+            )
+
+
+def _free() -> float:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    except OSError:
+        pass
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    return float("inf")
