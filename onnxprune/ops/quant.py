@@ -170,4 +170,5 @@ def matmul_bits(node: Node) -> Row | Refusal:
     row = f"*b {data}, n {block} p!, {scale}, {zero}?, {index}, n? -> *b n"
     sizes = {"q": blocks, "z": each, "w": size}
     roles = ("data", "weight", "quant", "quant", "quant", "bias")
-    return Row(row, sizes=sizes, attrs={"N": "n"}, why=dict.fromkeys("kqwzp", BLOCK), roles=roles)
+    why = dict.fromkeys("kqwzp", BLOCK)
+    return Row(row, sizes=sizes, attrs={"N": "n"}, why=why, roles=roles, kinds={1: ""})
