@@ -29,6 +29,9 @@ from onnxprune.runtime.session import RunError, Session, open_session
 
 __all__ = ["Runs", "Stream", "stream_of"]
 
+#: Ops that give a weight in another form.
+FORMS = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
+
 Array = NDArray[Any]
 Batch = dict[str, Array]
 
@@ -200,10 +203,22 @@ class Stream:
         except RunError as error:
             raise CalibrationError(f"{self.what} fails on the samples: {error}.") from error
 
+    def _unfolded(self, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+        """Return the nodes that give weights in another form: never held, since weights may be edited."""
+        names: set[str] = set()
+        unfolded = []
+        for node in nodes:
+            given = [n for n in node.input if n]
+            if node.op_type in FORMS and given and all(n in names or n in self.model for n in given):
+                names.update(node.output)
+                unfolded.append(node)
+        return unfolded
+
     def _live(self, nodes: Sequence[NodeProto], to: int) -> list[str]:
         """Tensors that exist before ``to`` and are read from there on."""
         made = set(self.batches[0]) if self.batches else set()
         made |= {n for node in nodes[self.position : to] for n in node.output}
+        made -= {n for node in self._unfolded(nodes) for n in node.output}
         needed: dict[str, None] = {}
         for node in nodes[to:]:
             for name in (*node.input, *sorted(captured(node) if node.attribute else ())):
@@ -224,7 +239,7 @@ class Stream:
             return None, []
         picked: list[NodeProto] = []
         needed = set(missing)
-        for node in reversed(nodes[self.position : to]):
+        for node in reversed([*self._unfolded(nodes[: self.position]), *nodes[self.position : to]]):
             if node.op_type == "Constant" and node.output[0] in self.model:
                 continue  # its value lies in the model, and becomes a weight of the part
             if needed.intersection(node.output):

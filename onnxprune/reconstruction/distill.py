@@ -100,7 +100,7 @@ class _Distillation:
     def run(self, report: SegmentReport) -> dict[str, Array]:
         """Return the weights that came nearer; the report is filled in."""
         analysis, samples, once = self.beside.analysis, self.beside.samples, self.beside.once
-        names = [n for s in self.layers for n in (s.weight, s.bias if s.own else "") if n in once]
+        names = [n for s in self.layers for n in s.free if n in once]
         goals = self._goals()
         if not names or not goals:
             report.why = (

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,12 @@ from onnxprune.reconstruction.grouped import refits
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Consumer, Fit, Problem, Regression, bias_only, error_of
 from onnxprune.reconstruction.recover import RECOVERIES, STRONG, Recovery
+from onnxprune.reconstruction.rounding import rounded
+from onnxprune.reconstruction.stored import Grid
 from onnxprune.reconstruction.views import View
 
 __all__ = [
-    "LayerReport", "Settings", "consumers_of", "fit_blocks", "weights_of", "write",
+    "LayerReport", "Settings", "Storable", "consumers_of", "fit_blocks", "weights_of", "write",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -57,12 +60,15 @@ class Settings:
         Regressors from which rows are kept instead of moments.
     sheet : int
         Rows that are kept then, at most.
+    careful : bool
+        Whether what is put on a grid heeds the moments; else it goes to the nearest values.
     """
 
     recovery: Recovery = RECOVERIES["lstsq"]
     most: int = 200
     least: int = 1 << 15
     seed: int = 0
+    careful: bool = True
     wide: int = WIDE
     sheet: int = 1 << 12
 
@@ -105,21 +111,62 @@ class LayerReport:
 def weights_of(site: Site, model: Model) -> tuple[Matrix, Matrix]:
     """Return a layer's weight as matrices [blocks, width, outputs], and its bias [blocks, outputs]."""
     view = site.view
-    matrices = view.unpack(np.asarray(model.weight(site.weight), np.float64))
+    matrices = view.unpack(site.codec.read(model))
     size = view.blocks * view.outputs
     bias = np.zeros(size)
-    if site.bias:
-        bias = (
-            np.broadcast_to(np.asarray(model.weight(site.bias), np.float64).reshape(-1), size)
-            * view.bias_factor
-        )
+    if site.bias is not None:
+        bias = np.broadcast_to(site.bias.read(model).reshape(-1), size) * view.bias_factor
     return matrices, bias.reshape(view.blocks, view.outputs)
 
 
+@dataclass(frozen=True)
+class Storable:
+    """The weights and biases that a layer may have in its file.
+
+    Attributes
+    ----------
+    weights : list of Grid
+        For each block; empty where they are floats.
+    bias : Grid or None
+        Of shape [blocks, outputs]; None where it is of floats, or there is none.
+    careful : bool
+        See `Settings`.
+    """
+
+    weights: list[Grid]
+    bias: Grid | None
+    careful: bool = True
+
+    @classmethod
+    def of(cls, site: Site, model: Model, *, careful: bool = True) -> Storable:
+        """Return what the file of a model can hold of a layer."""
+        view, grid = site.view, site.codec.grid(model)
+        own = site.bias.grid(model) if site.bias is not None else None
+        weights = grid.through(view.unpack).each() if grid is not None else []
+
+        def bias(array: Array) -> Array:
+            return np.asarray(array.reshape(view.blocks, view.outputs) * view.bias_factor)
+
+        return cls(weights, own.through(bias) if own is not None else None, careful)
+
+    def put(self, problems: Sequence[Regression], fits: Sequence[Fit]) -> list[Fit]:
+        """Return the fits as they can be stored, rounded by the moments of each block."""
+        if self.weights:
+            fits = [
+                rounded(problem, fit, grid, careful=self.careful)
+                for problem, fit, grid in zip(problems, fits, self.weights, strict=True)
+            ]
+        if self.bias is not None:
+            fits = [Fit(fit.w, self.bias.rows(b).nearest(fit.b)) for b, fit in enumerate(fits)]
+        return list(fits)
+
+
 def fit_blocks(
-    site: Site, evidence: Evidence, kept: Sequence[Ints], old: tuple[Matrix, Matrix], settings: Settings
+    site: Site, evidence: Evidence, kept: Sequence[Ints], model: Model, settings: Settings
 ) -> tuple[list[Fit], LayerReport]:
     """Choose among the old weights, a new bias and refits by held-out error, then fit on all samples.
+
+    Quantised weights are judged as they can be stored; of several refits only the best is rounded.
 
     Parameters
     ----------
@@ -127,12 +174,12 @@ def fit_blocks(
     evidence : Evidence
     kept : sequence of int64
         Regressors that stay, for each block.
-    old : pair of float64
-        Matrices [blocks, width, outputs] and biases [blocks, outputs].
+    model : Model
+        That holds the old weights.
     settings : Settings
     """
-    recovery = settings.recovery
-    centred = site.adder is not None
+    recovery, old, centred = settings.recovery, weights_of(site, model), site.adder is not None
+    storable = Storable.of(site, model, careful=settings.careful)
     train, held_out = evidence.train(centred=centred), evidence.held_out(centred=centred)
     prior = old[0].copy()
     for block, rows in enumerate(kept):
@@ -140,10 +187,18 @@ def fit_blocks(
     plenty = settings.sheet // 2 if site.view.width > settings.wide else np.inf
     enough = evidence.fitting.n >= min(2 * max(len(k) for k in kept), plenty)
     ways = _ways(recovery, kept, (prior, old[1]), free=centred, enough=enough)
-    errors = {
-        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(held_out, fit_all(train), strict=True))
-        for name, fit_all in ways.items()
-    }
+
+    def error(fits: Sequence[Fit]) -> float:
+        return sum(float(error_of(h, fit).sum()) for h, fit in zip(held_out, fits, strict=True))
+
+    errors = {name: error(way(train)) for name, way in ways.items()}
+    if storable.weights or storable.bias is not None:
+        best = min(errors, key=lambda n: errors[n])
+        errors = {
+            name: error(storable.put(train, ways[name](train)))
+            for name in dict.fromkeys(["kept", "bias", best])
+            if name in ways
+        }
     best = recovery.variants[0] if recovery.alone is not None else min(errors, key=lambda n: errors[n])
     whole = evidence.whole(centred=centred)
     variance = max(sum(p.variance for p in held_out), 1e-30)
@@ -157,7 +212,7 @@ def fit_blocks(
         best,
         bool(recovery.ridges) and not enough,
     )
-    return ways[best](whole), report
+    return storable.put(whole, ways[best](whole)), report
 
 
 Way = Callable[[Sequence[Regression]], list[Fit]]
@@ -198,19 +253,18 @@ def _ways(
 
 def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
     """Put fitted weights and biases into a model; a bias that others read too gets a copy."""
-    old = model.weight(site.weight)
-    matrix = site.view.pack(np.stack([f.w for f in fits]))
-    model.put(site.weight, np.ascontiguousarray(matrix).reshape(old.shape).astype(old.dtype))
+    site.codec.write(model, site.view.pack(np.stack([f.w for f in fits])))
     if site.adder is None:
         return
-    shape = model.weight(site.bias).shape if site.bias else (site.view.blocks * site.view.outputs,)
     size = site.view.blocks * site.view.outputs
     vector = np.concatenate([f.b for f in fits]) / site.view.bias_factor
-    shape = shape if int(np.prod(shape)) == size else (size,)
-    value = vector.reshape(shape).astype(old.dtype)
-    if site.own and model.weight(site.bias).size == size:
-        model.put(site.bias, value)
+    whole = site.bias is not None and prod(site.bias.shape(model)) == size
+    if site.bias is not None and whole and site.own:
+        site.bias.write(model, vector)
         return
+    like = model.weight((site.bias or site.codec).name)
+    shape = site.bias.shape(model) if site.bias is not None and whole else (size,)
+    value = vector.reshape(shape).astype(like.dtype)
     name = model.add(f"{site.weight}_bias", value)
     if model.proto.ir_version < 4:  # there every initializer is a graph input as well
         kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.coupling import Applied, uses_of
+from onnxprune.graph.coupling import uses_of
 from onnxprune.graph.group_types import Group, Member
 from onnxprune.model import Model
-from onnxprune.reconstruction.views import View, view_of
+from onnxprune.reconstruction.seen import Around, as_floats, weight_slot
+from onnxprune.reconstruction.stored import Codec
+from onnxprune.reconstruction.views import View
 
 __all__ = ["Readers", "Site", "ResidualSum", "gone", "readers", "sites"]
 
@@ -47,11 +49,12 @@ class Site:
     view : View
     x, y : str
         The activations before and after; ``y`` is after the bias where a node of its own adds it.
-    weight : str
+    codec : Codec
+        How the weight is stored.
     end : int
         Position of the node that makes ``y``.
-    bias : str
-        The constant bias; empty where there is none.
+    bias : Codec or None
+        How the constant bias is stored; None where there is none.
     own : bool
         Whether nothing else reads that bias.
     adder : tuple (position, slot) or None
@@ -69,14 +72,31 @@ class Site:
     view: View
     x: str
     y: str
-    weight: str
+    codec: Codec
     end: int
-    bias: str
+    bias: Codec | None
     own: bool
     adder: tuple[int, int] | None
     total: ResidualSum | None
     given: Vector | None = None
     more: tuple[Site, ...] = ()
+
+    @property
+    def weight(self) -> str:
+        """The stored weight."""
+        return self.codec.name
+
+    @property
+    def exact(self) -> bool:
+        """Whether any weight and bias can be written."""
+        return self.codec.exact and (self.bias is None or self.bias.exact)
+
+    @property
+    def free(self) -> list[str]:
+        """Its weight and its own bias, where any values may be put in their place."""
+        if not self.exact:
+            return []
+        return [self.weight, *([self.bias.name] if self.own and self.bias is not None else [])]
 
     @property
     def uses(self) -> tuple[Site, ...]:
@@ -101,11 +121,12 @@ def sites(analysis: Analysis) -> list[Site]:
     """
     graph = _LayerGraph(analysis)
     layers = []
-    for number, applied in enumerate(analysis.coupling.nodes):
-        weight = applied.node.inputs[1] if applied.node.has(1) else ""
+    for number, applied in enumerate(graph.nodes):
+        slot = weight_slot(applied.node)
+        weight = applied.node.inputs[slot] if applied.node.has(slot) else ""
         uses = graph.uses.get(weight, [])
         if len(uses) == 1:
-            site = graph.site(number, applied)
+            site = graph.site(number)
         elif uses and uses[0][0] == number:
             site = graph.shared(uses)
         else:
@@ -120,82 +141,112 @@ class _LayerGraph:
         self.model = analysis.model
         self.nodes = analysis.coupling.nodes
         self.uses = uses_of(analysis.coupling)
-        self.outputs = {v.name for v in self.model.proto.graph.output}
+        outputs = {v.name for v in self.model.proto.graph.output}
         inner = (captured(a.proto) for a in self.nodes if a.proto.attribute)
-        self.outer = self.outputs.union(*inner)
-        self.maker = {name: n for n, a in enumerate(self.nodes) for name in a.node.outputs if name}
+        self.outer = outputs.union(*inner)
+        self.around = Around(self.model, self.nodes, self.uses, self.outer)
+        self.maker, self.outputs = self.around.maker, outputs
 
     def shared(self, uses: Sequence[tuple[int, int]]) -> Site | None:
         """Return the layer whose weight several nodes use; None where they use it differently."""
         for alone in (False, True):
-            uses_alone = [self.site(n, self.nodes[n], alone=alone) if slot == 1 else None for n, slot in uses]
+            uses_alone = [
+                self.site(n, alone=alone) if slot == weight_slot(self.nodes[n].node) else None
+                for n, slot in uses
+            ]
             sites = [s for s in uses_alone if s is not None]
-            if len(sites) < len(uses_alone) or sites[0].weight in self.outer or not _alike(sites, self.model):
+            if len(sites) < len(uses_alone) or not self.theirs(sites[0]) or not _alike(sites, self.model):
                 return None
             if len({(s.bias, s.adder is None) for s in sites}) == 1:
                 bias = sites[0].bias
-                own = bool(bias) and len(self.uses[bias]) == len(sites) and bias not in self.outer
+                own = (
+                    bias is not None
+                    and len(self.uses[bias.name]) == len(sites)
+                    and bias.name not in self.outer
+                )
                 return replace(sites[0], own=own, more=tuple(sites[1:]))
         first, *others = [self.plain(s) for s in sites]
         return replace(first, more=tuple(others))
 
+    def theirs(self, site: Site) -> bool:
+        """Whether nothing but layers reads a weight, wherever it is read."""
+        read = self.nodes[site.number].node.inputs[weight_slot(self.nodes[site.number].node)]
+        return not {site.weight, read} & self.outer
+
     def plain(self, site: Site) -> Site:
         """Return a layer without its bias, which stays as it is."""
         size, given = site.view.blocks * site.view.outputs, None
-        if site.bias:
-            bias = np.asarray(self.model.weight(site.bias), np.float64).reshape(-1)
+        if site.bias is not None:
+            bias = site.bias.read(self.model).reshape(-1)
             given = np.broadcast_to(bias * site.view.bias_factor, size)
-        return replace(site, adder=None, bias="", own=False, given=given)
+        return replace(site, adder=None, bias=None, own=False, given=given)
 
-    def site(self, number: int, applied: Applied, *, alone: bool = False) -> Site | None:
+    def site(self, number: int, *, alone: bool = False) -> Site | None:
         """Return the layer of a node; alone: without the bias that a node of its own adds."""
-        node = applied.node
-        view = view_of(node) if applied.row is not None else None
-        if view is None or node.inputs[1] not in self.model:
+        seen = as_floats(self.around, number)
+        if seen is None:
             return None
-        if self.model.weight(node.inputs[1]).dtype.kind != "f" or node.inputs[0] in self.model:
-            return None
-        y, end, bias = node.outputs[0], number, ""
+        view, y, end = seen.view, seen.y, seen.end
         adder: tuple[int, int] | None = None
         if view.bias_slot >= 0:
             adder = number, view.bias_slot
-            bias = node.inputs[view.bias_slot] if node.has(view.bias_slot) else ""
-            if bias and bias not in self.model:
-                return None
         elif not alone:
-            following = self.adds_constant(y, view.outputs)
+            following = self.adds_constant(y, view)
             if following is not None:
-                end, slot = following
-                adder, bias, y = (
-                    (end, slot),
-                    self.nodes[end].node.inputs[slot],
-                    self.nodes[end].node.outputs[0],
-                )
-        name = self.model.proto.graph.node[self.model.order[number]].name or node.inputs[1]
+                adder, (end, _) = following, following
+                y = self.nodes[end].node.outputs[0]
+        name = (
+            self.nodes[adder[0]].node.inputs[adder[1]]
+            if adder and self.nodes[adder[0]].node.has(adder[1])
+            else ""
+        )
+        stored = self.around.constant(name, read_alone=False) if name else None
+        if name and stored is None:
+            return None
+        bias = stored[0] if stored else None
+        title = self.model.proto.graph.node[self.model.order[number]].name or seen.codec.name
         total = self.residual(number, y, view)
-        own = bool(bias) and len(self.uses[bias]) == 1 and bias not in self.outer
-        return Site(number, name, view, node.inputs[0], y, node.inputs[1], end, bias, own, adder, total)
+        own = bias is not None and self.around.alone(bias.name) and self.around.alone(name)
+        site = Site(number, title, view, seen.x, y, seen.codec, end, bias, own, adder, total)
+        return site if bias is None or bias.exact or (own and self.fills(bias, view)) else self.plain(site)
 
-    def sole(self, name: str) -> int | None:
-        """The node that alone reads a tensor."""
-        uses = self.uses.get(name, [])
-        return uses[0][0] if len(uses) == 1 and name not in self.outputs else None
+    def fills(self, bias: Codec, view: View) -> bool:
+        """Whether a bias has one value for each output."""
+        return prod(bias.shape(self.model)) == view.blocks * view.outputs
 
-    def adds_constant(self, name: str, size: int) -> tuple[int, int] | None:
-        """The node that adds a constant vector to a tensor's last axis."""
-        number = self.sole(name)
+    def adds_constant(self, name: str, view: View) -> tuple[int, int] | None:
+        """The node that adds a constant vector to a tensor's channels, and the slot that it lies in."""
+        name = self.rounded(name)
+        number = self.around.sole(name)
         if number is None or self.nodes[number].node.op != "Add":
             return None
         node = self.nodes[number].node
         slot = 1 if node.inputs[0] == name else 0
-        shape = node.shapes[slot]
-        fits = node.inputs[slot] in self.model and shape is not None and shape[-1:] == (size,)
-        return (number, slot) if fits and int(np.prod(shape or ())) == size else None
+        shape, size = node.shapes[slot], view.outputs
+        if shape is None or self.around.constant(node.inputs[slot], read_alone=False) is None:
+            return None
+        at = view.out_axis if view.out_axis < 0 else view.out_axis - len(node.shapes[1 - slot] or ())
+        fits = len(shape) >= -at and shape[at] == size and int(np.prod(shape)) == size
+        return (number, slot) if fits else None
+
+    def rounded(self, name: str) -> str:
+        """Follow a tensor through the QuantizeLinear and DequantizeLinear that alone read it."""
+        for op in ("QuantizeLinear", "DequantizeLinear"):
+            number = self.around.sole(name)
+            if (
+                number is None
+                or self.nodes[number].node.op != op
+                or self.nodes[number].node.inputs[0] != name
+            ):
+                return name
+            name = self.nodes[number].node.outputs[0]
+        return name
 
     def residual(self, number: int, name: str, view: View) -> ResidualSum | None:
         size = view.blocks * view.outputs
         gain, offset = np.ones(size), np.zeros(size)
-        following = self.sole(name)
+        name = self.rounded(name)
+        following = self.around.sole(name)
         while following is not None and self.nodes[following].node.op == "BatchNormalization":
             node = self.nodes[following].node
             if any(n not in self.model for n in node.inputs[1:5]):
@@ -204,7 +255,7 @@ class _LayerGraph:
             a = scale / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
             gain, offset = gain * a, (offset - mean) * a + shift
             name = node.outputs[0]
-            following = self.sole(name)
+            following = self.around.sole(name)
         if following is None or self.nodes[following].node.op != "Add":
             return None
         node = self.nodes[following].node
@@ -221,7 +272,7 @@ class _LayerGraph:
 def _alike(sites: Sequence[Site], model: Model) -> bool:
     """Whether several nodes read a weight as the same matrices."""
     first = sites[0].view
-    shape = model.info(sites[0].weight).dims
+    shape = sites[0].codec.shape(model)
     entries = np.arange(prod(shape)).reshape(shape)
     same = [
         (s.view.weight_axis, s.view.taps, s.view.bias_factor)
@@ -254,7 +305,7 @@ def readers(layers: list[Site], groups: list[Group], *, partly: bool = False) ->
         others = False
         axes = {(m.tensor, m.axis) for m in group.members}
         for member in group.members:
-            if not member.contracted:
+            if not member.contracted or member.role == "quant":  # scales go with their weight
                 continue
             site = by_weight.get(member.tensor)
             if site is not None and site.view.reads(member.axis):

@@ -129,13 +129,13 @@ def _judge(analysis: Analysis, samples: Samples) -> tuple[str, float]:
 
 def _imbalance(analysis: Analysis, samples: Samples) -> float:
     """Powers of ten between the deviation of what the first layer sums and its bias; 0 where it has none."""
-    first = next((s for s in sites(analysis) if s.bias), None)
-    if first is None:
+    first = next((s for s in sites(analysis) if s.bias is not None), None)
+    if first is None or first.bias is None:
         return 0.0
     axis = first.view.out_axis
     runs = stream_of(analysis.model, samples).each([first.y])
     rows = np.concatenate([channels_last(values[first.y], axis) for values in runs])
-    bias = np.asarray(analysis.model.weight(first.bias), np.float64)
+    bias = first.bias.read(analysis.model)
     large, wide = float(np.sqrt((bias**2).mean())), float(rows.std(axis=0, dtype=np.float64).mean())
     if not np.isfinite(wide) or wide <= 0:
         return np.inf

@@ -166,8 +166,7 @@ class _Work:
         return found
 
     def _fit(self, part: Segment, pairs: list[tuple[Batch, Batch]], report: SegmentReport, seed: int) -> None:
-        layers = [s for s in part.sites if part.holds(s)]
-        names = [n for s in layers for n in (s.weight, s.bias if s.own else "") if n in self.beside.once]
+        names = [n for s in part.sites if part.holds(s) for n in s.free if n in self.beside.once]
         counts, valid = self.samples.counts[: len(pairs)], self.samples.valid[: len(pairs)]
         masked = [
             n for n in part.goals if all(covers(v, g[n]) for v, (_, g) in zip(valid, pairs, strict=True))

@@ -24,7 +24,7 @@ from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.progress import Milestone
 from onnxprune.reconstruction.evidence import WIDE, Evidence
-from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, weights_of, write
+from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, write
 from onnxprune.reconstruction.layers import Readers, Site, gone, readers, sites
 from onnxprune.reconstruction.least_squares import Consumer, Curve
 from onnxprune.reconstruction.measure import Measure
@@ -113,7 +113,7 @@ class Calibration:
         """Return the same calibration for fits on other samples, with at most so many rows for each regressor."""
         calibration = copy.copy(self)
         sheet = self.settings.sheet * ROUGH // self.settings.least
-        calibration.settings = replace(self.settings, most=most, least=ROUGH, sheet=sheet)
+        calibration.settings = replace(self.settings, most=most, least=ROUGH, sheet=sheet, careful=False)
         calibration.samples, calibration.say = samples, None
         return calibration
 
@@ -211,7 +211,7 @@ class Calibration:
             if n in fitted.removed
         ]
         kept = [np.setdiff1d(width, c) for c in cut] if cut else [width] * site.view.blocks
-        fits, report = fit_blocks(site, evidence, kept, weights_of(site, fitted.model), self.settings)
+        fits, report = fit_blocks(site, evidence, kept, fitted.model, self.settings)
         for channels in silent:
             fits = silenced(site, fits, channels)
         write(fitted.model, site, fits)
@@ -219,7 +219,7 @@ class Calibration:
 
     def silence(self, fitted: Fitted) -> None:
         """Have readers that can't be fitted, such as an LSTM, not read what goes; what follows is fitted to that."""
-        layers = {site.weight for site in self.sites}
+        layers = {name for site in self.sites for name in site.codec.tensors}
         for group in self.groups:
             gone = np.isin(np.arange(group.units), fitted.removed.get(group.name, ()))
             for member in group.members if gone.any() else ():

@@ -79,7 +79,7 @@ class Walk:
         walk = cls(
             dense, streams, samples.counts, settings, samples.valid, sizes(analysis, samples), list(todo)
         )
-        dense.keep = {name for site in todo for name in _tensors(site)}
+        walk._keep()
         return walk
 
     def stretches(self, todo: Sequence[Site]) -> list[list[Site]]:
@@ -143,7 +143,13 @@ class Walk:
     def done(self, site: Site) -> None:
         """Let go of what only this layer needed."""
         self.todo = [other for other in self.todo if other is not site]
-        self.dense.keep = {name for other in self.todo for name in _tensors(other)}
+        self._keep()
+
+    def _keep(self) -> None:
+        """Have the streams hold what layers will ask for: of some inputs the node reads a rounded copy alone."""
+        self.dense.keep = {name for site in self.todo for name in _tensors(site)}
+        for stream in self.fitted:
+            stream.keep = {use.x for site in self.todo for use in site.uses}
 
     def _valid(self) -> Sequence[Array | None]:
         return self.valid or [None] * len(self.counts)

@@ -304,5 +304,5 @@ def _by_head(side: Side, turns: Matrix) -> Iterable[tuple[Matrix, NDArray[Any]]]
 
 
 def _write(model: Model, side: Side, matrix: Matrix, bias: Matrix) -> None:
-    site = side.site if side.site.bias else replace(side.site, adder=None)  # none is added
+    site = side.site if side.site.bias is not None else replace(side.site, adder=None)  # none is added
     write(model, site, [Fit(matrix, bias)])

@@ -55,7 +55,8 @@ def find(analysis: Analysis, groups: Sequence[Group], layers: Sequence[Site], re
     read : dict
         Group -> layers that read it.
     """
-    by_weight = {s.weight: s for s in layers if s.view.blocks == 1 and not s.more and not s.view.factors}
+    plain = (s for s in layers if s.view.blocks == 1 and not s.more and not s.view.factors and s.exact)
+    by_weight = {s.weight: s for s in plain}
     result: list[Mixable] = []
     taken: set[tuple[str, int]] = set()
     for group in groups:
@@ -114,17 +115,17 @@ class _Look:
         self.makers = {
             m.tensor: self._maker(by_weight[m.tensor], m)
             for m in group.members
-            if not m.contracted and m.tensor in by_weight and by_weight[m.tensor].bias != m.tensor
+            if not m.contracted and m.tensor in by_weight and _bias(by_weight[m.tensor]) != m.tensor
         }
         self.readers = [
             Side(site, _at_rows(rows[0], site.view.taps))
             for site, rows in read.get(group.name, ())
-            if site.view.blocks == 1 and not site.view.factors
+            if site.view.blocks == 1 and not site.view.factors and site.exact
         ]
 
     def mixable(self) -> list[Mixable]:
         """Return the group as a stream, a product, or both."""
-        ours = {*self.makers, *(s.site.bias for s in self.makers.values())}
+        ours = {*self.makers, *(_bias(s.site) for s in self.makers.values())}
         theirs = {s.site.weight for s in self.readers}
         if any(m.tensor not in (theirs if m.contracted else ours) for m in self.group.members):
             raise _Unmixable
@@ -144,7 +145,7 @@ class _Look:
 
     def _maker(self, site: Site, member: Member) -> Side:
         weight, view = self.model.weight(site.weight), site.view
-        shared = site.bias and not (site.own and self.model.weight(site.bias).size == view.outputs)
+        shared = _bias(site) and not (site.own and self.model.weight(_bias(site)).size == view.outputs)
         if member.axis == view.weight_axis or weight.shape[member.axis] != view.outputs or shared:
             raise _Unmixable
         return Side(site, _heads([np.sort(member.index[member.unit == u]) for u in range(self.group.units)]))
@@ -197,6 +198,10 @@ class _Look:
                 ]
             seen.add(name)
         return sources
+
+
+def _bias(site: Site) -> str:
+    return "" if site.bias is None else site.bias.name
 
 
 def _treats_alike(applied: Applied, inside: Sequence[bool], *, outside: bool) -> bool:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Evidence, moments_of
+from onnxprune.reconstruction.layer import Storable, weights_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit, Problem, error_of
 from onnxprune.reconstruction.recover import STRONG
@@ -62,7 +64,7 @@ def fit_layer(
     site: Site,
     evidence: Evidence,
     chosen: Sequence[tuple[Mask, Matrix]],
-    old: tuple[Matrix, Matrix],
+    model: Model,
     ridges: Sequence[float],
 ) -> tuple[list[Fit], LayerFit]:
     """Choose among the old weights, a new bias, the method's weights and refits by held-out error.
@@ -73,12 +75,13 @@ def fit_layer(
     evidence : Evidence
     chosen : sequence of (bool[d, O], float64[d, O])
         Masks and weights of the method, for each block.
-    old : pair of float64
-        Matrices [blocks, d, O] and biases [blocks, O].
+    model : Model
+        That holds the old weights; where they are quantised, what is chosen lies on their grid.
     ridges : sequence of float
         None: no refit.
     """
     centred = site.adder is not None
+    old, storable = weights_of(site, model), Storable.of(site, model)
     train, unseen = (moments_of(of(centred=centred)) for of in (evidence.train, evidence.held_out))
     keep = [mask for mask, _ in chosen]
     prior = [np.where(mask, old[0][b], 0.0) for b, mask in enumerate(keep)]
@@ -94,11 +97,13 @@ def fit_layer(
         ridges = STRONG
     for share in ridges if cost < COSTLY or not ridges else ONE:
         makers[f"lstsq {share:g}"] = _refit(share, keep, prior)
+
+    def made(name: str, problems: Sequence[Problem]) -> list[Fit]:
+        return storable.put(problems, [makers[name](b, p) for b, p in enumerate(problems)])
+
     errors = {
-        name: sum(
-            float(error_of(h, make(b, t)).sum()) for b, (t, h) in enumerate(zip(train, unseen, strict=True))
-        )
-        for name, make in makers.items()
+        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(unseen, made(name, train), strict=True))
+        for name in makers
     }
     best = min(errors, key=lambda n: errors[n])
     whole = moments_of(evidence.whole(centred=centred))
@@ -112,7 +117,7 @@ def fit_layer(
         best,
         all(map(is_exact, keep)),
     )
-    return [makers[best](b, p) for b, p in enumerate(whole)], report
+    return made(best, whole), report
 
 
 def _with_bias(problem: Problem, w: Matrix) -> Fit:

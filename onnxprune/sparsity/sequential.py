@@ -87,7 +87,7 @@ def solver_of(method: Method, task: Task) -> Solver:
 
 def _without_new_bias(site: Site) -> Site:
     """Return a layer that gets no bias where it had none: the file must not grow."""
-    return site if site.bias else replace(site, adder=None)
+    return site if site.bias is not None else replace(site, adder=None)
 
 
 @dataclass
@@ -197,12 +197,12 @@ class Fitter:
             if not treated and not self.options.refit:
                 walk.done(site)
                 continue
-            evidence, old = walk.evidence(site)[0], weights_of(site, model)
+            evidence = walk.evidence(site)[0]
             walk.done(site)
             if treated:
                 level = self.levels.get(site.weight, self.options.sparsity or 0.0)
                 chosen = [s.at(level) for s, _ in self._solvers(site, evidence, model, pattern)]
             else:
-                chosen = [(np.ones(w.shape, bool), w) for w in old[0]]
-            fits, self.fits[site.weight] = fit_layer(site, evidence, chosen, old, ridges)
+                chosen = [(np.ones(w.shape, bool), w) for w in weights_of(site, model)[0]]
+            fits, self.fits[site.weight] = fit_layer(site, evidence, chosen, model, ridges)
             write(model, site, fits)

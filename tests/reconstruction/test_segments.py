@@ -96,7 +96,7 @@ def test_what_ends_in_an_arg_max_goes_toward_what_stands_before_it():
 def test_the_gradients_of_a_segment_are_those_of_its_loss():
     analysis, parts = parts_of(net(blocks=6))
     part = parts[1]
-    names = [n for s in part.sites for n in (s.weight, s.bias)]
+    names = [n for s in part.sites for n in (s.weight, s.bias.name)]
     found = loss_model(analysis, part.given, names, {part.goals[0]: 0.5})
     session = open_session(found.model)
     weights = {n: np.array(analysis.model.weight(n)) for n in names}

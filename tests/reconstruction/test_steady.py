@@ -130,6 +130,6 @@ def test_a_fit_is_chosen_by_what_it_has_not_seen():
         evidence = Evidence(
             site.view, *(Stack(m.n, m.mean[None], m.gram[None], m.square[None]) for m in (train, held))
         )
-        _, told = _sequence.fit_blocks(site, evidence, [np.arange(6)], old, _sequence.Settings())
+        _, told = _sequence.fit_blocks(site, evidence, [np.arange(6)], analysis.model, _sequence.Settings())
         assert told.variant == variant
         assert (told.before < 1e-9) == (variant == "kept")

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from small_models import Builder
 
 import onnxprune
 from onnxprune import cli
@@ -137,13 +138,31 @@ def test_what_is_ignored_is_not_touched():
 
 
 def test_what_cannot_be_fitted_goes_by_magnitude():
-    proto = quantised(values((8, 8)), 0, 3)
-    proto.graph.node.append(helper.make_node("MatMul", ["y", "v"], ["z_out"], name="last"))
-    proto.graph.initializer.append(numpy_helper.from_array(values((8, 8), 5), "v"))
-    proto.graph.output[0].name = "z_out"
+    b = Builder()
+    turned = b.op("Transpose", ["x"], "turn", perm=[1, 0])
+    made = b.op("MatMul", [b.weight("w", 8, 8), turned], "left")  # a product from the left is no regression
+    back = b.op("Transpose", [made], "back", perm=[1, 0])
+    proto = b.model({"x": ["N", 8]}, b.op("MatMul", [back, b.weight("v", 8, 8)], "last"))
     result = onnxprune.sparsify(proto, pattern="2:4", calib={"x": values((40, 8), 3)})
     assert {line.tensor: line.method for line in result.report.lines} == {"w": "magnitude", "v": "obs"}
     assert "1 weights can't be fitted ('w' first)" in result.report.notes[0]
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [(np.int8, 3), (np.uint8, 120)])
+def test_quantised_weights_are_refitted_on_their_grid(dtype, zero):
+    """Zeros are zero points, and what stays makes up for them, with the scale that is there."""
+    proto = quantised(values((12, 16)), 0, zero, dtype)
+    mix = values((6, 16), 4)
+    given, fresh, errors = values((300, 6), 3) @ mix, values((50, 6), 8) @ mix, {}
+    for method in ("magnitude", "obs"):
+        more = {"calib": {"x": given}} if method == "obs" else {}
+        result = onnxprune.sparsify(proto, pattern="2:4", method=method, **more)
+        errors[method] = np.square(run(result.model, fresh)[0] - run(proto, fresh)[0]).mean()
+        w = weight(result.model, "w")
+        assert w.dtype == dtype
+        assert ((w == zero).reshape(12, 4, 4).sum(axis=2) >= 2).all()
+        assert np.array_equal(weight(result.model, "s"), weight(proto, "s"))
+    assert errors["obs"] < 0.3 * errors["magnitude"]
 
 
 @pytest.mark.parametrize(
