@@ -22,7 +22,7 @@ fixed).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ BETAS = 0.9, 0.999
 EXACT = 1e-8
 #: A relative error from which on the rate is the full one; below it, it falls with the root of the error.
 LARGE = 0.1
+#: Steps between two texts of progress.
+TOLD = 10
 #: Along a coordinate in which a layer's inputs are this small (second moment, as a share of the mean over coordinates)
 #: steps are half as long, and shorter still below.
 UNSEEN = 1e-3
@@ -64,7 +66,7 @@ class Pace:
     rate : float
         Length of the first steps, as a share of the root mean square of a tensor; it falls to nothing along a cosine.
     looks : int
-        How often held-out samples are asked.
+        How often held-out samples are asked; 0: never, and the last weights are returned.
     """
 
     steps: int = 200
@@ -72,6 +74,11 @@ class Pace:
     batch: tuple[int, int] = (4, 32)
     rate: float = 0.015
     looks: int = 4
+
+    def part(self, share: float, rate: float) -> Pace:
+        """Return the pace of a share of the steps, at a rate."""
+        steps, passes = (max(round(share * n), 1) for n in (self.steps, self.passes))
+        return replace(self, steps=steps, passes=passes, rate=rate)
 
     def size(self, samples: int) -> int:
         """Return the samples of a step."""
@@ -91,11 +98,14 @@ class Data:
         Samples of each part.
     free : bool
         Whether batches may have any size.
+    most : int
+        Samples of one run, where batches may have any size.
     """
 
     parts: list[dict[str, Array]]
     counts: list[int]
     free: bool
+    most: int = 1 << 30
 
     def __post_init__(self) -> None:
         """Hold out every so many samples."""
@@ -105,12 +115,17 @@ class Data:
         #: Samples of each unit.
         self.each = 1 if self.free else max(self.counts, default=1)
 
+    def lesson(self, units: Sequence[int], rng: np.random.Generator) -> list[dict[str, Array]]:
+        """Return the feeds of a step."""
+        return self.feeds(units)
+
     def feeds(self, units: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Array]]:
         """Return samples (or batches of the model's own size) as feeds of as few runs as can be."""
         if not self.free:
             return [self.parts[i] for i in units]
         (whole,) = self.parts
-        return [{name: array[np.asarray(units)] for name, array in whole.items()}]
+        runs = [np.asarray(units[i : i + self.most]) for i in range(0, len(units), self.most)]
+        return [{name: array[run] for name, array in whole.items()} for run in runs]
 
 
 class Teacher:
@@ -150,18 +165,23 @@ class Taught(Data):
     Attributes
     ----------
     teacher : Teacher
-    most : int
-        Samples of one run, where batches may have any size.
+    change : callable, optional
+        (samples, rng) -> other samples, for steps alone.
     """
 
     teacher: Teacher = field(kw_only=True)
-    most: int = field(default=1, kw_only=True)
+    change: Callable[[dict[str, Array], np.random.Generator], dict[str, Array]] | None = None
+
+    def lesson(self, units: Sequence[int], rng: np.random.Generator) -> list[dict[str, Array]]:
+        """Return samples with their targets, changed at random."""
+        change = self.change
+        if change is None:
+            return self.feeds(units)
+        return [self.teacher.teach(change(feed, rng)) for feed in super().feeds(units)]
 
     def feeds(self, units: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Array]]:
         """Return samples with their targets, a few at a time."""
-        step = self.most if self.free else 1
-        runs = [units[i : i + step] for i in range(0, len(units), step)]
-        return [self.teacher.teach(feed) for run in runs for feed in super(Taught, self).feeds(run)]
+        return [self.teacher.teach(feed) for feed in super().feeds(units)]
 
 
 @dataclass(frozen=True)
@@ -293,7 +313,7 @@ def descend(
     provider : str
         Execution provider.
     say : callable, optional
-        Told of progress as often as held-out samples are asked.
+        Told of progress every few steps.
 
     Raises
     ------
@@ -316,16 +336,16 @@ def descend(
         while len(left) < size:
             left += rng.permutation(data.train).tolist()
         chosen, left = left[:size], left[size:]
-        gradients = _gradients(session, found, adam.weights(), data.feeds(sorted(chosen)))
+        gradients = _gradients(session, found, adam.weights(), data.lesson(sorted(chosen), rng))
         adam.step(gradients, top * 0.5 * (1 + np.cos(np.pi * step / pace.steps)))
         if (step + 1) * pace.looks % pace.steps < pace.looks:
             weights = adam.weights()
             loss = _judged(judge, found, weights, data)
-            if say is not None:
-                say(f"descend {step + 1}/{pace.steps}: error {loss:.4f}, {before:.4f} before")
             if loss < least:
                 best, least = weights, loss
-    return best, before, least
+        if say is not None and (step + 1) % TOLD == 0 and step + 1 < pace.steps:
+            say(f"descend {step + 2}/{pace.steps}: error {least:.4f}, {before:.4f} before")
+    return (best, before, least) if pace.looks else (adam.weights(), before, least)
 
 
 def _judged(session: Session, found: LossModel, weights: Weights, data: Data, most: int = 64) -> float:

@@ -37,6 +37,7 @@ from onnxprune.reconstruction.beside import Beside, covers, in_units, together
 from onnxprune.reconstruction.descent import Basis, Pace, Taught, Teacher, descend
 from onnxprune.reconstruction.evidence import HELD, positions_of
 from onnxprune.reconstruction.layers import Site, sites
+from onnxprune.reconstruction.pictures import admitted
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.runtime.session import RunError
 
@@ -46,7 +47,9 @@ Array = NDArray[Any]
 Batch = dict[str, Array]
 
 #: How far it goes: more steps than a segment, since it is once for all layers.
-PACE = Pace(steps=600, passes=30, batch=(4, 16), rate=0.004, looks=6)
+PACE = Pace(steps=1000, passes=60, batch=(4, 16), rate=0.004, looks=4)
+#: The share of the steps that held-out samples judge, and the shares of the rate that are tried until they gain.
+FIRST, RATES = 0.25, (1.0, 0.25)
 #: Bytes of the activations of one run, the gradients among them.
 RUN_BYTES = 1 << 29
 #: Samples that tell the coordinates to go down in and how much goals vary.
@@ -123,15 +126,34 @@ class _Distillation:
         )
         whole = together(parts, samples.counts, free=samples.free)
         data = Taught(*whole, teacher=teacher, most=_most(analysis, samples))
+        data.change = admitted(self.beside.original.model, samples, list(factors), self.seed)
         if not len(data.held):
             report.why = f"fewer than {HELD} samples, or batches of the model's own size"
             return {}
         bases = look.bases([s for s in self.layers if s.weight in start], start, self.seed)
-        best, report.before, report.after = descend(
-            found, start, data, bases, self.pace, self.seed, samples.provider, self.say
-        )
         report.samples = samples.count
-        return best if report.after < report.before else {}
+        return self._descended(found, start, data, bases, report)
+
+    def _descended(
+        self,
+        found: LossModel,
+        start: dict[str, Array],
+        data: Taught,
+        bases: dict[str, Basis],
+        report: SegmentReport,
+    ) -> dict[str, Array]:
+        """Find a rate at which held-out samples gain, and go on from there on all of them; nothing where none does."""
+        provider, pace = self.beside.samples.provider, self.pace
+        for share in RATES:
+            first = pace.part(FIRST, share * pace.rate)
+            best, report.before, report.after = descend(
+                found, start, data, bases, first, self.seed, provider, self.say
+            )
+            if report.after < report.before:
+                data.train = np.sort(np.concatenate([data.train, data.held]))
+                rest = replace(pace.part(1 - FIRST, first.rate), looks=0)
+                return descend(found, best, data, bases, rest, self.seed + 1, provider, self.say)[0]
+        return {}
 
     def _goals(self) -> list[str]:
         """Return what layers give before their activations, and the outputs, where the original has them too."""

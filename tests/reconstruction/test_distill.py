@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +16,11 @@ from onnxprune.model import Model
 from onnxprune.reconstruction import distill as module
 from onnxprune.runtime.session import open_session
 from tests.reconstruction.test_segments import images, net
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(module, "PACE", replace(module.PACE, steps=240, passes=15))
 
 
 def off_by(model: onnx.ModelProto, recover: str, **more: object) -> tuple[float, dict[str, object]]:
@@ -36,8 +43,7 @@ def test_all_layers_together_come_nearer_than_a_few_on_samples_that_no_fit_saw()
     assert len(told["layers"]) == 10
 
 
-def test_the_same_seed_gives_the_same_bytes(monkeypatch):
-    monkeypatch.setattr(module, "PACE", module.Pace(steps=20))
+def test_the_same_seed_gives_the_same_bytes():
     found = [
         prune(net(), ratio=0.5, calib={"x": images(60)}, align=1, recover="distill").model for _ in range(2)
     ]
@@ -61,13 +67,47 @@ def test_samples_run_a_few_at_a_time_give_the_same(monkeypatch):
         assert len(array) == 4
 
 
-def test_batches_of_the_models_own_size_are_units(monkeypatch):
-    monkeypatch.setattr(module, "PACE", module.Pace(steps=60))
+def test_batches_of_the_models_own_size_are_units():
     model = net(batch=1)
     result = prune(model, ratio=0.5, calib={"x": images(60)}, align=1, recover="distill")
     told = result.report.calibration["whole"]
     assert not told["why"]
     assert told["after"] < told["before"]
+
+
+def test_samples_held_out_are_learned_from_once_they_have_judged(monkeypatch):
+    seen = []
+    real = module.descend
+
+    def descend(found, start, data, *more):
+        seen.append((set(data.train.tolist()), set(data.held.tolist()), more[1]))
+        return real(found, start, data, *more)
+
+    monkeypatch.setattr(module, "descend", descend)
+    _, told = off_by(net(blocks=4, channels=8), "distill")
+    (first, held, pace), (last, _, rest) = seen[0], seen[-1]
+    assert told["after"] < told["before"]
+    assert held
+    assert not first & held
+    assert last == first | held
+    assert (pace.looks > 0, rest.looks) == (True, 0)
+    assert pace.steps + rest.steps == module.PACE.steps
+    assert pace.rate == rest.rate
+
+
+def test_where_no_rate_comes_nearer_the_start_is_kept(monkeypatch):
+    rates = []
+
+    def descend(found, start, data, bases, pace, *more):
+        rates.append(pace.rate)
+        return {n: w + 1 for n, w in start.items()}, 1.0, 1.0
+
+    monkeypatch.setattr(module, "descend", descend)
+    few, _ = off_by(net(), "blocks")
+    same, told = off_by(net(), "distill")
+    assert same == few
+    assert rates == [share * module.PACE.rate for share in module.RATES]
+    assert (told["before"], told["after"]) == (1.0, 1.0)
 
 
 def test_too_few_samples_change_nothing_and_say_so():
@@ -77,8 +117,7 @@ def test_too_few_samples_change_nothing_and_say_so():
     assert told["why"] or told["after"] <= told["before"]
 
 
-def test_what_has_no_gradient_keeps_its_weights_and_says_why(monkeypatch):
-    monkeypatch.setattr(module, "PACE", module.Pace(steps=20))
+def test_what_has_no_gradient_keeps_its_weights_and_says_why():
     model = net()
     first = next(i for i, n in enumerate(model.graph.node) if n.name == "b0_2")
     model.graph.initializer.append(numpy_helper.from_array(np.array(1e6, np.float32), "big"))
