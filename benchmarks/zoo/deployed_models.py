@@ -96,6 +96,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mixtral": _decoder("Mixtral", **EXPERTS),
     "qwen3_moe": _decoder("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96),
     "gpt_oss": _decoder("GptOss", **EXPERTS),
+    "deepseek_v3": _decoder(
+        "DeepseekV3", num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=16, head_dim=8, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, n_group=2,
+        topk_group=1, first_k_dense_replace=1, moe_intermediate_size=96,
+    ),
     "t5": Architecture(
         "T5ForConditionalGeneration", "T5Config", T5, "seq2seq", "text2text-generation-with-past"
     ),
@@ -248,9 +253,7 @@ def build(name: str, attention: str = "eager") -> Any:
     config.architectures = [spec.model]
     kinds = {"attn_implementation": attention}
     if any(word in spec.arguments for word in COUNTED) and transformers.__version__ >= "5":
-        kinds["experts_implementation"] = (
-            "batched_mm"  # loops over experts and grouped products have no export
-        )
+        kinds["experts_implementation"] = "batched_mm"  # loops over experts and grouped products have no export
     model = getattr(transformers, spec.model)._from_config(config, **kinds)
     inputs, _ = INPUTS[spec.reads]()
     norms = any("BatchNorm" in type(m).__name__ for m in model.modules())

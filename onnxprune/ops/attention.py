@@ -155,7 +155,8 @@ def fused_attention(node: Node) -> Row | Refusal:
     sizes = {"h": heads, "d": widths[0] // heads, v: widths[2] // heads}
     row = join(inputs, [f"b! s! (h {v})", present])
     roles = ("data", "weight", "bias")
-    return Row(row, sizes=sizes, attrs={"num_heads": "h"}, why={**WHY, "q": "K and V"}, roles=roles)
+    why = {**WHY, "q": "K and V"}
+    return Row(row, sizes=sizes, attrs={"num_heads": "h"}, why=why, roles=roles, kinds={1: "io"})
 
 
 @op("QAttention", domain="com.microsoft")
@@ -176,6 +177,7 @@ def quantized_attention(node: Node) -> Row | Refusal:
         elems={0: 3, 1: 3},
         why={**WHY, "q": "K and V"},
         roles=("data", "weight", "bias"),
+        kinds={1: "io"},
     )
 
 

@@ -71,6 +71,8 @@ class Row:
     roles : role of each input: "data", "weight", "bias", "scale", "mean", "var", "shape", "quant", "range" (data
         whose range is taken as well, so that its channels must be zero there whatever they are multiplied with) or
         "packed" (a weight of several values a byte: its scales are zeroed in its place).
+    kinds : input slot -> kinds of a weight's axes, where other letters than those of a result are made in between:
+        b (matrices side by side), o (outputs), i (inputs); empty: a packed weight, whose axes count no numbers.
     macs : letters whose sizes multiplied are the multiply-accumulates of each sum of products, where the operands
         don't show them; a letter of no operand has its size in ``sizes``.
     """
@@ -84,6 +86,7 @@ class Row:
     zeros: Mapping[int, int] = field(default_factory=dict)
     roles: tuple[str, ...] = ()
     elems: Mapping[int, int | Elem] = field(default_factory=dict)
+    kinds: Mapping[int, str] = field(default_factory=dict)
     macs: tuple[tuple[str, ...], ...] = ()
 
 

@@ -156,11 +156,13 @@ class _Writer:
         count = max(self.inputs) + 1
         text = join((self.inputs.get(slot, "()?") for slot in range(count)), [f"{batch} (h v!)"])
         tokens, unit = (*batch.split(), "k", "h", "v"), ("j", "w")
+        whole = {"weight": "boi", "packed": ""}
         macs = [(*tokens, *(factor.rstrip("!") for factor in m.rows)) for m in firsts]
         return Row(
             text,
             sizes=self.sizes,
             why=WHY | {name: WHY["w"] for name in self.sizes if name not in WHY},
             roles=tuple(self.roles.get(slot, "data") for slot in range(count)),
+            kinds={slot: whole[role] for slot, role in self.roles.items() if role in whole},
             macs=(*macs, (*tokens, *unit)),
         )

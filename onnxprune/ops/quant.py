@@ -10,7 +10,7 @@ from onnxprune.ops.linear import matrix_quant, product
 from onnxprune.ops.traits import Trait
 
 
-class Known(TypedDict):
+class QuantFields(TypedDict):
     """Fields that all rows of an op share."""
 
     roles: tuple[str, ...]
@@ -43,7 +43,7 @@ def linear(node: Node) -> Row | Refusal:
     shape, scale = node.shape(0), node.shape(1)
     letters = list(names(len(shape)))
     result: int | Elem = 1 if node.op == "DequantizeLinear" else 2 if node.has(2) else Elem.UINT8
-    known: Known = {"roles": DATA, "elems": {0: result}}
+    known: QuantFields = {"roles": DATA, "elems": {0: result}}
     if scale in ((), (1,)) and not node.attr("block_size", 0):
         one = text(["1"] * len(scale))
         zero = text(["1"] * node.rank(2)) if node.has(2) else "()"
@@ -170,4 +170,5 @@ def matmul_bits(node: Node) -> Row | Refusal:
     row = f"*b {data}, n {block} p!, {scale}, {zero}?, {index}, n? -> *b n"
     sizes = {"q": blocks, "z": each, "w": size}
     roles = ("data", "weight", "quant", "quant", "quant", "bias")
-    return Row(row, sizes=sizes, attrs={"N": "n"}, why=dict.fromkeys("kqwzp", BLOCK), roles=roles)
+    why = dict.fromkeys("kqwzp", BLOCK)
+    return Row(row, sizes=sizes, attrs={"N": "n"}, why=why, roles=roles, kinds={1: ""})

@@ -25,7 +25,7 @@ from math import prod
 from onnx import NodeProto
 
 from onnxprune.graph.trace import attributes
-from onnxprune.ops import Node, Refusal, Row, Trait, lookup, parse
+from onnxprune.ops import Elem, Node, Refusal, Row, Trait, lookup, parse
 from onnxprune.ops.notation import Axis, Letter, Operand, Star, Sum, Unit, letters_of
 from onnxprune.runtime.binding import Shape
 
@@ -45,7 +45,8 @@ class Factor:
     zero : int
         The input that says what stands for zero; -1 where the op has none.
     axes : tuple of tuple of (kind, size)
-        For each axis, its parts from the outermost on; a size of 0 is what is left of the axis.
+        For each axis, its parts from the outermost on; a size of 0 is what is left of the axis. Empty for a packed
+        weight, of which several values share a byte.
     """
 
     slot: int
@@ -88,13 +89,21 @@ def factors(
                 tuple(own if n == first else s for n, s in enumerate(stand_ins)),
                 tuple(own for _ in node.output), tuple(None for _ in shapes),
                 tuple(s is not None for s in shapes), tuple(node.input), tuple(node.output),
+                (Elem.FLOAT,) * len(shapes),
             )  # fmt: skip
             row = lookup(asked)
             if Trait.RECURRENT in asked.traits or isinstance(row, Refusal):
                 return
-            axes = _axes(row, slot, len(own))
+            if slot in row.kinds:
+                yield Factor(slot, row.zeros.get(slot, len(shapes)), _said(row.kinds[slot]))
+            axes = _axes(row, slot, len(own)) if not row.kinds else None
             if axes is not None:
                 yield Factor(slot, row.zeros.get(slot, len(shapes) if "quant" in row.roles else -1), axes)
+
+
+def _said(kinds: str) -> tuple[tuple[tuple[int, int], ...], ...]:
+    names = {"b": BLOCKS, "o": OUTPUTS, "i": INPUTS}
+    return tuple(((names[kind], 0),) for kind in kinds)
 
 
 def _axes(row: Row, slot: int, rank: int) -> tuple[tuple[tuple[int, int], ...], ...] | None:

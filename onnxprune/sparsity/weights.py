@@ -6,7 +6,8 @@ Rules:
    ConvTranspose (axis 0, by group), Gemm (K by transA and transB), MatMul (K, constant on either side, any batch axes),
    their contrib and integer forms.
 2. From the layer back to the weight the way may lead through DequantizeLinear, QuantizeLinear, Cast, Identity,
-   Transpose and Reshape. Zero is what the layer reads as zero: behind DequantizeLinear the zero point.
+   Transpose and Reshape, and a Gather that picks whole matrices of a stack. Zero is what the layer reads as zero:
+   behind DequantizeLinear the zero point.
 3. A weight that several layers read along the same axis is treated once; along different axes it stays dense, and so
    does one that something else reads too (an embedding table that is also the output matrix).
 4. What can change at run time, or is an output, stays.
@@ -35,7 +36,7 @@ from onnxprune.ops import Trait, traits_of
 from onnxprune.reconstruction.stored import spread
 from onnxprune.runtime.binding import Shape
 from onnxprune.sparsity.layout import Layout
-from onnxprune.sparsity.products import Factor, canonical, factors
+from onnxprune.sparsity.products import BLOCKS, Factor, canonical, factors
 
 __all__ = ["Left", "Reader", "SparseWeight", "find", "fold_computed"]
 
@@ -162,6 +163,7 @@ def fold_computed(model: Model) -> Folded:
     return fold(model, finder, names) if names else Folded(model, model)
 
 
+_PICKS = ("Gather", "GatherND")
 _PASSED = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape")
 
 
@@ -200,22 +202,48 @@ class _Graph:
             node = self.maker.get(name)
             if node is None or node.domain not in ("", "ai.onnx"):
                 return "", [], []
-            if node.op_type not in _PASSED:
+            if not self.passes(node):
                 return "", [], []
             nodes.append(node)
             name = node.input[0]
         nodes.reverse()
-        dims = self.model.info(name).dims
+        dims, picked = self.model.info(name).dims, False
         for node in nodes:
             if node.op_type == "Transpose":
                 perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
                 perm = perm or tuple(range(len(dims)))[::-1]
+                if picked and (len(perm) != len(dims) or perm[0]):
+                    raise _No("matrices are picked of it and moved, which isn't followed")
                 steps.append(("transpose", perm))
                 dims = tuple(dims[a] for a in perm)
             elif node.op_type == "Reshape":
+                if picked:
+                    raise _No("matrices are picked of it and reshaped, which isn't followed")
                 dims = self._target(node, dims)
                 steps.append(("reshape", dims))
+            picked |= node.op_type in _PICKS
         return name, steps, nodes
+
+    def passes(self, node: NodeProto) -> bool:
+        """Whether a node only moves a weight, or picks matrices of a stack by computed indices."""
+        if node.op_type not in _PICKS:
+            return node.op_type in _PASSED
+        stack, indices = node.input[0] in self.model, node.input[1] not in self.model
+        if not stack or not indices or len(self.model.info(node.input[0]).dims) < 3:
+            return False
+        return not any(a.i for a in node.attribute) and (
+            node.op_type == "Gather" or self._single(node.input[1])
+        )
+
+    def _single(self, name: str) -> bool:
+        """Whether indices are vectors of one number: a last axis was put behind them."""
+        node = self.maker.get(name)
+        if node is None or node.op_type != "Unsqueeze":
+            return False
+        axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), [])
+        if len(node.input) > 1 and node.input[1] in self.model:
+            axes = np.asarray(self.model.weight(node.input[1])).ravel().tolist()
+        return axes == [-1]
 
     def _target(self, node: NodeProto, dims: Shape) -> Shape:
         if len(node.input) < 2 or node.input[1] not in self.model:
@@ -247,6 +275,10 @@ class _Graph:
         attrs = {a.name: a for a in node.attribute}
         group = attrs["group"].i if "group" in attrs else 1
         dims = Layout(info.dims, tuple(steps)).shape if steps else info.dims
+        if not factor.axes:
+            raise _No(f"{node.op_type} reads it in bytes or blocks of its own, which isn't followed")
+        if any(n.op_type in _PICKS for n in nodes) and {kind for kind, _ in factor.axes[0]} != {BLOCKS}:
+            raise _No("matrices are picked of it along an axis that a layer sums over")
         if info.elem_type not in (*FLOATS, *QUANTISED):
             kind = _T.DataType.Name(info.elem_type).lower()
             raise _No(f"its type is {kind}")
@@ -298,7 +330,7 @@ class _Graph:
         names, behind = {name}, [name]
         while behind:
             for node in self.readers.get(behind.pop(), []):
-                if node.op_type in _PASSED and node.output[0] not in names:
+                if self.passes(node) and node.output[0] not in names:
                     names.add(node.output[0])
                     behind.append(node.output[0])
         if names & self.outputs:
@@ -306,7 +338,7 @@ class _Graph:
         if names & self.inner:
             raise _No("the body of an If, Loop or Scan reads it too")
         for node in (n for one in names for n in self.readers.get(one, [])):
-            passed = node.op_type in _PASSED and node.input[0] in names
+            passed = self.passes(node) and node.input[0] in names
             if not passed and not any(node.input[factor.slot] in names for factor in self.factors(node)):
                 what = "looks rows up in" if node.op_type.startswith("Gather") else "reads"
                 raise _No(f"{node.op_type} '{node.name}' {what} it too")
@@ -322,8 +354,14 @@ class _Graph:
             info = self.model.info(name)
             if info.elem_type not in FLOATS or len(info.dims) < 2 or prod(info.dims) < 64:
                 continue
-            traits = [traits_of(n.op_type, n.domain) for n in self.readers.get(name, [])]
+            readers = [n for n in self.readers.get(name, []) if n.op_type not in _PICKS or not self.passes(n)]
+            traits = [traits_of(n.op_type, n.domain) for n in readers]
             if traits and all(Trait.LOOKUP in own for own in traits):
-                yield name, "an embedding table: rows are looked up, not summed over"
+                ops = ", ".join(sorted({n.op_type for n in readers}))
+                table = "an embedding table: rows are looked up, not summed over"
+                yield (
+                    name,
+                    table if len(info.dims) == 2 else f"a stack of which {ops} picks, which isn't followed",
+                )
             elif any(Trait.RECURRENT in own for own in traits):
                 yield name, "recurrent weights"

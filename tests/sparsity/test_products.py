@@ -73,7 +73,6 @@ def test_layers(
         ("Mul", ((8, 4), None), ""),
         ("Gather", ((8, 4), None), ""),
         ("LSTM", (None, (1, 8, 3), (1, 8, 2)), ""),
-        ("Attention", (None, (8, 24), (24,)), MS),
         ("NoSuchOp", (None, (8, 4)), ""),
         ("FusedMatMul", (None, None), MS),
     ],
@@ -81,7 +80,7 @@ def test_layers(
 def test_others_have_no_weight_that_is_summed_over(
     op: str, shapes: tuple[Shape | None, ...], domain: str
 ) -> None:
-    assert not asked(op, *shapes, domain=domain, **({"num_heads": 2} if op == "Attention" else {}))
+    assert not asked(op, *shapes, domain=domain)
 
 
 @pytest.mark.parametrize(
