@@ -134,14 +134,24 @@ def _wrong(node: Node) -> Agreement | None:
             more = _misfit(node)  # a step toward either is one ahead
             return Agreement(0, why=why, pairs=[(cache[2], window), *(more.pairs if more else [])])
     kernel = node.attrs.get("kernel_shape")
-    if Trait.WINDOW in node.traits and kernel and (out is None or any(s < 1 for s in out)):
-        pairs = [(size, k) for size, k in zip(first[2:], kernel, strict=False) if size < k]
-        return (
-            Agreement(0, why=f"{title} has a kernel larger than its input {first}", pairs=pairs)
-            if pairs
-            else None
-        )
+    if Trait.WINDOW in node.traits and kernel:
+        small = _too_small(node, first, kernel)
+        if small or out is None or any(s < 1 for s in out):
+            pairs = small or [(size, k) for size, k in zip(first[2:], kernel, strict=False) if size < k]
+            why = f"{title} has a kernel larger than its input {first}"
+            return Agreement(0, why=why, pairs=pairs) if pairs else None
     return None
+
+
+def _too_small(node: Node, first: Shape, kernel: Sequence[int]) -> list[Pair]:
+    """Return the axes along which a padded input is shorter than the kernel; to inference these give one."""
+    if Trait.GEMM not in node.traits or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+        return []
+    rank = len(kernel)
+    pads, steps = node.attrs.get("pads") or [0] * 2 * rank, node.attrs.get("dilations") or [1] * rank
+    sizes = [size + pads[n] + pads[n + rank] for n, size in enumerate(first[2 : 2 + rank])]
+    reach = [(k - 1) * step + 1 for k, step in zip(kernel, steps, strict=True)]
+    return [(s, r) for s, r in zip(sizes, reach, strict=False) if s < r]
 
 
 def _misfit(node: Node) -> Agreement | None:

@@ -35,6 +35,12 @@ def _shape(node: Node, slot: int) -> Shape | None:
     return node.shape(slot) if node.has(slot) else None
 
 
+def _macs(node: Node, heads: str, width: str, value: str, keys: str) -> tuple[tuple[str, ...], ...]:
+    """Return the letters of two products: scores of all queries and keys, and sums of values."""
+    keys = "u" if node.gives(1) else keys  # with those of a cache
+    return tuple(("b", *heads, "s", keys, last) for last in (width, value))
+
+
 @op("Attention")
 def attention(node: Node) -> Row | Refusal:
     """Q, K, V, mask, past K, past V, lengths -> Y, present K, present V, scores."""
@@ -52,7 +58,8 @@ def attention(node: Node) -> Row | Refusal:
     inputs = [*data, mask, "b! k p! d^?", "b! k p! v?", "b!?"]
     row = join(inputs, [result, "b! k u! d", "b! k u! v", "b! (k r) s! u!"])
     attrs = {"kv_num_heads": "k"} if len(q) == 3 else {}
-    return Row(row, sizes={"k": groups, "r": heads // groups}, attrs=attrs, why=WHY)
+    macs = _macs(node, "kr", "d", "v", "t")
+    return Row(row, sizes={"k": groups, "r": heads // groups}, attrs=attrs, why=WHY, macs=macs)
 
 
 @op("LinearAttention")
@@ -86,7 +93,9 @@ def group_query(node: Node) -> Row | Refusal:
     results = ["b! s! (k r d!)", "b! k u! d!", "b! k u! d!", "b! (k r) s! x!"]
     row = join([*data, cache, cache, *rest, *last], results)
     why = {**WHY, "d": "onnxruntime takes only heads of a multiple of 8", "x": WHY["u"]}
-    return Row(row, sizes={"k": groups, "r": heads // groups}, attrs={"kv_num_heads": "k"}, why=why)
+    macs = _macs(node, "kr", "d", "d", "t" if node.has(1) else "s")
+    sizes = {"k": groups, "r": heads // groups}
+    return Row(row, sizes=sizes, attrs={"kv_num_heads": "k"}, why=why, macs=macs)
 
 
 @op("MultiHeadAttention", domain="com.microsoft")
@@ -117,7 +126,8 @@ def multi_head(node: Node) -> Row | Refusal:
     row = join(inputs, [f"b! s! (h {v})", "b! h u! d", f"b! h u! {v}", "b! h s! w!"])
     roles = ("data", "data", "data", "bias")
     why = {**WHY, "q": "Q, K and V", "w": WHY["u"]}
-    return Row(row, sizes={"h": heads}, attrs={"num_heads": "h"}, why=why, roles=roles)
+    macs = _macs(node, "h", "d", v, "t" if node.has(1) else "s")
+    return Row(row, sizes={"h": heads}, attrs={"num_heads": "h"}, why=why, roles=roles, macs=macs)
 
 
 @op("DecoderMaskedMultiHeadAttention", domain="com.microsoft")
@@ -137,7 +147,14 @@ def decoder_multi_head(node: Node) -> Row | Refusal:
     row = join(inputs, ["b! s! (h d)", "b! h u! d", "b! h u! d", "b! h s! w!"])
     roles = (*("data",) * 10, "bias")
     why = {**WHY, "d": "a shared buffer is laid out for its width", "w": WHY["u"]}
-    return Row(row, sizes={"h": heads}, attrs={"num_heads": "h"}, why=why, roles=roles)
+    macs = _macs(node, "h", "d", "d", "t")
+    return Row(row, sizes={"h": heads}, attrs={"num_heads": "h"}, why=why, roles=roles, macs=macs)
+
+
+def _packed_macs(node: Node, value: str) -> tuple[tuple[str, ...], ...]:
+    """Return the letters of the products of attention that makes Q, K and V of data."""
+    made = (("b", "s", "i", "h", last) for last in ("d", "d", value))
+    return (*made, *_macs(node, "h", "d", value, "s"))
 
 
 @op("Attention", domain="com.microsoft")
@@ -155,8 +172,15 @@ def fused_attention(node: Node) -> Row | Refusal:
     sizes = {"h": heads, "d": widths[0] // heads, v: widths[2] // heads}
     row = join(inputs, [f"b! s! (h {v})", present])
     roles = ("data", "weight", "bias")
-    why = {**WHY, "q": "K and V"}
-    return Row(row, sizes=sizes, attrs={"num_heads": "h"}, why=why, roles=roles, kinds={1: "io"})
+    return Row(
+        row,
+        sizes=sizes,
+        attrs={"num_heads": "h"},
+        why={**WHY, "q": "K and V"},
+        roles=roles,
+        kinds={1: "io"},
+        macs=_packed_macs(node, v),
+    )
 
 
 @op("QAttention", domain="com.microsoft")
@@ -178,6 +202,7 @@ def quantized_attention(node: Node) -> Row | Refusal:
         why={**WHY, "q": "K and V"},
         roles=("data", "weight", "bias"),
         kinds={1: "io"},
+        macs=_packed_macs(node, "d"),
     )
 
 
@@ -186,6 +211,9 @@ def quantized_attention(node: Node) -> Row | Refusal:
 def rotary(node: Node) -> Row | Refusal:
     """Heads are free; a head's elements are rotated in pairs."""
     rest = "*x!, *y!, *z!?" if not node.domain else "*x!, *y!, *z!"
+    if not node.domain and not node.has(3) and node.rank(1) == 3:  # cosines and sines of each position
+        same = node.shape(1)[0] == node.shape(0)[0]  # else a batch of that size is looked for
+        rest = "c! s! x!, c! s! x!, ()?" if same else "b! s! x!, b! s! x!, ()?"
     if node.rank() == 4:
         return Row(f"b! h s! d!, {rest} -> b! h s! d!", why=WHY)
     heads = int(node.attr("num_heads", 0)) or node.shape(0)[-1] // (
