@@ -13,10 +13,9 @@ Tensors in external data keep ``data_location == EXTERNAL``, embedded ones stay 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,40 +23,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from onnxprune.errors import ModelError
 from onnxprune.files import checks, opening, output, payload
+from onnxprune.files.bodies import own_names
 from onnxprune.files.digest import digests
 from onnxprune.files.external import is_external, point, stays_inline
 from onnxprune.files.payload import Array, Payload
 from onnxprune.files.protowalk import all_names, tensors
-from onnxprune.files.store import DETACH_ABOVE, Piece, Store, joined, stored, strip, token_of, weights
+from onnxprune.files.store import (
+    DETACH_ABOVE,
+    Piece,
+    Store,
+    WeightInfo,
+    joined,
+    stored,
+    strip,
+    token_of,
+    weights,
+)
+from onnxprune.files.unfold import unfold
 from onnxprune.wall import board as wall
 
 __all__ = ["Model", "WeightInfo"]
 
 _MOST_BYTES = 2**31 - 1  # of a serialised message, protobuf's limit
-
-
-@dataclass(frozen=True)
-class WeightInfo:
-    """What is known of a weight without reading it.
-
-    Attributes
-    ----------
-    dims : tuple of int
-    elem_type : int
-        ONNX's number of the element type.
-    nbytes : int
-        Bytes in storage; 0 for strings.
-    kind : str
-        ``"initializer"`` or ``"constant"``.
-    node_index : int or None
-        The index of the Constant node in ``proto.graph.node``.
-    """
-
-    dims: tuple[int, ...]
-    elem_type: int
-    nbytes: int
-    kind: Literal["initializer", "constant"]
-    node_index: int | None
 
 
 class Model:
@@ -147,7 +134,7 @@ class Model:
     @property
     def edited(self) -> bool:
         """Whether the model differs from its input."""
-        return bool(self.proto.SerializeToString(deterministic=True) != self._origin[0])
+        return bool(self._store.closed().SerializeToString(deterministic=True) != self._origin[0])
 
     @property
     def order(self) -> list[int]:
@@ -260,7 +247,7 @@ class Model:
             Its name: `name_hint`, with a number if that is taken.
         """
         if self._taken is None:
-            self._taken = set(all_names(self.proto))
+            self._taken = {*all_names(self.proto), *own_names(self.proto.graph)}
         name, number = name_hint, 0
         while not name or name in self._taken:
             number += 1
@@ -283,10 +270,30 @@ class Model:
         """An independently editable Model of the same weights, whose data is shared and not copied."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
-        store = Store(proto, self._store.folder, dict(self._store.payloads))
+        store = Store(proto, self._store.folder, dict(self._store.payloads), self._store.unfolded)
         twin = Model(store, self.path, self._source, self._origin)
         twin._digests, twin._seen = self._digests, self._seen
         return twin
+
+    def unfold(self, but: Collection[str] = ()) -> Model:
+        """Return a fork whose bodies (If, Loop, Scan) are laid open in its main graph; the model itself if it has none.
+
+        Nodes whose numbers are in ``but`` keep theirs. Who runs or writes it gets it folded (`onnxprune.files.fold`).
+        """
+        if self._store.unfolded:
+            return self
+        fork = self.fork()
+        fork._store.unfolded = unfold(fork.proto, but)
+        fork.refresh()
+        return fork if fork._store.unfolded else self
+
+    def fold(self) -> Model:
+        """Return a fork with all bodies closed, see `unfold`; the model itself if they are."""
+        if not self._store.unfolded:
+            return self
+        fork = self.fork()
+        fork._store.proto, fork._store.unfolded = self._store.closed(), False
+        return fork
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the complete model: all of its weights, also those of external data, but not where they came from."""
@@ -295,8 +302,7 @@ class Model:
 
     def skeleton(self) -> onnx.ModelProto:
         """A copy without weights: those of more than 1 KiB have a name, a type and dimensions, no data."""
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.proto)
+        proto = self._store.closed()
         for _, tensor in tensors(proto):
             if is_external(tensor) or token_of(tensor) is not None or tensor.ByteSize() > DETACH_ABOVE:
                 strip(tensor)
@@ -325,8 +331,8 @@ class Model:
         proto.ParseFromString(self.serialize())
         return proto
 
-    def session_parts(self) -> tuple[bytes, dict[str, Array]]:
-        """The model in two parts, for onnxruntime to open without a copy of the weights.
+    def session_parts(self, wanted: Iterable[str] = ()) -> tuple[bytes, dict[str, Array]]:
+        """The model in two parts, for onnxruntime to open without copies of weights; for ``wanted`` see `files.fold`.
 
         Returns
         -------
@@ -335,7 +341,7 @@ class Model:
         arrays : dict
             Name -> values of those weights, for ``SessionOptions.add_external_initializers``.
         """
-        proto, payloads = self._store.embedded()
+        proto, payloads = self._store.embedded(wanted)
         arrays: dict[str, Array] = {}
         parts = Store(proto, None, payloads)
         for name, is_node, index in weights(proto.graph):

@@ -226,8 +226,7 @@ def _emit_data(file: IO[bytes], layout: list[tuple[int, Payload]]) -> None:
 
 
 def _write(store: Store, job: WriteJob, files: Commit) -> str:
-    proto = onnx.ModelProto()
-    proto.CopyFrom(store.proto)
+    proto = store.closed()
     outside = _outside(store, proto, job.threshold)
     folder, data = job.path.parent, None
     if outside:

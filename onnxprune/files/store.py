@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -19,10 +20,21 @@ from onnx import numpy_helper
 from onnxprune.errors import ModelError
 from onnxprune.files import payload, wire
 from onnxprune.files.external import Folder, is_external, point
+from onnxprune.files.fold import fold
 from onnxprune.files.payload import Array, Payload
 from onnxprune.files.protowalk import is_constant, tensors
 
-__all__ = ["DETACH_ABOVE", "Piece", "Store", "joined", "new_token", "stored", "token_of", "weights"]
+__all__ = [
+    "DETACH_ABOVE",
+    "Piece",
+    "Store",
+    "WeightInfo",
+    "joined",
+    "new_token",
+    "stored",
+    "token_of",
+    "weights",
+]
 
 DETACH_ABOVE = 1024  # bytes; smaller weights (shapes, scalars) stay in the proto
 
@@ -101,6 +113,30 @@ def stored(piece: Piece) -> memoryview | bytes:
     return piece.stored().data if isinstance(piece, Payload) else piece
 
 
+@dataclass(frozen=True)
+class WeightInfo:
+    """What is known of a weight without reading it.
+
+    Attributes
+    ----------
+    dims : tuple of int
+    elem_type : int
+        ONNX's number of the element type.
+    nbytes : int
+        Bytes in storage; 0 for strings.
+    kind : str
+        ``"initializer"`` or ``"constant"``.
+    node_index : int or None
+        The index of the Constant node in ``proto.graph.node``.
+    """
+
+    dims: tuple[int, ...]
+    elem_type: int
+    nbytes: int
+    kind: Literal["initializer", "constant"]
+    node_index: int | None
+
+
 class Store:
     """The weights of the main graph of a light proto.
 
@@ -112,12 +148,21 @@ class Store:
         Where external data is.
     payloads : dict
         Token -> data.
+    unfolded : bool
+        Whether bodies are laid open in the main graph (`onnxprune.files.bodies`).
     """
 
-    def __init__(self, proto: onnx.ModelProto, folder: Folder | None, payloads: dict[str, Payload]) -> None:
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        folder: Folder | None,
+        payloads: dict[str, Payload],
+        unfolded: bool = False,
+    ) -> None:
         self.proto = proto
         self.folder = folder
         self.payloads = payloads
+        self.unfolded = unfolded
         self._index: dict[str, tuple[bool, int]] = {}
         self._stamp = (-1, -1)
 
@@ -237,10 +282,17 @@ class Store:
                 del graph.initializer[index]
         self.refresh()
 
-    def embedded(self) -> tuple[onnx.ModelProto, dict[str, Payload]]:
-        """A light copy with no external tensor, and the payloads of its tokens."""
-        proto, payloads = onnx.ModelProto(), dict(self.payloads)
+    def closed(self, wanted: Iterable[str] = ()) -> onnx.ModelProto:
+        """A light copy as files have it: bodies hold what is theirs, but for what is wanted in the main graph."""
+        proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
+        if self.unfolded:
+            fold(proto, wanted)
+        return proto
+
+    def embedded(self, wanted: Iterable[str] = ()) -> tuple[onnx.ModelProto, dict[str, Payload]]:
+        """A light copy with no external tensor, and the payloads of its tokens; see `closed`."""
+        proto, payloads = self.closed(wanted), dict(self.payloads)
         for place, tensor in tensors(proto):
             if is_external(tensor):
                 data = self.payload(tensor, place)

@@ -17,6 +17,7 @@ from onnx import NodeProto
 from onnxprune.errors import ModelError
 from onnxprune.graph.agree import walk
 from onnxprune.graph.computed import Finder
+from onnxprune.graph.contradictions import most_open
 from onnxprune.graph.coupling import Applied, Coupling, couple
 from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.foldable import frozen_ends, helps, summed_ends, weight_ends
@@ -220,7 +221,7 @@ def analyse(
             allow_inexact=allow_inexact,
             keep_blocks=keep_blocks,
         )
-        analysis = again(model)
+        analysis = most_open(model, lambda opened, by_run: again(opened, by_run=by_run))
         if folds:
             analysis = _with_folds(analysis, again, folds == "weights")
         return analysis
@@ -288,7 +289,7 @@ def _no_collection() -> Iterator[None]:
 
 def _analyse(
     model: Model, given: dict[str, Shape], runs: Callable[[Mapping[str, Shape]], str] | None, *,
-    opened: Openings, allow_inexact: bool, keep_blocks: bool,
+    opened: Openings, allow_inexact: bool, keep_blocks: bool, by_run: bool = True,
 ) -> Analysis:  # fmt: skip
     graph = model.proto.graph
     weights = weights_of(model)
@@ -297,7 +298,9 @@ def _analyse(
     _check_inputs(graph, next(binding.bindings(graph, given)))
     known: dict[Any, list[Typed]] = {}
     fitting = Feasible(graph, nodes, lambda inputs: _tracer(model, weights, inputs, {}, known), given)
-    for strict in (True, False):  # what a run says counts where inference is wrong about a model
+    for strict in (
+        (True, False) if by_run else (True,)
+    ):  # what a run says counts where inference is wrong about a model
         for inputs in fitting.taken(runs) if strict else binding.bindings(graph, given):
             _check_inputs(graph, inputs)
             tracer, visited = (

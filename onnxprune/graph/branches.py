@@ -14,7 +14,7 @@ Exporters leave such nodes behind where a size was compared with a number. Rules
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, helper
 
+from onnxprune.files.bodies import fresh_name, made_in, renamed
 from onnxprune.files.protowalk import all_names, subgraphs
 from onnxprune.graph.live import names_of, needed, remove
 from onnxprune.graph.trace import attributes
@@ -186,11 +187,11 @@ def _computed(node: NodeProto, inputs: list[Part | None]) -> Part | None:
 def _inlined(model: Model, decided: Mapping[str, bool]) -> Model:
     """Put branches in the place of their `If`s, in place."""
     graph = model.proto.graph
-    taken, made = set(all_names(model.proto)), Counter(_made(graph))
+    taken, made = set(all_names(model.proto)), Counter(made_in(graph))
     nodes: list[NodeProto] = []
     for node in graph.node:
         if _is_if(node) and node.input[0] in decided:
-            made.subtract(name for body in subgraphs(node) for name in _made(body))
+            made.subtract(name for body in subgraphs(node) for name in made_in(body))
             nodes += _branch(node, decided[node.input[0]], graph, (taken, made))
         else:
             nodes.append(node)
@@ -199,17 +200,6 @@ def _inlined(model: Model, decided: Mapping[str, bool]) -> Model:
     graph.node.extend(copies)
     model.refresh()
     return model
-
-
-def _made(graph: GraphProto) -> Iterator[str]:
-    """Yield every name that a graph gives a value, those of the bodies in it too."""
-    yield from (v.name for v in graph.input)
-    yield from (t.name for t in graph.initializer)
-    yield from (t.values.name for t in graph.sparse_initializer)
-    for node in graph.node:
-        yield from node.output
-        for body in subgraphs(node):
-            yield from _made(body)
 
 
 def _branch(
@@ -245,36 +235,13 @@ def _branch(
         if names.get(value.name, value.name) not in declared:
             graph.value_info.add().CopyFrom(value)
             graph.value_info[-1].name = names.get(value.name, value.name)
-    nodes = [_renamed(inner_node, names) for inner_node in body.node]
+    nodes = [renamed(inner_node, names) for inner_node in body.node]
     for source, output in copies:
         nodes.append(helper.make_node("Identity", [names.get(source, source)], [output], name=output))
     return nodes
 
 
 def _fresh(name: str, taken: set[str]) -> str:
-    number = 1
-    while f"{name}_{number}" in taken:
-        number += 1
-    taken.add(f"{name}_{number}")
-    return f"{name}_{number}"
-
-
-def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
-    """Return a copy of a node that reads and writes other names; in its bodies too, where they come from outside."""
-    copy: NodeProto = NodeProto.FromString(node.SerializeToString())
-    copy.input[:] = [names.get(n, n) for n in node.input]
-    copy.output[:] = [names.get(n, n) for n in node.output]
-    for body in subgraphs(copy):
-        _rename_body(body, names)
-    return copy
-
-
-def _rename_body(body: GraphProto, names: Mapping[str, str]) -> None:
-    own = {v.name for v in body.input} | {t.name for t in body.initializer}
-    own |= {t.values.name for t in body.sparse_initializer} | {n for node in body.node for n in node.output}
-    outer = {old: new for old, new in names.items() if old not in own}
-    renamed = [_renamed(node, outer) for node in body.node]
-    del body.node[:]
-    body.node.extend(renamed)
-    for value in body.output:
-        value.name = outer.get(value.name, value.name)
+    new = fresh_name(f"{name}_1", taken)
+    taken.add(new)
+    return new

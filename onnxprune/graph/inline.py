@@ -1,8 +1,8 @@
-"""Calls of model-local functions, replaced by their bodies, and every `If` that is decided by its branch.
+"""One graph: calls of model-local functions are their bodies, and bodies of If, Loop and Scan are laid open.
 
 A function that is called twice can't be cut in two ways, so functions are inlined before the analysis. `Model.load` has
-refused recursive functions and those that inline to more nodes than it allows. What a body of an `If` reads can't be
-cut, so an `If` that always takes the same branch goes (`onnxprune.graph.branches`).
+refused recursive functions and those that inline to more nodes than it allows. An `If` that always takes the same
+branch goes (`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from onnxprune.wall import board as wall
 
 
 def inline(model: Model) -> Model:
-    """Return a model without local functions and decided `If`s: the same one if it has none, else a fork."""
-    return settle(inline_functions(model))
+    """Return a model of one graph: the same one if it is one, else a fork."""
+    return settle(inline_functions(model)).unfold()
 
 
 def inline_functions(model: Model) -> Model:

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.graph.lengths import Lengths, Number, Stretches, over, stand_in
 from onnxprune.ops import Node, Row, Trait
+from onnxprune.ops.bodies import DOMAIN
 
 __all__ = ["lengths_of"]
 
@@ -33,12 +34,45 @@ def lengths_of(own: Stretches, node: Node, row: Row | None, slot: int) -> Length
     slot : int
         Which output.
     """
+    if node.domain == DOMAIN:
+        return _joined(own, node, row, slot)
     if Trait.ELEMENTWISE in node.traits and slot == 0:
         return own.broadcast(node, slot)
     rule = _RULES.get(node.op) if node.domain in ("", "com.microsoft") else None
     if rule is not None:
         return rule(own, node, slot)
     return None if row is None else own.by_row(node, row, slot)
+
+
+def _joined(own: Stretches, node: Node, row: Row | None, slot: int) -> Lengths | None:
+    """Where bodies meet the graph around them: what all agree in that a value may be, now or after a step."""
+    if node.op.endswith("Entry"):
+        return None if row is None else own.by_row(node, row, slot)
+    count, first = len(node.outputs), int(node.op != "Scan")
+    if node.op == "If":
+        names = node.inputs[1 + slot :: count]
+    elif slot < len(node.inputs) - first - count:  # carried
+        names = node.inputs[first + slot :: count]
+    else:
+        return _gathered(own, node, slot, first)
+    known = [end for name in names if (end := own.length(name)) is not None]
+    if not known or len(known) < len(names) or len({len(end) for end in known}) > 1:
+        return None
+    return tuple(
+        axis[0] if len(set(axis)) == 1 else own.fresh(node, slot, at)
+        for at, axis in enumerate(zip(*known, strict=True))
+    )
+
+
+def _gathered(own: Stretches, node: Node, slot: int, first: int) -> Lengths | None:
+    """What a Loop or Scan gathers has as many places as there were steps."""
+    inner = own.length(node.inputs[first + slot])
+    if inner is None:
+        return None
+    axes = node.attr("scan_output_axes")
+    carried = len(node.inputs) - first - len(node.outputs)
+    at = 0 if axes is None else int(axes[slot - carried]) % (len(inner) + 1)
+    return (*inner[:at], own.fresh(node, slot, at), *inner[at:])
 
 
 def _reshape(own: Stretches, node: Node, slot: int) -> Lengths | None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxprune.files.bodies import body_of, stepped
 from onnxprune.model import Model
 from onnxprune.runtime import binding
 from onnxprune.runtime.binding import Shape, Typed
@@ -26,14 +27,33 @@ def probe_types(model: Model, inputs: Mapping[str, Shape], names: Iterable[str])
     inputs : mapping
         Input -> shape.
     names : iterable of str
-        Outputs of nodes of the main graph.
+        Outputs of nodes.
 
     Returns
     -------
     dict
         Tensor -> (element type, shape); empty where the model can't be run.
     """
-    wanted = list(dict.fromkeys(names))
+    many = stepped(model.proto.graph)
+    wanted = [name for name in dict.fromkeys(names) if name not in many]
+    types = _probed(model, inputs, wanted)
+    if types or not wanted:
+        return types
+    for group in _apart(model, wanted):  # a branch that isn't taken may not run
+        types |= _probed(model, inputs, group)
+    return types
+
+
+def _apart(model: Model, names: Iterable[str]) -> list[list[str]]:
+    """Put names together that are computed in the same body; nothing where all are in the main graph."""
+    bodies = {name: body_of(node) for node in model.proto.graph.node for name in node.output}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(bodies.get(name, ""), []).append(name)
+    return list(groups.values()) if len(groups) > 1 else []
+
+
+def _probed(model: Model, inputs: Mapping[str, Shape], wanted: list[str]) -> dict[str, Typed]:
     try:
         types = open_session(model, wanted).types
         elements = {n: _ELEMENTS[types[n]] for n in wanted if types.get(n) in _ELEMENTS}

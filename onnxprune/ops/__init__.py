@@ -2,6 +2,7 @@
 
 from onnxprune.ops import (  # noqa: F401  fill the table
     attention,
+    bodies,
     contrib,
     elementwise,
     emitters,

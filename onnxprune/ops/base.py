@@ -42,6 +42,7 @@ class Elem(IntEnum):
     FLOAT = TensorProto.FLOAT
     UINT8 = TensorProto.UINT8
     INT32 = TensorProto.INT32
+    INT64 = TensorProto.INT64
     BOOL = TensorProto.BOOL
 
 

@@ -24,6 +24,7 @@ from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 from onnxprune.ops import Node, Trait
+from onnxprune.proof.branches import Choice
 from onnxprune.proof.compare import STEP, Difference, compare, worst
 from onnxprune.runtime.session import Feeds, open_session
 
@@ -40,11 +41,14 @@ _STEPS = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, Tens
 
 @dataclass
 class Case:
-    """One input, what the twin gives on it, and the sizes of the dynamic axes that it was drawn at."""
+    """One input, what the twin gives on it, the sizes of the dynamic axes that it was drawn at, and which branches of
+    Ifs both models take whatever the input says.
+    """
 
     feeds: Feeds
     reference: dict[str, Any]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    choice: Choice = field(default_factory=dict)
 
 
 def steps(nodes: Iterable[Node]) -> dict[str, float]:

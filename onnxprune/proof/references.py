@@ -11,9 +11,10 @@ import onnx
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.proof import interior
+from onnxprune.proof.branches import MOST, Choice, choices, decided, title
 from onnxprune.proof.interior import Case
 from onnxprune.proof.sizes import SizeTrials
-from onnxprune.runtime.binding import Shape
+from onnxprune.runtime.binding import Axes, Shape
 from onnxprune.runtime.inputs import NoValues, random_inputs
 from onnxprune.runtime.session import Feeds, RunError, Session, open_session
 
@@ -80,7 +81,56 @@ class References:
             return cases
         sizes.run()
         self.refused = sizes.failed
+        return cases + self._branches(_spread(sizes), rng)
+
+    def _branches(self, sizes: Sequence[Mapping[str, int]], rng: np.random.Generator) -> list[Case]:
+        """Run the twin with the branches of its Ifs decided, at a few sizes each."""
+        cases: list[Case] = []
+        silent: list[str] = []
+        todo = [(together, True) for together in choices(self.twin)]
+        for _ in range(MOST):
+            if not todo:
+                break
+            together, several = todo.pop(0)
+            own, why = self._decided({k: v for wanted in together for k, v in wanted.items()}, sizes, rng)
+            cases += own
+            if not own and several and len(together) > 1:
+                todo += [([wanted], False) for wanted in together]
+            elif not own:
+                silent.append(f"{title(self.twin, together[-1])} ({why})")
+        silent += [f"{title(self.twin, wanted)} (not tried)" for together, _ in todo for wanted in together]
+        if silent:
+            more = f", and {len(silent) - 1} more branches" if len(silent) > 1 else ""
+            self.notes.append(f"law 1 says nothing of {silent[0]}{more}: no input ran there")
         return cases
+
+    def _decided(
+        self, choice: Choice, sizes: Sequence[Mapping[str, int]], rng: np.random.Generator
+    ) -> tuple[list[Case], str]:
+        """Run the twin with one way of deciding; say why where it doesn't run."""
+        axes = Axes.of(self.analysis.model.proto.graph, self.analysis.inputs)
+        cases: list[Case] = []
+        why = ""
+        session = open_session(decided(self.twin, choice), prepack=self.prepack)
+        for size in sizes:
+            shapes = (axes.shapes(size) if size else None) or self.analysis.inputs
+            feeds = self._random(shapes, self._how, rng)
+            try:
+                cases.append(Case(feeds, session.run(feeds), size, choice))
+            except RunError as error:
+                why = why or str(error)
+                self._sound(choice, feeds, error)
+        return cases, why
+
+    def _sound(self, choice: Choice, feeds: Feeds, error: RunError) -> None:
+        """Note as a failure where the original runs with these branches and the twin doesn't."""
+        try:
+            open_session(decided(self.original, choice), prepack=self.prepack).run(feeds)
+        except RunError:
+            return
+        self.failures.append(
+            f"the masked original doesn't run in {title(self.twin, choice)}, where the original does: {error}"
+        )
 
     def _open_twin(self) -> Session:
         try:
@@ -146,3 +196,10 @@ class References:
             how = "integer inputs were all one" if ones else f"random inputs were scaled by {scale:g}"
             self.notes.append(f"{how}, since the original gives NaN, infinity or nothing otherwise")
         return case
+
+
+def _spread(trials: SizeTrials) -> list[dict[str, int]]:
+    """Return the bound sizes and those that ran which have the least and the most elements, for runs of each branch."""
+    ran = sorted(trials.ran, key=lambda sizes: sum(sizes.values()))
+    few = [trials.bound, *ran[:1], *ran[len(ran) // 2 : len(ran) // 2 + 1], *ran[-1:]]
+    return [one for n, one in enumerate(few) if one not in few[:n]]

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from onnxprune.cut.rewrite import Kept, Masks
+from onnxprune.files.bodies import DOMAIN, ENTRY, is_entry
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.group_types import Group
@@ -204,6 +205,8 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
 
 
 def _op(domain: str, op: str) -> str:
+    if domain == DOMAIN:  # where the bodies of a node that is no more in the graph meet what is around them
+        return op.removesuffix(ENTRY)
     return f"{domain}::{op}" if domain else op
 
 
@@ -213,11 +216,11 @@ def _op_lines(coupling: Coupling) -> list[OpLine]:
     refused: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for applied in coupling.nodes:
         name = _op(applied.node.domain, applied.node.op)
-        if name == "Constant":
+        if name == "Constant" or is_entry(applied.proto):
             continue
         count[name] += 1
         if applied.row is not None:
-            rows[name][applied.row.text] = None
+            rows[name]["its bodies" if applied.node.domain == DOMAIN else applied.row.text] = None
         else:
             refused[name][plain_reason(applied.reason)] = None
     return [
@@ -302,5 +305,6 @@ def op_table() -> list[tuple[str, str, str]]:
         elif isinstance(row, Refusal):
             entries[key] = ("refused", row.reason)
         else:
-            entries[key] = ("dynamic", " ".join((rule.__doc__ or "").split("\n\n")[0].split()))
+            text = " ".join((rule.__doc__ or "").split("\n\n")[0].split())
+            entries[("", _op(*key)) if key[0] == DOMAIN else key] = ("dynamic", text)
     return [(_op(domain, op), *entries[domain, op]) for domain, op in sorted(entries)]

@@ -15,7 +15,7 @@ NAMED = 5
 
 
 def at_sizes(law1: Mapping[str, Any]) -> str:
-    """Say at which sizes of the dynamic axes law 1 was checked; nothing where the model has none.
+    """Say at which sizes of the dynamic axes law 1 was checked, and how many branches; nothing where there are none.
 
     Examples
     --------
@@ -32,6 +32,10 @@ def at_sizes(law1: Mapping[str, Any]) -> str:
         alone = [r[axis] for r in refused if any(r == {**c, axis: r[axis]} for c in checked)]
         beyond = min((size for size in alone if size > sizes[-1]), default=0)
         texts.append(text + (f" (the original doesn't run at {beyond})" if beyond else ""))
+    branches = {(name, then) for one in law1.get("branches") or () for name, then in one.items()}
+    if branches:
+        ifs = len({name for name, _ in branches})
+        texts.append(f"{len(branches)} branch{'es' * (len(branches) > 1)} of {ifs} If{'s' * (ifs > 1)}")
     return "".join(f"; {text}" for text in texts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def random_inputs(
     """Draw values for the inputs of a model.
 
     Floats are normal; booleans are drawn, integers too: ids that a Gather looks up stay within the table,
-    those that say a size have it, others are 0 or 1. Texts are those that the model looks up.
+    those that say a size have it, a single one that is compared with a constant is that, others are 0 or 1.
+    Texts are those that the model looks up.
     Inputs named like a mask are ones, so that nothing is masked. Inputs that double as
     initializers are left out.
 
@@ -57,7 +59,7 @@ def random_inputs(
     """
     graph = model.proto.graph
     limits = id_limits(model, sizes or {})
-    lengths = said_in_values(graph, shapes)
+    lengths, known = said_in_values(graph, shapes), compared(model)
     feed: dict[str, Any] = {}
     for value in real_inputs(graph):
         name, shape = value.name, shapes.get(value.name, ())
@@ -70,12 +72,31 @@ def random_inputs(
             raise NoValues(f"no random values can be drawn for the input '{name}', which is no tensor")
         elif value.type.tensor_type.elem_type == TensorProto.STRING:
             feed[name] = texts(graph, name, shape, rng)
+        elif name in known and prod(shape) == 1:
+            feed[name] = np.full(shape, known[name])
         elif name in lengths:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             feed[name] = np.full(shape, lengths[name], dtype)
         else:
             feed[name] = _numbers(value, shape, limits, rng, scale, ones)
     return feed
+
+
+def compared(model: Model) -> dict[str, Array]:
+    """Return the first constant that each integer input is compared with: a sampling rate, the number of a mode."""
+    graph = model.proto.graph
+    integers = {
+        v.name
+        for v in real_inputs(graph)
+        if v.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
+    }
+    known: dict[str, Array] = {}
+    for node in graph.node if integers else ():
+        if node.op_type == "Equal" and not node.domain:
+            for name, constant in (tuple(node.input), tuple(node.input)[::-1]):
+                if name in integers and constant in model and np.prod(model.info(constant).dims) == 1:
+                    known.setdefault(name, np.asarray(model.weight(constant)).reshape(()))
+    return known
 
 
 def texts(graph: onnx.GraphProto, name: str, shape: Shape, rng: np.random.Generator) -> Array:

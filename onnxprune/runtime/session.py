@@ -104,13 +104,13 @@ class Session:
             raise RunError(_line(error)) from error
 
 
-def light_proto(model: Model) -> tuple[onnx.ModelProto, dict[str, Array]]:
+def light_proto(model: Model, wanted: Iterable[str] = ()) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """Return a model as a proto whose large weights are external, and those weights.
 
     Weights of Constant nodes become initializers; what onnxruntime can't take from an array stays in the
-    proto.
+    proto. What is wanted is in the main graph.
     """
-    data, arrays = model.session_parts()
+    data, arrays = model.session_parts(wanted)
     proto = onnx.ModelProto.FromString(data)
     graph = proto.graph
     constants = [n for n in graph.node if n.op_type == "Constant" and n.output and n.output[0] in arrays]
@@ -168,11 +168,13 @@ def open_session(
     RunError
         If onnxruntime doesn't take the model.
     """
-    proto, arrays = light_proto(Model.load(model))
+    wanted = list(dict.fromkeys(extra_outputs))
+    try:
+        proto, arrays = light_proto(Model.load(model), wanted)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     known = {v.name for v in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.ValueInfoProto(name=n) for n in dict.fromkeys(extra_outputs) if n not in known
-    )
+    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted if n not in known)
     config = _Config(threads, provider, prepack, optimise, profile, timed)
     try:
         if not optimise and any(_INTEGER.fullmatch(n.op_type) for n in proto.graph.node):
