@@ -253,7 +253,9 @@ def build(name: str, attention: str = "eager") -> Any:
     config.architectures = [spec.model]
     kinds = {"attn_implementation": attention}
     if any(word in spec.arguments for word in COUNTED) and transformers.__version__ >= "5":
-        kinds["experts_implementation"] = "batched_mm"  # loops over experts and grouped products have no export
+        kinds["experts_implementation"] = (
+            "batched_mm"  # loops over experts and grouped products have no export
+        )
     model = getattr(transformers, spec.model)._from_config(config, **kinds)
     inputs, _ = INPUTS[spec.reads]()
     norms = any("BatchNorm" in type(m).__name__ for m in model.modules())
