@@ -13,6 +13,8 @@ from onnxprune.graph.coupling import Coupling, Instance, uses_of
 from onnxprune.graph.group_types import Extent, Indices, Member
 from onnxprune.graph.scopes import is_anonymous, module_of
 from onnxprune.graph.space import Solution, Space
+from onnxprune.ops.notation import Sum, letters_of
+from onnxprune.ops.resolve import fit
 
 __all__ = [
     "FLOATS",
@@ -90,6 +92,18 @@ class Weights:
                     return module
         return instance.tensor
 
+    def parts(self, instance: Instance, axis: int) -> set[int] | None:
+        """Roots of what is summed over of an axis of several parts (queries, keys and values); None: it is one."""
+        roots: set[int] = set()
+        for number, slot in instance.uses:
+            applied = self.coupling.nodes[number]
+            axes = None if applied.row is None else fit(applied.row, applied.node).ins[slot]
+            if axes is None or not isinstance(axes[axis], Sum):
+                return None
+            summed = (leaf.name for leaf in letters_of(axes[axis]) if leaf.contract)
+            roots |= {self.coupling.space.find(applied.letters[name]) for name in summed}
+        return roots
+
     @cached_property
     def constants(self) -> set[str]:
         """Names of tensors that depend on weights alone."""
@@ -131,14 +145,24 @@ def members_of(
                 continue
             unit = solution.units_of(root, shape[axis])
             role, contracted, dense = weights.facts(instance, axis)
+            parts = weights.parts(instance, axis) if contracted else None
+            part_of = {g for r in parts or () for g, _ in _groups_on(solution, space, r, group_of)}
             slice_size = prod(shape) // shape[axis]
             for g, at in per_group(unit, group_of):
-                members[g].append(Member(instance.tensor, axis, at, local[unit[at]], role, contracted))
+                summed = contracted and (parts is None or g in part_of)
+                members[g].append(Member(instance.tensor, axis, at, local[unit[at]], role, summed))
                 np.add.at(params, unit[at], slice_size)
                 if named[g] < 1 + dense:
                     named[g] = 1 + dense
                     names[g] = f"{weights.title(instance)}:{axis}", f"{instance.tensor}:{axis}"
     return members, names, params
+
+
+def _groups_on(
+    solution: Solution, space: Space, root: int, group_of: Indices
+) -> Iterator[tuple[int, Indices]]:
+    if root in solution.start:
+        yield from per_group(solution.units_of(root, space.sizes[root]), group_of)
 
 
 def extents_of(
