@@ -297,6 +297,7 @@ def _case(number: int) -> Verdict:
 
 def _warm() -> None:
     """Import all that the commands import, without opening a session: threads don't survive a fork."""
+    import contextlib
     import importlib
     import pkgutil
 
@@ -304,7 +305,8 @@ def _warm() -> None:
 
     for module in pkgutil.walk_packages(onnxprune.__path__, "onnxprune."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with contextlib.suppress(ImportError):  # a plugin whose tool isn't installed
+                importlib.import_module(module.name)
     onnxruntime.set_default_logger_severity(4)
 
 

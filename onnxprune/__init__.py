@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxprune.api import run as run
     from onnxprune.api import sparsify as sparsify
     from onnxprune.api import verify as verify
+    from onnxprune.calibration.reader import reader as reader
     from onnxprune.errors import OnnxPruneError as OnnxPruneError
     from onnxprune.model import Model as Model
     from onnxprune.options.pruning import Options as Options
@@ -37,6 +38,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {
     "prune": "api",
+    "reader": "calibration.reader",
     "plan": "api",
     "apply": "api",
     "verify": "api",
@@ -66,6 +68,7 @@ __all__ = [
     "inspect",
     "plan",
     "prune",
+    "reader",
     "run",
     "sparsify",
     "verify",

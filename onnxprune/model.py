@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import onnx
@@ -26,6 +26,7 @@ from onnxprune.files import checks, opening, output, payload
 from onnxprune.files.bodies import own_names
 from onnxprune.files.digest import digests
 from onnxprune.files.external import is_external, point, stays_inline
+from onnxprune.files.foreign import IrModel, path_of
 from onnxprune.files.payload import Array, Payload
 from onnxprune.files.protowalk import all_names, tensors
 from onnxprune.files.store import (
@@ -42,7 +43,7 @@ from onnxprune.files.store import (
 from onnxprune.files.unfold import unfold
 from onnxprune.wall import board as wall
 
-__all__ = ["Model", "WeightInfo"]
+__all__ = ["Model", "Source", "WeightInfo"]
 
 _MOST_BYTES = 2**31 - 1  # of a serialised message, protobuf's limit
 
@@ -79,15 +80,15 @@ class Model:
     @classmethod
     def load(
         cls,
-        source: str | os.PathLike[str] | bytes | onnx.ModelProto | Model,
+        source: Source,
         base_dir: str | os.PathLike[str] | None = None,
     ) -> Model:
         """Open a model and check it.
 
         Parameters
         ----------
-        source : path, bytes, ModelProto or Model
-            A ModelProto is copied; a Model is given back as it is.
+        source : path, bytes, file object, ModelProto, model of onnx-ir, or Model
+            Of a folder the only .onnx file in it is taken. A ModelProto is copied; a Model is given back as it is.
         base_dir : path, optional
             Where the external data of a ModelProto or of bytes lies; a file's is beside it.
 
@@ -98,7 +99,8 @@ class Model:
         """
         if isinstance(source, Model):
             return source
-        path = Path(source) if isinstance(source, str | os.PathLike) else None
+        path = path_of(source) if isinstance(source, str | os.PathLike) else None
+        source = source if path is None else path
         seen = [] if path is None else [output.identity(path)]
         opened = opening.open_model(source, None if base_dir is None else Path(base_dir))
         wall.grow(weights=opened.nbytes, nodes=len(opened.store.proto.graph.node))
@@ -398,3 +400,7 @@ def _cut(axis: int, positions: ArrayLike, dims: tuple[int, ...], name: str) -> t
             f"0 .. {dims[axis] - 1}"
         )
     return axis % len(dims), keep
+
+
+#: What a model is made from: see `Model.load`.
+Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | onnx.ModelProto | IrModel | Model

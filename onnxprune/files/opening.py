@@ -11,6 +11,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import ModelError
 from onnxprune.files import checks, wire
 from onnxprune.files.external import Folder, is_external
+from onnxprune.files.foreign import path_of, plain
 from onnxprune.files.payload import Payload
 from onnxprune.files.protowalk import tensors
 from onnxprune.files.schema import check_schemas
@@ -57,9 +59,10 @@ class Opened:
         return len(self.origin[0]) + sum(data.nbytes for data in self.store.payloads.values()) + beside
 
 
-def open_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto, base_dir: Path | None) -> Opened:
+def open_model(source: Any, base_dir: Path | None) -> Opened:
     """Open a model and check it; see `Model.load`."""
     folder = None if base_dir is None else Folder(base_dir)
+    source = plain(source)
     if isinstance(source, onnx.ModelProto):
         try:
             data = source.SerializeToString(deterministic=True)
@@ -68,7 +71,7 @@ def open_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto, base_di
         return _from_bytes(np.frombuffer(data, np.uint8), "The given ModelProto", folder)
     if isinstance(source, bytes):
         return _from_bytes(np.frombuffer(source, np.uint8), "The given bytes object", folder)
-    path = Path(source)
+    path = path_of(source)
     data = _map_file(path)
     wall.grow(weights=len(data))
     with wall.stage(f"Reading {str(path)!r}"):

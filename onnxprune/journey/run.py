@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 import weakref
@@ -11,16 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
-import onnx
-
 from onnxprune.errors import ModelError
 from onnxprune.journey.output import refuse_sides
-from onnxprune.model import Model
+from onnxprune.model import Model, Source
 from onnxprune.options.declare import SharedOptions
 
 __all__ = ["Progress", "Run", "Source"]
 
-Source = str | os.PathLike[str] | onnx.ModelProto | Model
 Progress = Callable[[str], None]
 AnyOptions = TypeVar("AnyOptions", bound=SharedOptions)
 

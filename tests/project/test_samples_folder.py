@@ -91,6 +91,7 @@ def test_an_edited_plan_is_what_gets_applied(tmp_path: Path) -> None:
     [
         ("04_python_api", "UsageError (exit code 2)"),
         ("05_passes", "written by 'my company'"),
+        ("07_pipelines", "onnx-ir: "),
         ("06_explain_frozen", "no longer frozen"),
     ],
 )

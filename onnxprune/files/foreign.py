@@ -1,0 +1,67 @@
+"""Models in other forms than a path, bytes or a ModelProto: a folder, an open file, a model of onnx-ir."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from onnxprune.errors import ModelError
+
+__all__ = ["IrModel", "path_of", "plain"]
+
+#: Files of a folder that a refusal lists.
+NAMED = 8
+
+
+class IrModel(Protocol):
+    """A model of the package onnx-ir."""
+
+    ir_version: int
+
+    def clone(self) -> Any:
+        """Return a copy."""
+
+
+def path_of(source: str | os.PathLike[str]) -> Path:
+    """Return the file of a model; of a folder, such as one of Triton or Hugging Face, the only one in it.
+
+    Raises
+    ------
+    ModelError
+        If there is none in the folder, or several.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return path
+    models = sorted(path.glob("*.onnx")) or sorted(path.glob("*/*.onnx"))
+    models = [m for m in models if m.is_file()] or sorted(path.glob("*/*.onnx"))
+    if len(models) == 1:
+        return models[0]
+    listed = ", ".join(repr(str(m.relative_to(path))) for m in models[:NAMED])
+    more = f" and {len(models) - NAMED} more" if len(models) > NAMED else ""
+    there = f"there are {listed}{more}; give one of them" if models else "there is no .onnx file in it"
+    raise ModelError(f"{str(path)!r} is a folder: {there}.")
+
+
+def plain(source: Any) -> Any:
+    """Return what is in an open file as bytes, a model of onnx-ir as a ModelProto, and anything else as it is.
+
+    Raises
+    ------
+    ModelError
+        If a file object can't be read, or gives text.
+    """
+    if type(source).__module__.partition(".")[0] == "onnx_ir":
+        ir = import_module("onnx_ir")
+        return ir.to_proto(ir.external_data.load_to_model(source.clone()))
+    if not hasattr(source, "read"):
+        return source
+    try:
+        data = source.read()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The given file object can't be read: {error}.") from error
+    if not isinstance(data, bytes):
+        raise ModelError("The given file object gives text; open it in binary mode.")
+    return data

@@ -1,0 +1,77 @@
+"""Passes of onnx-ir, so that pruning is one step of a chain of `onnx_ir.passes`.
+
+>>> from onnx_ir.passes import Sequential  # doctest: +SKIP
+>>> Sequential(PrunePass(ratio=0.5), SparsifyPass(pattern="2:4"))(model)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from onnxprune import api
+from onnxprune.options.pruning import Options
+from onnxprune.options.sparsity import SparseOptions
+
+if TYPE_CHECKING:
+    FunctionalPass: Any = object
+else:
+    try:
+        FunctionalPass = import_module("onnx_ir.passes").FunctionalPass
+    except ImportError as error:
+        raise ImportError(
+            f"The passes of onnx-ir need that package ({error}); install it with 'pip install onnx-ir'."
+        ) from error
+
+__all__ = ["PrunePass", "SparsifyPass"]
+
+
+class PrunePass(FunctionalPass):  # type: ignore[misc]
+    """Cut channels out of a model, proved against the masked original.
+
+    Parameters
+    ----------
+    options : Options, optional
+    **fields
+        The fields of `onnxprune.Options`, such as ``ratio=0.5``; they replace those of ``options``.
+
+    Attributes
+    ----------
+    report : Report or None
+        Of the last model.
+    """
+
+    def __init__(self, options: Options | None = None, **fields: Any) -> None:
+        self.options, self.fields = options, fields
+        self.report: Any = None
+
+    def call(self, model: Any) -> Any:
+        """Return the pruned model; the given one stays as it is.
+
+        Raises
+        ------
+        OnnxPruneError
+            As `onnxprune.prune` does.
+        """
+        result = api.prune(model, None, self.options, **self.fields)
+        self.report = result.report
+        return _result(result.model)
+
+
+class SparsifyPass(FunctionalPass):  # type: ignore[misc]
+    """Set weights of a model to zero in a pattern; see `PrunePass`, with the fields of `onnxprune.sparsify`."""
+
+    def __init__(self, options: SparseOptions | None = None, **fields: Any) -> None:
+        self.options, self.fields = options, fields
+        self.report: Any = None
+
+    def call(self, model: Any) -> Any:
+        """Return the model with zeros; the given one stays as it is."""
+        result = api.sparsify(model, None, self.options, **self.fields)
+        self.report = result.report
+        return _result(result.model)
+
+
+def _result(proto: Any) -> Any:
+    ir = import_module("onnx_ir")
+    return import_module("onnx_ir.passes").PassResult(ir.from_proto(proto), modified=True)
