@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ from onnxprune.files import checks, opening, output, payload
 from onnxprune.files.bodies import own_names
 from onnxprune.files.digest import digests
 from onnxprune.files.external import is_external, point, stays_inline
-from onnxprune.files.foreign import IrModel, path_of
+from onnxprune.files.foreign import Source, path_of
 from onnxprune.files.payload import Array, Payload
 from onnxprune.files.protowalk import all_names, tensors
 from onnxprune.files.store import (
@@ -43,7 +43,7 @@ from onnxprune.files.store import (
 from onnxprune.files.unfold import unfold
 from onnxprune.wall import board as wall
 
-__all__ = ["Model", "Source", "WeightInfo"]
+__all__ = ["Model", "WeightInfo"]
 
 _MOST_BYTES = 2**31 - 1  # of a serialised message, protobuf's limit
 
@@ -80,7 +80,7 @@ class Model:
     @classmethod
     def load(
         cls,
-        source: Source,
+        source: Source | Model,
         base_dir: str | os.PathLike[str] | None = None,
     ) -> Model:
         """Open a model and check it.
@@ -400,7 +400,3 @@ def _cut(axis: int, positions: ArrayLike, dims: tuple[int, ...], name: str) -> t
             f"0 .. {dims[axis] - 1}"
         )
     return axis % len(dims), keep
-
-
-#: What a model is made from: see `Model.load`.
-Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | onnx.ModelProto | IrModel | Model

@@ -8,7 +8,8 @@ from typing import Any
 import onnx
 
 from onnxprune.calibration.samples import Samples, load_samples
-from onnxprune.model import Model, Source
+from onnxprune.files.foreign import Source
+from onnxprune.model import Model
 
 __all__ = ["Reader", "reader"]
 
@@ -59,7 +60,12 @@ class Reader:
 
 
 def reader(
-    source: Source, calib: Any, *, samples: int | None = None, seed: int = 0, labels: str | None = None
+    source: Source | Model,
+    calib: Any,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    labels: str | None = None,
 ) -> Reader:
     """Return samples in the form that onnxruntime's quantiser takes: a ``CalibrationDataReader``.
 

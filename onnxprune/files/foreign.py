@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, TypeAlias
+
+import onnx
 
 from onnxprune.errors import ModelError
 
-__all__ = ["IrModel", "path_of", "plain"]
+__all__ = ["IrModel", "Source", "path_of", "plain"]
 
 #: Files of a folder that a refusal lists.
 NAMED = 8
@@ -22,6 +24,10 @@ class IrModel(Protocol):
 
     def clone(self) -> Any:
         """Return a copy."""
+
+
+#: What a model is made from, besides a `Model`.
+Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | onnx.ModelProto | IrModel
 
 
 def path_of(source: str | os.PathLike[str]) -> Path:

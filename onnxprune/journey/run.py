@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
 from onnxprune.errors import ModelError
+from onnxprune.files import foreign
 from onnxprune.journey.output import refuse_sides
-from onnxprune.model import Model, Source
+from onnxprune.model import Model
 from onnxprune.options.declare import SharedOptions
 
 __all__ = ["Progress", "Run", "Source"]
 
+Source = foreign.Source | Model
 Progress = Callable[[str], None]
 AnyOptions = TypeVar("AnyOptions", bound=SharedOptions)
 
