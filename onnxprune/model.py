@@ -78,11 +78,7 @@ class Model:
         return self._store.proto
 
     @classmethod
-    def load(
-        cls,
-        source: Source | Model,
-        base_dir: str | os.PathLike[str] | None = None,
-    ) -> Model:
+    def load(cls, source: Source | Model, base_dir: str | os.PathLike[str] | None = None) -> Model:
         """Open a model and check it.
 
         Parameters
@@ -100,9 +96,8 @@ class Model:
         if isinstance(source, Model):
             return source
         path = path_of(source) if isinstance(source, str | os.PathLike) else None
-        source = source if path is None else path
         seen = [] if path is None else [output.identity(path)]
-        opened = opening.open_model(source, None if base_dir is None else Path(base_dir))
+        opened = opening.open_model(path or source, None if base_dir is None else Path(base_dir))
         wall.grow(weights=opened.nbytes, nodes=len(opened.store.proto.graph.node))
         model = cls(opened.store, path, opened.source, opened.origin)
         model._seen = seen
