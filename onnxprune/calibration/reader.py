@@ -11,10 +11,10 @@ from onnxprune.calibration.samples import Samples, load_samples
 from onnxprune.files.foreign import Source
 from onnxprune.model import Model
 
-__all__ = ["Reader", "reader"]
+__all__ = ["SampleReader", "reader"]
 
 
-class Reader:
+class SampleReader:
     """A ``CalibrationDataReader`` of onnxruntime: ``get_next`` gives a batch, and None after the last.
 
     Parameters
@@ -66,7 +66,7 @@ def reader(
     samples: int | None = None,
     seed: int = 0,
     labels: str | None = None,
-) -> Reader:
+) -> SampleReader:
     """Return samples in the form that onnxruntime's quantiser takes: a ``CalibrationDataReader``.
 
     Parameters
@@ -87,4 +87,4 @@ def reader(
     CalibrationError
         If they can't be read, or don't fit the model.
     """
-    return Reader(Model.load(source).proto.graph, calib, samples, seed, labels)
+    return SampleReader(Model.load(source).proto.graph, calib, samples, seed, labels)
