@@ -16,6 +16,7 @@ HALF, BUDGET, SAMPLES = "--ratio 0.5", "--target macs=0.7", "--ratio 0.5 --calib
 LEAST = "--target macs=0.7 --calib s.npz --recover lstsq"
 FAR = "--target macs=0.3 --calib s.npz --recover none"
 DROP = "--target macs=0.3 --calib t.npz --labels truth --recover none"
+TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune"
 TIMED, EASY = "--ratio 0.5 --check-speed", "--pattern 2:4 --calib s.npz"
 DECIDE = {
     "--ratio": ("--ratio 0.25", HALF),
@@ -49,6 +50,8 @@ EFFECTS = {
         "--calib-provider": (SAMPLES, f"{SAMPLES} --calib-provider nonsense"),
         "--labels": (SAMPLES, f"{HALF} --calib t.npz --recover lstsq --labels truth"),
         "--recover": (SAMPLES, f"{HALF} --calib s.npz --recover none"),
+        "--epochs": (TUNED, f"{TUNED} --epochs 4"),
+        "--lr": (TUNED, f"{TUNED} --lr 0.01"),
         "--steps": (SAMPLES, f"{SAMPLES} --steps 2"),
         "--no-rotate": (f"{SAMPLES} --only value", f"{SAMPLES} --only value --no-rotate"),
         "--trials": (LEAST, f"{LEAST} --trials 0"),

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import SharedFields, SharedOptions, option, patterns
+from onnxprune.options.declare import option, patterns
+from onnxprune.options.recovery import RecoveryFields, RecoveryOptions
 from onnxprune.options.target import family_of, read_target
 from onnxprune.options.widths import PRESETS
 
@@ -23,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SharedOptions):
+class Options(RecoveryOptions):
     """What may be asked of a pruning run.
 
     Raises
@@ -123,14 +124,6 @@ class Options(SharedOptions):
         stage="decide",
         commands="prune plan",
         metavar="KIND=VALUE",
-    )
-    recover: str = option(
-        "blocks",
-        "with --calib: how layers make up for what went: blocks (lstsq, then a few layers together, by descent), lstsq "
-        "(layer by layer, quicker), distill (blocks, then all layers together, slower), stats, bias, none",
-        stage="calibrate",
-        metavar="NAME",
-        needs="calibrated",
     )
     steps: int = option(
         1,
@@ -234,7 +227,7 @@ class Options(SharedOptions):
         """Check ranges, and bring values to their own types."""
         super().__post_init__()
         _check_amounts(self)
-        self._refuse_idle(["timed", "verify", "by_ratio", "by_budget"])
+        self._refuse_idle(["timed", "verify", "by_ratio", "by_budget", "labelled"])
         if self.ratio is None:
             if not self.target and self.min_agreement is None and self.max_drop is None:
                 raise UsageError("--ratio or --target must say how much shall go.")
@@ -288,7 +281,7 @@ class Options(SharedOptions):
         return dataclasses.replace(self, ratio=ratio, check_speed=self.timed, **fixed)
 
 
-class MoreFields(SharedFields, total=False):
+class MoreFields(RecoveryFields, total=False):
     """The fields of `Options` but the ratio, as keyword arguments."""
 
     criterion: str
@@ -302,7 +295,6 @@ class MoreFields(SharedFields, total=False):
     open_io: tuple[str, ...]
     seed: int
     target: tuple[str, ...]
-    recover: str
     steps: int
     rotate: bool
     trials: int

@@ -28,6 +28,7 @@ from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
 from onnxprune.pruning.weighing import Weighing, by_trials, weights
 from onnxprune.reconstruction.distill import distill
+from onnxprune.reconstruction.finetune import finetune
 from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.reconstruction.reconstruct import reconstruct
@@ -169,7 +170,10 @@ class FromSamples:
         if recovery.whole:
             with run.stage("distill"):
                 dead = analysis.grouping.dead(fitted.removed)
-                fitted.whole = distill(analysis, self.analysis, dead, self.fit_on, **more)
+                if recovery.labelled:
+                    more |= {"epochs": run.options.epochs, "rate": run.options.lr}
+                fit = finetune if recovery.labelled else distill
+                fitted.whole = fit(analysis, self.analysis, dead, self.fit_on, **more)
             analysis = self._analysis_of(fitted)
         original = self._compared(fitted, analysis)
         removed = {name: units for name, units in fitted.removed.items() if len(units)}

@@ -21,7 +21,7 @@ fixed).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,6 +45,9 @@ BETAS = 0.9, 0.999
 EXACT = 1e-8
 #: A relative error from which on the rate is the full one; below it, it falls with the root of the error.
 LARGE = 0.1
+#: Added to the size of a gradient: that of a channel that nobody hears is so small that its square isn't even a number
+#: any more, and a step is a gradient over that root.
+NOTHING = 1e-18
 #: Steps between two texts of progress.
 TOLD = 10
 #: Along a coordinate in which a layer's inputs are this small (second moment, as a share of the mean over coordinates)
@@ -136,8 +139,8 @@ class Teacher:
     model : Model
     targets : dict
         Goal -> the input of a loss model that it shall be near to.
-    valid : str
-        The input that says which errors count, which is none of the model's; empty if there is none.
+    own : collection of str
+        Inputs of the loss model that are none of the original's.
     take : callable
         Tensors -> what of them a cut model still has.
     provider : str
@@ -145,15 +148,15 @@ class Teacher:
     """
 
     def __init__(
-        self, model: Model, targets: dict[str, str], valid: str,
+        self, model: Model, targets: dict[str, str], own: Collection[str],
         take: Callable[[dict[str, Array]], dict[str, Array]], provider: str = CPU,
     ) -> None:  # fmt: skip
-        self.targets, self.valid, self.take = targets, valid, take
+        self.targets, self.own, self.take = targets, own, take
         self.session = open_session(model, targets, provider=provider, prepack=True, optimise=True)
 
     def teach(self, given: dict[str, Array]) -> dict[str, Array]:
         """Return samples with their targets."""
-        inputs = {n: a for n, a in given.items() if n != self.valid}
+        inputs = {n: a for n, a in given.items() if n not in self.own}
         goals = self.take(self.session.run(inputs, list(self.targets)))
         return {**self.take(given), **{self.targets[n]: a for n, a in goals.items()}}
 
@@ -281,7 +284,7 @@ class _Adam:
             slope = self._turned(name, gradient)
             self.mean[name] += (1 - BETAS[0]) * (slope - self.mean[name])
             self.square[name] += (1 - BETAS[1]) * (slope * slope - self.square[name])
-            size = np.sqrt(self.square[name] / second) + 1e-30
+            size = np.sqrt(self.square[name] / second) + NOTHING
             pace = self.bases[name].pace if name in self.bases else 1.0
             self.now[name] -= (rate * self.scale[name] / first) * pace * self.mean[name] / size
 

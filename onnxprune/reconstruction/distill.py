@@ -29,7 +29,7 @@ from onnxprune.calibration.frontier import sizes
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
-from onnxprune.gradient.loss import LossModel, loss_model
+from onnxprune.gradient.loss import Classes, LossModel, loss_model
 from onnxprune.gradient.tape import float_type
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
@@ -41,7 +41,7 @@ from onnxprune.reconstruction.pictures import admitted
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.runtime.session import RunError
 
-__all__ = ["distill"]
+__all__ = ["Truth", "distill"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -58,9 +58,25 @@ LOOKED_AT = 256
 WIDEST = 2048
 
 
+@dataclass(frozen=True)
+class Truth:
+    """True classes, beside what the original gives: their cross-entropy counts as much as a relative error of 1.
+
+    Attributes
+    ----------
+    logits : str
+        The tensor of logarithms of odds [batch, classes]; neither it nor an output is near to the original's then.
+    odds : float32[samples, classes]
+        What they should be.
+    """
+
+    logits: str
+    odds: Array
+
+
 def distill(
     fitted: Analysis, original: Analysis, dead: Masks, samples: Samples, *,
-    pace: Pace | None = None, seed: int = 0, say: Callable[[str], None] | None = None,
+    pace: Pace | None = None, seed: int = 0, say: Callable[[str], None] | None = None, truth: Truth | None = None,
 ) -> SegmentReport:  # fmt: skip
     """Fit all layers of a model together, as they are when its dead channels are cut.
 
@@ -77,12 +93,14 @@ def distill(
         Of the mini-batches: the same seed gives the same bytes.
     say : callable, optional
         Told of progress.
+    truth : Truth, optional
+        What the original doesn't say.
     """
     beside = Beside.of(fitted, original, dead, in_units(samples))
     layers = sites(beside.analysis)
     report = SegmentReport([site.name for site in layers])
     try:
-        changed = _Distillation(beside, layers, pace or PACE, seed, say).run(report)
+        changed = _Distillation(beside, layers, pace or PACE, seed, say, truth).run(report)
     except (CalibrationError, RunError) as error:
         report.why = str(error)
         return report
@@ -99,13 +117,14 @@ class _Distillation:
     pace: Pace
     seed: int
     say: Callable[[str], None] | None
+    truth: Truth | None = None
 
     def run(self, report: SegmentReport) -> dict[str, Array]:
         """Return the weights that came nearer; the report is filled in."""
-        analysis, samples, once = self.beside.analysis, self.beside.samples, self.beside.once
+        samples, once = self.beside.samples, self.beside.once
         names = [n for s in self.layers for n in s.free if n in once]
         goals = self._goals()
-        if not names or not goals:
+        if not names or not (goals or self.truth):
             report.why = (
                 "none of its weights may change" if goals else "nothing that it gives is in the original"
             )
@@ -117,15 +136,7 @@ class _Distillation:
             report.why = "what it gives never varies"
             return {}
         start = {n: np.array(self.beside.cut.weight(n)) for n in found.gradients}
-        parts = [dict(batch) for batch in samples.batches]
-        for part, mask in zip(parts, samples.valid, strict=True):
-            if found.valid and mask is not None:
-                part[found.valid] = mask[..., None].astype(next(iter(start.values())).dtype)
-        teacher = Teacher(
-            self.beside.original.model, found.targets, found.valid, self.beside.kept.take, samples.provider
-        )
-        whole = together(parts, samples.counts, free=samples.free)
-        data = Taught(*whole, teacher=teacher, most=_most(analysis, samples))
+        data = self._data(found, next(iter(start.values())).dtype)
         data.change = admitted(self.beside.original.model, samples, list(factors), self.seed)
         if not len(data.held):
             report.why = f"fewer than {HELD} samples, or batches of the model's own size"
@@ -133,6 +144,24 @@ class _Distillation:
         bases = look.bases([s for s in self.layers if s.weight in start], start, self.seed)
         report.samples = samples.count
         return self._descended(found, start, data, bases, report)
+
+    def _data(self, found: LossModel, dtype: Any) -> Taught:
+        """Return the samples, with what isn't asked of the original beside them: masks and true classes."""
+        samples, truth = self.beside.samples, self.truth
+        parts = [dict(batch) for batch in samples.batches]
+        targets, own = dict(found.targets), {found.valid}
+        for part, mask in zip(parts, samples.valid, strict=True):
+            if found.valid and mask is not None:
+                part[found.valid] = mask[..., None].astype(dtype)
+        if truth is not None:
+            name = targets.pop(truth.logits)
+            own.add(name)
+            ends = np.cumsum(samples.counts)
+            for part, end, count in zip(parts, ends, samples.counts, strict=True):
+                part[name] = truth.odds[end - count : end].astype(dtype)
+        teacher = Teacher(self.beside.original.model, targets, own, self.beside.kept.take, samples.provider)
+        whole = together(parts, samples.counts, free=samples.free)
+        return Taught(*whole, teacher=teacher, most=_most(self.beside.analysis, samples))
 
     def _descended(
         self,
@@ -160,7 +189,11 @@ class _Distillation:
         analysis = self.beside.analysis
         there = {n for a in self.beside.original.coupling.nodes for n in a.node.outputs}
         wanted = [use.y for site in self.layers for use in site.uses]
-        wanted += [v.name for v in analysis.model.proto.graph.output]
+        outputs = [v.name for v in analysis.model.proto.graph.output]
+        if self.truth is None:
+            wanted += outputs
+        else:
+            wanted = [n for n in wanted if n not in (*outputs, self.truth.logits)]
         types = analysis.tracer.types
         return [n for n in dict.fromkeys(wanted) if n in there and float_type(types.get(n, (0, None))[0])]
 
@@ -168,10 +201,11 @@ class _Distillation:
         self, names: Sequence[str], factors: dict[str, float], masked: Sequence[str]
     ) -> LossModel | None:
         """Return the loss of the weights that reach a goal; None where there are none."""
-        if not factors or not names:
+        if not (factors or self.truth) or not names:
             return None
         analysis = self.beside.analysis
-        found = loss_model(analysis, list(analysis.inputs), names, factors, masked=masked)
+        truth = {} if self.truth is None else {self.truth.logits: Classes(1, 1.0)}
+        found = loss_model(analysis, list(analysis.inputs), names, factors, masked=masked, classes=truth)
         if len(found.gradients) < len(names):
             return self._loss_model(list(found.gradients), factors, masked)
         return found

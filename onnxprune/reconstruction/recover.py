@@ -10,6 +10,7 @@ stats    each output scaled and shifted to the mean and variance that it had (`o
 lstsq    ``W`` and ``b`` of least squares, near the old ones by a ridge (`onnxprune.reconstruction.least_squares`)
 blocks   lstsq, and then a few layers together, by descent (`onnxprune.reconstruction.segments`)
 distill  blocks, and then all layers together, toward the original's states (`onnxprune.reconstruction.distill`)
+finetune distill with true labels (`onnxprune.reconstruction.finetune`)
 =======  ===========================================================================================================
 
 Where there are several variants, held-out samples choose for each layer. Another recovery is another line of
@@ -61,6 +62,8 @@ class Recovery:
         Whether segments of a few layers are fitted together afterwards.
     whole : bool
         Whether all layers are fitted together after that.
+    labelled : bool
+        Whether that is toward true labels as well.
     """
 
     ridges: tuple[float, ...]
@@ -68,6 +71,7 @@ class Recovery:
     alone: Alone | None = None
     together: bool = False
     whole: bool = False
+    labelled: bool = False
 
 
 #: What ``--recover`` may name.
@@ -78,6 +82,7 @@ RECOVERIES = {
     "lstsq": Recovery(RIDGES, ("kept", "bias", "lstsq")),
     "blocks": Recovery(RIDGES, ("kept", "bias", "lstsq"), together=True),
     "distill": Recovery(RIDGES, ("kept", "bias", "lstsq"), together=True, whole=True),
+    "finetune": Recovery(RIDGES, ("kept", "bias", "lstsq"), together=True, whole=True, labelled=True),
 }
 
 

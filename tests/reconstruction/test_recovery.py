@@ -161,8 +161,6 @@ def test_the_help_names_the_recoveries_of_the_table():
 
 
 def test_an_unknown_recovery_is_refused_with_the_names_of_the_table():
-    known = (
-        r"no 'lsq' in recovery; known are: bias, blocks, distill, lstsq, none, stats\. Did you mean 'lstsq'\?"
-    )
+    known = r"known are: bias, blocks, distill, finetune, lstsq, none, stats\. Did you mean 'lstsq'\?"
     with pytest.raises(UsageError, match=known):
         recovery_of("lsq")

@@ -14,7 +14,7 @@ from onnxprune import prune
 from onnxprune.gradient.loss import loss_model, part_model
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.reconstruction.descent import Basis, Data, Pace, descend
+from onnxprune.reconstruction.descent import Basis, Data, Pace, _Adam, descend
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.segments import FEWEST, segments
 from onnxprune.runtime.session import open_session
@@ -286,3 +286,11 @@ def test_a_segment_that_reads_what_has_no_batch_axis_is_fitted_batch_by_batch():
     found = prune(model, ratio=0.5, calib={"x": images(60)}, align=1).report.calibration["segments"]
     assert not any(line["why"] for line in found)
     assert all(line["samples"] == 54 for line in found)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-23, 1e-30, 1e-38, 0.0])
+def test_a_gradient_whose_square_is_too_small_for_a_float_moves_nothing_far(size):
+    adam = _Adam({"w": np.ones((2, 3), np.float32)}, {})
+    for _ in range(50):
+        adam.step({"w": np.full((2, 3), size, np.float32)}, 0.01)
+    assert np.abs(adam.weights()["w"] - 1).max() <= 0.51

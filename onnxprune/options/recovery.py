@@ -1,0 +1,68 @@
+"""Options of how the layers that stay make up for what went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxprune.errors import UsageError
+from onnxprune.options.declare import SharedFields, SharedOptions, option
+
+__all__ = ["RecoveryFields", "RecoveryOptions"]
+
+#: The recovery that learns from true labels.
+LABELLED = "finetune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryOptions(SharedOptions):
+    """Samples, the file that is written, and how layers are fitted on the samples."""
+
+    recover: str = option(
+        "blocks",
+        "with --calib: how layers make up for what went: blocks (lstsq, then a few layers together, by descent), lstsq "
+        "(layer by layer, quicker), distill (blocks, then all layers together, slower), finetune (distill with true "
+        "labels), stats, bias, none",
+        stage="calibrate",
+        metavar="NAME",
+        needs="calibrated",
+    )
+    epochs: int = option(
+        20,
+        "with --recover finetune: how often every sample is seen",
+        stage="calibrate",
+        metavar="E",
+        needs="labelled",
+    )
+    lr: float = option(
+        0.002,
+        "with --recover finetune: length of the first steps, as a share of the root mean square of each weight; where "
+        "held-out samples don't gain a quarter of it is tried",
+        stage="calibrate",
+        metavar="L",
+        needs="labelled",
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges, and bring values to their own types."""
+        super().__post_init__()
+        if self.labelled and self.labels is None:
+            raise UsageError(
+                "--recover finetune learns from true labels; name their key in the samples with --labels."
+            )
+        if self.epochs < 1:
+            raise UsageError(f"--epochs must be at least 1; got {self.epochs}.")
+        if not 0 < self.lr <= 1:
+            raise UsageError(f"--lr is a share of a weight's size, above 0 and at most 1; got {self.lr}.")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether true labels are learned from."""
+        return self.recover == LABELLED
+
+
+class RecoveryFields(SharedFields, total=False):
+    """The fields of `RecoveryOptions`, as keyword arguments."""
+
+    recover: str
+    epochs: int
+    lr: float

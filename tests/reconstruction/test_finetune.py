@@ -1,0 +1,114 @@
+"""Fine-tuning with true labels: the same descent, with another goal at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnxprune import prune
+from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.model import Model
+from onnxprune.reconstruction import distill as module
+from onnxprune.runtime.session import open_session
+from tests.reconstruction.test_segments import images, net
+
+WAY = np.random.default_rng(7).normal(size=(3, 5))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(module, "PACE", replace(module.PACE, steps=40, passes=5))
+
+
+def classes(x: np.ndarray) -> np.ndarray:
+    """Labels that the net of random weights knows nothing of."""
+    return (np.square(x).mean(axis=(2, 3)) @ WAY).argmax(axis=1)
+
+
+def tuned(model: onnx.ModelProto, recover: str, **more: object):
+    x = images(200)
+    given = {"x": x, "y": classes(x)}
+    return prune(model, ratio=0.5, calib=given, labels="y", recover=recover, align=1, seed=0, **more)
+
+
+def cross_entropy(model: onnx.ModelProto, x: np.ndarray) -> float:
+    z = open_session(Model.load(model)).run({"x": x})["out"].astype(np.float64)
+    z = z - z.max(axis=1, keepdims=True)
+    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), classes(x)]).mean())
+
+
+def test_labels_are_learned():
+    model, fresh = net(blocks=2, channels=8), images(200, 9)
+    few = cross_entropy(tuned(model, "distill").model, fresh)
+    result = tuned(model, "finetune", epochs=30, lr=0.02)
+    told = result.report.calibration["whole"]
+    assert told["after"] < told["before"]
+    assert cross_entropy(result.model, fresh) < 0.9 * few
+    same = tuned(model, "finetune", epochs=30, lr=0.02).model
+    assert same.SerializeToString() == result.model.SerializeToString()
+
+
+def test_where_labels_gain_nothing_it_is_distillation(monkeypatch):
+    calls = []
+    real = module.descend
+
+    def descend(found, start, data, bases, pace, *more):
+        calls.append(len(found.targets))
+        return (start, 1.0, 1.0) if len(calls) <= 2 else real(found, start, data, bases, pace, *more)
+
+    monkeypatch.setattr(module, "descend", descend)
+    result = tuned(net(), "finetune", epochs=2)
+    assert len(calls) > 2
+    monkeypatch.setattr(module, "descend", real)
+    assert result.model.SerializeToString() == tuned(net(), "distill").model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.arange(60) % 6, "5 classes"),
+        (np.arange(60) % 5 - 1, "5 classes"),
+        (np.linspace(0, 4, 60), "one number of a class"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, text):
+    given = {"x": images(60), "y": labels}
+    with pytest.raises(CalibrationError, match=text):
+        prune(net(), ratio=0.5, calib=given, labels="y", recover="finetune", align=1)
+
+
+def test_outputs_that_are_no_classes_are_refused():
+    model = net()
+    model.graph.node.append(helper.make_node("Unsqueeze", ["out", "at"], ["wide"], name="wide"))
+    model.graph.initializer.append(helper.make_tensor("at", TensorProto.INT64, [1], [2]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("wide", TensorProto.FLOAT, ["n", 5, 1]))
+    given = {"x": images(60), "y": np.arange(60) % 5}
+    with pytest.raises(CalibrationError, match="first output of classes"):
+        prune(model, ratio=0.5, calib=given, labels="y", recover="finetune", align=1)
+
+
+def test_logits_are_before_a_softmax_at_the_end():
+    model = net(blocks=2, channels=8)
+    model.graph.node.append(helper.make_node("Softmax", ["out"], ["shares"], name="shares", axis=1))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("shares", TensorProto.FLOAT, ["n", 5]))
+    plain = tuned(net(blocks=2, channels=8), "finetune", epochs=4).report.calibration["whole"]
+    told = tuned(model, "finetune", epochs=4).report.calibration["whole"]
+    assert told["before"] == pytest.approx(plain["before"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"recover": "finetune"}, "--labels"),
+        ({"recover": "distill", "labels": "y", "epochs": 3}, "--epochs is for --recover finetune"),
+        ({"recover": "finetune", "labels": "y", "epochs": 0}, "--epochs must be at least 1"),
+        ({"recover": "finetune", "labels": "y", "lr": 0.0}, "--lr is a share"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(more, text):
+    with pytest.raises(UsageError, match=text):
+        prune(net(), ratio=0.5, calib={"x": images(60), "y": np.arange(60) % 5}, align=1, **more)
