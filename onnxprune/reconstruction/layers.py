@@ -61,6 +61,8 @@ class Site:
         The input that takes the bias; None where a bias can't be given.
     total : ResidualSum or None
         The residual sum that this layer is the last one to feed.
+    clipped : bool
+        Whether ``y`` is clipped to integers: what it was before is computed from ``x``.
     given : float64[outputs] or None
         A bias in the node that isn't fitted: each use of the weight has one of its own.
     more : tuple of Site
@@ -78,6 +80,7 @@ class Site:
     own: bool
     adder: tuple[int, int] | None
     total: ResidualSum | None
+    clipped: bool = False
     given: Vector | None = None
     more: tuple[Site, ...] = ()
 
@@ -176,7 +179,7 @@ class _LayerGraph:
     def plain(self, site: Site) -> Site:
         """Return a layer without its bias, which stays as it is."""
         size, given = site.view.blocks * site.view.outputs, None
-        if site.bias is not None:
+        if site.bias is not None and not site.clipped:  # else it isn't in what the layer is fitted to
             bias = site.bias.read(self.model).reshape(-1)
             given = np.broadcast_to(bias * site.view.bias_factor, size)
         return replace(site, adder=None, bias=None, own=False, given=given)
@@ -195,19 +198,17 @@ class _LayerGraph:
             if following is not None:
                 adder, (end, _) = following, following
                 y = self.nodes[end].node.outputs[0]
-        name = (
-            self.nodes[adder[0]].node.inputs[adder[1]]
-            if adder and self.nodes[adder[0]].node.has(adder[1])
-            else ""
-        )
-        stored = self.around.constant(name, read_alone=False) if name else None
-        if name and stored is None:
-            return None
-        bias = stored[0] if stored else None
+        bias, name = seen.bias, seen.bias.name if seen.bias else ""
+        if bias is None and adder is not None and self.nodes[adder[0]].node.has(adder[1]):
+            name = self.nodes[adder[0]].node.inputs[adder[1]]
+            stored = self.around.constant(name, read_alone=False)
+            if stored is None:
+                return None
+            bias = stored[0]
         title = self.model.proto.graph.node[self.model.order[number]].name or seen.codec.name
         total = self.residual(number, y, view)
         own = bias is not None and self.around.alone(bias.name) and self.around.alone(name)
-        site = Site(number, title, view, seen.x, y, seen.codec, end, bias, own, adder, total)
+        site = Site(number, title, view, seen.x, y, seen.codec, end, bias, own, adder, total, seen.clipped)
         return site if bias is None or bias.exact or (own and self.fills(bias, view)) else self.plain(site)
 
     def fills(self, bias: Codec, view: View) -> bool:

@@ -136,6 +136,10 @@ class _Work:
                 self.say(f"reconstruct {number + 1}/{len(parts)}: {part.sites[0].name}")
             report = SegmentReport([site.name for site in part.sites])
             found.append(report)
+            if not any(site.free for site in part.sites):
+                report.why = "its weights are quantised, and were fitted on their grid one by one"
+                dense.keep -= set(part.goals)
+                continue
             if not part.goals or not all(goal in made for goal in part.goals):
                 lost = "isn't in the original" if part.goals else "isn't of 32- or 64-bit floats"
                 report.why = f"what it gives {lost}"

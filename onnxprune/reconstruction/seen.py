@@ -8,6 +8,7 @@ MatMulInteger, ConvInteger and the Cast     integers, with the scale of the Mul 
 and Mul behind it                                                                        reads; what the Mul makes
 DynamicQuantizeMatMul, MatMulIntegerToFloat integers, with their own scale               floats
 MatMulNBits                                 packed in blocks                             floats
+QLinearConv, QLinearMatMul, QGemm           integers, with their own scale               integers: x - zero, y - zero
 ==========================================  ===========================================  ===============================
 
 Between DequantizeLinear and its layer there may be Transpose, Identity and Cast. What DynamicQuantizeLinear rounds is
@@ -15,13 +16,15 @@ rounded for the fit as well:
 
     x' = (clip(round(x / s) + z, 0, 255) - z) s,    s = (max(x, 0) - min(x, 0)) / 255,    z = round(-min(x, 0) / s),
 
-with the range of one batch of the samples.
+with the range of one batch of the samples. What a QLinearConv gives is clipped to its type, often instead of a Relu:
+what it gave before that is computed from its input, in steps of its output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -42,7 +45,8 @@ Uses = Mapping[str, Sequence[tuple[int, int]]]
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _SLOTS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
 _PLAIN = {"MatMulInteger": "MatMul", "ConvInteger": "Conv", "DynamicQuantizeMatMul": "MatMul",
-          "MatMulIntegerToFloat": "MatMul", "MatMulNBits": "MatMul"}  # fmt: skip
+          "MatMulIntegerToFloat": "MatMul", "MatMulNBits": "MatMul", "QLinearConv": "Conv", "QLinearMatMul": "MatMul",
+          "QGemm": "Gemm"}  # fmt: skip
 
 
 def weight_slot(node: Node) -> int:
@@ -88,6 +92,12 @@ class Around:
     def sole(self, name: str) -> int | None:
         """Return the node that alone reads a tensor, once."""
         return self.uses[name][0][0] if self.alone(name) else None
+
+    def number(self, name: str) -> float | None:
+        """Return a weight that is one number; None where it is none."""
+        if name not in self.model or prod(self.model.info(name).dims) != 1:
+            return None
+        return float(np.asarray(self.model.weight(name)).reshape(-1)[0])
 
     def constant(self, name: str, *, read_alone: bool = True) -> tuple[Codec, tuple[int, ...]] | None:
         """Return how a constant is stored, and the order in which its axes arrive; None where it isn't known.
@@ -160,6 +170,10 @@ class FloatLayer:
         Input and output, before a bias that a node of its own adds.
     end : int
         Position of the node that makes ``y``.
+    bias : Codec or None
+        Where the node has one whose scale is none of the graph's.
+    clipped : bool
+        Whether ``y`` is clipped to integers.
     """
 
     view: View
@@ -167,6 +181,8 @@ class FloatLayer:
     x: str
     y: str
     end: int
+    bias: Codec | None = None
+    clipped: bool = False
 
 
 def as_floats(around: Around, number: int) -> FloatLayer | None:
@@ -321,10 +337,47 @@ def _blocks(around: Around, number: int, node: Node) -> FloatLayer | None:
     return FloatLayer(view, codec, node.inputs[0], node.outputs[0], number)
 
 
+def _clipped(around: Around, number: int, node: Node) -> FloatLayer | None:
+    """QLinearConv, QLinearMatMul or QGemm: x, scale, zero, weight, scale, zero, (bias,) y's scale, zero (, bias)."""
+    gemm, conv = node.op == "QGemm", node.op == "QLinearConv"
+    bias, (step, level) = 6 if gemm else 8, (7, 8) if gemm else (6, 7)
+    ends = [around.number(node.inputs[slot]) for slot in (1, 2, step, level) if node.has(slot)]
+    weight, whole = node.inputs[3], node.has(step) and node.has(level)
+    if weight not in around.model or not whole or any(value is None for value in ends):
+        return None
+    dims = around.model.info(weight).dims
+    axis = 0 if conv or node.attr("transB", 0) else len(dims) - 1
+    unit = (ends[0] or 0.0) / (ends[2] or 1.0)
+    codec = Quantised(weight, node.inputs[4], node.inputs[5] if node.has(5) else "", axis, unit=unit)
+    if not around.known(codec) or not around.alone(weight) or node.inputs[0] in around.model:
+        return None
+    view = _plain_view(node, node.shape(0), dims)
+    if view is None or any(
+        around.model.info(n).dims not in ((), (1,), (dims[axis],)) for n in codec.tensors[1:]
+    ):
+        return None
+    own = (
+        Quantised(node.inputs[bias], node.inputs[4], unit=unit)
+        if bias < 9 and node.has(bias) and (gemm or conv)
+        else None
+    )
+    plain, zero = view, np.float32(ends[1] or 0.0)
+    view = replace(
+        view,
+        read=lambda array, rows: plain.read(array.astype(np.float32) - zero, rows),
+        bias_slot=bias if own is not None else -1,
+        bias_factor=float(node.attr("alpha", 1.0)) if gemm else 1.0,
+    )
+    return FloatLayer(view, codec, node.inputs[0], node.outputs[0], number, own, clipped=True)
+
+
 _SPECIAL: dict[str, Callable[[Around, int, Node], FloatLayer | None]] = {
     "MatMulInteger": _integers,
     "ConvInteger": _integers,
     "MatMulIntegerToFloat": _to_float,
     "DynamicQuantizeMatMul": _dynamic,
     "MatMulNBits": _blocks,
+    "QLinearConv": _clipped,
+    "QLinearMatMul": _clipped,
+    "QGemm": _clipped,
 }

@@ -21,8 +21,8 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import Runs, stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
-from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Spread
-from onnxprune.reconstruction.layer import Settings
+from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Rows, Spread
+from onnxprune.reconstruction.layer import Settings, weights_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.room import kept
 
@@ -108,7 +108,11 @@ class Walk:
         for site in sites:
             self.done(site)
         wide = self.settings.wide
-        takers = [[_Taker(use, self._draw(site, use, RANKING), wide) for use in site.uses] for site in sites]
+        model = self.dense.model
+        takers = [
+            [_Taker(_Reached(use, model), self._draw(site, use, RANKING), wide) for use in site.uses]
+            for site in sites
+        ]
         end = max(use.goal[1] for site in sites for use in site.uses)
         wanted = dict.fromkeys(name for site in sites for name in _tensors(site))
         batches = self.dense.run(end + 1, list(wanted))
@@ -129,15 +133,16 @@ class Walk:
             Take `Evidence.spread` as well.
         """
         wide, models = self.settings.wide, len(self.fitted)
-        uses = [_Use(use, self._draw(site, use), wide, models) for use in site.uses]
+        model = self.dense.model
+        uses = [_Use(_Reached(use, model), self._draw(site, use), wide, models) for use in site.uses]
         wanted = list(dict.fromkeys(name for use in uses for name in use.wanted))
         last, ahead = max(use.site.number for use in uses), len(uses) > 1
         lefts = [stream.run(last, wanted, stay=ahead) for stream in self.fitted]
-        goals = list(dict.fromkeys(use.site.goal[0] for use in uses))
+        goals = list(dict.fromkeys(name for use in uses for name in use.reached.wanted))
         right = self.dense.run(max(use.site.goal[1] for use in uses) + 1, goals)
         for target, count, valid, *batches in zip(right, self.counts, self._valid(), *lefts, strict=True):
             for use in uses:
-                use.add(target[use.site.goal[0]], batches, count, valid, spread=spread)
+                use.add(target, batches, count, valid, spread=spread)
         return [_together(list(parts)) for parts in zip(*(use.evidence() for use in uses), strict=True)]
 
     def done(self, site: Site) -> None:
@@ -159,19 +164,40 @@ class Walk:
         return Draw(sum(self.counts), most, self.settings.seed + use.number)
 
 
+class _Reached:
+    """What a layer's output is in the original: the tensor, or what that was before it was clipped."""
+
+    def __init__(self, site: Site, model: Model) -> None:
+        self.site = site
+        self.old = weights_of(site, model) if site.clipped else None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The tensors that it is read from."""
+        return (self.site.goal[0], *([self.site.x] if self.old is not None else []))
+
+    def rows(self, batch: Mapping[str, Array], name: str, rows: Rows) -> Array:
+        """Return array [rows, blocks * outputs] of an output, its name given, at the drawn positions."""
+        if self.old is None:
+            return self.site.view.y(batch[name], rows.index)
+        matrices, bias = self.old
+        made = self.site.view.x(batch[self.site.x], rows.index) @ matrices + bias[:, None]
+        return np.asarray(made.transpose(1, 0, 2).reshape(len(rows.index), -1))
+
+
 class _Taker:
     """Takes what the original gives for one layer."""
 
-    def __init__(self, site: Site, draw: Draw, wide: int) -> None:
-        self.site, self.draw = site, draw
-        self.spread, self.collector = Spread(), Collector(site.view, wide)
+    def __init__(self, reached: _Reached, draw: Draw, wide: int) -> None:
+        self.site, self.reached, self.draw = reached.site, reached, draw
+        self.spread, self.collector = Spread(), Collector(self.site.view, wide)
 
     def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
         site, axis = self.site, self.site.view.out_axis
         x, y = batch[site.x], batch[site.y]
         self.spread.add(batch[site.goal[0]], axis, x, valid)
         rows = self.draw.take(x, site.view.positions(y), count, valid)
-        y = site.view.y(y, rows.index)
+        y = self.reached.rows(batch, site.y, rows)
         self.collector.add(x, y if site.given is None else y - site.given, rows)
 
     def evidence(self) -> Evidence:
@@ -181,14 +207,15 @@ class _Taker:
 class _Use:
     """Takes, at one node that uses a layer's weight, what reaches it in models that are being fitted."""
 
-    def __init__(self, site: Site, draw: Draw, wide: int, models: int) -> None:
-        self.site, self.draw, self.spread = site, draw, Spread()
+    def __init__(self, reached: _Reached, draw: Draw, wide: int, models: int) -> None:
+        site = reached.site
+        self.site, self.reached, self.draw, self.spread = site, reached, draw, Spread()
         self.wanted = [site.x, *([site.total.other] if site.total else [])]
         self.collectors = [Collector(site.view, wide) for _ in range(models)]
 
     def add(
         self,
-        y: Array,
+        target: Mapping[str, Array],
         batches: Sequence[Mapping[str, Array]],
         count: int,
         valid: Array | None,
@@ -196,11 +223,11 @@ class _Use:
         spread: bool,
     ) -> None:
         site, view, total = self.site, self.site.view, self.site.total
-        x = batches[0][site.x]
+        x, y = batches[0][site.x], target[site.goal[0]]
         rows = self.draw.take(x, view.positions(y), count, valid)
         if spread:
             self.spread.add(y, view.out_axis, x, valid)
-        y = view.y(y, rows.index)
+        y = self.reached.rows(target, site.goal[0], rows)
         for collector, batch in zip(self.collectors, batches, strict=True):
             reach = y
             if total:
