@@ -49,10 +49,12 @@ def options() -> str:
     """Return docs/options.md."""
     from onnxprune.options.pruning import Options
     from onnxprune.options.sparsity import SparseOptions
+    from onnxprune.options.tuning import TuneOptions
 
     lines = ["# Options", "", "Written by `python docs/tables.py` from the code; don't edit.", ""]
     lines += ["`onnxprune prune`, and `onnxprune.Options`:", "", *_option_rows(Options), ""]
     lines += ["`onnxprune sparsify`:", "", *_option_rows(SparseOptions), ""]
+    lines += ["`onnxprune tune`:", "", *_option_rows(TuneOptions), ""]
     return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ Package = Literal[
     "onnxprune.granularity",
     "onnxprune.passes",
     "onnxprune.sparsity.methods",
+    "onnxprune.tuning.levers",
 ]
 #: The packages of leaves. Whoever loads from one stands above it (tests/project/test_layers.py).
 PACKAGES: tuple[str, ...] = get_args(Package)

@@ -11,11 +11,14 @@ STUB = {
     "verify": "verify in.onnx pruned.onnx --plan plan.json --json",
     "run": "run in.onnx out.onnx",
     "sparsify": "sparsify in.onnx out.onnx --report r.json",
+    "tune": "tune in.onnx out.onnx --report r.json --recover lstsq",
 }
 HALF, BUDGET, SAMPLES = "--ratio 0.5", "--target macs=0.7", "--ratio 0.5 --calib s.npz --recover lstsq"
 LEAST = "--target macs=0.7 --calib s.npz --recover lstsq"
 FAR = "--target macs=0.3 --calib s.npz --recover none"
 DROP = "--target macs=0.3 --calib t.npz --labels truth --recover none"
+JUDGED = "--max-drop 40 --calib u.npz --labels truth"
+SCORED = "--max-drop 40 --calib s.npz --metric m.py:evaluate"
 TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune"
 TIMED, EASY = "--ratio 0.5 --check-speed", "--pattern 2:4 --calib s.npz"
 DECIDE = {
@@ -125,6 +128,25 @@ EFFECTS = {
             name: (f"--passes prune{{ratio=0.5}} {a}", f"--passes prune{{ratio=0.5}} {b}")
             for name, (a, b) in {**WRITE, "--report": SHOWN["--report"], **QUIET}.items()
         },
+    },
+    "tune": {
+        "--max-drop": (JUDGED, f"{JUDGED} --max-drop 60"),
+        "--metric": (JUDGED, SCORED),
+        "--lower-is-better": (SCORED, f"{SCORED} --lower-is-better"),
+        "--eval": (JUDGED, f"{JUDGED} --eval v.npz"),
+        "--minimize": (JUDGED, f"{JUDGED} --minimize macs"),
+        "--minutes": (JUDGED, f"{JUDGED} --minutes 0.00001"),
+        "--state": (JUDGED, f"{JUDGED} --state other"),
+        "--recover": (JUDGED, f"{JUDGED} --recover none"),
+        "--ignore": (JUDGED, f"{JUDGED} --ignore up"),
+        "--only": (JUDGED, f"{JUDGED} --only up"),
+        "--input-shape": (JUDGED, f"{JUDGED} --input-shape x:1,9,12"),
+        "--threads": (JUDGED, f"{JUDGED} --threads 1"),
+        "--calib": (JUDGED, JUDGED.replace("u.npz", "w.npz")),
+        "--samples": (JUDGED, f"{JUDGED} --samples 100"),
+        "--calib-provider": (JUDGED, f"{JUDGED} --calib-provider nonsense"),
+        "--labels": (SCORED, JUDGED),
+        **{name: (f"{JUDGED} {a}", f"{JUDGED} {b}") for name, (a, b) in {**SHOWN, **QUIET}.items()},
     },
     "sparsify": {
         "--pattern": ("--pattern 2:4", "--pattern 1:4"),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from onnxprune.cli import examples
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import flag, help_of, specs
 from onnxprune.options.pruning import Options, parse_shape
@@ -15,80 +16,6 @@ from onnxprune.options.pruning import Options, parse_shape
 __all__ = ["build", "options_from"]
 
 Given = TypeVar("Given")
-
-_CODES = """\
-exit codes:
-  0  done                                  5  the result failed verification
-  1  another error, or a bug               6  the plan is malformed or is another model's
-  2  an option or argument is wrong        7  the output can't be written, or is the input
-  3  the input isn't a sound ONNX model    8  the given inputs don't fit the model
-  4  nothing in the model can be cut       9  sound, but no faster than the input
-130  interrupted; 129 and 143: ended by SIGHUP, SIGTERM
-"""
-
-_PRUNE = """\
-examples:
-  onnxprune prune model.onnx small.onnx --ratio 0.5
-      remove half of the channels of every group; prove that nothing else changed
-  onnxprune prune model.onnx small.onnx --ratio 0.3 --ignore '^head' --report report.json
-      leave the layers alone whose name starts with 'head', and write down what was done
-  onnxprune prune bert.onnx small.onnx --ratio 0.5 --input-shape input_ids:1,128 --criterion l1
-      sizes for the dynamic axes of an input, where no guess fits
-  onnxprune prune model.onnx small.onnx --target macs=0.5 --calib samples.npz
-      half of the MACs, cut where it costs least and refitted on unlabelled samples; no training
-  onnxprune prune model.onnx small.onnx --target bytes=20MB+memory=0.7
-      files of 20 MB at most, and 70 % of the peak memory of a run
-  onnxprune prune model.onnx small.onnx --target macs=0.7,0.5,0.3 --calib samples.npz
-      three models, small-macs0.7.onnx and so on, from one calibration
-
-The input is never changed. OUT appears complete or not at all.
-"""
-
-_INSPECT = """\
-examples:
-  onnxprune inspect model.onnx            groups, frozen axes with reasons, and the ceiling
-  onnxprune inspect model.onnx --json     the same for programs
-  onnxprune inspect model.onnx --sparsity   zeros of each weight, patterns by axis, what runtimes make of them
-  onnxprune inspect --ops                 the op table
-"""
-
-_EXPLAIN = """\
-examples:
-  onnxprune explain model.onnx conv1.weight 0     the axes that go with it, through which nodes
-  onnxprune explain model.onnx conv1.weight:0 --json
-"""
-
-_SENSITIVITY = """\
-examples:
-  onnxprune sensitivity model.onnx --calib samples.npz
-      the error when a quarter, a half, three quarters of each group are gone; kept on disk for later runs
-"""
-
-_PLAN = """\
-examples:
-  onnxprune plan model.onnx -o plan.json --ratio 0.5
-  (edit "removed_units" in plan.json, and delete "cuts", which follows from it)
-  onnxprune apply model.onnx plan.json small.onnx
-"""
-
-_RUN = """\
-examples:
-  onnxprune run model.onnx small.onnx --passes "resolve_shapes,prune{ratio=0.5},shrink"
-
-Each pass is one file in onnxprune/passes; an option's value is written name=value, several are separated by a
-space or a comma. Known passes: PASSES.
-"""
-
-
-_SPARSIFY = """\
-examples:
-  onnxprune sparsify model.onnx sparse.onnx --pattern 2:4
-      two zeros of every four inputs, where sparse tensor cores want them
-  onnxprune sparsify model.onnx sparse.onnx --pattern unstructured --sparsity 0.7 --scope global
-      the smallest 70 % of all weights become zero
-
-Zeros make no model faster by themselves: the report says which runtime gains what.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +40,7 @@ def build() -> argparse.ArgumentParser:
     top = _ArgumentParser(
         prog="onnxprune",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_CODES,
+        epilog=examples.CODES,
         description="Make an ONNX model smaller and faster by cutting channels, exactly: the result\n"
         "computes what the original computes with those channels masked. No framework, no training code.",
     )
@@ -130,6 +57,7 @@ def build() -> argparse.ArgumentParser:
     _verify(commands)
     _run(commands)
     _sparsify(commands)
+    _tune(commands)
     return top
 
 
@@ -146,7 +74,7 @@ def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"{epilog}\n{_CODES}",
+        epilog=f"{epilog}\n{examples.CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -268,7 +196,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _prune(commands: Any) -> None:
-    parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", _PRUNE)
+    parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", examples.PRUNE)
     _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
     _add_options(parser, "prune")
     parser.add_argument(
@@ -282,7 +210,7 @@ def _prune(commands: Any) -> None:
 
 def _inspect(commands: Any) -> None:
     parser = _command(
-        commands, "inspect", "show what can be cut, what is frozen and why; writes nothing", _INSPECT
+        commands, "inspect", "show what can be cut, what is frozen and why; writes nothing", examples.INSPECT
     )
     parser.add_argument("in", metavar="IN", nargs="?", help="the model")
     _add_options(parser, "inspect")
@@ -298,7 +226,10 @@ def _inspect(commands: Any) -> None:
 
 def _explain(commands: Any) -> None:
     parser = _command(
-        commands, "explain", "say what is cut together with a tensor's axis, or what freezes it", _EXPLAIN
+        commands,
+        "explain",
+        "say what is cut together with a tensor's axis, or what freezes it",
+        examples.EXPLAIN,
     )
     _files(parser, ("in", "the model"))
     parser.add_argument("tensor", metavar="TENSOR", help="a tensor, tensor:axis, or a node for its output")
@@ -309,7 +240,10 @@ def _explain(commands: Any) -> None:
 
 def _sensitivity(commands: Any) -> None:
     parser = _command(
-        commands, "sensitivity", "measure what each group's channels are worth, on samples", _SENSITIVITY
+        commands,
+        "sensitivity",
+        "measure what each group's channels are worth, on samples",
+        examples.SENSITIVITY,
     )
     _files(parser, ("in", "the model"))
     _add_options(parser, "sensitivity")
@@ -317,7 +251,9 @@ def _sensitivity(commands: Any) -> None:
 
 
 def _plan(commands: Any) -> None:
-    parser = _command(commands, "plan", "decide what to cut, and write it down; writes no model", _PLAN)
+    parser = _command(
+        commands, "plan", "decide what to cut, and write it down; writes no model", examples.PLAN
+    )
     _files(parser, ("in", "the model"))
     parser.add_argument(
         "-o", "--output", metavar="P.json", required=True, help="where the plan goes; - is standard output"
@@ -326,7 +262,9 @@ def _plan(commands: Any) -> None:
 
 
 def _apply(commands: Any) -> None:
-    parser = _command(commands, "apply", "cut what a plan says, verify, and write the smaller model", _PLAN)
+    parser = _command(
+        commands, "apply", "cut what a plan says, verify, and write the smaller model", examples.PLAN
+    )
     _files(
         parser,
         ("in", "the model that the plan was made for"),
@@ -350,7 +288,10 @@ def _verify(commands: Any) -> None:
 
 def _run(commands: Any) -> None:
     parser = _command(
-        commands, "run", "run passes by name, one after the other", _RUN.replace("PASSES", _known_passes())
+        commands,
+        "run",
+        "run passes by name, one after the other",
+        examples.RUN.replace("PASSES", _known_passes()),
     )
     _files(parser, ("in", "the model"), ("out", "where the result goes"))
     parser.add_argument(
@@ -367,13 +308,34 @@ def _run(commands: Any) -> None:
 def _sparsify(commands: Any) -> None:
     from onnxprune.options.sparsity import SparseOptions
 
-    parser = _command(commands, "sparsify", "put zeros into weights in a pattern, such as 2:4", _SPARSIFY)
+    parser = _command(
+        commands, "sparsify", "put zeros into weights in a pattern, such as 2:4", examples.SPARSIFY
+    )
     _files(parser, ("in", "the model"), ("out", "where the result goes"))
     _add_options(parser, "sparsify", kind=SparseOptions)
     parser.add_argument(
         "--report",
         metavar="R.html|R.json",
         help="write the report: zeros and gains of each weight; a page to look at if it ends in .html",
+    )
+    _json(parser)
+
+
+def _tune(commands: Any) -> None:
+    from onnxprune.options.tuning import TuneOptions
+
+    parser = _command(
+        commands,
+        "tune",
+        "find the fastest or smallest model that loses no more than you allow",
+        examples.TUNE,
+    )
+    _files(parser, ("in", "the model"), ("out", "where the best model goes"))
+    _add_options(parser, "tune", kind=TuneOptions)
+    parser.add_argument(
+        "--report",
+        metavar="R.html|R.json",
+        help="write the report: all members, measured; a page with the curve if it ends in .html",
     )
     _json(parser)
 

@@ -28,7 +28,7 @@ from onnxprune.pruning.journey import Result
 from onnxprune.report.page import is_page
 from onnxprune.report.record import Facts, Record
 
-__all__ = ["sensitivity", "apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "verify"]
+__all__ = ["sensitivity", "apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "tune", "verify"]
 
 T = TypeVar("T")
 
@@ -197,6 +197,17 @@ def sparsify(args: Namespace) -> None:
     _finish(args, result.report)
 
 
+def tune(args: Namespace) -> None:
+    """``onnxprune tune IN OUT --max-drop 1 --calib SAMPLES --labels KEY``."""
+    from onnxprune.options.tuning import TuneOptions
+
+    source, options = _input(args), options_from(args, TuneOptions)
+    with _places(args, source, args.out, {"--report": args.report}, joined=False):
+        report = _told(args, api.tune, source, args.out, options)
+        _keep(args, report)
+    _finish(args, report)
+
+
 @contextlib.contextmanager
 def _listening(notes: list[str], quiet: bool) -> Iterator[None]:
     """Keep what passes say of what they did and refused, and let it be seen on standard error."""
@@ -311,6 +322,7 @@ def _places(
     if len(taken) > 1:
         raise UsageError(f"{' and '.join(taken)} would both go to standard output; give one of them a file.")
     given = {"--calib": getattr(args, "calib", None), "--inputs": getattr(args, "inputs", None)}
+    given |= {"--eval": getattr(args, "held_out", None), "--metric": getattr(args, "metric", None)}
     if args.command == "apply":
         given["the plan"] = args.plan
     reads = {what: _file_of(text) for what, text in given.items() if isinstance(text, str)}

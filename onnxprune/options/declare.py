@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, TypeVar
 
 from onnxprune import registry
 from onnxprune.errors import UsageError
@@ -24,6 +24,7 @@ __all__ = [
     "help_of",
     "option",
     "patterns",
+    "settings_of",
     "specs",
 ]
 
@@ -135,14 +136,14 @@ class SharedOptions:
         "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
         "script.py:function, or 'synthetic'",
         stage="calibrate",
-        commands="prune sensitivity sparsify",
+        commands="prune sensitivity sparsify tune",
         metavar="SAMPLES",
     )
     samples: int | None = option(
         None,
         "with --calib: use at most this many samples (256 synthetic ones)",
         stage="calibrate",
-        commands="prune sensitivity sparsify",
+        commands="prune sensitivity sparsify tune",
         metavar="N",
         needs="calibrated",
     )
@@ -150,7 +151,7 @@ class SharedOptions:
         "cpu",
         "with --calib: run the samples on this execution provider of onnxruntime, such as cuda",
         stage="calibrate",
-        commands="prune sensitivity sparsify",
+        commands="prune sensitivity sparsify tune",
         metavar="NAME",
         needs="calibrated",
     )
@@ -158,7 +159,7 @@ class SharedOptions:
         None,
         "with --calib: the key of true labels in the samples, for the accuracy in the report",
         stage="calibrate",
-        commands="prune sparsify",
+        commands="prune sparsify tune",
         metavar="KEY",
         needs="calibrated",
     )
@@ -231,3 +232,22 @@ class SharedFields(TypedDict, total=False):
     labels: str | None
     in_place: bool
     external_data_threshold: int | None
+
+
+AnyOptions = TypeVar("AnyOptions", bound=SharedOptions)
+
+
+def settings_of(kind: type[AnyOptions], options: AnyOptions | None, fields: Mapping[str, Any]) -> AnyOptions:
+    """Return options, or defaults, with these fields replaced.
+
+    Raises
+    ------
+    UsageError
+        If there is no such field, or one that must be given isn't.
+    """
+    try:
+        return kind(**fields) if options is None else dataclasses.replace(options, **fields)
+    except TypeError as error:
+        command = {"SparseOptions": "sparsify", "TuneOptions": "tune"}.get(kind.__name__)
+        where = f"'onnxprune {command} --help'" if command else "onnxprune.Options"
+        raise UsageError(f"{str(error).partition(') ')[2] or error}; see {where}.") from error

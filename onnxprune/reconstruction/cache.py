@@ -16,7 +16,7 @@ from onnxprune.files import cache
 from onnxprune.graph.group_types import Group
 from onnxprune.reconstruction.least_squares import Curve
 
-__all__ = ["code_of", "curves_of", "facts_of", "keep"]
+__all__ = ["code_of", "curves_of", "facts_of", "keep", "program"]
 
 
 def facts_of(sha256: str, samples: Samples, groups: Sequence[Group], **more: Any) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def facts_of(sha256: str, samples: Samples, groups: Sequence[Group], **more: Any
         "samples": digest.hexdigest(),
         "provider": samples.provider,
         "groups": [[g.name, g.units] for g in groups],
-        "code": _code(),
+        "code": program(),
         "versions": {
             "numpy": np.__version__,
             "onnx": onnx.__version__,
@@ -50,7 +50,8 @@ def facts_of(sha256: str, samples: Samples, groups: Sequence[Group], **more: Any
 
 
 @once
-def _code() -> str:
+def program() -> str:
+    """Return a hash of the installed program, see `code_of`."""
     return code_of(Path(__file__).parents[1])
 
 

@@ -15,15 +15,26 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from effects import EFFECTS, HALF, STUB
+from effects import EFFECTS, HALF, JUDGED, STUB
+from onnxruntime import InferenceSession
 from small_models import Builder
 
 import onnxprune
 from onnxprune import cli
 from onnxprune.cli.arguments import build
+from onnxprune.latency.apart import Apart
 from onnxprune.latency.clock import Bench, Race
 from onnxprune.model import Model
 from onnxprune.pruning import speed
+from onnxprune.tuning import explore, members
+
+#: A metric of the user's own.
+SCRIPT = """
+import numpy as np, onnxruntime as ort
+def evaluate(session):
+    d = np.load("v.npz")
+    return 100 * np.mean(session.run(None, {"x": d["x"]})[0].argmax(1) == d["truth"])
+"""
 
 #: Shown elsewhere: they print and end, or limit the process.
 ELSEWHERE = {"--help", "--max-memory", "--max-seconds"}
@@ -77,6 +88,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(place / "f.npz", x=x[:2])
     np.savez(place / "s.npz", x=x)
     np.savez(place / "t.npz", x=x, truth=np.random.default_rng(1).integers(0, 5, 60))
+    for seed, name in enumerate(("u", "v", "w")):
+        given = np.random.default_rng(seed).standard_normal((200, 7, 12)).astype(np.float32)
+        truth = InferenceSession(place / "in.onnx").run(None, {"x": given})[0].argmax(axis=1)
+        np.savez(place / f"{name}.npz", x=given, truth=truth)
+    (place / "m.py").write_text(SCRIPT, encoding="utf-8")
     return place
 
 
@@ -102,7 +118,7 @@ def outcome(command: str, words: str, name: str, folder: Path, place: Path) -> t
             code = cli.main(line)
     finally:
         os.chdir(before)
-    files = {p.name: seen(p) for p in sorted(place.iterdir()) if p.suffix != ".npz"}
+    files = {p.name: seen(p) for p in sorted(place.iterdir()) if p.suffix != ".npz" and p.is_file()}
     printed = seen_text(out.getvalue())
     return code, printed, err.getvalue() if "-v" in line or name == "--verbose" or code else "", files
 
@@ -135,6 +151,11 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         return Race(np.full(9, ratio), np.full(9, 1.0), 1.0, ratio, 1.9, 9.9)
 
     monkeypatch.setattr(speed, "race", race)
+    monkeypatch.setattr(members, "race", race)
+    monkeypatch.setattr(members, "race_apart", lambda a, b, bench: Apart([race(a, b, bench).to_json()]))
+    monkeypatch.setattr(explore, "levers", lambda aim: [])
+    monkeypatch.setattr(explore, "ladders", lambda aim: [explore.Ladder("macs", 1)])
+    monkeypatch.setattr(explore, "STEPS", 2)
 
 
 @pytest.mark.parametrize(("command", "name"), CASES)
@@ -149,7 +170,7 @@ def test_it_does_something(command: str, name: str, folder: Path, tmp_path: Path
     assert 1 not in codes, "a bug"
     if name not in ("--in-place", "--calib"):  # without these the command is refused
         assert one[0] == 0, one
-    if name in ("--provider", "--calib-provider", "--rtol", "--min-agreement", "--max-drop"):
+    if name in ("--provider", "--calib-provider", "--minutes", "--rtol", "--min-agreement", "--max-drop"):
         return  # may be refused, for what it finds
     if (command, name) not in {("verify", "--plan"), ("sparsify", "--input-shape")}:
         assert other[0] == 0, other
@@ -200,6 +221,8 @@ def test_the_look_at_a_run_sees_no_difference_where_there_is_none(folder: Path, 
         "inspect in.onnx --sparsity --allow-inexact",
         "inspect --ops --sparsity",
         "run in.onnx out.onnx --passes drop_dead --input-shape x:1,7,12",
+        f"tune in.onnx out.onnx {JUDGED} --lower-is-better",
+        "tune in.onnx out.onnx --max-drop 1 --calib s.npz --metric m.py --eval v.npz",
         "run in.onnx out.onnx --passes drop_dead --report r.html",
         "run in.onnx out.onnx --passes prune{ratio=0.1},prune{ratio=0.1} --report r.html",
     ],
@@ -228,6 +251,7 @@ TEXTS = {
     "apply --report": "apply in.onnx plan.json out.onnx --report -",
     "run --report": "run in.onnx out.onnx --passes prune{ratio=0.5} --report -",
     "sparsify --report": "sparsify in.onnx out.onnx --pattern 2:4 --report -",
+    "tune --report": f"tune in.onnx out.onnx {JUDGED} --recover lstsq --report -",
     "inspect --html": "inspect in.onnx --html -",
 }
 

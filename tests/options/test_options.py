@@ -15,6 +15,7 @@ from onnxprune.errors import UsageError
 from onnxprune.options.declare import flag, help_of, specs
 from onnxprune.options.pruning import Options
 from onnxprune.options.sparsity import SparseOptions
+from onnxprune.options.tuning import TuneFields, TuneOptions
 
 #: How much shall go, and for each option that needs samples what else it needs and a value that isn't its default.
 PRUNE: dict[str, tuple[str, list[str]]] = {
@@ -132,3 +133,7 @@ def test_a_cap_without_a_global_scope_is_no_use() -> None:
 def test_an_option_without_effect_is_refused(how: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=re.escape(says)):
         Options(**how)
+
+
+def test_the_fields_of_tune_are_its_options() -> None:
+    assert set(TuneFields.__annotations__) == {spec.name for spec in specs(TuneOptions)}

@@ -30,6 +30,7 @@ RANKS = (
     "reconstruction granularity permutation",
     "criteria rotation sparsity",
     "pruning",
+    "tuning",
     "api",
     "passes integrations",
     "cli",
@@ -42,7 +43,7 @@ START = "__main__"
 #: Packages whose files are found by name and never know of each other. Files with a leading "_" are shared.
 LEAVES = registry.PACKAGES
 #: Modules that may lie beside the rooms.
-LOOSE = {"errors", "progress", "version", "registry", "model", "api", "__main__"}
+LOOSE = {"errors", "progress", "version", "registry", "model", "__main__"}
 
 
 def modules() -> dict[str, Path]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from onnxprune.report.page.render import render, render_lossless, render_zeros
+from onnxprune.report.page.render import render, render_frontier, render_lossless, render_zeros
 
-__all__ = ["is_page", "render", "render_lossless", "render_zeros"]
+__all__ = ["is_page", "render", "render_frontier", "render_lossless", "render_zeros"]
 
 
 def is_page(path: str | os.PathLike[str]) -> bool:

@@ -1,18 +1,21 @@
-"""The functions of the front door; ``import onnxprune`` offers them."""
+"""The functions of the front door; ``import onnxprune`` offers those that make one model."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
+from onnxprune.api.several import family as family
+from onnxprune.api.several import sensitivity as sensitivity
+from onnxprune.api.several import tune as tune
 from onnxprune.errors import UsageError
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.model import Model
+from onnxprune.options.declare import settings_of
 from onnxprune.options.pruning import OptionFields, Options, Shapes
 from onnxprune.options.sparsity import SparseFields, SparseOptions
 from onnxprune.options.target import family_of
@@ -24,7 +27,6 @@ from onnxprune.pruning.plan import Plan
 from onnxprune.report.record import Record
 
 if TYPE_CHECKING:
-    from onnxprune.pruning.family import Sensitivity
     from onnxprune.sparsity.inspection import SparsityInspection
     from onnxprune.sparsity.journey import SparseResult
 
@@ -39,11 +41,11 @@ __all__ = [
     "run",
     "sensitivity",
     "sparsify",
+    "tune",
     "verify",
 ]
 
 Path_ = str | os.PathLike[str]
-Kind = TypeVar("Kind", Options, SparseOptions)
 
 
 def prune(
@@ -77,7 +79,7 @@ def prune(
     OnnxPruneError
         See `onnxprune.errors`; nothing is written then.
     """
-    settings = _settings(Options, options, fields)
+    settings = settings_of(Options, options, fields)
     if len(family_of(settings.target)) > 1:
         raise UsageError(
             "--target with several values makes several models; onnxprune.api.family returns them."
@@ -85,51 +87,6 @@ def prune(
     if settings.ratio is not None and (settings.min_agreement, settings.max_drop) != (None, None):
         raise UsageError("--min-agreement and --max-drop find out how much can go; leave --ratio out.")
     return journey.prune(journey.open_run(source, settings, progress), _path(output))
-
-
-def family(
-    source: Source,
-    output: Path_ | None = None,
-    options: Options | None = None,
-    *,
-    progress: Progress | None = None,
-    each: Callable[[str, Result], None] | None = None,
-    **fields: Unpack[OptionFields],
-) -> dict[str, Result]:
-    """Make one model for each value of a target such as ``("macs=0.7,0.5,0.3",)``, from one calibration.
-
-    Parameters
-    ----------
-    source, output, options, progress, **fields
-        As for `prune`; each file's name gets its target, in the place of ``{target}`` or at its end.
-    each : callable, optional
-        Is given each target and its result while its files are written; what it writes goes with them.
-
-    Returns
-    -------
-    dict
-        Target -> result.
-    """
-    from onnxprune.pruning import family as families
-
-    run_ = journey.open_run(source, _settings(Options, options, fields), progress)
-    return families.prune(run_, _path(output), each or (lambda target, result: None))
-
-
-def sensitivity(
-    source: Source,
-    options: Options | None = None,
-    *,
-    progress: Progress | None = None,
-    **fields: Unpack[OptionFields],
-) -> Sensitivity:
-    """Return the loss curve of each group on samples (``calib``), the most sensitive first."""
-    from onnxprune.pruning import family as families
-
-    settings = _settings(Options, options, {"ratio": 0.5, **fields})
-    if settings.calib is None:
-        raise UsageError("'sensitivity' needs samples; give them with --calib.")
-    return families.sensitivity(journey.open_run(source, settings, progress))
 
 
 def plan(
@@ -151,7 +108,7 @@ def plan(
     Plan
         For `apply` and `verify`; ``Plan.save`` writes it as JSON.
     """
-    settings = _settings(Options, options, fields)
+    settings = settings_of(Options, options, fields)
     if settings.calib is not None:
         raise UsageError(
             "'plan' decides by the weights alone; with samples, 'prune' decides, and writes its plan with --plan."
@@ -360,7 +317,7 @@ def sparsify(
     from onnxprune.sparsity import journey as zeros
 
     given = {**({} if pattern is None else {"pattern": pattern}), **fields}
-    run = Run.open(source, _settings(SparseOptions, options, given), progress)
+    run = Run.open(source, settings_of(SparseOptions, options, given), progress)
     return zeros.sparsify(run, _path(output))
 
 
@@ -386,11 +343,3 @@ def _looking(
     """Open a model that is only looked at."""
     options = Options(ratio=0, input_shapes=shapes or {}, allow_inexact=allow_inexact, verify=False)
     return journey.open_run(source, options, progress)
-
-
-def _settings(kind: type[Kind], options: Kind | None, fields: Mapping[str, Any]) -> Kind:
-    try:
-        return kind(**fields) if options is None else dataclasses.replace(options, **fields)
-    except TypeError as error:
-        where = "onnxprune.Options" if kind is Options else "'onnxprune sparsify --help'"
-        raise UsageError(f"{str(error).partition(') ')[2] or error}; see {where}.") from error

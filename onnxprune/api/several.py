@@ -1,0 +1,93 @@
+"""Functions of the front door that make or weigh many models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from onnxprune.errors import UsageError
+from onnxprune.journey.run import Progress, Run, Source
+from onnxprune.options.declare import settings_of
+from onnxprune.options.pruning import OptionFields, Options
+from onnxprune.options.tuning import TuneFields, TuneOptions
+from onnxprune.pruning import journey
+from onnxprune.pruning.journey import Result
+
+if TYPE_CHECKING:
+    from onnxprune.pruning.family import Sensitivity
+    from onnxprune.tuning.report import TuneReport
+
+__all__ = ["family", "sensitivity", "tune"]
+
+Path_ = str | os.PathLike[str]
+
+
+def family(
+    source: Source,
+    output: Path_ | None = None,
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+    each: Callable[[str, Result], None] | None = None,
+    **fields: Unpack[OptionFields],
+) -> dict[str, Result]:
+    """Make one model for each value of a target such as ``("macs=0.7,0.5,0.3",)``, from one calibration.
+
+    Parameters
+    ----------
+    source, output, options, progress, **fields
+        As for `prune`; each file's name gets its target, in the place of ``{target}`` or at its end.
+    each : callable, optional
+        Is given each target and its result while its files are written; what it writes goes with them.
+
+    Returns
+    -------
+    dict
+        Target -> result.
+    """
+    from onnxprune.pruning import family as families
+
+    run_ = journey.open_run(source, settings_of(Options, options, fields), progress)
+    return families.prune(
+        run_, None if output is None else Path(output), each or (lambda target, result: None)
+    )
+
+
+def sensitivity(
+    source: Source,
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[OptionFields],
+) -> Sensitivity:
+    """Return the loss curve of each group on samples (``calib``), the most sensitive first."""
+    from onnxprune.pruning import family as families
+
+    settings = settings_of(Options, options, {"ratio": 0.5, **fields})
+    if settings.calib is None:
+        raise UsageError("'sensitivity' needs samples; give them with --calib.")
+    return families.sensitivity(journey.open_run(source, settings, progress))
+
+
+def tune(
+    source: Path_,
+    output: Path_,
+    options: TuneOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[TuneFields],
+) -> TuneReport:
+    """Find the fastest or smallest model that loses no more of a metric than it may, and write it.
+
+    Parameters are as for `prune`; ``**fields`` are those of `TuneOptions`.
+
+    Raises
+    ------
+    NotFaster
+        If nothing is better than the input; what was tried is kept, and a later search goes on from there.
+    """
+    from onnxprune.tuning.journey import find
+
+    return find(Run.open(source, settings_of(TuneOptions, options, fields), progress), Path(output))

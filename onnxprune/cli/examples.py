@@ -1,0 +1,93 @@
+"""What the help of each command shows below its options."""
+
+from __future__ import annotations
+
+__all__ = ["CODES", "EXPLAIN", "INSPECT", "PLAN", "PRUNE", "RUN", "SENSITIVITY", "SPARSIFY", "TUNE"]
+
+CODES = """\
+exit codes:
+  0  done                                  5  the result failed verification
+  1  another error, or a bug               6  the plan is malformed or is another model's
+  2  an option or argument is wrong        7  the output can't be written, or is the input
+  3  the input isn't a sound ONNX model    8  the given inputs don't fit the model
+  4  nothing in the model can be cut       9  sound, but no faster than the input
+130  interrupted; 129 and 143: ended by SIGHUP, SIGTERM
+"""
+
+PRUNE = """\
+examples:
+  onnxprune prune model.onnx small.onnx --ratio 0.5
+      remove half of the channels of every group; prove that nothing else changed
+  onnxprune prune model.onnx small.onnx --ratio 0.3 --ignore '^head' --report report.json
+      leave the layers alone whose name starts with 'head', and write down what was done
+  onnxprune prune bert.onnx small.onnx --ratio 0.5 --input-shape input_ids:1,128 --criterion l1
+      sizes for the dynamic axes of an input, where no guess fits
+  onnxprune prune model.onnx small.onnx --target macs=0.5 --calib samples.npz
+      half of the MACs, cut where it costs least and refitted on unlabelled samples; no training
+  onnxprune prune model.onnx small.onnx --target bytes=20MB+memory=0.7
+      files of 20 MB at most, and 70 % of the peak memory of a run
+  onnxprune prune model.onnx small.onnx --target macs=0.7,0.5,0.3 --calib samples.npz
+      three models, small-macs0.7.onnx and so on, from one calibration
+
+The input is never changed. OUT appears complete or not at all.
+"""
+
+INSPECT = """\
+examples:
+  onnxprune inspect model.onnx            groups, frozen axes with reasons, and the ceiling
+  onnxprune inspect model.onnx --json     the same for programs
+  onnxprune inspect model.onnx --sparsity   zeros of each weight, patterns by axis, what runtimes make of them
+  onnxprune inspect --ops                 the op table
+"""
+
+EXPLAIN = """\
+examples:
+  onnxprune explain model.onnx conv1.weight 0     the axes that go with it, through which nodes
+  onnxprune explain model.onnx conv1.weight:0 --json
+"""
+
+SENSITIVITY = """\
+examples:
+  onnxprune sensitivity model.onnx --calib samples.npz
+      the error when a quarter, a half, three quarters of each group are gone; kept on disk for later runs
+"""
+
+PLAN = """\
+examples:
+  onnxprune plan model.onnx -o plan.json --ratio 0.5
+  (edit "removed_units" in plan.json, and delete "cuts", which follows from it)
+  onnxprune apply model.onnx plan.json small.onnx
+"""
+
+RUN = """\
+examples:
+  onnxprune run model.onnx small.onnx --passes "resolve_shapes,prune{ratio=0.5},shrink"
+
+Each pass is one file in onnxprune/passes; an option's value is written name=value, several are separated by a
+space or a comma. Known passes: PASSES.
+"""
+
+SPARSIFY = """\
+examples:
+  onnxprune sparsify model.onnx sparse.onnx --pattern 2:4
+      two zeros of every four inputs, where sparse tensor cores want them
+  onnxprune sparsify model.onnx sparse.onnx --pattern unstructured --sparsity 0.7 --scope global
+      the smallest 70 % of all weights become zero
+
+Zeros make no model faster by themselves: the report says which runtime gains what.
+"""
+
+TUNE = """\
+examples:
+  onnxprune tune model.onnx fast.onnx --max-drop 1 --calib samples.npz --labels y
+      the fastest model that loses at most one point of accuracy; samples.npz holds inputs and labels y, a tenth of
+      which no fit sees
+  onnxprune tune model.onnx fast.onnx --max-drop 1 --calib samples.npz --labels y --eval test.npz
+      the same, judged on other data
+  onnxprune tune model.onnx fast.onnx --max-drop 1 --calib samples.npz --metric eval.py:evaluate --minutes 30
+      judged by evaluate(path) of eval.py, which returns a number
+  onnxprune tune model.onnx small.onnx --max-drop 1 --calib samples.npz --labels y --minimize bytes
+      the smallest file
+
+OUT is the best so far at any moment. Finished members lie in OUT's folder of state; the same command goes on from them.
+"""

@@ -1,0 +1,161 @@
+"""The options of `onnxprune tune`, declared once: command line, Python API, report and docs/options.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from onnxprune.errors import UsageError
+from onnxprune.options.declare import SharedFields, SharedOptions, option, patterns
+from onnxprune.options.pruning import Options, Shapes
+
+__all__ = ["AIMS", "TuneFields", "TuneOptions"]
+
+#: What may be made least.
+AIMS = ("latency", "bytes", "macs", "memory")
+
+
+def _same(name: str) -> Any:
+    """Return the field of an option of `Options`, for this command."""
+    spec = next(spec for spec in dataclasses.fields(Options) if spec.name == name)
+    default = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+    words = {k: spec.metadata[k] for k in ("stage", "metavar", "unit", "flag")}
+    return option(default, spec.metadata["help"], commands="tune", **words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(SharedOptions):
+    """What may be asked of `onnxprune.api.tune`.
+
+    Raises
+    ------
+    UsageError
+        If a value is out of range; the sentence names the option.
+    """
+
+    max_drop: float = option(
+        dataclasses.MISSING,
+        "how much of the metric may be lost, on data that no fit has seen: points of accuracy with --labels; with "
+        "--metric hundredths where the input's metric is a share from 0 to 1, else in the metric's own unit",
+        stage="decide",
+        commands="tune",
+        metavar="POINTS",
+        unit="points",
+    )
+    metric: str | None = option(
+        None,
+        "what is judged by: a function of a path, or of an InferenceSession where its argument is called session, that "
+        "returns a number, or a number for each item (then there is an interval)",
+        stage="decide",
+        commands="tune",
+        metavar="SCRIPT.py:FUNCTION",
+    )
+    lower_is_better: bool = option(
+        False, "with --metric: less is better, as of an error", stage="decide", commands="tune"
+    )
+    held_out: Any = option(  # noqa: RUF009 - makes a field
+        None,
+        "with --labels: judge on these labelled samples, which no fit sees; else on a tenth of those of --calib",
+        stage="calibrate",
+        commands="tune",
+        metavar="SAMPLES",
+        flag="--eval",
+    )
+    minimize: str = option(
+        "latency",
+        "what is made least: latency (measured here), bytes of the file, macs, or memory (an estimate)",
+        stage="decide",
+        commands="tune",
+        metavar="|".join(AIMS),
+    )
+    minutes: float | None = option(
+        None,
+        "begin nothing that would end later than this; without it the search ends by itself",
+        stage="decide",
+        commands="tune",
+        metavar="M",
+        unit="minutes",
+    )
+    state: str | None = option(
+        None,
+        "folder of finished members, from which a search that was stopped goes on; by default OUT's name with .tune",
+        stage="write",
+        commands="tune",
+        metavar="DIR",
+    )
+    recover: str = _same("recover")
+    ignore: tuple[str, ...] = _same("ignore")
+    only: tuple[str, ...] = _same("only")
+    input_shapes: Shapes = _same("input_shapes")  # noqa: RUF009 - makes a field
+    threads: int | None = _same("threads")
+
+    def __post_init__(self) -> None:
+        """Check ranges, and bring values to their own types."""
+        super().__post_init__()
+        if self.calib is None:
+            raise UsageError("'tune' fits what it cuts on samples; give them with --calib.")
+        if (self.metric is None) == (self.labels is None):
+            raise UsageError(
+                "'tune' needs what to judge by: either --metric script.py:function, or --labels KEY for the accuracy "
+                "of a classifier."
+            )
+        if self.labels is None and self.held_out is not None:
+            raise UsageError("--eval goes with --labels; a script of --metric reads its own data.")
+        if self.metric is None and self.lower_is_better:
+            raise UsageError("--lower-is-better goes with --metric; more accuracy is always better.")
+        if not 0 <= self.max_drop < math.inf:
+            raise UsageError(f"--max-drop must not be negative; got {self.max_drop}.")
+        if self.minimize not in AIMS:
+            raise UsageError(f"--minimize must be one of {', '.join(AIMS)}; got {self.minimize!r}.")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UsageError(f"--minutes must be above 0; got {self.minutes}.")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads must be at least 1; got {self.threads}.")
+        object.__setattr__(self, "ignore", patterns("--ignore", self.ignore))
+        object.__setattr__(self, "only", patterns("--only", self.only))
+        shapes = {n: tuple(int(d) for d in s) for n, s in self.input_shapes.items()}
+        object.__setattr__(self, "input_shapes", shapes)
+
+    def pruning(self, target: str, align: str | int, labelled: bool) -> Options:
+        """Return the options of one cut.
+
+        Parameters
+        ----------
+        target : str
+            Such as ``"macs=0.5"``.
+        align : str or int
+            Of widths.
+        labelled : bool
+            Whether the samples hold labels.
+        """
+        return Options(
+            calib=self.calib,
+            samples=self.samples,
+            calib_provider=self.calib_provider,
+            labels=self.labels if labelled else None,
+            target=(target,),
+            align=align,
+            recover=self.recover,
+            ignore=self.ignore,
+            only=self.only,
+            input_shapes=self.input_shapes,
+        )
+
+
+class TuneFields(SharedFields, total=False):
+    """The fields of `TuneOptions`, as keyword arguments; a test holds the two together."""
+
+    max_drop: float
+    metric: str | None
+    lower_is_better: bool
+    held_out: Any
+    minimize: str
+    minutes: float | None
+    state: str | None
+    recover: str
+    ignore: tuple[str, ...]
+    only: tuple[str, ...]
+    input_shapes: Shapes
+    threads: int | None

@@ -1,0 +1,120 @@
+"""Cuts of one model at any share of a budget, from one calibration: the lever of widths."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxprune.calibration.samples import Samples
+from onnxprune.errors import NothingToPrune
+from onnxprune.journey.run import Run
+from onnxprune.options.pruning import Options
+from onnxprune.options.tuning import TuneOptions
+from onnxprune.pruning.decision import Limit, decide, limit_of
+from onnxprune.pruning.journey import Result, analysis_of, carry_out, planned
+from onnxprune.pruning.on_samples import FromSamples, admitted
+from onnxprune.pruning.speed import Speed
+
+__all__ = ["Cuts", "Width"]
+
+#: Shares at which errors of different groups are weighed against each other, the first that can be had: always the
+#: same, so that a member doesn't depend on those before it.
+WEIGHED = (0.5, 0.7, 0.85)
+
+
+@dataclass(frozen=True)
+class Width:
+    """How wide a member is.
+
+    Attributes
+    ----------
+    kind : str
+        The budget that is shared, such as ``macs``.
+    share : float
+        Of the original's.
+    align : int or str
+        Multiples of channels that widths stay on; ``auto`` for this machine's.
+    """
+
+    kind: str
+    share: float
+    align: int | str = "auto"
+
+    @property
+    def name(self) -> str:
+        """Short, for a file."""
+        return f"{self.kind}{self.share:g}{self._on}"
+
+    @property
+    def ladder(self) -> str:
+        """The name without the share."""
+        return f"{self.kind}{self._on}"
+
+    @property
+    def _on(self) -> str:
+        return "" if self.align == "auto" else f"-by{self.align}"
+
+
+@dataclass
+class Cuts:
+    """What cuts of one model share.
+
+    Attributes
+    ----------
+    run : Run
+    labelled : bool
+        Whether the samples hold labels.
+    """
+
+    run: Run[TuneOptions]
+    labelled: bool
+    _known: FromSamples | None = None
+    _speed: Speed | None = None
+    _weighed: set[str] = field(default_factory=set)
+
+    def _run(self, width: Width) -> Run[Options]:
+        target = f"{width.kind}={width.share:g}"
+        options = self.run.options.pruning(target, width.align, self.labelled)
+        run = self.run
+        return Run(options, run.model, run.progress, {}, [])
+
+    def _opened(self, width: Width) -> tuple[Run[Options], FromSamples, Limit]:
+        run = self._run(width)
+        if self._known is None:
+            self._known = FromSamples.open(run, analysis_of(run))
+        saliency = self._known.again(run)
+        limit = limit_of(run, saliency.analysis, saliency.groups, self._speed and self._speed.again())
+        self._speed = limit.budgets.speed or self._speed
+        return run, saliency, dataclasses.replace(limit, timed=False)
+
+    def _weigh(self, width: Width) -> None:
+        """Weigh groups against each other, once, at a share that is always the same."""
+        for share in WEIGHED if self._known is None or self._known.weighing is None else ():
+            _, saliency, limit = self._opened(dataclasses.replace(width, kind="macs", share=share))
+            try:
+                saliency.rankings(limit)
+            except NothingToPrune:
+                continue
+            assert self._known is not None
+            self._known.weighing = saliency.weighing
+            return
+
+    def make(self, width: Width, output: Path) -> Result:
+        """Cut, fit, prove and write one model.
+
+        Raises
+        ------
+        NothingToPrune
+            If there is no such cut.
+        """
+        self._weigh(width)
+        run, saliency, limit = self._opened(width)
+        decision = admitted(decide(run, saliency.groups, saliency.rankings(limit), limit))
+        candidate = saliency.refit(decision)
+        return carry_out(run, candidate, planned(run, saliency.analysis, candidate.decision), output)
+
+    @property
+    def samples(self) -> Samples | None:
+        """The samples that fits see, once there was a cut."""
+        return None if self._known is None else self._known.fit_on

@@ -1,0 +1,141 @@
+"""The search: for each combination of levers the narrowest model that still holds the floor, by bisection.
+
+What is lost grows, but for noise, as less of the model stays, so the share at which it becomes too much is looked for
+on a logarithmic scale. Each step is a model that was fitted, judged and timed; nothing is predicted. The steps depend
+only on what came of those before, so a search that was stopped goes the same way again, over what it remembers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxprune.options.widths import align_step
+from onnxprune.tuning.cuts import Width
+from onnxprune.tuning.members import Entry, Lever, Members, Recipe, levers
+
+__all__ = ["Explorer", "Ladder", "ladders"]
+
+#: Least share of a budget that is tried, the first share, steps of one bisection, and shares that are near enough.
+LEAST, FIRST, STEPS, NEAR = 0.04, 0.5, 6, 1.07
+#: The same where it is known about where the share is: by how much it is moved, and the steps.
+CLOSE, FEWER = 0.8, 4
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A way to be narrow.
+
+    Attributes
+    ----------
+    kind : str
+        The budget that is shared among the groups.
+    align : int or str
+        Of widths.
+    """
+
+    kind: str
+    align: int | str
+
+    def at(self, share: float) -> Width:
+        """Return a width."""
+        return Width(self.kind, float(f"{share:.3g}"), self.align)
+
+
+def ladders(aim: str) -> list[Ladder]:
+    """Return the ways to be narrow for an aim, the most promising first."""
+    if aim != "latency":
+        return [Ladder(aim, 1)]
+    finer = [Ladder("macs", 4)] if align_step() > 4 else []
+    return [Ladder("macs", "auto"), Ladder("latency", "auto"), *finer]
+
+
+@dataclass
+class Explorer:
+    """One search.
+
+    Attributes
+    ----------
+    members : Members
+    aim : str
+        What is made least.
+    refused : dict
+        Lever -> why it is of no use here.
+    """
+
+    members: Members
+    aim: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def all(self) -> None:
+        """Try what there is, the cheapest first.
+
+        Raises
+        ------
+        OutOfTime
+            Where the time is over; what was done is kept.
+        """
+        useful = [lever for lever in levers(self.aim) if self.alone(lever)]
+        first, *others = ladders(self.aim)
+        share = self.narrowest(first, None)
+        for lever in useful:
+            self.narrowest(first, lever, share)
+        best = best_of(self.members, self.aim)
+        chosen = next((one for one in useful if best is not None and best["lever"] == one.name), None)
+        for ladder in others:
+            of_time = best is not None and ladder.kind == "latency"
+            self.narrowest(ladder, chosen, 1 / best["speedup"] if best is not None and of_time else share)
+
+    def alone(self, lever: Lever) -> bool:
+        """Try a lever on the whole model; return whether it is of any use."""
+        entry = self.members.make(Recipe(None, lever))
+        if "refused" in entry:
+            self.refused[lever.name] = entry["refused"]
+        elif self.aim == "latency" and entry["speed_interval"][0] <= 1:
+            self.refused[lever.name] = f"{entry['speedup']:.2f} times as fast as the input here"
+        elif not self.members.holds(entry):
+            lost = self.members.floor.lost(self.members.score(entry))
+            self.refused[lever.name] = f"loses {lost:.4g} of the metric by itself"
+        return lever.name not in self.refused
+
+    def narrowest(self, ladder: Ladder, lever: Lever | None, near: float | None = None) -> float | None:
+        """Look for the least share that holds; None where none does.
+
+        Parameters
+        ----------
+        ladder : Ladder
+        lever : Lever or None
+        near : float, optional
+            A share that is thought to be near it.
+        """
+        low, high, share = LEAST, 1.0, near or FIRST
+        factor, steps = (CLOSE, FEWER) if near else (FIRST, STEPS)
+        for _ in range(steps):
+            entry = self.members.make(Recipe(ladder.at(share), lever))
+            if self.members.holds(entry) or (
+                entry.get("none") and share > FIRST
+            ):  # so little that no unit has to go
+                high = share
+            else:
+                low = share
+            if high / low < NEAR:
+                break
+            if low == LEAST:
+                share = max(high * factor, LEAST)
+            elif high == 1.0:
+                share = min(low / factor, low**0.5)
+            else:
+                share = (low * high) ** 0.5
+        return high if high < 1 else None
+
+
+def value_of(entry: Entry, aim: str) -> float:
+    """Return what is made least, of one member."""
+    return 1 / float(entry["speedup"]) if aim == "latency" else float(entry.get(aim) or float("inf"))
+
+
+def best_of(members: Members, aim: str) -> Entry | None:
+    """Return the best member that holds the floor so far; for latency, one that is faster beyond doubt."""
+    good = [e for e in members.entries.values() if members.holds(e)]
+    if aim == "latency":
+        good = [e for e in good if e["speed_interval"][0] > 1]
+    return min(good, key=lambda e: value_of(e, aim), default=None)

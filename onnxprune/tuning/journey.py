@@ -1,0 +1,284 @@
+"""The journey of a search: read the samples, judge the input, try levers, write the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxprune.calibration.samples import Samples, load_samples
+from onnxprune.errors import CalibrationError, NotFaster, UsageError
+from onnxprune.files import cache
+from onnxprune.graph.analysis import Analysis
+from onnxprune.journey.output import refuse_overwrite, size_in_bytes
+from onnxprune.journey.run import Run
+from onnxprune.latency.clock import bench_of
+from onnxprune.model import Model
+from onnxprune.options.pruning import Options
+from onnxprune.options.tuning import TuneOptions
+from onnxprune.progress import Milestone
+from onnxprune.pruning.journey import analysis_of
+from onnxprune.reconstruction.cache import program
+from onnxprune.reconstruction.plausible import read_samples
+from onnxprune.report.record import versions
+from onnxprune.tuning.cuts import Cuts
+from onnxprune.tuning.explore import Explorer, best_of
+from onnxprune.tuning.floor import Floor
+from onnxprune.tuning.members import Deadline, Entry, Members, OutOfTime
+from onnxprune.tuning.metric import Accuracy, Metric, Score, script_of
+from onnxprune.tuning.report import TuneReport, on_frontier
+from onnxprune.tuning.state import State, digest_of
+
+__all__ = ["find"]
+
+#: Options that members don't depend on.
+APART = ("max_drop", "minutes", "state", "calib", "held_out", "metric", "in_place", "external_data_threshold")
+
+
+@dataclass
+class _Told:
+    """Passes on what is told, with the member that is worked at and the share of the time that is over."""
+
+    say: Callable[[str], None] | None
+    deadline: Deadline
+    member: str = ""
+
+    def __call__(self, text: str) -> None:
+        """Take a text of a stage."""
+        if self.say is None:
+            return
+        said = Milestone(f"tune: {self.member}: {text}" if self.member else f"tune: {text}")
+        said.done = min(self.deadline.done, 1.0)
+        self.say(said)
+
+    def of(self, text: str) -> None:
+        """Take the text of a member."""
+        self.member, _, rest = text.partition(": ")
+        self(rest)
+
+
+def find(run: Run[TuneOptions], output: Path) -> TuneReport:
+    """Search, and write the best model that holds the floor.
+
+    Parameters
+    ----------
+    run : Run
+    output : Path
+
+    Raises
+    ------
+    NotFaster
+        If nothing that holds it is better than the input; members are kept.
+    OnnxPruneError
+        See `onnxprune.errors`.
+    """
+    options = run.options
+    refuse_overwrite(run.model, output, False)
+    if run.model.path is None:
+        raise UsageError("'tune' needs a model in a file; save it first.")
+    deadline = Deadline(options.minutes)
+    told = _Told(run.progress, deadline)
+    run.progress = told
+    said = script_of(options.metric, deadline.minutes and 60 * deadline.minutes) if options.metric else None
+    plain, analysis = _analysed(run)
+    samples, labelled = _samples(run, analysis, plain)
+    metric: Metric = said or Accuracy(_judged_on(run, samples))
+    state = State.open(Path(options.state) if options.state else output.with_suffix(".tune"), _facts(run))
+    floor = _floor(run, metric, state)
+    writer = _Best(run, output, state)
+    members = Members(
+        run.model.path, Cuts(run, labelled), lambda: samples.set_aside()[0], metric, floor,
+        bench_of(run.model, analysis, "cpu", None, options.threads), state, deadline, told.of,
+    )  # fmt: skip
+    members.better = lambda entry: writer.write(best_of(members, options.minimize))
+    explorer, complete = Explorer(members, options.minimize), True
+    try:
+        explorer.all()
+    except OutOfTime:
+        complete = False
+    best = _settled(members, options.minimize)
+    report = _report(run, members, explorer, best, complete)
+    if best is None:
+        raise NotFaster(_nothing(report))
+    writer.write(best)
+    report.name_files(run.model.path, output)
+    report.sha256 = {"input": run.sha256(), "output": Model.load(output).sha256}
+    return report
+
+
+def _analysed(run: Run[TuneOptions]) -> tuple[Run[Options], Analysis]:
+    """Trace the model as it is, for its shapes."""
+    plain = Run(run.options.pruning("macs=0.5", "auto", False), run.model, run.progress)
+    analysis = analysis_of(plain, fit=False)
+    run.notes += plain.notes
+    return plain, analysis
+
+
+def _samples(run: Run[TuneOptions], analysis: Analysis, plain: Run[Options]) -> tuple[Samples, bool]:
+    """Read the samples, with their labels where they have some."""
+    if run.options.labels is not None:
+        try:
+            labelled = run.options.pruning("macs=0.5", "auto", True)
+            return read_samples(analysis, labelled, run.progress), True
+        except CalibrationError:
+            if run.options.held_out is None:
+                raise
+    return read_samples(analysis, plain.options, run.progress), False
+
+
+def _judged_on(run: Run[TuneOptions], samples: Samples) -> Samples:
+    """Return labelled samples that no fit sees.
+
+    Raises
+    ------
+    UsageError, CalibrationError
+        If there are none.
+    """
+    options = run.options
+    if options.held_out is not None:
+        if digest_of(options.held_out) == digest_of(options.calib) and isinstance(options.calib, str):
+            raise UsageError(
+                "--eval is what --calib is, which fits see; give other samples, or leave --eval out."
+            )
+        return load_samples(run.model.proto.graph, options.held_out, labels=options.labels)
+    aside = samples.set_aside()[1]
+    if aside is None:
+        raise CalibrationError(
+            f"There are {samples.count} samples, too few to set any aside to judge on; give more, or "
+            "others with --eval."
+        )
+    return aside
+
+
+def _facts(run: Run[TuneOptions]) -> dict[str, Any]:
+    """Return all that members depend on."""
+    options = run.options
+    plain = {name: value for name, value in options.to_json().items() if name not in APART}
+    return {
+        "model": run.sha256(),
+        "calib": digest_of(options.calib),
+        "eval": digest_of(options.held_out),
+        "metric": None if options.metric is None else digest_of(options.metric),
+        "options": plain,
+        "versions": versions(),
+        "program": program(),
+        "machine": cache.machine(),
+    }
+
+
+def _floor(run: Run[TuneOptions], metric: Metric, state: State) -> Floor:
+    """Judge the input, or remember what it was judged."""
+    options, entry = run.options, state.read("input")
+    if entry is None:
+        run.say(f"{metric.name} of the input")
+        assert run.model.path is not None
+        score = metric.of(run.model.path)
+        entry = state.keep("input", {"metric": score.value, "items": score.items, "took": score.seconds})
+    score = Score(entry["metric"], entry["items"], entry["took"])
+    floor = Floor.of(score, options.max_drop, options.metric is not None, options.lower_is_better)
+    floor.resolvable()
+    if score.items is None:
+        run.notes.append(
+            f"{metric.name} gives one number for all items, so nobody knows how sure it is; let it return one number "
+            "for each item to have intervals"
+        )
+    return floor
+
+
+@dataclass
+class _Best:
+    """Keeps the output the best there is, whenever the search is stopped."""
+
+    run: Run[TuneOptions]
+    output: Path
+    state: State
+    name: str = ""
+
+    def write(self, entry: Entry | None) -> None:
+        """Write a member as the output, unless it is there."""
+        if entry is not None and entry["name"] != self.name:
+            self.name = entry["name"]
+            Model.load(self.state.model(self.name)).save(self.output)
+
+
+def _settled(members: Members, aim: str) -> Entry | None:
+    """Return the best member, timed in several processes until the best is one that was."""
+    for _ in range(len(members.entries)):
+        best = best_of(members, aim)
+        if best is None or "apart" in best:
+            return best
+        members.settle(best)
+    return best_of(members, aim)
+
+
+def _report(
+    run: Run[TuneOptions], members: Members, explorer: Explorer, best: Entry | None, complete: bool
+) -> TuneReport:
+    floor, options = members.floor, run.options
+    lines, refused = [], dict(explorer.refused)
+    for name, entry in members.entries.items():
+        if "refused" in entry:
+            refused.setdefault(name if entry["lever"] else f"widths by {entry['ladder']}", entry["refused"])
+            continue
+        between = floor.interval(members.score(entry))
+        lines.append(
+            {
+                "name": name,
+                "metric": entry["metric"],
+                "lost": floor.lost(members.score(entry)),
+                "interval": None if between is None else list(between),
+                "holds": members.holds(entry),
+                "speedup": entry["speedup"],
+                "speed_interval": entry["speed_interval"],
+                "processes": len(entry.get("apart", ())) or 1,
+                "bytes": entry["bytes"],
+                "macs": entry.get("macs"),
+                "memory": entry.get("memory"),
+                "path": str(members.state.model(name)),
+            }
+        )
+    marks = on_frontier(lines, "speedup" if options.minimize == "latency" else options.minimize)
+    lines = [line | {"frontier": mark} for line, mark in zip(lines, marks, strict=True)]
+    lines.sort(key=lambda line: line["lost"])
+    items = floor.original.items
+    return TuneReport(
+        aim=options.minimize,
+        metric={
+            "name": members.metric.name,
+            "original": floor.original.value,
+            "most": floor.most,
+            "lower_is_better": floor.lower,
+            "items": None if items is None else len(items),
+        },
+        original={"bytes": size_in_bytes(run.model)},
+        members=lines,
+        best=None if best is None else best["name"],
+        refused=refused,
+        complete=complete,
+        notes=list(run.notes) + _notes(run, complete),
+        options=options.to_json(),
+        seconds=run.seconds,
+    )
+
+
+def _notes(run: Run[TuneOptions], complete: bool) -> list[str]:
+    notes = ["the best was chosen on the same items that it is judged on, which flatters it a little"]
+    if not complete:
+        notes.append(
+            f"--minutes {run.options.minutes:g} were over before all was tried; the same command goes on from here"
+        )
+    return notes
+
+
+def _nothing(report: TuneReport) -> str:
+    tried = "; ".join(
+        f"{m['name']}: {-m['lost']:+.3g} at {m['speedup']:.2f}x" for m in report.members if m["frontier"]
+    )
+    better = "faster than the input" if report.aim == "latency" else "smaller than the input"
+    why = "; ".join(f"{what}: {text.rstrip('.')}" for what, text in report.refused.items())
+    return (
+        f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} is {better} "
+        f"({tried or 'nothing could be made'}{'; ' + why if why else ''}), so nothing was written; allow a "
+        "larger --max-drop."
+    )

@@ -1,0 +1,11 @@
+"""Levers beside the widths: one file each, found by name, which turns a finished model into another.
+
+A leaf has
+
+- ``AIMS``: what it can make less, of ``latency``, ``bytes``, ``macs`` and ``memory``;
+- ``SETTINGS``: names of what it can do;
+- ``apply(source, output, setting, samples)``: reads one file, writes another, and raises `OnnxPruneError` where it
+  can't, with the reason.
+
+Nothing of it is believed: each result is timed, weighed and judged like any other.
+"""

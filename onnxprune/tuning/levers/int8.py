@@ -1,0 +1,95 @@
+"""Integers of eight bits, by onnxruntime's own quantiser: static Q/DQ with the samples, or dynamic."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxprune.calibration.samples import Samples
+from onnxprune.errors import OnnxPruneError
+from onnxprune.files.holding import scratch
+from onnxprune.model import Model
+
+__all__ = ["AIMS", "SETTINGS", "apply"]
+
+AIMS = ("latency", "bytes")
+SETTINGS = ("static", "dynamic")
+#: Samples that ranges of activations are taken from.
+MOST = 256
+#: From this opset on a weight may have a scale for each channel.
+PER_CHANNEL = 13
+
+
+class _Batches:
+    """Gives batches as onnxruntime's quantiser asks for them."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.batches = iter(samples.few(MOST).batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next batch, None at the end."""
+        return next(self.batches, None)
+
+
+def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
+    """Write a quantised model.
+
+    Parameters
+    ----------
+    source, output : Path
+    setting : str
+        ``static`` or ``dynamic``.
+    samples : Samples
+        For the ranges of activations.
+
+    Raises
+    ------
+    OnnxPruneError
+        If the quantiser doesn't take the model.
+    """
+    from onnxruntime import quantization as ort
+
+    opset = next(
+        (
+            o.version
+            for o in onnx.load(source, load_external_data=False).opset_import
+            if o.domain in ("", "ai.onnx")
+        ),
+        0,
+    )
+    per_channel = opset >= PER_CHANNEL
+    with scratch() as place, _quiet():
+        ready, made = place / "ready.onnx", place / "int8.onnx"
+        try:
+            ort.shape_inference.quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+            if setting == "dynamic":
+                ort.quantize_dynamic(
+                    str(ready), str(made), weight_type=ort.QuantType.QInt8, per_channel=per_channel
+                )
+            else:
+                ort.quantize_static(
+                    str(ready), str(made), _Batches(samples), quant_format=ort.QuantFormat.QDQ,
+                    per_channel=per_channel, weight_type=ort.QuantType.QInt8, activation_type=ort.QuantType.QUInt8,
+                )  # fmt: skip
+        except Exception as error:  # a library of Python, which fails in its own ways
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise OnnxPruneError(f"onnxruntime's quantiser doesn't take the model ({why}).") from error
+        Model.load(made).save(output)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the quantiser prints and warns of to itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,244 @@
+"""Members of a frontier: made, judged, timed, and kept as soon as they are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxprune import registry
+from onnxprune.calibration.samples import Samples
+from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError, UsageError
+from onnxprune.latency.apart import race_apart
+from onnxprune.latency.clock import Bench, race, session_of
+from onnxprune.model import Model
+from onnxprune.runtime.session import Session
+from onnxprune.tuning.cuts import Cuts, Width
+from onnxprune.tuning.floor import Floor
+from onnxprune.tuning.metric import Metric, Score
+from onnxprune.tuning.state import State
+
+__all__ = ["Deadline", "Lever", "Recipe", "Members", "OutOfTime", "levers"]
+
+Entry = dict[str, Any]
+
+
+class OutOfTime(Exception):
+    """Nothing more is begun."""
+
+
+@dataclass
+class Deadline:
+    """How long a search may take.
+
+    Attributes
+    ----------
+    minutes : float or None
+    """
+
+    minutes: float | None
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def done(self) -> float:
+        """The share of the time that is over; 0 where it has no end."""
+        return 0.0 if self.minutes is None else (time.monotonic() - self.start) / (60 * self.minutes)
+
+    def check(self, seconds: float) -> None:
+        """Refuse to begin what takes so long.
+
+        Raises
+        ------
+        OutOfTime
+        """
+        if self.minutes is not None and time.monotonic() - self.start + seconds > 60 * self.minutes:
+            raise OutOfTime
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One setting of one file of `onnxprune.tuning.levers`.
+
+    Attributes
+    ----------
+    leaf, setting : str
+    """
+
+    leaf: str
+    setting: str
+
+    @property
+    def name(self) -> str:
+        """Short, for a file."""
+        return f"{self.leaf}-{self.setting}"
+
+    def apply(self, source: Path, output: Path, samples: Samples) -> None:
+        """Turn one file into another."""
+        registry.load("onnxprune.tuning.levers", self.leaf).apply(source, output, self.setting, samples)
+
+
+def levers(aim: str) -> list[Lever]:
+    """Return what could make this less."""
+    found = []
+    for name in registry.names("onnxprune.tuning.levers"):
+        leaf = registry.load("onnxprune.tuning.levers", name)
+        found += [Lever(name, setting) for setting in leaf.SETTINGS if aim in leaf.AIMS]
+    return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to the input.
+
+    Attributes
+    ----------
+    width : Width or None
+    lever : Lever or None
+    """
+
+    width: Width | None = None
+    lever: Lever | None = None
+
+    @property
+    def name(self) -> str:
+        """Short, for a file."""
+        return "-".join(part.name for part in (self.width, self.lever) if part is not None)
+
+
+@dataclass
+class Members:
+    """What makes, judges and times members, or remembers them.
+
+    Attributes
+    ----------
+    source : Path
+        The input.
+    cuts : Cuts
+    samples : callable
+        Returns those that fits may see.
+    metric : Metric
+    floor : Floor
+    bench : Bench
+        How models are run to be timed.
+    state : State
+    deadline : Deadline
+    tell : callable
+        Is told what is done.
+    better : callable
+        Is given each entry that has just been made.
+    """
+
+    source: Path
+    cuts: Cuts
+    samples: Callable[[], Samples]
+    metric: Metric
+    floor: Floor
+    bench: Bench
+    state: State
+    deadline: Deadline
+    tell: Callable[[str], None]
+    better: Callable[[Entry], None] = lambda entry: None
+    entries: dict[str, Entry] = field(default_factory=dict)
+    _seconds: dict[bool, float] = field(default_factory=dict)
+    _original: Session | None = None
+
+    def make(self, member: Recipe) -> Entry:
+        """Return a member's entry, with what was measured of it, or with ``refused``: why it can't be had.
+
+        Raises
+        ------
+        OutOfTime
+            If it would take longer than there is time.
+        """
+        name = member.name
+        entry = self.entries.get(name) or self.state.read(name)
+        if entry is None:
+            self.deadline.check(self._seconds.get(member.width is not None, 0.0))
+            start = time.monotonic()
+            self.tell(f"{name}: make")
+            entry = self._made(member)
+            took = time.monotonic() - start
+            if "refused" not in entry:
+                self._seconds[member.width is not None] = took
+            entry = self.state.keep(name, {**entry, "seconds": round(took, 3)})
+        fresh = name not in self.entries
+        self.entries[name] = entry
+        if fresh:
+            self.better(entry)
+        return entry
+
+    def _made(self, member: Recipe) -> Entry:
+        path = self.state.model(member.name)
+        what: Entry = {
+            "ladder": None if member.width is None else member.width.ladder,
+            "lever": None if member.lever is None else member.lever.name,
+        }
+        entry: Entry = {"made": True, **what}
+        try:
+            if member.width is None:
+                assert member.lever is not None
+                member.lever.apply(self.source, path, self.samples())
+            elif member.lever is None:
+                report = self.cuts.make(member.width, path).report
+                entry |= {
+                    "macs": report.after.macs,
+                    "memory": report.after.memory,
+                    "parameters": report.after.parameters,
+                }
+            else:
+                wide = self.make(Recipe(member.width))
+                if "refused" in wide:
+                    return {**what, "made": False, **{k: wide[k] for k in ("refused", "none") if k in wide}}
+                member.lever.apply(self.state.model(wide["name"]), path, self.samples())
+                entry |= {key: wide[key] for key in ("macs", "memory", "parameters") if key in wide}
+            return entry | self._measured(member.name, path)
+        except (NothingToPrune, NotFaster) as error:
+            return {**what, "made": False, "refused": str(error), "none": True}
+        except UsageError:
+            raise
+        except OnnxPruneError as error:
+            if member.lever is None:
+                raise
+            return {**what, "made": False, "refused": str(error)}
+
+    def _measured(self, name: str, path: Path) -> Entry:
+        self.tell(f"{name}: time")
+        timing = self.race(path)
+        self.tell(f"{name}: {self.metric.name}")
+        score = self.metric.of(path)
+        return {
+            "bytes": path.stat().st_size,
+            "speedup": timing["ratio"],
+            "speed_interval": timing["interval"],
+            "metric": score.value,
+            "items": score.items,
+        }
+
+    def race(self, path: Path) -> Entry:
+        """Time a file against the input, in turns."""
+        if self._original is None:
+            self._original = session_of(Model.load(self.source), self.bench)
+        return race(self._original, session_of(Model.load(path), self.bench), self.bench).to_json()
+
+    def settle(self, entry: Entry) -> Entry:
+        """Time a member once more, in several processes; what they say replaces what one said."""
+        if "apart" not in entry:
+            self.tell(f"{entry['name']}: time in other processes")
+            apart = race_apart(self.source, self.state.model(entry["name"]), self.bench)
+            entry = entry | {
+                "apart": apart.races,
+                "speedup": round(apart.ratio, 4),
+                "speed_interval": list(apart.interval),
+            }
+            self.entries[entry["name"]] = entry = self.state.keep(entry["name"], entry)
+        return entry
+
+    def score(self, entry: Entry) -> Score:
+        """Return what the metric said of a member."""
+        return Score(entry["metric"], entry["items"])
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether a member could be made and loses no more than it may."""
+        return "refused" not in entry and self.floor.holds(self.score(entry))

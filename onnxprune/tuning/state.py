@@ -1,0 +1,97 @@
+"""Finished members on disk, so that a search that was stopped goes on: a model and a JSON file each.
+
+The folder's name is a key of all that a member depends on: the model, the samples, the metric, the options and the
+version. The model is written before its entry, both complete or not at all, so a member is there or it isn't, whenever
+the process was killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import OutputError
+from onnxprune.files.cache import key_of
+from onnxprune.files.commit import write_text
+
+__all__ = ["State", "digest_of"]
+
+#: Changes where what members are made of changes.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """A folder of members.
+
+    Attributes
+    ----------
+    folder : Path
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, base: Path, facts: Mapping[str, Any]) -> State:
+        """Make the folder for a search, or return the one that is there.
+
+        Raises
+        ------
+        OutputError
+            If it can't be made.
+        """
+        facts = {"format": FORMAT, **facts}
+        folder = base / key_of(facts)[:16]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"The folder {str(folder)!r} can't be made: {error.strerror or error}."
+            ) from error
+        if not (folder / "search.json").exists():
+            write_text(folder / "search.json", json.dumps(facts, indent=1, default=str))
+        return cls(folder)
+
+    def model(self, name: str) -> Path:
+        """Return where a member's model goes."""
+        return self.folder / f"{name}.onnx"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return a member's entry; None where there is none, or its model isn't the one that was written."""
+        try:
+            entry = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            if entry["sha256"] is not None and digest_of(self.model(name)) != entry["sha256"]:
+                return None
+            return dict(entry)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Write an entry, whose model has been written before, if it has one."""
+        path = self.model(name)
+        whole = {**entry, "name": name, "sha256": digest_of(path) if entry.get("made") else None}
+        write_text(self.folder / f"{name}.json", json.dumps(whole))
+        return whole
+
+
+def digest_of(given: Any) -> Any:
+    """Return what tells a file or folder from others; what is given in another form only its kind.
+
+    A script may be followed by the name of a function.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        return type(given).__name__
+    head, colon, name = str(given).rpartition(":")
+    path, more = (Path(head), name) if colon and head.endswith(".py") else (Path(given), "")
+    if not path.exists():
+        return str(given)
+    digest = hashlib.sha256(more.encode())
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

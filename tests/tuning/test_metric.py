@@ -1,0 +1,145 @@
+"""A metric is the user's own code: whatever it does, the answer is a number or one sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from nets import convs
+
+from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.tuning.floor import Floor, lost_between
+from onnxprune.tuning.metric import Score, answer, script_of
+
+SCRIPT = """
+import sys, os, time
+import numpy as np
+
+def number(path): return 0.5
+def zero_d(path): return np.array(0.25, np.float32)
+def items(path): print("noise"); return [1.0, 0.0, 1.0, 1.0]
+def of_session(session): return len(session.get_inputs())
+def of_path(model): return os.path.getsize(model)
+def raising(path): raise ValueError("no data\\nat all")
+def nothing(path): pass
+def nan(path): return float("nan")
+def matrix(path): return np.ones((2, 3))
+def text(path): return "good"
+def leaving(path): sys.exit(3)
+def dying(path): os._exit(0)
+def slow(path): time.sleep(60)
+constant = 3
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "score.py"
+    path.write_text(SCRIPT, encoding="utf-8")
+    onnx.save(convs(), tmp_path / "m.onnx")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("number", 0.5), ("zero_d", 0.25), ("items", [1, 0, 1, 1]), ("of_session", 1)],
+)
+def test_a_number_comes_back(script: Path, name: str, value: object) -> None:
+    assert answer(str(script), name, str(script.with_name("m.onnx"))) == ("number", value)
+
+
+def test_what_it_prints_goes_nowhere(script: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    score = script_of(f"{script}:items", None).of(script.with_name("m.onnx"))
+    assert (score.value, score.items) == (0.75, [1, 0, 1, 1])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_path_is_given_where_no_session_is_asked_for(script: Path) -> None:
+    model = script.with_name("m.onnx")
+    assert answer(str(script), "of_path", str(model)) == ("number", model.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("raising", "fails with ValueError: no data at all"),
+        ("dying", "ends its process before it returns"),
+        ("slow", "takes longer than 2 s"),
+    ],
+)
+def test_anything_else_is_a_sentence(script: Path, name: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        script_of(f"{script}:{name}", 2.0 if name == "slow" else None).of(script.with_name("m.onnx"))
+    text = str(caught.value)
+    assert said in text
+    assert "\n" not in text
+    assert text.startswith(f"--metric {script}:{name} ")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "returns nothing"),
+        ("nan", "returns NaN"),
+        ("matrix", "returns an array of shape [2, 3]"),
+        ("text", "returns a str"),
+        ("leaving", "ends its process (sys.exit(3))"),
+        ("absent", "has no absent()"),
+        ("constant", "has no constant()"),
+    ],
+)
+def test_what_is_no_number_is_said(script: Path, name: str, said: str) -> None:
+    kind, text = answer(str(script), name, str(script.with_name("m.onnx")))
+    assert kind == "fault"
+    assert said in text
+
+
+def test_a_script_must_be_there(tmp_path: Path) -> None:
+    for text in ("absent.py:evaluate", "module:evaluate", str(tmp_path)):
+        with pytest.raises(UsageError, match=r"script\.py:evaluate"):
+            script_of(text, None)
+
+
+def test_a_point_of_a_share_is_a_hundredth_and_else_one() -> None:
+    assert Floor.of(Score(0.9), 1.0, share=True, lower=False).most == 0.01
+    assert Floor.of(Score(90.0), 1.0, share=True, lower=False).most == 1.0
+    assert Floor.of(Score(90.0), 1.0, share=False, lower=False).most == 1.0
+    with pytest.raises(UsageError, match="let all of the metric go"):
+        Floor.of(Score(1.5), 2.0, share=True, lower=False)
+
+
+def test_lower_may_be_better() -> None:
+    up, down = (Floor(Score(10.0), 1.0, lower) for lower in (False, True))
+    assert [up.holds(Score(v)) for v in (9.0, 8.9, 12.0)] == [True, False, True]
+    assert [down.holds(Score(v)) for v in (11.0, 11.1, 8.0)] == [True, False, True]
+    assert (up.lost(Score(9.0)), down.lost(Score(9.0))) == (1.0, -1.0)
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_an_interval_covers_what_is_lost_and_is_paired(lower: bool) -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(5, 10, 400)  # items differ far more than models do
+    after = before + (0.5 if lower else -0.5) + rng.normal(0, 0.1, 400)
+    floor = Floor(Score(float(before.mean()), before.tolist()), 1.0, lower)
+    interval = floor.interval(Score(float(after.mean()), after.tolist()))
+    assert interval is not None
+    low, high = interval
+    assert 0.4 < low < 0.5 < high < 0.6
+    assert floor.interval(Score(1.0)) is None
+
+
+def test_right_and_wrong_of_few_items_says_little_even_where_none_is_lost() -> None:
+    hits = np.full(20, 100.0)
+    low, high = lost_between(hits, hits)
+    assert low < -2 < 2 < high
+    low, high = lost_between(np.full(20000, 100.0), np.full(20000, 100.0))
+    assert -0.1 < low < high < 0.1
+
+
+def test_a_floor_that_one_item_decides_is_refused_with_how_many_it_takes() -> None:
+    items = [100.0] * 45 + [0.0] * 5
+    with pytest.raises(CalibrationError, match=r"50 items.*takes 100 at least"):
+        Floor.of(Score(90.0, items), 1.0, share=False, lower=False).resolvable()
+    Floor.of(Score(90.0, items * 2), 1.0, share=False, lower=False).resolvable()
+    with pytest.raises(CalibrationError, match="takes 100 at least"):
+        Floor.of(Score(0.9, [i / 100 for i in items]), 1.0, share=True, lower=False).resolvable()

@@ -1,0 +1,206 @@
+"""The search end to end on tiny nets, with a clock that counts multiply-accumulates."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small_models import Builder
+
+from onnxprune import cli
+from onnxprune.api import tune
+from onnxprune.errors import CalibrationError, NotFaster, UsageError
+from onnxprune.latency.apart import Apart
+from onnxprune.tuning import explore, members
+from onnxprune.tuning.members import Members, OutOfTime
+from onnxprune.tuning.report import on_frontier
+
+FAST = {"recover": "lstsq"}
+
+
+def net(seed: int = 3) -> onnx.ModelProto:
+    """Two layers; of the 24 channels between them 12 are copies of the others."""
+    b = Builder(seed)
+    rng = np.random.default_rng(seed)
+    up, bias = rng.standard_normal((12, 12)).astype(np.float32), np.zeros(24, np.float32)
+    h = b.op("MatMul", ["x", b.constant("up", np.concatenate([up, 2 * up], axis=1))], "mm")
+    h = b.op("Relu", [b.op("Add", [h, b.constant("bias", bias)], "sum")], "relu")
+    return b.model({"x": ["N", 12]}, b.linear(h, "head", 24, 5))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import onnxruntime as ort
+
+    monkeypatch.chdir(tmp_path)
+    onnx.save(net(), "in.onnx")
+    x = np.random.default_rng(0).standard_normal((400, 12)).astype(np.float32)
+    y = ort.InferenceSession("in.onnx").run(None, {"x": x})[0].argmax(axis=1)
+    np.savez("s.npz", x=x[:200], y=y[:200])
+    np.savez("e.npz", x=x[200:], y=y[200:])
+    size = Path("in.onnx").stat().st_size
+
+    def race(self: Members, path: Path) -> dict:
+        ratio = size / path.stat().st_size
+        return {"ratio": ratio, "interval": [ratio * 0.99, ratio * 1.01]}
+
+    def apart(first: Path, second: Path, bench: object) -> Apart:
+        ratio = first.stat().st_size / second.stat().st_size
+        return Apart([{"ratio": ratio, "interval": [ratio * 0.98, ratio * 1.02]}] * 2)
+
+    monkeypatch.setattr(Members, "race", race)
+    monkeypatch.setattr(members, "race_apart", apart)
+    monkeypatch.setattr(explore, "levers", lambda aim: [])
+    monkeypatch.setattr(explore, "ladders", lambda aim: [explore.Ladder("macs", 1)])
+    return tmp_path
+
+
+def test_the_result_holds_the_floor_and_a_larger_drop_buys_more(place: Path) -> None:
+    speed = {}
+    for drop in (2.0, 20.0):
+        report = tune(
+            "in.onnx", "out.onnx", max_drop=drop, calib="s.npz", labels="y", held_out="e.npz", **FAST
+        )
+        best = report.chosen()
+        assert best is not None
+        assert best["lost"] <= drop
+        assert best["processes"] == 2
+        assert Path("out.onnx").read_bytes() == Path(best["path"]).read_bytes()
+        speed[drop] = best["speedup"]
+        others = [m for m in report.members if m["holds"] and m["speedup"] > best["speedup"]]
+        assert others == []
+        assert any(not m["holds"] for m in report.members), "the floor was never crossed"
+    assert speed[20.0] > speed[2.0] > 1
+
+
+def test_a_stopped_search_goes_on_to_the_same_frontier(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"max_drop": 5.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", **FAST}
+    whole = tune("in.onnx", "whole.onnx", state="one", **given)
+    made, real = [], Members._made
+
+    def stopping(self: Members, member: object) -> dict:
+        made.append(member)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return real(self, member)
+
+    monkeypatch.setattr(Members, "_made", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tune("in.onnx", "out.onnx", state="two", **given)
+    first = len(made)
+    rest = tune("in.onnx", "out.onnx", state="two", **given)
+    assert first + len(made[first:]) == len(whole.members) + 1, "one was begun twice, none else"
+    plain = [[(m["name"], m["metric"], m["bytes"]) for m in r.members] for r in (whole, rest)]
+    assert plain[0] == plain[1]
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+def test_a_damaged_member_is_made_again(place: Path) -> None:
+    given = {"max_drop": 5.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", "state": "st", **FAST}
+    report = tune("in.onnx", "out.onnx", **given)
+    best = report.chosen()
+    assert best is not None
+    good = Path(best["path"]).read_bytes()
+    Path(best["path"]).write_bytes(good[:-7])
+    tune("in.onnx", "out.onnx", **given)
+    assert Path(best["path"]).read_bytes() == good == Path("out.onnx").read_bytes()
+
+
+def test_other_samples_are_another_search(place: Path) -> None:
+    given = {"max_drop": 5.0, "labels": "y", "held_out": "e.npz", "state": "st", **FAST}
+    tune("in.onnx", "out.onnx", calib="s.npz", **given)
+    data = dict(np.load("s.npz"))
+    np.savez("s.npz", x=data["x"] * 1.5, y=data["y"])
+    tune("in.onnx", "out.onnx", calib="s.npz", **given)
+    assert len(list(Path("st").iterdir())) == 2
+
+
+def test_what_was_best_is_there_whenever_it_is_stopped(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = Members.make, []
+
+    def make(self: Members, member: object) -> dict:
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(real(self, member))
+        return seen[-1]
+
+    monkeypatch.setattr(Members, "make", make)
+    line = "tune in.onnx out.onnx --max-drop 20 --calib s.npz --labels y --eval e.npz --recover lstsq -q"
+    assert cli.main(line.split()) == 130
+    good = [e for e in seen if e["metric"] >= 80]
+    best = min(good, key=lambda e: e["bytes"])
+    assert Path("out.onnx").stat().st_size == best["bytes"]
+
+
+def test_time_that_is_over_keeps_what_is_done(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Members.make
+
+    def make(self: Members, member: object) -> dict:
+        if len(self.entries) == 2:
+            raise OutOfTime
+        return real(self, member)
+
+    monkeypatch.setattr(Members, "make", make)
+    given = {"max_drop": 20.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", **FAST}
+    report = tune("in.onnx", "out.onnx", minutes=5.0, **given)
+    assert not report.complete
+    assert len(report.members) == 2
+    assert any("--minutes 5" in note for note in report.notes)
+
+
+def test_nothing_better_is_said_and_nothing_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Members, "race", lambda self, path: {"ratio": 0.9, "interval": [0.8, 1.1]})
+    given = {"max_drop": 20.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", **FAST}
+    with pytest.raises(NotFaster, match="faster than the input"):
+        tune("in.onnx", "out.onnx", **given)
+    assert not Path("out.onnx").exists()
+
+
+def test_a_metric_of_ones_own_and_the_smallest_file(place: Path) -> None:
+    Path("m.py").write_text(
+        "import numpy as np, onnxruntime as ort\n"
+        "def evaluate(session):\n"
+        "    d = np.load('e.npz')\n"
+        "    return (session.run(None, {'x': d['x']})[0].argmax(1) == d['y']).mean()\n",
+        encoding="utf-8",
+    )
+    line = "tune in.onnx out.onnx --max-drop 5 --calib s.npz --metric m.py:evaluate --minimize bytes --recover lstsq"
+    (place / "s.npz").unlink()
+    np.savez("s.npz", x=np.load("e.npz")["x"])
+    assert cli.main([*line.split(), "--report", "r.json", "-q"]) == 0
+    report = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert report["metric"]["most"] == 0.05, "a share: five points are 0.05"
+    best = next(m for m in report["frontier"] if m["name"] == report["best"])
+    assert best["holds"]
+    assert best["bytes"] < report["original"]["bytes"]
+    assert cli.main([*line.split(), "--report", "r.html", "-q"]) == 0
+    assert "<svg" in Path("r.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "said"),
+    [
+        ({"labels": "y", "held_out": "s.npz"}, UsageError, "--eval is what --calib is"),
+        ({"labels": "y", "metric": "m.py"}, UsageError, "either --metric"),
+        ({}, UsageError, "either --metric"),
+        ({"labels": "y", "max_drop": 0.1, "held_out": "e.npz"}, CalibrationError, "takes 1000 at least"),
+        ({"labels": "y", "max_drop": 100.0, "held_out": "e.npz"}, UsageError, "let all of the metric go"),
+        ({"labels": "z", "held_out": "e.npz"}, CalibrationError, "no array 'z'|'y'"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_first(place: Path, more: dict, error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        tune("in.onnx", "out.onnx", **{"max_drop": 5.0, "calib": "s.npz", **more}, **FAST)
+
+
+def test_the_frontier_is_what_nothing_beats() -> None:
+    lines = [
+        {"lost": 0.0, "speedup": 1.0},
+        {"lost": 1.0, "speedup": 2.0},
+        {"lost": 1.5, "speedup": 1.9},
+        {"lost": 2.0, "speedup": 3.0},
+    ]
+    assert on_frontier(lines, "speedup") == [True, True, False, True]
+    sizes = [{"lost": 0.0, "bytes": 10}, {"lost": 1.0, "bytes": 12}, {"lost": 1.0, "bytes": 5}]
+    assert on_frontier(sizes, "bytes") == [True, False, True]
