@@ -189,6 +189,7 @@ def inspect(
     *,
     input_shapes: Shapes | None = None,
     allow_inexact: bool = False,
+    open_io: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Inspection:
     """Say what can be cut in a model, what is frozen and why, and how small it could get.
@@ -196,13 +197,11 @@ def inspect(
     Parameters
     ----------
     source : path, ModelProto or Model
-    input_shapes : mapping, optional
-        Input -> shape, for dynamic axes.
-    allow_inexact : bool
-        Open axes that only an average runs over.
+    input_shapes, allow_inexact, open_io
+        The fields of `Options`.
     progress : callable, optional
     """
-    run_ = _looking(source, input_shapes, allow_inexact, progress)
+    run_ = _looking(source, input_shapes, progress, allow_inexact=allow_inexact, open_io=open_io)
     return inspect_analysis(journey.analysis_of(run_), size_in_bytes(run_.model))
 
 
@@ -213,6 +212,7 @@ def explain(
     *,
     input_shapes: Shapes | None = None,
     allow_inexact: bool = False,
+    open_io: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> explanation.Explanation:
     """Say what is cut together with an axis of a tensor, through which nodes, or what freezes it.
@@ -224,7 +224,7 @@ def explain(
         A tensor of the main graph, ``tensor:axis``, or a node for its first output.
     axis : int, optional
         All axes otherwise.
-    input_shapes, allow_inexact, progress
+    input_shapes, allow_inexact, open_io, progress
         As for `inspect`.
 
     Raises
@@ -232,7 +232,7 @@ def explain(
     UsageError
         If there is no such tensor or axis.
     """
-    run_ = _looking(source, input_shapes, allow_inexact, progress)
+    run_ = _looking(source, input_shapes, progress, allow_inexact=allow_inexact, open_io=open_io)
     return explanation.explain(journey.analysis_of(run_), tensor, axis)
 
 
@@ -337,9 +337,8 @@ def _path(output: Path_ | None) -> Path | None:
     return None if output is None else Path(output)
 
 
-def _looking(
-    source: Source, shapes: Shapes | None, allow_inexact: bool, progress: Progress | None
-) -> Run[Options]:
+def _looking(source: Source, shapes: Shapes | None, progress: Progress | None, **fields: Any) -> Run[Options]:
     """Open a model that is only looked at."""
-    options = Options(ratio=0, input_shapes=shapes or {}, allow_inexact=allow_inexact, verify=False)
-    return journey.open_run(source, options, progress)
+    return journey.open_run(
+        source, Options(ratio=0, input_shapes=shapes or {}, verify=False, **fields), progress
+    )

@@ -201,7 +201,7 @@ def _prune(commands: Any) -> None:
     _add_options(parser, "prune")
     parser.add_argument(
         "--report",
-        metavar="R.html|R.json",
+        metavar="R.html|.json|.md|.csv",
         help="write the report: what was cut, what is frozen and why; a page to look at if it ends in .html",
     )
     parser.add_argument("--plan", metavar="P.json", help="write the plan, for 'apply' and 'verify'")
@@ -273,7 +273,9 @@ def _apply(commands: Any) -> None:
     )
     _add_options(parser, "apply")
     parser.add_argument(
-        "--report", metavar="R.html|R.json", help="write the report; a page to look at if it ends in .html"
+        "--report",
+        metavar="R.html|.json|.md|.csv",
+        help="write the report; a page to look at if it ends in .html",
     )
     _json(parser)
 
@@ -300,7 +302,7 @@ def _run(commands: Any) -> None:
     _add_options(parser, "run")
     parser.add_argument(
         "--report",
-        metavar="R.html|R.json",
+        metavar="R.html|.json|.md|.csv",
         help="write what the passes found: as JSON, or as the page of the one pass that has one, such as prune",
     )
 
@@ -315,7 +317,7 @@ def _sparsify(commands: Any) -> None:
     _add_options(parser, "sparsify", kind=SparseOptions)
     parser.add_argument(
         "--report",
-        metavar="R.html|R.json",
+        metavar="R.html|.json|.md|.csv",
         help="write the report: zeros and gains of each weight; a page to look at if it ends in .html",
     )
     _json(parser)

@@ -8,7 +8,6 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.target import family_of
 from onnxprune.pruning.journey import Result
-from onnxprune.report.page import is_page
+from onnxprune.report.forms import form_of
 from onnxprune.report.record import Facts, Record
 
 __all__ = ["sensitivity", "apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "tune", "verify"]
@@ -139,6 +138,7 @@ def inspect(args: Namespace) -> None:
             _input(args),
             input_shapes=shapes_from(getattr(args, "input_shapes", [])),
             allow_inexact=getattr(args, "allow_inexact", False),
+            open_io=getattr(args, "open_io", ()),
         )
         if args.html:
             write_text(Path(args.html), inspection.page(Path(_input(args)).name))
@@ -155,6 +155,7 @@ def explain(args: Namespace) -> None:
         args.axis,
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
         allow_inexact=getattr(args, "allow_inexact", False),
+        open_io=getattr(args, "open_io", ()),
     )
     _say(args, explanation)
 
@@ -163,7 +164,7 @@ def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
     source, steps = _input(args), passlist.parse(args.passes)
     report = RunReport()
-    if args.report and is_page(args.report):
+    if args.report and args.report != STDOUT and form_of(args.report) == "html":
         passlist.check_page(steps)
     given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
     with _places(args, source, args.out, {"--report": args.report}), _listening(report.notes, args.quiet):
@@ -309,9 +310,10 @@ def _given(args: Namespace) -> OptionFields:
     return fields
 
 
+@contextlib.contextmanager
 def _places(
     args: Namespace, source: str, output: str | None, writes: Mapping[str, str | None], *, joined: bool = True
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     """Refuse files that would replace what is read or each other, and what can't be written, before any work; write all
     together at the end of the block.
 
@@ -327,7 +329,10 @@ def _places(
         given["the plan"] = args.plan
     reads = {what: _file_of(text) for what, text in given.items() if isinstance(text, str)}
     written = {what: Path(path) for what, path in writes.items() if path}
-    return declared(Sides(written, reads), source, output, joined=joined)
+    with declared(Sides(written, reads), source, output, joined=joined):
+        if "--report" in written and str(written["--report"]) != STDOUT:
+            form_of(written["--report"])
+        yield
 
 
 def _file_of(samples: str) -> Path:

@@ -47,8 +47,8 @@ def path_of(source: str | os.PathLike[str]) -> Path:
         return models[0]
     listed = ", ".join(repr(str(m.relative_to(path))) for m in models[:NAMED])
     more = f" and {len(models) - NAMED} more" if len(models) > NAMED else ""
-    there = f"there are {listed}{more}; give one of them" if models else "there is no .onnx file in it"
-    raise ModelError(f"{str(path)!r} is a folder: {there}.")
+    there = f"there are {listed}{more}" if models else "there is none"
+    raise ModelError(f"{str(path)!r} is a folder; name the .onnx file in it: {there}.")
 
 
 def plain(source: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from onnxprune.files.commit import write_text
-from onnxprune.report import page
+from onnxprune.report.forms import form_of, markdown, table_csv
 
 __all__ = ["Facts", "Record", "dumps", "versions"]
 
@@ -82,14 +83,26 @@ class Record(Facts):
         """Return the report as a page to look at: HTML that needs nothing else."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report, complete or not at all: as a page to look at if the name ends in .html, as JSON otherwise.
+        """Write the report, complete or not at all, in the form that the name asks for; see `onnxprune.report.forms`.
 
         Raises
         ------
+        UsageError
+            If there is no such form.
         OutputError
             If the file can't be written.
         """
-        write_text(Path(path), self.page() if page.is_page(path) else self.dumps())
+        write_text(Path(path), self.text_as(form_of(path)))
+
+    def text_as(self, form: str) -> str:
+        """Return the report as ``json``, as a page (``html``), as it is printed (``md``), or its table (``csv``)."""
+        if form == "html":
+            return self.page()
+        if form == "md":
+            stream = io.StringIO()
+            self.show(stream)
+            return markdown(self.files.get("input", "model"), stream.getvalue())
+        return table_csv(self.to_json()) if form == "csv" else self.dumps()
 
 
 def dumps(values: Mapping[str, Any]) -> str:

@@ -1,0 +1,59 @@
+"""The forms that a report can be written in, by the suffix of its file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import UsageError
+
+__all__ = ["form_of", "markdown", "table_csv"]
+
+#: Suffix -> form; a device or a pipe has none and gets JSON.
+FORMS = {"": "json", ".json": "json", ".html": "html", ".htm": "html", ".md": "md", ".csv": "csv"}
+#: The lists of a report that are its table, the first that there is.
+TABLES = ("groups", "tensors")
+
+
+def form_of(path: str | os.PathLike[str], option: str = "--report") -> str:
+    """Return the form that a file's name asks for: ``json``, ``html``, ``md`` or ``csv``.
+
+    Raises
+    ------
+    UsageError
+        If no form has such a suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMS:
+        raise UsageError(
+            f"{option} {os.fspath(path)!r} ends in {suffix!r}, and a report is written as .json, .html, .md or .csv; "
+            "give it one of these."
+        )
+    return FORMS[suffix]
+
+
+def markdown(title: str, shown: str) -> str:
+    """Return what is printed of a report as a page of Markdown."""
+    fence = "`" * max(3, 1 + max((len(run) for run in shown.split() if set(run) == {"`"}), default=0))
+    return f"# {title}\n\n{fence}text\n{shown.rstrip()}\n{fence}\n"
+
+
+def table_csv(values: Mapping[str, Any]) -> str:
+    """Return the table of a report, a line for each group or weight, with those of its columns that are no lists."""
+    rows: list[dict[str, Any]] = next((values[name] for name in TABLES if values.get(name)), [])
+    columns = [
+        n for n in dict.fromkeys(n for row in rows for n in row) if not any(_nested(r.get(n)) for r in rows)
+    ]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple))
