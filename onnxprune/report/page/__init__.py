@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from onnxprune.report.page.render import render, render_frontier, render_lossless, render_zeros
 
-__all__ = ["is_page", "render", "render_frontier", "render_lossless", "render_zeros"]
+__all__ = ["render", "render_frontier", "render_lossless", "render_zeros"]
