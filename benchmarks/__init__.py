@@ -4,7 +4,8 @@
   ``lengths.py`` does so at other lengths and batches, ``light.py`` fills the light models of the onnx package.
 - ``accuracy/``: what is left of real models: ``pruning.py`` and ``sparsity.py`` beside rivals, ``calibration.py`` what
   samples cost, ``permutation.py`` the search for an order, ``sparsity_check.py`` NVIDIA's checker.
-- ``speed/``: ``pruning.py`` and ``sparsity.py`` of the tool, ``memory.py`` its memory, ``latency.py`` of the results.
+- ``speed/``: ``pruning.py`` and ``sparsity.py`` of the tool, ``memory.py`` its memory, ``latency.py`` of the results,
+  ``landing.py`` where latency targets land.
 - here: ``op_law.py`` (each op's row), ``mutants.py`` (the tests), ``fuzz.py`` and ``attempt.py`` (hostile files),
   ``replay.py`` (the same bytes as before).
 """

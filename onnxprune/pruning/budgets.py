@@ -42,6 +42,8 @@ class Budgets:
         Step of the widths that are left, in channels.
     bytes : int
         Of the input's files.
+    fine : bool
+        Whether kernels are taken to work on that step, too, though they were measured on a coarser one.
     speed : Speed or None
         What times results, and predicts latencies, where that is asked for.
     """
@@ -51,7 +53,9 @@ class Budgets:
     align: int
     bytes: int
     speed: Speed | None = None
+    fine: bool = False
     _costs: dict[str, list[Costs]] = field(default_factory=dict)
+    _finer: dict[int, Budgets] = field(default_factory=dict)
     _losses: Losses | None = None
 
     def costs(self, kind: str) -> list[Costs]:
@@ -65,7 +69,8 @@ class Budgets:
 
     def _predictor(self) -> Any:
         assert self.speed is not None, "a latency target brings a speed"
-        return self.speed.predictor(self.groups)
+        predictor = self.speed.predictor(self.groups)
+        return replace(predictor, step=min(predictor.step, max(self.align, 1))) if self.fine else predictor
 
     def dense(self, kind: str) -> float:
         """Return what the original costs."""
@@ -81,8 +86,13 @@ class Budgets:
         return target.value * self.dense(target.kind) if target.relative else target.value
 
     def at(self, align: int) -> Budgets:
-        """Return the same budgets on another step of widths."""
-        return replace(self, align=align)
+        """Return the same budgets on another step of widths, on which kernels are taken to work where it is finer."""
+        if align >= self.align:
+            return replace(self, align=align)
+        if align not in self._finer:
+            costs = {kind: known for kind, known in self._costs.items() if kind != "latency"}
+            self._finer[align] = replace(self, align=align, fine=True, _costs=costs, _finer={})
+        return self._finer[align]
 
     def shares(self, targets: Sequence[Target]) -> tuple[Target, ...]:
         """Return targets as shares of the original, at most 1."""

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from onnxprune.options.target import Target
 from onnxprune.options.widths import step_of
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.plan import Plan, PlannedGroup
-from onnxprune.pruning.speed import Speed, first_faster, speed_of, until_met
+from onnxprune.pruning.speed import Speed, finer_steps, first_faster, speed_of, until_met
 from onnxprune.pruning.targets import parse_target
 
 __all__ = [
@@ -147,7 +146,12 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
         elif latency is None:
             step, removed = first_faster(speed, options, choose)
         else:
-            removed = until_met(speed, latency, partial(choose, step))
+            steps = finer_steps(options.align)
+            step, removed = until_met(speed, latency, choose, steps)
+            if step != steps[0]:
+                run.notes.append(
+                    f"widths are on multiples of {step}: on {steps[0]} no cut came within 5 % of {latency.text}"
+                )
     return Decision(groups, removed, step, "+".join(t.text for t in targets), speed)
 
 

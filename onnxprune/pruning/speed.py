@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from onnxprune import granularity
 from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NotFaster, NothingToPrune
+from onnxprune.files.holding import scratch
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
 from onnxprune.journey.run import Run
+from onnxprune.latency.apart import race_apart
 from onnxprune.latency.clock import SECONDS, Bench, Race, bench_of, race, session_of
 from onnxprune.latency.predict import Predictor, measure
 from onnxprune.model import Model
@@ -25,10 +27,12 @@ from onnxprune.options.target import WITHIN, Target
 from onnxprune.options.widths import align_step, step_of
 from onnxprune.runtime.session import Session
 
-__all__ = ["Speed", "first_faster", "speed_of", "steps_of", "until_met"]
+__all__ = ["Speed", "finer_steps", "first_faster", "speed_of", "steps_of", "until_met"]
 
 #: Allocations until the measured latency is the one that was asked for, and the share of it that is near enough.
 ROUNDS, NEAR = 6, 0.95
+#: How often a cut that is near may turn out, in other processes, not to be.
+CONFIRMED = 3
 #: What a miss of the target is brought to: a little below the target.
 AIM = 0.985
 
@@ -53,6 +57,7 @@ class Speed:
     options: Options
     tell: Callable[[str], None] = lambda text: None
     races: list[dict[str, Any]] = field(default_factory=list)
+    _predictor: Predictor | None = None
 
     @cached_property
     def bench(self) -> Bench:
@@ -67,10 +72,14 @@ class Speed:
 
     def predictor(self, groups: Sequence[Group]) -> Predictor:
         """Measure the model at a few widths, or remember what was measured."""
+        if self._predictor is not None:
+            return self._predictor
         self.tell("measure latency at a few widths")
         session_of(self.model, self.bench)
         step = max(align_step(), step_of(self.options.align))
-        return measure(self.analysis.model, self.analysis, groups, step, self.bench, self.model.sha256)
+        sha256 = self.model.sha256
+        self._predictor = measure(self.analysis.model, self.analysis, groups, step, self.bench, sha256)
+        return self._predictor
 
     def race(self, pruned: Model) -> Race:
         """Time a model against the input; longer where it isn't clear which is faster."""
@@ -88,6 +97,21 @@ class Speed:
         )
         self.tell(f"timed: {timing.ratio:.3f}x as fast as the input ({timing.low:.3f} to {timing.high:.3f})")
         return timing
+
+    def confirm(self, removed: Removed) -> float | None:
+        """Return the speed-up with these units gone as other processes measure it."""
+        self.tell("time in other processes")
+        with scratch() as place:
+            before, after = self.model.path, place / "cut.onnx"
+            if before is None:
+                before = place / "input.onnx"
+                self.model.save(before)
+            granularity.load().cut(self.analysis, removed).model.save(after)
+            apart = race_apart(before, after, self.bench)
+        low, high = apart.interval
+        ratio = round(apart.ratio, 4)
+        self.races.append({"ratio": ratio, "interval": [low, high], "processes": len(apart.races)})
+        return apart.ratio
 
     def again(self) -> Speed:
         """Return the same clock for another result: what was measured stays, what was tried is its own."""
@@ -176,10 +200,95 @@ def first_faster(
     raise NotFaster(speed.too_slow(last))
 
 
+@dataclass(frozen=True)
+class _Try:
+    """A cut that was timed: on which step of widths, with which factor on the budget, and its share of the target."""
+
+    step: int
+    factor: float
+    share: float
+    removed: Removed
+    timing: Race
+
+
+@dataclass
+class _Approach:
+    """Cuts that come nearer and nearer to a latency.
+
+    Attributes
+    ----------
+    speed : Speed
+    target : Target
+    choose : callable
+        Step of widths and factor on the predicted budget -> units that go.
+    tries : list
+        What was timed.
+    bias : float
+        What other processes say of a share, over what this one does.
+    """
+
+    speed: Speed
+    target: Target
+    choose: Callable[[int, float], dict[str, NDArray[np.int64]]]
+    tries: list[_Try] = field(default_factory=list)
+    bias: float = 1.0
+    _seen: set[str] = field(default_factory=set)
+
+    def share(self, one: _Try) -> float:
+        """Return the latency of a try, as a share of the target."""
+        return one.share * self.bias
+
+    def at(self, step: int) -> None:
+        """Try cuts on a step until one is near, or none is new.
+
+        Raises
+        ------
+        NothingToPrune
+            If the prediction says that nothing on this step comes near.
+        """
+        for _ in range(ROUNDS):
+            here = [one for one in self.tries if one.step == step]
+            if any(NEAR <= self.share(one) <= 1.0 for one in here):
+                return
+            factor = _next([(one.factor, self.share(one)) for one in here]) if here else 1.0
+            try:
+                removed = self.choose(step, factor)
+            except NothingToPrune:
+                if not here:
+                    raise
+                return
+            mark = repr(sorted((name, units.tolist()) for name, units in removed.items()))
+            if mark in self._seen:
+                return
+            self._seen.add(mark)
+            timing, target = self.speed.try_cut(removed), self.target
+            share = 1 / timing.ratio / target.value if target.relative else timing.seconds / target.value
+            self.tries.append(_Try(step, factor, share, removed, timing))
+
+    def near(self) -> _Try | None:
+        """Return the try that is nearest to the target, if one is near; the slower of two, which loses less."""
+        near = [one for one in self.tries if NEAR <= self.share(one) <= WITHIN]
+        return max((o for o in near if self.share(o) <= 1), key=self.share, default=None) or min(
+            near, key=self.share, default=None
+        )
+
+    def confirmed(self, one: _Try) -> bool:
+        """Time a try in other processes; where they say otherwise, all shares are corrected by that."""
+        ratio = self.speed.confirm(one.removed) if self.target.relative else None
+        if ratio is None:
+            return True
+        share = 1 / ratio / self.target.value
+        self.bias = share / one.share
+        return NEAR <= share <= WITHIN
+
+
 def until_met(
-    speed: Speed, target: Target, choose: Callable[[float], dict[str, NDArray[np.int64]]]
-) -> dict[str, NDArray[np.int64]]:
-    """Choose until the measured latency is the asked one.
+    speed: Speed,
+    target: Target,
+    choose: Callable[[int, float], dict[str, NDArray[np.int64]]],
+    steps: Sequence[int] = (1,),
+) -> tuple[int, dict[str, NDArray[np.int64]]]:
+    """Choose until the measured latency is the asked one, on finer and finer steps of widths.
 
     Parameters
     ----------
@@ -187,44 +296,69 @@ def until_met(
     target : Target
         A latency.
     choose : callable
-        Factor on the predicted budget -> units that go.
+        Step of widths and factor on the predicted budget -> units that go.
+    steps : sequence of int
+        The coarsest first; a finer one is tried where none before came near.
+
+    Returns
+    -------
+    int
+        The step.
+    dict
+        Group -> units that go.
 
     Raises
     ------
     NothingToPrune
         If every choice stays above the target; the sentence says how near it got.
+    NotFaster
+        If what meets it isn't faster than the input.
     """
-    factor = 1.0
-    tries: list[tuple[float, float, dict[str, NDArray[np.int64]], Race]] = []
-    seen: set[bytes] = set()
-    for _ in range(ROUNDS):
-        try:
-            removed = choose(factor)
-        except NothingToPrune:
-            if not tries:
-                raise
-            break
-        mark = repr(sorted((n, len(u)) for n, u in removed.items())).encode()
-        if mark in seen:
-            break
-        seen.add(mark)
-        timing = speed.try_cut(removed)
-        share = 1 / timing.ratio / target.value if target.relative else timing.seconds / target.value
-        tries.append((factor, share, removed, timing))
-        if NEAR <= share <= 1.0:
-            break
-        factor = _next([t[:2] for t in tries])
-    within = [t for t in tries if t[1] <= 1.0] or [t for t in tries if t[1] <= WITHIN]
+    way, failure = _Approach(speed, target, choose), None
+    for step in steps:
+        for _ in range(CONFIRMED):
+            try:
+                way.at(step)
+            except NothingToPrune as error:
+                failure = error
+                break
+            best = way.near()
+            if best is None:
+                break
+            if way.confirmed(best):
+                return best.step, _faster(speed, best)
+    if not way.tries:
+        assert failure is not None
+        raise failure
+    within = [one for one in way.tries if way.share(one) <= 1.0] or [
+        one for one in way.tries if way.share(one) <= WITHIN
+    ]
     if not within:
-        share = min(t[1] for t in tries)
+        share = min(way.share(one) for one in way.tries)
         raise NothingToPrune(
-            f"--target {target.text} wasn't met: the fastest of {len(tries)} cuts took {share:.2f} times as long as "
-            "asked; ask for less."
+            f"--target {target.text} wasn't met: the fastest of {len(way.tries)} cuts took {share:.2f} times as "
+            "long as asked; ask for less."
         )
-    _, _, removed, timing = max(within, key=lambda t: t[1])
-    if not timing.faster:
-        raise NotFaster(speed.too_slow(timing))
-    return removed
+    best = max(within, key=way.share)
+    return best.step, _faster(speed, best)
+
+
+def _faster(speed: Speed, one: _Try) -> dict[str, NDArray[np.int64]]:
+    if not one.timing.faster:
+        raise NotFaster(speed.too_slow(one.timing))
+    return dict(one.removed)
+
+
+def finer_steps(align: str | int | None) -> list[int]:
+    """Return the steps of widths to try for a latency: finer ones after the machine's own, unless one is asked for.
+
+    Examples
+    --------
+    >>> finer_steps(6)
+    [6]
+    """
+    first = step_of(align)
+    return [first] if align != "auto" else list(dict.fromkeys([first, *(s for s in (8, 4, 1) if s < first)]))
 
 
 def _next(tries: Sequence[tuple[float, float]]) -> float:

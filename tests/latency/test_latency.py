@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,13 +21,14 @@ from onnxprune.errors import NotFaster, NothingToPrune, UsageError
 from onnxprune.files import cache
 from onnxprune.graph.analysis import analyse
 from onnxprune.latency import predict
+from onnxprune.latency.apart import race_apart
 from onnxprune.latency.clock import Race, bench_of, interval, race_of
 from onnxprune.latency.profile import Timed, _number, blame
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
 from onnxprune.pruning import speed
-from onnxprune.pruning.speed import first_faster, steps_of, until_met
+from onnxprune.pruning.speed import finer_steps, first_faster, steps_of, until_met
 from onnxprune.registry import load
 from onnxprune.runtime.session import provider_of
 
@@ -217,6 +219,9 @@ class Fake:
         self.tried.append(sum(map(len, removed.values())))
         return fake(self.ratio(self.tried[-1]))
 
+    def confirm(self, removed: dict[str, np.ndarray]) -> float | None:
+        return None
+
     too_slow = speed.Speed.too_slow
     bench = SimpleNamespace(provider="CPU")
 
@@ -230,14 +235,15 @@ def test_a_latency_is_settled_within_five_percent(asked: float, bias: float, ben
         left = 1 - gone / 1000
         return 1 / max(left * bias ** (1 - left) * (1 + bend * (1 - left)), 0.02)
 
-    def choose(factor: float) -> dict[str, np.ndarray]:
+    def choose(step: int, factor: float) -> dict[str, np.ndarray]:
         gone = round(1000 * (1 - asked * factor))
         if gone > 990:
             raise NothingToPrune("too much")
         return {"g": np.arange(max(gone, 1))}
 
     judge = Fake(ratio)
-    removed = until_met(judge, Target("latency", asked, True, f"latency={asked}"), choose)  # type: ignore[arg-type]
+    target = Target("latency", asked, True, f"latency={asked}")
+    _, removed = until_met(judge, target, choose)  # type: ignore[arg-type]
     share = 1 / ratio(len(removed["g"])) / asked
     assert 0.9 <= share <= 1.05
     assert len(judge.tried) <= speed.ROUNDS
@@ -250,7 +256,7 @@ def test_a_latency_out_of_reach_says_how_near_it_got() -> None:
         NothingToPrune, match=r"latency=0\.5 wasn't met: .* took 1\.33 times as long as asked"
     ):
         until_met(
-            judge, Target("latency", 0.5, True, "latency=0.5"), lambda f: {"g": np.arange(next(choices))}
+            judge, Target("latency", 0.5, True, "latency=0.5"), lambda s, f: {"g": np.arange(next(choices))}
         )  # type: ignore[arg-type]
 
 
@@ -258,12 +264,52 @@ def test_a_cut_within_its_target_that_is_slower_than_the_input_is_refused() -> N
     """A target in seconds may be longer than the input takes."""
     target = Target("latency", 1.1, True, "latency=1.1")
 
-    def choose(factor: float) -> dict[str, np.ndarray]:
+    def choose(step: int, factor: float) -> dict[str, np.ndarray]:
         return {"g": np.arange(max(round(100 * factor), 1))}
 
     with pytest.raises(NotFaster, match=r"runs 0\.950 times as fast"):
         until_met(Fake(lambda gone: 0.95), target, choose)  # type: ignore[arg-type]
-    assert len(until_met(Fake(lambda gone: 1.05), target, choose)["g"]) > 0  # type: ignore[arg-type]
+    assert len(until_met(Fake(lambda gone: 1.05), target, choose)[1]["g"]) > 0  # type: ignore[arg-type]
+
+
+def test_a_finer_step_is_tried_where_a_coarse_one_cannot_come_near() -> None:
+    """On 16 a half goes too far and nothing else can go; on 4 it lands."""
+    tried: list[int] = []
+
+    def choose(step: int, factor: float) -> dict[str, np.ndarray]:
+        tried.append(step)
+        gone = round(1000 * (1 - 0.5 * factor))
+        return {"g": np.arange(max(640 if step == 16 else gone // step * step, 1))}
+
+    judge = Fake(lambda gone: 1 / (1 - gone / 1000))
+    target = Target("latency", 0.5, True, "latency=0.5")
+    step, removed = until_met(judge, target, choose, [16, 4, 1])  # type: ignore[arg-type]
+    assert (step, set(tried)) == (4, {16, 4})
+    assert 0.95 <= (1 - len(removed["g"]) / 1000) / 0.5 <= 1.0
+    step, removed = until_met(judge, target, choose, [16])  # type: ignore[arg-type]
+    assert (step, len(removed["g"])) == (16, 640), "with one step the best that meets it"
+
+
+def test_what_other_processes_measure_decides() -> None:
+    """This process sees every cut a fifth faster than the others do."""
+
+    class Biased(Fake):
+        def confirm(self, removed: dict[str, np.ndarray]) -> float:
+            return self.ratio(len(removed["g"])) / 1.2
+
+    judge = Biased(lambda gone: 1.2 / (1 - gone / 1000))
+    target = Target("latency", 0.5, True, "latency=0.5")
+    _, removed = until_met(judge, target, lambda s, f: {"g": np.arange(max(round(1000 * (1 - 0.5 * f)), 1))})  # type: ignore[arg-type]
+    assert 0.95 <= (1 - len(removed["g"]) / 1000) / 0.5 <= 1.05
+
+
+def test_the_machines_own_step_is_walked_down_and_an_asked_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert finer_steps(16) == [16]
+    for own, steps in ((16, [16, 8, 4, 1]), (8, [8, 4, 1])):
+        monkeypatch.setattr("onnxprune.options.widths.align_step", lambda own=own: own)
+        assert finer_steps("auto") == steps
 
 
 def test_wider_multiples_are_tried_until_one_is_faster() -> None:
@@ -292,6 +338,7 @@ def test_a_slower_result_is_never_written(
     monkeypatch.setattr("onnxprune.latency.profile.ROUNDS", 5)
     races = iter([fake(1 / 0.69)] if target and "latency" in target[1] else [fake(1.3)])
     monkeypatch.setattr(speed.Speed, "race", lambda *_: next(races, fake(0.95)))
+    monkeypatch.setattr(speed.Speed, "confirm", lambda *_: None)
     asked = target or ["--ratio", "0.5"]
     assert main(["prune", str(path), str(out), *asked, "--check-speed", "--threads", "1"]) == 9
     assert not out.exists()
@@ -302,6 +349,7 @@ def test_a_latency_target_through_the_front_door(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("onnxprune.latency.profile.ROUNDS", 6)
     monkeypatch.setattr("onnxprune.latency.clock.SECONDS", 0.3)
     monkeypatch.setattr("onnxprune.pruning.speed.SECONDS", 0.3)
+    monkeypatch.setattr("onnxprune.pruning.speed.race_apart", partial(race_apart, processes=1, seconds=0.3))
     model = wide(128, 128)
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 24
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 24

@@ -153,6 +153,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "race", race)
     monkeypatch.setattr(members, "race", race)
     monkeypatch.setattr(members, "race_apart", lambda a, b, bench: Apart([race(a, b, bench).to_json()]))
+    monkeypatch.setattr(speed.Speed, "confirm", lambda *_: None)
     monkeypatch.setattr(explore, "levers", lambda aim: [])
     monkeypatch.setattr(explore, "ladders", lambda aim: [explore.Ladder("macs", 1)])
     monkeypatch.setattr(explore, "STEPS", 2)
