@@ -27,7 +27,7 @@ from onnxprune.graph.trace import TraceError
 from onnxprune.model import Model
 from onnxprune.runtime.binding import Shape
 
-__all__ = ["Beside", "alike", "covers", "in_units", "together"]
+__all__ = ["Beside", "alike", "covers", "in_units", "mixable", "together"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -105,6 +105,13 @@ def in_units(samples: Samples) -> Samples:
     return samples.cut_into(min(max(samples.count // UNITS, 1), LARGEST))
 
 
+def mixable(parts: Sequence[Batch], counts: Sequence[int], *, free: bool) -> bool:
+    """Whether samples of different batches may be put into one, where batches may have any size."""
+    pairs = zip(parts, counts, strict=True)
+    whole = free and all(a.ndim and len(a) == n for part, n in pairs for a in part.values())
+    return whole and all(alike([part[n] for part in parts]) for n in parts[0])
+
+
 def together(parts: list[Batch], counts: Sequence[int], *, free: bool) -> tuple[list[Batch], list[int], bool]:
     """Put the samples of all batches together where batches may have any size; what is given is emptied.
 
@@ -115,10 +122,7 @@ def together(parts: list[Batch], counts: Sequence[int], *, free: bool) -> tuple[
     free : bool
         Whether they could.
     """
-    whole = free and all(
-        a.ndim and len(a) == n for part, n in zip(parts, counts, strict=True) for a in part.values()
-    )
-    if not whole or not all(alike([part[n] for part in parts]) for n in parts[0]):
+    if not mixable(parts, counts, free=free):
         return parts, list(counts), False
     return [{n: np.concatenate([part.pop(n) for part in parts]) for n in list(parts[0])}], [sum(counts)], True
 

@@ -96,7 +96,7 @@ class Data:
     Attributes
     ----------
     parts : list of dict
-        Input of a loss model -> array; a single part with all samples along axis 0 where batches may have any size.
+        Input of a loss model -> array, with samples along axis 0 where batches may have any size.
     counts : list of int
         Samples of each part.
     free : bool
@@ -117,6 +117,7 @@ class Data:
         self.train = np.setdiff1d(units, self.held)
         #: Samples of each unit.
         self.each = 1 if self.free else max(self.counts, default=1)
+        self.ends = np.cumsum(self.counts)
 
     def lesson(self, units: Sequence[int], rng: np.random.Generator) -> list[dict[str, Array]]:
         """Return the feeds of a step."""
@@ -126,9 +127,19 @@ class Data:
         """Return samples (or batches of the model's own size) as feeds of as few runs as can be."""
         if not self.free:
             return [self.parts[i] for i in units]
-        (whole,) = self.parts
         runs = [np.asarray(units[i : i + self.most]) for i in range(0, len(units), self.most)]
-        return [{name: array[run] for name, array in whole.items()} for run in runs]
+        return [self._picked(run) for run in runs]
+
+    def _picked(self, units: NDArray[np.int64]) -> dict[str, Array]:
+        """Return some samples, wherever they lie."""
+        if len(self.parts) == 1:
+            return {name: array[units] for name, array in self.parts[0].items()}
+        at = np.searchsorted(self.ends, units, side="right")
+        rows = units - (self.ends - self.counts)[at]
+        places = list(zip(at.tolist(), rows.tolist(), strict=True))
+        return {
+            name: np.stack([self.parts[part][name][row] for part, row in places]) for name in self.parts[0]
+        }
 
 
 class Teacher:

@@ -33,7 +33,7 @@ from onnxprune.gradient.loss import Classes, LossModel, loss_model
 from onnxprune.gradient.tape import float_type
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
-from onnxprune.reconstruction.beside import Beside, covers, in_units, together
+from onnxprune.reconstruction.beside import Beside, covers, in_units, mixable
 from onnxprune.reconstruction.descent import Basis, Pace, Taught, Teacher, descend
 from onnxprune.reconstruction.evidence import HELD, positions_of
 from onnxprune.reconstruction.layers import Site, sites
@@ -160,8 +160,10 @@ class _Distillation:
             for part, end, count in zip(parts, ends, samples.counts, strict=True):
                 part[name] = truth.odds[end - count : end].astype(dtype)
         teacher = Teacher(self.beside.original.model, targets, own, self.beside.kept.take, samples.provider)
-        whole = together(parts, samples.counts, free=samples.free)
-        return Taught(*whole, teacher=teacher, most=_most(self.beside.analysis, samples))
+        free = mixable(parts, samples.counts, free=samples.free)
+        return Taught(
+            parts, list(samples.counts), free, teacher=teacher, most=_most(self.beside.analysis, samples)
+        )
 
     def _descended(
         self,

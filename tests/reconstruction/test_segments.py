@@ -294,3 +294,15 @@ def test_a_gradient_whose_square_is_too_small_for_a_float_moves_nothing_far(size
     for _ in range(50):
         adam.step({"w": np.full((2, 3), size, np.float32)}, 0.01)
     assert np.abs(adam.weights()["w"] - 1).max() <= 0.51
+
+
+def test_samples_of_several_batches_are_picked_as_of_one():
+    x = RNG.random((10, 2))
+    whole = Data([{"x": x}], [10], True)
+    parts = Data([{"x": x[:4]}, {"x": x[4:5]}, {"x": x[5:]}], [4, 1, 5], True, most=3)
+    for units in ([0, 3, 4, 5, 9], [7], list(range(10))):
+        (one,), several = whole.feeds(units), parts.feeds(units)
+        assert all(len(feed["x"]) <= 3 for feed in several)
+        assert np.array_equal(one["x"], np.concatenate([feed["x"] for feed in several]))
+        assert np.array_equal(one["x"], x[units])
+    assert np.array_equal(whole.held, parts.held)
