@@ -267,7 +267,7 @@ class Model:
         """An independently editable Model of the same weights, whose data is shared and not copied."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
-        store = Store(proto, self._store.folder, dict(self._store.payloads), self._store.unfolded)
+        store = self._store.of(proto)
         twin = Model(store, self.path, self._source, self._origin)
         twin._digests, twin._seen = self._digests, self._seen
         return twin

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from onnxprune.files.external import Folder, is_external, point
 from onnxprune.files.fold import fold
 from onnxprune.files.payload import Array, Payload
 from onnxprune.files.protowalk import is_constant, tensors
+from onnxprune.files.scratch import Scratch
 
 __all__ = [
     "DETACH_ABOVE",
@@ -150,6 +151,8 @@ class Store:
         Token -> data.
     unfolded : bool
         Whether bodies are laid open in the main graph (`onnxprune.files.bodies`).
+    scratch : Scratch, optional
+        Of the model that this is a fork of.
     """
 
     def __init__(
@@ -158,13 +161,19 @@ class Store:
         folder: Folder | None,
         payloads: dict[str, Payload],
         unfolded: bool = False,
+        scratch: Scratch | None = None,
     ) -> None:
         self.proto = proto
+        self.scratch = scratch or Scratch()
         self.folder = folder
         self.payloads = payloads
         self.unfolded = unfolded
         self._index: dict[str, tuple[bool, int]] = {}
         self._stamp = (-1, -1)
+
+    def of(self, proto: onnx.ModelProto) -> Store:
+        """Return the store of a copy of the proto; payloads are shared."""
+        return Store(proto, self.folder, dict(self.payloads), self.unfolded, self.scratch)
 
     def refresh(self) -> dict[str, tuple[bool, int]]:
         """Find all weights anew."""
@@ -270,7 +279,8 @@ class Store:
             tensor.dims[:], tensor.data_type = plain.dims, plain.data_type
             tensor.string_data.extend(plain.string_data)
             return
-        self.hold(tensor, payload.from_array(array, onnx.helper.np_dtype_to_tensor_dtype(array.dtype)))
+        data = payload.from_array(array, onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+        self.hold(tensor, replace(data, data=self.scratch.hold(data.data)))
 
     def drop(self, names: set[str]) -> None:
         """Remove initializers and Constant nodes."""

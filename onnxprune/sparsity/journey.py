@@ -112,10 +112,10 @@ def _by_magnitude(
 ) -> Model:
     """Return a model in which the smallest weights are zero."""
     sparse = model.fork()
-    keep = masks(model, targets, pattern, options.sparsity or 0.0, options.scope, options.method)
-    for target in targets:
+    sparsity, scope, method = options.sparsity or 0.0, options.scope, options.method
+    for target, keep in masks(model, targets, pattern, sparsity, scope, method):
         weight = model.weight(target.name)
-        new = blanked(target, weight, keep[target.name])
+        new = blanked(target, weight, keep)
         if new is not weight:
             sparse.put(target.name, new)
     return sparse

@@ -12,7 +12,7 @@ arXiv 2003.03033, section 2.3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,8 @@ def squares(target: SparseWeight, weight: Array) -> Array:
 
 def masks(
     model: Model, targets: Sequence[SparseWeight], pattern: Pattern, sparsity: float, scope: str, method: str
-) -> dict[str, Mask]:
-    """Return for each target which of its weights stay, in the stored shape.
+) -> Iterator[tuple[SparseWeight, Mask]]:
+    """Yield for each target which of its weights stay, in the stored shape.
 
     Parameters
     ----------
@@ -72,16 +72,15 @@ def masks(
     """
     score = registry.load("onnxprune.sparsity.methods", method).score
     if scope == "global":
-        return _together(model, targets, pattern, sparsity, score)
-    kept = {}
+        yield from _together(model, targets, pattern, sparsity, score)
+        return
     for target in targets:
         weight = model.weight(target.name)
         if pattern.fixed:
             mask = best_of(target.layout.view(score(keys(target, weight))), pattern.keep, pattern.of)
         else:
             mask = _alone(target, weight, pattern, sparsity, score)
-        kept[target.name] = target.layout.back(mask)
-    return kept
+        yield target, target.layout.back(mask)
 
 
 def _alone(target: SparseWeight, weight: Array, pattern: Pattern, sparsity: float, score: Any) -> Mask:
@@ -93,7 +92,7 @@ def _alone(target: SparseWeight, weight: Array, pattern: Pattern, sparsity: floa
 
 def _together(
     model: Model, targets: Sequence[SparseWeight], pattern: Pattern, sparsity: float, score: Any
-) -> dict[str, Mask]:
+) -> Iterator[tuple[SparseWeight, Mask]]:
     """One threshold for the mean magnitude of tiles over all tensors, by weights; a few of each tensor stay."""
     parts, weights = [], []
     for target in targets:
@@ -114,12 +113,11 @@ def _together(
     keep[order[:count]] = False
     if sparsity < 1:
         keep |= np.isinf(flat)
-    kept, first = {}, 0
+    first = 0
     for target, scores in zip(targets, parts, strict=True):
         part = keep[first : first + scores.size].reshape(scores.shape)
-        kept[target.name] = target.layout.back(expand(pattern, part, target.shape))
+        yield target, target.layout.back(expand(pattern, part, target.shape))
         first += scores.size
-    return kept
 
 
 def blanked(target: SparseWeight, weight: Array, keep: Mask) -> Array:
