@@ -39,7 +39,7 @@ SHARED = 4.0
 #: Each step of its search divides it by this.
 FEWER = 4.0
 #: Samples of a trial fit, and as many again to judge it; and positions used of a layer, for each regressor.
-TRIAL_SAMPLES, TRIAL_ROWS = 256, 16
+TRIAL_SAMPLES, TRIAL_ROWS = 128, 8
 #: First step of the search; half of it is the last.
 STEP = 1.5
 #: Samples are few, so a step must come this much nearer to be taken.

@@ -38,6 +38,9 @@ __all__ = [
     "LayerReport", "Settings", "Storable", "consumers_of", "fit_blocks", "weights_of", "write",
 ]  # fmt: skip
 
+#: The ridge of rough fits.
+PLAIN = 1e-2
+
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Matrix = NDArray[np.float64]
@@ -62,6 +65,8 @@ class Settings:
         Rows that are kept then, at most.
     careful : bool
         Whether what is put on a grid heeds the moments; else it goes to the nearest values.
+    rough : bool
+        Whether this is a fit on the way: one ridge, and units stay chosen as they are.
     """
 
     recovery: Recovery = RECOVERIES["lstsq"]
@@ -71,12 +76,13 @@ class Settings:
     careful: bool = True
     wide: int = WIDE
     sheet: int = 1 << 12
+    rough: bool = False
 
     def rows(self, view: View, share: int = 1) -> int:
         """Return how many positions of a layer are used, or a share of them: one in so many."""
         if view.width > self.wide:
             return self.sheet // share
-        return max(self.most // share * view.width, self.least)
+        return max(self.most // share * view.width, self.least // min(share, 2))
 
 
 @dataclass
@@ -180,6 +186,8 @@ def fit_blocks(
     """
     recovery, old, centred = settings.recovery, weights_of(site, model), site.adder is not None
     storable = Storable.of(site, model, careful=settings.careful)
+    if settings.rough and recovery.ridges:
+        return _rough(site, evidence, kept, storable, old[0])
     train, held_out = evidence.train(centred=centred), evidence.held_out(centred=centred)
     prior = old[0].copy()
     for block, rows in enumerate(kept):
@@ -191,7 +199,7 @@ def fit_blocks(
     def error(fits: Sequence[Fit]) -> float:
         return sum(float(error_of(h, fit).sum()) for h, fit in zip(held_out, fits, strict=True))
 
-    errors = {name: error(way(train)) for name, way in ways.items()}
+    errors = _tried(lambda name: error(ways[name](train)), list(ways))
     if storable.weights or storable.bias is not None:
         best = min(errors, key=lambda n: errors[n])
         errors = {
@@ -216,6 +224,37 @@ def fit_blocks(
 
 
 Way = Callable[[Sequence[Regression]], list[Fit]]
+
+
+def _rough(
+    site: Site, evidence: Evidence, kept: Sequence[Ints], storable: Storable, old: Matrix
+) -> tuple[list[Fit], LayerReport]:
+    """Fit on all samples with the one ridge of `PLAIN`; nothing is judged."""
+    whole = evidence.whole(centred=site.adder is not None)
+    fits = storable.put(whole, refits(whole, kept, PLAIN, list(old)))
+    size = sum(len(k) for k in kept) // site.view.taps, site.view.channels * site.view.blocks
+    rows, nothing = sum(p.n for p in whole), float("nan")
+    return fits, LayerReport(site.name, *size, rows, nothing, nothing, f"lstsq {PLAIN:g}")
+
+
+def _tried(error: Callable[[str], float], names: Sequence[str]) -> dict[str, float]:
+    """Return the errors of variants; of the ridges, which are ascending, from the middle as long as it gets better."""
+    ridges = [n for n in names if n.startswith("lstsq")]
+    errors = {n: error(n) for n in names if n not in ridges}
+    at = (len(ridges) - 1) // 2
+    if ridges:
+        errors[ridges[at]] = error(ridges[at])
+    for way in (1, -1):
+        start = at
+        while ridges and 0 <= at + way < len(ridges):
+            name = ridges[at + way]
+            errors[name] = error(name)
+            if errors[name] >= errors[ridges[at]]:
+                break
+            at += way
+        if at != start:  # downhill on this side, so not on the other
+            break
+    return errors
 
 
 def _ways(

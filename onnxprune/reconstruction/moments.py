@@ -9,10 +9,10 @@ merge as
 
 of which those entries are kept that C has.
 
-Rows arrive in chunks. A chunk is centred on its own mean before its Gram is taken, so float32 products lose nothing to
-a large mean. That mean is a rough one, summed in the type of the rows. A column of ones beside the centred rows makes
-the product hold their sums too: they say how far the mean was off, and mean and Gram are put right by that. The result
-depends on the order of the chunks only: the same shards in the same order give the same bits.
+Rows arrive in chunks. A chunk is centred before its Gram is taken, so float32 products lose nothing to a large mean:
+on the mean of those before it, the first one on its own. A column of ones beside the centred rows makes the product
+hold their sums too: they say how far that mean was off, and mean and Gram are put right by it. The result depends on
+the order of the chunks only: the same shards in the same order give the same bits.
 
 References
 ----------
@@ -87,22 +87,22 @@ class Moments:
         CalibrationError
             If a value isn't finite.
         """
-        d = self.width
+        d, kind = self.width, _kind(parts)
         for first in range(0, len(parts[0]), CHUNK):
             chunk = [part[first : first + CHUNK] for part in parts]
-            rows = np.empty((len(chunk[0]), len(self.mean) + 1), _kind(parts))
-            mean = np.empty(len(self.mean), rows.dtype)
+            rows = np.empty((len(chunk[0]), len(self.mean) + 1), kind)
+            mean = np.concatenate([_mean(part, 0, rows.dtype) for part in chunk]) if not self.n else None
+            rough = self.mean.astype(kind) if mean is None else mean
             at = 0
             for part in chunk:  # centred and put side by side in one go, behind a column of ones
                 columns = slice(at, at := at + part.shape[1])
-                mean[columns] = _mean(part, 0, rows.dtype)
                 into = rows[:, columns.start + 1 : columns.stop + 1]
-                np.subtract(part, mean[columns], out=into, casting="same_kind")
+                np.subtract(part, rough[columns], out=into, casting="same_kind")
             rows[:, 0] = 1
             x, y = rows[:, : d + 1], rows[:, d + 1 :]
             square, product = np.square(y).sum(axis=0, dtype=np.float64), x.T @ x
             cross = x.T @ y
-            self._merge_product(len(rows), mean, (product, cross, square))
+            self._merge_product(len(rows), rough, (product, cross, square))
 
     def merge(self, other: Moments) -> None:
         """Add the rows of another shard.
@@ -126,6 +126,7 @@ class Moments:
         """Add ``n`` rows: what was taken from them, and the products of what was left, a column of ones in them."""
         product, cross, square = products
         left = np.concatenate([product[0, 1:], cross[0]]).astype(np.float64) / n
+        _finite(left)
         self._merge(n, mean + left, (product[1:, 1:], cross[1:]), square, left)
 
     def _merge(
@@ -259,9 +260,13 @@ def _kind(parts: Sequence[NDArray[Any]]) -> type[np.floating[Any]]:
 def _mean(rows: NDArray[Any], axis: int, kind: np.dtype[Any]) -> NDArray[Any]:
     with np.errstate(invalid="ignore", over="ignore"):
         mean: NDArray[Any] = rows.mean(axis=axis, dtype=kind)
+    _finite(mean)
+    return mean
+
+
+def _finite(mean: NDArray[Any]) -> None:
     if not np.isfinite(mean).all():
         raise CalibrationError(
             "An activation holds NaN or infinity on the calibration samples; look for broken samples, "
             "or for preprocessing that the model doesn't expect."
         )
-    return mean

@@ -26,12 +26,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.reconstruction.least_squares import Curve, Problem, refit, ridge_of
+from onnxprune.reconstruction.least_squares import Curve, Problem, ridge_of
 
 __all__ = ["keep_best", "obs"]
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
+#: The weakest units inside and the strongest outside that are tried against each other.
+WEAK = 8
 
 
 class _Sized:
@@ -191,51 +193,60 @@ def keep_best(
     int64[k]
         Sorted; never worse than the given set on these moments.
     """
-    best = np.sort(kept)
-    low = _explained(problem, rows, best, share)
+    best, lam = np.sort(kept), ridge_of(problem.h, share)
     for _ in range(rounds):
-        swap = _one_swap(problem, rows, best, low, share)
+        swap = _one_swap(problem, rows, best, lam)
         if swap is None:
             break
-        best, low = swap
+        best = swap
     return best
 
 
-def _one_swap(
-    problem: Problem, rows: Sequence[Ints], kept: Ints, low: float, share: float, width: int = 3
-) -> tuple[Ints, float] | None:
-    """Try the ``width`` weakest kept units against the ``width`` strongest others; return the best swap that helps."""
+def _one_swap(problem: Problem, rows: Sequence[Ints], kept: Ints, lam: float) -> Ints | None:
+    """Return the best swap of a weak unit against a strong other; None where none helps.
+
+    With the inverse ``P`` (k, k) over what stays, a unit A outside with ``c = H_AS`` (t, k) and ``r = G_A - c W``
+    (t, O) lowers the error by ``tr(r^T B^-1 r)``, ``B = H_AA + lam - c P c^T``. Then unit D inside has
+
+        P_DD + (P c^T)_D B^-1 (c P)_D    and    W_D - (P c^T)_D B^-1 r
+
+    in place of ``P_DD`` and ``W_D``, and its loss is that of `obs`: no pair needs a refit.
+    """
     out = np.setdiff1d(np.arange(len(rows)), kept)
     if not out.size or kept.size < 2:
         return None
-    lam = ridge_of(problem.h, share)
     flat = np.concatenate([rows[u] for u in kept])
     h = problem.h[np.ix_(flat, flat)]
     h[np.diag_indices_from(h)] += np.where(h.diagonal() <= 0, 1.0, lam)
     inverse = np.linalg.inv(h)
     w = inverse @ problem.g[flat]
-    parts = itertools.pairwise(np.cumsum([0, *(len(rows[u]) for u in kept)]))
-    loss = [float((w[a:b] * np.linalg.solve(inverse[a:b, a:b], w[a:b])).sum()) for a, b in parts]
-    gain, others = [], np.concatenate([rows[u] for u in out])
+    places = [slice(a, b) for a, b in itertools.pairwise(np.cumsum([0, *(len(rows[u]) for u in kept)]))]
+    loss = np.array([_loss(inverse[p, p], w[p]) for p in places])
+    weak = np.argsort(loss, kind="stable")[:WEAK]
+    others = np.concatenate([rows[u] for u in out])
     cross = problem.h[np.ix_(others, flat)]
     rests, reach = problem.g[others] - cross @ w, cross @ inverse
+    best: tuple[float, Ints] | None = None
+    added = []
     for a, b in itertools.pairwise(np.cumsum([0, *(len(rows[u]) for u in out)])):
-        r, rest = others[a:b], rests[a:b]
+        r = others[a:b]
         block = problem.h[np.ix_(r, r)] - reach[a:b] @ cross[a:b].T + lam * np.eye(len(r))
-        gain.append(float((rest * np.linalg.solve(block, rest)).sum()))
-    best: tuple[Ints, float] | None = None
-    for drop in kept[np.argsort(loss, kind="stable")[:width]]:
-        for add in out[np.argsort(gain, kind="stable")[::-1][:width]]:
-            trial = np.sort(np.append(kept[kept != drop], add))
-            error = _explained(problem, rows, trial, share)
-            if error < (low if best is None else best[1]) * (1 - 1e-9):
-                best = trial, error
-    return best
+        added.append((a, b, block, float((rests[a:b] * np.linalg.solve(block, rests[a:b])).sum())))
+    for n in np.argsort([-gain for *_, gain in added], kind="stable")[:WEAK]:
+        a, b, block, gain = added[n]
+        step = np.linalg.solve(block, np.hstack([reach[a:b], rests[a:b]]))
+        for at in weak:
+            p = places[at]
+            shared, moved = (
+                reach[a:b, p].T @ step[:, : len(flat)][:, p],
+                reach[a:b, p].T @ step[:, len(flat) :],
+            )
+            change = _loss(inverse[p, p] + shared, w[p] - moved) - gain
+            if change < (-1e-9 * problem.variance if best is None else best[0]):
+                best = change, np.sort(np.append(np.delete(kept, at), out[n]))
+    return None if best is None else best[1]
 
 
-def _explained(problem: Problem, rows: Sequence[Ints], kept: Ints, share: float) -> float:
-    """The error of a refit on its own moments, where ``W^T H W = W^T G - lam W^T W``."""
-    flat = np.concatenate([rows[u] for u in kept])
-    w = refit(problem, flat, share).w[flat]
-    lam = ridge_of(problem.h[np.ix_(flat, flat)], share)
-    return problem.variance - float((w * problem.g[flat] + lam * w * w).sum())
+def _loss(block: Matrix, w: Matrix) -> float:
+    """The rise of the error when a unit goes, of its block of the inverse (t, t) and its weights (t, O)."""
+    return float((w * np.linalg.solve(block, w)).sum())

@@ -34,13 +34,13 @@ from onnxprune.reconstruction.products import ProductCurve, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import recovery_of
 from onnxprune.reconstruction.room import admit, kept
-from onnxprune.reconstruction.walk import MOST_BYTES, Walk
+from onnxprune.reconstruction.walk import MOST_BYTES, Targets, Walk
 
 __all__ = ["Calibration", "Fitted", "refit_analysis"]
 
 Ints = NDArray[np.int64]
 Say = Callable[[str], None]
-ROUGH = 1 << 13  # positions of a narrow layer in a fit on the way
+ROUGH = 1 << 12  # positions of a narrow layer in a fit on the way
 
 
 @dataclass
@@ -88,6 +88,7 @@ class Calibration:
     curves: dict[str, Curve] = field(default_factory=dict)
     products: dict[str, ProductCurve] = field(default_factory=dict)
     by_norm: list[str] = field(default_factory=list)
+    targets: Targets | None = None  # of fits on the same samples, where there will be several
 
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
@@ -110,11 +111,15 @@ class Calibration:
         return int(max((kept(site.view, self.settings) for site in self.sites), default=0))
 
     def on(self, samples: Samples, most: int) -> Calibration:
-        """Return the same calibration for fits on other samples, with at most so many rows for each regressor."""
-        calibration = copy.copy(self)
-        sheet = self.settings.sheet * ROUGH // self.settings.least
-        calibration.settings = replace(self.settings, most=most, least=ROUGH, sheet=sheet, careful=False)
+        """Return the same calibration for rough fits on other samples.
+
+        They use at most so many rows for each regressor and one ridge, and keep the units that the loss curves chose.
+        """
+        calibration, old = copy.copy(self), self.settings
+        sheet = old.sheet * ROUGH // old.least
+        calibration.settings = replace(old, most=most, least=ROUGH, sheet=sheet, careful=False, rough=True)
         calibration.samples, calibration.say = samples, None
+        calibration.targets = {}
         return calibration
 
     def measure_curves(self) -> None:
@@ -187,7 +192,7 @@ class Calibration:
 
     def _side_by_side(self, members: Sequence[_Member], todo: Sequence[Site], measure: bool) -> None:
         models = [m.fitted.model for m in members]
-        walk = Walk.of(self.analysis, models, self.samples, self.settings, todo)
+        walk = Walk.of(self.analysis, models, self.samples, self.settings, todo, self.targets)
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
             self._tell(Milestone.of("fit", site.name, n, costs))
@@ -200,7 +205,8 @@ class Calibration:
     def _fit(self, fitted: Fitted, site: Site, evidence: Evidence) -> None:
         """Fit one layer of one model."""
         name = self.alone.get(site.number, "")
-        if name not in self.products and name in fitted.removed and self.measure.curve is not None:
+        again = not self.settings.rough and self.measure.curve is not None
+        if again and name in fitted.removed and name not in self.products:
             count = len(fitted.removed[name])
             fitted.removed[name] = self._choose(site, name, count, evidence, fitted.model)
         width = np.arange(site.view.width)

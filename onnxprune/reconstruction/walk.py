@@ -21,19 +21,24 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import Runs, stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
+from onnxprune.reconstruction.enough import Enough
 from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Rows, Spread
 from onnxprune.reconstruction.layer import Settings, weights_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.room import kept
 
-__all__ = ["MOST_BYTES", "Walk"]
+__all__ = ["MOST_BYTES", "Targets", "Walk"]
 
 Array = NDArray[Any]
 
 #: Activations that are held of the original, and as many of all models that are fitted side by side.
 MOST_BYTES = 1 << 30
 #: One in so many of the positions of a fit is enough to rank units.
-RANKING = 3
+RANKING = 7
+#: Targets of layers that are held ahead of their fits: the original, too, runs for several layers at once.
+AHEAD_BYTES = 1 << 27
+#: Targets that stay for other fits on the same samples.
+LASTING_BYTES = 1 << 28
 #: Layers of the original that are looked at in one run, and bytes of their moments and activations: a run of several
 #: layers takes hardly longer than one of the plain model, while runs from layer to layer take twice as long.
 ABREAST, ABREAST_BYTES = 8, 1 << 28
@@ -50,6 +55,8 @@ class Walk:
     valid: Sequence[Array | None] = ()
     sizes: Mapping[str, float] = field(default_factory=dict)  # bytes of tensors, of one batch
     todo: list[Site] = field(default_factory=list)
+    targets: Targets = field(default_factory=dict)
+    lasting: bool = False
 
     @classmethod
     def of(
@@ -59,6 +66,7 @@ class Walk:
         samples: Samples,
         settings: Settings,
         todo: Sequence[Site],
+        targets: Targets | None = None,
     ) -> Walk:
         """Begin at the samples.
 
@@ -72,6 +80,8 @@ class Walk:
         settings : Settings
         todo : sequence of Site
             The layers that will be asked for, in topological order; each is to be let go (`done`) afterwards.
+        targets : dict, optional
+            Of other walks through the same samples with the same settings; what this one adds stays in it.
         """
         dense = stream_of(analysis.model, samples, analysis.types, MOST_BYTES)
         most = MOST_BYTES // max(len(fitted), 1)
@@ -79,6 +89,8 @@ class Walk:
         walk = cls(
             dense, streams, samples.counts, settings, samples.valid, sizes(analysis, samples), list(todo)
         )
+        if targets is not None:
+            walk.targets, walk.lasting = targets, True
         walk._keep()
         return walk
 
@@ -132,27 +144,56 @@ class Walk:
         spread : bool
             Take `Evidence.spread` as well.
         """
+        ready = self.targets.get(site.number)
+        if ready is None or (spread and any(goal.spread is None for goal in ready)):
+            self._look_ahead(site, spread)
         wide, models = self.settings.wide, len(self.fitted)
-        model = self.dense.model
-        uses = [_Use(_Reached(use, model), self._draw(site, use), wide, models) for use in site.uses]
+        goals = self.targets[site.number]
+        uses = [_Use(goal, sum(self.counts), wide, models) for goal in goals]
         wanted = list(dict.fromkeys(name for use in uses for name in use.wanted))
-        last, ahead = max(use.site.number for use in uses), len(uses) > 1
+        last, ahead = max(use.number for use in site.uses), len(uses) > 1
         lefts = [stream.run(last, wanted, stay=ahead) for stream in self.fitted]
-        goals = list(dict.fromkeys(name for use in uses for name in use.reached.wanted))
-        right = self.dense.run(max(use.site.goal[1] for use in uses) + 1, goals)
-        for target, count, valid, *batches in zip(right, self.counts, self._valid(), *lefts, strict=True):
+        for number, (count, *batches) in enumerate(zip(self.counts, *lefts, strict=True)):
             for use in uses:
-                use.add(target, batches, count, valid, spread=spread)
+                use.add(number, batches, count)
         return [_together(list(parts)) for parts in zip(*(use.evidence() for use in uses), strict=True)]
+
+    def _look_ahead(self, site: Site, spread: bool) -> None:
+        """Run the original for the targets of a layer, and of those after it for which there is room."""
+        first = next(n for n, other in enumerate(self.todo) if other is site)
+        goals: dict[int, list[_Goal]] = {}
+        room, size = 0.0, 0.0
+        for other in self.todo[first : first + ABREAST]:
+            uses = [
+                _Goal(_Reached(use, self.dense.model), self._draw(other, use), Spread() if spread else None)
+                for use in other.uses
+            ]
+            room += sum(4.0 * use.draw.most * use.site.view.blocks * use.site.view.outputs for use in uses)
+            size += sum(self.sizes.get(use.site.goal[0], np.inf) for use in uses)
+            if goals and (room > AHEAD_BYTES or size > ABREAST_BYTES or other.number in self.targets):
+                break
+            goals[other.number] = uses
+        every = [use for uses in goals.values() for use in uses]
+        wanted = list(dict.fromkeys(name for use in every for name in use.wanted))
+        self.targets |= goals
+        self._keep()
+        right = self.dense.run(max(use.site.goal[1] for use in every) + 1, wanted)
+        for batch, count, valid in zip(right, self.counts, self._valid(), strict=True):
+            for use in every:
+                use.add(batch, count, valid)
 
     def done(self, site: Site) -> None:
         """Let go of what only this layer needed."""
         self.todo = [other for other in self.todo if other is not site]
+        held = sum(goal.nbytes for goals in self.targets.values() for goal in goals)
+        if not self.lasting or held > LASTING_BYTES:
+            self.targets.pop(site.number, None)
         self._keep()
 
     def _keep(self) -> None:
         """Have the streams hold what layers will ask for: of some inputs the node reads a rounded copy alone."""
-        self.dense.keep = {name for site in self.todo for name in _tensors(site)}
+        todo = [other for other in self.todo if other.number not in self.targets]
+        self.dense.keep = {name for other in todo for name in _tensors(other, bool(self.fitted))}
         for stream in self.fitted:
             stream.keep = {use.x for site in self.todo for use in site.uses}
 
@@ -193,49 +234,67 @@ class _Taker:
         self.spread, self.collector = Spread(), Collector(self.site.view, wide)
 
     def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
-        site, axis = self.site, self.site.view.out_axis
+        site, view = self.site, self.site.view
         x, y = batch[site.x], batch[site.y]
-        self.spread.add(batch[site.goal[0]], axis, x, valid)
-        rows = self.draw.take(x, site.view.positions(y), count, valid)
+        rows = self.draw.take(x, view.positions(y), count, valid)
         y = self.reached.rows(batch, site.y, rows)
+        self.spread.add(view.y(batch[site.goal[0]], rows.index), 1, x, None)
         self.collector.add(x, y if site.given is None else y - site.given, rows)
 
     def evidence(self) -> Evidence:
         return self.collector.evidence(self.spread.variance / _unit(self.site))
 
 
+class _Goal:
+    """Takes, at one node that uses a layer's weight, what the original gives at the positions that are used."""
+
+    def __init__(self, reached: _Reached, draw: Draw, spread: Spread | None) -> None:
+        self.site, self.reached, self.draw, self.spread = reached.site, reached, draw, spread
+        self.wanted = list(dict.fromkeys([*reached.wanted, self.site.x]))
+        self.rows: list[Rows] = []
+        self.y: list[Array] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(y.nbytes for y in self.y)
+
+    def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
+        site, view = self.site, self.site.view
+        x, y = batch[site.x], batch[site.goal[0]]
+        rows = self.draw.take(x, view.positions(y), count, valid)
+        self.rows.append(rows)
+        self.y.append(np.array(self.reached.rows(batch, site.goal[0], rows)))
+        if self.spread is not None:
+            self.spread.add(view.y(y, rows.index), 1, x, None)
+
+
 class _Use:
     """Takes, at one node that uses a layer's weight, what reaches it in models that are being fitted."""
 
-    def __init__(self, reached: _Reached, draw: Draw, wide: int, models: int) -> None:
-        site = reached.site
-        self.site, self.reached, self.draw, self.spread = site, reached, draw, Spread()
-        self.wanted = [site.x, *([site.total.other] if site.total else [])]
-        self.collectors = [Collector(site.view, wide) for _ in range(models)]
+    def __init__(self, goal: _Goal, samples: int, wide: int, models: int) -> None:
+        self.goal, self.site = goal, goal.site
+        self.wanted = [goal.site.x, *([goal.site.total.other] if goal.site.total else [])]
+        self.collectors = [Collector(goal.site.view, wide) for _ in range(models)]
+        self.tests = [Enough(samples) for _ in range(models)]
 
-    def add(
-        self,
-        target: Mapping[str, Array],
-        batches: Sequence[Mapping[str, Array]],
-        count: int,
-        valid: Array | None,
-        *,
-        spread: bool,
-    ) -> None:
+    def add(self, number: int, batches: Sequence[Mapping[str, Array]], count: int) -> None:
+        """Add a batch, by its number."""
         site, view, total = self.site, self.site.view, self.site.total
-        x, y = batches[0][site.x], target[site.goal[0]]
-        rows = self.draw.take(x, view.positions(y), count, valid)
-        if spread:
-            self.spread.add(y, view.out_axis, x, valid)
-        y = self.reached.rows(target, site.goal[0], rows)
-        for collector, batch in zip(self.collectors, batches, strict=True):
-            reach = y
+        rows, y = self.goal.rows[number], self.goal.y[number]
+        for collector, test, batch in zip(self.collectors, self.tests, batches, strict=True):
+            own, at = test.thinned(rows)
+            reach = y[at]
             if total:
-                reach = (y - view.y(batch[total.other], rows.index) - total.offset) / total.gain
-            collector.add(batch[site.x], reach if site.given is None else reach - site.given, rows)
+                reach = (reach - view.y(batch[total.other], own.index) - total.offset) / total.gain
+            collector.add(batch[site.x], reach if site.given is None else reach - site.given, own)
+            if not collector.tables:
+                test.look(collector, count)
 
     def evidence(self) -> list[Evidence]:
-        return [c.evidence(self.spread.variance / _unit(self.site)) for c in self.collectors]
+        spread = self.goal.spread
+        variance = spread.variance / _unit(self.site) if spread else 0.0
+        return [c.evidence(variance) for c in self.collectors]
 
 
 def _together(parts: Sequence[Evidence]) -> Evidence:
@@ -248,8 +307,15 @@ def _together(parts: Sequence[Evidence]) -> Evidence:
     return whole
 
 
-def _tensors(site: Site) -> set[str]:
-    return {name for use in site.uses for name in (use.x, use.y, use.goal[0])}
+def _tensors(site: Site, goals: bool = False) -> set[str]:
+    """Return what is read of the original at a layer; goals: for its targets alone."""
+    return {
+        name for use in site.uses for name in ((use.x, use.goal[0]) if goals else (use.x, use.y, use.goal[0]))
+    }
+
+
+#: Node that uses a weight first -> what its uses should give.
+Targets = dict[int, list[_Goal]]
 
 
 def _unit(site: Site) -> float:

@@ -12,12 +12,12 @@ from onnxprune.model import Model
 from onnxprune.reconstruction import dual
 from onnxprune.reconstruction.dual import DualProblem, RowStack, RowTable, contributions, merged
 from onnxprune.reconstruction.evidence import HELD
-from onnxprune.reconstruction.layer import Settings, consumers_of, fit_blocks, weights_of
+from onnxprune.reconstruction.layer import Settings, consumers_of, fit_blocks
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.least_squares import Problem, bias_only, error_of, refit
 from onnxprune.reconstruction.moments import Moments
 from onnxprune.reconstruction.room import admit, kept, needed
-from onnxprune.reconstruction.walk import Walk
+from onnxprune.reconstruction.walk import RANKING, Walk
 
 D, OUTPUTS, TAPS = 24, 5, 3
 
@@ -85,7 +85,7 @@ def net(channels=6):
     return b.model({"x": ["n", 3, 5, 4]}, y)
 
 
-def evidence_of(wide, sheet=1 << 12):
+def evidence_of(wide, sheet=1 << 14):
     analysis = analyse(Model.load(net()))
     x = np.random.default_rng(1).standard_normal((40, 3, 5, 4)).astype(np.float32)
     samples = Samples([{"x": part} for part in np.split(x, 4)], [10] * 4, None, "", True)
@@ -98,8 +98,7 @@ def test_a_layer_is_fitted_alike_from_rows_and_from_moments():
     reports, fits = [], []
     for wide in (1000, 10):
         analysis, site, evidence, settings = evidence_of(wide)
-        old = weights_of(site, analysis.model)
-        done, report = fit_blocks(site, evidence, [np.arange(36)], old, settings)
+        done, report = fit_blocks(site, evidence, [np.arange(36)], analysis.model, settings)
         reports.append(report)
         fits.append(done[0])
     assert isinstance(evidence.fitting, RowStack)
@@ -124,12 +123,12 @@ def test_curves_of_wide_layers_rank_units_by_what_they_give():
 
 
 def test_rows_are_few_where_they_are_wide():
-    _, _, evidence, settings = evidence_of(10, sheet=96)
-    assert 0 < evidence.fitting.n + evidence.aside.n <= 96 // 3
-    assert evidence.aside.n == pytest.approx(96 / 3 / HELD, abs=4)
+    _, _, evidence, settings = evidence_of(10, sheet=480)
+    assert 0 < evidence.fitting.n + evidence.aside.n <= 480 // RANKING
+    assert evidence.aside.n == pytest.approx(480 / RANKING / HELD, abs=8)
     view = sites(analyse(Model.load(net())))[1].view
-    assert kept(view, settings) == 4 * 96 * (54 + 4)
-    assert kept(view, settings, 3) == 4 * 32 * (54 + 4)
+    assert kept(view, settings) == 4 * 480 * (54 + 4)
+    assert kept(view, settings, 3) == 4 * 160 * (54 + 4)
     assert kept(view, Settings()) == 16 * 54 * (54 + 4)
 
 
