@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.errors import CalibrationError
@@ -37,6 +39,8 @@ class LossModel:
         The output that is the loss.
     gradients : dict
         Weight -> the output that is the gradient of half of the loss; a weight that doesn't reach a goal isn't here.
+    settle : callable
+        Weights -> what becomes of them in the file; losses and gradients are taken there.
     """
 
     model: Model
@@ -45,6 +49,7 @@ class LossModel:
     valid: str
     loss: str
     gradients: dict[str, str]
+    settle: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]] = dict
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ proof of the cut stays what it was.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from onnxprune.graph.coupling import Instance
 from onnxprune.graph.kept import Kept, Masks
 from onnxprune.graph.trace import TraceError
 from onnxprune.model import Model
+from onnxprune.reconstruction.thaw import Frozen, thawed
 from onnxprune.runtime.binding import Shape
 
 __all__ = ["Beside", "alike", "covers", "in_units", "mixable", "together"]
@@ -52,6 +53,10 @@ class Beside:
     once : dict
         Weight that one place alone uses -> that place: these may change.
     samples : Samples
+    settle : callable
+        Weights of the cut model -> what they become in the file.
+    frozen : dict
+        Weight of a thawed cut model -> how it is stored.
     """
 
     fitted: Analysis
@@ -60,6 +65,8 @@ class Beside:
     kept: Kept
     once: dict[str, Instance]
     samples: Samples
+    settle: Callable[[Mapping[str, Array]], Mapping[str, Array]] = dict
+    frozen: Mapping[str, Frozen] = field(default_factory=dict)
 
     @classmethod
     def of(cls, fitted: Analysis, original: Analysis, dead: Masks, samples: Samples) -> Beside:
@@ -90,6 +97,29 @@ class Beside:
     def analysis(self) -> Analysis:
         """Of the cut model, at the shapes of the samples."""
         return _analysed(self.cut, self.left, self.original.given)
+
+    @cached_property
+    def thawed(self) -> Beside | None:
+        """The same with a cut model of floats, whose weights know their grid; None where nothing is quantised.
+
+        What descent makes of it is put into this one by `take`.
+        """
+        found = thawed(self.analysis)
+        if found is None:
+            return None
+        own = {n: self.once[f.codec.name] for n, f in found.frozen.items() if f.codec.name in self.once}
+        return replace(
+            self, cut=found.model, once={**self.once, **own}, settle=found.settle, frozen=found.frozen
+        )
+
+    def take(self, other: Beside, name: str) -> None:
+        """Put a weight of another's cut model, as it is stored there or thawed, into both models of this one."""
+        if name in other.frozen:
+            other.frozen[name].write(self.cut, other.cut.weight(name))
+            self.put_back(other.frozen[name].codec.name)
+            return
+        self.cut.put(name, other.cut.weight(name))
+        self.put_back(name)
 
     def put_back(self, name: str) -> None:
         """Put a weight of the cut model into the model of the original's shape."""

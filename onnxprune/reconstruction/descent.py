@@ -350,16 +350,18 @@ def descend(
         while len(left) < size:
             left += rng.permutation(data.train).tolist()
         chosen, left = left[:size], left[size:]
-        gradients = _gradients(session, found, adam.weights(), data.lesson(sorted(chosen), rng))
+        gradients = _gradients(
+            session, found, dict(found.settle(adam.weights())), data.lesson(sorted(chosen), rng)
+        )
         adam.step(gradients, top * 0.5 * (1 + np.cos(np.pi * step / pace.steps)))
         if (step + 1) * pace.looks % pace.steps < pace.looks:
-            weights = adam.weights()
+            weights = dict(found.settle(adam.weights()))
             loss = _judged(judge, found, weights, data)
             if loss < least:
                 best, least = weights, loss
         if say is not None and (step + 1) % TOLD == 0 and step + 1 < pace.steps:
             say(f"descend {step + 2}/{pace.steps}: error {least:.4f}, {before:.4f} before")
-    return (best, before, least) if pace.looks else (adam.weights(), before, least)
+    return (best, before, least) if pace.looks else (dict(found.settle(adam.weights())), before, least)
 
 
 def _judged(session: Session, found: LossModel, weights: Weights, data: Data, most: int = 64) -> float:

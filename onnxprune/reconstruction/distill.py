@@ -97,16 +97,17 @@ def distill(
         What the original doesn't say.
     """
     beside = Beside.of(fitted, original, dead, in_units(samples))
-    layers = sites(beside.analysis)
+    floats = beside.thawed or beside
+    layers = sites(floats.analysis)
     report = SegmentReport([site.name for site in layers])
     try:
-        changed = _Distillation(beside, layers, pace or PACE, seed, say, truth).run(report)
+        changed = _Distillation(floats, layers, pace or PACE, seed, say, truth).run(report)
     except (CalibrationError, RunError) as error:
         report.why = str(error)
         return report
     for name, weight in changed.items():
-        beside.cut.put(name, weight)
-        beside.put_back(name)
+        floats.cut.put(name, weight)
+        beside.take(floats, name)
     return report
 
 
@@ -135,6 +136,7 @@ class _Distillation:
         if found is None or not found.gradients:
             report.why = "what it gives never varies"
             return {}
+        found = replace(found, settle=self.beside.settle)
         start = {n: np.array(self.beside.cut.weight(n)) for n in found.gradients}
         data = self._data(found, next(iter(start.values())).dtype)
         data.change = admitted(self.beside.original.model, samples, list(factors), self.seed)

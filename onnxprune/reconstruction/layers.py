@@ -18,7 +18,7 @@ from onnxprune.reconstruction.seen import Around, as_floats, weight_slot
 from onnxprune.reconstruction.stored import Codec
 from onnxprune.reconstruction.views import View
 
-__all__ = ["Readers", "Site", "ResidualSum", "gone", "readers", "sites"]
+__all__ = ["Readers", "Site", "ResidualSum", "around", "gone", "readers", "sites"]
 
 Ints = NDArray[np.int64]
 Vector = NDArray[np.float64]
@@ -139,16 +139,19 @@ def sites(analysis: Analysis) -> list[Site]:
     return layers
 
 
+def around(analysis: Analysis) -> Around:
+    """Return the graph of a model as a look at its layers needs it."""
+    nodes = analysis.coupling.nodes
+    outputs = {v.name for v in analysis.model.proto.graph.output}
+    inner = (captured(a.proto) for a in nodes if a.proto.attribute)
+    return Around(analysis.model, nodes, uses_of(analysis.coupling), outputs.union(*inner))
+
+
 class _LayerGraph:
     def __init__(self, analysis: Analysis) -> None:
-        self.model = analysis.model
-        self.nodes = analysis.coupling.nodes
-        self.uses = uses_of(analysis.coupling)
-        outputs = {v.name for v in self.model.proto.graph.output}
-        inner = (captured(a.proto) for a in self.nodes if a.proto.attribute)
-        self.outer = outputs.union(*inner)
-        self.around = Around(self.model, self.nodes, self.uses, self.outer)
-        self.maker, self.outputs = self.around.maker, outputs
+        self.around = around(analysis)
+        self.model, self.nodes = analysis.model, self.around.nodes
+        self.uses, self.outer, self.maker = self.around.uses, self.around.outer, self.around.maker
 
     def shared(self, uses: Sequence[tuple[int, int]]) -> Site | None:
         """Return the layer whose weight several nodes use; None where they use it differently."""

@@ -90,10 +90,11 @@ def reconstruct(
         Told of progress.
     """
     beside = Beside.of(fitted, original, dead, in_units(samples))
-    work = _Work(beside, pace or Pace(), seed, say)
+    floats = beside.thawed or beside
+    work = _Work(floats, pace or Pace(), seed, say)
     found = work.run()
     for name in sorted(work.changed):
-        beside.put_back(name)
+        beside.take(floats, name)
     return found
 
 
@@ -180,6 +181,7 @@ class _Work:
         if found is None:
             report.why = "none of its weights may change" if not names else "what it gives never varies"
             return
+        found = replace(found, settle=self.beside.settle)
         start = {n: np.array(self.cut.weight(n)) for n in found.gradients}
         given = [batch for batch, _ in pairs]
         bases = self._bases(part, given, valid, start, seed)

@@ -1,0 +1,69 @@
+"""Quantised models as floats, and descent on their grid."""
+
+import numpy as np
+import onnx
+import pytest
+from quantised_models import WIDTH, deep
+from small_models import Builder
+
+import onnxprune
+from onnxprune.graph.analysis import analyse
+from onnxprune.model import Model
+from onnxprune.reconstruction.thaw import thawed
+from onnxprune.runtime.session import open_session
+
+
+def samples(count: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, WIDTH)).astype(np.float32)
+
+
+def outputs(model, x):
+    return open_session(model).run({"x": x})
+
+
+@pytest.mark.parametrize("form", ["qdq", "transposed", "trained"])
+def test_a_thawed_model_computes_the_same_but_for_rounding(form):
+    model = deep(form)
+    analysis = analyse(Model.load(model), input_shapes={"x": (4, WIDTH)})
+    found = thawed(analysis)
+    assert len(found.frozen) == 3
+    assert not [n for n in found.model.proto.graph.node if "Quantize" in n.op_type]
+    wanted, made = (next(iter(outputs(m, samples(50)).values())) for m in (model, found.model))
+    assert np.abs(wanted - made).max() < 0.1 * np.abs(wanted).max()
+    weights = {n: np.array(found.model.weight(n)) for n in found.frozen}
+    for name, value in found.settle(weights).items():
+        assert np.allclose(value, weights[name], atol=1e-6)  # they lie on the grid
+    other = found.settle({n: w * 0.8 for n, w in weights.items()})
+    fork = analysis.model.fork()
+    for name, value in other.items():
+        assert not np.array_equal(value, weights[name])
+        found.frozen[name].write(fork, value)
+    again = thawed(analyse(fork, input_shapes={"x": (4, WIDTH)}))
+    for name, value in other.items():
+        assert np.allclose(again.model.weight(name), value, atol=1e-6)
+
+
+def test_nothing_is_thawed_where_nothing_is_quantised():
+    b = Builder(0)
+    model = b.model({"x": ["N", WIDTH]}, b.linear("x", "only", WIDTH, 4))
+    assert thawed(analyse(Model.load(model), input_shapes={"x": (4, WIDTH)})) is None
+
+
+@pytest.mark.parametrize("recover", ["blocks", "distill"])
+def test_layers_go_down_together_on_their_grid(recover, tmp_path):
+    onnx.save(deep("qdq"), tmp_path / "m.onnx")
+    errors, fresh = {}, samples(500, 9)
+    for how in ("lstsq", recover):
+        out = tmp_path / f"{how}.onnx"
+        given = {"x": samples(3000)}
+        result = onnxprune.prune(
+            tmp_path / "m.onnx", out, ratio=0.5, align=1, calib=given, recover=how, criterion="obs"
+        )
+        made, wanted = (next(iter(outputs(onnx.load(p), fresh).values())) for p in (out, tmp_path / "m.onnx"))
+        errors[how] = float(np.square(made - wanted).mean() / wanted.var())
+    (segment,) = result.report.calibration["segments"]
+    assert segment["after"] < 0.95 * segment["before"]
+    assert errors[recover] < 0.9 * errors["lstsq"]
+    before, after = (Model.load(tmp_path / f"{name}.onnx") for name in ("m", recover))
+    assert np.array_equal(before.weight("down_scale"), after.weight("down_scale"))
+    assert after.weight("down_q").dtype == np.int8
