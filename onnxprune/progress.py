@@ -8,10 +8,10 @@ knows what the stages after it will cost.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Seen", "Milestone", "StageClock", "duration", "read"]
+__all__ = ["Seen", "Milestone", "StageClock", "Whole", "duration", "read"]
 
 #: No estimate is made before this share of a stage and this many seconds are over.
 SOON_SHARE, SOON = 0.03, 2.0
@@ -45,6 +45,46 @@ class Milestone(str):
         milestone = cls(f"{stage} {number + 1}/{len(costs)}: {name}")
         milestone.done = sum(costs[:number]) / max(sum(costs), 1e-30)
         return milestone
+
+
+@dataclass
+class Whole:
+    """Tells of the whole of a long work with steps that are long themselves, and never goes back.
+
+    Attributes
+    ----------
+    say : callable or None
+        Is told the texts.
+    name : str
+        Of the work, such as ``family``.
+    steps : int
+        In all, as far as is known.
+    step : int
+        That is worked at, from 1.
+    what : str
+        The step's name.
+    done : float
+        Share of the work, at least.
+    """
+
+    say: Callable[[str], None] | None
+    name: str
+    steps: int
+    step: int = 1
+    what: str = ""
+    done: float = 0.0
+
+    def at(self, step: int, what: str, done: float = 0.0) -> None:
+        """Begin a step; more of the work may be known to be done than the steps before it."""
+        self.step, self.what, self.steps = step, what, max(self.steps, step)
+        self.done = max(self.done, done, (step - 1) / self.steps)
+
+    def __call__(self, text: str) -> None:
+        """Pass on a text of the step."""
+        if self.say is not None:
+            said = Milestone(f"{self.name} {self.step}/{self.steps}: {self.what}: {text}")
+            said.done = min(self.done, 1.0)
+            self.say(said)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ STUB = {
     "prune": "prune in.onnx out.onnx --report r.json --align none",
     "inspect": "inspect in.onnx",
     "explain": "explain in.onnx up.weight",
+    "profile": "profile in.onnx --json",
     "sensitivity": "sensitivity in.onnx --json",
     "plan": "plan in.onnx -o p.json --align none",
     "apply": "apply in.onnx plan.json out.onnx --report r.json",
@@ -86,6 +87,15 @@ EFFECTS = {
         "--allow-inexact": ("IN=norm.onnx", "IN=norm.onnx --allow-inexact"),
         "--json": SHOWN["--json"],
         **QUIET,
+    },
+    "profile": {
+        "--input-shape": ("", "--input-shape x:1,9,12"),
+        "--allow-inexact": ("IN=norm.onnx", "IN=norm.onnx --allow-inexact"),
+        "--provider": ("", "--provider nonsense"),
+        "--batch": ("", "--batch 3"),
+        "--threads": ("", "--threads 1"),
+        "--json": ("JSON=", ""),
+        **{name: (f"JSON= {a}", f"JSON= {b}") for name, (a, b) in QUIET.items()},
     },
     "sensitivity": {
         "--criterion": ("--calib s.npz", "--calib s.npz --criterion wanda"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from onnxprune.api.several import family as family
+from onnxprune.api.several import profile as profile
 from onnxprune.api.several import sensitivity as sensitivity
 from onnxprune.api.several import tune as tune
 from onnxprune.errors import UsageError
@@ -37,6 +38,7 @@ __all__ = [
     "inspect",
     "inspect_sparsity",
     "plan",
+    "profile",
     "prune",
     "run",
     "sensitivity",

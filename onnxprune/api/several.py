@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from onnxprune.errors import UsageError
+from onnxprune.graph.select import pick
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.options.declare import settings_of
 from onnxprune.options.pruning import OptionFields, Options
@@ -17,9 +18,10 @@ from onnxprune.pruning.journey import Result
 
 if TYPE_CHECKING:
     from onnxprune.pruning.family import Sensitivity
+    from onnxprune.pruning.layer_times import LayerTimes
     from onnxprune.tuning.report import TuneReport
 
-__all__ = ["family", "sensitivity", "tune"]
+__all__ = ["family", "profile", "sensitivity", "tune"]
 
 Path_ = str | os.PathLike[str]
 
@@ -69,6 +71,31 @@ def sensitivity(
     if settings.calib is None:
         raise UsageError("'sensitivity' needs samples; give them with --calib.")
     return families.sensitivity(journey.open_run(source, settings, progress))
+
+
+def profile(
+    source: Source, *, progress: Progress | None = None, **fields: Unpack[OptionFields]
+) -> LayerTimes:
+    """Measure where the time of a run goes, layer by layer and group by group, and what no cut can reach.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+    progress : callable, optional
+    **fields
+        The fields of `Options` that say what is looked at and how it is timed: ``input_shapes``, ``allow_inexact``,
+        ``provider``, ``batch``, ``threads``.
+    """
+    from onnxprune.latency.clock import bench_of
+    from onnxprune.pruning.layer_times import layer_times
+
+    run = journey.open_run(
+        source, settings_of(Options, None, {"ratio": 0.5, "check_speed": True, **fields}), progress
+    )
+    options, analysis = run.options, journey.analysis_of(run)
+    bench = bench_of(run.model, analysis, options.provider, options.batch, options.threads, options.seed)
+    with run.stage("time"):
+        return layer_times(analysis, pick(analysis.grouping, (), ()), bench)
 
 
 def tune(

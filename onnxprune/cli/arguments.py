@@ -52,6 +52,7 @@ def build() -> argparse.ArgumentParser:
     _inspect(commands)
     _explain(commands)
     _sensitivity(commands)
+    _profile(commands)
     _plan(commands)
     _apply(commands)
     _verify(commands)
@@ -247,6 +248,15 @@ def _sensitivity(commands: Any) -> None:
     )
     _files(parser, ("in", "the model"))
     _add_options(parser, "sensitivity")
+    _json(parser)
+
+
+def _profile(commands: Any) -> None:
+    parser = _command(
+        commands, "profile", "measure where the time goes, and what no cut can reach", examples.PROFILE
+    )
+    _files(parser, ("in", "the model"))
+    _add_options(parser, "profile")
     _json(parser)
 
 

@@ -27,7 +27,19 @@ from onnxprune.pruning.journey import Result
 from onnxprune.report.forms import form_of
 from onnxprune.report.record import Facts, Record
 
-__all__ = ["sensitivity", "apply", "explain", "inspect", "plan", "prune", "run", "sparsify", "tune", "verify"]
+__all__ = [
+    "sensitivity",
+    "apply",
+    "explain",
+    "inspect",
+    "plan",
+    "profile",
+    "prune",
+    "run",
+    "sparsify",
+    "tune",
+    "verify",
+]
 
 T = TypeVar("T")
 
@@ -82,6 +94,14 @@ def _family(args: Namespace, source: str, options: Options) -> None:
 def sensitivity(args: Namespace) -> None:
     """``onnxprune sensitivity IN --calib SAMPLES``."""
     _say(args, _told(args, api.sensitivity, _input(args), options_from(args, ratio=0.5)))
+
+
+def profile(args: Namespace) -> None:
+    """``onnxprune profile IN``."""
+    options: Options = options_from(args, ratio=0.5, check_speed=True)
+    names = ("input_shapes", "allow_inexact", "provider", "batch", "threads")
+    given: Any = {name: getattr(options, name) for name in names}
+    _say(args, _told(args, api.profile, _input(args), **given))
 
 
 def apply(args: Namespace) -> None:

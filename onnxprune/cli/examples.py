@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["CODES", "EXPLAIN", "INSPECT", "PLAN", "PRUNE", "RUN", "SENSITIVITY", "SPARSIFY", "TUNE"]
+__all__ = [
+    "CODES",
+    "EXPLAIN",
+    "INSPECT",
+    "PLAN",
+    "PROFILE",
+    "PRUNE",
+    "RUN",
+    "SENSITIVITY",
+    "SPARSIFY",
+    "TUNE",
+]
 
 CODES = """\
 exit codes:
@@ -50,6 +61,12 @@ SENSITIVITY = """\
 examples:
   onnxprune sensitivity model.onnx --calib samples.npz
       the error when a quarter, a half, three quarters of each group are gone; kept on disk for later runs
+"""
+
+PROFILE = """\
+examples:
+  onnxprune profile model.onnx --threads 1
+      the time of each layer inside the model, the groups whose cuts reach it, and what no cut reaches
 """
 
 PLAN = """\

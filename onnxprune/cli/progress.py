@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ __all__ = ["Plain", "live", "showing"]
 Tell = Callable[[str], None]
 #: Seconds between lines in a pipe. Work that is done before says nothing.
 EVERY = 10.0
+#: Columns that a live line needs beside the text: the bar, the percentage and the times.
+BESIDE = 56
 
 
 @contextmanager
@@ -38,7 +41,27 @@ def showing(*, quiet: bool, verbose: bool, stream: TextIO | None = None) -> Iter
         with live(stream) as tell:
             yield tell
     else:
-        yield Plain(stream)
+        plain = Plain(stream, EVERY)
+        with _beating(plain):
+            yield plain
+
+
+@contextmanager
+def _beating(plain: Plain) -> Iterator[None]:
+    """Let what is worked at be said again while nothing new is told."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(plain.every / 10):
+            plain.beat()
+
+    thread = threading.Thread(target=beat, name="beat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _each(stream: TextIO) -> Tell:
@@ -67,14 +90,25 @@ class Plain:
     ) -> None:
         self.stream, self.every, self.clock = stream, every, clock
         self.watch, self.last, self.start = StageClock(), clock(), clock()
+        self.text, self._lock = "", threading.Lock()
 
     def __call__(self, text: str) -> None:
         """Take a text."""
-        now = self.clock()
-        self.watch.tell(text, now)
-        if now - self.last < self.every:
-            return
-        self.last = now
+        with self._lock:
+            self.text = text
+            self.watch.tell(text, self.clock())
+        self.beat()
+
+    def beat(self) -> None:
+        """Write what was told last, if nothing was written for some seconds."""
+        with self._lock:
+            now = self.clock()
+            if not self.text or now - self.last < self.every:
+                return
+            self.last = now
+            self._write(self.text, now)
+
+    def _write(self, text: str, now: float) -> None:
         left = self.watch.left(now)
         more = "" if left is None else f", about {duration(left)} left in this stage"
         print(f"[{now - self.start:.0f} s] {text}{more}", file=self.stream, flush=True)
@@ -119,7 +153,8 @@ def live(stream: TextIO) -> Iterator[Tell]:
             watch.tell(text, time.perf_counter())
             share = None if watch.done is None else 100.0
             text = clean(text)
-            shown = text if len(text) <= 44 else text[:43] + "…"
+            most = max(bar.console.width - BESIDE, 20)
+            shown = text if len(text) <= most else text[: most - 1] + "…"
             bar.update(task, description=escape(shown), total=share, completed=100 * (watch.done or 0.0))
 
         yield tell

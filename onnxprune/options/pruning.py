@@ -91,7 +91,7 @@ class Options(RecoveryOptions):
         {},
         "sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)",
         stage="decide",
-        commands="prune plan inspect explain sensitivity run",
+        commands="prune plan inspect explain sensitivity run profile",
         metavar="NAME:D,D,...",
         flag="--input-shape",
     )
@@ -99,7 +99,7 @@ class Options(RecoveryOptions):
         False,
         "also cut axes that an average or a maximum is taken over (LayerNorm width); the result is marked inexact",
         stage="decide",
-        commands="prune plan inspect explain sensitivity",
+        commands="prune plan inspect explain sensitivity profile",
     )
     open_io: tuple[str, ...] = option(
         (),
@@ -178,7 +178,7 @@ class Options(RecoveryOptions):
         "cpu",
         "time on this execution provider of onnxruntime",
         stage="speed",
-        commands="prune plan",
+        commands="prune plan profile",
         needs="timed",
         metavar="NAME",
     )
@@ -186,7 +186,7 @@ class Options(RecoveryOptions):
         None,
         "time with this first axis of every input, where it is dynamic",
         stage="speed",
-        commands="prune plan",
+        commands="prune plan profile",
         needs="timed",
         metavar="N",
     )
@@ -194,7 +194,7 @@ class Options(RecoveryOptions):
         None,
         "time with this many threads; as many as onnxruntime likes otherwise",
         stage="speed",
-        commands="prune plan",
+        commands="prune plan profile",
         needs="timed",
         metavar="N",
     )

@@ -26,6 +26,7 @@ from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.target import Target
 from onnxprune.options.widths import step_of
 from onnxprune.pruning.budgets import Budgets
+from onnxprune.pruning.layer_times import beyond
 from onnxprune.pruning.plan import Plan, PlannedGroup
 from onnxprune.pruning.speed import Speed, finer_steps, first_faster, speed_of, until_met
 from onnxprune.pruning.targets import parse_target
@@ -147,7 +148,10 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
             step, removed = first_faster(speed, options, choose)
         else:
             steps = finer_steps(options.align)
-            step, removed = until_met(speed, latency, choose, steps)
+            try:
+                step, removed = until_met(speed, latency, choose, steps)
+            except NothingToPrune as error:
+                raise NothingToPrune(f"{error} {beyond(speed.analysis, groups, speed.bench)}") from error
             if step != steps[0]:
                 run.notes.append(
                     f"widths are on multiples of {step}: on {steps[0]} no cut came within 5 % of {latency.text}"

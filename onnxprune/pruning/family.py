@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +16,7 @@ from onnxprune.journey.output import refuse_overwrite
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
+from onnxprune.progress import Whole
 from onnxprune.pruning.decision import Decision, limit_of
 from onnxprune.pruning.journey import Result, analysis_of, carry_out, planned
 from onnxprune.pruning.journey import prune as prune_one
@@ -24,7 +24,6 @@ from onnxprune.pruning.on_samples import FromSamples, admitted
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.schedule import decide_in_steps
 from onnxprune.pruning.speed import Speed
-from onnxprune.reconstruction.sequential import Fitted
 from onnxprune.report.record import Facts
 from onnxprune.report.table import amount, share, show
 
@@ -88,15 +87,19 @@ def prune(
                 results[target] = prune_one(_member(run, target), paths[target])
                 each(target, results[target])
         return results
-    members, failure = _decided(run, targets)
-    if members:
-        for (saliency, decision), fitted in zip(members, _fitted(members), strict=True):
-            member, (target,) = saliency.run, saliency.run.options.target
-            with together():
-                candidate = saliency.candidate(decision, fitted)
-                plan = planned(member, saliency.analysis, candidate.decision)
-                results[target] = carry_out(member, candidate, plan, paths[target])
-                each(target, results[target])
+    whole = Whole(run.progress, "family", 2 * len(targets))
+    run = dataclasses.replace(run, progress=whole)
+    members, failure = _decided(run, targets, whole)
+    for number, (saliency, decision) in enumerate(
+        members, 1
+    ):  # one by one, so that each is there when it is done
+        member, (target,) = saliency.run, saliency.run.options.target
+        whole.at(len(targets) + number, target)
+        with together():
+            candidate = saliency.refit(decision)
+            plan = planned(member, saliency.analysis, candidate.decision)
+            results[target] = carry_out(member, candidate, plan, paths[target])
+            each(target, results[target])
     if failure is not None:
         raise failure
     return results
@@ -108,13 +111,14 @@ def _member(run: Run[Options], target: str) -> Run[Options]:
 
 
 def _decided(
-    run: Run[Options], targets: Sequence[str]
+    run: Run[Options], targets: Sequence[str], whole: Whole
 ) -> tuple[list[tuple[FromSamples, Decision]], OnnxPruneError | None]:
     """Return what each member loses, up to the first that can't be had, and why that one can't."""
     members: list[tuple[FromSamples, Decision]] = []
     saliency: FromSamples | None = None
     speed: Speed | None = None
-    for target in targets:
+    for number, target in enumerate(targets, 1):
+        whole.at(number, target)
         member = _member(run, target)
         try:
             if saliency is None:
@@ -127,18 +131,6 @@ def _decided(
             return members, error
         speed = limit.budgets.speed
     return members, None
-
-
-def _fitted(members: Sequence[tuple[FromSamples, Decision]]) -> list[Fitted]:
-    """Fit all members side by side; the time is theirs in equal parts."""
-    first = members[0][0]
-    start = time.perf_counter()
-    first.run.say("fit")
-    fitted = first.calibration.fit_all([decision.removed for _, decision in members])
-    each = (time.perf_counter() - start) / len(members)
-    for saliency, _ in members:
-        saliency.run.seconds["fit"] = saliency.run.seconds.get("fit", 0.0) + each
-    return fitted
 
 
 def pareto(results: dict[str, Result]) -> list[dict[str, Any]]:

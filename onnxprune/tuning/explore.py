@@ -13,7 +13,7 @@ from onnxprune.options.widths import align_step
 from onnxprune.tuning.cuts import Width
 from onnxprune.tuning.members import Entry, Lever, Members, Recipe, levers
 
-__all__ = ["Explorer", "Ladder", "ladders"]
+__all__ = ["Explorer", "Ladder", "best_of", "ladders", "most"]
 
 #: Least share of a budget that is tried, the first share, steps of one bisection, and shares that are near enough.
 LEAST, FIRST, STEPS, NEAR = 0.04, 0.5, 6, 1.07
@@ -76,6 +76,7 @@ class Explorer:
         """
         useful = [lever for lever in levers(self.aim) if self.alone(lever)]
         first, *others = ladders(self.aim)
+        self.members.whole.steps = len(levers(self.aim)) + _steps(len(useful), self.aim)
         share = self.narrowest(first, None)
         for lever in useful:
             self.narrowest(first, lever, share)
@@ -126,6 +127,16 @@ class Explorer:
             else:
                 share = (low * high) ** 0.5
         return high if high < 1 else None
+
+
+def most(aim: str) -> int:
+    """Return how many members there may be."""
+    return len(levers(aim)) + _steps(len(levers(aim)), aim)
+
+
+def _steps(useful: int, aim: str) -> int:
+    """Return the most steps of all bisections, what comes before them and the last look."""
+    return 2 + STEPS + FEWER * (useful + len(ladders(aim)) - 1)
 
 
 def value_of(entry: Entry, aim: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from onnxprune.latency.clock import bench_of
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.options.tuning import TuneOptions
-from onnxprune.progress import Milestone
+from onnxprune.progress import Whole
 from onnxprune.pruning.journey import analysis_of
 from onnxprune.reconstruction.cache import program
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.report.record import versions
 from onnxprune.tuning.cuts import Cuts
-from onnxprune.tuning.explore import Explorer, best_of
+from onnxprune.tuning.explore import Explorer, best_of, most
 from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.members import Deadline, Entry, Members, OutOfTime
 from onnxprune.tuning.metric import Accuracy, Metric, Score, script_of
@@ -34,28 +33,6 @@ __all__ = ["find"]
 
 #: Options that members don't depend on.
 APART = ("max_drop", "minutes", "state", "calib", "held_out", "metric", "in_place", "external_data_threshold")
-
-
-@dataclass
-class _Told:
-    """Passes on what is told, with the member that is worked at and the share of the time that is over."""
-
-    say: Callable[[str], None] | None
-    deadline: Deadline
-    member: str = ""
-
-    def __call__(self, text: str) -> None:
-        """Take a text of a stage."""
-        if self.say is None:
-            return
-        said = Milestone(f"tune: {self.member}: {text}" if self.member else f"tune: {text}")
-        said.done = min(self.deadline.done, 1.0)
-        self.say(said)
-
-    def of(self, text: str) -> None:
-        """Take the text of a member."""
-        self.member, _, rest = text.partition(": ")
-        self(rest)
 
 
 def find(run: Run[TuneOptions], output: Path) -> TuneReport:
@@ -78,8 +55,8 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     if run.model.path is None:
         raise UsageError("'tune' needs a model in a file; save it first.")
     deadline = Deadline(options.minutes)
-    told = _Told(run.progress, deadline)
-    run.progress = told
+    whole = Whole(run.progress, "tune", most(options.minimize), what="the input")
+    run.progress = whole
     said = script_of(options.metric, deadline.minutes and 60 * deadline.minutes) if options.metric else None
     plain, analysis = _analysed(run)
     samples, labelled = _samples(run, analysis, plain)
@@ -89,7 +66,7 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     writer = _Best(run, output, state)
     members = Members(
         run.model.path, Cuts(run, labelled), lambda: samples.set_aside()[0], metric, floor,
-        bench_of(run.model, analysis, "cpu", None, options.threads), state, deadline, told.of,
+        bench_of(run.model, analysis, "cpu", None, options.threads), state, deadline, whole,
     )  # fmt: skip
     members.better = lambda entry: writer.write(best_of(members, options.minimize))
     explorer, complete = Explorer(members, options.minimize), True

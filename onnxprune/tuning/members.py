@@ -14,6 +14,7 @@ from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError, UsageErr
 from onnxprune.latency.apart import race_apart
 from onnxprune.latency.clock import Bench, race, session_of
 from onnxprune.model import Model
+from onnxprune.progress import Whole
 from onnxprune.runtime.session import Session
 from onnxprune.tuning.cuts import Cuts, Width
 from onnxprune.tuning.floor import Floor
@@ -124,7 +125,7 @@ class Members:
         How models are run to be timed.
     state : State
     deadline : Deadline
-    tell : callable
+    whole : Whole
         Is told what is done.
     better : callable
         Is given each entry that has just been made.
@@ -138,7 +139,7 @@ class Members:
     bench: Bench
     state: State
     deadline: Deadline
-    tell: Callable[[str], None]
+    whole: Whole
     better: Callable[[Entry], None] = lambda entry: None
     entries: dict[str, Entry] = field(default_factory=dict)
     _seconds: dict[bool, float] = field(default_factory=dict)
@@ -157,7 +158,7 @@ class Members:
         if entry is None:
             self.deadline.check(self._seconds.get(member.width is not None, 0.0))
             start = time.monotonic()
-            self.tell(f"{name}: make")
+            self.tell(name, "make")
             entry = self._made(member)
             took = time.monotonic() - start
             if "refused" not in entry:
@@ -168,6 +169,12 @@ class Members:
         if fresh:
             self.better(entry)
         return entry
+
+    def tell(self, name: str, text: str) -> None:
+        """Tell what is done to a member."""
+        if name != self.whole.what:
+            self.whole.at(self.whole.step + 1, name, self.deadline.done)
+        self.whole(text)
 
     def _made(self, member: Recipe) -> Entry:
         path = self.state.model(member.name)
@@ -204,9 +211,9 @@ class Members:
             return {**what, "made": False, "refused": str(error)}
 
     def _measured(self, name: str, path: Path) -> Entry:
-        self.tell(f"{name}: time")
+        self.tell(name, "time")
         timing = self.race(path)
-        self.tell(f"{name}: {self.metric.name}")
+        self.tell(name, self.metric.name)
         score = self.metric.of(path)
         return {
             "bytes": path.stat().st_size,
@@ -225,7 +232,7 @@ class Members:
     def settle(self, entry: Entry) -> Entry:
         """Time a member once more, in several processes; what they say replaces what one said."""
         if "apart" not in entry:
-            self.tell(f"{entry['name']}: time in other processes")
+            self.tell(entry["name"], "time in other processes")
             apart = race_apart(self.source, self.state.model(entry["name"]), self.bench)
             entry = entry | {
                 "apart": apart.races,

@@ -5,6 +5,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from small_models import chain
 import onnxprune
 from onnxprune import progress
 from onnxprune.cli.progress import Plain, live, showing
-from onnxprune.progress import Milestone, StageClock, read
+from onnxprune.progress import Milestone, StageClock, Whole, read
 
 
 def test_layers_are_weighed_by_their_cost() -> None:
@@ -174,3 +176,49 @@ def test_results_stay_on_standard_output(tmp_path: Path) -> None:
         stage in drawn for stage in (b"load", b"calibrate", b"fit", b"verify")
     )  # as far as it was slow enough
     assert b"wrote o.onnx" not in drawn
+
+
+def test_nothing_is_silent_for_long() -> None:
+    """What is worked at is said again, also where nothing new is told."""
+    clock, stream = Clock(), io.StringIO()
+    plain = Plain(stream, every=10, clock=clock)
+    plain.beat()
+    plain("fit 1/2: conv1")
+    clock.now += 9
+    plain.beat()
+    assert stream.getvalue() == ""
+    for _ in range(3):
+        clock.now += 10
+        plain.beat()
+    assert [line.split("]")[1] for line in stream.getvalue().splitlines()] == [" fit 1/2: conv1"] * 3
+
+
+def test_a_line_is_written_while_a_long_step_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.cli.progress.EVERY", 0.1)
+    stream = io.StringIO()
+    with showing(quiet=False, verbose=False, stream=stream) as tell:
+        assert tell is not None
+        tell("fit 1/2: conv1")
+        for _ in range(100):
+            if stream.getvalue():
+                break
+            time.sleep(0.1)
+    assert "fit 1/2: conv1" in stream.getvalue()
+    count = threading.active_count()
+    assert not any(thread.name == "beat" for thread in threading.enumerate()), count
+
+
+def test_a_whole_work_never_goes_back() -> None:
+    told: list[str] = []
+    whole = Whole(told.append, "tune", 10, what="the input")
+    whole("samples")
+    for step, done in ((4, 0.0), (5, 0.7), (6, 0.2)):
+        whole.at(step, f"m{step}", done)
+        whole("fit 2/8: conv")
+    assert told[1] == "tune 4/10: m4: fit 2/8: conv"
+    assert [read(text).done for text in told] == [0.0, 0.3, 0.7, 0.7]
+    assert {read(text).stage for text in told} == {"tune"}
+    whole.at(12, "more than were known")
+    whole("fit")
+    assert told[-1].startswith("tune 12/12: ")
+    assert read(told[-1]).done == pytest.approx(11 / 12)

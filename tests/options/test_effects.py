@@ -24,8 +24,9 @@ from onnxprune import cli
 from onnxprune.cli.arguments import build
 from onnxprune.latency.apart import Apart
 from onnxprune.latency.clock import Bench, Race
+from onnxprune.latency.profile import Timed
 from onnxprune.model import Model
-from onnxprune.pruning import speed
+from onnxprune.pruning import layer_times, speed
 from onnxprune.tuning import explore, members
 
 #: A metric of the user's own.
@@ -153,6 +154,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "race", race)
     monkeypatch.setattr(members, "race", race)
     monkeypatch.setattr(members, "race_apart", lambda a, b, bench: Apart([race(a, b, bench).to_json()]))
+    monkeypatch.setattr(layer_times, "profile", lambda models, makers, bench: [Timed(1.0, {0: 0.5}, 0.1)])
     monkeypatch.setattr(speed.Speed, "confirm", lambda *_: None)
     monkeypatch.setattr(explore, "levers", lambda aim: [])
     monkeypatch.setattr(explore, "ladders", lambda aim: [explore.Ladder("macs", 1)])

@@ -1,0 +1,78 @@
+"""Where the time goes: layers, the groups that reach them, and what nothing reaches."""
+
+import io
+
+import onnx
+import pytest
+from budgets.test_budgets import wide
+from nets import convs, node
+
+from onnxprune import cli
+from onnxprune.api import profile
+from onnxprune.graph.analysis import analyse
+from onnxprune.graph.select import pick
+from onnxprune.latency.clock import bench_of
+from onnxprune.latency.profile import Timed
+from onnxprune.model import Model
+from onnxprune.pruning.layer_times import arranged
+
+
+def times_of(proto: onnx.ModelProto, seconds: dict[str, float], rest: float = 0.0):
+    """Arrange invented times, given by the op types of nodes in their order."""
+    model = Model.load(proto)
+    analysis = analyse(model)
+    ops = [applied.node.op for applied in analysis.coupling.nodes]
+    timed = Timed(1.0, {ops.index(op): value for op, value in seconds.items()}, rest)
+    return arranged(
+        analysis, pick(analysis.grouping, (), ()), timed, bench_of(model, analysis, "cpu", None, 1)
+    )
+
+
+def test_what_no_group_reaches_is_said() -> None:
+    """A reduction to one number keeps its length whatever is cut before it."""
+    last = [node("Identity", "h", "y"), node("Size", "x", "n")]
+    times = times_of(convs(last, outputs={"y": 1, "n": 7}), {"Conv": 0.6, "Size": 0.3}, rest=0.1)
+    assert times.beyond == pytest.approx(0.3)
+    assert times.rest == pytest.approx(0.1)
+    assert times.unreached() == "No cut reaches 30% of the time (Size 30%)."
+    first = times.layers[0]
+    assert (first["op"], first["share"]) == ("Conv", pytest.approx(0.6))
+    assert first["groups"] == [group["name"] for group in times.groups if group["seconds"]]
+
+
+def test_all_is_reached_where_groups_reach_all() -> None:
+    times = times_of(convs(), {"Conv": 1.0})
+    assert times.beyond == 0
+    assert times.unreached() == "No cut reaches 0% of the time."
+
+
+def test_it_is_measured_on_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.latency.profile.ROUNDS", 5)
+    times = profile(wide(64, 96), threads=1)
+    assert times.seconds > 0
+    assert {line["op"] for line in times.layers[:2]} == {"Conv"}
+    shares = sum(line["share"] for line in times.layers) + times.rest
+    assert shares == pytest.approx(1.0)
+    stream = io.StringIO()
+    times.show(stream)
+    assert "No cut reaches" in stream.getvalue()
+
+
+def test_a_latency_that_cannot_be_had_says_what_no_cut_reaches(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("onnxprune.latency.profile.ROUNDS", 5)
+    onnx.save(wide(64, 96), tmp_path / "m.onnx")
+    line = [
+        "prune",
+        str(tmp_path / "m.onnx"),
+        str(tmp_path / "o.onnx"),
+        "--target",
+        "latency=0.001",
+        "--threads",
+        "1",
+    ]
+    assert cli.main(line) == 4
+    said = capsys.readouterr().err
+    assert "No cut reaches" in said
+    assert len([text for text in said.splitlines() if "error" in text]) == 1
