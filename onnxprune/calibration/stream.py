@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +24,10 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.ways import Way, along, ways_of
 from onnxprune.errors import CalibrationError
+from onnxprune.files.bodies import body_of, stepped
+from onnxprune.files.fold import fold
 from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
 from onnxprune.runtime.session import RunError, Session, open_session
@@ -64,7 +69,8 @@ class Runs(Protocol):
         Yields
         ------
         dict
-            Tensor -> values. The position moves when the last batch has been taken; the model may be edited behind it.
+            Tensor -> values, without those of branches that a batch doesn't take. The position moves when the last
+            batch has been taken; the model may be edited behind it.
 
         Raises
         ------
@@ -93,6 +99,9 @@ class Runs(Protocol):
             If onnxruntime fails on the samples.
         """
 
+    def hidden(self) -> tuple[set[str], set[str]]:
+        """Return what can't be asked for: tensors of branches that no batch takes, and of steps of a Loop or Scan."""
+
     def fork(self, model: Model) -> Runs:
         """Return the runs of another model, of the same nodes, from the same position; these stay where they are."""
 
@@ -107,6 +116,16 @@ def stream_of(
 ) -> Runs:
     """Return a model's runs over samples; here a backend is chosen. See `Stream` for the parameters."""
     return Stream(model, samples, types, most_bytes, what=what)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What runs next along one way: a session and its inputs, what is held afterwards, and what is asked for."""
+
+    session: Session | None
+    names: list[str]
+    live: list[str]
+    wanted: list[str]
 
 
 class Stream:
@@ -147,31 +166,54 @@ class Stream:
         self.batches: list[Batch] = [dict(b) for b in samples.batches]
         self.keep: set[str] = set()
 
-    @property
-    def protos(self) -> list[NodeProto]:
-        """The nodes in topological order."""
+    @cached_property
+    def ways(self) -> list[Way]:
+        """Which branches each batch takes."""
+        return ways_of(self.model, self.samples, self._open)
+
+    def protos(self, way: Way) -> list[list[NodeProto]]:
+        """For each node, in topological order, what stands for it along a way."""
         graph = self.model.proto.graph
-        return [graph.node[i] for i in self.model.order]
+        return [along(graph.node[i], way) if way else [graph.node[i]] for i in self.model.order]
 
     def run(self, to: int, wanted: Sequence[str], *, stay: bool = False) -> Iterator[Batch]:
         """Run up to a node, see `Runs.run`: tensors of the frontier, or made between the last position and ``to``."""
-        nodes = self.protos
         to = max(to, self.position)
-        live = [] if stay else self._live(nodes, to)
-        session, names = self._session(nodes, to, {*live, *wanted})
+        parts: dict[Way, _Part] = {}
+        for batch, way in zip(self.batches, self.ways, strict=True):
+            if way not in parts:
+                parts[way] = self._part_along(way, to, wanted, batch, stay)
         hold, size = not stay, 0
         new: list[Batch] = []
-        for batch in self.batches:
-            values = self._run(session, names, batch)
+        for batch, way in zip(self.batches, self.ways, strict=True):
+            part = parts[way]
+            values = self._run(part.session, part.names, batch)
             if hold:
-                new.append({n: values[n] for n in live})
-                size += sum(getattr(values[n], "nbytes", 0) for n in live)  # sequences and maps have none
+                new.append({n: values[n] for n in part.live})
+                size += sum(
+                    getattr(values[n], "nbytes", 0) for n in part.live
+                )  # sequences and maps have none
                 hold = size <= self.most_bytes
                 if not hold:
                     new.clear()
-            yield {n: values[n] for n in wanted}
+            yield {n: values[n] for n in part.wanted}
         if hold:
             self.position, self.batches = to, new
+
+    def _part_along(self, way: Way, to: int, wanted: Sequence[str], batch: Batch, stay: bool) -> _Part:
+        """Open what a batch's way needs up to a node; what is in another branch isn't wanted of it."""
+        stops = self.protos(way)
+        nodes = [node for stop in stops for node in stop]
+        first, last = (sum(map(len, stops[:stop])) for stop in (self.position, to))
+        made = {name for node in nodes for name in node.output} | batch.keys()
+        mine = [n for n in wanted if not way or n in made or not self._elsewhere(n)]
+        live = [] if stay else self._live(nodes, first, last, batch)
+        session, names = self._session(nodes, (first, last), {*live, *mine}, batch)
+        return _Part(session, names, live, mine)
+
+    def _elsewhere(self, name: str) -> bool:
+        """Whether a tensor is made in a branch."""
+        return any(body_of(node) for node in self.model.proto.graph.node if name in node.output)
 
     def each(self, wanted: Sequence[str] = (), beside: Iterable[Batch] | None = None) -> Iterator[Batch]:
         """Run the whole model, see `Runs.each`; nothing is held."""
@@ -183,6 +225,13 @@ class Stream:
                 yield session.run({**batch, **more}, list(wanted) or None)
         except RunError as error:
             raise CalibrationError(f"{self.what} fails on the samples: {error}.") from error
+
+    def hidden(self) -> tuple[set[str], set[str]]:
+        """Tell what can't be asked for, see `Runs.hidden`."""
+        graph = self.model.proto.graph
+        many, ways = stepped(graph), set(self.ways)
+        seen = {n for way in ways for node in graph.node for copy in along(node, way) for n in copy.output}
+        return {n for node in graph.node for n in node.output if ways} - seen - many, many
 
     def fork(self, model: Model) -> Stream:
         """Go on with another model, see `Runs.fork`; the batches of the frontier are shared."""
@@ -214,10 +263,9 @@ class Stream:
                 unfolded.append(node)
         return unfolded
 
-    def _live(self, nodes: Sequence[NodeProto], to: int) -> list[str]:
+    def _live(self, nodes: Sequence[NodeProto], first: int, to: int, batch: Batch) -> list[str]:
         """Tensors that exist before ``to`` and are read from there on."""
-        made = set(self.batches[0]) if self.batches else set()
-        made |= {n for node in nodes[self.position : to] for n in node.output}
+        made = set(batch) | {n for node in nodes[first:to] for n in node.output}
         made -= {n for node in self._unfolded(nodes) for n in node.output}
         needed: dict[str, None] = {}
         for node in nodes[to:]:
@@ -230,16 +278,16 @@ class Stream:
         return list(needed)
 
     def _session(
-        self, nodes: Sequence[NodeProto], to: int, wanted: set[str]
+        self, nodes: Sequence[NodeProto], stretch: tuple[int, int], wanted: set[str], batch: Batch
     ) -> tuple[Session | None, list[str]]:
         """Return a session of the nodes that the wanted tensors need, and its inputs."""
-        have = set(self.batches[0]) if self.batches else set()
+        have, (first, to) = set(batch), stretch
         missing = {n for n in wanted if n not in have}
         if not missing:
             return None, []
         picked: list[NodeProto] = []
         needed = set(missing)
-        for node in reversed([*self._unfolded(nodes[: self.position]), *nodes[self.position : to]]):
+        for node in reversed([*self._unfolded(nodes[:first]), *nodes[first:to]]):
             if node.op_type == "Constant" and node.output[0] in self.model:
                 continue  # its value lies in the model, and becomes a weight of the part
             if needed.intersection(node.output):
@@ -249,7 +297,7 @@ class Stream:
         made = {n for node in picked for n in node.output}
         lost = missing - made
         if lost:
-            raise ValueError(f"{sorted(lost)} can't be had between nodes {self.position} and {to}")
+            raise ValueError(f"{sorted(lost)} can't be had between nodes {first} and {to}")
         proto, inputs = self._part(picked, needed - made - {""}, sorted(missing), have)
         try:
             return self._open(proto), inputs
@@ -261,8 +309,9 @@ class Stream:
 
         Without a rank its Shape has no elements as far as onnxruntime's inference goes, and sizes made of it don't fit.
         """
-        shapes = {b[name].shape for b in self.batches if isinstance(b[name], np.ndarray)}
-        whole = all(b[name].dtype.kind == "i" for b in self.batches if isinstance(b[name], np.ndarray))
+        arrays = [b[name] for b in self.batches if name in b and isinstance(b[name], np.ndarray)]
+        shapes = {array.shape for array in arrays}
+        whole = all(array.dtype.kind == "i" for array in arrays)
         if len({len(shape) for shape in shapes}) != 1:
             return None
         first = next(iter(shapes))
@@ -289,4 +338,5 @@ class Stream:
         proto.CopyFrom(onnx.ModelProto(ir_version=source.ir_version, functions=source.functions))
         proto.opset_import.extend(source.opset_import)
         proto.graph.CopyFrom(graph)
+        fold(proto)
         return proto, inputs

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibration.stream import Runs
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import uses_of
@@ -145,6 +146,24 @@ def around(analysis: Analysis) -> Around:
     outputs = {v.name for v in analysis.model.proto.graph.output}
     inner = (captured(a.proto) for a in nodes if a.proto.attribute)
     return Around(analysis.model, nodes, uses_of(analysis.coupling), outputs.union(*inner))
+
+
+def seen(layers: Sequence[Site], runs: Runs) -> list[Site]:
+    """Return the layers that samples tell of: without nodes in branches that none takes, and without steps of a Loop.
+
+    What a layer is fitted to in one branch serves another that uses the same weight alike; for each step of a Loop
+    there is no such thing.
+    """
+    untaken, many = runs.hidden()
+    told = []
+    for site in layers:
+        uses = [use for use in site.uses if use.y not in untaken]
+        if not uses or any(use.y in many for use in site.uses):
+            continue
+        told.append(
+            site if len(uses) == len(site.uses) else replace(uses[0], own=site.own, more=tuple(uses[1:]))
+        )
+    return told
 
 
 class _LayerGraph:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
+from onnxprune.files.bodies import DOMAIN, body_of
 from onnxprune.gradient.loss import LossModel, loss_model, part_model
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
@@ -139,6 +140,11 @@ class _Work:
             found.append(report)
             if not any(site.free for site in part.sites):
                 report.why = "its weights are quantised, and were fitted on their grid one by one"
+                dense.keep -= set(part.goals)
+                continue
+            nodes = self.analysis.coupling.nodes[part.first : part.end]
+            if any(body_of(a.proto) or a.node.domain == DOMAIN for a in nodes):
+                report.why = "it holds bodies of If, Loop or Scan"
                 dense.keep -= set(part.goals)
                 continue
             if not part.goals or not all(goal in made for goal in part.goals):

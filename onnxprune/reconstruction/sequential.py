@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.allocation.ranking import FLOOR
 from onnxprune.calibration.frontier import stream_bytes
 from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
@@ -25,7 +26,7 @@ from onnxprune.model import Model
 from onnxprune.progress import Milestone
 from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, write
-from onnxprune.reconstruction.layers import Readers, Site, gone, readers, sites
+from onnxprune.reconstruction.layers import Readers, Site, gone, readers, seen, sites
 from onnxprune.reconstruction.least_squares import Consumer, Curve
 from onnxprune.reconstruction.measure import Measure
 from onnxprune.reconstruction.obs import keep_best
@@ -92,7 +93,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
-        self.sites: list[Site] = sites(self.analysis)
+        runs = stream_of(self.analysis.model, self.samples)
+        self.sites: list[Site] = seen(sites(self.analysis), runs)
         self.readers: Readers = readers(self.sites, self.groups)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)

@@ -235,6 +235,8 @@ class _Taker:
 
     def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
         site, view = self.site, self.site.view
+        if site.y not in batch:  # it is in a branch that these samples don't take
+            return
         x, y = batch[site.x], batch[site.y]
         rows = self.draw.take(x, view.positions(y), count, valid)
         y = self.reached.rows(batch, site.y, rows)
@@ -251,7 +253,7 @@ class _Goal:
     def __init__(self, reached: _Reached, draw: Draw, spread: Spread | None) -> None:
         self.site, self.reached, self.draw, self.spread = reached.site, reached, draw, spread
         self.wanted = list(dict.fromkeys([*reached.wanted, self.site.x]))
-        self.rows: list[Rows] = []
+        self.rows: list[Rows | None] = []  # None: the node is in a branch that the batch doesn't take
         self.y: list[Array] = []
 
     @property
@@ -261,6 +263,10 @@ class _Goal:
 
     def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
         site, view = self.site, self.site.view
+        if not batch.keys() >= set(self.wanted):
+            self.rows.append(None)
+            self.y.append(np.zeros(0))
+            return
         x, y = batch[site.x], batch[site.goal[0]]
         rows = self.draw.take(x, view.positions(y), count, valid)
         self.rows.append(rows)
@@ -282,6 +288,8 @@ class _Use:
         """Add a batch, by its number."""
         site, view, total = self.site, self.site.view, self.site.total
         rows, y = self.goal.rows[number], self.goal.y[number]
+        if rows is None or not all(batch.keys() >= set(self.wanted) for batch in batches):
+            return
         for collector, test, batch in zip(self.collectors, self.tests, batches, strict=True):
             own, at = test.thinned(rows)
             reach = y[at]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from onnxprune import registry
 from onnxprune.allocation.knapsack import allocate
 from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.stream import stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.options.pattern import Pattern
@@ -34,7 +35,7 @@ from onnxprune.options.sparsity import SparseOptions
 from onnxprune.reconstruction.evidence import Evidence, moments_of
 from onnxprune.reconstruction.few_rows import steadied
 from onnxprune.reconstruction.layer import Settings, weights_of, write
-from onnxprune.reconstruction.layers import Site, sites
+from onnxprune.reconstruction.layers import Site, seen, sites
 from onnxprune.reconstruction.walk import Walk
 from onnxprune.sparsity.layer import LayerFit, fit_layer
 from onnxprune.sparsity.task import Method, Solver, Task
@@ -118,7 +119,8 @@ class Fitter:
 
     def __post_init__(self) -> None:
         """Find the layers."""
-        layers = [_without_new_bias(s) for s in sites(self.analysis) if s.weight not in self.spared]
+        told = seen(sites(self.analysis), stream_of(self.analysis.model, self.samples))
+        layers = [_without_new_bias(s) for s in told if s.weight not in self.spared]
         layers = [s for s in layers if s.view.width <= LARGEST]
         first = next((n for n, s in enumerate(layers) if s.weight in self.targets), len(layers))
         self.sites = layers[first:]
