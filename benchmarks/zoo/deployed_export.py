@@ -50,6 +50,7 @@ GENAI = (
     "gpt_oss",
     "qwen3_moe",
     "mixtral",
+    "lfm2_moe",
 )
 #: form -> the files that it is made of.
 FORMS = {
@@ -58,15 +59,16 @@ FORMS = {
               "dynamo/phi", "torchscript/whisper", "torchscript/t5", "torchscript/unet", "optimum/t5/decoder_model",
               "optimum/whisper/encoder_model", "optimum/bert/model"),
     "fused-gpu": ("torchscript/bert", "torchscript/t5", "torchscript/unet", "optimum/whisper/decoder_model"),
-    "fp16": ("torchscript/bert", "dynamo/bert", "dynamo/llama", "dynamo/vit", "optimum/gpt2/model",
+    "fp16": ("dynamo/mixtral", "torchscript/bert", "dynamo/bert", "dynamo/llama", "dynamo/vit", "optimum/gpt2/model",
              "optimum/whisper/decoder_model_merged", "torchscript/t5", "dynamo/dit"),
     "int8": ("torchscript/bert", "dynamo/bert", "fused/torchscript-bert_classifier", "optimum/minilm/model",
              "optimum/gpt2/model", "optimum/llama/model", "dynamo/vit", "optimum/t5/encoder_model",
-             "optimum/whisper/encoder_model", "optimum/whisper/decoder_model_merged", "optimum/modernbert/model"),
+             "optimum/whisper/encoder_model", "optimum/whisper/decoder_model_merged", "optimum/modernbert/model",
+             "optimum/gpt_oss/model", "optimum/qwen3_moe/model", "torchscript/mixtral"),
     "qdq": ("torchscript/bert", "dynamo/bert", "optimum/minilm/model", "dynamo/vit", "torchscript/clip",
-            "optimum/gpt2/model", "dynamo/swin"),
+            "optimum/gpt2/model", "dynamo/swin", "optimum/qwen3_moe/model", "torchscript/mixtral"),
     "int4": ("torchscript/bert", "dynamo/bert", "dynamo/llama", "optimum/llama/model", "optimum/qwen3/model",
-             "optimum/t5/decoder_model_merged", "dynamo/vit"),
+             "optimum/t5/decoder_model_merged", "dynamo/vit", "optimum/qwen3_moe/model"),
     "int4-qdq": ("dynamo/llama", "optimum/qwen3/model", "dynamo/bert"),
 }  # fmt: skip
 MODEL_TYPES = {"gpt2": "gpt2", "vit": "vit", "clip": "clip", "whisper": "bart", "t5": "t5", "unet": "unet",
@@ -219,7 +221,15 @@ def _optimum(name: str, folder: Path) -> None:
     if name == "sam":
         onnx_export_from_model(deployed_models.build(name), target, task=spec.task, do_validation=False)
         return
-    main_export(str(checkpoint), target, task=spec.task, do_validation=False)
+    more: dict[str, Any] = {}
+    if name == "mixtral":  # optimum has no configuration for it; its inputs are Mistral's
+        from optimum.exporters.onnx.model_configs import MistralOnnxConfig
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(checkpoint)
+        own = MistralOnnxConfig(config, task="text-generation", use_past=True, use_past_in_inputs=True)
+        more = {"custom_onnx_configs": {"model": own}}
+    main_export(str(checkpoint), target, task=spec.task, do_validation=False, **more)
 
 
 def _genai(name: str, folder: Path, precision: str) -> None:

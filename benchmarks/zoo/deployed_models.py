@@ -94,12 +94,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi": _decoder("Phi", num_attention_heads=2, head_dim=32),
     "phi3": _decoder("Phi3"),
     "mixtral": _decoder("Mixtral", **EXPERTS),
-    "qwen3_moe": _decoder("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96),
+    "qwen3_moe": _decoder("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128),
     "gpt_oss": _decoder("GptOss", **EXPERTS),
     "deepseek_v3": _decoder(
         "DeepseekV3", num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
         v_head_dim=16, head_dim=8, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, n_group=2,
         topk_group=1, first_k_dense_replace=1, moe_intermediate_size=96,
+    ),
+    "lfm2_moe": _decoder(
+        "Lfm2Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128, num_dense_layers=1,
+        num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], norm_topk_prob=True,
     ),
     "t5": Architecture(
         "T5ForConditionalGeneration", "T5Config", T5, "seq2seq", "text2text-generation-with-past"

@@ -18,9 +18,13 @@ from onnxprune.runtime.binding import Axes, Shape
 from onnxprune.runtime.inputs import NoValues, random_inputs
 from onnxprune.runtime.session import Feeds, RunError, Session, open_session
 
-__all__ = ["References"]
+__all__ = ["References", "Unloadable"]
 
 _ATTEMPTS = ((1.0, False), (0.1, False), (0.01, False), (1.0, True))  # (scale of floats, all integers one)
+
+
+class Unloadable(RunError):
+    """onnxruntime has no kernels for the original, on any input."""
 
 
 class References:
@@ -140,14 +144,14 @@ class References:
             try:
                 return open_session(self.twin, prepack=True)
             except RunError:
-                raise RunError(self._whose_fault(error)) from error
+                raise self._whose_fault(error) from error
 
-    def _whose_fault(self, error: RunError) -> str:
+    def _whose_fault(self, error: RunError) -> RunError:
         try:
             open_session(self.analysis.model)
         except RunError as own:
-            return f"onnxruntime can't load the original: {own}"
-        return f"onnxruntime can't load the masked original: {error}"
+            return Unloadable(f"onnxruntime can't load the original: {own}")
+        return RunError(f"onnxruntime can't load the masked original: {error}")
 
     def _cast(self, feeds: Feeds) -> dict[str, Any]:
         """Bring given inputs to the types of the twin."""

@@ -35,7 +35,7 @@ from onnxprune.proof import interior, soundness
 from onnxprune.proof.branches import decided
 from onnxprune.proof.compare import NEAR, Difference, worst
 from onnxprune.proof.interior import Case
-from onnxprune.proof.references import References
+from onnxprune.proof.references import References, Unloadable
 from onnxprune.proof.repeat import Places, left_out, unrepeatable
 from onnxprune.proof.twin import twin
 from onnxprune.proof.widen import DOUBLE, HALF, widen
@@ -78,6 +78,8 @@ class Verification:
     checks : list of str
         The checks that were done.
     notes : list of str
+    unloadable : str
+        Why onnxruntime can't load the original at all; empty where it can.
     seconds : float
     """
 
@@ -93,6 +95,7 @@ class Verification:
     branches: list[dict[str, bool]] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unloadable: str = ""
     seconds: float = 0.0
 
     @property
@@ -227,6 +230,7 @@ class _Law:
         try:
             cases = references.draw(given, rng)
         except RunError as error:
+            result.unloadable = str(error) if isinstance(error, Unloadable) else ""
             result.notes += [*references.notes, f"law 1 was not checked: {error}"]
             return
         self.prepack, result.refused = references.prepack, references.refused

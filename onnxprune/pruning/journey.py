@@ -205,6 +205,11 @@ def _prove(run: Run[Options], analysis: Analysis, removed: Removed, pruned: Mode
     )
     if proof.status == "failed":
         raise Failed("; ".join(proof.failures))
+    if proof.unloadable:
+        raise VerificationError(
+            f"Nothing could be verified on this machine: {proof.unloadable}; no inputs change that. With --no-verify "
+            "the cut is made without this proof: compare the result where the model runs."
+        )
     if not proof.passed:
         why = "; ".join(proof.notes) or "the outputs say nothing"
         shapes = option(analysis.inputs, run.model.proto.graph)

@@ -194,6 +194,15 @@ def test_what_no_kernel_runs_is_cut_only_without_proof(tmp_path: Path) -> None:
     assert [shapes[n][1] for n in ("w0", "w4")] == [5, 5]
 
 
+def test_a_model_that_cannot_be_loaded_is_refused_without_useless_advice(tmp_path: Path) -> None:
+    model = _model("MoE", *floats(2), k=2, activation_type="swiglu", swiglu_fusion=2)
+    onnx.save(model, tmp_path / "in.onnx")
+    with pytest.raises(VerificationError, match="can't load the original") as refusal:
+        onnxprune.prune(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, align="none")
+    assert "--no-verify" in str(refusal.value)
+    assert "--inputs" not in str(refusal.value)
+
+
 def test_multiplications_are_those_of_the_chosen_experts(tmp_path: Path) -> None:
     onnx.save(_model("MoE", *floats(bias=False), k=2, activation_type="silu"), tmp_path / "in.onnx")
     seen = onnxprune.inspect(tmp_path / "in.onnx", input_shapes={"x": (3, 6)})
