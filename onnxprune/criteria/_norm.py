@@ -83,7 +83,9 @@ def weights_of(group: Group, weight: Weight) -> list[tuple[Member, NDArray[Any]]
 
 
 def _rank(member: Member, array: NDArray[Any]) -> int:
-    """Return 0 for matrices, 1 for vectors that multiply, 2 for the rest."""
+    """Return 0 for matrices, 1 for vectors that multiply, 2 for the rest, 3 for bytes that hold several values."""
+    if member.role == "packed":  # what its scales say is worth more than the sum of its bytes
+        return 3
     wide = sum(size > 1 for size in array.shape) > 1
     if member.role in _MINOR:
         return 2

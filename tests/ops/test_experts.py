@@ -183,6 +183,19 @@ def test_half_of_the_inner_units_go(
     assert result.report.law1["max_relative_error"] <= 1e-4
 
 
+def test_units_of_small_scales_go_whatever_their_bytes_say(tmp_path: Path) -> None:
+    """The bytes of packed weights are no magnitudes: a quiet unit may have all of its bits set."""
+    arrays: list[Any] = packed(4, 0, False, 0)
+    quiet = np.arange(64) // 2 % 2 == 0
+    arrays[3][:, quiet] *= 0.01
+    arrays[4][:, quiet] *= 0.01
+    arrays[2][:, quiet] = 255
+    onnx.save(_model("QMoE", *arrays, k=2, activation_type="silu"), tmp_path / "in.onnx")
+    onnxprune.prune(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, align="none")
+    weights = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+    np.testing.assert_array_equal(weights["w1"], arrays[3][:, ~quiet])
+
+
 def test_what_no_kernel_runs_is_cut_only_without_proof(tmp_path: Path) -> None:
     model = _model("MoE", *floats(0, gate=True), k=2, activation_type="silu")
     onnx.save(model, tmp_path / "in.onnx")
