@@ -7,6 +7,7 @@
   NVIDIA's checker.
 - ``speed/``: ``pruning.py`` and ``sparsity.py`` of the tool, ``memory.py`` its memory, ``latency.py`` of the results,
   ``landing.py`` where latency targets land.
+- ``frontier.py``: how fast for one point, beside int8 alone and a rival.
 - here: ``op_law.py`` (each op's row), ``mutants.py`` (the tests), ``fuzz.py`` and ``attempt.py`` (hostile files),
   ``replay.py`` (the same bytes as before).
 """

@@ -137,7 +137,7 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
 
     def choose(step: int, tighter: float = 1.0) -> dict[str, NDArray[np.int64]]:
         if targets:
-            return limit.budgets.at(step).choose(rankings, targets, {"latency": tighter})
+            return _within(limit.budgets.at(step), rankings, targets, tighter)
         return _by_ratio(groups, rankings, dataclasses.replace(options, ratio=limit.ratio), step)
 
     with run.stage("decide"):
@@ -157,6 +157,32 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
                     f"widths are on multiples of {step}: on {steps[0]} no cut came within 5 % of {latency.text}"
                 )
     return Decision(groups, removed, step, "+".join(t.text for t in targets), speed)
+
+
+def _within(
+    budgets: Budgets, rankings: Mapping[str, Ranking], targets: tuple[Target, ...], tighter: float
+) -> dict[str, NDArray[np.int64]]:
+    """Choose under targets; where the predicted latency doesn't fall so far, MACs stand in for it.
+
+    Widths below a step of the kernels aren't predicted, and a small model's time may be none of its layers': what was
+    chosen is timed in any case.
+    """
+    try:
+        return budgets.choose(rankings, targets, {"latency": tighter})
+    except NothingToPrune:
+        if not any(t.kind == "latency" and t.relative for t in targets):
+            raise
+        stand_in = tuple(
+            dataclasses.replace(t, kind="macs", value=min(t.value * tighter, 1.0))
+            if t.kind == "latency"
+            else t
+            for t in targets
+        )
+        try:
+            return budgets.choose(rankings, stand_in)
+        except NothingToPrune:
+            pass
+        raise
 
 
 def _by_ratio(

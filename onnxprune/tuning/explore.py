@@ -8,6 +8,7 @@ only on what came of those before, so a search that was stopped goes the same wa
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf, log
 
 from onnxprune.options.widths import align_step
 from onnxprune.tuning.cuts import Width
@@ -19,6 +20,9 @@ __all__ = ["Explorer", "Ladder", "best_of", "ladders", "most"]
 LEAST, FIRST, STEPS, NEAR = 0.04, 0.5, 6, 1.07
 #: The same where it is known about where the share is: by how much it is moved, and the steps.
 CLOSE, FEWER = 0.8, 4
+#: The share at which ladders are compared, which the first bisection comes to as well; and what counts as no loss, as a
+#: share of what may be lost.
+PROBED, LITTLE = 0.707, 0.2
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ def ladders(aim: str) -> list[Ladder]:
     """Return the ways to be narrow for an aim, the most promising first."""
     if aim != "latency":
         return [Ladder(aim, 1)]
-    finer = [Ladder("macs", 4)] if align_step() > 4 else []
-    return [Ladder("macs", "auto"), Ladder("latency", "auto"), *finer]
+    finer = [Ladder("macs", step) for step in (8, 4) if step < align_step()]
+    return [Ladder("macs", "auto"), *finer, Ladder("latency", "auto")]
 
 
 @dataclass
@@ -75,7 +79,7 @@ class Explorer:
             Where the time is over; what was done is kept.
         """
         useful = [lever for lever in levers(self.aim) if self.alone(lever)]
-        first, *others = ladders(self.aim)
+        first, *others = self.by_promise(ladders(self.aim))
         self.members.whole.steps = len(levers(self.aim)) + _steps(len(useful), self.aim)
         share = self.narrowest(first, None)
         for lever in useful:
@@ -97,6 +101,21 @@ class Explorer:
             lost = self.members.floor.lost(self.members.score(entry))
             self.refused[lever.name] = f"loses {lost:.4g} of the metric by itself"
         return lever.name not in self.refused
+
+    def by_promise(self, several: list[Ladder]) -> list[Ladder]:
+        """Return the ladders, the one first whose model at the same share pays most in speed for what it loses."""
+        if len(several) < 2:
+            return several
+
+        def pays(ladder: Ladder) -> float:
+            entry = self.members.make(Recipe(ladder.at(PROBED)))
+            if "refused" in entry:
+                return -inf
+            floor = self.members.floor
+            lost = max(floor.lost(self.members.score(entry)), LITTLE * max(floor.most, 1e-12))
+            return log(entry["speedup"]) / lost
+
+        return sorted(several, key=pays, reverse=True)
 
     def narrowest(self, ladder: Ladder, lever: Lever | None, near: float | None = None) -> float | None:
         """Look for the least share that holds; None where none does.
@@ -136,7 +155,7 @@ def most(aim: str) -> int:
 
 def _steps(useful: int, aim: str) -> int:
     """Return the most steps of all bisections, what comes before them and the last look."""
-    return 2 + STEPS + FEWER * (useful + len(ladders(aim)) - 1)
+    return 1 + len(ladders(aim)) + STEPS + FEWER * (useful + len(ladders(aim)) - 1)
 
 
 def value_of(entry: Entry, aim: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,7 +14,9 @@ from onnxprune.api import tune
 from onnxprune.errors import CalibrationError, NotFaster, UsageError
 from onnxprune.latency.apart import Apart
 from onnxprune.tuning import explore, members
+from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.members import Members, OutOfTime
+from onnxprune.tuning.metric import Score
 from onnxprune.tuning.report import on_frontier
 
 FAST = {"recover": "lstsq"}
@@ -204,3 +207,23 @@ def test_the_frontier_is_what_nothing_beats() -> None:
     assert on_frontier(lines, "speedup") == [True, True, False, True]
     sizes = [{"lost": 0.0, "bytes": 10}, {"lost": 1.0, "bytes": 12}, {"lost": 1.0, "bytes": 5}]
     assert on_frontier(sizes, "bytes") == [True, False, True]
+
+
+def test_the_ladder_that_pays_most_goes_first() -> None:
+    """At the same share one loses less for its speed; one that can't be had is the last."""
+    made = {
+        "macs0.707": {"speedup": 1.2, "metric": 90.0, "items": None},
+        "macs0.707-by8": {"speedup": 1.3, "metric": 99.0, "items": None},
+        "latency0.707": {"refused": "too far"},
+    }
+    floor = Floor(Score(100.0), 1.0)
+    fake = SimpleNamespace(
+        make=lambda recipe: made[recipe.name], floor=floor, score=lambda e: Score(e["metric"], e["items"])
+    )
+    explorer = explore.Explorer(fake, "latency")  # type: ignore[arg-type]
+    several = [explore.Ladder("latency", "auto"), explore.Ladder("macs", "auto"), explore.Ladder("macs", 8)]
+    assert [ladder.at(0.5).name for ladder in explorer.by_promise(several)] == [
+        "macs0.5-by8",
+        "macs0.5",
+        "latency0.5",
+    ]
