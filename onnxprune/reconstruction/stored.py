@@ -50,6 +50,8 @@ class Grid:
     def through(self, change: Callable[[Array], Array]) -> Grid:
         """Return the grid of weights that are moved, and multiplied by numbers, as ``change`` does it."""
         step, one, two = (np.asarray(change(part), np.float64) for part in (self.step, self.low, self.high))
+        if step.min(initial=0.0) >= 0:  # what is spread over rows needs no memory of its own
+            return Grid(step, one, two)
         return Grid(np.abs(step), np.minimum(one, two), np.maximum(one, two))
 
     def rows(self, index: int | NDArray[np.int64]) -> Grid:
@@ -160,7 +162,8 @@ class Quantised:
 
     def integers(self, model: Model) -> Array:
         """Return the values as they are stored, one each."""
-        return np.asarray(model.weight(self.name)).astype(np.int64)
+        wide = model.info(self.name).elem_type == TensorProto.INT32
+        return np.asarray(model.weight(self.name)).astype(np.int64 if wide else np.int32)
 
     def put(self, model: Model, integers: Array) -> None:
         """Store integers."""
@@ -196,8 +199,8 @@ class Quantised:
         dims = self.shape(model)
         scale = spread(self.beside(model, self.scale).astype(np.float64), dims, self.axis, self.block)
         if not self.zero:
-            return scale * self.unit, np.zeros((), np.int64)
-        zero = self.beside(model, self.zero).astype(np.int64)
+            return scale * self.unit, np.zeros(())
+        zero = self.beside(model, self.zero).astype(np.float64)
         return scale * self.unit, spread(zero, dims, self.axis, self.block)
 
 
@@ -247,7 +250,7 @@ class Packed(Quantised):
 
     def integers(self, model: Model) -> Array:
         """Return the values, one each."""
-        return _unpacked(np.asarray(model.weight(self.name)), self.bits)[..., : self.size].astype(np.int64)
+        return _unpacked(np.asarray(model.weight(self.name)), self.bits)[..., : self.size].astype(np.int32)
 
     def put(self, model: Model, integers: Array) -> None:
         """Store integers, several in a byte."""
@@ -263,8 +266,8 @@ class Packed(Quantised):
 
     def _step(self, model: Model) -> tuple[Matrix, Array]:
         scale = self.beside(model, self.scale).astype(np.float64)
-        half = np.full((1, 1, 1), 1 << (self.bits - 1), np.int64)
-        return scale * self.unit, self.beside(model, self.zero).astype(np.int64) if self.zero else half
+        half = np.full((1, 1, 1), float(1 << (self.bits - 1)))
+        return scale * self.unit, self.beside(model, self.zero).astype(np.float64) if self.zero else half
 
 
 def _unpacked(data: Array, bits: int) -> Array:
