@@ -229,12 +229,13 @@ Way = Callable[[Sequence[Regression]], list[Fit]]
 def _rough(
     site: Site, evidence: Evidence, kept: Sequence[Ints], storable: Storable, old: Matrix
 ) -> tuple[list[Fit], LayerReport]:
-    """Fit on all samples with the one ridge of `PLAIN`; nothing is judged."""
+    """Fit on all samples with one ridge, a strong one where rows are few; nothing is judged."""
     whole = evidence.whole(centred=site.adder is not None)
-    fits = storable.put(whole, refits(whole, kept, PLAIN, list(old)))
+    share = PLAIN if whole[0].n >= 2 * max(len(k) for k in kept) else STRONG[len(STRONG) // 2]
+    fits = storable.put(whole, refits(whole, kept, share, list(old)))
     size = sum(len(k) for k in kept) // site.view.taps, site.view.channels * site.view.blocks
     rows, nothing = sum(p.n for p in whole), float("nan")
-    return fits, LayerReport(site.name, *size, rows, nothing, nothing, f"lstsq {PLAIN:g}")
+    return fits, LayerReport(site.name, *size, rows, nothing, nothing, f"lstsq {share:g}")
 
 
 def _tried(error: Callable[[str], float], names: Sequence[str]) -> dict[str, float]:

@@ -89,7 +89,7 @@ class Calibration:
     curves: dict[str, Curve] = field(default_factory=dict)
     products: dict[str, ProductCurve] = field(default_factory=dict)
     by_norm: list[str] = field(default_factory=list)
-    targets: Targets | None = None  # of fits on the same samples, where there will be several
+    targets: Targets = field(default_factory=dict)  # of fits on the same samples
 
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
@@ -143,7 +143,7 @@ class Calibration:
         read = {s.number for reads in self.readers.values() for s, _ in reads}
         needed = [s for s in self.sites if s.number in read]
         admit(needed, self.settings)
-        walk = Walk.of(self.analysis, [], self.samples, self.settings, needed)
+        walk = Walk.of(self.analysis, [], self.samples, self.settings, needed, self.targets)
         curves = _Curves(self)
         costs = [self._cost(site) for site in needed]
         seen = 0

@@ -38,7 +38,7 @@ RANKING = 7
 #: Targets of layers that are held ahead of their fits: the original, too, runs for several layers at once.
 AHEAD_BYTES = 1 << 27
 #: Targets that stay for other fits on the same samples.
-LASTING_BYTES = 1 << 28
+LASTING_BYTES = 3 << 27
 #: Layers of the original that are looked at in one run, and bytes of their moments and activations: a run of several
 #: layers takes hardly longer than one of the plain model, while runs from layer to layer take twice as long.
 ABREAST, ABREAST_BYTES = 8, 1 << 28
@@ -127,11 +127,26 @@ class Walk:
         ]
         end = max(use.goal[1] for site in sites for use in site.uses)
         wanted = dict.fromkeys(name for site in sites for name in _tensors(site))
-        batches = self.dense.run(end + 1, list(wanted))
+        batches, goals = self.dense.run(end + 1, list(wanted)), self._for_fits(sites)
         for batch, count, valid in zip(batches, self.counts, self._valid(), strict=True):
             for taker in (taker for each in takers for taker in each):
                 taker.add(batch, count, valid)
+            for goal in (goal for each in goals.values() for goal in each):
+                goal.add(batch, count, valid)
+        self.targets |= goals
         return [_together([taker.evidence() for taker in each]) for each in takers]
+
+    def _for_fits(self, sites: Sequence[Site]) -> dict[int, list[_Goal]]:
+        """Return what takes the targets of fits as the original runs anyway, as long as there is room for them."""
+        goals: dict[int, list[_Goal]] = {}
+        room = float(sum(goal.nbytes for each in self.targets.values() for goal in each))
+        for site in sites if self.lasting else ():
+            each = [_Goal(_Reached(use, self.dense.model), self._draw(site, use), None) for use in site.uses]
+            room += sum(goal.room for goal in each)
+            if room > LASTING_BYTES:
+                break
+            goals[site.number] = each
+        return goals
 
     def evidence(self, site: Site, *, spread: bool = False) -> list[Evidence]:
         """Return the moments of a layer's present inputs and of the targets that it should reach, for each model.
@@ -168,7 +183,7 @@ class Walk:
                 _Goal(_Reached(use, self.dense.model), self._draw(other, use), Spread() if spread else None)
                 for use in other.uses
             ]
-            room += sum(4.0 * use.draw.most * use.site.view.blocks * use.site.view.outputs for use in uses)
+            room += sum(use.room for use in uses)
             size += sum(self.sizes.get(use.site.goal[0], np.inf) for use in uses)
             if goals and (room > AHEAD_BYTES or size > ABREAST_BYTES or other.number in self.targets):
                 break
@@ -192,7 +207,7 @@ class Walk:
 
     def _keep(self) -> None:
         """Have the streams hold what layers will ask for: of some inputs the node reads a rounded copy alone."""
-        todo = [other for other in self.todo if other.number not in self.targets]
+        todo = [other for other in self.todo if not self.fitted or other.number not in self.targets]
         self.dense.keep = {name for other in todo for name in _tensors(other, bool(self.fitted))}
         for stream in self.fitted:
             stream.keep = {use.x for site in self.todo for use in site.uses}
@@ -255,6 +270,11 @@ class _Goal:
         self.wanted = list(dict.fromkeys([*reached.wanted, self.site.x]))
         self.rows: list[Rows | None] = []  # None: the node is in a branch that the batch doesn't take
         self.y: list[Array] = []
+
+    @property
+    def room(self) -> float:
+        """The most bytes that will be held."""
+        return 4.0 * self.draw.most * self.site.view.blocks * self.site.view.outputs
 
     @property
     def nbytes(self) -> int:

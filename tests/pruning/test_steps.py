@@ -59,8 +59,8 @@ def test_steps_meet_the_budget_and_are_no_worse_than_cutting_blindly():
 
 def test_the_memory_of_statistics_is_said():
     made = calibration(residual())
-    wide = max(s.view.width + s.view.outputs for s in made.sites)
-    assert made.gram_bytes == 2 * 8 * wide**2  # one block each; two float64 matrices
+    wide = max(s.view.width * (s.view.width + s.view.outputs) for s in made.sites)
+    assert made.gram_bytes == 2 * 8 * wide  # one block each; two float64 matrices
 
 
 def test_steps_work_with_a_ratio_and_give_the_same_bytes_twice(tmp_path):

@@ -102,6 +102,24 @@ def test_targets_last_for_other_fits_on_the_same_samples(monkeypatch):
         assert one.tobytes() == two.tobytes()
 
 
+def test_targets_of_fits_are_taken_as_curves_are(monkeypatch):
+    analysis, samples = opened()
+    todo, targets = sites(analysis), {}
+    walk = Walk.of(analysis, [], samples, Settings(), todo, targets)
+    walk.originals(todo)
+    ahead = Walk.of(analysis, [analysis.model.fork()], samples, Settings(), todo)
+    for site in todo:
+        ahead.evidence(site)
+        for one, other in zip(targets[site.number], ahead.targets[site.number], strict=True):
+            assert one.nbytes == other.nbytes > 0
+            for a, b in zip(one.y, other.y, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(_walk, "LASTING_BYTES", 1)
+    few = {}
+    Walk.of(analysis, [], samples, Settings(), todo, few).originals(todo)
+    assert not few
+
+
 @pytest.mark.parametrize("best", range(4))
 def test_ridges_are_tried_from_the_middle(best):
     names, asked = ["kept", "bias", *(f"lstsq {n}" for n in range(4))], []
