@@ -11,7 +11,8 @@ are there, come before those of the folder. The rows of a model:
 ``2x l2``       no samples; the ratio, the same for all groups, whose MACs are nearest to the budget
 ``2x rival``    onnxsim's structured pruning ranked by Wanda's metric, with its refit (`pruning_rival.py`), at the
                 sparsity whose MACs are nearest to the budget; needs ``--rival-python``; it knows no alignment
-``2x 256``      ``--target macs=0.5 --calib``, with 256, ``1024`` and ``all`` samples, and with ``synthetic`` ones
+``2x 256``      ``--target macs=0.5 --calib``, with 256, ``1024`` and ``all`` samples, and with ``synthetic`` ones;
+                ``256 distill`` and ``all distill`` with ``--recover distill``
 ==============  =======================================================================================================
 
 MACs of every result are counted by our counter. Rows go to standard output as they come, all figures to
@@ -156,14 +157,17 @@ class Bench(Data):
             share = 1 / times
             yield f"{times:g}x l2", lambda name, out, share=share: self.l2(name, out, share)
             yield f"{times:g}x rival", lambda name, out, share=share: self.rival(name, out, share)
-            for label in ("256", "1024", "all", "synthetic"):
+            for label in ("256", "1024", "all", "synthetic", "256 distill", "all distill"):
                 yield f"{times:g}x {label}", self._calibrated(share, label)
 
     def _calibrated(self, share: float, label: str) -> Callable[[str, Path], Row]:
+        kind, _, recover = label.partition(" ")
+
         def run(name: str, out: Path) -> Row:
-            calib = "synthetic" if label == "synthetic" else self.samples(name)
-            most = ["--samples", label] if label.isdigit() else []
-            return self.ours(name, out, "--target", f"macs={share:.6g}", "--calib", calib, *most)
+            calib = "synthetic" if kind == "synthetic" else self.samples(name)
+            more = ["--samples", kind] if kind.isdigit() else []
+            more += ["--recover", recover] if recover else []
+            return self.ours(name, out, "--target", f"macs={share:.6g}", "--calib", calib, *more)
 
         return run
 
