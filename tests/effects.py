@@ -20,7 +20,7 @@ FAR = "--target macs=0.3 --calib s.npz --recover none"
 DROP = "--target macs=0.3 --calib t.npz --labels truth --recover none"
 JUDGED = "--max-drop 40 --calib u.npz --labels truth"
 SCORED = "--max-drop 40 --calib s.npz --metric m.py:evaluate"
-TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune"
+TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune --epochs 8"
 TIMED, EASY = "--ratio 0.5 --check-speed", "--pattern 2:4 --calib s.npz"
 DECIDE = {
     "--ratio": ("--ratio 0.25", HALF),

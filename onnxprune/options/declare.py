@@ -39,7 +39,7 @@ NEEDS = {
     "verify": "{0} is for the proof, which --no-verify leaves out; leave one of them out.",
     "by_ratio": "{0} is for --ratio; a budget is shared over the whole model in any case, so leave {0} out.",
     "by_budget": "{0} is for --target; a --ratio takes the same share everywhere, so leave {0} out.",
-    "labelled": "{0} is for --recover finetune, which learns from labels; add that, or leave {0} out.",
+    "whole": "{0} is for --recover distill and finetune, which fit all layers together; add one, or leave {0} out.",
     "searched": "{0} is for --calib or --permute; add one of them, or leave {0} out.",
 }
 

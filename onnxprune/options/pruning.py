@@ -227,7 +227,7 @@ class Options(RecoveryOptions):
         """Check ranges, and bring values to their own types."""
         super().__post_init__()
         _check_amounts(self)
-        self._refuse_idle(["timed", "verify", "by_ratio", "by_budget", "labelled"])
+        self._refuse_idle(["timed", "verify", "by_ratio", "by_budget", "whole"])
         if self.ratio is None:
             if not self.target and self.min_agreement is None and self.max_drop is None:
                 raise UsageError("--ratio or --target must say how much shall go.")

@@ -9,8 +9,8 @@ from onnxprune.options.declare import SharedFields, SharedOptions, option
 
 __all__ = ["RecoveryFields", "RecoveryOptions"]
 
-#: The recovery that learns from true labels.
-LABELLED = "finetune"
+#: The recoveries that fit all layers together, and the one of them that learns from true labels.
+WHOLE, LABELLED = ("distill", "finetune"), "finetune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,20 +26,21 @@ class RecoveryOptions(SharedOptions):
         metavar="NAME",
         needs="calibrated",
     )
-    epochs: int = option(
-        20,
-        "with --recover finetune: how often every sample is seen",
+    epochs: int | None = option(
+        None,
+        "with --recover distill or finetune: how often every sample is seen, 16 in a step; by default there are 1,000 "
+        "steps, and no sample is seen more than 60 times",
         stage="calibrate",
         metavar="E",
-        needs="labelled",
+        needs="whole",
     )
-    lr: float = option(
-        0.002,
-        "with --recover finetune: length of the first steps, as a share of the root mean square of each weight; where "
-        "held-out samples don't gain a quarter of it is tried",
+    lr: float | None = option(
+        None,
+        "with --recover distill or finetune: length of the first steps, as a share of the root mean square of each "
+        "weight; by default 0.004, and a quarter of it where held-out samples don't gain",
         stage="calibrate",
         metavar="L",
-        needs="labelled",
+        needs="whole",
     )
 
     def __post_init__(self) -> None:
@@ -49,10 +50,15 @@ class RecoveryOptions(SharedOptions):
             raise UsageError(
                 "--recover finetune learns from true labels; name their key in the samples with --labels."
             )
-        if self.epochs < 1:
+        if self.epochs is not None and self.epochs < 1:
             raise UsageError(f"--epochs must be at least 1; got {self.epochs}.")
-        if not 0 < self.lr <= 1:
+        if self.lr is not None and not 0 < self.lr <= 1:
             raise UsageError(f"--lr is a share of a weight's size, above 0 and at most 1; got {self.lr}.")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all layers are fitted together."""
+        return self.recover in WHOLE
 
     @property
     def labelled(self) -> bool:
@@ -64,5 +70,5 @@ class RecoveryFields(SharedFields, total=False):
     """The fields of `RecoveryOptions`, as keyword arguments."""
 
     recover: str
-    epochs: int
-    lr: float
+    epochs: int | None
+    lr: float | None

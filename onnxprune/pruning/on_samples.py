@@ -27,7 +27,7 @@ from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
 from onnxprune.pruning.weighing import Weighing, by_trials, weights
-from onnxprune.reconstruction.distill import distill
+from onnxprune.reconstruction.distill import distill, pace_of
 from onnxprune.reconstruction.finetune import finetune
 from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.plausible import read_samples
@@ -170,8 +170,7 @@ class FromSamples:
         if recovery.whole:
             with run.stage("distill"):
                 dead = analysis.grouping.dead(fitted.removed)
-                if recovery.labelled:
-                    more |= {"epochs": run.options.epochs, "rate": run.options.lr}
+                more["pace"] = pace_of(self.fit_on.count, run.options.epochs, run.options.lr)
                 fit = finetune if recovery.labelled else distill
                 fitted.whole = fit(analysis, self.analysis, dead, self.fit_on, **more)
             analysis = self._analysis_of(fitted)

@@ -41,7 +41,7 @@ from onnxprune.reconstruction.pictures import admitted
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.runtime.session import RunError
 
-__all__ = ["Truth", "distill"]
+__all__ = ["Truth", "distill", "pace_of"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -56,6 +56,23 @@ RUN_BYTES = 1 << 29
 LOOKED_AT = 256
 #: Layers with more regressors than this go down in their own coordinates: eigenvectors take the cube of it.
 WIDEST = 2048
+
+
+def pace_of(samples: int, epochs: int | None, rate: float | None) -> Pace:
+    """Return how far to go; by default `PACE`.
+
+    Parameters
+    ----------
+    samples : int
+    epochs : int, optional
+        How often each is seen, in steps as large as they may be.
+    rate : float, optional
+        Length of the first steps.
+    """
+    pace = PACE if rate is None else replace(PACE, rate=rate)
+    if epochs is None:
+        return pace
+    return replace(pace, steps=max(-(-epochs * samples // pace.batch[1]), pace.looks), passes=epochs)
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,12 @@ from onnxprune.reconstruction.reconstruct import SegmentReport
 
 __all__ = ["finetune"]
 
-#: Samples of a step: at least, at most.
-BATCH = 4, 16
 #: Odds of the true class, as a logarithm: its share is 1 in 32-bit floats.
 SURE = 40.0
 
 
 def finetune(
-    fitted: Analysis, original: Analysis, dead: Masks, samples: Samples, *, epochs: int, rate: float,
+    fitted: Analysis, original: Analysis, dead: Masks, samples: Samples, *, pace: Pace,
     seed: int = 0, say: Callable[[str], None] | None = None,
 ) -> SegmentReport:  # fmt: skip
     """Fit all layers of a model together toward true labels; without them where held-out samples gain nothing by it.
@@ -48,10 +46,7 @@ def finetune(
         Root dim -> which of its indices will be cut.
     samples : Samples
         With labels.
-    epochs : int
-        How often each sample is seen.
-    rate : float
-        Length of the first steps, as a share of the root mean square of a tensor.
+    pace : Pace
     seed : int
         Of the mini-batches: the same seed gives the same bytes.
     say : callable, optional
@@ -62,13 +57,11 @@ def finetune(
     CalibrationError
         If the labels aren't classes of the model, one for each sample.
     """
-    steps = max(-(-epochs * samples.count // BATCH[1]), 4)
-    pace = Pace(steps=steps, passes=epochs, batch=BATCH, rate=rate, looks=4)
     truth = _truth(original, samples)
     report = distill(fitted, original, dead, samples, pace=pace, seed=seed, say=say, truth=truth)
     if report.why or report.after < report.before:
         return report
-    return distill(fitted, original, dead, samples, seed=seed, say=say)
+    return distill(fitted, original, dead, samples, pace=pace, seed=seed, say=say)
 
 
 def _truth(original: Analysis, samples: Samples) -> Truth:

@@ -159,3 +159,12 @@ def test_the_divergence_of_classes_and_its_gradient(opset):
     gradient = got[found.gradients["w"]]
     assert np.allclose(gradient, 0.35 * x.T @ (p - q), atol=1e-4)
     assert np.abs(gradient).max() > 0.1
+
+
+def test_how_far_it_goes_follows_epochs_and_rate(monkeypatch):
+    monkeypatch.undo()
+    assert module.pace_of(225, None, None) is module.PACE
+    pace = module.pace_of(225, 20, 0.01)
+    assert (pace.steps, pace.passes, pace.rate) == (282, 20, 0.01)
+    assert pace.size(225) == 16
+    assert module.pace_of(3, 1, None).steps == pace.looks
