@@ -11,6 +11,7 @@ from typing import Any
 from onnxprune import registry
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError, UsageError
+from onnxprune.files.commit import alone
 from onnxprune.latency.apart import race_apart
 from onnxprune.latency.clock import Bench, race, session_of
 from onnxprune.model import Model
@@ -154,16 +155,20 @@ class Members:
             If it would take longer than there is time.
         """
         name = member.name
+        if member.width is not None and member.lever is not None:
+            self.make(Recipe(member.width))  # also where both are remembered: it is a member itself
         entry = self.entries.get(name) or self.state.read(name)
         if entry is None:
             self.deadline.check(self._seconds.get(member.width is not None, 0.0))
             start = time.monotonic()
             self.tell(name, "make")
-            entry = self._made(member)
+            with alone():  # what is told of a search that was stopped is its output, not each member
+                entry = self._made(member)
             took = time.monotonic() - start
             if "refused" not in entry:
                 self._seconds[member.width is not None] = took
-            entry = self.state.keep(name, {**entry, "seconds": round(took, 3)})
+            with alone():
+                entry = self.state.keep(name, {**entry, "seconds": round(took, 3)})
         fresh = name not in self.entries
         self.entries[name] = entry
         if fresh:

@@ -1,6 +1,7 @@
 """The search end to end on tiny nets, with a clock that counts multiply-accumulates."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +12,12 @@ from small_models import Builder
 
 from onnxprune import cli
 from onnxprune.api import tune
-from onnxprune.errors import CalibrationError, NotFaster, UsageError
+from onnxprune.calibration.samples import load_samples
+from onnxprune.errors import CalibrationError, NotFaster, OnnxPruneError, UsageError
 from onnxprune.latency.apart import Apart
 from onnxprune.tuning import explore, members
 from onnxprune.tuning.floor import Floor
-from onnxprune.tuning.members import Members, OutOfTime
+from onnxprune.tuning.members import Lever, Members, OutOfTime
 from onnxprune.tuning.metric import Score
 from onnxprune.tuning.report import on_frontier
 
@@ -119,7 +121,9 @@ def test_other_samples_are_another_search(place: Path) -> None:
     assert len(list(Path("st").iterdir())) == 2
 
 
-def test_what_was_best_is_there_whenever_it_is_stopped(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_best_is_there_whenever_it_is_stopped(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real, seen = Members.make, []
 
     def make(self: Members, member: object) -> dict:
@@ -131,6 +135,9 @@ def test_what_was_best_is_there_whenever_it_is_stopped(place: Path, monkeypatch:
     monkeypatch.setattr(Members, "make", make)
     line = "tune in.onnx out.onnx --max-drop 20 --calib s.npz --labels y --eval e.npz --recover lstsq -q"
     assert cli.main(line.split()) == 130
+    said = capsys.readouterr().err
+    assert said.count("out.onnx") >= 1
+    assert "macs" not in said, "of members nothing is said"
     good = [e for e in seen if e["metric"] >= 80]
     best = min(good, key=lambda e: e["bytes"])
     assert Path("out.onnx").stat().st_size == best["bytes"]
@@ -227,3 +234,47 @@ def test_the_ladder_that_pays_most_goes_first() -> None:
         "macs0.5",
         "latency0.5",
     ]
+
+
+def test_levers_join_cuts_and_what_is_remembered_is_all_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explore, "levers", lambda aim: [Lever("int8", "dynamic")])
+    monkeypatch.setattr(explore, "ladders", lambda aim: [explore.Ladder("bytes", 1)])
+    monkeypatch.setattr(Lever, "apply", lambda self, source, output, samples: shutil.copy(source, output))
+    given = {
+        "max_drop": 20.0,
+        "calib": "s.npz",
+        "labels": "y",
+        "held_out": "e.npz",
+        "minimize": "bytes",
+        **FAST,
+    }
+    reports = [tune("in.onnx", "out.onnx", state="st", **given) for _ in range(2)]
+    names = [{m["name"] for m in report.members} for report in reports]
+    assert names[0] == names[1]
+    both = {name for name in names[0] if name.endswith("-int8-dynamic")}
+    assert both
+    assert {name.removesuffix("-int8-dynamic") for name in both} <= names[0]
+
+
+@pytest.mark.parametrize(("setting", "op"), [("static", "DequantizeLinear"), ("dynamic", "MatMulInteger")])
+def test_onnxruntimes_quantiser_is_a_lever(place: Path, setting: str, op: str) -> None:
+    samples = load_samples(onnx.load("in.onnx").graph, "s.npz", labels="y")
+    Lever("int8", setting).apply(Path("in.onnx"), Path("int8.onnx"), samples)
+    made = onnx.load("int8.onnx")
+    assert op in {node.op_type for node in made.graph.node}
+    onnx.checker.check_model(made)
+
+
+def test_a_quantiser_that_fails_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime.quantization as ort
+
+    def failing(*_: object, **__: object) -> None:
+        raise ValueError("no such type")
+
+    monkeypatch.setattr(ort, "quantize_dynamic", failing)
+    samples = load_samples(onnx.load("in.onnx").graph, "s.npz", labels="y")
+    with pytest.raises(OnnxPruneError, match=r"doesn't take the model \(ValueError: no such type\)"):
+        Lever("int8", "dynamic").apply(Path("in.onnx"), Path("int8.onnx"), samples)
+    assert not Path("int8.onnx").exists()
