@@ -221,15 +221,7 @@ def _optimum(name: str, folder: Path) -> None:
     if name == "sam":
         onnx_export_from_model(deployed_models.build(name), target, task=spec.task, do_validation=False)
         return
-    more: dict[str, Any] = {}
-    if name == "mixtral":  # optimum has no configuration for it; its inputs are Mistral's
-        from optimum.exporters.onnx.model_configs import MistralOnnxConfig
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(checkpoint)
-        own = MistralOnnxConfig(config, task="text-generation", use_past=True, use_past_in_inputs=True)
-        more = {"custom_onnx_configs": {"model": own}}
-    main_export(str(checkpoint), target, task=spec.task, do_validation=False, **more)
+    main_export(str(checkpoint), target, task=spec.task, do_validation=False)
 
 
 def _genai(name: str, folder: Path, precision: str) -> None:
