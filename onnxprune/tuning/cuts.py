@@ -15,6 +15,7 @@ from onnxprune.pruning.decision import Limit, decide, limit_of
 from onnxprune.pruning.journey import Result, analysis_of, carry_out, planned
 from onnxprune.pruning.on_samples import FromSamples, admitted
 from onnxprune.pruning.speed import Speed
+from onnxprune.reconstruction.recover import recovery_of
 
 __all__ = ["Cuts", "Width"]
 
@@ -35,11 +36,14 @@ class Width:
         Of the original's.
     align : int or str
         Multiples of channels that widths stay on; ``auto`` for this machine's.
+    recover : str
+        How layers are fitted, where it isn't as the options say.
     """
 
     kind: str
     share: float
     align: int | str = "auto"
+    recover: str = ""
 
     @property
     def name(self) -> str:
@@ -53,7 +57,8 @@ class Width:
 
     @property
     def _on(self) -> str:
-        return "" if self.align == "auto" else f"-by{self.align}"
+        on = "" if self.align == "auto" else f"-by{self.align}"
+        return f"{on}-{self.recover}" if self.recover else on
 
 
 @dataclass
@@ -76,6 +81,8 @@ class Cuts:
     def _run(self, width: Width) -> Run[Options]:
         target = f"{width.kind}={width.share:g}"
         options = self.run.options.pruning(target, width.align, self.labelled)
+        if width.recover:
+            options = dataclasses.replace(options, recover=width.recover)
         run = self.run
         return Run(options, run.model, run.progress, {}, [])
 
@@ -91,7 +98,9 @@ class Cuts:
     def _weigh(self, width: Width) -> None:
         """Weigh groups against each other, once, at a share that is always the same."""
         for share in WEIGHED if self._known is None or self._known.weighing is None else ():
-            _, saliency, limit = self._opened(dataclasses.replace(width, kind="macs", share=share))
+            _, saliency, limit = self._opened(
+                dataclasses.replace(width, kind="macs", share=share, recover="")
+            )
             try:
                 saliency.rankings(limit)
             except NothingToPrune:
@@ -110,6 +119,9 @@ class Cuts:
         """
         self._weigh(width)
         run, saliency, limit = self._opened(width)
+        if width.recover:
+            made = saliency.calibration
+            made.settings = dataclasses.replace(made.settings, recovery=recovery_of(width.recover))
         decision = admitted(decide(run, saliency.groups, saliency.rankings(limit), limit))
         candidate = saliency.refit(decision)
         return carry_out(run, candidate, planned(run, saliency.analysis, candidate.decision), output)

@@ -7,7 +7,7 @@ only on what came of those before, so a search that was stopped goes the same wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, log
 
 from onnxprune.options.widths import align_step
@@ -35,14 +35,17 @@ class Ladder:
         The budget that is shared among the groups.
     align : int or str
         Of widths.
+    recover : str
+        How layers are fitted, where it isn't as the options say.
     """
 
     kind: str
     align: int | str
+    recover: str = ""
 
     def at(self, share: float) -> Width:
         """Return a width."""
-        return Width(self.kind, float(f"{share:.3g}"), self.align)
+        return Width(self.kind, float(f"{share:.3g}"), self.align, self.recover)
 
 
 def ladders(aim: str) -> list[Ladder]:
@@ -64,11 +67,14 @@ class Explorer:
         What is made least.
     refused : dict
         Lever -> why it is of no use here.
+    last : str
+        How layers of the best are fitted once more, when all else is done; nothing where it is empty.
     """
 
     members: Members
     aim: str
     refused: dict[str, str] = field(default_factory=dict)
+    last: str = ""
 
     def all(self) -> None:
         """Try what there is, the cheapest first.
@@ -89,6 +95,13 @@ class Explorer:
         for ladder in others:
             of_time = best is not None and ladder.kind == "latency"
             self.narrowest(ladder, chosen, 1 / best["speedup"] if best is not None and of_time else share)
+        best = best_of(self.members, self.aim)
+        if (
+            self.last and best is not None and best["ladder"]
+        ):  # dear, so only where the best is to be bettered
+            ladder = next(one for one in (first, *others) if one.at(1.0).ladder == best["ladder"])
+            chosen = next((one for one in useful if best["lever"] == one.name), None)
+            self.narrowest(replace(ladder, recover=self.last), chosen, CLOSE * best["share"])
 
     def alone(self, lever: Lever) -> bool:
         """Try a lever on the whole model; return whether it is of any use."""
@@ -155,7 +168,7 @@ def most(aim: str) -> int:
 
 def _steps(useful: int, aim: str) -> int:
     """Return the most steps of all bisections, what comes before them and the last look."""
-    return 1 + len(ladders(aim)) + STEPS + FEWER * (useful + len(ladders(aim)) - 1)
+    return 1 + len(ladders(aim)) + STEPS + FEWER + FEWER * (useful + len(ladders(aim)) - 1)
 
 
 def value_of(entry: Entry, aim: str) -> float:

@@ -31,6 +31,8 @@ from onnxprune.tuning.state import State, digest_of
 
 __all__ = ["find"]
 
+#: How layers of the best are fitted in the end.
+DEEPEST = "distill"
 #: Options that members don't depend on.
 APART = ("max_drop", "minutes", "state", "calib", "held_out", "metric", "in_place", "external_data_threshold")
 
@@ -70,6 +72,7 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     )  # fmt: skip
     members.better = lambda entry: writer.write(best_of(members, options.minimize))
     explorer, complete = Explorer(members, options.minimize), True
+    explorer.last = DEEPEST if options.recover == TuneOptions.recover else ""
     try:
         explorer.all()
     except OutOfTime:

@@ -25,6 +25,8 @@ from onnxprune.tuning.state import State
 __all__ = ["Deadline", "Lever", "Recipe", "Members", "OutOfTime", "levers"]
 
 Entry = dict[str, Any]
+#: How many times longer a fit may take that there was none of yet.
+DEARER = 4.0
 
 
 class OutOfTime(Exception):
@@ -143,7 +145,7 @@ class Members:
     whole: Whole
     better: Callable[[Entry], None] = lambda entry: None
     entries: dict[str, Entry] = field(default_factory=dict)
-    _seconds: dict[bool, float] = field(default_factory=dict)
+    _seconds: dict[str, float] = field(default_factory=dict)
     _original: Session | None = None
 
     def make(self, member: Recipe) -> Entry:
@@ -159,14 +161,14 @@ class Members:
             self.make(Recipe(member.width))  # also where both are remembered: it is a member itself
         entry = self.entries.get(name) or self.state.read(name)
         if entry is None:
-            self.deadline.check(self._seconds.get(member.width is not None, 0.0))
+            self.deadline.check(self._expected(member))
             start = time.monotonic()
             self.tell(name, "make")
             with alone():  # what is told of a search that was stopped is its output, not each member
                 entry = self._made(member)
             took = time.monotonic() - start
             if "refused" not in entry:
-                self._seconds[member.width is not None] = took
+                self._seconds[_effort(member)] = took
             with alone():
                 entry = self.state.keep(name, {**entry, "seconds": round(took, 3)})
         fresh = name not in self.entries
@@ -174,6 +176,10 @@ class Members:
         if fresh:
             self.better(entry)
         return entry
+
+    def _expected(self, member: Recipe) -> float:
+        """Return about how long a member takes, from the last of its kind."""
+        return self._seconds.get(_effort(member), DEARER * self._seconds.get("", 0.0))
 
     def tell(self, name: str, text: str) -> None:
         """Tell what is done to a member."""
@@ -185,6 +191,7 @@ class Members:
         path = self.state.model(member.name)
         what: Entry = {
             "ladder": None if member.width is None else member.width.ladder,
+            "share": None if member.width is None else member.width.share,
             "lever": None if member.lever is None else member.lever.name,
         }
         entry: Entry = {"made": True, **what}
@@ -254,3 +261,8 @@ class Members:
     def holds(self, entry: Entry) -> bool:
         """Whether a member could be made and loses no more than it may."""
         return "refused" not in entry and self.floor.holds(self.score(entry))
+
+
+def _effort(member: Recipe) -> str:
+    """Return what tells members apart that take very different times."""
+    return "no cut" if member.width is None else member.width.recover

@@ -278,3 +278,16 @@ def test_a_quantiser_that_fails_says_why(place: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OnnxPruneError, match=r"doesn't take the model \(ValueError: no such type\)"):
         Lever("int8", "dynamic").apply(Path("in.onnx"), Path("int8.onnx"), samples)
     assert not Path("int8.onnx").exists()
+
+
+def test_the_best_is_fitted_more_deeply_at_the_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explore, "FEWER", 1)
+    monkeypatch.setattr(explore, "STEPS", 3)
+    given = {"max_drop": 20.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz"}
+    report = tune("in.onnx", "out.onnx", **given)
+    deep = [m for m in report.members if m["name"].endswith("-by1-distill")]
+    assert len(deep) == 1
+    share = float(deep[0]["name"].removeprefix("macs").removesuffix("-by1-distill"))
+    plain = min(float(m["name"][4:-4]) for m in report.members if m["holds"] and m["name"].endswith("-by1"))
+    assert share == pytest.approx(explore.CLOSE * plain, rel=0.01)
+    assert not [m for m in tune("in.onnx", "out.onnx", **given, **FAST).members if "distill" in m["name"]]
