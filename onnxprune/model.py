@@ -131,7 +131,8 @@ class Model:
     @property
     def edited(self) -> bool:
         """Whether the model differs from its input."""
-        return bool(self._store.closed().SerializeToString(deterministic=True) != self._origin[0])
+        proto = self._store.closed() if self._store.unfolded else self.proto
+        return bool(proto.SerializeToString(deterministic=True) != self._origin[0])
 
     @property
     def order(self) -> list[int]:

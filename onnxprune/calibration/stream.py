@@ -26,7 +26,7 @@ from onnx import NodeProto, helper, numpy_helper
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.ways import Way, along, ways_of
 from onnxprune.errors import CalibrationError
-from onnxprune.files.bodies import body_of, stepped
+from onnxprune.files.bodies import body_of, is_joint, stepped
 from onnxprune.files.fold import fold
 from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
@@ -229,6 +229,8 @@ class Stream:
     def hidden(self) -> tuple[set[str], set[str]]:
         """Tell what can't be asked for, see `Runs.hidden`."""
         graph = self.model.proto.graph
+        if not any(is_joint(node) for node in graph.node):
+            return set(), set()
         many, ways = stepped(graph), set(self.ways)
         seen = {n for way in ways for node in graph.node for copy in along(node, way) for n in copy.output}
         return {n for node in graph.node for n in node.output if ways} - seen - many, many

@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
+from onnxprune.proof.branches import MOST, choices, decided
 from onnxprune.proof.compare import worst
 from onnxprune.proof.interior import compare_any, steps
 from onnxprune.proof.sizes import SizeTrials
@@ -57,6 +58,10 @@ def apart(
     if why:
         raise RunError(why)
     sizes.run()
+    for together in choices(one)[:MOST]:
+        choice = {name: then for wanted in together for name, then in wanted.items()}
+        sessions = [open_session(decided(model, choice)) for model in (one, other)]
+        attempt(analysis.inputs, sizes.bound)  # branches that contradict each other don't run
     return greatest, where
 
 

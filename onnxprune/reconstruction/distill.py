@@ -29,6 +29,7 @@ from onnxprune.calibration.frontier import sizes
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
+from onnxprune.files.bodies import DOMAIN
 from onnxprune.gradient.loss import Classes, LossModel, loss_model
 from onnxprune.gradient.tape import float_type
 from onnxprune.graph.analysis import Analysis
@@ -117,6 +118,9 @@ def distill(
     floats = beside.thawed or beside
     layers = sites(floats.analysis)
     report = SegmentReport([site.name for site in layers])
+    if any(a.node.domain == DOMAIN for a in floats.analysis.coupling.nodes):
+        report.why = "it holds bodies of If, Loop or Scan"
+        return report
     try:
         changed = _Distillation(floats, layers, pace or PACE, seed, say, truth).run(report)
     except (CalibrationError, RunError) as error:

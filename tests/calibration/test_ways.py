@@ -156,3 +156,10 @@ def test_zeros_are_fitted_in_branches() -> None:
             assert ((array == 0).sum(axis=1) >= 2).all()
     for then in (True, False):
         assert error(original, fitted.model, then) < 0.8 * error(original, plain.model, then)
+
+
+def test_what_needs_gradients_through_a_branch_says_so() -> None:
+    result = onnxprune.prune(model(), ratio=0.5, align=1, calib={"x": data(200)}, recover="distill")
+    assert "bodies of If" in str(result.report.calibration)
+    with pytest.raises(onnxprune.OnnxPruneError, match="If 'if' has no gradient rule"):
+        onnxprune.prune(model(), ratio=0.5, align=1, calib={"x": data(200)}, criterion="taylor")
