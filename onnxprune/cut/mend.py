@@ -19,7 +19,7 @@ from onnxprune.cut.writer import Writer
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import NodeCut
 from onnxprune.graph.trace import TraceError, Tracer, Weight
-from onnxprune.ops import Node, Pick, SetAttr, SetInput, Trait, emit
+from onnxprune.ops import Node, Pick, SetAttr, SetInput, Times, Trait, emit
 
 __all__ = ["Mender", "RewriteError"]
 
@@ -90,6 +90,7 @@ class Mender:
             return
         touched = any(self.kept.cut(d) for dims in (*applied.ins, *applied.outs) for d in dims or ())
         wanted: dict[int, NDArray[Any]] = {}
+        scaled: list[Times] = []
         if touched:
             for name, letter in row.attrs.items():
                 dim = applied.letters[letter]
@@ -100,12 +101,28 @@ class Mender:
                     self.writer.set_attr(number, edit.name, edit.value)
                 elif isinstance(edit, Pick):
                     self._pick(number, edit)
+                elif isinstance(edit, Times):
+                    scaled.append(edit)
                 else:
                     assert isinstance(edit, SetInput)
                     wanted[edit.slot] = edit.array
         known = {slot for slot, value in enumerate(node.values) if value is not None}
         for slot in sorted(known | wanted.keys()):
             self._mend_input(number, applied, slot, wanted.get(slot))
+        for times in scaled:  # in the end: what is multiplied isn't what it was
+            self._multiply(number, applied.node.elem(times.slot), times)
+
+    def _multiply(self, number: int, elem: int, edit: Times) -> None:
+        """Put a Mul in front of a node."""
+        name = self.writer.protos[number].input[edit.slot]
+        value = np.asarray(edit.factor, helper.tensor_dtype_to_np_dtype(elem))
+        factor = self.writer.model.add(f"{name}_factor", value)
+        self._weigh(factor, value)
+        result = f"{factor}_times"
+        product = helper.make_node("Mul", [name, factor], [result], name=result)
+        self.new.visit(product)
+        self.writer.before.setdefault(number, []).append(product)
+        self.writer.set_input(number, edit.slot, result)
 
     def _pick(self, number: int, edit: Pick) -> None:
         """Put a Gather in front of a node."""

@@ -109,6 +109,8 @@ class Tracer:
     hints: Mapping[str, Typed] = field(default_factory=dict)
     measured: bool = False
     inferred: dict[Any, list[Typed]] = field(default_factory=dict, repr=False)
+    _means: set[str] = field(default_factory=set, repr=False)  # averages, and what one was taken from
+    _squares: set[str] = field(default_factory=set, repr=False)
     _schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,7 +137,22 @@ class Tracer:
                 self._check_size(proto, name, typed)
                 self.types[name] = typed
         self._value(proto, attrs)
+        self._follow_squares(proto)
         return self._node(proto, attrs, outputs)
+
+    def _follow_squares(self, proto: NodeProto) -> None:
+        """Note averages, what they are taken from, and squares of anything else."""
+        read = [n for n in proto.input if n]
+        averaged = proto.op_type in ("ReduceMean", "GlobalAveragePool")
+        passes = proto.op_type in ("Cast", "Identity", "Sub") and any(n in self._means for n in read)
+        if averaged or passes:
+            self._means.update(proto.output)
+        twice = proto.op_type == "Mul" and len(read) == 2 and read[0] == read[1]
+        power = self.values.get(read[1]) if proto.op_type == "Pow" and len(read) == 2 else None
+        if (twice or (power is not None and power.size == 1 and power.item() == 2)) and read[
+            0
+        ] not in self._means:
+            self._squares.update(proto.output)
 
     def _check(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
         """Refuse a node that crashes or exhausts those who compute with it."""
@@ -189,6 +206,7 @@ class Tracer:
             inputs=names,
             outputs=tuple(proto.output),
             elems=tuple(self.types.get(n, none)[0] if n else 0 for n in names),
+            squares=tuple(n in self._squares for n in names),
         )
 
     def _outputs(self, proto: NodeProto, attrs: dict[str, Any]) -> list[Typed]:

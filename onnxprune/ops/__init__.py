@@ -31,6 +31,7 @@ from onnxprune.ops.base import (
     Row,
     SetAttr,
     SetInput,
+    Times,
     emit,
     lookup,
 )  # fmt: skip
@@ -39,5 +40,5 @@ from onnxprune.ops.traits import Trait, moved, traits_of
 
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "PACKED", "Pick", "Refusal", "Row",
-    "SetAttr", "SetInput", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
+    "SetAttr", "SetInput", "Times", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
 ]  # fmt: skip

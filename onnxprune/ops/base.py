@@ -19,7 +19,7 @@ from onnxprune.ops.traits import Trait, declare, moved, traits_of
 
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "Pick", "Refusal", "Row", "SetAttr", "SetInput",
-    "PACKED", "Unknown", "ZEROED", "emit", "emitter", "literal", "lookup", "op",
+    "Times", "PACKED", "Unknown", "ZEROED", "emit", "emitter", "literal", "lookup", "op",
 ]  # fmt: skip
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -114,6 +114,11 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     elems: tuple[int, ...] = ()
+    squares: tuple[bool, ...] = ()
+
+    def is_square(self, slot: int) -> bool:
+        """Whether an input is known to hold squares of what no average was taken from, as in an RMS."""
+        return slot < len(self.squares) and self.squares[slot]
 
     def elem(self, slot: int) -> int:
         """Return the element type of an input, by its ONNX number; 0 where it isn't known."""
@@ -210,6 +215,14 @@ class Pick:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """The node must read input ``slot`` multiplied by a number: a Mul in front of it."""
+
+    slot: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class SetAttr:
     """Attribute ``name`` must become this value; None: it must go."""
 
@@ -217,7 +230,7 @@ class SetAttr:
     value: Any
 
 
-Edit: TypeAlias = SetInput | SetAttr | Pick
+Edit: TypeAlias = SetInput | SetAttr | Pick | Times
 
 
 class Cut(Protocol):

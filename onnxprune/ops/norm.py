@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from math import prod, sqrt
+
 from onnxprune.ops.axes import join, mark, names, onto, text
-from onnxprune.ops.base import Elem, Node, Row, Shape, literal, normal, op
+from onnxprune.ops.base import Cut, Edit, Elem, Node, Row, SetAttr, Shape, Times, emitter, literal, normal, op
 from onnxprune.ops.traits import Trait
 
 WIDTH = "the normalisation averages over this axis"
 ALONE = "normalised over"
 ROLES = ("data", "scale", "bias")
+#: Norms without a mean, and the epsilon that they have where they don't say.
+_RMS = frozenset({"RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"})
+_EPSILON = 1e-5
 STATISTICS = {1: Elem.FLOAT, 2: Elem.FLOAT}
 
 literal("n c *s!, c, c -> n c *s!", ["InstanceNormalization"], why={"s": WIDTH}, roles=ROLES)
@@ -74,14 +79,37 @@ def layer_norm(node: Node) -> Row:
     shape = node.shape(0)
     axis = node.axis(-1)
     letters = names(len(shape))
+    lock = "^" if _is_rms(node) else "~"
     axes = [
         "1" if size == 1 else name
-        for size, name in zip(shape, mark(letters, range(axis, len(shape)), "~"), strict=True)
+        for size, name in zip(shape, mark(letters, range(axis, len(shape)), lock), strict=True)
     ]
+    plain = [name.removesuffix("^") for name in axes]
     affine = [text(onto(node.shape(slot), shape, letters)) for slot in (1, 2) if node.has(slot)]
     rest = text([*axes[:axis], *["1"] * (len(shape) - axis)])
-    row = join([text(axes), *affine], [text(axes), rest, rest])
-    return Row(row, why=dict.fromkeys(letters[axis:], WIDTH), roles=ROLES, elems=STATISTICS)
+    row = join([text(axes), *affine], [text(plain), rest, rest])
+    why = {} if lock == "^" else dict.fromkeys(letters[axis:], WIDTH)
+    return Row(row, why=why, roles=ROLES, elems=STATISTICS)
+
+
+def _is_rms(node: Node) -> bool:
+    """Whether a norm has no mean to take off, and its statistics are nobody's."""
+    return node.op in _RMS and not node.gives(1) and not node.gives(2)
+
+
+@emitter("RMSNormalization", "SimplifiedLayerNormalization")
+@emitter("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def rms(node: Node, cut: Cut) -> list[Edit]:
+    """The mean of n squares of which the masked ones are zero is n' / n times that of the n' which are left.
+
+    So x / sqrt(mean + e) * w is what is left of x / sqrt(mean' + e n / n') * (w sqrt(n / n')).
+    """
+    axis = node.rank() - 1 if node.op.startswith("Skip") else node.axis(-1)
+    more = prod(node.shape(0)[axis:]) / prod(cut.new_shape(0)[axis:])
+    if more == 1 or not _is_rms(node):
+        return []
+    scale = 2 if node.op.startswith("Skip") else 1
+    return [SetAttr("epsilon", node.attr("epsilon", _EPSILON) * more), Times(scale, sqrt(more))]
 
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
@@ -90,14 +118,19 @@ def skip_layer_norm(node: Node) -> Row:
     rank = node.rank()
     letters = [*names(rank - 1), "z"]
     whole = tuple(node.shape(0))
-    skip = text(onto(_same_rank(node.shape(1), rank), whole, letters)[rank - node.rank(1) :])
-    data = text(mark(letters, [rank - 1], "~"))
+    exact = _is_rms(node)
+    lock = "^" if exact else "~"
+    data = text(mark(letters, [rank - 1], lock))
+    summed = mark(letters, [rank - 1], "^" if exact else "")
+    skip = text(onto(_same_rank(node.shape(1), rank), whole, summed)[rank - node.rank(1) :])
     rest = text([*letters[:-1], "1"])
     simplified = node.op != "SkipLayerNormalization"
-    affine = "z, z?" if simplified else "z, z?, z?"
-    roles = ("data", "data", "scale", "bias") if simplified else ("data", "data", "scale", "bias", "bias")
-    row = f"{data}, {skip}, {affine} -> {data}, {rest}, {rest}, {data}"
-    return Row(row, why={"z": WIDTH}, roles=roles, elems=STATISTICS)
+    affine = f"z, z{'^' if exact else ''}?" if simplified else "z, z?, z?"
+    # a sum, all terms of which must be zero: one factor of a product would be enough
+    roles = ("data", "range" if exact else "data", "scale", "bias", *(() if simplified else ("bias",)))
+    result = text(letters) if exact else data
+    row = f"{data}, {skip}, {affine} -> {result}, {rest}, {rest}, {result}"
+    return Row(row, why={} if exact else {"z": WIDTH}, roles=roles, elems=STATISTICS)
 
 
 def _same_rank(shape: Shape, rank: int) -> Shape:

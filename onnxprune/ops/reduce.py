@@ -1,11 +1,13 @@
 """Reductions: a sum contracts; a mean or a maximum of fewer channels is another number, which may be asked for; the
-rest looks at all elements.
+rest looks at all elements. A mean of squares (an RMS) contracts too: how many there were can be put right.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 from onnxprune.ops.axes import join, mark, names, text
-from onnxprune.ops.base import Node, Row, normal, op
+from onnxprune.ops.base import Cut, Edit, Node, Row, Times, emitter, normal, op
 from onnxprune.ops.traits import Trait
 
 LOCKS = {
@@ -32,7 +34,18 @@ def reduce(node: Node) -> Row:
         # still applied element by element: |x|, x * x, log(x)
         return Row("*s -> *s")
     axes = {normal(axis, rank) for axis in given} if given else set(range(rank))
-    return _over(node, axes, LOCKS[node.op])
+    rms = node.op == "ReduceMean" and node.is_square(0)
+    return _over(node, axes, "" if rms else LOCKS[node.op])
+
+
+@emitter("ReduceMean")
+def mean_of_squares(node: Node, cut: Cut) -> list[Edit]:
+    """The mean of n squares of which the masked ones are zero is n' / n times that of the n' which are left."""
+    if not node.is_square(0):
+        return []
+    left = prod(cut.new_shape(0)) / prod(cut.new_out_shape(0))
+    share = left * prod(node.out_shape()) / prod(node.shape(0))
+    return [] if share == 1 else [Times(0, share)]
 
 
 @op("ArgMax", "ArgMin", traits=Trait.CHOICE)
