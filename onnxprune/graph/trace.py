@@ -149,9 +149,8 @@ class Tracer:
             self._means.update(proto.output)
         twice = proto.op_type == "Mul" and len(read) == 2 and read[0] == read[1]
         power = self.values.get(read[1]) if proto.op_type == "Pow" and len(read) == 2 else None
-        if (twice or (power is not None and power.size == 1 and power.item() == 2)) and read[
-            0
-        ] not in self._means:
+        squared = twice or (power is not None and power.size == 1 and power.item() == 2)
+        if squared and read[0] not in self._means:
             self._squares.update(proto.output)
 
     def _check(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
