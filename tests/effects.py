@@ -17,7 +17,7 @@ STUB = {
 HALF, BUDGET, SAMPLES = "--ratio 0.5", "--target macs=0.7", "--ratio 0.5 --calib s.npz --recover lstsq"
 LEAST = "--target macs=0.7 --calib s.npz --recover lstsq"
 FAR = "--target macs=0.3 --calib s.npz --recover none"
-DROP = "--target macs=0.3 --calib t.npz --labels truth --recover none"
+DROP = "--target macs=0.2 --calib u.npz --labels truth --recover none"
 JUDGED = "--max-drop 40 --calib u.npz --labels truth"
 SCORED = "--max-drop 40 --calib s.npz --metric m.py:evaluate"
 TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune --epochs 8"
@@ -76,6 +76,7 @@ EFFECTS = {
     "inspect": {
         "--input-shape": ("", "--input-shape x:1,9,12"),
         "--allow-inexact": ("", "--allow-inexact"),
+        "--open-io": ("", "--open-io x"),
         "--ops": ("", "IN= --ops"),
         "--html": ("", "--html h.html"),
         "--sparsity": ("", "--sparsity"),
@@ -85,6 +86,7 @@ EFFECTS = {
     "explain": {
         "--input-shape": ("", "--input-shape x:1,9,12"),
         "--allow-inexact": ("IN=norm.onnx", "IN=norm.onnx --allow-inexact"),
+        "--open-io": ("", "--open-io x"),
         "--json": SHOWN["--json"],
         **QUIET,
     },
@@ -103,6 +105,7 @@ EFFECTS = {
         "--only": ("--calib s.npz", "--calib s.npz --only up"),
         "--input-shape": ("--calib s.npz", "--calib s.npz --input-shape x:1,9,12"),
         "--allow-inexact": ("--calib s.npz", "--calib s.npz --allow-inexact"),
+        "--open-io": ("--calib s.npz", "--calib s.npz --open-io x"),
         "--seed": ("--calib synthetic --samples 20", "--calib synthetic --samples 20 --seed 1"),
         "--calib": ("", "--calib s.npz"),
         "--samples": ("--calib s.npz", "--calib s.npz --samples 30"),
