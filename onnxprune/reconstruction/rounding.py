@@ -79,7 +79,7 @@ def _fed_back(h: Matrix, w: Matrix, grid: Grid) -> Matrix:
     for piece in _pieces(len(w)):
         gap = np.zeros_like(w[piece])
         for n, i in enumerate(range(piece.start, piece.stop)):
-            q[i] = np.where(free[i], grid.rows(i).nearest(w[i]), 0.0)
+            q[i] = grid.rows(i).nearest(w[i])
             gap[n] = w[i] - q[i]
             left = slice(i + 1, piece.stop)
             w[left] -= free[left] * np.multiply.outer(u[i, left], gap[n])
