@@ -1,5 +1,7 @@
 """Wide layers: the dual form of a fit against the primal one, and loss curves of contributions."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from small_models import Builder
@@ -142,6 +144,30 @@ def test_a_layer_without_room_is_refused_before_any_sample_runs():
         admit(layers, Settings(), most - 1)
     wide = Settings(wide=10, sheet=96)
     assert kept(layers[1].view, wide) < needed(layers[1].view, wide) < 1e6
+
+
+@pytest.mark.parametrize(("shape", "outputs"), [((1, 120, 64), 2), ((8,), 6000)])
+def test_memory_follows_rows_or_inputs_never_outputs_squared(shape, outputs):
+    """7,680 inputs would take 944 MB as moments, 6,000 outputs 577 MB as products with each other."""
+    b, rng = Builder(1), np.random.default_rng(0)
+    if len(shape) > 1:
+        w = b.weight("w", outputs, shape[1], 64)
+        y = b.op("Conv", ["x", w], "conv", kernel_shape=[64])
+        x = rng.standard_normal((40, shape[1], 66)).astype(np.float32)
+    else:
+        y = b.linear("x", "l", shape[0], outputs)
+        x = rng.standard_normal((40, shape[0])).astype(np.float32)
+    analysis = analyse(Model.load(b.model({"x": ["n", *x.shape[1:]]}, y)))
+    samples = Samples([{"x": part} for part in np.split(x, 4)], [10] * 4, None, "", True)
+    todo = sites(analysis)
+    walk = Walk.of(analysis, [analysis.model.fork()], samples, Settings(), todo)
+    tracemalloc.start()
+    try:
+        (evidence,) = walk.evidence(todo[0])
+        fit_blocks(todo[0], evidence, [np.arange(todo[0].view.width // 2)], analysis.model, Settings())
+        assert tracemalloc.get_traced_memory()[1] < 6e7
+    finally:
+        tracemalloc.stop()
 
 
 def test_broken_rows_are_refused_and_tables_merge():
