@@ -67,6 +67,16 @@ class Probe:
             raise CalibrationError(f"The channels of what {site.name!r} reads can't be told apart.")
         return axes[0]
 
+    def _refuse_rounding(self) -> None:
+        """Refuse a model whose activations are rounded: no gradient passes, so what lies before seems worthless."""
+        for applied in self.analysis.coupling.nodes:
+            node = applied.node
+            if node.op in ("QuantizeLinear", "DynamicQuantizeLinear") and not node.constant[0]:
+                raise CalibrationError(
+                    f"{node.op} {node.name!r} rounds what a layer reads, so no gradient passes it, and this criterion "
+                    "asks for gradients; take another one, such as obs."
+                )
+
     def activations(self, reduce: Callable[[Tape, str], str]) -> dict[int, Floats]:
         """Average over positions and samples for each channel that a layer reads.
 
@@ -108,6 +118,7 @@ class Probe:
         dict
             Layer -> float64[samples, channels]: the sum over positions of ``-a * dL/da``.
         """
+        self._refuse_rounding()
         sites = self.sites()
         edges: list[Wanted] = [(number, 0) for number in sites]
 

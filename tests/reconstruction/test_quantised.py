@@ -10,6 +10,7 @@ from small_models import Builder
 import onnxprune
 from onnxprune.calibration.samples import load_samples
 from onnxprune.calibration.stream import Stream
+from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Rows
@@ -226,3 +227,16 @@ def test_layers_that_clip_are_fitted(tmp_path):
     for name in ("ws", "w_scale", "w_zero", "ys", "yz"):
         before, after = (Model.load(tmp_path / f) for f in ("m.onnx", "lstsq.onnx"))
         assert name not in before or np.array_equal(before.weight(name), after.weight(name))
+
+
+def test_criteria_that_ask_for_gradients_refuse_what_is_rounded():
+    """No gradient passes QuantizeLinear: all units before it would be worth nothing, and the first ones would go."""
+    for form in ("qdq", "dynamic"):
+        with pytest.raises(CalibrationError, match="rounds what a layer reads"):
+            onnxprune.prune(
+                net(form), ratio=0.5, calib={"x": samples(40)}, criterion="taylor", recover="none"
+            )
+    result = onnxprune.prune(
+        net("blocked"), ratio=0.5, calib={"x": samples(40)}, criterion="taylor", recover="none"
+    )
+    assert result.report.calibration
