@@ -25,6 +25,8 @@ __all__ = ["LayerTimes", "beyond", "layer_times"]
 MOST = 25
 #: Kinds of nodes that a sentence names.
 NAMED = 3
+#: A share of the time that isn't worth a word.
+LITTLE = 0.005
 #: What holds graphs of its own.
 BODIES = ("If", "Loop", "Scan")
 
@@ -94,6 +96,8 @@ class LayerTimes(Facts):
             for op, share in ranked
             if share >= 0.01
         )
+        if self.beyond < LITTLE:
+            return "Cuts reach all layers, but not the time that each of them takes at any width."
         return f"No cut reaches {self.beyond:.0%} of the time" + (f" ({named})." if named else ".")
 
 
