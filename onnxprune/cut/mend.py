@@ -19,7 +19,7 @@ from onnxprune.cut.writer import Writer
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import NodeCut
 from onnxprune.graph.trace import TraceError, Tracer, Weight
-from onnxprune.ops import Node, Pick, SetAttr, SetInput, Times, Trait, emit
+from onnxprune.ops import Multiplied, Node, Pick, SetAttr, SetInput, Trait, emit
 
 __all__ = ["Mender", "RewriteError"]
 
@@ -90,7 +90,7 @@ class Mender:
             return
         touched = any(self.kept.cut(d) for dims in (*applied.ins, *applied.outs) for d in dims or ())
         wanted: dict[int, NDArray[Any]] = {}
-        scaled: list[Times] = []
+        scaled: list[Multiplied] = []
         if touched:
             for name, letter in row.attrs.items():
                 dim = applied.letters[letter]
@@ -101,7 +101,7 @@ class Mender:
                     self.writer.set_attr(number, edit.name, edit.value)
                 elif isinstance(edit, Pick):
                     self._pick(number, edit)
-                elif isinstance(edit, Times):
+                elif isinstance(edit, Multiplied):
                     scaled.append(edit)
                 else:
                     assert isinstance(edit, SetInput)
@@ -112,7 +112,7 @@ class Mender:
         for times in scaled:  # in the end: what is multiplied isn't what it was
             self._multiply(number, applied.node.elem(times.slot), times)
 
-    def _multiply(self, number: int, elem: int, edit: Times) -> None:
+    def _multiply(self, number: int, elem: int, edit: Multiplied) -> None:
         """Put a Mul in front of a node."""
         name = self.writer.protos[number].input[edit.slot]
         value = np.asarray(edit.factor, helper.tensor_dtype_to_np_dtype(elem))

@@ -25,13 +25,13 @@ from onnxprune.ops.base import (
     Edit,
     Elem,
     Map,
+    Multiplied,
     Node,
     Pick,
     Refusal,
     Row,
     SetAttr,
     SetInput,
-    Times,
     emit,
     lookup,
 )  # fmt: skip
@@ -40,5 +40,5 @@ from onnxprune.ops.traits import Trait, moved, traits_of
 
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "PACKED", "Pick", "Refusal", "Row",
-    "SetAttr", "SetInput", "Times", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
+    "SetAttr", "SetInput", "Multiplied", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
 ]  # fmt: skip

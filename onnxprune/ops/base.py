@@ -19,7 +19,7 @@ from onnxprune.ops.traits import Trait, declare, moved, traits_of
 
 __all__ = [
     "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "Pick", "Refusal", "Row", "SetAttr", "SetInput",
-    "Times", "PACKED", "Unknown", "ZEROED", "emit", "emitter", "literal", "lookup", "op",
+    "Multiplied", "PACKED", "Unknown", "ZEROED", "emit", "emitter", "literal", "lookup", "op",
 ]  # fmt: skip
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -215,7 +215,7 @@ class Pick:
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
+class Multiplied:
     """The node must read input ``slot`` multiplied by a number: a Mul in front of it."""
 
     slot: int
@@ -230,7 +230,7 @@ class SetAttr:
     value: Any
 
 
-Edit: TypeAlias = SetInput | SetAttr | Pick | Times
+Edit: TypeAlias = SetInput | SetAttr | Pick | Multiplied
 
 
 class Cut(Protocol):

@@ -5,7 +5,20 @@ from __future__ import annotations
 from math import prod, sqrt
 
 from onnxprune.ops.axes import join, mark, names, onto, text
-from onnxprune.ops.base import Cut, Edit, Elem, Node, Row, SetAttr, Shape, Times, emitter, literal, normal, op
+from onnxprune.ops.base import (
+    Cut,
+    Edit,
+    Elem,
+    Multiplied,
+    Node,
+    Row,
+    SetAttr,
+    Shape,
+    emitter,
+    literal,
+    normal,
+    op,
+)
 from onnxprune.ops.traits import Trait
 
 WIDTH = "the normalisation averages over this axis"
@@ -109,7 +122,7 @@ def rms(node: Node, cut: Cut) -> list[Edit]:
     if more == 1 or not _is_rms(node):
         return []
     scale = 2 if node.op.startswith("Skip") else 1
-    return [SetAttr("epsilon", node.attr("epsilon", _EPSILON) * more), Times(scale, sqrt(more))]
+    return [SetAttr("epsilon", node.attr("epsilon", _EPSILON) * more), Multiplied(scale, sqrt(more))]
 
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")

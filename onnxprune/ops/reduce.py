@@ -7,7 +7,7 @@ from __future__ import annotations
 from math import prod
 
 from onnxprune.ops.axes import join, mark, names, text
-from onnxprune.ops.base import Cut, Edit, Node, Row, Times, emitter, normal, op
+from onnxprune.ops.base import Cut, Edit, Multiplied, Node, Row, emitter, normal, op
 from onnxprune.ops.traits import Trait
 
 LOCKS = {
@@ -45,7 +45,7 @@ def mean_of_squares(node: Node, cut: Cut) -> list[Edit]:
         return []
     left = prod(cut.new_shape(0)) / prod(cut.new_out_shape(0))
     share = left * prod(node.out_shape()) / prod(node.shape(0))
-    return [] if share == 1 else [Times(0, share)]
+    return [] if share == 1 else [Multiplied(0, share)]
 
 
 @op("ArgMax", "ArgMin", traits=Trait.CHOICE)

@@ -24,7 +24,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.kept import Kept, NodeCut
 from onnxprune.model import Model
-from onnxprune.ops import PACKED, ZEROED, Pick, SetAttr, Times, emit
+from onnxprune.ops import PACKED, ZEROED, Multiplied, Pick, SetAttr, emit
 from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import fit
 
@@ -197,7 +197,7 @@ class _Twin:
             elif isinstance(edit, Pick):
                 before.append(self.gather(proto.input[edit.slot], edit.index, edit.axis))
                 proto.input[edit.slot] = before[-1].output[0]
-            elif isinstance(edit, Times):
+            elif isinstance(edit, Multiplied):
                 factor = np.asarray(
                     edit.factor, helper.tensor_dtype_to_np_dtype(applied.node.elem(edit.slot))
                 )

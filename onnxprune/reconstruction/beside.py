@@ -25,7 +25,7 @@ from onnxprune.graph.coupling import Instance
 from onnxprune.graph.kept import Kept, Masks
 from onnxprune.graph.trace import TraceError
 from onnxprune.model import Model
-from onnxprune.reconstruction.thaw import Frozen, thawed
+from onnxprune.reconstruction.thaw import OnGrid, thawed
 from onnxprune.runtime.binding import Shape
 
 __all__ = ["Beside", "alike", "covers", "in_units", "mixable", "together"]
@@ -66,7 +66,7 @@ class Beside:
     once: dict[str, Instance]
     samples: Samples
     settle: Callable[[Mapping[str, Array]], Mapping[str, Array]] = dict
-    frozen: Mapping[str, Frozen] = field(default_factory=dict)
+    frozen: Mapping[str, OnGrid] = field(default_factory=dict)
 
     @classmethod
     def of(cls, fitted: Analysis, original: Analysis, dead: Masks, samples: Samples) -> Beside:

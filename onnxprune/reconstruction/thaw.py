@@ -32,7 +32,7 @@ from onnxprune.reconstruction.layers import around, sites
 from onnxprune.reconstruction.seen import Around, weight_slot
 from onnxprune.reconstruction.stored import INTEGERS, Codec
 
-__all__ = ["Frozen", "Thawed", "thawed"]
+__all__ = ["OnGrid", "Thawed", "thawed"]
 
 Array = NDArray[Any]
 #: The opset from which Clip takes its ends as inputs.
@@ -40,7 +40,7 @@ CLIP = 11
 
 
 @dataclass(frozen=True)
-class Frozen:
+class OnGrid:
     """How a float of a thawed model is stored.
 
     Attributes
@@ -79,7 +79,7 @@ class Thawed:
     """
 
     model: Model
-    frozen: Mapping[str, Frozen]
+    frozen: Mapping[str, OnGrid]
     source: Model
 
     def settle(self, weights: Mapping[str, Array]) -> dict[str, Array]:
@@ -98,7 +98,7 @@ def thawed(analysis: Analysis) -> Thawed | None:
     analysis : Analysis
         Of the quantised model.
     """
-    graph, frozen = around(analysis), dict[str, Frozen]()
+    graph, frozen = around(analysis), dict[str, OnGrid]()
     for site in sites(analysis):
         node = graph.nodes[site.number].node
         names = [node.inputs[weight_slot(node)]]
@@ -108,13 +108,13 @@ def thawed(analysis: Analysis) -> Thawed | None:
             stored = None if name in analysis.model else graph.constant(name)
             plain = analysis.tracer.types.get(name, (0, None))[0] == TensorProto.FLOAT
             if stored is not None and not stored[0].exact and plain:
-                frozen[name] = Frozen(*stored)
+                frozen[name] = OnGrid(*stored)
     if not frozen or opsets_of(analysis.model).get("", 0) < CLIP:
         return None
     return Thawed(_as_floats(analysis.model, graph, frozen), frozen, analysis.model)
 
 
-def _as_floats(model: Model, graph: Around, frozen: Mapping[str, Frozen]) -> Model:
+def _as_floats(model: Model, graph: Around, frozen: Mapping[str, OnGrid]) -> Model:
     fork, before = model.fork(), needed(model)
     made = {number: pair for number, pair in ((graph.maker[n], n) for n in _rounded(graph)) if pair}
     gone = {graph.maker[name] for name in frozen}

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.ops import PACKED, ZEROED, Node, Pick, Refusal, Row, SetAttr, Times, emit, lookup
+from onnxprune.ops import PACKED, ZEROED, Multiplied, Node, Pick, Refusal, Row, SetAttr, emit, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, letters_of
 from onnxprune.ops.resolve import FittedRow, Misfit, fit
 from onnxprune.testing.node import differ, node_of, run_node
@@ -358,7 +358,7 @@ class _CutNode:
             if isinstance(edit, Pick):
                 inputs[edit.slot] = np.take(inputs[edit.slot], edit.index, edit.axis)  # type: ignore[arg-type]
                 continue
-            if isinstance(edit, Times):
+            if isinstance(edit, Multiplied):
                 scaled = np.asarray(inputs[edit.slot])
                 inputs[edit.slot] = scaled * np.asarray(edit.factor, scaled.dtype)
                 continue
