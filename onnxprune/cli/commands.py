@@ -24,7 +24,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.target import family_of
 from onnxprune.pruning.journey import Result
-from onnxprune.report.forms import form_of
+from onnxprune.report.forms import is_page
 from onnxprune.report.record import Facts, Record
 
 __all__ = [
@@ -184,7 +184,7 @@ def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
     source, steps = _input(args), passlist.parse(args.passes)
     report = RunReport()
-    if args.report and args.report != STDOUT and form_of(args.report) == "html":
+    if args.report and is_page(args.report):
         passlist.check_page(steps)
     given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
     with _places(args, source, args.out, {"--report": args.report}), _listening(report.notes, args.quiet):
@@ -350,8 +350,6 @@ def _places(
     reads = {what: _file_of(text) for what, text in given.items() if isinstance(text, str)}
     written = {what: Path(path) for what, path in writes.items() if path}
     with declared(Sides(written, reads), source, output, joined=joined):
-        if "--report" in written and str(written["--report"]) != STDOUT:
-            form_of(written["--report"])
         yield
 
 

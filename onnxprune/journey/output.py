@@ -14,8 +14,18 @@ from onnxprune.files import commit
 from onnxprune.files.beside import refuse_data
 from onnxprune.files.external import is_external, parse
 from onnxprune.files.protowalk import tensors
-from onnxprune.files.target import check, check_data, check_link, is_data_of, place_of, same, stream_of
+from onnxprune.files.target import (
+    STDOUT,
+    check,
+    check_data,
+    check_link,
+    is_data_of,
+    place_of,
+    same,
+    stream_of,
+)
 from onnxprune.model import Model
+from onnxprune.report.forms import form_of
 
 __all__ = [
     "Sides",
@@ -162,12 +172,16 @@ def refuse_sides(model: Model) -> None:
     ------
     OutputError
         If one would.
+    UsageError
+        If a report is to be in a form that there isn't.
     """
     data = data_files(model)
     for what, path in _declared.get().writes.items():
         if any(alike(path, other) for other in data):
             raise OutputError(f"{str(path)!r} is the input's external data; give another name.")
         refuse_data(path, repr(str(path)), for_model=what.startswith(MEMBER))
+        if what == "--report" and str(path) != STDOUT:
+            form_of(path)
 
 
 def size_in_bytes(model: Model) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 
-__all__ = ["form_of", "markdown", "table_csv"]
+__all__ = ["form_of", "is_page", "markdown", "table_csv"]
 
 #: Suffix -> form; a device or a pipe has none and gets JSON.
 FORMS = {"": "json", ".json": "json", ".html": "html", ".htm": "html", ".md": "md", ".csv": "csv"}
@@ -34,6 +34,11 @@ def form_of(path: str | os.PathLike[str], option: str = "--report") -> str:
             "give it one of these."
         )
     return FORMS[suffix]
+
+
+def is_page(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of this name is to be a page to look at."""
+    return FORMS.get(Path(path).suffix.lower()) == "html"
 
 
 def markdown(title: str, shown: str) -> str:

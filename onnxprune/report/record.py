@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from onnxprune.files.beside import refuse_data
 from onnxprune.files.commit import write_text
 from onnxprune.report.forms import form_of, markdown, table_csv
 
@@ -92,6 +93,7 @@ class Record(Facts):
         OutputError
             If the file can't be written.
         """
+        refuse_data(Path(path), repr(str(path)), for_model=False)
         write_text(Path(path), self.text_as(form_of(path)))
 
     def text_as(self, form: str) -> str:
