@@ -16,6 +16,7 @@ from onnxprune import api
 from onnxprune.errors import NothingToPrune, UsageError, VerificationError
 from onnxprune.graph import folding
 from onnxprune.graph.analysis import analyse
+from onnxprune.graph.computed import Finder
 from onnxprune.model import Model
 from onnxprune.sparsity.inspection import inspect_sparsity
 
@@ -238,6 +239,10 @@ def test_what_must_not_be_folded(kind: str) -> None:
     found = analyse(Model.load(model), folds="weights")
     assert found.folded is None or "layer.weight_out" not in found.folded.tensors
     assert all("Dequantize" not in n.op_type for n in model.graph.node) or "q" in found.model
+    made = {
+        o for n in model.graph.node if n.op_type in ("DequantizeLinear", "RandomNormalLike") for o in n.output
+    }
+    assert not made & Finder(found.model, found.tracer).maker.keys()
 
 
 def test_the_file_does_not_grow_for_a_fit() -> None:
