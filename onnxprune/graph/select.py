@@ -30,7 +30,7 @@ from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Grouping
 from onnxprune.graph.scopes import names_of
 
-__all__ = ["names_of", "near_names", "pick"]
+__all__ = ["near_names", "pick"]
 
 #: Metadata of a node that names the modules around it.
 

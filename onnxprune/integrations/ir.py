@@ -7,23 +7,16 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnxprune import api
+from onnxprune.integrations import base_of
 from onnxprune.options.pruning import Options
 from onnxprune.options.sparsity import SparseOptions
 
-if TYPE_CHECKING:
-    FunctionalPass: Any = object
-else:
-    try:
-        FunctionalPass = import_module("onnx_ir.passes").FunctionalPass
-    except ImportError as error:
-        raise ImportError(
-            f"The passes of onnx-ir need that package ({error}); install it with 'pip install onnx-ir'."
-        ) from error
-
 __all__ = ["PrunePass", "SparsifyPass"]
+
+FunctionalPass: Any = base_of("onnx_ir.passes", "FunctionalPass", "onnx-ir", "onnx-ir")
 
 
 class PrunePass(FunctionalPass):  # type: ignore[misc]

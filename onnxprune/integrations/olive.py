@@ -16,25 +16,18 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from onnxprune import api
 from onnxprune.files.commit import write_text
+from onnxprune.integrations import base_of
 from onnxprune.options.declare import default_of, help_of, specs
 from onnxprune.options.pruning import Options
 from onnxprune.options.sparsity import SparseOptions
 
-if TYPE_CHECKING:
-    Pass: Any = object
-else:
-    try:
-        Pass = import_module("olive.passes").Pass
-    except ImportError as error:
-        raise ImportError(
-            f"The passes of Olive need that package ({error}); install it with 'pip install olive-ai'."
-        ) from error
-
 __all__ = ["OnnxPrune", "OnnxSparsify", "package_config"]
+
+Pass: Any = base_of("olive.passes", "Pass", "Olive", "olive-ai")
 
 #: Fields that a step of a workflow has no use for: Olive says itself where the result goes.
 _LEFT_OUT = {"in_place"}

@@ -24,7 +24,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.kept import Kept, NodeCut
 from onnxprune.model import Model
-from onnxprune.ops import PACKED, ZEROED, Multiplied, Pick, SetAttr, emit
+from onnxprune.ops import PACKED, ZEROED, Pick, SetAttr, SetInput, emit
 from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import fit
 
@@ -197,15 +197,8 @@ class _Twin:
             elif isinstance(edit, Pick):
                 before.append(self.gather(proto.input[edit.slot], edit.index, edit.axis))
                 proto.input[edit.slot] = before[-1].output[0]
-            elif isinstance(edit, Multiplied):
-                factor = np.asarray(
-                    edit.factor, helper.tensor_dtype_to_np_dtype(applied.node.elem(edit.slot))
-                )
-                nodes, proto.input[edit.slot] = self.nodes_of(
-                    ("Mul", proto.input[edit.slot], self.constant(factor))
-                )
-                before += nodes
-            else:
+            else:  # no soft axis is summed over, so nothing is multiplied
+                assert isinstance(edit, SetInput)
                 proto.input.extend([""] * (edit.slot + 1 - len(proto.input)))
                 proto.input[edit.slot] = self.constant(edit.array)
         for name, value in attrs.items():
