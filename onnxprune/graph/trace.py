@@ -80,10 +80,6 @@ def is_small(elem: int, shape: Shape) -> bool:
     return prod(shape) <= (MAX_CONSTANT if integer else MAX_FLOATS if len(shape) <= 1 else 1)
 
 
-#: Ops that make an average or a square, or pass one on.
-_OF_SQUARES = frozenset({"Cast", "GlobalAveragePool", "Identity", "Mul", "Pow", "ReduceMean", "Sub"})
-
-
 @dataclass
 class Tracer:
     """Walks nodes in topological order, each once.
@@ -146,8 +142,6 @@ class Tracer:
 
     def _follow_squares(self, proto: NodeProto) -> None:
         """Note averages, what they are taken from, and squares of anything else."""
-        if proto.op_type not in _OF_SQUARES:
-            return
         read = [n for n in proto.input if n]
         averaged = proto.op_type in ("ReduceMean", "GlobalAveragePool")
         passes = proto.op_type in ("Cast", "Identity", "Sub") and any(n in self._means for n in read)
