@@ -149,6 +149,7 @@ EFFECTS = {
         "--eval": (JUDGED, f"{JUDGED} --eval v.npz"),
         "--minimize": (JUDGED, f"{JUDGED} --minimize macs"),
         "--minutes": (JUDGED, f"{JUDGED} --minutes 0.00001"),
+        "--target": (JUDGED, f"{JUDGED} --target params=0.9"),
         "--state": (JUDGED, f"{JUDGED} --state other"),
         "--recover": (JUDGED, f"{JUDGED} --recover none"),
         "--ignore": (JUDGED, f"{JUDGED} --ignore up"),

@@ -105,6 +105,8 @@ examples:
       judged by evaluate(path) of eval.py, which returns a number
   onnxprune tune model.onnx small.onnx --max-drop 1 --calib samples.npz --labels y --minimize bytes
       the smallest file
+  onnxprune tune model.onnx fast.onnx --max-drop 1 --calib samples.npz --labels y --target latency=0.5
+      the first that loses at most one point and is twice as fast; where none is, it says which comes nearest
 
 OUT is the best so far at any moment. Finished members lie in OUT's folder of state; the same command goes on from them.
 """

@@ -10,6 +10,7 @@ from typing import Any
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, option, patterns
 from onnxprune.options.pruning import Options, Shapes
+from onnxprune.options.target import family_of
 
 __all__ = ["AIMS", "TuneFields", "TuneOptions"]
 
@@ -70,6 +71,14 @@ class TuneOptions(SharedOptions):
         commands="tune",
         metavar="|".join(AIMS),
     )
+    target: tuple[str, ...] = option(
+        (),
+        "end with the first model that loses no more than it may and meets this ({onnxprune.budgets}), such as "
+        "latency=0.5 or bytes=2MB; all of several must hold",
+        stage="decide",
+        commands="tune",
+        metavar="KIND=VALUE",
+    )
     minutes: float | None = option(
         None,
         "begin nothing that would end later than this; without it the search ends by itself",
@@ -109,6 +118,10 @@ class TuneOptions(SharedOptions):
             raise UsageError(f"--max-drop must not be negative; got {self.max_drop}.")
         if self.minimize not in AIMS:
             raise UsageError(f"--minimize must be one of {', '.join(AIMS)}; got {self.minimize!r}.")
+        texts = (self.target,) if isinstance(self.target, str) else tuple(self.target)
+        if any("," in text for text in texts):
+            raise UsageError("--target of 'tune' is one value of each kind; it finds a frontier by itself.")
+        object.__setattr__(self, "target", family_of(texts) if texts else ())
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UsageError(f"--minutes must be above 0; got {self.minutes}.")
         if self.threads is not None and self.threads < 1:
@@ -152,6 +165,7 @@ class TuneFields(SharedFields, total=False):
     lower_is_better: bool
     held_out: Any
     minimize: str
+    target: tuple[str, ...]
     minutes: float | None
     state: str | None
     recover: str

@@ -83,6 +83,8 @@ class Explorer:
         ------
         OutOfTime
             Where the time is over; what was done is kept.
+        Reached
+            Where a member is all that was asked for.
         """
         useful = [lever for lever in levers(self.aim) if self.alone(lever)]
         first, *others = self.by_promise(ladders(self.aim))
@@ -121,7 +123,7 @@ class Explorer:
             return several
 
         def pays(ladder: Ladder) -> float:
-            entry = self.members.make(Recipe(ladder.at(PROBED)))
+            entry = self.members.make(Recipe(ladder.at(self.members.demand.share or PROBED)))
             if "refused" in entry:
                 return -inf
             floor = self.members.floor
@@ -140,7 +142,7 @@ class Explorer:
         near : float, optional
             A share that is thought to be near it.
         """
-        low, high, share = LEAST, 1.0, near or FIRST
+        low, high, share = LEAST, 1.0, near or max(self.members.demand.share or FIRST, LEAST)
         factor, steps = (CLOSE, FEWER) if near else (FIRST, STEPS)
         for _ in range(steps):
             entry = self.members.make(Recipe(ladder.at(share), lever))
@@ -177,8 +179,10 @@ def value_of(entry: Entry, aim: str) -> float:
 
 
 def best_of(members: Members, aim: str) -> Entry | None:
-    """Return the best member that holds the floor so far; for latency, one that is faster beyond doubt."""
-    good = [e for e in members.entries.values() if members.holds(e)]
+    """Return the best member so far that holds the floor and meets what is asked for; for latency, one that is faster
+    beyond doubt.
+    """
+    good = [e for e in members.entries.values() if members.good(e)]
     if aim == "latency":
         good = [e for e in good if e["speed_interval"][0] > 1]
     return min(good, key=lambda e: value_of(e, aim), default=None)

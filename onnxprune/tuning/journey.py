@@ -22,6 +22,7 @@ from onnxprune.reconstruction.cache import program
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.report.record import versions
 from onnxprune.tuning.cuts import Cuts
+from onnxprune.tuning.demand import Demand, Reached
 from onnxprune.tuning.explore import Explorer, best_of, most
 from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.members import Deadline, Entry, Members, OutOfTime
@@ -34,7 +35,17 @@ __all__ = ["find"]
 #: How layers of the best are fitted in the end.
 DEEPEST = "distill"
 #: Options that members don't depend on.
-APART = ("max_drop", "minutes", "state", "calib", "held_out", "metric", "in_place", "external_data_threshold")
+APART = (
+    "max_drop",
+    "target",
+    "minutes",
+    "state",
+    "calib",
+    "held_out",
+    "metric",
+    "in_place",
+    "external_data_threshold",
+)
 
 
 def find(run: Run[TuneOptions], output: Path) -> TuneReport:
@@ -67,20 +78,22 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     floor = _floor(run, metric, state)
     writer = _Best(run, output, state)
     members = Members(
-        run.model.path, Cuts(run, labelled), lambda: samples.set_aside()[0], metric, floor,
+        run.model.path, Cuts(run, labelled), lambda: samples.set_aside()[0], metric, floor, Demand.of(options.target),
         bench_of(run.model, analysis, "cpu", None, options.threads), state, deadline, whole,
     )  # fmt: skip
-    members.better = lambda entry: writer.write(best_of(members, options.minimize))
+    members.better = lambda entry: _look(members, writer, options.minimize)
     explorer, complete = Explorer(members, options.minimize), True
     explorer.last = DEEPEST if options.recover == TuneOptions.recover else ""
     try:
         explorer.all()
     except OutOfTime:
         complete = False
+    except Reached:
+        pass
     best = _settled(members, options.minimize)
     report = _report(run, members, explorer, best, complete)
     if best is None:
-        raise NotFaster(_nothing(report))
+        raise NotFaster(_nothing(report) if not members.demand else _unmet(report, members))
     writer.write(best)
     report.name_files(run.model.path, output)
     report.sha256 = {"input": run.sha256(), "output": Model.load(output).sha256}
@@ -182,6 +195,22 @@ class _Best:
             Model.load(self.state.model(self.name)).save(self.output)
 
 
+def _look(members: Members, writer: _Best, aim: str) -> None:
+    """Write the best so far; end the search where it is all that was asked for, in several processes too.
+
+    Raises
+    ------
+    Reached
+    """
+    best = best_of(members, aim)
+    if members.demand and best is not None:
+        members.settle(best)
+        best = best_of(members, aim)
+    writer.write(best)
+    if members.demand and best is not None:
+        raise Reached
+
+
 def _settled(members: Members, aim: str) -> Entry | None:
     """Return the best member, timed in several processes until the best is one that was."""
     for _ in range(len(members.entries)):
@@ -215,6 +244,7 @@ def _report(
                 "bytes": entry["bytes"],
                 "macs": entry.get("macs"),
                 "memory": entry.get("memory"),
+                "parameters": entry.get("parameters"),
                 "path": str(members.state.model(name)),
             }
         )
@@ -231,7 +261,8 @@ def _report(
             "lower_is_better": floor.lower,
             "items": None if items is None else len(items),
         },
-        original={"bytes": size_in_bytes(run.model)},
+        original={"bytes": size_in_bytes(run.model)}
+        | next((e["original"] for e in members.entries.values() if "macs" in e.get("original", ())), {}),
         members=lines,
         best=None if best is None else best["name"],
         refused=refused,
@@ -249,6 +280,22 @@ def _notes(run: Run[TuneOptions], complete: bool) -> list[str]:
             f"--minutes {run.options.minutes:g} were over before all was tried; the same command goes on from here"
         )
     return notes
+
+
+def _unmet(report: TuneReport, members: Members) -> str:
+    """Return why nothing was written where something was to be reached."""
+    held = [entry for entry in members.entries.values() if members.holds(entry)]
+    asked = "+".join(target.text for target in members.demand.targets)
+    if held:
+        nearest = min(held, key=members.demand.excess)
+        where = members.state.model(nearest["name"])
+        near = f"{nearest['name']} comes nearest, with {members.demand.told(nearest)}; it is {where}"
+    else:
+        near = "nothing that was tried holds it"
+    return (
+        f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} meets {asked} ({near}), so "
+        "nothing was written; ask for less, or allow a larger --max-drop."
+    )
 
 
 def _nothing(report: TuneReport) -> str:

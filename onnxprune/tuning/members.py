@@ -12,12 +12,15 @@ from onnxprune import registry
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError, UsageError
 from onnxprune.files.commit import alone
+from onnxprune.graph.size import Size
+from onnxprune.journey.output import size_in_bytes, size_of_output
 from onnxprune.latency.apart import race_apart
 from onnxprune.latency.clock import Bench, race, session_of
 from onnxprune.model import Model
 from onnxprune.progress import Whole
 from onnxprune.runtime.session import Session
 from onnxprune.tuning.cuts import Cuts, Width
+from onnxprune.tuning.demand import Demand
 from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.metric import Metric, Score
 from onnxprune.tuning.state import State
@@ -124,6 +127,8 @@ class Members:
         Returns those that fits may see.
     metric : Metric
     floor : Floor
+    demand : Demand
+        What ends the search.
     bench : Bench
         How models are run to be timed.
     state : State
@@ -139,6 +144,7 @@ class Members:
     samples: Callable[[], Samples]
     metric: Metric
     floor: Floor
+    demand: Demand
     bench: Bench
     state: State
     deadline: Deadline
@@ -201,18 +207,14 @@ class Members:
                 member.lever.apply(self.source, path, self.samples())
             elif member.lever is None:
                 report = self.cuts.make(member.width, path).report
-                entry |= {
-                    "macs": report.after.macs,
-                    "memory": report.after.memory,
-                    "parameters": report.after.parameters,
-                }
+                entry |= _figures(report.after) | {"original": _figures(report.before)}
             else:
                 wide = self.make(Recipe(member.width))
                 if "refused" in wide:
                     return {**what, "made": False, **{k: wide[k] for k in ("refused", "none") if k in wide}}
                 member.lever.apply(self.state.model(wide["name"]), path, self.samples())
-                entry |= {key: wide[key] for key in ("macs", "memory", "parameters") if key in wide}
-            return entry | self._measured(member.name, path)
+                entry |= {key: wide[key] for key in ("macs", "memory", "parameters", "original")}
+            return self._measured(entry, member.name, path)
         except (NothingToPrune, NotFaster) as error:
             return {**what, "made": False, "refused": str(error), "none": True}
         except UsageError:
@@ -222,13 +224,18 @@ class Members:
                 raise
             return {**what, "made": False, "refused": str(error)}
 
-    def _measured(self, name: str, path: Path) -> Entry:
+    def _measured(self, entry: Entry, name: str, path: Path) -> Entry:
         self.tell(name, "time")
         timing = self.race(path)
+        original = {
+            "seconds": timing["before"]["p50_ms"] / 1e3,
+            "bytes": size_in_bytes(Model.load(self.source)),
+        }
         self.tell(name, self.metric.name)
         score = self.metric.of(path)
-        return {
-            "bytes": path.stat().st_size,
+        return entry | {
+            "original": entry.get("original", {}) | original,
+            "bytes": size_of_output(path),
             "speedup": timing["ratio"],
             "speed_interval": timing["interval"],
             "metric": score.value,
@@ -261,6 +268,14 @@ class Members:
     def holds(self, entry: Entry) -> bool:
         """Whether a member could be made and loses no more than it may."""
         return "refused" not in entry and self.floor.holds(self.score(entry))
+
+    def good(self, entry: Entry) -> bool:
+        """Whether a member holds and meets what the search is to reach."""
+        return self.holds(entry) and self.demand.met(entry)
+
+
+def _figures(size: Size) -> Entry:
+    return {"macs": size.macs, "memory": size.memory, "parameters": size.parameters}
 
 
 def _effort(member: Recipe) -> str:

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +19,14 @@ from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError, NotFaster, OnnxPruneError, UsageError
 from onnxprune.latency.apart import Apart
 from onnxprune.tuning import explore, members
+from onnxprune.tuning.demand import Demand
 from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.members import Lever, Members, OutOfTime
 from onnxprune.tuning.metric import Score
 from onnxprune.tuning.report import on_frontier
 
 FAST = {"recover": "lstsq"}
+BEFORE = {"before": {"p50_ms": 4.0}}
 
 
 def net(seed: int = 3) -> onnx.ModelProto:
@@ -48,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def race(self: Members, path: Path) -> dict:
         ratio = size / path.stat().st_size
-        return {"ratio": ratio, "interval": [ratio * 0.99, ratio * 1.01]}
+        return {"ratio": ratio, "interval": [ratio * 0.99, ratio * 1.01], **BEFORE}
 
     def apart(first: Path, second: Path, bench: object) -> Apart:
         ratio = first.stat().st_size / second.stat().st_size
@@ -99,6 +104,29 @@ def test_a_stopped_search_goes_on_to_the_same_frontier(place: Path, monkeypatch:
     plain = [[(m["name"], m["metric"], m["bytes"]) for m in r.members] for r in (whole, rest)]
     assert plain[0] == plain[1]
     assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+def test_a_search_that_was_killed_goes_on_to_the_same_frontier(place: Path) -> None:
+    """The process itself, killed while it works: nothing half written is taken for a member."""
+    line = "tune in.onnx {0}.onnx --max-drop 5 --calib s.npz --labels y --eval e.npz --minimize macs --recover lstsq"
+    line += " --state {0} --report {0}.json -q"
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "onnxprune", *line.format(name).split()])
+
+    whole = start("whole")
+    for entries in (1, 3):
+        process = start("killed")
+        while len(list(place.glob("killed/*/macs*.json"))) < entries and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert start("killed").wait() == whole.wait() == 0
+    reports = [json.loads(Path(f"{name}.json").read_text(encoding="utf-8")) for name in ("whole", "killed")]
+    plain = [[(m["name"], m["metric"], m["bytes"]) for m in report["frontier"]] for report in reports]
+    assert plain[0] == plain[1]
+    assert len(plain[0]) > 3, "it was killed before it was done"
+    assert Path("whole.onnx").read_bytes() == Path("killed.onnx").read_bytes()
 
 
 def test_a_damaged_member_is_made_again(place: Path) -> None:
@@ -160,11 +188,45 @@ def test_time_that_is_over_keeps_what_is_done(place: Path, monkeypatch: pytest.M
 
 
 def test_nothing_better_is_said_and_nothing_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Members, "race", lambda self, path: {"ratio": 0.9, "interval": [0.8, 1.1]})
+    monkeypatch.setattr(Members, "race", lambda self, path: {"ratio": 0.9, "interval": [0.8, 1.1], **BEFORE})
     given = {"max_drop": 20.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", **FAST}
     with pytest.raises(NotFaster, match="faster than the input"):
         tune("in.onnx", "out.onnx", **given)
     assert not Path("out.onnx").exists()
+
+
+@pytest.mark.parametrize("target", ["params=0.8", "latency=3.4ms", "macs=0.9+bytes=90%"])
+def test_a_target_ends_the_search_with_the_first_that_meets_it(place: Path, target: str) -> None:
+    given = {"max_drop": 5.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", **FAST}
+    whole = tune("in.onnx", "whole.onnx", state="st", **given)
+    report = tune("in.onnx", "out.onnx", state="other", target=target, **given)
+    best = report.chosen()
+    assert best is not None
+    assert report.complete
+    assert best["processes"] == 2, "it is timed in other processes before the search ends"
+    assert len(report.members) < len(whole.members)
+    whole_best = whole.chosen()
+    assert whole_best is not None
+    assert best["bytes"] >= whole_best["bytes"], "what was not asked for is left"
+    kept = {
+        "params": best["parameters"] / report.original["parameters"],
+        "bytes": best["bytes"] / report.original["bytes"],
+    }
+    kept |= {"macs": best["macs"] / report.original["macs"], "latency": 4.0 / best["speedup"] / 3.4}
+    limits = {"params=0.8": {"params": 0.8}, "latency=3.4ms": {"latency": 1.05}}
+    for kind, most in limits.get(target, {"macs": 0.9, "bytes": 0.9}).items():
+        assert kept[kind] <= most
+
+
+def test_a_target_that_is_too_much_is_refused_with_the_nearest(place: Path) -> None:
+    given = {"max_drop": 5.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", **FAST}
+    with pytest.raises(
+        NotFaster, match=r"meets latency=0\.05 \(.* comes nearest, with latency=0\.\d+; it is .*\.onnx\)"
+    ):
+        tune("in.onnx", "out.onnx", target="latency=0.05", **given)
+    assert not Path("out.onnx").exists()
+    with pytest.raises(UsageError, match="one value of each kind"):
+        tune("in.onnx", "out.onnx", target="macs=0.5,0.7", **given)
 
 
 def test_a_metric_of_ones_own_and_the_smallest_file(place: Path) -> None:
@@ -225,7 +287,10 @@ def test_the_ladder_that_pays_most_goes_first() -> None:
     }
     floor = Floor(Score(100.0), 1.0)
     fake = SimpleNamespace(
-        make=lambda recipe: made[recipe.name], floor=floor, score=lambda e: Score(e["metric"], e["items"])
+        make=lambda recipe: made[recipe.name],
+        floor=floor,
+        demand=Demand(),
+        score=lambda e: Score(e["metric"], e["items"]),
     )
     explorer = explore.Explorer(fake, "latency")  # type: ignore[arg-type]
     several = [explore.Ladder("latency", "auto"), explore.Ladder("macs", "auto"), explore.Ladder("macs", 8)]
