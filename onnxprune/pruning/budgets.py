@@ -27,6 +27,8 @@ Floats = NDArray[np.float64]
 
 #: Allocations until exact counts of what goes meet the budget that mean counts were to meet.
 EXACT = 4
+#: Finer steps of widths are slower a MAC, so their error must be this much smaller.
+CLEAR = 0.9
 
 
 @dataclass
@@ -140,6 +142,49 @@ class Budgets:
                 return removed
             factors = {k: f / max(over[k], 1.0) * (1 - 1e-4 * (over[k] > 1)) for k, f in factors.items()}
         raise NothingToPrune(self._unmet(targets, levels))
+
+    def on_steps(
+        self, rankings: Mapping[str, Ranking], targets: Sequence[Target], steps: Sequence[int]
+    ) -> tuple[int, dict[str, Ints], float]:
+        """Return which units go so that all targets hold, on the widest steps of widths that don't lose too much.
+
+        Parameters
+        ----------
+        rankings : mapping
+            Group -> ranking by measured errors.
+        targets : sequence of Target
+        steps : sequence of int
+            The coarsest first; a finer one is taken where it leaves less than `CLEAR` of the error.
+
+        Returns
+        -------
+        int
+            The step.
+        dict
+            Group -> units that go.
+        float
+            The error on the coarsest step over that on this one; infinite where the coarsest can't meet the targets.
+
+        Raises
+        ------
+        NothingToPrune
+            If the targets can't be met on any step; the sentence is that of the finest.
+        """
+        best: tuple[int, dict[str, Ints]] | None = None
+        first = least = np.inf
+        for step in steps:
+            try:
+                removed = self.at(step).choose(rankings, targets)
+            except NothingToPrune:
+                if best is None and step == steps[-1]:
+                    raise
+                continue
+            error = sum(float(rankings[name].error[len(units)]) for name, units in removed.items())
+            first = error if step == steps[0] else first
+            if best is None or error < CLEAR * least:
+                best, least = (step, removed), error
+        assert best is not None
+        return *best, first / max(least, 1e-30)
 
     def _meet(
         self, levels: Mapping[str, Level], targets: Sequence[Target], factors: Mapping[str, float]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxprune import granularity
 from onnxprune.allocation import ratio
+from onnxprune.allocation.alignment import FLOOR
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.cut.cuts import TensorCut, cuts_of
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
@@ -142,7 +143,12 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
 
     with run.stage("decide"):
         step = step_of(options.align)
-        if speed is None:
+        if speed is None and targets and options.calib is not None:
+            step, removed, times = limit.budgets.on_steps(
+                rankings, targets, finer_steps(options.align, FLOOR)
+            )
+            run.notes += _finer(step, options, times)
+        elif speed is None:
             removed = choose(step)
         elif latency is None:
             step, removed = first_faster(speed, options, choose)
@@ -157,6 +163,15 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
                     f"widths are on multiples of {step}: on {steps[0]} no cut came within 5 % of {latency.text}"
                 )
     return Decision(groups, removed, step, "+".join(t.text for t in targets), speed)
+
+
+def _finer(step: int, options: Options, times: float) -> list[str]:
+    """Say why widths aren't on the machine's step."""
+    wide = step_of(options.align)
+    if step == wide:
+        return []
+    why = f"loses {times:.2g} times as much by the samples" if np.isfinite(times) else "can't meet it"
+    return [f"Widths are on multiples of {step}: a cut on {wide} {why}, but may be faster (--align {wide})."]
 
 
 def _within(

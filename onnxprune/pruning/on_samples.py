@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxprune import granularity
+from onnxprune.allocation.alignment import FLOOR
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.calibration.agreement import compare, outputs
 from onnxprune.calibration.labels import check_labels
@@ -26,6 +27,7 @@ from onnxprune.pruning.decision import Decision, Limit, groups_of
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
+from onnxprune.pruning.speed import finer_steps
 from onnxprune.pruning.weighing import Weighing, by_trials, weights
 from onnxprune.reconstruction.distill import distill, pace_of
 from onnxprune.reconstruction.finetune import finetune
@@ -131,12 +133,16 @@ class FromSamples:
             return {name: ranked_by_curve(curve) for name, curve in curves.items()}
         if self.weighing is None:
             self.weighing = by_trials(
-                self.run,
-                self.calibration,
-                self.fit_on,
-                lambda weighing: limit.budgets.choose(self._weighed(weighing), limit.targets),
+                self.run, self.calibration, self.fit_on, lambda weighing: self._removed(limit, weighing)
             )
         return self._weighed(self.weighing)
+
+    def _removed(self, limit: Limit, weighing: Weighing) -> dict[str, NDArray[Any]]:
+        """Return what goes if errors weigh so much."""
+        rankings, budgets = self._weighed(weighing), limit.budgets
+        if limit.timed:
+            return budgets.choose(rankings, limit.targets)
+        return budgets.on_steps(rankings, limit.targets, finer_steps(self.run.options.align, FLOOR))[1]
 
     def _weighed(self, weighing: Weighing) -> dict[str, Ranking]:
         made = self.calibration

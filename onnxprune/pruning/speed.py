@@ -349,8 +349,15 @@ def _faster(speed: Speed, one: _Try) -> dict[str, NDArray[np.int64]]:
     return dict(one.removed)
 
 
-def finer_steps(align: str | int | None) -> list[int]:
-    """Return the steps of widths to try for a latency: finer ones after the machine's own, unless one is asked for.
+def finer_steps(align: str | int | None, least: int = 1) -> list[int]:
+    """Return the steps of widths to try: finer ones after the machine's own, unless one is asked for.
+
+    Parameters
+    ----------
+    align : str or int or None
+        As asked for.
+    least : int
+        The finest.
 
     Examples
     --------
@@ -358,7 +365,7 @@ def finer_steps(align: str | int | None) -> list[int]:
     [6]
     """
     first = step_of(align)
-    return [first] if align != "auto" else list(dict.fromkeys([first, *(s for s in (8, 4, 1) if s < first)]))
+    return [first, *(s for s in (8, 4, 1) if least <= s < first)] if align == "auto" else [first]
 
 
 def _next(tries: Sequence[tuple[float, float]]) -> float:

@@ -52,8 +52,9 @@ def ladders(aim: str) -> list[Ladder]:
     """Return the ways to be narrow for an aim, the most promising first."""
     if aim != "latency":
         return [Ladder(aim, 1)]
-    finer = [Ladder("macs", step) for step in (8, 4) if step < align_step()]
-    return [Ladder("macs", "auto"), *finer, Ladder("latency", "auto")]
+    wide = align_step()
+    steps = [wide, *(step for step in (8, 4) if step < wide)]
+    return [*(Ladder("macs", step) for step in steps), Ladder("latency", "auto")]
 
 
 @dataclass

@@ -262,6 +262,35 @@ def test_what_exact_counts_say_is_over_is_cut_again(kind: str, monkeypatch: pyte
         whole.choose(rankings, targets)
 
 
+def on_steps(error: np.ndarray, share: float = 0.82) -> tuple[int, int, float]:
+    """Return the step of widths, units that go of 64, and how much more the widest loses, for a curve."""
+    nodes = [node("Conv", "x a", "h"), node("Relu", "h", "r"), node("Conv", "r b", "y")]
+    analysis = analyse(Model.load(build(nodes, {"a": normal(64, 3, 1, 1), "b": normal(10, 64, 1, 1)})))
+    (group,) = analysis.grouping.groups
+    ranking = replace(ranked_by_scores([group], {group.name: np.ones(64)})[group.name], error=error)
+    target = Target("macs", share, True, f"macs={share}")
+    step, removed, times = Budgets(analysis, [group], 16, 10_000).on_steps(
+        {group.name: ranking}, (target,), [16, 8, 4]
+    )
+    return step, len(removed[group.name]), times
+
+
+def test_widths_go_on_finer_steps_where_the_wide_one_loses_too_much() -> None:
+    counts = np.arange(65.0)
+    assert on_steps(1 + np.maximum(counts - 12, 0)) == (4, 12, 5.0)
+    assert on_steps(np.minimum(counts, 1)) == (16, 16, 1.0), "as good, and faster"
+    assert on_steps(100 + counts)[:2] == (16, 16), "so little better isn't worth it"
+    assert on_steps(counts, 0.7)[:2] == (4, 20), "not 32"
+
+
+def test_the_finer_step_is_the_last_resort_of_a_target() -> None:
+    """So narrow that no wide step is left."""
+    error = np.append(np.arange(57.0), np.full(8, np.inf))
+    assert on_steps(error, 0.13) == (8, 56, np.inf)
+    with pytest.raises(NothingToPrune, match="macs=0\\.1 can't be met"):
+        on_steps(error, 0.1)
+
+
 def test_costs_agree_with_exact_counts() -> None:
     analysis = analyse(Model.load(residual()))
     budgets = Budgets(analysis, list(analysis.grouping.groups), 1, 10_000, lambda: None)
