@@ -232,7 +232,7 @@ class DualProblem:
         alive = kept[live]
         for first in range(0, len(alive), COLUMNS):
             some = alive[first : first + COLUMNS]
-            block = self._about(some, self.mx)
+            block = self.about(some, self.mx)
             old[some] += block.T @ step.astype(block.dtype)
         return old
 
@@ -261,7 +261,8 @@ class DualProblem:
             kernel -= (across - across.mean())[:, None]
         return kernel
 
-    def _about(self, columns: Ints, mean: Matrix) -> Array:
+    def about(self, columns: Ints, mean: Matrix) -> Array:
+        """Return float array [n, len(columns)], some columns of the rows, about a mean float64[d]."""
         block = self.table.columns(self.index, columns)
         block -= mean[columns].astype(block.dtype)
         return block
@@ -270,7 +271,7 @@ class DualProblem:
         every = np.arange(self.table.width) if columns is None else columns
         for first in range(0, len(every), COLUMNS):
             some = every[first : first + COLUMNS]
-            yield some, self._about(some, mean)
+            yield some, self.about(some, mean)
 
 
 def contributions(problem: DualProblem, units: Sequence[Ints], w: Matrix) -> tuple[Problem, Matrix]:
@@ -298,7 +299,7 @@ def contributions(problem: DualProblem, units: Sequence[Ints], w: Matrix) -> tup
     step = max(ENTRIES // max(count * outputs, 1), 1)
     for first in range(0, problem.n, step):
         part = DualProblem(problem.table, problem.index[first : first + step], problem.centred)
-        block = part._about(np.arange(len(w)), problem.mx)
+        block = part.about(np.arange(len(w)), problem.mx)
         given = np.empty((count, len(block), outputs), block.dtype)
         for at, own in enumerate(every):
             np.matmul(block[:, own], w[own].astype(block.dtype), out=given[at])

@@ -104,12 +104,15 @@ class Evidence:
     spread : float
         Variance, summed over channels, of the tensor that the layer's output becomes part of (the residual sum, or the
         output itself): the natural unit of the layer's error.
+    linear : bool
+        Whether targets weren't kept, since they are what the layer's own weights give: ``X^T Y = X^T X W``.
     """
 
     view: View
     fitting: Stack | RowStack
     aside: Stack | RowStack
     spread: float = 0.0
+    linear: bool = False
 
     def train(self, *, centred: bool = True) -> Sequence[Regression]:
         """Return the regression of each block on the rows for fitting; centred: about the means."""
@@ -169,14 +172,16 @@ class Collector:
     view : View
     wide : int
         Regressors from which rows are kept.
+    linear : bool
+        Whether targets aren't kept, see `Evidence`.
     """
 
-    def __init__(self, view: View, wide: int = WIDE) -> None:
-        self.view = view
+    def __init__(self, view: View, wide: int = WIDE, *, linear: bool = False) -> None:
+        self.view, self.linear = view, linear
         self.tables = [RowTable() for _ in range(view.blocks)] if view.width > wide else []
         self.held_out: list[NDArray[np.bool_]] = []
         if not self.tables:
-            size = view.blocks, view.width, view.outputs
+            size = view.blocks, view.width, 0 if linear else view.outputs
             self.fitting, self.aside = Stack.empty(*size), Stack.empty(*size)
 
     def add(self, x: Array, targets: Array, rows: Rows) -> None:
@@ -187,7 +192,7 @@ class Collector:
         x : array
             The layer's input.
         targets : array [rows, blocks * outputs]
-            Its targets at the drawn positions.
+            Its targets at the drawn positions, [rows, 0] where they aren't kept.
         rows : Rows
 
         Raises
@@ -196,9 +201,10 @@ class Collector:
             If a value isn't finite.
         """
         view, count = self.view, len(targets)
+        outputs = 0 if self.linear else view.outputs
         if x.dtype != np.float64:
             targets = targets.astype(np.float32, copy=False)
-        wanted = targets.reshape(count, view.blocks, view.outputs).transpose(1, 0, 2)
+        wanted = targets.reshape(count, view.blocks, outputs).transpose(1, 0, 2)
         if self.tables:
             for table, regressors, goal in zip(self.tables, view.x(x, rows.index), wanted, strict=True):
                 table.add(regressors, goal)
@@ -216,14 +222,16 @@ class Collector:
         if self.tables:
             held_out = np.concatenate(self.held_out)
             fitting, aside = (RowStack(self.tables, np.flatnonzero(which)) for which in (~held_out, held_out))
-            return Evidence(self.view, fitting, aside, spread)
-        return Evidence(self.view, self._ordered(self.fitting), self._ordered(self.aside), spread)
+            return Evidence(self.view, fitting, aside, spread, self.linear)
+        return Evidence(
+            self.view, self._ordered(self.fitting), self._ordered(self.aside), spread, self.linear
+        )
 
     def _ordered(self, stack: Stack) -> Stack:
         view = self.view
         if 1 in (view.taps, view.channels):
             return stack
-        order = np.append(view.order, np.arange(view.width, view.width + view.outputs))
+        order = np.append(view.order, np.arange(view.width, stack.mean.shape[1]))
         gram = stack.gram[:, view.order[:, None], order]
         return Stack(stack.n, stack.mean[:, order], gram, stack.square)
 

@@ -23,19 +23,18 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.model import Model
-from onnxprune.reconstruction.dual import DualProblem, contributions, merged
 from onnxprune.reconstruction.evidence import WIDE, Evidence
-from onnxprune.reconstruction.few_rows import steadied
 from onnxprune.reconstruction.grouped import refits
 from onnxprune.reconstruction.layers import Site
-from onnxprune.reconstruction.least_squares import Consumer, Fit, Problem, Regression, bias_only, error_of
+from onnxprune.reconstruction.least_squares import Fit, Regression, bias_only, error_of
+from onnxprune.reconstruction.narrow import Narrow
 from onnxprune.reconstruction.recover import RECOVERIES, STRONG, Recovery
 from onnxprune.reconstruction.rounding import rounded
 from onnxprune.reconstruction.stored import Grid
 from onnxprune.reconstruction.views import View
 
 __all__ = [
-    "LayerReport", "Settings", "Storable", "consumers_of", "fit_blocks", "weights_of", "write",
+    "LayerReport", "Settings", "Storable", "fit_blocks", "weights_of", "write",
 ]  # fmt: skip
 
 #: The ridge of rough fits.
@@ -293,11 +292,16 @@ def _ways(
 
 def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
     """Put fitted weights and biases into a model; a bias that others read too gets a copy."""
+    whole, vector = site, np.concatenate([f.b for f in fits])
+    if isinstance(site.codec, Narrow):
+        whole, vector = site.codec.site, site.codec.widened(model, vector)
     site.codec.write(model, site.view.pack(np.stack([f.w for f in fits])))
-    if site.adder is None:
-        return
+    if site.adder is not None:
+        _write_bias(model, whole, vector / site.view.bias_factor)
+
+
+def _write_bias(model: Model, site: Site, vector: Matrix) -> None:
     size = site.view.blocks * site.view.outputs
-    vector = np.concatenate([f.b for f in fits]) / site.view.bias_factor
     whole = site.bias is not None and prod(site.bias.shape(model)) == size
     if site.bias is not None and whole and site.own:
         site.bias.write(model, vector)
@@ -315,39 +319,3 @@ def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
         while len(node.input) <= slot:
             node.input.append("")
         node.input[slot] = name
-
-
-def consumers_of(
-    site: Site, evidence: Evidence, rows: Sequence[Sequence[Ints]], model: Model, unit: float
-) -> list[Consumer]:
-    """Return one consumer for each block of a layer, on all samples; steadied where they are few."""
-    matrices, _ = weights_of(site, model)
-    centred = site.adder is not None
-    three = (
-        evidence.train(centred=centred),
-        evidence.held_out(centred=centred),
-        evidence.whole(centred=centred),
-    )
-    consumers = []
-    for block, parts in enumerate(zip(*three, strict=True)):
-        units, w = rows[block], matrices[block]
-        problems = [p for p in parts if isinstance(p, Problem)]
-        if len(problems) < len(parts):  # wide
-            problems, units, w = _scaled([p for p in parts if isinstance(p, DualProblem)], units, w)
-        train, held_out, whole = problems
-        problem, factor = steadied(train, held_out, whole, units, w)
-        consumers.append(Consumer(problem, units, w, unit / factor))
-    return consumers
-
-
-def _scaled(
-    problems: Sequence[DualProblem], units: Sequence[Ints], w: Matrix
-) -> tuple[list[Problem], list[Ints], Matrix]:
-    """Return the regressions of a wide layer on what its units give, each a regressor whose weight is one."""
-    parts = [contributions(p, units, w) for p in problems[:2]]
-    both = merged(parts, [p.my for p in problems[:2]])
-    return (
-        [*(p for p, _ in parts), both],
-        [np.array([u]) for u in range(len(units))],
-        np.ones((len(units) + 1, 1)),
-    )

@@ -68,6 +68,8 @@ class Site:
         A bias in the node that isn't fitted: each use of the weight has one of its own.
     more : tuple of Site
         Later nodes that use the same weight in the same way: one fit serves all.
+    lean : bool
+        Whether its outputs are never read, since they follow from what it reads, see `onnxprune.reconstruction.narrow`.
     """
 
     number: int
@@ -84,6 +86,7 @@ class Site:
     clipped: bool = False
     given: Vector | None = None
     more: tuple[Site, ...] = ()
+    lean: bool = False
 
     @property
     def weight(self) -> str:

@@ -112,6 +112,12 @@ class Problem:
         h, g = self.h + np.outer(self.mx, self.mx), self.g + np.outer(self.mx, self.my)
         return Problem(self.n, h, g, self.v + self.my**2, np.zeros_like(self.mx), np.zeros_like(self.my))
 
+    def through(self, w: Matrix) -> Problem:
+        """Return the same with the targets that weights float64[d, O] give, whose bias is zero: ``G = H W``."""
+        g = self.h @ w
+        v = np.maximum((w * g).sum(axis=0), 0)
+        return Problem(self.n, self.h, g, np.asarray(v), self.mx, self.mx @ w)
+
     @property
     def variance(self) -> float:
         """Sum of the targets' variances."""

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
 
-__all__ = ["Moments", "Stack"]
+__all__ = ["Moments", "Stack", "check_finite"]
 
 Matrix = NDArray[np.float64]
 
@@ -126,7 +126,7 @@ class Moments:
         """Add ``n`` rows: what was taken from them, and the products of what was left, a column of ones in them."""
         product, cross, square = products
         left = np.concatenate([product[0, 1:], cross[0]]).astype(np.float64) / n
-        _finite(left)
+        check_finite(left)
         self._merge(n, mean + left, (product[1:, 1:], cross[1:]), square, left)
 
     def _merge(
@@ -260,11 +260,17 @@ def _kind(parts: Sequence[NDArray[Any]]) -> type[np.floating[Any]]:
 def _mean(rows: NDArray[Any], axis: int, kind: np.dtype[Any]) -> NDArray[Any]:
     with np.errstate(invalid="ignore", over="ignore"):
         mean: NDArray[Any] = rows.mean(axis=axis, dtype=kind)
-    _finite(mean)
+    check_finite(mean)
     return mean
 
 
-def _finite(mean: NDArray[Any]) -> None:
+def check_finite(mean: NDArray[Any]) -> None:
+    """Refuse means that aren't finite.
+
+    Raises
+    ------
+    CalibrationError
+    """
     if not np.isfinite(mean).all():
         raise CalibrationError(
             "An activation holds NaN or infinity on the calibration samples; look for broken samples, "

@@ -10,7 +10,8 @@ after which, with all others refitted,
     W  <- W  - Hi_:I (Hi_II)^-1 W_I,
     Hi <- Hi - Hi_:I (Hi_II)^-1 Hi_I:,
 
-so the error of every count of units comes in one pass, without a refit. `keep_best` then exchanges units.
+so the error of every count of units comes in one pass, without a refit. `keep_best` then exchanges units. Of more than
+a thousand units a few go at a time, those whose loss alone costs least; the rise of the error is that of all of them.
 
 References
 ----------
@@ -28,12 +29,14 @@ from numpy.typing import NDArray
 
 from onnxprune.reconstruction.least_squares import Curve, Problem, ridge_of
 
-__all__ = ["keep_best", "obs"]
+__all__ = ["MANY", "keep_best", "obs"]
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
 #: The weakest units inside and the strongest outside that are tried against each other.
 WEAK = 8
+#: Units beyond which several go at a time: one of so many that are left.
+MANY, SHARE = 1024, 256
 
 
 class _Sized:
@@ -63,7 +66,7 @@ class _Downdate:
         lam = ridge_of(h, share)
         dead = h.diagonal() <= 0
         h[np.diag_indices_from(h)] += np.where(dead, 1.0, lam)
-        self.inverse = np.asarray(np.linalg.inv(h), np.float64)
+        self.inverse = _inverse(h)
         self.w = self.inverse @ np.where(dead[:, None], 0.0, problem.g)
         self.rows, self.weight = list(rows), weight
         sizes = sorted({len(r) for r in rows if len(r)})
@@ -71,7 +74,7 @@ class _Downdate:
         self.sized = [_Sized(units, rows, self.inverse) for units in of_size]
         self.alive = np.ones(len(rows), bool)
         self.gone = np.zeros(len(h), bool)
-        self._clear(self.PENDING + max(sizes, default=0))
+        self._clear(self.PENDING + max(sizes, default=0) * _at_once(len(rows)))
 
     def _clear(self, room: int) -> None:
         size, self.pending = len(self.inverse), 0
@@ -89,26 +92,29 @@ class _Downdate:
                 rises[kind.units] = np.einsum("uto,uto->u", w, np.linalg.solve(kind.blocks, w))
         return rises * self.weight
 
-    def drop(self, unit: int) -> None:
-        rows = self.rows[unit]
-        self.alive[unit] = False
+    def drop(self, units: Ints) -> float:
+        """Let units go; return by how much the error rises."""
+        rows = np.concatenate([self.rows[unit] for unit in units])
+        self.alive[units] = False
         now = self.pending
         if len(rows) == 0:
-            return
+            return 0.0
         column = self.inverse[:, rows] - self.left[:, :now] @ self.right[:now, rows]
         column[self.gone] = 0.0
         step = np.linalg.solve(column[rows], np.hstack([self.w[rows], column.T]))
-        inverse = step[:, self.w.shape[1] :]
-        self.w -= column @ step[:, : self.w.shape[1]]
+        weights, inverse = step[:, : self.w.shape[1]], step[:, self.w.shape[1] :]
+        rise = float((self.w[rows] * weights).sum())
+        self.w -= column @ weights
         self.w[rows] = 0.0
         for kind in self.sized:
             kind.blocks -= np.matmul(column[kind.index], inverse[:, kind.index].transpose(1, 0, 2))
-            kind.blocks[kind.units == unit] = np.eye(kind.index.shape[1])
+            kind.blocks[np.isin(kind.units, units)] = np.eye(kind.index.shape[1])
         self.left[:, now : now + len(rows)], self.right[now : now + len(rows)] = column, inverse
         self.pending += len(rows)
         self.gone[rows] = True
         if self.pending >= self.PENDING:
             self._settle()
+        return rise * self.weight
 
     def _settle(self) -> None:
         now, room = self.pending, self.left.shape[1]
@@ -160,15 +166,46 @@ def obs(
     error[0] = total = 0.0
     while units - len(order) > max(least, 0):
         scores = np.sum([part.scores() for part in parts], axis=0)
-        ranked = scores if cost is None else scores / np.maximum(cost, 1e-30)
-        unit = int(np.argmin(np.where(alive, ranked, np.inf)))
-        total += max(float(scores[unit]), 0.0)
-        alive[unit] = False
-        order.append(unit)
-        error[len(order)] = total
-        for part in parts:
-            part.drop(unit)
+        ranked = np.where(alive, scores if cost is None else scores / np.maximum(cost, 1e-30), np.inf)
+        left = units - len(order)
+        some = _lowest(ranked, min(_at_once(left) if units > MANY else 1, left - max(least, 0)))
+        alive[some] = False
+        together, alone = float(np.sum([part.drop(some) for part in parts])), np.maximum(scores[some], 0.0)
+        rise = max(together, 0.0) if len(some) > 1 else float(alone[0])
+        shares = np.cumsum(alone) / max(float(alone.sum()), 1e-300)
+        error[len(order) + 1 : len(order) + 1 + len(some)] = total + rise * shares
+        order += [int(unit) for unit in some]
+        error[len(order)] = total = total + rise
     return Curve(np.concatenate([order, np.flatnonzero(alive)]).astype(np.int64), error)
+
+
+def _at_once(units: int) -> int:
+    return max(units // SHARE, 1) if units > MANY else 1
+
+
+def _lowest(ranked: Matrix, count: int) -> Ints:
+    """Return the lowest, ascending."""
+    if count == 1:
+        return np.array([int(np.argmin(ranked))])
+    some = np.argpartition(ranked, count - 1)[:count]
+    return some[np.argsort(ranked[some], kind="stable")]
+
+
+def _inverse(h: Matrix) -> Matrix:
+    """Return the inverse of a positive definite matrix; of a large one in its place, by halves, with few copies."""
+    if len(h) <= MANY:
+        return np.asarray(np.linalg.inv(h), np.float64)
+    half = len(h) // 2
+    one, both, two = h[:half, :half], h[:half, half:], h[half:, half:]
+    one[...] = _inverse(one)
+    reach = one @ both
+    two -= both.T @ reach
+    two[...] = _inverse(two)
+    across = reach @ two
+    one += across @ reach.T
+    both[...] = -across
+    h[half:, :half] = -across.T
+    return h
 
 
 def keep_best(

@@ -13,7 +13,6 @@ from pathlib import Path
 from onnxprune.errors import CalibrationError
 from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import Site
-from onnxprune.reconstruction.views import View
 
 __all__ = ["admit", "kept", "needed"]
 
@@ -21,19 +20,26 @@ __all__ = ["admit", "kept", "needed"]
 MOMENTS, PRODUCTS, WEIGHTS = 6, 4, 10
 
 
-def kept(view: View, settings: Settings, share: int = 1) -> float:
+def kept(site: Site, settings: Settings, share: int = 1) -> float:
     """Return the bytes of what is kept of a layer while samples run, for fitting and held out, see `Settings.rows`."""
-    whole = float(view.width + view.outputs)
+    view = site.view
+    whole = float(view.width + _outputs(site))
     each = 4.0 * settings.rows(view, share) if view.width > settings.wide else 16.0 * view.width
     return view.blocks * each * whole
 
 
-def needed(view: View, settings: Settings) -> float:
+def _outputs(site: Site) -> int:
+    """Return how many outputs a fit sees."""
+    return min(site.view.outputs, site.view.width) if site.lean else site.view.outputs
+
+
+def needed(site: Site, settings: Settings) -> float:
     """Return about the most bytes that the fit of a layer takes."""
+    view = site.view
     d, rows = float(view.width), float(settings.rows(view))
-    weights = WEIGHTS * d * view.outputs
+    weights = WEIGHTS * d * _outputs(site)
     if view.width > settings.wide:
-        return kept(view, settings) + 8 * (PRODUCTS * rows**2 + view.blocks * weights)
+        return kept(site, settings) + 8 * (PRODUCTS * rows**2 + view.blocks * weights)
     return 8 * view.blocks * (MOMENTS * d * d + weights)
 
 
@@ -54,7 +60,7 @@ def admit(sites: Iterable[Site], settings: Settings, free: float | None = None) 
     """
     free = _free() if free is None else free
     for site in sites:
-        need = needed(site.view, settings)
+        need = needed(site, settings)
         if need > free:
             raise CalibrationError(
                 f"The layer {site.name!r} reads {site.view.blocks * site.view.width:,} numbers and gives "

@@ -24,12 +24,14 @@ from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.progress import Milestone
+from onnxprune.reconstruction.consumers import Together, consumers_of, crowded
 from onnxprune.reconstruction.evidence import WIDE, Evidence
-from onnxprune.reconstruction.layer import LayerReport, Settings, consumers_of, fit_blocks, write
+from onnxprune.reconstruction.layer import LayerReport, Settings, fit_blocks, write
 from onnxprune.reconstruction.layers import Readers, Site, gone, readers, seen, sites
 from onnxprune.reconstruction.least_squares import Consumer, Curve
 from onnxprune.reconstruction.measure import Measure
-from onnxprune.reconstruction.obs import keep_best
+from onnxprune.reconstruction.narrow import hush, lean
+from onnxprune.reconstruction.obs import MANY, keep_best
 from onnxprune.reconstruction.probe import Probe, curve_of
 from onnxprune.reconstruction.products import ProductCurve, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
@@ -94,7 +96,7 @@ class Calibration:
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
         runs = stream_of(self.analysis.model, self.samples)
-        self.sites: list[Site] = seen(sites(self.analysis), runs)
+        self.sites: list[Site] = lean(seen(sites(self.analysis), runs), self.analysis.model)
         self.readers: Readers = readers(self.sites, self.groups)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
@@ -110,7 +112,7 @@ class Calibration:
     @property
     def gram_bytes(self) -> int:
         """Bytes of the largest layer's moments (for fitting and held out), the most that a model's take at a time."""
-        return int(max((kept(site.view, self.settings) for site in self.sites), default=0))
+        return int(max((kept(site, self.settings) for site in self.sites), default=0))
 
     def on(self, samples: Samples, most: int) -> Calibration:
         """Return the same calibration for rough fits on other samples.
@@ -149,7 +151,7 @@ class Calibration:
         seen = 0
         for stretch in walk.stretches(needed):
             self._tell(Milestone.of("calibrate", stretch[0].name, seen, costs))
-            for site, evidence in zip(stretch, walk.originals(stretch), strict=True):
+            for site, evidence in zip(stretch, walk.originals(stretch, linear=True), strict=True):
                 if site is not stretch[0]:
                     self._tell(Milestone.of("calibrate", site.name, seen, costs))
                 curves.take(site, evidence)
@@ -201,16 +203,16 @@ class Calibration:
             for member, evidence in zip(members, walk.evidence(site, spread=measure), strict=True):
                 if measure:
                     member.again.take(site, evidence)
-                self._fit(member.fitted, site, evidence)
+                self._fit(member.fitted, site, walk.form or site, evidence)
             walk.done(site)
 
-    def _fit(self, fitted: Fitted, site: Site, evidence: Evidence) -> None:
-        """Fit one layer of one model."""
+    def _fit(self, fitted: Fitted, site: Site, form: Site, evidence: Evidence) -> None:
+        """Fit one layer of one model, in the form that its evidence has."""
         name = self.alone.get(site.number, "")
         again = not self.settings.rough and self.measure.curve is not None
-        if again and name in fitted.removed and name not in self.products:
+        if again and name in fitted.removed and name not in self.products and self._few(name):
             count = len(fitted.removed[name])
-            fitted.removed[name] = self._choose(site, name, count, evidence, fitted.model)
+            fitted.removed[name] = self._choose(form, name, count, evidence, fitted.model)
         width = np.arange(site.view.width)
         cut = gone(self.reading, fitted.removed).get(site.weight)
         silent = [
@@ -219,10 +221,12 @@ class Calibration:
             if n in fitted.removed
         ]
         kept = [np.setdiff1d(width, c) for c in cut] if cut else [width] * site.view.blocks
-        fits, report = fit_blocks(site, evidence, kept, fitted.model, self.settings)
-        for channels in silent:
+        fits, report = fit_blocks(form, evidence, kept, fitted.model, self.settings)
+        for channels in silent if form is site else ():
             fits = silenced(site, fits, channels)
-        write(fitted.model, site, fits)
+        write(fitted.model, form, fits)
+        for channels in silent if form is not site else ():
+            hush(site, fitted.model, channels)
         fitted.layers.append(report)
 
     def silence(self, fitted: Fitted) -> None:
@@ -250,6 +254,10 @@ class Calibration:
         if self.measure.swaps and len(consumers) == 1 and owned == site.view.width:
             kept = keep_best(consumers[0].problem, consumers[0].rows, kept)
         return np.setdiff1d(np.arange(units), kept)
+
+    def _few(self, name: str) -> bool:
+        """Whether a group's curve is cheap enough to be taken twice."""
+        return len(self.readers[name][0][1][0]) <= MANY
 
     def _cost(self, site: Site) -> float:
         """Return about what a layer costs, for the time that is left: copying rows, their moments, and solving."""
@@ -294,6 +302,7 @@ class _Curves:
         self.of = calibration
         self.last = {name: max(s.number for s, _ in reads) for name, reads in calibration.readers.items()}
         self.consumers: dict[str, list[Consumer]] = {}
+        self.crowded: dict[str, Together] = {}
         self.done: dict[str, Curve] = {} if done is None else done
 
     def take(self, site: Site, evidence: Evidence) -> None:
@@ -303,10 +312,22 @@ class _Curves:
             return
         for name, reads in self.of.readers.items():
             for rows in (rows for reader, rows in reads if reader is site):
-                consumers = consumers_of(site, evidence, rows, self.of.analysis.model, evidence.spread or 1.0)
-                self.consumers.setdefault(name, []).extend(consumers)
+                self._add(name, site, evidence, rows)
             if self.last[name] == site.number and name in self.consumers:
-                self.done[name] = measure(self.consumers.pop(name), self.of._least(name))
+                consumers = self.consumers.pop(name)
+                if name in self.crowded:
+                    consumers = [self.crowded.pop(name).consumer()]
+                self.done[name] = measure(consumers, self.of._least(name))
+
+    def _add(self, name: str, site: Site, evidence: Evidence, rows: list[list[Ints]]) -> None:
+        """Add one reader of a group."""
+        known, model = self.consumers.setdefault(name, []), self.of.analysis.model
+        if name not in self.crowded and crowded(self.of.readers[name], self.of.settings):
+            self.crowded[name] = Together(len(rows[0]))
+        if name in self.crowded:
+            self.crowded[name].add(site, evidence, rows, model)
+        else:
+            known += consumers_of(site, evidence, rows, model)
 
 
 def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:

@@ -25,6 +25,8 @@ from onnxprune.reconstruction.enough import Enough
 from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Rows, Spread
 from onnxprune.reconstruction.layer import Settings, weights_of
 from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.moments import check_finite
+from onnxprune.reconstruction.narrow import Narrow, narrowed
 from onnxprune.reconstruction.room import kept
 
 __all__ = ["MOST_BYTES", "Targets", "Walk"]
@@ -57,6 +59,7 @@ class Walk:
     todo: list[Site] = field(default_factory=list)
     targets: Targets = field(default_factory=dict)
     lasting: bool = False
+    form: Site | None = None  # the last layer that was asked for, as it is fitted
 
     @classmethod
     def of(
@@ -99,9 +102,7 @@ class Walk:
         stretches: list[list[Site]] = []
         total = 0.0
         for site in todo:
-            more = kept(site.view, self.settings, RANKING) + sum(
-                self.sizes.get(n, np.inf) for n in _tensors(site)
-            )
+            more = kept(site, self.settings, RANKING) + sum(self.sizes.get(n, np.inf) for n in _tensors(site))
             if not stretches or len(stretches[-1]) == ABREAST or total + more > ABREAST_BYTES:
                 stretches.append([])
                 total = 0.0
@@ -109,25 +110,30 @@ class Walk:
             total += more
         return stretches
 
-    def originals(self, sites: Sequence[Site]) -> list[Evidence]:
+    def originals(self, sites: Sequence[Site], *, linear: bool = False) -> list[Evidence]:
         """Return the moments of layers' inputs and outputs in the original, which runs once for all; they are let go.
 
         Parameters
         ----------
         sites : sequence of Site
             Next to be asked for, in topological order, see `stretches`.
+        linear : bool
+            Leave outputs out: they follow from the layers' weights. Of lean layers not even the spread is taken.
         """
         for site in sites:
             self.done(site)
         wide = self.settings.wide
         model = self.dense.model
         takers = [
-            [_Taker(_Reached(use, model), self._draw(site, use, RANKING), wide) for use in site.uses]
+            [
+                _Taker(_Reached(use, model), self._draw(site, use, RANKING), wide, linear=linear)
+                for use in site.uses
+            ]
             for site in sites
         ]
-        end = max(use.goal[1] for site in sites for use in site.uses)
+        end = max(taker.reached.end for each in takers for taker in each)
         wanted = dict.fromkeys(name for site in sites for name in _tensors(site))
-        batches, goals = self.dense.run(end + 1, list(wanted)), self._for_fits(sites)
+        batches, goals = self.dense.run(end, list(wanted)), self._for_fits(sites)
         for batch, count, valid in zip(batches, self.counts, self._valid(), strict=True):
             for taker in (taker for each in takers for taker in each):
                 taker.add(batch, count, valid)
@@ -151,7 +157,8 @@ class Walk:
     def evidence(self, site: Site, *, spread: bool = False) -> list[Evidence]:
         """Return the moments of a layer's present inputs and of the targets that it should reach, for each model.
 
-        Where several nodes use its weight, inputs of the later ones are what layers that are yet to be fitted give.
+        A lean layer is fitted in another `form`. Where several nodes use its weight, inputs of the later ones are what
+        layers that are yet to be fitted give.
 
         Parameters
         ----------
@@ -164,7 +171,11 @@ class Walk:
             self._look_ahead(site, spread)
         wide, models = self.settings.wide, len(self.fitted)
         goals = self.targets[site.number]
-        uses = [_Use(goal, sum(self.counts), wide, models) for goal in goals]
+        self.form = narrowed(site, self.dense.model) if site.lean else site
+        uses = [
+            _Use(goal, form, sum(self.counts), wide, models)
+            for goal, form in zip(goals, self.form.uses, strict=True)
+        ]
         wanted = list(dict.fromkeys(name for use in uses for name in use.wanted))
         last, ahead = max(use.number for use in site.uses), len(uses) > 1
         lefts = [stream.run(last, wanted, stay=ahead) for stream in self.fitted]
@@ -184,7 +195,7 @@ class Walk:
                 for use in other.uses
             ]
             room += sum(use.room for use in uses)
-            size += sum(self.sizes.get(use.site.goal[0], np.inf) for use in uses)
+            size += sum(self.sizes.get(name, np.inf) for use in uses for name in use.reached.wanted[:1])
             if goals and (room > AHEAD_BYTES or size > ABREAST_BYTES or other.number in self.targets):
                 break
             goals[other.number] = uses
@@ -192,7 +203,7 @@ class Walk:
         wanted = list(dict.fromkeys(name for use in every for name in use.wanted))
         self.targets |= goals
         self._keep()
-        right = self.dense.run(max(use.site.goal[1] for use in every) + 1, wanted)
+        right = self.dense.run(max(use.reached.end for use in every), wanted)
         for batch, count, valid in zip(right, self.counts, self._valid(), strict=True):
             for use in every:
                 use.add(batch, count, valid)
@@ -221,7 +232,7 @@ class Walk:
 
 
 class _Reached:
-    """What a layer's output is in the original: the tensor, or what that was before it was clipped."""
+    """What a layer's output is in the original: the tensor, what that was before a clip, or what it follows from."""
 
     def __init__(self, site: Site, model: Model) -> None:
         self.site = site
@@ -230,36 +241,61 @@ class _Reached:
     @property
     def wanted(self) -> tuple[str, ...]:
         """The tensors that it is read from."""
+        if self.site.lean:
+            return (self.site.x,)
         return (self.site.goal[0], *([self.site.x] if self.old is not None else []))
 
+    @property
+    def end(self) -> int:
+        """How far the original runs for it."""
+        return self.site.number if self.site.lean else self.site.goal[1] + 1
+
+    def positions(self, batch: Mapping[str, Array], name: str) -> int:
+        """Return how many positions an output has, its name given."""
+        if self.site.lean:
+            return int(batch[self.site.x].size // self.site.view.width)
+        return self.site.view.positions(batch[name])
+
     def rows(self, batch: Mapping[str, Array], name: str, rows: Rows) -> Array:
-        """Return array [rows, blocks * outputs] of an output, its name given, at the drawn positions."""
+        """Return array [rows, blocks * outputs] of an output, its name given, at the drawn positions.
+
+        Of a lean layer it is array [rows, d], what the layer reads.
+        """
+        view = self.site.view
+        if self.site.lean:
+            return np.asarray(view.x(batch[self.site.x], rows.index)[0])
         if self.old is None:
-            return self.site.view.y(batch[name], rows.index)
+            return view.y(batch[name], rows.index)
         matrices, bias = self.old
-        made = self.site.view.x(batch[self.site.x], rows.index) @ matrices + bias[:, None]
+        made = view.x(batch[self.site.x], rows.index) @ matrices + bias[:, None]
         return np.asarray(made.transpose(1, 0, 2).reshape(len(rows.index), -1))
 
 
 class _Taker:
     """Takes what the original gives for one layer."""
 
-    def __init__(self, reached: _Reached, draw: Draw, wide: int) -> None:
-        self.site, self.reached, self.draw = reached.site, reached, draw
-        self.spread, self.collector = Spread(), Collector(self.site.view, wide)
+    def __init__(self, reached: _Reached, draw: Draw, wide: int, *, linear: bool) -> None:
+        self.site, self.reached, self.draw, self.linear = reached.site, reached, draw, linear
+        self.spread, self.collector = Spread(), Collector(self.site.view, wide, linear=linear)
 
     def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
         site, view = self.site, self.site.view
-        if site.y not in batch:  # it is in a branch that these samples don't take
+        if not site.lean and site.y not in batch:  # it is in a branch that these samples don't take
             return
-        x, y = batch[site.x], batch[site.y]
-        rows = self.draw.take(x, view.positions(y), count, valid)
+        x = batch[site.x]
+        rows = self.draw.take(x, self.reached.positions(batch, site.y), count, valid)
+        if not site.lean:
+            self.spread.add(view.y(batch[site.goal[0]], rows.index), 1, x, None)
+        if self.linear:
+            self.collector.add(x, np.zeros((len(rows.index), 0), np.float32), rows)
+            return
         y = self.reached.rows(batch, site.y, rows)
-        self.spread.add(view.y(batch[site.goal[0]], rows.index), 1, x, None)
         self.collector.add(x, y if site.given is None else y - site.given, rows)
 
     def evidence(self) -> Evidence:
-        return self.collector.evidence(self.spread.variance / _unit(self.site))
+        spread = self.spread.variance / _unit(self.site)
+        check_finite(np.array(spread))
+        return self.collector.evidence(spread)
 
 
 class _Goal:
@@ -274,7 +310,8 @@ class _Goal:
     @property
     def room(self) -> float:
         """The most bytes that will be held."""
-        return 4.0 * self.draw.most * self.site.view.blocks * self.site.view.outputs
+        view = self.site.view
+        return 4.0 * self.draw.most * (view.width if self.site.lean else view.blocks * view.outputs)
 
     @property
     def nbytes(self) -> int:
@@ -287,21 +324,21 @@ class _Goal:
             self.rows.append(None)
             self.y.append(np.zeros(0))
             return
-        x, y = batch[site.x], batch[site.goal[0]]
-        rows = self.draw.take(x, view.positions(y), count, valid)
+        x = batch[site.x]
+        rows = self.draw.take(x, self.reached.positions(batch, site.goal[0]), count, valid)
         self.rows.append(rows)
         self.y.append(np.array(self.reached.rows(batch, site.goal[0], rows)))
-        if self.spread is not None:
-            self.spread.add(view.y(y, rows.index), 1, x, None)
+        if self.spread is not None and not site.lean:
+            self.spread.add(view.y(batch[site.goal[0]], rows.index), 1, x, None)
 
 
 class _Use:
     """Takes, at one node that uses a layer's weight, what reaches it in models that are being fitted."""
 
-    def __init__(self, goal: _Goal, samples: int, wide: int, models: int) -> None:
-        self.goal, self.site = goal, goal.site
+    def __init__(self, goal: _Goal, form: Site, samples: int, wide: int, models: int) -> None:
+        self.goal, self.site, self.form = goal, goal.site, form
         self.wanted = [goal.site.x, *([goal.site.total.other] if goal.site.total else [])]
-        self.collectors = [Collector(goal.site.view, wide) for _ in range(models)]
+        self.collectors = [Collector(form.view, wide) for _ in range(models)]
         self.tests = [Enough(samples) for _ in range(models)]
 
     def add(self, number: int, batches: Sequence[Mapping[str, Array]], count: int) -> None:
@@ -313,9 +350,12 @@ class _Use:
         for collector, test, batch in zip(self.collectors, self.tests, batches, strict=True):
             own, at = test.thinned(rows)
             reach = y[at]
+            if isinstance(self.form.codec, Narrow):
+                reach = reach @ self.form.codec.root.astype(reach.dtype)
             if total:
                 reach = (reach - view.y(batch[total.other], own.index) - total.offset) / total.gain
-            collector.add(batch[site.x], reach if site.given is None else reach - site.given, own)
+            own_bias = site.given is not None and not site.lean
+            collector.add(batch[site.x], reach - site.given if own_bias else reach, own)
             if not collector.tables:
                 test.look(collector, count)
 
@@ -338,7 +378,9 @@ def _together(parts: Sequence[Evidence]) -> Evidence:
 def _tensors(site: Site, goals: bool = False) -> set[str]:
     """Return what is read of the original at a layer; goals: for its targets alone."""
     return {
-        name for use in site.uses for name in ((use.x, use.goal[0]) if goals else (use.x, use.y, use.goal[0]))
+        name
+        for use in site.uses
+        for name in ((use.x,) if use.lean else (use.x, use.goal[0]) if goals else (use.x, use.y, use.goal[0]))
     }
 
 

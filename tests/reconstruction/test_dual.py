@@ -12,9 +12,10 @@ from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.reconstruction import dual
+from onnxprune.reconstruction.consumers import consumers_of
 from onnxprune.reconstruction.dual import DualProblem, RowStack, RowTable, contributions, merged
 from onnxprune.reconstruction.evidence import HELD
-from onnxprune.reconstruction.layer import Settings, consumers_of, fit_blocks
+from onnxprune.reconstruction.layer import Settings, fit_blocks
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.least_squares import Problem, bias_only, error_of, refit
 from onnxprune.reconstruction.moments import Moments
@@ -128,22 +129,22 @@ def test_rows_are_few_where_they_are_wide():
     _, _, evidence, settings = evidence_of(10, sheet=480)
     assert 0 < evidence.fitting.n + evidence.aside.n <= 480 // RANKING
     assert evidence.aside.n == pytest.approx(480 / RANKING / HELD, abs=8)
-    view = sites(analyse(Model.load(net())))[1].view
-    assert kept(view, settings) == 4 * 480 * (54 + 4)
-    assert kept(view, settings, 3) == 4 * 160 * (54 + 4)
-    assert kept(view, Settings()) == 16 * 54 * (54 + 4)
+    site = sites(analyse(Model.load(net())))[1]
+    assert kept(site, settings) == 4 * 480 * (54 + 4)
+    assert kept(site, settings, 3) == 4 * 160 * (54 + 4)
+    assert kept(site, Settings()) == 16 * 54 * (54 + 4)
 
 
 def test_a_layer_without_room_is_refused_before_any_sample_runs():
     layers = sites(analyse(Model.load(net())))
-    most = needed(layers[1].view, Settings())
+    most = needed(layers[1], Settings())
     admit(layers, Settings(), most)
     with pytest.raises(
         CalibrationError, match=r"'b' reads 54 numbers and gives 4: .* 0\.0 GB.* free.*--ignore"
     ):
         admit(layers, Settings(), most - 1)
     wide = Settings(wide=10, sheet=96)
-    assert kept(layers[1].view, wide) < needed(layers[1].view, wide) < 1e6
+    assert kept(layers[1], wide) < needed(layers[1], wide) < 1e6
 
 
 @pytest.mark.parametrize(("shape", "outputs"), [((1, 120, 64), 2), ((8,), 6000)])

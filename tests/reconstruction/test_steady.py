@@ -11,6 +11,7 @@ from onnxprune.model import Model
 from onnxprune.options.pattern import parse_pattern
 from onnxprune.options.sparsity import SparseOptions
 from onnxprune.pruning.saliency import criterion_of
+from onnxprune.reconstruction import consumers as _consumers
 from onnxprune.reconstruction import layer as _sequence
 from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.few_rows import ENOUGH, steadied
@@ -82,7 +83,7 @@ def test_the_journeys_scale_their_curves_by_it(where, monkeypatch):
             found, factor = steadied(*given)
             return found, factor * times
 
-        monkeypatch.setattr(_sequence, "steadied", doubled)
+        monkeypatch.setattr(_consumers, "steadied", doubled)
         monkeypatch.setattr(sequence, "steadied", doubled)
         seen.append(_curves(where))
     assert seen[0].keys() == seen[1].keys()
