@@ -15,7 +15,7 @@ from typing import Any
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import option, patterns
 from onnxprune.options.recovery import RecoveryFields, RecoveryOptions
-from onnxprune.options.target import family_of, read_target
+from onnxprune.options.target import checked
 from onnxprune.options.widths import PRESETS
 
 __all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
@@ -319,11 +319,7 @@ def _check_amounts(options: Options) -> None:
     """Check how much shall go, and bring the target to its own type."""
     if options.target and options.ratio is not None:
         raise UsageError("--target and --ratio both say how much shall go; give one of them.")
-    given = options.target or ()
-    texts = (given,) if isinstance(given, str) else tuple(given)
-    for text in family_of(texts) if texts else ():
-        read_target(text)
-    object.__setattr__(options, "target", texts)
+    object.__setattr__(options, "target", checked(options.target or ()))
     if options.max_drop is not None and options.labels is None:
         raise UsageError("--max-drop needs true labels; name their key in the samples with --labels.")
     if options.min_agreement is not None and not 0 < options.min_agreement <= 1:

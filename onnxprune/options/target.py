@@ -10,7 +10,7 @@ from typing import NamedTuple
 from onnxprune import registry
 from onnxprune.errors import UsageError
 
-__all__ = ["WITHIN", "Target", "Written", "family_of", "kinds", "read_target"]
+__all__ = ["WITHIN", "Target", "Written", "checked", "family_of", "kinds", "read_target"]
 
 #: Times differ from one measurement to the next, so a latency within this much of its budget holds.
 WITHIN = 1.05
@@ -82,6 +82,20 @@ def read_target(text: str) -> tuple[Written, ...]:
     if len({part.kind for part in parts}) < len(parts):
         raise UsageError(f"--target {text!r} gives one kind of budget twice; give the tighter one.")
     return parts
+
+
+def checked(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Return what was given, one text or several, as texts.
+
+    Raises
+    ------
+    UsageError
+        If one of them isn't of the form that `read_target` and `family_of` know.
+    """
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    for text in family_of(texts) if texts else ():
+        read_target(text)
+    return texts
 
 
 def family_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, option, patterns
 from onnxprune.options.pruning import Options, Shapes
-from onnxprune.options.target import family_of
+from onnxprune.options.target import checked
 
 __all__ = ["AIMS", "TuneFields", "TuneOptions"]
 
@@ -118,10 +118,9 @@ class TuneOptions(SharedOptions):
             raise UsageError(f"--max-drop must not be negative; got {self.max_drop}.")
         if self.minimize not in AIMS:
             raise UsageError(f"--minimize must be one of {', '.join(AIMS)}; got {self.minimize!r}.")
-        texts = (self.target,) if isinstance(self.target, str) else tuple(self.target)
-        if any("," in text for text in texts):
+        object.__setattr__(self, "target", checked(self.target))
+        if any("," in text for text in self.target):
             raise UsageError("--target of 'tune' is one value of each kind; it finds a frontier by itself.")
-        object.__setattr__(self, "target", family_of(texts) if texts else ())
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UsageError(f"--minutes must be above 0; got {self.minutes}.")
         if self.threads is not None and self.threads < 1:

@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.errors import CalibrationError
 from onnxprune.reconstruction.least_squares import Problem
+from onnxprune.reconstruction.moments import check_finite
 
 __all__ = ["DualProblem", "RowStack", "RowTable", "contributions", "merged"]
 
@@ -78,11 +78,8 @@ class RowTable:
         CalibrationError
             If a value isn't finite.
         """
-        if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            raise CalibrationError(
-                "An activation holds NaN or infinity on the calibration samples; look for broken samples, "
-                "or for preprocessing that the model doesn't expect."
-            )
+        check_finite(x)
+        check_finite(y)
         kind = np.float64 if np.float64 in (x.dtype, y.dtype) else np.float32
         self.x.append(np.ascontiguousarray(x, kind))
         self.y.append(np.ascontiguousarray(y, kind))

@@ -264,14 +264,14 @@ def _mean(rows: NDArray[Any], axis: int, kind: np.dtype[Any]) -> NDArray[Any]:
     return mean
 
 
-def check_finite(mean: NDArray[Any]) -> None:
-    """Refuse means that aren't finite.
+def check_finite(values: NDArray[Any]) -> None:
+    """Refuse values that aren't finite.
 
     Raises
     ------
     CalibrationError
     """
-    if not np.isfinite(mean).all():
+    if not np.isfinite(values).all():
         raise CalibrationError(
             "An activation holds NaN or infinity on the calibration samples; look for broken samples, "
             "or for preprocessing that the model doesn't expect."

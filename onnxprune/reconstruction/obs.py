@@ -168,7 +168,7 @@ def obs(
         scores = np.sum([part.scores() for part in parts], axis=0)
         ranked = np.where(alive, scores if cost is None else scores / np.maximum(cost, 1e-30), np.inf)
         left = units - len(order)
-        some = _lowest(ranked, min(_at_once(left) if units > MANY else 1, left - max(least, 0)))
+        some = _lowest(ranked, min(_at_once(left), left - max(least, 0)))
         alive[some] = False
         together, alone = float(np.sum([part.drop(some) for part in parts])), np.maximum(scores[some], 0.0)
         rise = max(together, 0.0) if len(some) > 1 else float(alone[0])

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from math import inf, log
 
-from onnxprune.options.widths import align_step
+from onnxprune.allocation.alignment import FLOOR
+from onnxprune.pruning.speed import finer_steps
 from onnxprune.tuning.cuts import Width
 from onnxprune.tuning.members import Entry, Lever, Members, Recipe, levers
 
@@ -52,9 +53,7 @@ def ladders(aim: str) -> list[Ladder]:
     """Return the ways to be narrow for an aim, the most promising first."""
     if aim != "latency":
         return [Ladder(aim, 1)]
-    wide = align_step()
-    steps = [wide, *(step for step in (8, 4) if step < wide)]
-    return [*(Ladder("macs", step) for step in steps), Ladder("latency", "auto")]
+    return [*(Ladder("macs", step) for step in finer_steps("auto", FLOOR)), Ladder("latency", "auto")]
 
 
 @dataclass

@@ -65,6 +65,7 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     """
     options = run.options
     refuse_overwrite(run.model, output, False)
+    demand = Demand.of(options.target)
     if run.model.path is None:
         raise UsageError("'tune' needs a model in a file; save it first.")
     deadline = Deadline(options.minutes)
@@ -78,7 +79,7 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     floor = _floor(run, metric, state)
     writer = _Best(run, output, state)
     members = Members(
-        run.model.path, Cuts(run, labelled), lambda: samples.set_aside()[0], metric, floor, Demand.of(options.target),
+        run.model.path, Cuts(run, labelled), lambda: samples.set_aside()[0], metric, floor, demand,
         bench_of(run.model, analysis, "cpu", None, options.threads), state, deadline, whole,
     )  # fmt: skip
     members.better = lambda entry: _look(members, writer, options.minimize)
@@ -202,10 +203,7 @@ def _look(members: Members, writer: _Best, aim: str) -> None:
     ------
     Reached
     """
-    best = best_of(members, aim)
-    if members.demand and best is not None:
-        members.settle(best)
-        best = best_of(members, aim)
+    best = _settled(members, aim) if members.demand else best_of(members, aim)
     writer.write(best)
     if members.demand and best is not None:
         raise Reached
