@@ -47,6 +47,7 @@ def ops() -> str:
 
 def options() -> str:
     """Return docs/options.md."""
+    from onnxprune.options.calibration import CalibrateOptions
     from onnxprune.options.pruning import Options
     from onnxprune.options.sparsity import SparseOptions
     from onnxprune.options.tuning import TuneOptions
@@ -55,6 +56,7 @@ def options() -> str:
     lines += ["`onnxprune prune`, and `onnxprune.Options`:", "", *_option_rows(Options), ""]
     lines += ["`onnxprune sparsify`:", "", *_option_rows(SparseOptions), ""]
     lines += ["`onnxprune tune`:", "", *_option_rows(TuneOptions), ""]
+    lines += ["`onnxprune calibrate`:", "", *_option_rows(CalibrateOptions), ""]
     return "\n".join(lines)
 
 

@@ -12,6 +12,8 @@ STUB = {
     "verify": "verify in.onnx pruned.onnx --plan plan.json --json",
     "run": "run in.onnx out.onnx",
     "sparsify": "sparsify in.onnx out.onnx --report r.json",
+    "calibrate": "calibrate in.onnx --calib s.npz -o m.npz",
+    "merge": "merge one.npz two.npz -o m.npz",
     "tune": "tune in.onnx out.onnx --report r.json --recover lstsq",
 }
 HALF, BUDGET, SAMPLES = "--ratio 0.5", "--target macs=0.7", "--ratio 0.5 --calib s.npz --recover lstsq"
@@ -50,6 +52,7 @@ EFFECTS = {
     "prune": {
         **DECIDE,
         "--calib": (HALF, f"{HALF} --calib s.npz"),
+        "--moments": (HALF, f"{HALF} --moments all.npz"),
         "--samples": (SAMPLES, f"{SAMPLES} --samples 30"),
         "--calib-provider": (SAMPLES, f"{SAMPLES} --calib-provider nonsense"),
         "--labels": (SAMPLES, f"{HALF} --calib t.npz --recover lstsq --labels truth"),
@@ -108,11 +111,28 @@ EFFECTS = {
         "--open-io": ("--calib s.npz", "--calib s.npz --open-io x"),
         "--seed": ("--calib synthetic --samples 20", "--calib synthetic --samples 20 --seed 1"),
         "--calib": ("", "--calib s.npz"),
+        "--moments": ("--calib s.npz --criterion obs", "--criterion obs --moments all.npz"),
         "--samples": ("--calib s.npz", "--calib s.npz --samples 30"),
         "--calib-provider": ("--calib s.npz", "--calib s.npz --calib-provider nonsense"),
         "--no-rotate": ("--calib s.npz", "--calib s.npz --no-rotate"),
         "--json": ("--calib s.npz JSON=", "--calib s.npz"),
         **{name: (f"--calib s.npz JSON= {a}", f"--calib s.npz JSON= {b}") for name, (a, b) in QUIET.items()},
+    },
+    "calibrate": {
+        "--calib": ("", "--calib synthetic"),
+        "--samples": ("", "--samples 30"),
+        "--calib-provider": ("", "--calib-provider nonsense"),
+        "--shard": ("", "--shard 1/2"),
+        "--input-shape": ("", "--input-shape x:1,9,12"),
+        "--seed": ("", "--seed 1"),
+        "--output": ("", "-o n.npz"),
+        "--json": SHOWN["--json"],
+        **QUIET,
+    },
+    "merge": {
+        "--output": ("", "-o n.npz"),
+        "--json": SHOWN["--json"],
+        **QUIET,
     },
     "apply": {
         "--no-verify": ("", "--no-verify"),

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from onnxprune.api.several import calibrate as calibrate
 from onnxprune.api.several import family as family
+from onnxprune.api.several import merge as merge
 from onnxprune.api.several import profile as profile
 from onnxprune.api.several import sensitivity as sensitivity
 from onnxprune.api.several import tune as tune
@@ -33,10 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "apply",
+    "calibrate",
     "explain",
     "family",
     "inspect",
     "inspect_sparsity",
+    "merge",
     "plan",
     "profile",
     "prune",
@@ -111,7 +115,7 @@ def plan(
         For `apply` and `verify`; ``Plan.save`` writes it as JSON.
     """
     settings = settings_of(Options, options, fields)
-    if settings.calib is not None:
+    if settings.fitted:
         raise UsageError(
             "'plan' decides by the weights alone; with samples, 'prune' decides, and writes its plan with --plan."
         )

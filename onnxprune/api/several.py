@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.select import pick
 from onnxprune.journey.run import Progress, Run, Source
+from onnxprune.options.calibration import CalibrateFields, CalibrateOptions
 from onnxprune.options.declare import settings_of
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.tuning import TuneFields, TuneOptions
@@ -19,9 +20,10 @@ from onnxprune.pruning.journey import Result
 if TYPE_CHECKING:
     from onnxprune.pruning.family import Sensitivity
     from onnxprune.pruning.layer_times import LayerTimes
+    from onnxprune.pruning.sharded import MomentFacts
     from onnxprune.tuning.report import TuneReport
 
-__all__ = ["family", "profile", "sensitivity", "tune"]
+__all__ = ["calibrate", "family", "merge", "profile", "sensitivity", "tune"]
 
 Path_ = str | os.PathLike[str]
 
@@ -68,8 +70,10 @@ def sensitivity(
     from onnxprune.pruning import family as families
 
     settings = settings_of(Options, options, {"ratio": 0.5, **fields})
-    if settings.calib is None:
-        raise UsageError("'sensitivity' needs samples; give them with --calib.")
+    if not settings.fitted:
+        raise UsageError(
+            "'sensitivity' needs samples; give them with --calib, or their moments with --moments."
+        )
     return families.sensitivity(journey.open_run(source, settings, progress))
 
 
@@ -96,6 +100,59 @@ def profile(
     bench = bench_of(run.model, analysis, options.provider, options.batch, options.threads, options.seed)
     with run.stage("time"):
         return layer_times(analysis, pick(analysis.grouping, (), ()), bench)
+
+
+def calibrate(
+    source: Source,
+    output: Path_,
+    options: CalibrateOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    **fields: Unpack[CalibrateFields],
+) -> MomentFacts:
+    """Take the moments of a model's layers over samples, or over a share of them, and write them.
+
+    Parameters
+    ----------
+    source, options, progress
+        As for `prune`.
+    output : path
+        An ``.npz``: for ``moments`` of `prune`, or, where it is of a share (``shard="2/8"``), for `merge`.
+    **fields
+        The fields of `CalibrateOptions`.
+
+    Returns
+    -------
+    MomentFacts
+        What the file holds.
+    """
+    from onnxprune.pruning import sharded
+
+    settings = settings_of(CalibrateOptions, options, fields)
+    return sharded.calibrate(
+        journey.open_run(source, settings.as_pruning(), progress), Path(output), settings.shard
+    )
+
+
+def merge(parts: Sequence[Path_], output: Path_, *, progress: Progress | None = None) -> MomentFacts:
+    """Put shards of moments together, which then have the bytes of one run over all samples.
+
+    Parameters
+    ----------
+    parts : sequence of path
+        What `calibrate` wrote for each shard, in any order.
+    output : path
+    progress : callable, optional
+        Told of each layer.
+
+    Raises
+    ------
+    CalibrationError
+        If a shard is missing or there twice, or they are of different models, samples or options; nothing is written.
+    """
+    from onnxprune.pruning import sharded
+
+    return sharded.merge([Path(part) for part in parts], Path(output), progress)
 
 
 def tune(

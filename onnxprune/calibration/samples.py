@@ -87,6 +87,10 @@ class Samples:
         """Return the samples with another form of each batch, such as what is left of inputs that were cut."""
         return replace(self, batches=[take(batch) for batch in self.batches])
 
+    def some(self, first: int, stop: int) -> Samples:
+        """Return some of the batches, without labels."""
+        return replace(self, batches=self.batches[first:stop], counts=self.counts[first:stop], labels=None)
+
     def few(self, most: int) -> Samples:
         """Return the first samples, about so many at most."""
         return self if self.count <= most else self.split(1 - most / self.count)[0]

@@ -52,6 +52,8 @@ def build() -> argparse.ArgumentParser:
     _inspect(commands)
     _explain(commands)
     _sensitivity(commands)
+    _calibrate(commands)
+    _merge(commands)
     _profile(commands)
     _plan(commands)
     _apply(commands)
@@ -248,6 +250,30 @@ def _sensitivity(commands: Any) -> None:
     )
     _files(parser, ("in", "the model"))
     _add_options(parser, "sensitivity")
+    _json(parser)
+
+
+def _calibrate(commands: Any) -> None:
+    from onnxprune.options.calibration import CalibrateOptions
+
+    parser = _command(
+        commands,
+        "calibrate",
+        "write the moments of samples, for 'prune --moments'; on many machines, a share each",
+        examples.CALIBRATE,
+    )
+    _files(parser, ("in", "the model"))
+    parser.add_argument("-o", "--output", metavar="M.npz", required=True, help="where the moments go")
+    _add_options(parser, "calibrate", kind=CalibrateOptions)
+    _json(parser)
+
+
+def _merge(commands: Any) -> None:
+    parser = _command(
+        commands, "merge", "put the moments of all shares of the samples together", examples.CALIBRATE
+    )
+    parser.add_argument("parts", metavar="PART.npz", nargs="+", help="what 'calibrate' wrote for each shard")
+    parser.add_argument("-o", "--output", metavar="M.npz", required=True, help="where the whole goes")
     _json(parser)
 
 

@@ -30,8 +30,10 @@ from onnxprune.report.record import Facts, Record
 __all__ = [
     "sensitivity",
     "apply",
+    "calibrate",
     "explain",
     "inspect",
+    "merge",
     "plan",
     "profile",
     "prune",
@@ -94,6 +96,23 @@ def _family(args: Namespace, source: str, options: Options) -> None:
 def sensitivity(args: Namespace) -> None:
     """``onnxprune sensitivity IN --calib SAMPLES``."""
     _say(args, _told(args, api.sensitivity, _input(args), options_from(args, ratio=0.5)))
+
+
+def calibrate(args: Namespace) -> None:
+    """``onnxprune calibrate IN --calib SAMPLES -o M.npz``."""
+    from onnxprune.options.calibration import CalibrateOptions
+
+    source = _input(args)
+    with _places(args, source, None, {"-o": args.output}):
+        told = _told(args, api.calibrate, source, args.output, options_from(args, CalibrateOptions))
+    _say(args, told)
+
+
+def merge(args: Namespace) -> None:
+    """``onnxprune merge PART.npz ... -o M.npz``."""
+    with _places(args, "", None, {"-o": args.output}):
+        told = _told(args, api.merge, args.parts, args.output)
+    _say(args, told)
 
 
 def profile(args: Namespace) -> None:
@@ -345,6 +364,8 @@ def _places(
         raise UsageError(f"{' and '.join(taken)} would both go to standard output; give one of them a file.")
     given = {"--calib": getattr(args, "calib", None), "--inputs": getattr(args, "inputs", None)}
     given |= {"--eval": getattr(args, "held_out", None), "--metric": getattr(args, "metric", None)}
+    given["--moments"] = getattr(args, "moments", None)
+    given |= {f"part {n}": part for n, part in enumerate(getattr(args, "parts", ()), 1)}
     if args.command == "apply":
         given["the plan"] = args.plan
     reads = {what: _file_of(text) for what, text in given.items() if isinstance(text, str)}

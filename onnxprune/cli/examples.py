@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CALIBRATE",
     "CODES",
     "EXPLAIN",
     "INSPECT",
@@ -61,6 +62,16 @@ SENSITIVITY = """\
 examples:
   onnxprune sensitivity model.onnx --calib samples.npz
       the error when a quarter, a half, three quarters of each group are gone; kept on disk for later runs
+"""
+
+CALIBRATE = """\
+examples:
+  onnxprune calibrate model.onnx --calib samples.npz --shard 1/2 -o part1.npz
+  onnxprune calibrate model.onnx --calib samples.npz --shard 2/2 -o part2.npz
+      on two machines, or one after the other
+  onnxprune merge part1.npz part2.npz -o all.npz
+      has the bytes of one run without --shard
+  onnxprune prune model.onnx small.onnx --target macs=0.5 --moments all.npz
 """
 
 PROFILE = """\

@@ -165,6 +165,17 @@ class Commit:
         if into is not None:
             self._streams.append((into, data))
             return
+        self.file(path, lambda file: file.write(data))
+
+    def file(self, path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+        """Let what is written by a function take the place of a file that is no model.
+
+        Raises
+        ------
+        OutputError
+            If it can't be written.
+        """
+        check(path, f"The file {str(path)!r}")
         from onnxprune.files.beside import (
             refuse_data,  # imports onnx, which who only asks what was written needn't
         )
@@ -173,9 +184,7 @@ class Commit:
         place = place_of(path)
         if self.names(place):
             raise OutputError(f"{str(path)!r} is written already by the same run; give another name.")
-        self._sides.append(
-            (self.write(place.parent, lambda file: file.write(data), status_of(place))[0], place)
-        )
+        self._sides.append((self.write(place.parent, fill, status_of(place))[0], place))
 
     def names(self, path: Path) -> bool:
         """Whether a file of this commit is to have a name."""

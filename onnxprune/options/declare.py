@@ -22,6 +22,7 @@ __all__ = [
     "default_of",
     "flag",
     "help_of",
+    "like",
     "option",
     "patterns",
     "settings_of",
@@ -35,6 +36,7 @@ STAGES = ("decide", "calibrate", "speed", "verify", "write")
 #: What options may need, a property of their class each -> the sentence that refuses one, by its flag, without.
 NEEDS = {
     "calibrated": "{0} needs samples; give them with --calib, or leave {0} out.",
+    "fitted": "{0} needs samples; give them with --calib, or their moments with --moments, or leave {0} out.",
     "timed": "{0} is for timing, which nothing asks for; add --check-speed or a latency target, or leave {0} out.",
     "verify": "{0} is for the proof, which --no-verify leaves out; leave one of them out.",
     "by_ratio": "{0} is for --ratio; a budget is shared over the whole model in any case, so leave {0} out.",
@@ -89,6 +91,13 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def like(kind: Any, name: str, commands: str) -> Any:
+    """Return the field of an option that another class declares, for other commands."""
+    spec = next(spec for spec in dataclasses.fields(kind) if spec.name == name)
+    words = {k: spec.metadata[k] for k in ("stage", "metavar", "unit", "flag")}
+    return option(default_of(spec), spec.metadata["help"], commands=commands, **words)
+
+
 def specs(kind: Any) -> list[dataclasses.Field[Any]]:
     """Return the options of a class in the order in which they are told: by stage, shared ones first."""
     return sorted(dataclasses.fields(kind), key=lambda spec: STAGES.index(spec.metadata["stage"]))
@@ -136,14 +145,14 @@ class SharedOptions:
         "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
         "script.py:function, or 'synthetic'",
         stage="calibrate",
-        commands="prune sensitivity sparsify tune",
+        commands="prune sensitivity sparsify tune calibrate",
         metavar="SAMPLES",
     )
     samples: int | None = option(
         None,
         "with --calib: use at most this many samples (256 synthetic ones)",
         stage="calibrate",
-        commands="prune sensitivity sparsify tune",
+        commands="prune sensitivity sparsify tune calibrate",
         metavar="N",
         needs="calibrated",
     )
@@ -151,7 +160,7 @@ class SharedOptions:
         "cpu",
         "with --calib: run the samples on this execution provider of onnxruntime, such as cuda",
         stage="calibrate",
-        commands="prune sensitivity sparsify tune",
+        commands="prune sensitivity sparsify tune calibrate",
         metavar="NAME",
         needs="calibrated",
     )
@@ -177,7 +186,7 @@ class SharedOptions:
 
     def __post_init__(self) -> None:
         """Refuse what needs samples where there are none, and check the range of ``samples``."""
-        self._refuse_idle(["calibrated"])
+        self._refuse_idle(["calibrated", "fitted"])
         if getattr(self, "seed", 0) < 0:
             raise UsageError(f"--seed must be at least 0; got {getattr(self, 'seed', 0)}.")
         if self.samples is not None and self.samples < 1:
@@ -199,10 +208,16 @@ class SharedOptions:
         """Whether there are samples."""
         return self.calib is not None
 
+    @property
+    def fitted(self) -> bool:
+        """Whether there are samples, or moments of some."""
+        return self.calib is not None or getattr(self, "moments", None) is not None
+
     def without_samples(self, **more: Any) -> Self:
         """Return the same options without samples, and without those that need some; ``more`` are replaced, too."""
         plain = {spec.name: default_of(spec) for spec in specs(self) if spec.metadata["needs"]}
-        return dataclasses.replace(self, **{**plain, "calib": None, **more})
+        without = {name: None for name in ("calib", "moments") if hasattr(self, name)}
+        return dataclasses.replace(self, **{**plain, **without, **more})
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON values; given arrays only as a note that there were some."""

@@ -43,7 +43,7 @@ class Options(RecoveryOptions):
     )
     criterion: str = option(
         "auto",
-        "how units are ranked: {onnxprune.criteria}; auto is obs with --calib and l2 without",
+        "how units are ranked: {onnxprune.criteria}; auto is obs with --calib or --moments, and l2 without",
         stage="decide",
         commands="prune plan sensitivity",
         metavar="NAME",
@@ -124,6 +124,14 @@ class Options(RecoveryOptions):
         stage="decide",
         commands="prune plan",
         metavar="KIND=VALUE",
+    )
+    moments: str | None = option(
+        None,
+        "moments of samples, written by 'onnxprune calibrate' or 'merge', to choose by; without --calib layers are "
+        "refitted by them too, each to the original's inputs, and nothing that reads samples is done",
+        stage="calibrate",
+        commands="prune sensitivity",
+        metavar="M.npz",
     )
     steps: int = option(
         1,
@@ -245,7 +253,7 @@ class Options(RecoveryOptions):
         if self.rtol is not None and not self.rtol > 0:
             raise UsageError(f"--rtol must be above 0; got {self.rtol}.")
         if self.criterion == "auto":
-            object.__setattr__(self, "criterion", "l2" if self.calib is None else "obs")
+            object.__setattr__(self, "criterion", "obs" if self.fitted else "l2")
         object.__setattr__(self, "align", parse_align(self.align))
         object.__setattr__(self, "ignore", patterns("--ignore", self.ignore))
         object.__setattr__(self, "only", patterns("--only", self.only))
@@ -295,6 +303,7 @@ class MoreFields(RecoveryFields, total=False):
     open_io: tuple[str, ...]
     seed: int
     target: tuple[str, ...]
+    moments: str | None
     steps: int
     rotate: bool
     trials: int

@@ -19,12 +19,12 @@ class RecoveryOptions(SharedOptions):
 
     recover: str = option(
         "blocks",
-        "with --calib: how layers make up for what went: blocks (lstsq, then a few layers together, by descent), lstsq "
-        "(layer by layer, quicker), distill (blocks, then all layers together, slower), finetune (distill with true "
-        "labels), stats, bias, none",
+        "with --calib or --moments: how layers make up for what went: blocks (lstsq, then a few layers together, by "
+        "descent), lstsq (layer by layer, quicker), distill (blocks, then all layers together, slower), finetune "
+        "(distill with true labels), stats, bias, none",
         stage="calibrate",
         metavar="NAME",
-        needs="calibrated",
+        needs="fitted",
     )
     epochs: int | None = option(
         None,
@@ -46,6 +46,10 @@ class RecoveryOptions(SharedOptions):
     def __post_init__(self) -> None:
         """Check ranges, and bring values to their own types."""
         super().__post_init__()
+        if self.whole and self.calib is None:
+            raise UsageError(
+                f"--recover {self.recover} runs over samples, and moments alone don't do; give --calib as well."
+            )
         if self.labelled and self.labels is None:
             raise UsageError(
                 "--recover finetune learns from true labels; name their key in the samples with --labels."

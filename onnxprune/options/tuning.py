@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import SharedFields, SharedOptions, option, patterns
+from onnxprune.options.declare import SharedFields, SharedOptions, like, option, patterns
 from onnxprune.options.pruning import Options, Shapes
 from onnxprune.options.target import checked
 
@@ -16,14 +16,6 @@ __all__ = ["AIMS", "TuneFields", "TuneOptions"]
 
 #: What may be made least.
 AIMS = ("latency", "bytes", "macs", "memory")
-
-
-def _same(name: str) -> Any:
-    """Return the field of an option of `Options`, for this command."""
-    spec = next(spec for spec in dataclasses.fields(Options) if spec.name == name)
-    default = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
-    words = {k: spec.metadata[k] for k in ("stage", "metavar", "unit", "flag")}
-    return option(default, spec.metadata["help"], commands="tune", **words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +86,11 @@ class TuneOptions(SharedOptions):
         commands="tune",
         metavar="DIR",
     )
-    recover: str = _same("recover")
-    ignore: tuple[str, ...] = _same("ignore")
-    only: tuple[str, ...] = _same("only")
-    input_shapes: Shapes = _same("input_shapes")  # noqa: RUF009 - makes a field
-    threads: int | None = _same("threads")
+    recover: str = like(Options, "recover", "tune")
+    ignore: tuple[str, ...] = like(Options, "ignore", "tune")
+    only: tuple[str, ...] = like(Options, "only", "tune")
+    input_shapes: Shapes = like(Options, "input_shapes", "tune")  # noqa: RUF009 - makes a field
+    threads: int | None = like(Options, "threads", "tune")
 
     def __post_init__(self) -> None:
         """Check ranges, and bring values to their own types."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.allocation.ranking import FLOOR
 from onnxprune.calibration.samples import Samples
+from onnxprune.errors import UsageError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
 from onnxprune.journey.run import Run
@@ -18,7 +20,9 @@ from onnxprune.options.pruning import Options
 from onnxprune.options.widths import step_of
 from onnxprune.pruning.saliency import criterion_of, ranked_by_weights
 from onnxprune.reconstruction.cache import curves_of, facts_of, keep
+from onnxprune.reconstruction.from_moments import MomentCalibration
 from onnxprune.reconstruction.least_squares import Curve
+from onnxprune.reconstruction.moment_file import MomentFile
 from onnxprune.reconstruction.sequential import Calibration
 from onnxprune.rotation.basis import Rotated, rotate
 from onnxprune.rotation.linear import widths_for_heads
@@ -28,7 +32,11 @@ __all__ = ["measured"]
 
 
 def measured(
-    run: Run[Options], analysis: Analysis, groups: list[Group], samples: Samples
+    run: Run[Options],
+    analysis: Analysis,
+    groups: list[Group],
+    samples: Samples,
+    moments: MomentFile | None = None,
 ) -> tuple[Calibration, Rotated]:
     """Return a calibration with the loss curves of all groups that have one, and what was turned for it.
 
@@ -39,28 +47,44 @@ def measured(
     groups : list of Group
         That may be cut; where heads are turned, their widths take the place of whole heads.
     samples : Samples
-        That fits may see.
+        That fits may see; none where there are moments alone.
+    moments : MomentFile, optional
+        Of the layers as they are: then nothing is turned.
 
     Raises
     ------
     CalibrationError
-        If the samples don't fit the model.
+        If the samples or the moments don't fit the model.
+    UsageError
+        If there are moments, and the criterion reads something else.
     """
     options = run.options
     criterion = criterion_of(options.criterion)
     with_data = criterion.score is None
     rotated = Rotated(analysis)
-    if with_data and options.rotate:
+    if moments is not None and criterion.measure.curve is None:
+        raise UsageError(
+            f"--criterion {options.criterion} reads {'runs of the model' if with_data else 'weights'}, and --moments "
+            "gives moments; leave one of them out."
+        )
+    if with_data and options.rotate and moments is None:
         with run.stage("rotate"):
             wide = widths_for_heads(analysis, groups, options.ignore, step_of(options.align))
             rotated = rotate(analysis, wide, samples, run.progress)
             back = {g.component for g in wide if g.name in rotated.refused}
             groups = [g for g in groups if g.component in back] + [g for g in wide if g.component not in back]
-    calibration = Calibration(
-        rotated.analysis, samples, groups, criterion.measure, options.recover, options.seed, run.progress
-    )
+    given: Any = (
+        rotated.analysis, samples, groups, criterion.measure, options.recover, options.seed, run.progress,
+    )  # fmt: skip
+    if moments is not None:
+        calibration: Calibration = MomentCalibration(*given, moments=moments)
+        with run.stage("calibrate"):
+            calibration.measure_curves()
+    else:
+        calibration = Calibration(*given)
     if with_data:
-        calibration.curves = _curves(run, calibration, rotated)
+        if moments is None:
+            calibration.curves = _curves(run, calibration, rotated)
         with run.stage("rotate"):
             by_group = products(rotated, samples, calibration.sites, FLOOR, run.progress)
             names = {g.name for g in groups}

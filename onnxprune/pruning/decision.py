@@ -143,7 +143,7 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
 
     with run.stage("decide"):
         step = step_of(options.align)
-        if speed is None and targets and options.calib is not None:
+        if speed is None and targets and options.fitted:
             step, removed, times = limit.budgets.on_steps(
                 rankings, targets, finer_steps(options.align, FLOOR)
             )
@@ -265,7 +265,7 @@ def options_of(plan: Plan, fields: OptionFields) -> Options:
 
 def settled(options: Options, decision: Decision) -> Options:
     """Return the options of a plan: the share of the units that went, where a budget or samples decided it."""
-    if not options.target and options.calib is None:
+    if not options.target and not options.fitted:
         return options
     units = sum(g.units for g in decision.groups)
     return options.decided(round(sum(len(u) for u in decision.removed.values()) / max(units, 1), 6))

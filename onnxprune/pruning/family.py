@@ -81,7 +81,7 @@ def prune(
     paths = {t: None if output is None else member_path(output, t) for t in targets}
     for path in paths.values():
         refuse_overwrite(run.model, path, False, options.external_data_threshold)
-    if options.calib is None:
+    if not options.fitted:
         for target in targets:
             with together():
                 results[target] = prune_one(_member(run, target), paths[target])

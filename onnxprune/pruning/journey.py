@@ -123,7 +123,7 @@ def make_plan(run: Run[Options]) -> Plan:
 def analysis_of(run: Run[Options], fit: bool | None = None) -> Analysis:
     """Trace and group the model; computed weights are folded where that helps the cut, or a fit on samples."""
     options = run.options
-    fit = options.calib is not None if fit is None else fit
+    fit = options.fitted if fit is None else fit
     with run.stage("analyse"):
         model = inline(run.model)
         analyse_at = partial(
@@ -131,7 +131,7 @@ def analysis_of(run: Run[Options], fit: bool | None = None) -> Analysis:
             model,
             allow_inexact=options.allow_inexact,
             keep_blocks=options.align != 1,
-            runs=Trial(model) if options.verify or options.calib is not None else None,
+            runs=Trial(model) if options.verify or options.fitted else None,
             folds="weights" if fit else "needed",
             open_io=options.open_io,
         )
@@ -142,7 +142,7 @@ def analysis_of(run: Run[Options], fit: bool | None = None) -> Analysis:
 
 def saliency_of(run: Run[Options], analysis: Analysis) -> Saliency:
     """Return what says how much units are worth: the samples where there are any, else the weights."""
-    if run.options.calib is None:
+    if not run.options.fitted:
         return FromWeights.open(run, analysis)
     from onnxprune.pruning.on_samples import FromSamples
 

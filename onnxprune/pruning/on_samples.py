@@ -32,6 +32,7 @@ from onnxprune.pruning.weighing import Weighing, by_trials, weights
 from onnxprune.reconstruction.distill import distill, pace_of
 from onnxprune.reconstruction.finetune import finetune
 from onnxprune.reconstruction.least_squares import Curve
+from onnxprune.reconstruction.moment_file import MomentFile
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.reconstruction.reconstruct import reconstruct
 from onnxprune.reconstruction.sequential import Calibration, Fitted, refit_analysis
@@ -95,9 +96,17 @@ class FromSamples:
             If the samples don't fit the model.
         """
         options, groups = run.options, groups_of(analysis, run.options)
+        moments = None if options.moments is None else MomentFile.open(options.moments)
+        if moments is not None:
+            moments.check_whole(run.sha256())
+            run.notes += _left_out(options)
         with run.stage("samples"):
-            fit_on, aside = read_samples(analysis, options, run.progress).set_aside()
-        made, rotated = measured(run, analysis, groups, fit_on)
+            if options.calib is None:
+                assert moments is not None
+                fit_on, aside = Samples([], [moments.header.samples], source=str(options.moments)), None
+            else:
+                fit_on, aside = read_samples(analysis, options, run.progress).set_aside()
+        made, rotated = measured(run, analysis, groups, fit_on, moments)
         return cls(
             run, made.analysis, made.groups, fit_on, aside, made, made.curves, rotated, analysis.folded
         )
@@ -130,6 +139,8 @@ class FromSamples:
                 )
             return FromWeights(self.run, self.analysis, self.groups).rankings(limit)
         if not limit.targets:
+            return {name: ranked_by_curve(curve) for name, curve in curves.items()}
+        if self.weighing is None and not self.fit_on.batches:  # trial fits run over samples
             return {name: ranked_by_curve(curve) for name, curve in curves.items()}
         if self.weighing is None:
             self.weighing = by_trials(
@@ -245,6 +256,18 @@ class FromSamples:
         removed, made = decision.removed, self.calibration
         rough = {*removed} - {*made.places} | {*removed}.intersection(made.by_norm)
         return [*notes, *self.rotated.notes(), *by_norm_lines([n for n in removed if n in rough])]
+
+
+def _left_out(options: Options) -> list[str]:
+    """Say what moments alone can't do, and what nobody does with them."""
+    notes = ["by --moments heads and bottlenecks are cut as they are: turning them reads samples."]
+    if options.calib is None:
+        together = " --recover blocks ended after least squares;" if options.recover == "blocks" else ""
+        notes.append(
+            f"--moments were given without --calib:{together} each layer was fitted to inputs of the original, errors "
+            "of different groups weigh the same, and nothing was compared with the original on samples."
+        )
+    return notes
 
 
 def admitted(decision: Decision) -> Decision:

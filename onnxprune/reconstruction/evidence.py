@@ -61,11 +61,13 @@ class Draw:
         Samples in all batches.
     most : int
         Positions to be used in all at most, each batch its share, drawn at random.
-    seed : int
+    seed : int or sequence of int
+    first : int
+        Samples before those of the first batch.
     """
 
-    def __init__(self, samples: int, most: int, seed: int) -> None:
-        self.samples, self.most, self.first = samples, most, 0
+    def __init__(self, samples: int, most: int, seed: int | Sequence[int], first: int = 0) -> None:
+        self.samples, self.most, self.first = samples, most, first
         self.rng = np.random.default_rng(seed)
 
     def take(self, x: Array, positions: int, count: int, valid: Array | None = None) -> Rows:
@@ -127,7 +129,16 @@ class Evidence:
         return _problems(_together(self.fitting.copy(), self.aside), centred)
 
     def merge(self, other: Evidence) -> None:
-        """Add what is known of another use of the same weight."""
+        """Add what is known of another use of the same weight, or of other samples."""
+        if isinstance(self.fitting, RowStack):  # the rows that are held out lie in the same tables
+            assert isinstance(self.aside, RowStack)
+            before = self.fitting.tables[0].count
+            _together(self.fitting, other.fitting)
+            assert isinstance(other.aside, RowStack)
+            self.aside = RowStack(
+                self.fitting.tables, np.concatenate([self.aside.index, before + other.aside.index])
+            )
+            return
         _together(self.fitting, other.fitting)
         _together(self.aside, other.aside)
 
@@ -220,7 +231,7 @@ class Collector:
     def evidence(self, spread: float = 0.0) -> Evidence:
         """Return what was added, the regressors in the order of the weight; see `Evidence.spread`."""
         if self.tables:
-            held_out = np.concatenate(self.held_out)
+            held_out = np.concatenate([np.zeros(0, np.bool_), *self.held_out])
             fitting, aside = (RowStack(self.tables, np.flatnonzero(which)) for which in (~held_out, held_out))
             return Evidence(self.view, fitting, aside, spread, self.linear)
         return Evidence(
@@ -262,6 +273,17 @@ class Spread:
             self.sum = self.sum + part.sum(axis=2).sum(axis=0, dtype=np.float64)
             rows = part.reshape(-1, inner if inner > 1 else channels)
             self.square += float(np.vecdot(rows, rows).sum(dtype=np.float64))
+
+    def merge(self, other: Spread) -> None:
+        """Add the positions of another shard."""
+        if not self.n:
+            self.n, self.square = other.n, other.square
+            self.centre, self.sum = other.centre, other.sum
+        elif other.n:
+            shift = other.centre.astype(np.float64) - self.centre
+            self.square += other.square + float((2 * shift * other.sum + other.n * shift * shift).sum())
+            self.sum = self.sum + other.sum + other.n * shift
+            self.n += other.n
 
     @property
     def variance(self) -> float:

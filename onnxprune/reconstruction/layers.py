@@ -19,7 +19,7 @@ from onnxprune.reconstruction.seen import Around, as_floats, weight_slot
 from onnxprune.reconstruction.stored import Codec
 from onnxprune.reconstruction.views import View
 
-__all__ = ["Readers", "Site", "ResidualSum", "around", "gone", "readers", "sites"]
+__all__ = ["Readers", "Site", "ResidualSum", "around", "gone", "readers", "sites", "using"]
 
 Ints = NDArray[np.int64]
 Vector = NDArray[np.float64]
@@ -160,13 +160,17 @@ def seen(layers: Sequence[Site], runs: Runs) -> list[Site]:
     untaken, many = runs.hidden()
     told = []
     for site in layers:
-        uses = [use for use in site.uses if use.y not in untaken]
-        if not uses or any(use.y in many for use in site.uses):
-            continue
-        told.append(
-            site if len(uses) == len(site.uses) else replace(uses[0], own=site.own, more=tuple(uses[1:]))
-        )
+        part = using(site, [use for use in site.uses if use.y not in untaken])
+        if part is not None and not any(use.y in many for use in site.uses):
+            told.append(part)
     return told
+
+
+def using(site: Site, uses: Sequence[Site]) -> Site | None:
+    """Return a layer as some of the nodes that use its weight show it; None where these are none."""
+    if not uses or len(uses) == len(site.uses):
+        return site if uses else None
+    return replace(uses[0], own=site.own, more=tuple(uses[1:]))
 
 
 class _LayerGraph:

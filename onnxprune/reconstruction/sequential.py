@@ -39,7 +39,7 @@ from onnxprune.reconstruction.recover import recovery_of
 from onnxprune.reconstruction.room import admit, kept
 from onnxprune.reconstruction.walk import MOST_BYTES, Targets, Walk
 
-__all__ = ["Calibration", "Fitted", "refit_analysis"]
+__all__ = ["Calibration", "Curves", "Fitted", "Fitting", "refit_analysis"]
 
 Ints = NDArray[np.int64]
 Say = Callable[[str], None]
@@ -95,13 +95,16 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
-        runs = stream_of(self.analysis.model, self.samples)
-        self.sites: list[Site] = lean(seen(sites(self.analysis), runs), self.analysis.model)
+        self.sites: list[Site] = self._layers()
         self.readers: Readers = readers(self.sites, self.groups)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
         self.alone = {reads[0][0].number: name for name, reads in self.readers.items() if len(reads) == 1}
         self.settings = Settings(recovery_of(self.recover), seed=self.seed)
+
+    def _layers(self) -> list[Site]:
+        model = self.analysis.model
+        return lean(seen(sites(self.analysis), stream_of(model, self.samples)), model)
 
     @property
     def places(self) -> dict[str, list[int]]:
@@ -146,7 +149,7 @@ class Calibration:
         needed = [s for s in self.sites if s.number in read]
         admit(needed, self.settings)
         walk = Walk.of(self.analysis, [], self.samples, self.settings, needed, self.targets)
-        curves = _Curves(self)
+        curves = Curves(self)
         costs = [self._cost(site) for site in needed]
         seen = 0
         for stretch in walk.stretches(needed):
@@ -179,7 +182,7 @@ class Calibration:
         measure : bool
             Take the loss curves of the groups again, from the inputs that layers have by now.
         """
-        members = [_Member.of(self, units, whole=measure) for units in removed]
+        members = [Fitting.of(self, units, whole=measure) for units in removed]
         for first in sorted({m.first for m in members}):
             todo = [s for s in self.sites if s.number >= first]
             admit(todo, self.settings)
@@ -194,7 +197,7 @@ class Calibration:
         each = stream_bytes(self.analysis, self.samples, [s.number for s in todo]) + self.gram_bytes
         return max(int(MOST_BYTES // each), 1) if np.isfinite(each) else 1
 
-    def _side_by_side(self, members: Sequence[_Member], todo: Sequence[Site], measure: bool) -> None:
+    def _side_by_side(self, members: Sequence[Fitting], todo: Sequence[Site], measure: bool) -> None:
         models = [m.fitted.model for m in members]
         walk = Walk.of(self.analysis, models, self.samples, self.settings, todo, self.targets)
         costs = [self._cost(site) for site in todo]
@@ -275,27 +278,27 @@ class Calibration:
 
 
 @dataclass
-class _Member:
+class Fitting:
     """One of the models that are fitted side by side."""
 
     fitted: Fitted
     first: int  # the first layer that is fitted
-    again: _Curves
+    again: Curves
 
     @classmethod
-    def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> _Member:
+    def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> Fitting:
         """Begin with the original; whole: at its first layer, whatever is cut."""
         units = {name: np.asarray(indices) for name, indices in removed.items()}
         cut = [s.number for name in units for s, _ in calibration.reading.get(name, ())]
         made = [p.mixable.makers for name, p in calibration.products.items() if name in units]
         cut += [side.site.number for sides in made for side in sides]
-        again = _Curves(calibration, dict(calibration.curves))
+        again = Curves(calibration, dict(calibration.curves))
         fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
         calibration.silence(fitted)
         return cls(fitted, 0 if whole else min(cut, default=1 << 60), again)
 
 
-class _Curves:
+class Curves:
     """Loss curves of groups, each taken when the last layer that reads it has been seen."""
 
     def __init__(self, calibration: Calibration, done: dict[str, Curve] | None = None) -> None:

@@ -9,7 +9,7 @@ target is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,11 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.reconstruction.enough import Enough
 from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Rows, Spread
-from onnxprune.reconstruction.layer import Settings, weights_of
+from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import Site
-from onnxprune.reconstruction.moments import check_finite
 from onnxprune.reconstruction.narrow import Narrow, narrowed
 from onnxprune.reconstruction.room import kept
+from onnxprune.reconstruction.taker import DenseOutput, Taker, together, unit_of
 
 __all__ = ["MOST_BYTES", "Targets", "Walk"]
 
@@ -70,6 +70,7 @@ class Walk:
         settings: Settings,
         todo: Sequence[Site],
         targets: Targets | None = None,
+        most_bytes: int | None = None,
     ) -> Walk:
         """Begin at the samples.
 
@@ -85,9 +86,12 @@ class Walk:
             The layers that will be asked for, in topological order; each is to be let go (`done`) afterwards.
         targets : dict, optional
             Of other walks through the same samples with the same settings; what this one adds stays in it.
+        most_bytes : int, optional
+            What streams hold of activations, instead of `MOST_BYTES`.
         """
-        dense = stream_of(analysis.model, samples, analysis.types, MOST_BYTES)
-        most = MOST_BYTES // max(len(fitted), 1)
+        most_bytes = MOST_BYTES if most_bytes is None else most_bytes
+        dense = stream_of(analysis.model, samples, analysis.types, most_bytes)
+        most = most_bytes // max(len(fitted), 1)
         streams = [stream_of(model, samples, analysis.types, most) for model in fitted]
         walk = cls(
             dense, streams, samples.counts, settings, samples.valid, sizes(analysis, samples), list(todo)
@@ -120,34 +124,60 @@ class Walk:
         linear : bool
             Leave outputs out: they follow from the layers' weights. Of lean layers not even the spread is taken.
         """
+        (takers,) = self.pieces(sites, {0: lambda site, use: self._draw(site, use, RANKING)}, linear=linear)
+        return [together([taker.evidence() for taker in each]) for each in takers]
+
+    def pieces(
+        self, sites: Sequence[Site], draws: Mapping[int, Callable[[Site, Site], Draw]], *, linear: bool = True
+    ) -> Iterator[list[list[Taker]]]:
+        """Run the original once for some layers and yield, piece by piece, what has taken their inputs and outputs.
+
+        Parameters
+        ----------
+        sites, linear
+            As for `originals`.
+        draws : mapping
+            Batch with which a piece begins -> (layer, one of its uses) -> what draws the positions of that piece.
+
+        Yields
+        ------
+        list of list of Taker
+            For each layer, for each of its uses.
+        """
         for site in sites:
             self.done(site)
-        wide = self.settings.wide
-        model = self.dense.model
-        takers = [
-            [
-                _Taker(_Reached(use, model), self._draw(site, use, RANKING), wide, linear=linear)
-                for use in site.uses
-            ]
-            for site in sites
-        ]
-        end = max(taker.reached.end for each in takers for taker in each)
+        wide, model = self.settings.wide, self.dense.model
+        takers: list[list[Taker]] = []
+        end = max(DenseOutput(use, model).end for site in sites for use in site.uses)
         wanted = dict.fromkeys(name for site in sites for name in _tensors(site))
         batches, goals = self.dense.run(end, list(wanted)), self._for_fits(sites)
-        for batch, count, valid in zip(batches, self.counts, self._valid(), strict=True):
+        for number, (batch, count, valid) in enumerate(zip(batches, self.counts, self._valid(), strict=True)):
+            if number in draws:
+                if takers:
+                    yield takers
+                draw = draws[number]
+                takers = [
+                    [
+                        Taker(DenseOutput(use, model), draw(site, use), wide, linear=linear)
+                        for use in site.uses
+                    ]
+                    for site in sites
+                ]
             for taker in (taker for each in takers for taker in each):
                 taker.add(batch, count, valid)
             for goal in (goal for each in goals.values() for goal in each):
                 goal.add(batch, count, valid)
         self.targets |= goals
-        return [_together([taker.evidence() for taker in each]) for each in takers]
+        yield takers
 
     def _for_fits(self, sites: Sequence[Site]) -> dict[int, list[_Goal]]:
         """Return what takes the targets of fits as the original runs anyway, as long as there is room for them."""
         goals: dict[int, list[_Goal]] = {}
         room = float(sum(goal.nbytes for each in self.targets.values() for goal in each))
         for site in sites if self.lasting else ():
-            each = [_Goal(_Reached(use, self.dense.model), self._draw(site, use), None) for use in site.uses]
+            each = [
+                _Goal(DenseOutput(use, self.dense.model), self._draw(site, use), None) for use in site.uses
+            ]
             room += sum(goal.room for goal in each)
             if room > LASTING_BYTES:
                 break
@@ -182,7 +212,7 @@ class Walk:
         for number, (count, *batches) in enumerate(zip(self.counts, *lefts, strict=True)):
             for use in uses:
                 use.add(number, batches, count)
-        return [_together(list(parts)) for parts in zip(*(use.evidence() for use in uses), strict=True)]
+        return [together(list(parts)) for parts in zip(*(use.evidence() for use in uses), strict=True)]
 
     def _look_ahead(self, site: Site, spread: bool) -> None:
         """Run the original for the targets of a layer, and of those after it for which there is room."""
@@ -191,7 +221,9 @@ class Walk:
         room, size = 0.0, 0.0
         for other in self.todo[first : first + ABREAST]:
             uses = [
-                _Goal(_Reached(use, self.dense.model), self._draw(other, use), Spread() if spread else None)
+                _Goal(
+                    DenseOutput(use, self.dense.model), self._draw(other, use), Spread() if spread else None
+                )
                 for use in other.uses
             ]
             room += sum(use.room for use in uses)
@@ -231,77 +263,10 @@ class Walk:
         return Draw(sum(self.counts), most, self.settings.seed + use.number)
 
 
-class _Reached:
-    """What a layer's output is in the original: the tensor, what that was before a clip, or what it follows from."""
-
-    def __init__(self, site: Site, model: Model) -> None:
-        self.site = site
-        self.old = weights_of(site, model) if site.clipped else None
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The tensors that it is read from."""
-        if self.site.lean:
-            return (self.site.x,)
-        return (self.site.goal[0], *([self.site.x] if self.old is not None else []))
-
-    @property
-    def end(self) -> int:
-        """How far the original runs for it."""
-        return self.site.number if self.site.lean else self.site.goal[1] + 1
-
-    def positions(self, batch: Mapping[str, Array], name: str) -> int:
-        """Return how many positions an output has, its name given."""
-        if self.site.lean:
-            return int(batch[self.site.x].size // self.site.view.width)
-        return self.site.view.positions(batch[name])
-
-    def rows(self, batch: Mapping[str, Array], name: str, rows: Rows) -> Array:
-        """Return array [rows, blocks * outputs] of an output, its name given, at the drawn positions.
-
-        Of a lean layer it is array [rows, d], what the layer reads.
-        """
-        view = self.site.view
-        if self.site.lean:
-            return np.asarray(view.x(batch[self.site.x], rows.index)[0])
-        if self.old is None:
-            return view.y(batch[name], rows.index)
-        matrices, bias = self.old
-        made = view.x(batch[self.site.x], rows.index) @ matrices + bias[:, None]
-        return np.asarray(made.transpose(1, 0, 2).reshape(len(rows.index), -1))
-
-
-class _Taker:
-    """Takes what the original gives for one layer."""
-
-    def __init__(self, reached: _Reached, draw: Draw, wide: int, *, linear: bool) -> None:
-        self.site, self.reached, self.draw, self.linear = reached.site, reached, draw, linear
-        self.spread, self.collector = Spread(), Collector(self.site.view, wide, linear=linear)
-
-    def add(self, batch: Mapping[str, Array], count: int, valid: Array | None) -> None:
-        site, view = self.site, self.site.view
-        if not site.lean and site.y not in batch:  # it is in a branch that these samples don't take
-            return
-        x = batch[site.x]
-        rows = self.draw.take(x, self.reached.positions(batch, site.y), count, valid)
-        if not site.lean:
-            self.spread.add(view.y(batch[site.goal[0]], rows.index), 1, x, None)
-        if self.linear:
-            self.collector.add(x, np.zeros((len(rows.index), 0), np.float32), rows)
-            return
-        y = self.reached.rows(batch, site.y, rows)
-        self.collector.add(x, y if site.given is None else y - site.given, rows)
-
-    def evidence(self) -> Evidence:
-        spread = self.spread.variance / _unit(self.site)
-        check_finite(np.array(spread))
-        return self.collector.evidence(spread)
-
-
 class _Goal:
     """Takes, at one node that uses a layer's weight, what the original gives at the positions that are used."""
 
-    def __init__(self, reached: _Reached, draw: Draw, spread: Spread | None) -> None:
+    def __init__(self, reached: DenseOutput, draw: Draw, spread: Spread | None) -> None:
         self.site, self.reached, self.draw, self.spread = reached.site, reached, draw, spread
         self.wanted = list(dict.fromkeys([*reached.wanted, self.site.x]))
         self.rows: list[Rows | None] = []  # None: the node is in a branch that the batch doesn't take
@@ -361,18 +326,8 @@ class _Use:
 
     def evidence(self) -> list[Evidence]:
         spread = self.goal.spread
-        variance = spread.variance / _unit(self.site) if spread else 0.0
+        variance = spread.variance / unit_of(self.site) if spread else 0.0
         return [c.evidence(variance) for c in self.collectors]
-
-
-def _together(parts: Sequence[Evidence]) -> Evidence:
-    """Put together what several nodes that use one weight tell."""
-    whole = parts[0]
-    for part in parts[1:]:
-        whole.merge(part)
-        whole.spread += part.spread
-    whole.spread /= len(parts)
-    return whole
 
 
 def _tensors(site: Site, goals: bool = False) -> set[str]:
@@ -386,7 +341,3 @@ def _tensors(site: Site, goals: bool = False) -> set[str]:
 
 #: Node that uses a weight first -> what its uses should give.
 Targets = dict[int, list[_Goal]]
-
-
-def _unit(site: Site) -> float:
-    return float(np.mean(site.total.gain**2)) if site.total else 1.0

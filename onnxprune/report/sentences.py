@@ -122,7 +122,9 @@ def whole_lines(whole: Mapping[str, Any] | None) -> list[str]:
 def original_lines(original: Mapping[str, Any] | None) -> list[str]:
     """Say how far the result is from the original on samples set aside."""
     if original is None:
-        return ["too few samples to set any aside: nothing is said of the model as a whole"]
+        return [
+            "too few samples to set any aside, or their moments alone: nothing is said of the whole model"
+        ]
     text = f"on {original['samples']} samples set aside: relative error {original['relative_error']:.3f}"
     if "agreement" in original:
         low, high = original["agreement_interval"]

@@ -21,6 +21,7 @@ from small_models import Builder
 
 import onnxprune
 from onnxprune import cli
+from onnxprune.api import calibrate
 from onnxprune.cli.arguments import build
 from onnxprune.latency.apart import Apart
 from onnxprune.latency.clock import Bench, Race
@@ -93,6 +94,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         given = np.random.default_rng(seed).standard_normal((200, 7, 12)).astype(np.float32)
         truth = InferenceSession(place / "in.onnx").run(None, {"x": given})[0].argmax(axis=1)
         np.savez(place / f"{name}.npz", x=given, truth=truth)
+    for name, shard in (("one", "1/2"), ("two", "2/2"), ("all", None)):
+        calibrate(place / "in.onnx", place / f"{name}.npz", calib=str(place / "s.npz"), shard=shard)
     (place / "m.py").write_text(SCRIPT, encoding="utf-8")
     return place
 
@@ -119,7 +122,8 @@ def outcome(command: str, words: str, name: str, folder: Path, place: Path) -> t
             code = cli.main(line)
     finally:
         os.chdir(before)
-    files = {p.name: seen(p) for p in sorted(place.iterdir()) if p.suffix != ".npz" and p.is_file()}
+    read = {p.name for p in folder.glob("*.npz")}
+    files = {p.name: seen(p) for p in sorted(place.iterdir()) if p.name not in read and p.is_file()}
     printed = seen_text(out.getvalue())
     return code, printed, err.getvalue() if "-v" in line or name == "--verbose" or code else "", files
 
@@ -259,7 +263,7 @@ TEXTS = {
 def test_all_text_outputs_are_here() -> None:
     known = {f"{c} {o}" for c, p in commands().items() for o in ("--report", "--plan", "--html", "-o")
              if any(o in a.option_strings for a in p._actions)}  # fmt: skip
-    assert known - {"verify --plan"} == set(TEXTS)
+    assert known - {"verify --plan", "calibrate -o", "merge -o"} == set(TEXTS)
 
 
 @pytest.mark.parametrize("what", TEXTS)
