@@ -20,6 +20,7 @@ HALF, BUDGET, SAMPLES = "--ratio 0.5", "--target macs=0.7", "--ratio 0.5 --calib
 LEAST = "--target macs=0.7 --calib s.npz --recover lstsq"
 FAR = "--target macs=0.3 --calib s.npz --recover none"
 DROP = "--target macs=0.2 --calib u.npz --labels truth --recover none"
+LENIENT = "--max-drop 95 --calib u.npz --labels truth"
 JUDGED = "--max-drop 40 --calib u.npz --labels truth"
 SCORED = "--max-drop 40 --calib s.npz --metric m.py:evaluate"
 TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune --epochs 8"
@@ -34,6 +35,7 @@ DECIDE = {
     "--only": (HALF, f"{HALF} --only up"),
     "--input-shape": (HALF, f"{HALF} --input-shape x:1,9,12"),
     "--allow-inexact": (HALF, f"{HALF} --allow-inexact"),
+    "--no-center-norms": (HALF, f"{HALF} --no-center-norms"),
     "--open-io": (HALF, f"{HALF} --open-io x"),
     "--seed": (f"{HALF} --criterion random", f"{HALF} --criterion random --seed 1"),
     "--target": (HALF, BUDGET),
@@ -79,6 +81,7 @@ EFFECTS = {
     "inspect": {
         "--input-shape": ("", "--input-shape x:1,9,12"),
         "--allow-inexact": ("", "--allow-inexact"),
+        "--no-center-norms": ("IN=norm.onnx", "IN=norm.onnx --no-center-norms"),
         "--open-io": ("", "--open-io x"),
         "--ops": ("", "IN= --ops"),
         "--html": ("", "--html h.html"),
@@ -89,13 +92,15 @@ EFFECTS = {
     "explain": {
         "--input-shape": ("", "--input-shape x:1,9,12"),
         "--allow-inexact": ("IN=norm.onnx", "IN=norm.onnx --allow-inexact"),
+        "--no-center-norms": ("IN=norm.onnx", "IN=norm.onnx --no-center-norms"),
         "--open-io": ("", "--open-io x"),
         "--json": SHOWN["--json"],
         **QUIET,
     },
     "profile": {
         "--input-shape": ("", "--input-shape x:1,9,12"),
-        "--allow-inexact": ("IN=norm.onnx", "IN=norm.onnx --allow-inexact"),
+        "--allow-inexact": ("IN=norm.onnx --no-center-norms", "IN=norm.onnx --no-center-norms --allow-inexact"),
+        "--no-center-norms": ("IN=norm.onnx", "IN=norm.onnx --no-center-norms"),
         "--provider": ("", "--provider nonsense"),
         "--batch": ("", "--batch 3"),
         "--threads": ("", "--threads 1"),
@@ -108,6 +113,7 @@ EFFECTS = {
         "--only": ("--calib s.npz", "--calib s.npz --only up"),
         "--input-shape": ("--calib s.npz", "--calib s.npz --input-shape x:1,9,12"),
         "--allow-inexact": ("--calib s.npz", "--calib s.npz --allow-inexact"),
+        "--no-center-norms": ("--calib s.npz", "--calib s.npz --no-center-norms"),
         "--open-io": ("--calib s.npz", "--calib s.npz --open-io x"),
         "--seed": ("--calib synthetic --samples 20", "--calib synthetic --samples 20 --seed 1"),
         "--calib": ("", "--calib s.npz"),
@@ -171,7 +177,7 @@ EFFECTS = {
         "--minutes": (JUDGED, f"{JUDGED} --minutes 0.00001"),
         "--target": (JUDGED, f"{JUDGED} --target params=0.9"),
         "--state": (JUDGED, f"{JUDGED} --state other"),
-        "--recover": (JUDGED, f"{JUDGED} --recover none"),
+        "--recover": (LENIENT, f"{LENIENT} --recover none"),
         "--ignore": (JUDGED, f"{JUDGED} --ignore up"),
         "--only": (JUDGED, f"{JUDGED} --only up"),
         "--input-shape": (JUDGED, f"{JUDGED} --input-shape x:1,9,12"),

@@ -195,6 +195,7 @@ def inspect(
     *,
     input_shapes: Shapes | None = None,
     allow_inexact: bool = False,
+    center_norms: bool = True,
     open_io: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Inspection:
@@ -203,11 +204,18 @@ def inspect(
     Parameters
     ----------
     source : path, ModelProto or Model
-    input_shapes, allow_inexact, open_io
+    input_shapes, allow_inexact, center_norms, open_io
         The fields of `Options`.
     progress : callable, optional
     """
-    run_ = _looking(source, input_shapes, progress, allow_inexact=allow_inexact, open_io=open_io)
+    run_ = _looking(
+        source,
+        input_shapes,
+        progress,
+        allow_inexact=allow_inexact,
+        center_norms=center_norms,
+        open_io=open_io,
+    )
     return inspect_analysis(journey.analysis_of(run_), size_in_bytes(run_.model))
 
 
@@ -218,6 +226,7 @@ def explain(
     *,
     input_shapes: Shapes | None = None,
     allow_inexact: bool = False,
+    center_norms: bool = True,
     open_io: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> explanation.Explanation:
@@ -230,7 +239,7 @@ def explain(
         A tensor of the main graph, ``tensor:axis``, or a node for its first output.
     axis : int, optional
         All axes otherwise.
-    input_shapes, allow_inexact, open_io, progress
+    input_shapes, allow_inexact, center_norms, open_io, progress
         As for `inspect`.
 
     Raises
@@ -238,7 +247,14 @@ def explain(
     UsageError
         If there is no such tensor or axis.
     """
-    run_ = _looking(source, input_shapes, progress, allow_inexact=allow_inexact, open_io=open_io)
+    run_ = _looking(
+        source,
+        input_shapes,
+        progress,
+        allow_inexact=allow_inexact,
+        center_norms=center_norms,
+        open_io=open_io,
+    )
     return explanation.explain(journey.analysis_of(run_), tensor, axis)
 
 

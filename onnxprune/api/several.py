@@ -88,7 +88,7 @@ def profile(
     progress : callable, optional
     **fields
         The fields of `Options` that say what is looked at and how it is timed: ``input_shapes``, ``allow_inexact``,
-        ``provider``, ``batch``, ``threads``.
+        ``center_norms``, ``provider``, ``batch``, ``threads``.
     """
     from onnxprune.latency.clock import bench_of
     from onnxprune.pruning.layer_times import layer_times

@@ -118,7 +118,7 @@ def merge(args: Namespace) -> None:
 def profile(args: Namespace) -> None:
     """``onnxprune profile IN``."""
     options: Options = options_from(args, ratio=0.5, check_speed=True)
-    names = ("input_shapes", "allow_inexact", "provider", "batch", "threads")
+    names = ("input_shapes", "allow_inexact", "center_norms", "provider", "batch", "threads")
     given: Any = {name: getattr(options, name) for name in names}
     _say(args, _told(args, api.profile, _input(args), **given))
 
@@ -177,6 +177,7 @@ def inspect(args: Namespace) -> None:
             _input(args),
             input_shapes=shapes_from(getattr(args, "input_shapes", [])),
             allow_inexact=getattr(args, "allow_inexact", False),
+            center_norms=getattr(args, "center_norms", True),
             open_io=getattr(args, "open_io", ()),
         )
         if args.html:
@@ -194,6 +195,7 @@ def explain(args: Namespace) -> None:
         args.axis,
         input_shapes=shapes_from(getattr(args, "input_shapes", [])),
         allow_inexact=getattr(args, "allow_inexact", False),
+        center_norms=getattr(args, "center_norms", True),
         open_io=getattr(args, "open_io", ()),
     )
     _say(args, explanation)
@@ -282,6 +284,7 @@ def _refuse_idle(args: Namespace) -> None:
     given = {"a model": _input(args), "--sparsity": args.sparsity} if args.ops else {}
     given |= {"--html": args.html, "--input-shape": getattr(args, "input_shapes", None)}
     given["--allow-inexact"] = getattr(args, "allow_inexact", False)
+    given["--no-center-norms"] = not getattr(args, "center_norms", True)
     idle = [name for name, value in given.items() if value]
     if idle and (args.ops or args.sparsity):
         way = "--ops" if args.ops else "--sparsity"

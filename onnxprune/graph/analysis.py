@@ -21,7 +21,7 @@ from onnxprune.graph.contradictions import most_open
 from onnxprune.graph.coupling import Applied, Coupling, couple
 from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.foldable import frozen_ends, helps, summed_ends, weight_ends
-from onnxprune.graph.folding import Folded, fold
+from onnxprune.graph.folding import Folded, fold, restored
 from onnxprune.graph.groups import Grouping, group
 from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.openings import NONE, Openings, openings
@@ -61,6 +61,8 @@ class Analysis:
         What is to be said of the sizes.
     runs : callable or None
         Says why the model can't be run on inputs of these shapes, if so.
+    undo : callable or None
+        Puts back, in a model made from ``model``, what was rewritten without loss before, and of no use.
     """
 
     model: Model
@@ -74,6 +76,7 @@ class Analysis:
     notes: list[str] = field(default_factory=list)
     folded: Folded | None = None
     runs: Callable[[Mapping[str, Shape]], str] | None = field(default=None, repr=False)
+    undo: Callable[[Model], Model] | None = field(default=None, repr=False)
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
     _said: bool = False  # whether `vary` was called
 
@@ -81,6 +84,11 @@ class Analysis:
     def types(self) -> dict[str, int]:
         """Tensor -> its element type."""
         return {name: typed[0] for name, typed in self.tracer.types.items()}
+
+    def restored(self, result: Model) -> Model:
+        """Return a model made from this one with what was folded or rewritten put back where it is unchanged."""
+        result = result if self.folded is None else restored(result, self.folded)
+        return result if self.undo is None else self.undo(result)
 
     def other_values(self) -> Mapping[str, NDArray[Any]] | None:
         """Values of small tensors as other sizes may have them: what varies is another number; None: nothing does.
@@ -318,17 +326,8 @@ def _analyse(
             follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
             elements = {name: weight.elem for name, weight in weights.items()}
             grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
-            return Analysis(
-                model,
-                tracer,
-                coupling,
-                grouping,
-                inputs,
-                sizes,
-                given,
-                notes=fitting.notes(inputs),
-                runs=runs,
-            )
+            said = fitting.notes(inputs)
+            return Analysis(model, tracer, coupling, grouping, inputs, sizes, given, notes=said, runs=runs)
         failure = failure or (fitting.failure.error if fitting.failure is not None else None)
         if isinstance(failure, Unsound):
             raise ModelError(str(failure))

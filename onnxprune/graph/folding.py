@@ -27,7 +27,9 @@ from onnxprune.model import Model
 __all__ = [
     "Folded",
     "fold",
+    "merged",
     "restored",
+    "weight_protos",
 ]
 
 Array = NDArray[Any]
@@ -219,8 +221,8 @@ def restored(result: Model, folded: Folded, but: Collection[str] = ()) -> Model:
     Model
         The same one, if every folded weight has changed.
     """
-    new, old = _weights(result), _weights(folded.model)
-    source = _weights(folded.original)
+    new, old = weight_protos(result), weight_protos(folded.model)
+    source = weight_protos(folded.original)
     names = {n for n in folded.tensors if n in new and new[n] == old[n] and n not in but}
     changed = folded.tensors.keys() - names
     while True:  # what follows from something that has changed can't be what it was
@@ -231,7 +233,7 @@ def restored(result: Model, folded: Folded, but: Collection[str] = ()) -> Model:
     return _put_back(result, folded, names) if names else result
 
 
-def _weights(model: Model) -> dict[str, bytes]:
+def weight_protos(model: Model) -> dict[str, bytes]:
     """Name -> the light proto of each weight: equal bytes are equal weights."""
     graph = model.proto.graph
     weights = {t.name: t.SerializeToString(deterministic=True) for t in graph.initializer}
@@ -258,16 +260,7 @@ def _put_back(result: Model, folded: Folded, names: set[str]) -> Model:
     }
     weights = {w for name in names for w in folded.tensors[name].weights if w not in have}
     missing |= {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in weights}
-    first = {next(o for o in node.output if o): i for i, node in enumerate(graph.node) if any(node.output)}
-    kept = list(fork.proto.graph.node)
-    keys, key = [0.0] * len(kept), float(len(graph.node))
-    for at in reversed(range(len(kept))):  # a node that is new stands in front of the next that isn't
-        key = float(next((first[o] for o in kept[at].output if o in first), key))
-        keys[at] = key
-    both = sorted(
-        [*zip(keys, kept, strict=True), *((float(i), graph.node[i]) for i in missing)], key=lambda p: p[0]
-    )
-    copies = [NodeProto.FromString(n.SerializeToString()) for _, n in both]
+    copies = merged(fork.proto.graph.node, graph.node, missing)
     del fork.proto.graph.node[:]
     fork.proto.graph.node.extend(copies)
     number = {t.name: i for i, t in enumerate(graph.initializer)}
@@ -278,3 +271,19 @@ def _put_back(result: Model, folded: Folded, names: set[str]) -> Model:
     fork.proto.graph.initializer.extend(own)
     fork.refresh()
     return fork
+
+
+def merged(
+    kept: Iterable[NodeProto], original: Sequence[NodeProto], missing: Collection[int]
+) -> list[NodeProto]:
+    """Return copies of nodes with some of the original's put back in their places."""
+    first = {next(o for o in node.output if o): i for i, node in enumerate(original) if any(node.output)}
+    nodes = list(kept)
+    keys, key = [0.0] * len(nodes), float(len(original))
+    for at in reversed(range(len(nodes))):  # a node that is new stands in front of the next that isn't
+        key = float(next((first[o] for o in nodes[at].output if o in first), key))
+        keys[at] = key
+    both = sorted(
+        [*zip(keys, nodes, strict=True), *((float(i), original[i]) for i in missing)], key=lambda p: p[0]
+    )
+    return [NodeProto.FromString(n.SerializeToString()) for _, n in both]

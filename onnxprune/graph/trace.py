@@ -109,7 +109,8 @@ class Tracer:
     hints: Mapping[str, Typed] = field(default_factory=dict)
     measured: bool = False
     inferred: dict[Any, list[Typed]] = field(default_factory=dict, repr=False)
-    _means: set[str] = field(default_factory=set, repr=False)  # averages, and what one was taken from
+    _means: set[str] = field(default_factory=set, repr=False)
+    _deviations: set[str] = field(default_factory=set, repr=False)  # what an average was taken off
     _squares: set[str] = field(default_factory=set, repr=False)
     _schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = field(default_factory=dict)
 
@@ -141,16 +142,19 @@ class Tracer:
         return self._node(proto, attrs, outputs)
 
     def _follow_squares(self, proto: NodeProto) -> None:
-        """Note averages, what they are taken from, and squares of anything else."""
+        """Note averages, what they are taken off, and squares of anything else."""
         read = [n for n in proto.input if n]
-        averaged = proto.op_type in ("ReduceMean", "GlobalAveragePool")
-        passes = proto.op_type in ("Cast", "Identity", "Sub") and any(n in self._means for n in read)
-        if averaged or passes:
+        same = proto.op_type in ("Cast", "Identity")
+        averages = proto.op_type in ("ReduceMean", "GlobalAveragePool") or (same and read[0] in self._means)
+        if averages:
             self._means.update(proto.output)
+        off = proto.op_type == "Sub" and any(n in self._means or n in self._deviations for n in read)
+        if off or (same and read[0] in self._deviations):
+            self._deviations.update(proto.output)
         twice = proto.op_type == "Mul" and len(read) == 2 and read[0] == read[1]
         power = self.values.get(read[1]) if proto.op_type == "Pow" and len(read) == 2 else None
         squared = twice or (power is not None and power.size == 1 and power.item() == 2)
-        if squared and read[0] not in self._means:
+        if squared and read[0] not in self._deviations:
             self._squares.update(proto.output)
 
     def _check(self, proto: NodeProto, attrs: dict[str, Any]) -> None:

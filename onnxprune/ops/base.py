@@ -117,7 +117,7 @@ class Node:
     squares: tuple[bool, ...] = ()
 
     def is_square(self, slot: int) -> bool:
-        """Whether an input is known to hold squares of what no average was taken from, as in an RMS."""
+        """Whether an input is known to hold squares of what no average was taken off, as in an RMS."""
         return slot < len(self.squares) and self.squares[slot]
 
     def elem(self, slot: int) -> int:

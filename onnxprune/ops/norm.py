@@ -26,7 +26,7 @@ ALONE = "normalised over"
 ROLES = ("data", "scale", "bias")
 #: Norms without a mean, and the epsilon that they have where they don't say.
 _RMS = frozenset({"RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"})
-_EPSILON = 1e-5
+_EPSILON, _SKIP_EPSILON = 1e-5, 1e-12
 STATISTICS = {1: Elem.FLOAT, 2: Elem.FLOAT}
 
 literal("n c *s!, c, c -> n c *s!", ["InstanceNormalization"], why={"s": WIDTH}, roles=ROLES)
@@ -85,6 +85,11 @@ def group_norm_last(node: Node) -> Row:
     )
 
 
+def epsilon_of(op_type: str) -> float:
+    """Return the epsilon of a norm that doesn't say one."""
+    return _SKIP_EPSILON if op_type.startswith("Skip") else _EPSILON
+
+
 @op("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 @op("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
 def layer_norm(node: Node) -> Row:
@@ -122,7 +127,10 @@ def rms(node: Node, cut: Cut) -> list[Edit]:
     if more == 1 or not _is_rms(node):
         return []
     scale = 2 if node.op.startswith("Skip") else 1
-    return [SetAttr("epsilon", node.attr("epsilon", _EPSILON) * more), Multiplied(scale, sqrt(more))]
+    return [
+        SetAttr("epsilon", node.attr("epsilon", epsilon_of(node.op)) * more),
+        Multiplied(scale, sqrt(more)),
+    ]
 
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")

@@ -101,6 +101,14 @@ class Options(RecoveryOptions):
         stage="decide",
         commands="prune plan inspect explain sensitivity profile",
     )
+    center_norms: bool = option(
+        True,
+        "leave LayerNorm as it is: by default it becomes an RMS norm where the width that it reads is cut, so that the "
+        "cut is exact",
+        stage="decide",
+        commands="prune plan inspect explain sensitivity profile",
+        flag="--no-center-norms",
+    )
     open_io: tuple[str, ...] = option(
         (),
         "let inputs and outputs of a matching name shrink, axes of fixed size only, such as the heads of a cache of "
@@ -300,6 +308,7 @@ class MoreFields(RecoveryFields, total=False):
     only: tuple[str, ...]
     input_shapes: Shapes
     allow_inexact: bool
+    center_norms: bool
     open_io: tuple[str, ...]
     seed: int
     target: tuple[str, ...]

@@ -20,7 +20,6 @@ from onnxprune.cut.put_back import Carried, Failed, Removed, carry
 from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
-from onnxprune.graph.folding import restored
 from onnxprune.graph.inline import inline
 from onnxprune.graph.memory import peak_bytes
 from onnxprune.graph.select import pick
@@ -43,6 +42,7 @@ from onnxprune.pruning.schedule import decide_in_steps
 from onnxprune.pruning.search import Floors, within
 from onnxprune.pruning.targets import parse_target
 from onnxprune.report.signature import changed_interface
+from onnxprune.rotation.centre import open_widths
 from onnxprune.runtime.binding import option
 from onnxprune.runtime.inputs import Trial
 
@@ -120,24 +120,36 @@ def make_plan(run: Run[Options]) -> Plan:
     return planned(run, saliency.analysis, decide_in_steps(run, saliency, limit))
 
 
-def analysis_of(run: Run[Options], fit: bool | None = None) -> Analysis:
-    """Trace and group the model; computed weights are folded where that helps the cut, or a fit on samples."""
+def analysis_of(run: Run[Options], fit: bool | None = None, *, centred: bool = True) -> Analysis:
+    """Trace and group the model; computed weights are folded where that helps the cut, or a fit on samples.
+
+    LayerNorms whose width could be cut become RMS norms (`onnxprune.rotation.centre`), unless that is not asked for.
+    """
     options = run.options
     fit = options.fitted if fit is None else fit
     with run.stage("analyse"):
         model = inline(run.model)
         analyse_at = partial(
             analyse,
-            model,
             allow_inexact=options.allow_inexact,
             keep_blocks=options.align != 1,
             runs=Trial(model) if options.verify or options.fitted else None,
             folds="weights" if fit else "needed",
             open_io=options.open_io,
         )
-        analysis = bound(run, lambda shapes: analyse_at(input_shapes=shapes))
-    run.notes += analysis.notes
-    return analysis
+        analysis = bound(run, lambda shapes: analyse_at(model, input_shapes=shapes))
+        run.notes += analysis.notes
+        if not (centred and options.center_norms):
+            return analysis
+        opened = open_widths(
+            analysis,
+            partial(analyse_at, input_shapes=analysis.given),
+            lambda found: pick(found.grouping, options.ignore, options.only),
+            inputs=feeds(run.model.proto.graph, options.inputs) if options.verify else (),
+            check=options.verify,
+        )
+        run.notes += opened.notes
+    return opened.analysis
 
 
 def saliency_of(run: Run[Options], analysis: Analysis) -> Saliency:
@@ -161,7 +173,7 @@ def apply(run: Run[Options], plan: Plan, output: Path | None) -> Result:
     analysis, decision = _resolve(run, plan)
     if not decision.removed:
         return _copy(run, output)
-    return carry_out(run, Candidate(analysis, decision, analysis.folded), plan, output)
+    return carry_out(run, Candidate(analysis, decision, analysis.restored), plan, output)
 
 
 def verify(run: Run[Options], pruned: Model, plan: Plan) -> dict[str, Any]:
@@ -187,10 +199,13 @@ def verify(run: Run[Options], pruned: Model, plan: Plan) -> dict[str, Any]:
 
 def _resolve(run: Run[Options], plan: Plan) -> tuple[Analysis, Decision]:
     plan.check_model(run.sha256(), run.model.file_sha256)
-    analysis = analysis_of(run)
-    names = {name for g in analysis.grouping.groups for name in (g.name, g.tensor)}
-    if {g.name for g in plan.groups} - names:  # made with samples, perhaps: then more weights are folded
-        analysis = analysis_of(run, fit=True)
+    notes, planned = list(run.notes), {g.name for g in plan.groups}
+    # made without RMS norms, or with them, or with samples, perhaps: then more weights are folded
+    for fit, centred in ((None, False), (None, True), (True, False), (True, True)):
+        run.notes = list(notes)
+        analysis = analysis_of(run, fit, centred=centred)
+        if planned <= {name for g in analysis.grouping.groups for name in (g.name, g.tensor)}:
+            break
     return analysis, resolve(plan, analysis)
 
 
@@ -237,9 +252,7 @@ def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path 
     def cut(removed: Removed) -> Rewritten:
         with run.stage("rewrite"):
             rewritten = granularity.load().cut(analysis, removed)
-            if candidate.folded is None:
-                return rewritten
-            return dataclasses.replace(rewritten, model=restored(rewritten.model, candidate.folded))
+            return dataclasses.replace(rewritten, model=candidate.restored(rewritten.model))
 
     def prove(rewritten: Rewritten, removed: Removed) -> Verification | None:
         if not run.options.verify:
@@ -326,7 +339,7 @@ def _copy(run: Run[Options], output: Path | None) -> Result:
     else:
         decision = _nothing(run, analysis)
         plan = plan_of(run.sha256(), run.options, analysis, decision)
-        report = _report(run, Candidate(analysis, decision), None)
+        report = _report(run, Candidate(analysis, decision, analysis.restored), None)
     return _save(run, Result(run.model, report, output, plan=plan))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,10 @@ from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.folding import Folded
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.kept import Kept
 from onnxprune.journey.run import Run
+from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.curves import measured
 from onnxprune.pruning.decision import Decision, Limit, groups_of
@@ -64,8 +65,8 @@ class FromSamples:
     measured : dict
         Group -> loss curve of the original; steps replace those of the calibration.
     rotated : Rotated
-    folded : Folded or None
-        Which computed weights were folded in the original.
+    restored : callable
+        See `Candidate`.
     weighing : Weighing or None
         How errors of different groups weigh, once that was tried.
     dense : list of array
@@ -80,7 +81,7 @@ class FromSamples:
     calibration: Calibration
     measured: dict[str, Curve]
     rotated: Rotated
-    folded: Folded | None
+    restored: Callable[[Model], Model]
     weighing: Weighing | None = None
     dense: list[NDArray[Any]] = field(default_factory=list)
 
@@ -108,7 +109,7 @@ class FromSamples:
                 fit_on, aside = read_samples(analysis, options, run.progress).set_aside()
         made, rotated = measured(run, analysis, groups, fit_on, moments)
         return cls(
-            run, made.analysis, made.groups, fit_on, aside, made, made.curves, rotated, analysis.folded
+            run, made.analysis, made.groups, fit_on, aside, made, made.curves, rotated, analysis.restored
         )
 
     def again(self, run: Run[Options]) -> FromSamples:
@@ -195,7 +196,7 @@ class FromSamples:
         removed = {name: units for name, units in fitted.removed.items() if len(units)}
         decision = dataclasses.replace(decision, removed=removed)
         report = self._report(fitted, decision, original)
-        return Candidate(analysis, decision, self.folded, report, self._notes(fitted, decision))
+        return Candidate(analysis, decision, self.restored, report, self._notes(fitted, decision))
 
     def _analysis_of(self, fitted: Fitted) -> Analysis:
         options = self.run.options

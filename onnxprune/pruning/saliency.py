@@ -18,7 +18,6 @@ from onnxprune import registry
 from onnxprune.allocation.ranking import FLOOR, Ranking
 from onnxprune.errors import UsageError
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.folding import Folded
 from onnxprune.graph.group_types import Group
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
@@ -57,8 +56,8 @@ class Candidate:
         Of the model that is cut: the original, or one of its shape whose layers no longer need what goes.
     decision : Decision
         What goes; a fit may have chosen other units, as many of each group.
-    folded : Folded or None
-        Which computed weights were folded in the original.
+    restored : callable
+        Puts back what the analysis of the original folded or rewrote and nobody cut.
     fit : FitReport or None
         How layers were fitted on samples.
     notes : list of str
@@ -67,7 +66,7 @@ class Candidate:
 
     analysis: Analysis
     decision: Decision
-    folded: Folded | None = None
+    restored: Callable[[Model], Model]
     fit: FitReport | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -162,7 +161,7 @@ class FromWeights:
 
     def refit(self, decision: Decision) -> Candidate:
         """Return the original."""
-        return Candidate(self.analysis, decision, self.analysis.folded)
+        return Candidate(self.analysis, decision, self.analysis.restored)
 
 
 @dataclass(frozen=True)
