@@ -28,21 +28,9 @@ from onnxprune.report.forms import is_page
 from onnxprune.report.record import Facts, Record
 
 __all__ = [
-    "sensitivity",
-    "apply",
-    "calibrate",
-    "explain",
-    "fleet",
-    "inspect",
-    "merge",
-    "plan",
-    "profile",
-    "prune",
-    "run",
-    "sparsify",
-    "tune",
-    "verify",
-]
+    "apply", "calibrate", "explain", "fleet", "inspect", "merge", "plan", "profile", "prune", "run", "sensitivity",
+    "sparsify", "tune", "verify",
+]  # fmt: skip
 
 T = TypeVar("T")
 
