@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxprune.cut.mend import Mender, RewriteError
+from onnxprune.cut.shares import fold_shares
 from onnxprune.cut.writer import WeightCut, Writer
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.kept import Kept, Masks
@@ -72,6 +73,7 @@ def rewrite(
     mender = Mender(writer, tracer, other)
     for number in range(len(coupling.nodes)):
         mender.visit(number)
+    fold_shares(writer)
     writer.drop_dead()
     writer.update_types()
     return Rewritten(writer.model, cuts, dead)

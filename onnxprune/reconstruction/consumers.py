@@ -69,7 +69,8 @@ def consumers_of(
             problems, units, w = _scaled(wide, units, w, exact=not evidence.linear)
         elif evidence.linear:
             problems = [p.through(w) for p in problems]
-        problem, factor = steadied(problems, units, w)
+        train, held_out, whole = problems
+        problem, factor = steadied(train, held_out, whole, units, w)
         consumers.append(Consumer(problem, units, w, unit / factor))
     return consumers
 
@@ -146,5 +147,6 @@ class Together:
     def consumer(self) -> Consumer:
         """Return them as one layer; nothing is left here."""
         units, w = _plain(self.units)
-        problem, factor = steadied(self.sums.problems(), units, w)
+        train, held_out, whole = self.sums.problems()
+        problem, factor = steadied(train, held_out, whole, units, w)
         return Consumer(problem, units, w, 1 / factor)

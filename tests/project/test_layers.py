@@ -31,7 +31,6 @@ RANKS = (
     "criteria rotation sparsity",
     "pruning",
     "tuning",
-    "fleet",
     "api",
     "passes integrations",
     "cli",
