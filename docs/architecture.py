@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "ARCHITECTURE.md"
 BEGIN, END = "<!-- drawn by docs/architecture.py -->\n", "<!-- end -->\n"
 #: The room of a rank -> what the ranks from there down are.
-PARTS = {"cli": "interface", "tuning": "capabilities", "journey": "services", "model": "foundations"}
+PARTS = {"cli": "interface", "fleet": "capabilities", "journey": "services", "model": "foundations"}
 WIDTH, MARGIN = 96, 15
 
 

@@ -48,6 +48,7 @@ def ops() -> str:
 def options() -> str:
     """Return docs/options.md."""
     from onnxprune.options.calibration import CalibrateOptions
+    from onnxprune.options.fleet import FleetOptions
     from onnxprune.options.pruning import Options
     from onnxprune.options.sparsity import SparseOptions
     from onnxprune.options.tuning import TuneOptions
@@ -57,6 +58,7 @@ def options() -> str:
     lines += ["`onnxprune sparsify`:", "", *_option_rows(SparseOptions), ""]
     lines += ["`onnxprune tune`:", "", *_option_rows(TuneOptions), ""]
     lines += ["`onnxprune calibrate`:", "", *_option_rows(CalibrateOptions), ""]
+    lines += ["`onnxprune fleet`:", "", *_option_rows(FleetOptions), ""]
     return "\n".join(lines)
 
 

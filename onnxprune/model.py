@@ -202,7 +202,7 @@ class Model:
         """
         tensor = self._store.tensor(name)
         dims = tuple(tensor.dims)
-        cuts = dict(_cut(axis, positions, dims, name) for axis, positions in keep.items())
+        cuts = dict(payload.positions(axis, some, dims, name) for axis, some in keep.items())
         cuts = {a: k for a, k in cuts.items() if len(k) != dims[a] or bool(np.any(k != np.arange(dims[a])))}
         if not cuts:
             return
@@ -272,6 +272,19 @@ class Model:
         twin = Model(store, self.path, self._source, self._origin)
         twin._digests, twin._seen = self._digests, self._seen
         return twin
+
+    def part(self, graph: onnx.GraphProto, weights: Iterable[str]) -> Model:
+        """Return a model of a few nodes that read weights of this one, which are shared and not copied.
+
+        Parameters
+        ----------
+        graph : GraphProto
+            Its nodes, inputs and outputs.
+        weights : iterable of str
+        """
+        own = {"functions": self.proto.functions, "opset_import": self.proto.opset_import}
+        proto = onnx.ModelProto(ir_version=self.proto.ir_version, graph=graph, **own)
+        return Model(self._store.some(proto, weights), None, None, (b"", {}))
 
     def unfold(self, but: Collection[str] = ()) -> Model:
         """Return a fork whose bodies (If, Loop, Scan) are laid open in its main graph; the model itself if it has none.
@@ -384,15 +397,3 @@ def _unpickled(data: bytes, digests: tuple[str, str]) -> Model:
     model = Model.load(data)
     model._digests = digests
     return model
-
-
-def _cut(axis: int, positions: ArrayLike, dims: tuple[int, ...], name: str) -> tuple[int, NDArray[np.int64]]:
-    keep = np.asarray(positions, dtype=np.int64)
-    if not -len(dims) <= axis < len(dims):
-        raise ValueError(f"weight {name!r} has dimensions {dims}, so no axis {axis}")
-    if keep.ndim != 1 or (len(keep) and not 0 <= keep.min() <= keep.max() < dims[axis]):
-        raise ValueError(
-            f"positions to keep on axis {axis} of weight {name!r} must be a list of numbers in "
-            f"0 .. {dims[axis] - 1}"
-        )
-    return axis % len(dims), keep

@@ -14,6 +14,7 @@ STUB = {
     "sparsify": "sparsify in.onnx out.onnx --report r.json",
     "calibrate": "calibrate in.onnx --calib s.npz -o m.npz",
     "merge": "merge one.npz two.npz -o m.npz",
+    "fleet": "fleet models out",
     "tune": "tune in.onnx out.onnx --report r.json --recover lstsq",
 }
 HALF, BUDGET, SAMPLES = "--ratio 0.5", "--target macs=0.7", "--ratio 0.5 --calib s.npz --recover lstsq"
@@ -139,6 +140,13 @@ EFFECTS = {
         "--output": ("", "-o n.npz"),
         "--json": SHOWN["--json"],
         **QUIET,
+    },
+    "fleet": {
+        "--ratio": ("--target macs=0.7", HALF),
+        "--target": (HALF, BUDGET),
+        "--calib": (HALF, f"{HALF} --calib s.npz"),
+        "--json": (HALF, f"{HALF} --json"),
+        **{name: (f"{HALF} {a}", f"{HALF} {b}") for name, (a, b) in QUIET.items()},
     },
     "apply": {
         "--no-verify": ("", "--no-verify"),

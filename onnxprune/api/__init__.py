@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from onnxprune.api.several import calibrate as calibrate
 from onnxprune.api.several import family as family
+from onnxprune.api.several import fleet as fleet
 from onnxprune.api.several import merge as merge
 from onnxprune.api.several import profile as profile
 from onnxprune.api.several import sensitivity as sensitivity
@@ -38,6 +39,7 @@ __all__ = [
     "calibrate",
     "explain",
     "family",
+    "fleet",
     "inspect",
     "inspect_sparsity",
     "merge",

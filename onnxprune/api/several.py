@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -12,18 +13,20 @@ from onnxprune.graph.select import pick
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.options.calibration import CalibrateFields, CalibrateOptions
 from onnxprune.options.declare import settings_of
+from onnxprune.options.fleet import FleetFields, FleetOptions
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.tuning import TuneFields, TuneOptions
 from onnxprune.pruning import journey
 from onnxprune.pruning.journey import Result
 
 if TYPE_CHECKING:
+    from onnxprune.fleet.table import FleetTable
     from onnxprune.pruning.family import Sensitivity
     from onnxprune.pruning.layer_times import LayerTimes
     from onnxprune.pruning.sharded import MomentFacts
     from onnxprune.tuning.report import TuneReport
 
-__all__ = ["calibrate", "family", "merge", "profile", "sensitivity", "tune"]
+__all__ = ["calibrate", "family", "fleet", "merge", "profile", "sensitivity", "tune"]
 
 Path_ = str | os.PathLike[str]
 
@@ -175,3 +178,44 @@ def tune(
     from onnxprune.tuning.journey import find
 
     return find(Run.open(source, settings_of(TuneOptions, options, fields), progress), Path(output))
+
+
+def fleet(
+    source: Path_,
+    output: Path_,
+    options: FleetOptions | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    **fields: Unpack[FleetFields],
+) -> FleetTable:
+    """Make many models, and a table of what came of each; what is done already stays.
+
+    Parameters
+    ----------
+    source : path
+        A folder of models, or a spec, see `onnxprune.fleet.spec`.
+    output : path
+        Folder of the results, which is made.
+    options : FleetOptions, optional
+    executor : concurrent.futures.Executor, optional
+        Does the jobs instead of ``jobs`` processes: that of joblib, dask (``client.get_executor()``) or ray, say. Its
+        workers must see the same files; what is sent are paths and options. It stays open.
+    progress : callable, optional
+    **fields
+        The fields of `FleetOptions`; they replace those of ``options``.
+
+    Returns
+    -------
+    FleetTable
+        Whose ``failed`` are the rows of jobs that could not be done.
+
+    Raises
+    ------
+    OnnxPruneError
+        If the spec isn't one, or the folder can't be had; jobs that fail raise nothing.
+    """
+    from onnxprune.fleet import journey as fleets
+
+    settings = settings_of(FleetOptions, options, fields)
+    return fleets.sail(Path(source), Path(output), settings, executor, progress)

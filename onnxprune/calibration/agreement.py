@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,12 @@ from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
 
-__all__ = ["compare", "distance", "outputs", "paired", "wilson"]
+__all__ = ["Outputs", "compare", "distance", "outputs", "paired", "wilson"]
 
 Array = NDArray[Any]
+
+#: Entries of outputs that are compared at a time.
+ENTRIES = 1 << 23
 
 
 def outputs(model: Model, samples: Samples, but: Collection[str] = ()) -> Array:
@@ -28,23 +33,66 @@ def outputs(model: Model, samples: Samples, but: Collection[str] = ()) -> Array:
     but : collection of str
         Outputs that aren't looked at.
 
+    Returns
+    -------
+    float array, of the model's type, or int64
+
     Raises
     ------
     CalibrationError
         If the model fails on them, or has no such output.
     """
-    rows = []
+    return Outputs(model, samples, but).whole()
+
+
+def _rows(model: Model, samples: Samples, but: Collection[str]) -> Iterator[Array]:
     for values, count in zip(stream_of(model, samples).each(), samples.counts, strict=True):
         array = _first([v for n, v in values.items() if n not in but and isinstance(v, np.ndarray)])
         whole = array.ndim > 0 and array.shape[0] == count
-        rows.append(array if whole else array[None])
-    return np.concatenate(rows)
+        yield array if whole else array[None]
+
+
+class Outputs:
+    """What `outputs` gives, batch after batch: held while there is room, else computed each time.
+
+    Parameters
+    ----------
+    model : Model
+    samples : Samples
+    but : collection of str
+    room : int
+        Bytes.
+    """
+
+    def __init__(
+        self, model: Model, samples: Samples, but: Collection[str] = (), room: int = 1 << 28
+    ) -> None:
+        self._given, self.room = (model, samples, but), room
+        self.held: list[Array] = []
+
+    def __iter__(self) -> Iterator[Array]:
+        """Yield array [samples of the batch, ...]."""
+        if self.held:
+            yield from self.held
+            return
+        rows: list[Array] = []
+        size = 0
+        for array in _rows(*self._given):
+            size += array.nbytes
+            if size <= self.room:
+                rows.append(array)
+            yield array
+        self.held = rows if size <= self.room else []
+
+    def whole(self) -> Array:
+        """Return array [samples, ...]."""
+        return np.concatenate(list(self))
 
 
 def _first(values: Sequence[Array]) -> Array:
     for array in values:
         if array.dtype.kind == "f":
-            return array.astype(np.float64)
+            return array
     for array in values:
         if array.dtype.kind in "iub":
             return array.astype(np.int64)
@@ -60,14 +108,17 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
 
 
-def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict[str, Any]:
+def compare(
+    original: Array | Iterable[Array], pruned: Array | Iterable[Array], labels: Array | None = None
+) -> dict[str, Any]:
     """Return figures of agreement.
 
     Parameters
     ----------
-    original, pruned : float64 or int64 [samples, ...]
-        Outputs; they are classes where one axis behind the samples is longer than 1, no more. Integers are numbers of
-        classes, as ArgMax gives them, each for one position: they count as one-hot rows.
+    original, pruned : float or int64 [samples, ...], or iterable of these
+        Outputs, whole or batch after batch, so that they need not be in memory at once; they are classes where one
+        axis behind the samples is longer than 1, no more. Integers are numbers of classes, as ArgMax gives them, each
+        for one position: they count as one-hot rows.
     labels : int array [samples], optional
         For true accuracy.
 
@@ -79,28 +130,88 @@ def compare(original: Array, pruned: Array, labels: Array | None = None) -> dict
         ``agreement_interval`` (95 %) and ``kl`` (mean, nats); with labels ``accuracy`` (before,
         after, and the 95 % interval of the drop), in points.
     """
-    if original.dtype.kind == "i":
-        return _compare_numbers(original, pruned, labels)
-    classes = sum(size > 1 for size in original.shape[1:]) == 1
-    original, pruned = original.reshape(len(original), -1), pruned.reshape(len(pruned), -1)
-    difference = float(np.linalg.norm(pruned - original))
-    lengths = np.linalg.norm(original, axis=1) * np.linalg.norm(pruned, axis=1)
-    cosine = (original * pruned).sum(axis=1) / np.maximum(lengths, 1e-30)
-    n = len(original)
+    pairs = zip(*([a] if isinstance(a, np.ndarray) else a for a in (original, pruned)), strict=True)
+    parts: list[_Figures] = []
+    classes = False
+    for one, two in _in_pieces(pairs):
+        if one.dtype.kind == "i":
+            ones, twos = zip((one, two), *pairs, strict=True)
+            return _compare_numbers(np.concatenate(ones), np.concatenate(twos), labels)
+        classes = sum(size > 1 for size in one.shape[1:]) == 1
+        parts.append(_Figures.of(one, two, classes))
+    return _figures(parts, labels, classes)
+
+
+def _in_pieces(pairs: Iterable[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
+    """Yield floats in pieces of about `ENTRIES`: small batches put together, large ones taken apart."""
+    waiting: list[tuple[Array, Array]] = []
+    for pair in pairs:
+        size = prod(pair[0].shape[1:])
+        if pair[0].dtype.kind == "i":
+            yield pair
+            continue
+        if waiting and waiting[0][0].shape[1:] != pair[0].shape[1:]:
+            yield _joined(waiting)
+        waiting.append(pair)
+        if size * sum(len(one) for one, _ in waiting) < ENTRIES:
+            continue
+        one, two = _joined(waiting)
+        step = max(ENTRIES // max(size, 1), 1)
+        for first in range(0, len(one), step):
+            yield one[first : first + step], two[first : first + step]
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(waiting: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    one, two = (
+        arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*waiting, strict=True)
+    )
+    waiting.clear()
+    return one, two
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What a few samples tell: norms of the difference and of the original; of each sample the rest."""
+
+    gap: float
+    size: float
+    cosine: Array
+    chosen: Array  # int64[2, samples], the classes that the original and the other give
+    kl: Array
+
+    @classmethod
+    def of(cls, original: Array, pruned: Array, classes: bool) -> _Figures:
+        one, two = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (original, pruned))
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+        cosine = (one * two).sum(axis=1) / np.maximum(lengths, 1e-30)
+        gap, size = float(np.linalg.norm(two - one)), float(np.linalg.norm(one))
+        if not classes:
+            return cls(gap, size, cosine, np.zeros((2, 0), np.int64), np.zeros(0))
+        p, q = _log_shares(one), _log_shares(two)
+        chosen = np.stack([one.argmax(axis=1), two.argmax(axis=1)])
+        return cls(gap, size, cosine, chosen, (np.exp(p) * (p - q)).sum(axis=1))
+
+
+def _figures(parts: Sequence[_Figures], labels: Array | None, classes: bool) -> dict[str, Any]:
+    cosine = np.concatenate([part.cosine for part in parts])
+    n = len(cosine)
+    gap, size = (float(np.linalg.norm(norms)) for norms in ([p.gap for p in parts], [p.size for p in parts]))
     figures: dict[str, Any] = {
         "samples": n,
-        "relative_error": difference / max(float(np.linalg.norm(original)), 1e-30),
+        "relative_error": gap / max(size, 1e-30),
         "cosine": float(cosine.mean()),
     }
     if classes and n > 1:
-        same = float((original.argmax(axis=1) == pruned.argmax(axis=1)).mean())
-        p, q = _log_shares(original), _log_shares(pruned)
+        before, after = np.concatenate([part.chosen for part in parts], axis=1)
+        same = float((before == after).mean())
         figures["agreement"] = same
         figures["agreement_interval"] = list(wilson(same, n))
-        figures["kl"] = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+        figures["kl"] = float(np.concatenate([part.kl for part in parts]).mean())
         if labels is not None and len(labels) == n:
             truth = np.asarray(labels).reshape(n)
-            figures["accuracy"] = _accuracy(original.argmax(axis=1) == truth, pruned.argmax(axis=1) == truth)
+            figures["accuracy"] = _accuracy(before == truth, after == truth)
     return figures
 
 
@@ -149,7 +260,7 @@ def _compare_numbers(original: Array, pruned: Array, labels: Array | None) -> di
     return figures
 
 
-def distance(original: Array, pruned: Array) -> float:
+def distance(original: Array | Iterable[Array], pruned: Array | Iterable[Array]) -> float:
     """Return one figure of how far outputs are apart, to compare candidates by; less is nearer.
 
     The squared relative error, times the Kullback-Leibler divergence where the output is classes: the error alone

@@ -1,4 +1,4 @@
-"""How much a stream through the samples will hold."""
+"""How much a stream through the samples will hold, and batches of which it finds room."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis
 
-__all__ = ["largest", "sizes", "stream_bytes"]
+__all__ = ["in_batches", "largest", "sizes", "stream_bytes"]
+
+#: Bytes of the activations of a batch that are there at once.
+BATCH_BYTES = 1 << 27
 
 
 def largest(analysis: Analysis, stops: Sequence[int]) -> float:
@@ -79,3 +82,23 @@ def _bytes(analysis: Analysis, name: str) -> float:
 def _entries(analysis: Analysis) -> int:
     """Return the size of the largest input at the analysed shapes."""
     return max((1, *(prod(shape) for shape in analysis.inputs.values())))
+
+
+def in_batches(analysis: Analysis, samples: Samples, most: float = BATCH_BYTES) -> Samples:
+    """Return the same samples in smaller batches where the activations of one would take too much memory.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    samples : Samples
+        Where the model fixes the size of a batch, or shapes aren't known, they stay as they are.
+    most : float
+        Bytes.
+    """
+    once = largest(analysis, range(len(analysis.coupling.nodes) + 1)) / _entries(analysis)
+    if not np.isfinite(once):
+        return samples
+    pairs = zip(samples.batches, samples.counts, strict=True)
+    each = max(once * max((a.size for a in batch.values()), default=0) / count for batch, count in pairs)
+    fitting, count = max(int(most // max(each, 1)), 1), max(samples.counts)
+    return samples if count <= fitting else samples.cut_into(-(-count // -(-count // fitting)))

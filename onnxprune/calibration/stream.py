@@ -21,13 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.ways import Way, along, ways_of
 from onnxprune.errors import CalibrationError
 from onnxprune.files.bodies import body_of, is_joint, stepped
-from onnxprune.files.fold import fold
 from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
 from onnxprune.runtime.session import RunError, Session, open_session
@@ -36,6 +35,8 @@ __all__ = ["Runs", "Stream", "stream_of"]
 
 #: Ops that give a weight in another form.
 FORMS = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
+#: Bytes of weights beyond which a session may keep no copies of them, though it is then slower.
+HEAVY = 1 << 27
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -241,9 +242,12 @@ class Stream:
         other.model, other.keep = model, set(self.keep)
         return other
 
-    def _open(self, model: Model | onnx.ModelProto, extra_outputs: Iterable[str] = ()) -> Session:
-        provider = self.samples.provider
-        return open_session(model, extra_outputs, provider=provider, prepack=True, optimise=True)
+    def _open(self, model: Model, extra_outputs: Iterable[str] = ()) -> Session:
+        """Open a session; where weights are large it reads them where they lie, and makes no others of them."""
+        light = sum(model.info(name).nbytes for name in model.names()) <= HEAVY
+        return open_session(
+            model, extra_outputs, provider=self.samples.provider, prepack=light, optimise=light
+        )
 
     def _run(self, session: Session | None, names: Sequence[str], batch: Batch) -> Batch:
         if session is None:
@@ -300,9 +304,9 @@ class Stream:
         lost = missing - made
         if lost:
             raise ValueError(f"{sorted(lost)} can't be had between nodes {first} and {to}")
-        proto, inputs = self._part(picked, needed - made - {""}, sorted(missing), have)
+        part, inputs = self._part(picked, needed - made - {""}, sorted(missing), have)
         try:
-            return self._open(proto), inputs
+            return self._open(part), inputs
         except RunError as error:
             raise CalibrationError(f"A part of the model can't be run for calibration: {error}.") from error
 
@@ -321,24 +325,17 @@ class Stream:
 
     def _part(
         self, nodes: Sequence[NodeProto], outside: Iterable[str], outputs: Iterable[str], have: set[str]
-    ) -> tuple[onnx.ModelProto, list[str]]:
-        source = self.model.proto
+    ) -> tuple[Model, list[str]]:
         inputs, weights = [], []
         for name in sorted(outside):
             if name in have:
                 inputs.append(name)
             elif name in self.model:
-                weights.append(numpy_helper.from_array(np.asarray(self.model.weight(name)), name))
+                weights.append(name)
         graph = helper.make_graph(
             list(nodes),
             "part",
             [helper.make_tensor_value_info(n, self.types[n], self._shape(n)) for n in inputs],
             [onnx.ValueInfoProto(name=n) for n in outputs],
-            weights,
         )
-        proto = onnx.ModelProto()
-        proto.CopyFrom(onnx.ModelProto(ir_version=source.ir_version, functions=source.functions))
-        proto.opset_import.extend(source.opset_import)
-        proto.graph.CopyFrom(graph)
-        fold(proto)
-        return proto, inputs
+        return self.model.part(graph, weights), inputs

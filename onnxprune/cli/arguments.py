@@ -61,6 +61,7 @@ def build() -> argparse.ArgumentParser:
     _run(commands)
     _sparsify(commands)
     _tune(commands)
+    _fleet(commands)
     return top
 
 
@@ -375,6 +376,17 @@ def _tune(commands: Any) -> None:
         metavar="R.html|R.json",
         help="write the report: all members, measured; a page with the curve if it ends in .html",
     )
+    _json(parser)
+
+
+def _fleet(commands: Any) -> None:
+    from onnxprune.options.fleet import FleetOptions
+
+    parser = _command(
+        commands, "fleet", "make many models, resumable, with one table of what came of each", examples.FLEET
+    )
+    _files(parser, ("in", "a spec (.toml) or a folder of models"), ("out", "the folder of all results"))
+    _add_options(parser, "fleet", kind=FleetOptions)
     _json(parser)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from onnxprune import api
 from onnxprune.cli.arguments import options_from, shapes_from
 from onnxprune.cli.progress import showing
-from onnxprune.errors import UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files.commit import write_text
 from onnxprune.files.target import STDOUT
 from onnxprune.journey import passes as passlist
@@ -28,20 +28,9 @@ from onnxprune.report.forms import is_page
 from onnxprune.report.record import Facts, Record
 
 __all__ = [
-    "sensitivity",
-    "apply",
-    "calibrate",
-    "explain",
-    "inspect",
-    "merge",
-    "plan",
-    "profile",
-    "prune",
-    "run",
-    "sparsify",
-    "tune",
-    "verify",
-]
+    "apply", "calibrate", "explain", "fleet", "inspect", "merge", "plan", "profile", "prune", "run", "sensitivity",
+    "sparsify", "tune", "verify",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -248,6 +237,19 @@ def tune(args: Namespace) -> None:
         report = _told(args, api.tune, source, args.out, options)
         _keep(args, report)
     _finish(args, report)
+
+
+def fleet(args: Namespace) -> None:
+    """``onnxprune fleet SPEC|FOLDER OUT``."""
+    from onnxprune.options.fleet import FleetOptions
+
+    table = _told(args, api.fleet, _input(args), args.out, options_from(args, FleetOptions))
+    _say(args, table)
+    if table.failed:
+        raise OnnxPruneError(
+            f"{len(table.failed)} of {len(table.names)} could not be done; {args.out}/fleet.csv says why, and --retry "
+            "tries them again."
+        )
 
 
 @contextlib.contextmanager

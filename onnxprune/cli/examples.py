@@ -6,6 +6,7 @@ __all__ = [
     "CALIBRATE",
     "CODES",
     "EXPLAIN",
+    "FLEET",
     "INSPECT",
     "PLAN",
     "PROFILE",
@@ -72,6 +73,16 @@ examples:
   onnxprune merge part1.npz part2.npz -o all.npz
       has the bytes of one run without --shard
   onnxprune prune model.onnx small.onnx --target macs=0.5 --moments all.npz
+"""
+
+FLEET = """\
+examples:
+  onnxprune fleet models small --target macs=0.7,0.5 --calib synthetic --jobs 2
+      two of each model in the folder; stopped or killed, the same command goes on
+  onnxprune fleet fleet.toml small
+      [options], and a [[model]] each with its path and options of its own; small/fleet.csv is the table
+  onnxprune fleet fleet.toml small --retry
+      tries again what failed
 """
 
 PROFILE = """\

@@ -15,12 +15,23 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from onnx import numpy_helper
 
 from onnxprune.files.wire import RAW_DATA
 
-__all__ = ["Array", "Payload", "bits", "decode", "encode", "from_array", "known_type", "nbytes", "take"]
+__all__ = [
+    "Array",
+    "Payload",
+    "bits",
+    "decode",
+    "encode",
+    "from_array",
+    "known_type",
+    "nbytes",
+    "positions",
+    "take",
+]
 
 Array = NDArray[Any]
 
@@ -166,3 +177,22 @@ class Payload:
 def from_array(array: Array, elem_type: int) -> Payload:
     """Hold an array."""
     return Payload(encode(array, elem_type), array.shape, elem_type)
+
+
+def positions(axis: int, kept: ArrayLike, dims: tuple[int, ...], name: str) -> tuple[int, NDArray[np.int64]]:
+    """Return an axis of a weight, counted from the front, and the positions to keep as int64.
+
+    Raises
+    ------
+    ValueError
+        If there is no such axis, or a position is out of range.
+    """
+    keep = np.asarray(kept, dtype=np.int64)
+    if not -len(dims) <= axis < len(dims):
+        raise ValueError(f"weight {name!r} has dimensions {dims}, so no axis {axis}")
+    if keep.ndim != 1 or (len(keep) and not 0 <= keep.min() <= keep.max() < dims[axis]):
+        raise ValueError(
+            f"positions to keep on axis {axis} of weight {name!r} must be a list of numbers in "
+            f"0 .. {dims[axis] - 1}"
+        )
+    return axis % len(dims), keep

@@ -175,6 +175,18 @@ class Store:
         """Return the store of a copy of the proto; payloads are shared."""
         return Store(proto, self.folder, dict(self.payloads), self.unfolded, self.scratch)
 
+    def some(self, proto: onnx.ModelProto, names: Iterable[str]) -> Store:
+        """Return the store of another proto, which gets some of these weights as initializers; none is copied."""
+        other = Store(proto, None, {}, self.unfolded, self.scratch)
+        for name in names:
+            source, tensor = self.tensor(name), proto.graph.initializer.add(name=name)
+            data = self.payload(source, repr(name))
+            if data is None:
+                tensor.CopyFrom(numpy_helper.from_array(self.array(source, repr(name)), name))
+            else:
+                other.hold(tensor, data)
+        return other
+
     def refresh(self) -> dict[str, tuple[bool, int]]:
         """Find all weights anew."""
         graph = self.proto.graph

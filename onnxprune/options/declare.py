@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Any, Self, TypedDict, TypeVar, cast
 
 from onnxprune import registry
 from onnxprune.errors import UsageError
@@ -249,7 +249,7 @@ class SharedFields(TypedDict, total=False):
     external_data_threshold: int | None
 
 
-AnyOptions = TypeVar("AnyOptions", bound=SharedOptions)
+AnyOptions = TypeVar("AnyOptions")
 
 
 def settings_of(kind: type[AnyOptions], options: AnyOptions | None, fields: Mapping[str, Any]) -> AnyOptions:
@@ -261,8 +261,11 @@ def settings_of(kind: type[AnyOptions], options: AnyOptions | None, fields: Mapp
         If there is no such field, or one that must be given isn't.
     """
     try:
-        return kind(**fields) if options is None else dataclasses.replace(options, **fields)
+        if options is None:
+            return kind(**fields)
+        changed: AnyOptions = dataclasses.replace(cast(Any, options), **fields)
+        return changed
     except TypeError as error:
-        command = {"SparseOptions": "sparsify", "TuneOptions": "tune"}.get(kind.__name__)
+        command = kind.__name__.removesuffix("Options").lower().replace("sparse", "sparsify")
         where = f"'onnxprune {command} --help'" if command else "onnxprune.Options"
         raise UsageError(f"{str(error).partition(') ')[2] or error}; see {where}.") from error

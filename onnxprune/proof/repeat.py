@@ -48,7 +48,7 @@ def unrepeatable(session: Session, cases: Sequence[Case], tolerance: float) -> l
     loose: set[str] = set()
     quiet, rounds = 0, 0
     while quiet < QUIET and rounds < ROUNDS:
-        before, rounds = _count(changed), rounds + 1
+        before, rounds = _count(_rows(changed, loose)), rounds + 1
         for number in rng.permutation(len(cases)):
             case = cases[number]
             session.run({n: -a if _floats(a) else a for n, a in case.feeds.items()})
@@ -61,14 +61,21 @@ def unrepeatable(session: Session, cases: Sequence[Case], tolerance: float) -> l
                     changed[number][name] = differs | changed[number].get(name, False)
                     if not compare(was, again).error <= tolerance:
                         loose.add(name)
-        quiet = quiet + 1 if _count(changed) == before else 0
-    # what lies in memory that wasn't written may be the same by chance, here and there in a row
-    rows = [
+        quiet = quiet + 1 if _count(_rows(changed, loose)) == before else 0
+    rows = _rows(changed, loose)
+    noise = {n for r in rows for n, w in r.items() if w.all()}
+    return [{n: w for n, w in r.items() if n not in noise} for r in rows]
+
+
+def _rows(changed: Sequence[Places], loose: set[str]) -> list[dict[str, NDArray[np.bool_]]]:
+    """Return the rows of places in some outputs: rounding is no reason to look again, nor is another place of a row.
+
+    What lies in memory that wasn't written may be the same by chance, here and there in a row.
+    """
+    return [
         {n: w | w.any(-1, keepdims=True) if w.ndim else w for n, w in c.items() if n in loose}
         for c in changed
     ]
-    noise = {n for r in rows for n, w in r.items() if w.all()}
-    return [{n: w for n, w in r.items() if n not in noise} for r in rows]
 
 
 def _count(changed: Sequence[Places]) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxprune import granularity
 from onnxprune.allocation.alignment import FLOOR
 from onnxprune.allocation.ranking import Ranking
-from onnxprune.calibration.agreement import compare, outputs
+from onnxprune.calibration.agreement import Outputs, compare
 from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import NothingToPrune, UsageError
@@ -69,8 +69,8 @@ class FromSamples:
         See `Candidate`.
     weighing : Weighing or None
         How errors of different groups weigh, once that was tried.
-    dense : list of array
-        The original's outputs on the samples set aside, once they were needed.
+    dense : list of Outputs
+        The original's, on the samples set aside, once they were needed.
     """
 
     run: Run[Options]
@@ -83,7 +83,7 @@ class FromSamples:
     rotated: Rotated
     restored: Callable[[Model], Model]
     weighing: Weighing | None = None
-    dense: list[NDArray[Any]] = field(default_factory=list)
+    dense: list[Outputs] = field(default_factory=list)
 
     @classmethod
     def open(cls, run: Run[Options], analysis: Analysis) -> FromSamples:
@@ -222,11 +222,11 @@ class FromSamples:
                 analysis.coupling.opened,
             )
             if not self.dense:
-                self.dense.append(outputs(self.run.model, self.aside, opened))
+                self.dense.append(Outputs(self.run.model, self.aside, opened))
                 if self.aside.labels is not None:
-                    self.run.notes += check_labels(self.dense[0], self.aside.labels)
+                    self.run.notes += check_labels(self.dense[0].whole(), self.aside.labels)
             left = self.aside.taken(kept.take)
-            return compare(self.dense[0], outputs(cut.model, left, opened), self.aside.labels)
+            return compare(self.dense[0], Outputs(cut.model, left, opened, room=0), self.aside.labels)
 
     def _report(self, fitted: Fitted, decision: Decision, original: dict[str, Any] | None) -> FitReport:
         return FitReport(

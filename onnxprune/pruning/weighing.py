@@ -146,7 +146,7 @@ def by_trials(
     choose : callable
         Weighing -> units that go.
     """
-    from onnxprune.calibration.agreement import distance, outputs
+    from onnxprune.calibration.agreement import Outputs, distance
 
     trials, few = run.options.trials, _few(samples)
     if trials == 0 or few is None or len(calibration.curves) < 2:
@@ -156,7 +156,7 @@ def by_trials(
     many = any(len(layers) > 1 for layers in rough.places.values())
     most = 2 * trials - 1 if many else trials
     with run.stage("weigh"):
-        dense, numbers = outputs(run.model, judge), count(1)
+        dense, numbers = Outputs(run.model, judge), count(1)
 
         def tried(weighing: Weighing) -> float:
             run.say(f"weigh {next(numbers)}/{most}: trial fit")
@@ -164,7 +164,7 @@ def by_trials(
                 fitted = rough.fit(choose(weighing))
             except NothingToPrune:
                 return np.inf
-            return distance(dense, outputs(fitted.model, judge))
+            return distance(dense, Outputs(fitted.model, judge, room=0))
 
         best = search(tried, trials, many=many)
     shared = f", those of groups that many layers read {best.shared:g} times others" if many else ""

@@ -69,8 +69,7 @@ def consumers_of(
             problems, units, w = _scaled(wide, units, w, exact=not evidence.linear)
         elif evidence.linear:
             problems = [p.through(w) for p in problems]
-        train, held_out, whole = problems
-        problem, factor = steadied(train, held_out, whole, units, w)
+        problem, factor = steadied(problems, units, w)
         consumers.append(Consumer(problem, units, w, unit / factor))
     return consumers
 
@@ -147,6 +146,5 @@ class Together:
     def consumer(self) -> Consumer:
         """Return them as one layer; nothing is left here."""
         units, w = _plain(self.units)
-        train, held_out, whole = self.sums.problems()
-        problem, factor = steadied(train, held_out, whole, units, w)
+        problem, factor = steadied(self.sums.problems(), units, w)
         return Consumer(problem, units, w, 1 / factor)

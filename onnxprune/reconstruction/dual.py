@@ -81,6 +81,7 @@ class RowTable:
         check_finite(x)
         check_finite(y)
         kind = np.float64 if np.float64 in (x.dtype, y.dtype) else np.float32
+        self._kernel = None
         self.x.append(np.ascontiguousarray(x, kind))
         self.y.append(np.ascontiguousarray(y, kind))
 

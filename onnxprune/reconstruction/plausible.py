@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibration.frontier import in_batches
 from onnxprune.calibration.samples import Asked, Samples, samples_for
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
@@ -60,14 +61,14 @@ MOST = 50.0
 
 
 def read_samples(analysis: Analysis, asked: Asked, say: Callable[[str], None] | None = None) -> Samples:
-    """Read the samples that options ask for; synthetic ones are made plausible for the model.
+    """Read the samples that options ask for, in batches that fit the memory; synthetic ones are made plausible.
 
     Raises
     ------
     CalibrationError
         If they can't be read, or don't fit the model.
     """
-    samples = samples_for(analysis.interface(), asked, analysis.inputs)
+    samples = in_batches(analysis, samples_for(analysis.interface(), asked, analysis.inputs))
     return plausible(analysis, samples, asked.seed, say) if asked.calib == "synthetic" else samples
 
 

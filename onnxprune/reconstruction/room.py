@@ -14,10 +14,12 @@ from onnxprune.errors import CalibrationError
 from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import Site
 
-__all__ = ["admit", "kept", "needed"]
+__all__ = ["admit", "kept", "lasting", "needed"]
 
 #: Copies of moments, of rows' products and of a layer's weight that are there at once while it is solved.
 MOMENTS, PRODUCTS, WEIGHTS = 6, 4, 10
+#: Bytes of a fit and of the targets that stay for other fits on the same samples, and of these at most.
+SHARE, LASTING = 1 << 30, 3 << 27
 
 
 def kept(site: Site, settings: Settings, share: int = 1) -> float:
@@ -41,6 +43,11 @@ def needed(site: Site, settings: Settings) -> float:
     if view.width > settings.wide:
         return kept(site, settings) + 8 * (PRODUCTS * rows**2 + view.blocks * weights)
     return 8 * view.blocks * (MOMENTS * d * d + weights)
+
+
+def lasting(sites: Iterable[Site], settings: Settings) -> float:
+    """Return the bytes of targets that may stay for other fits: what the largest fit leaves of a share, see `SHARE`."""
+    return min(max(SHARE - max((needed(site, settings) for site in sites), default=0.0), 0.0), LASTING)
 
 
 def admit(sites: Iterable[Site], settings: Settings, free: float | None = None) -> None:

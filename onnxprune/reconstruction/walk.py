@@ -26,7 +26,7 @@ from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Rows, S
 from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.narrow import Narrow, narrowed
-from onnxprune.reconstruction.room import kept
+from onnxprune.reconstruction.room import kept, lasting
 from onnxprune.reconstruction.taker import DenseOutput, Taker, together, unit_of
 
 __all__ = ["MOST_BYTES", "Targets", "Walk"]
@@ -39,8 +39,6 @@ MOST_BYTES = 1 << 30
 RANKING = 7
 #: Targets of layers that are held ahead of their fits: the original, too, runs for several layers at once.
 AHEAD_BYTES = 1 << 27
-#: Targets that stay for other fits on the same samples.
-LASTING_BYTES = 3 << 27
 #: Layers of the original that are looked at in one run, and bytes of their moments and activations: a run of several
 #: layers takes hardly longer than one of the plain model, while runs from layer to layer take twice as long.
 ABREAST, ABREAST_BYTES = 8, 1 << 28
@@ -58,7 +56,7 @@ class Walk:
     sizes: Mapping[str, float] = field(default_factory=dict)  # bytes of tensors, of one batch
     todo: list[Site] = field(default_factory=list)
     targets: Targets = field(default_factory=dict)
-    lasting: bool = False
+    lasting: float = 0.0  # bytes of targets that stay for other walks
     form: Site | None = None  # the last layer that was asked for, as it is fitted
 
     @classmethod
@@ -97,7 +95,7 @@ class Walk:
             dense, streams, samples.counts, settings, samples.valid, sizes(analysis, samples), list(todo)
         )
         if targets is not None:
-            walk.targets, walk.lasting = targets, True
+            walk.targets, walk.lasting = targets, lasting(todo, settings)
         walk._keep()
         return walk
 
@@ -179,7 +177,7 @@ class Walk:
                 _Goal(DenseOutput(use, self.dense.model), self._draw(site, use), None) for use in site.uses
             ]
             room += sum(goal.room for goal in each)
-            if room > LASTING_BYTES:
+            if room > self.lasting:
                 break
             goals[site.number] = each
         return goals
@@ -244,7 +242,7 @@ class Walk:
         """Let go of what only this layer needed."""
         self.todo = [other for other in self.todo if other is not site]
         held = sum(goal.nbytes for goals in self.targets.values() for goal in goals)
-        if not self.lasting or held > LASTING_BYTES:
+        if held > self.lasting or not self.lasting:
             self.targets.pop(site.number, None)
         self._keep()
 

@@ -161,7 +161,8 @@ def open_session(
         Where the file of a profile begins, see `Session.end_profiling`.
     timed : bool
         Leave onnxruntime's defaults as users have them: threads wait busily between ops, which is quicker and in the
-        way of everything else that has threads, numpy's products above all; floats may lose bits (see `EXACT`).
+        way of everything else that has threads, numpy's products above all; memory that was used stays, and goes with
+        the last output; floats may lose bits (see `EXACT`).
 
     Raises
     ------
@@ -216,6 +217,8 @@ class _Config:
         options.add_session_config_entry("session.x64quantprecision", "1")
         if not self.timed:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            # each output would keep the whole arena of its session: all activations that were there at once
+            options.enable_cpu_mem_arena = False
         if not self.prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         return options

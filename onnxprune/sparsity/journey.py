@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune import registry
-from onnxprune.calibration.agreement import compare, outputs
+from onnxprune.calibration.agreement import Outputs, compare
 from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples, samples_for
 from onnxprune.errors import UsageError, VerificationError
@@ -153,9 +153,9 @@ def _agreement(
     if aside is None:
         return None
     with run.stage("compare"):
-        original = outputs(model, aside)
-        run.notes += [] if aside.labels is None else check_labels(original, aside.labels)
-        return compare(original, outputs(sparse, aside), aside.labels)
+        original = Outputs(model, aside)
+        run.notes += [] if aside.labels is None else check_labels(original.whole(), aside.labels)
+        return compare(original, Outputs(sparse, aside, room=0), aside.labels)
 
 
 def _check(model: Model, targets: Sequence[SparseWeight], pattern: Pattern) -> None:

@@ -152,8 +152,8 @@ class Fitter:
         centred, solvers = site.adder is not None, []
         sets = evidence.train, evidence.held_out, evidence.whole
         parts = (moments_of(one(centred=centred)) for one in sets)
-        for matrix, train, unseen, whole in zip(matrices, *parts, strict=True):
-            problem, factor = steadied(train, unseen, whole, alone, matrix)
+        for matrix, *problems in zip(matrices, *parts, strict=True):
+            problem, factor = steadied(problems, alone, matrix)
             task = Task(problem, matrix, view.channels, view.taps, pattern)
             solvers.append((solver_of(self.method, task), factor))
         return solvers

@@ -6,7 +6,8 @@ from onnx import TensorProto, helper
 from pruning.test_calibrated import images, residual
 
 import onnxprune
-from onnxprune.calibration.agreement import compare, distance, outputs, paired
+from onnxprune.calibration import agreement as _agreement
+from onnxprune.calibration.agreement import Outputs, compare, distance, outputs, paired
 from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
@@ -62,3 +63,49 @@ def test_outputs_without_numbers_are_refused():
     samples = load_samples(loaded.proto.graph, {"x": images(20)})
     with pytest.raises(CalibrationError, match="no output of numbers"):
         outputs(loaded, samples)
+
+
+@pytest.mark.parametrize("shape", [(30, 7), (30, 3, 5), (30, 7, 1, 1)])
+def test_outputs_are_compared_in_pieces_as_they_are_whole(shape, monkeypatch):
+    rng = np.random.default_rng(0)
+    one = rng.standard_normal(shape).astype(np.float32)
+    two = one + 0.3 * rng.standard_normal(shape).astype(np.float32)
+    labels = rng.integers(0, 7, 30)
+    whole = compare(one, two, labels)
+    monkeypatch.setattr(_agreement, "ENTRIES", 40)
+    seen = []
+    monkeypatch.setattr(_agreement._Figures, "of", _watched(_agreement._Figures.of, seen))
+    for cuts in ([], [10, 11, 27], [2, 4, 6]):
+        pieces = compare(np.split(one, cuts), np.split(two, cuts), labels)
+        assert pieces.keys() == whole.keys()
+        for name, value in whole.items():
+            exact = name in ("accuracy", "agreement", "agreement_interval", "samples")
+            assert pieces[name] == (value if exact else pytest.approx(value, rel=1e-12))
+    assert len(seen) > 3 * 3
+    assert max(seen) <= 40 + 10 * 15
+    assert sum(seen) == 3 * one.size
+
+
+def _watched(function, seen):
+    def of(original, pruned, classes):
+        seen.append(original.size)
+        return function(original, pruned, classes)
+
+    return of
+
+
+def test_numbers_of_classes_are_compared_batch_by_batch_as_well():
+    a, b = np.arange(12), np.array([*range(11), 0])
+    assert compare([a[:5], a[5:]], [b[:5], b[5:]], labels=a) == compare(a, b, labels=a)
+
+
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_outputs_are_held_while_there_is_room(room):
+    model, x = Model.load(residual()), images()
+    samples = load_samples(model.proto.graph, {"x": x}, types={"x": (1, *x.shape[1:])}).cut_into(16)
+    given = Outputs(model, samples, room=room)
+    first = list(given)
+    np.testing.assert_array_equal(np.concatenate(first), outputs(model, samples))
+    again = list(given)
+    assert all(a is b for a, b in zip(first, again, strict=True)) == (room > 0)
+    np.testing.assert_array_equal(np.concatenate(again), given.whole())

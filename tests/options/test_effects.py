@@ -38,8 +38,8 @@ def evaluate(session):
     return 100 * np.mean(session.run(None, {"x": d["x"]})[0].argmax(1) == d["truth"])
 """
 
-#: Shown elsewhere: they print and end, or limit the process.
-ELSEWHERE = {"--help", "--max-memory", "--max-seconds"}
+#: Shown elsewhere: they print and end, limit the process, or say who does the work (tests/fleet).
+ELSEWHERE = {"--help", "--max-memory", "--max-seconds", "--jobs", "--retry"}
 CASES = [(command, name) for command, options in EFFECTS.items() for name in options]
 #: What reports repeat of the command line, and what differs from run to run.
 REPEATED = ("command", "created", "options", "seconds", "versions", "sha256", "files", "seed", "model_sha256")
@@ -79,6 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("reads")
     model = attention()
     onnx.save(model, place / "in.onnx")
+    (place / "models").mkdir()
+    onnx.save(model, place / "models" / "one.onnx")
     b = Builder(6)
     norm = [b.linear("x", "up", 12, 16), b.weight("s", 16, low=0.5), b.weight("b", 16)]
     last = b.linear(b.op("LayerNormalization", norm, "ln"), "head", 16, 5)
@@ -124,6 +126,7 @@ def outcome(command: str, words: str, name: str, folder: Path, place: Path) -> t
         os.chdir(before)
     read = {p.name for p in folder.glob("*.npz")}
     files = {p.name: seen(p) for p in sorted(place.iterdir()) if p.name not in read and p.is_file()}
+    files |= {p.name: seen(p) for p in (place / "out").glob("*.onnx")}  # of a fleet
     printed = seen_text(out.getvalue())
     return code, printed, err.getvalue() if "-v" in line or name == "--verbose" or code else "", files
 

@@ -31,6 +31,7 @@ RANKS = (
     "criteria rotation sparsity",
     "pruning",
     "tuning",
+    "fleet",
     "api",
     "passes integrations",
     "cli",

@@ -58,6 +58,25 @@ def test_what_is_noise_as_a_whole_is_not_left_out() -> None:
     assert places(Noise(0.0)) == {}
 
 
+@pytest.mark.parametrize(("step", "rounds"), [(1e-6, 2), (1.0, 3)], ids=["rounded", "a row"])
+def test_other_places_of_the_same_row_and_rounding_are_no_reason_to_look_again(
+    step: float, rounds: int
+) -> None:
+    """Where each run moves another element, nothing new is learned by twelve rounds."""
+
+    class Moving(Session):
+        def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+            self.runs += 1
+            y = np.zeros((3, 100), np.float32) + feeds["x"][:, :1]
+            y[-1, self.runs] += np.float32(step)
+            return {"y": y}
+
+    session = Moving(0.0)
+    loose = places(session)
+    assert session.runs == 1 + 2 * rounds  # the reference, and two runs in each round
+    assert loose == {} if step < 1 else loose["y"].tolist() == [[False] * 100, [False] * 100, [True] * 100]
+
+
 class Loose:
     """A session of onnxruntime that leaves some rows of its output as they were."""
 

@@ -17,7 +17,7 @@ from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.pruning.saliency import criterion_of
-from onnxprune.reconstruction import sequential, walk
+from onnxprune.reconstruction import room, sequential
 from onnxprune.reconstruction.sequential import Calibration
 from pruning.test_calibrated import images, residual
 
@@ -53,7 +53,7 @@ def test_models_fitted_side_by_side_are_what_each_is_alone(
     most_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that begin at another layer; without room for two streams they take turns."""
-    monkeypatch.setattr(walk, "LASTING_BYTES", 0)  # targets of the original aren't held from fit to fit
+    monkeypatch.setattr(room, "LASTING", 0)  # targets of the original aren't held from fit to fit
     made = calibration(residual(redundant=False))
     early, late = (next(n for n in made.places if n.startswith(w)) for w in ("w0a", "w1a"))
     order = {n: made.curves[n].order for n in (early, late)}

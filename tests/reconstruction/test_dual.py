@@ -14,7 +14,7 @@ from onnxprune.model import Model
 from onnxprune.reconstruction import dual
 from onnxprune.reconstruction.consumers import consumers_of
 from onnxprune.reconstruction.dual import DualProblem, RowStack, RowTable, contributions, merged
-from onnxprune.reconstruction.evidence import HELD
+from onnxprune.reconstruction.evidence import HELD, Collector, Rows
 from onnxprune.reconstruction.layer import Settings, fit_blocks
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.least_squares import Problem, bias_only, error_of, refit
@@ -182,3 +182,38 @@ def test_broken_rows_are_refused_and_tables_merge():
     table, index = stack.parts[0]
     np.testing.assert_array_equal(table.columns(index, slice(None)), [[0, 1], [4, 5], [8, 9]])
     np.testing.assert_array_equal(table.targets(index)[:, 0], [0, 0, 1])
+
+
+def test_rows_of_uses_of_one_weight_are_kept_once():
+    """Both sets of a use lie in one table: put together they're those of moments, and no row is there twice."""
+    view = sites(evidence_of(1000)[0])[0].view
+    rng = np.random.default_rng(3)
+    told = []
+    for wide in (1000, 1):
+        parts = []
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            collector = Collector(view, wide)
+            x = rng.standard_normal((20, view.channels, 1, 1)).astype(np.float32)
+            collector.add(
+                np.tile(x, (1, 1, 3, 3)), rng.standard_normal((90, view.outputs)), Rows(np.arange(90), 72)
+            )
+            parts.append(collector.evidence())
+        whole = parts[0]
+        whole.fitting.parts  # noqa: B018 - read before more rows come
+        for part in parts[1:]:
+            whole.merge(part)
+        told.append(whole)
+    moments, rows = told
+    assert rows.fitting.tables[0].count == 3 * 90 == rows.fitting.n + rows.aside.n
+    for one, two in ((moments.fitting, rows.fitting), (moments.aside, rows.aside)):
+        assert one.n == two.n
+        (table, index), (known, *_) = two.parts[0], one.parts
+        np.testing.assert_allclose(
+            table.columns(index, slice(None)).mean(axis=0), known.mean[: view.width], atol=1e-5
+        )
+        np.testing.assert_allclose(
+            np.square(table.targets(index)).sum(),
+            (known.square + one.n * known.mean[view.width :] ** 2).sum(),
+            rtol=1e-5,
+        )

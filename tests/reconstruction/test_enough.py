@@ -8,6 +8,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.reconstruction import enough as _enough
+from onnxprune.reconstruction import room as _room
 from onnxprune.reconstruction import walk as _walk
 from onnxprune.reconstruction.enough import CHECKS, THIN, Enough
 from onnxprune.reconstruction.evidence import Collector, Rows
@@ -114,7 +115,7 @@ def test_targets_of_fits_are_taken_as_curves_are(monkeypatch):
             assert one.nbytes == other.nbytes > 0
             for a, b in zip(one.y, other.y, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr(_walk, "LASTING_BYTES", 1)
+    monkeypatch.setattr(_room, "LASTING", 1)
     few = {}
     Walk.of(analysis, [], samples, Settings(), todo, few).originals(todo)
     assert not few

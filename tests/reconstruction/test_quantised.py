@@ -20,7 +20,7 @@ from onnxprune.reconstruction.least_squares import Fit, Problem
 from onnxprune.reconstruction.moments import Moments
 from onnxprune.reconstruction.rounding import _fed_back, rounded
 from onnxprune.reconstruction.stored import Grid
-from onnxprune.reconstruction.walk import _Reached
+from onnxprune.reconstruction.taker import DenseOutput
 from onnxprune.runtime.session import open_session
 
 
@@ -203,7 +203,7 @@ def test_what_a_layer_gave_before_it_was_clipped_is_computed():
     site = sites(analysis)[-1]
     values = outputs(analysis.model, pictures(5, 0), [site.x, site.y])
     rows = np.arange(site.view.positions(values[site.y]))
-    reached = _Reached(site, analysis.model)
+    reached = DenseOutput(site, analysis.model)
     assert {site.x, site.y} == set(reached.wanted)
     computed = reached.rows(values, site.y, Rows(rows, len(rows)))
     given = site.view.y(values[site.y], rows).astype(np.float64)

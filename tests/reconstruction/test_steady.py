@@ -43,7 +43,7 @@ def test_a_curve_from_few_rows_promises_no_more_than_others_will_see(seed):
     w = np.random.default_rng(seed).standard_normal((UNITS, OUTPUTS))
     train, held, whole = problem(40, w, 10 + seed), problem(10, w, 20 + seed), problem(50, w, 30 + seed)
     fresh = problem(5000, w, 99)
-    told, kept = half(*steadied(train, held, whole, ROWS, w), w)
+    told, kept = half(*steadied([train, held, problem(50, w, 30 + seed)], ROWS, w), w)
     prior = np.where(np.isin(np.arange(UNITS), kept)[:, None], w, 0.0)
     seen = min(float(error_of(fresh, refit(whole, kept, s, prior)).sum()) for s in (0.1, 1.0, 10.0))
     assert told > 0.9 * seen
@@ -54,7 +54,7 @@ def test_a_curve_from_few_rows_promises_no_more_than_others_will_see(seed):
 def test_enough_rows_are_left_alone():
     w = np.random.default_rng(0).standard_normal((UNITS, OUTPUTS))
     train, held = problem(ENOUGH * UNITS, w, 1), problem(200, w, 2)
-    found, factor = steadied(train, held, train, ROWS, w)
+    found, factor = steadied([train, held, train], ROWS, w)
     assert found is train
     assert factor == 1.0
 
@@ -62,11 +62,11 @@ def test_enough_rows_are_left_alone():
 def test_errors_are_scaled_up_to_those_on_held_out_samples_and_never_down():
     """Ten times the error on held-out samples is ten times the curve; less than it says is no reason; decision 9."""
     w = np.random.default_rng(0).standard_normal((UNITS, OUTPUTS))
-    train, others, whole = problem(40, w, 1), problem(400, w, 2), problem(50, w, 3)
+    train, others = problem(40, w, 1), problem(400, w, 2)
 
     def factor(times):
         held = Problem(400, others.h * times, others.g * times, others.v * times, train.mx, train.my)
-        return steadied(train, held, whole, ROWS, w)[1]
+        return steadied([train, held, problem(50, w, 3)], ROWS, w)[1]
 
     assert factor(1e-3) == 1.0
     assert factor(40.0) > 2.0
