@@ -215,7 +215,7 @@ class _Builder:
         for slot in range(covered, len(applied.ins)):
             if slot < len(roles) and roles[slot] == "unread":
                 continue
-            self.lock_all(applied.ins[slot], f"a parameter of {_title(node)}")
+            self.lock_all(applied.ins[slot], f"a parameter of {title_of(node)}")
         for name, dims in zip(node.outputs, applied.outs, strict=False):
             if name and dims is not None:
                 self.coupling.dims[name] = dims
@@ -223,7 +223,7 @@ class _Builder:
     def refuse(self, applied: Applied, reason: str) -> None:
         node = applied.node
         applied.reason = reason
-        why = f"{reason} ({_title(node)})"
+        why = f"{reason} ({title_of(node)})"
         for dims in applied.ins:
             self.lock_all(dims, why)
         for name in captured(applied.proto):
@@ -266,9 +266,8 @@ class _Row:
             else:
                 applied.outs.append(tuple(self.dim(a, n) for a, n in zip(axes, shape, strict=True)))
         for letter, index in row.pinned.items():
-            self.space.lock(
-                self.letters[letter], f"picked by {_title(applied.node)}", index=np.asarray(index, np.int64)
-            )
+            why = f"picked by {title_of(applied.node)}"
+            self.space.lock(self.letters[letter], why, index=np.asarray(index, np.int64))
         self.close()
 
     def close(self) -> None:
@@ -276,7 +275,8 @@ class _Row:
         for name, lock in facts.locks:
             if name in self.letters:
                 why = self.row.why.get(name) or self.row.why.get(name.partition(".")[0]) or _LOCKED[lock]
-                self.space.lock(self.letters[name], f"{why} ({_title(self.applied.node)})", soft=lock == "~")
+                why = f"{why} ({title_of(self.applied.node)})"
+                self.space.lock(self.letters[name], why, soft=lock == "~")
         self.applied.contracted = facts.contracted
         macs = self.row.macs or facts.macs
         self.applied.macs = tuple(tuple(self.dim(Letter(n), 1) for n in names) for names in macs)
@@ -382,7 +382,8 @@ def _facts(fitted: FittedRow) -> _Facts:
     return _Facts(tuple(sorted(locks.items())), tuple(contracted), tuple(macs))
 
 
-def _title(node: Node) -> str:
+def title_of(node: Node) -> str:
+    """Return what reasons call a node."""
     return f"{node.op} '{node.name}'"
 
 
@@ -396,4 +397,4 @@ def uses_of(coupling: Coupling) -> dict[str, list[tuple[int, int]]]:
     return found
 
 
-__all__ = ["Applied", "Coupling", "Dims", "Instance", "couple", "uses_of"]
+__all__ = ["Applied", "Coupling", "Dims", "Instance", "couple", "title_of", "uses_of"]

@@ -154,7 +154,7 @@ class _Locks:
     def picked(self, node: Node) -> Iterator[tuple[int, int, str]]:
         """Yield the axes of operands from which a value that varies picks."""
         reason = f"its elements are picked by a position that follows {self.what}"
-        if node.op == "Gather" and self.sizes.varies(node.inputs[1]):
+        if node.op == "Gather" and node.values[1] is not None and self.sizes.varies(node.inputs[1]):
             yield 0, node.axis(0, node.rank()), reason
         if node.op == "Compress" and "axis" in node.attrs and self.sizes.varies(node.inputs[1]):
             yield 0, node.axis(0), reason

@@ -70,6 +70,11 @@ class Run(Generic[AnyOptions]):
         weakref.finalize(run, run._hash.join).atexit = False
         return run
 
+    @property
+    def source(self) -> Model:
+        """What was read; `model` may be what a first step made of it."""
+        return self.model
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage, and tell of it."""
@@ -96,7 +101,7 @@ class Run(Generic[AnyOptions]):
         if self._hash is not None:
             self._hash.join()
             self._hash = None
-        return self.model.sha256
+        return self.source.sha256
 
 
 def _read(model: Model) -> None:

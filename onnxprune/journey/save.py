@@ -67,9 +67,9 @@ def save(run: Run[Any], outcome: Outcome[Any], staging: Staging | None = None) -
         If the file can't be written.
     """
     report, options, output = outcome.report, run.options, outcome.path
-    before = size_in_bytes(run.model)  # while it is still there
+    before = size_in_bytes(run.source)  # while it is still there
     report.sha256["input"] = run.sha256()
-    report.name_files(run.model.path, output)
+    report.name_files(run.source.path, output)
     if output is not None:
         with run.stage("save"):
             if staging is not None and staging.model is outcome.changed:

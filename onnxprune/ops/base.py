@@ -74,6 +74,7 @@ class Row:
         "packed" (a weight of several values a byte: its scales are zeroed in its place).
     kinds : input slot -> kinds of a weight's axes, where other letters than those of a result are made in between:
         b (matrices side by side), o (outputs), i (inputs); empty: a packed weight, whose axes count no numbers.
+    looked : letter of a table -> the input slot whose values, not known before the run, pick rows along it.
     macs : letters whose sizes multiplied are the multiply-accumulates of each sum of products, where the operands
         don't show them; a letter of no operand has its size in ``sizes``.
     """
@@ -88,6 +89,7 @@ class Row:
     roles: tuple[str, ...] = ()
     elems: Mapping[int, int | Elem] = field(default_factory=dict)
     kinds: Mapping[int, str] = field(default_factory=dict)
+    looked: Mapping[str, int] = field(default_factory=dict)
     macs: tuple[tuple[str, ...], ...] = ()
 
 

@@ -55,7 +55,7 @@ def embed(node: Node) -> Row | Refusal:
     row = "b! s!, b! s!?, w! z~, p! z, q! z?, z, z, *m!?, *i!? -> b! s! z, b!, b! s! z"
     why = {"z": WIDTH, "s": "positions have a table", "w": "looked up", "p": "looked up", "q": "looked up"}
     roles = ("data", "data", "weight", "weight", "weight", "scale", "bias")
-    return Row(row, why=why, roles=roles, elems={0: 2, 1: Elem.INT32, 2: 2})
+    return Row(row, why=why, roles=roles, elems={0: 2, 1: Elem.INT32, 2: 2}, looked={"w": 0})
 
 
 @op("QEmbedLayerNormalization", domain=MICROSOFT, traits=Trait.LOOKUP)
@@ -66,7 +66,7 @@ def quantized_embed(node: Node) -> Row | Refusal:
     why = {"z": WIDTH, "s": "positions have a table", "w": "looked up", "p": "looked up", "q": "looked up"}
     roles = ("data", "data", "weight", "weight", "weight", "scale", "bias", "data", *("quant",) * 10)
     zeros = {slot: zero for slot, zero in zip(range(2, 7), range(13, 18), strict=True) if node.has(zero)}
-    return Row(row, why=why, roles=roles, zeros=zeros, elems={0: 8, 1: Elem.INT32})
+    return Row(row, why=why, roles=roles, zeros=zeros, elems={0: 8, 1: Elem.INT32}, looked={"w": 0})
 
 
 @op("GatherBlockQuantized", domain=MICROSOFT, traits=Trait.LOOKUP)
@@ -84,15 +84,22 @@ def gather_blocks(node: Node) -> Row | Refusal:
     sizes: dict[str, int] = {}
     if not whole:
         result[-1], sizes = "w!", {"w": node.shape(0)[-1] * packed}
-    own = ["1" if size == 1 else f"q{n}!" for n, size in enumerate(scales)]
-    zero = ["1" if size == 1 else f"z{n}!" for n, size in enumerate(node.shape(3))] if node.has(3) else []
+    rows = f"{table[axis]}!"  # a scale, and a zero point, for each row that is looked up
+    own, zero = (
+        [
+            "1" if size == 1 else rows if n == axis != along else f"{letter}{n}!"
+            for n, size in enumerate(shape)
+        ]
+        for letter, shape in (("q", scales), ("z", node.shape(3) if node.has(3) else ()))
+    )
     row = join(
         [text(mark(table, range(rank), "!")), "*i", text(own), text(zero) + "?" if zero else "()?"],
         [text(result)],
     )
     roles = ("weight", "data", "quant", "quant")
     reasons = dict.fromkeys({*table, "w"} | {a.rstrip("!") for a in (*own, *zero)}, BLOCK)
-    return Row(row, sizes=sizes, roles=roles, elems={0: 2}, why=reasons | {table[axis]: "looked up"})
+    reasons[table[axis]] = "looked up"
+    return Row(row, sizes=sizes, roles=roles, elems={0: 2}, why=reasons, looked={table[axis]: 1})
 
 
 @op("QLinearReduceMean", domain=MICROSOFT)

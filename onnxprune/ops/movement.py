@@ -86,10 +86,10 @@ def gather(node: Node) -> Row:
     if index is None:
         letters = [f"i{n}" for n in range(node.rank(1))]
         why = {data[axis]: _TABLE if node.constant[1] else _RUN_TIME}
+        looked = {data[axis]: 1}
         data[axis] += "!"
-        return Row(
-            join([text(data), text(letters)], [text([*data[:axis], *letters, *data[axis + 1 :]])]), why=why
-        )
+        row = join([text(data), text(letters)], [text([*data[:axis], *letters, *data[axis + 1 :]])])
+        return Row(row, why=why, looked=looked)
     index = np.where(index < 0, index + size, index).astype(np.int64)
     rest = [*data[:axis], *data[axis + 1 :]]
     if index.ndim == 0:

@@ -14,8 +14,8 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import option, patterns
-from onnxprune.options.recovery import RecoveryFields, RecoveryOptions
 from onnxprune.options.target import checked
+from onnxprune.options.vocabulary import VocabularyFields, VocabularyOptions
 from onnxprune.options.widths import PRESETS
 
 __all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RecoveryOptions):
+class Options(VocabularyOptions):
     """What may be asked of a pruning run.
 
     Raises
@@ -244,6 +244,8 @@ class Options(RecoveryOptions):
         super().__post_init__()
         _check_amounts(self)
         self._refuse_idle(["timed", "verify", "by_ratio", "by_budget", "whole"])
+        if self.keep_tokens is not None and not self.by_ratio and not self.by_budget:
+            object.__setattr__(self, "ratio", 0.0)  # nothing but the vocabulary
         if self.ratio is None:
             if not self.target and self.min_agreement is None and self.max_drop is None:
                 raise UsageError("--ratio or --target must say how much shall go.")
@@ -297,7 +299,7 @@ class Options(RecoveryOptions):
         return dataclasses.replace(self, ratio=ratio, check_speed=self.timed, **fixed)
 
 
-class MoreFields(RecoveryFields, total=False):
+class MoreFields(VocabularyFields, total=False):
     """The fields of `Options` but the ratio, as keyword arguments."""
 
     criterion: str

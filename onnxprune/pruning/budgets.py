@@ -87,6 +87,10 @@ class Budgets:
         """Return a budget in its unit."""
         return target.value * self.dense(target.kind) if target.relative else target.value
 
+    def met(self, targets: Sequence[Target]) -> bool:
+        """Whether all targets hold as it is."""
+        return all(self.amount(target) >= self.dense(target.kind) for target in targets)
+
     def at(self, align: int) -> Budgets:
         """Return the same budgets on another step of widths, on which kernels are taken to work where it is finer."""
         if align >= self.align:

@@ -31,6 +31,7 @@ from onnxprune.pruning.layer_times import beyond
 from onnxprune.pruning.plan import Plan, PlannedGroup
 from onnxprune.pruning.speed import Speed, finer_steps, first_faster, speed_of, until_met
 from onnxprune.pruning.targets import parse_target
+from onnxprune.pruning.vocabulary import of_source
 
 __all__ = [
     "Decision",
@@ -110,7 +111,7 @@ def limit_of(run: Run[Options], analysis: Analysis, groups: list[Group], speed: 
         speed = speed_of(run, analysis)
     targets = parse_target("+".join(options.target)) if options.target else ()
     budgets = Budgets(analysis, groups, step_of(options.align), size_in_bytes(run.model), speed)
-    return Limit(budgets, options.ratio, targets, timed=speed is not None)
+    return Limit(budgets, options.ratio, of_source(run, targets, budgets), timed=speed is not None)
 
 
 def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Ranking], limit: Limit) -> Decision:
@@ -260,6 +261,13 @@ def options_of(plan: Plan, fields: OptionFields) -> Options:
         "open_io": plan.open_io,
         "input_shapes": {n: tuple(s) for n, s in plan.input_shapes.items()},
     }
+    if plan.vocabulary is not None:
+        kept = plan.vocabulary
+        decided |= {
+            "keep_tokens": list(kept.keep),
+            "remap": kept.remap,
+            "unk": kept.unk if kept.remap else None,
+        }
     return dataclasses.replace(Options(**decided), **fields)
 
 

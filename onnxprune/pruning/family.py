@@ -24,6 +24,7 @@ from onnxprune.pruning.on_samples import FromSamples, admitted
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.schedule import decide_in_steps
 from onnxprune.pruning.speed import Speed
+from onnxprune.pruning.vocabulary import narrowed
 from onnxprune.report.record import Facts
 from onnxprune.report.table import amount, share, show
 
@@ -81,6 +82,7 @@ def prune(
     paths = {t: None if output is None else member_path(output, t) for t in targets}
     for path in paths.values():
         refuse_overwrite(run.model, path, False, options.external_data_threshold)
+    run = narrowed(run, next(iter(paths.values())))
     if not options.fitted:
         for target in targets:
             with together():

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune import granularity
-from onnxprune.calibration.given import feeds
 from onnxprune.cut.cuts import copies_of, cuts_of
 from onnxprune.cut.put_back import Carried, Failed, Removed, carry
 from onnxprune.cut.rewrite import Rewritten
@@ -36,14 +35,24 @@ from onnxprune.options.target import family_of
 from onnxprune.pruning.decision import Decision, limit_of, plan_of, resolve, settled
 from onnxprune.pruning.outline import group_line, layers_of
 from onnxprune.pruning.plan import Plan
+from onnxprune.pruning.proving import proved
 from onnxprune.pruning.report import Report, judged
 from onnxprune.pruning.saliency import Candidate, FromWeights, Saliency
 from onnxprune.pruning.schedule import decide_in_steps
 from onnxprune.pruning.search import Floors, within
 from onnxprune.pruning.targets import parse_target
+from onnxprune.pruning.vocabulary import (
+    Narrowed,
+    checked_size,
+    finished,
+    narrowed,
+    planned_with,
+    renumbered_run,
+    tell,
+    write_ids,
+)
 from onnxprune.report.signature import changed_interface
 from onnxprune.rotation.centre import open_widths
-from onnxprune.runtime.binding import option
 from onnxprune.runtime.inputs import Trial
 
 if TYPE_CHECKING:
@@ -96,11 +105,19 @@ def prune(run: Run[Options], output: Path | None) -> Result:
         See `onnxprune.errors`.
     """
     refuse_overwrite(run.model, output, run.options.in_place, run.options.external_data_threshold)
+    run = narrowed(run, output)
     if run.options.ratio == 0:
         if run.options.check_speed:
             raise UsageError("--ratio 0 copies the file, which can't be faster; leave --check-speed out.")
         return _copy(run, output)
-    saliency = saliency_of(run, analysis_of(run))
+    analysis = analysis_of(run)
+    if isinstance(run, Narrowed) and not run.options.timed:
+        limit = limit_of(run, analysis, [])
+        if limit.targets and limit.budgets.met(limit.targets):  # by the vocabulary alone
+            result = _copy(run, output)
+            result.report.targets = judged(run.options, result.report, limit.budgets, {})
+            return result
+    saliency = saliency_of(run, analysis)
     limit = limit_of(run, saliency.analysis, saliency.groups)
     floors = Floors(run.options.min_agreement, run.options.max_drop)
     if floors:
@@ -112,6 +129,7 @@ def prune(run: Run[Options], output: Path | None) -> Result:
 
 def make_plan(run: Run[Options]) -> Plan:
     """Do everything up to the decision."""
+    run = narrowed(run)
     analysis = analysis_of(run)
     if run.options.ratio == 0:
         return planned(run, analysis, _nothing(run, analysis))
@@ -170,6 +188,8 @@ def apply(run: Run[Options], plan: Plan, output: Path | None) -> Result:
         If the plan is another model's, or its closures aren't those of the model.
     """
     refuse_overwrite(run.model, output, run.options.in_place, run.options.external_data_threshold)
+    plan.check_model(run.sha256(), run.model.file_sha256)
+    run = narrowed(run, output)
     analysis, decision = _resolve(run, plan)
     if not decision.removed:
         return _copy(run, output)
@@ -186,6 +206,8 @@ def verify(run: Run[Options], pruned: Model, plan: Plan) -> dict[str, Any]:
     VerificationError
         If the models differ.
     """
+    plan.check_model(run.sha256(), run.model.file_sha256)
+    run = renumbered_run(narrowed(run))
     analysis, decision = _resolve(run, plan)
     try:
         with run.stage("verify"):
@@ -198,7 +220,7 @@ def verify(run: Run[Options], pruned: Model, plan: Plan) -> dict[str, Any]:
 
 
 def _resolve(run: Run[Options], plan: Plan) -> tuple[Analysis, Decision]:
-    plan.check_model(run.sha256(), run.model.file_sha256)
+    checked_size(run, plan)
     notes, planned = list(run.notes), {g.name for g in plan.groups}
     # made without RMS norms, or with them, or with samples, perhaps: then more weights are folded
     for fit, centred in ((None, False), (None, True), (True, False), (True, True)):
@@ -210,30 +232,8 @@ def _resolve(run: Run[Options], plan: Plan) -> tuple[Analysis, Decision]:
 
 
 def _prove(run: Run[Options], analysis: Analysis, removed: Removed, pruned: Model | Path) -> Verification:
-    """Verify; raise where something is wrong, or where nothing could be said."""
-    from onnxprune.proof.verify import verify as check
-
-    given = feeds(run.model.proto.graph, run.options.inputs)
     dead, masked = analysis.grouping.dead(removed), granularity.load().masked(analysis, removed)
-    proof = check(
-        analysis, dead, pruned, masked=masked, inputs=given, seed=run.options.seed, rtol=run.options.rtol
-    )
-    if proof.status == "failed":
-        raise Failed("; ".join(proof.failures))
-    if proof.unloadable:
-        raise VerificationError(
-            f"Nothing could be verified on this machine: {proof.unloadable}; no inputs change that. With --no-verify "
-            "the cut is made without this proof: compare the result where the model runs."
-        )
-    if not proof.passed:
-        why = "; ".join(proof.notes) or "the outputs say nothing"
-        shapes = option(analysis.inputs, run.model.proto.graph)
-        sizes = f"sizes that it runs at with --input-shape, as in '{shapes}', " if shapes else ""
-        raise VerificationError(
-            f"Verification says nothing ({proof.status}: {why}); give inputs that exercise the model with "
-            f"--inputs, {sizes}or skip it with --no-verify."
-        )
-    return proof
+    return proved(run, analysis, dead, pruned, masked)
 
 
 def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path | None) -> Result:
@@ -278,14 +278,17 @@ def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path 
                 report.latency = decision.speed.last(carried.rewritten.model)
         # while the input is still there
         budgets = limit_of(run, analysis, decision.groups, decision.speed).budgets
-        result = _save(run, Result(carried.rewritten.model, report, output, plan=plan), staging)
+        result = _save(
+            run, Result(finished(run, carried.rewritten.model), report, output, plan=plan), staging
+        )
     report.targets = judged(run.options, report, budgets, decision.removed)
     return result
 
 
 def planned(run: Run[Options], analysis: Analysis, decision: Decision) -> Plan:
     """Return a decision as the plan that the run's options ask for."""
-    return plan_of(run.sha256(), settled(run.options, decision), analysis, decision)
+    plan = plan_of(run.sha256(), settled(run.options, decision), analysis, decision)
+    return planned_with(run, plan)
 
 
 def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verification | None] | None) -> Report:
@@ -318,11 +321,14 @@ def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verificati
 
 
 def _save(run: Run[Options], result: Result, staging: Staging | None = None) -> Result:
-    report, (before, after) = result.report, save(run, result, staging)
+    report = result.report
+    tell(run, report, result.changed)
+    write_ids(run, result.path)
+    before, after = save(run, result, staging)
     report.before = dataclasses.replace(report.before, bytes=before)
     report.after = dataclasses.replace(report.after, bytes=after)
     report.seed = run.options.seed
-    said = "" if result.path is None else write_config(run.model, result.changed, result.path)
+    said = "" if result.path is None else write_config(run.source, result.changed, result.path)
     report.notes += [said] if said else []
     return result
 
@@ -340,7 +346,7 @@ def _copy(run: Run[Options], output: Path | None) -> Result:
         decision = _nothing(run, analysis)
         plan = plan_of(run.sha256(), run.options, analysis, decision)
         report = _report(run, Candidate(analysis, decision, analysis.restored), None)
-    return _save(run, Result(run.model, report, output, plan=plan))
+    return _save(run, Result(finished(run, run.model), report, output, plan=planned_with(run, plan)))
 
 
 def _nothing(run: Run[Options], analysis: Analysis) -> Decision:

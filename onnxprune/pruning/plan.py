@@ -10,7 +10,8 @@ Format 1, every key required unless marked optional, no other key allowed::
     "cuts": [{"tensor": "conv1.weight", "axis": 0, "removed": [1, 5]}],             optional
     "frozen": [{"tensor": "fc.weight", "axis": 0, "reason": "graph output"}],       optional
     "input_shapes": {"x": [1, 3, 224, 224]},
-    "open_io": ["past|present"]}                   optional: patterns of inputs and outputs that may shrink
+    "open_io": ["past|present"],                   optional: patterns of inputs and outputs that may shrink
+    "vocabulary": {"keep": [0, 7], "size": 9, "remap": false, "unk": 0}}   optional: ids that stay; cut first
 
 ``groups`` is the decision. ``cuts`` follow from it and are worked out anew when the plan is applied: where they are
 given they must agree, so after an edit by hand delete them. ``frozen`` is for reading. Lists are sorted, with one
@@ -34,7 +35,7 @@ from onnxprune.files.commit import write_text
 from onnxprune.graph.groups import Frozen
 from onnxprune.report.record import dumps
 
-__all__ = ["FORMAT", "Plan", "PlannedGroup"]
+__all__ = ["FORMAT", "Plan", "PlannedGroup", "PlannedVocabulary"]
 
 #: The version of the file format that is written, and the only one that is read.
 FORMAT = 1
@@ -63,6 +64,16 @@ class PlannedGroup:
     units: int
 
 
+@dataclass(frozen=True)
+class PlannedVocabulary:
+    """The ids that stay, sorted, of ``size`` ids; with ``remap`` the others are read as ``unk``."""
+
+    keep: tuple[int, ...]
+    size: int
+    remap: bool
+    unk: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What shall be cut from one model.
@@ -85,6 +96,8 @@ class Plan:
         Graph input -> sizes that its dynamic axes were given.
     open_io : tuple of str
         Regular expressions: inputs and outputs that may shrink.
+    vocabulary : PlannedVocabulary or None
+        Ids that stay; the groups are those of the model that has no others.
     """
 
     model_sha256: str
@@ -99,6 +112,7 @@ class Plan:
     frozen: tuple[Frozen, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     open_io: tuple[str, ...] = ()
+    vocabulary: PlannedVocabulary | None = None
 
     def __post_init__(self) -> None:
         """Sort, so that equal plans are equal files."""
@@ -119,8 +133,10 @@ class Plan:
         for spec in fields(self):
             name = spec.name
             values[name] = [asdict(e) for e in lists[name]] if name in lists else getattr(self, name)
-        if not self.open_io:
-            del values["open_io"]
+        values["vocabulary"] = None if self.vocabulary is None else asdict(self.vocabulary)
+        values = {
+            name: value for name, value in values.items() if value or name not in ("open_io", "vocabulary")
+        }
         return dumps(values)
 
     @classmethod
@@ -223,7 +239,7 @@ def _no_constant(text: str) -> None:
 
 
 def _plan(values: Any) -> Plan:
-    optional: dict[str, Any] = {"cuts": [], "frozen": [], "open_io": []}
+    optional: dict[str, Any] = {"cuts": [], "frozen": [], "open_io": [], "vocabulary": None}
     if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
         raise _Wrong(f'"format" is {_shown(values["format"])}, this version of onnxprune reads {FORMAT}')
     names = ("format", *(spec.name for spec in fields(Plan)))
@@ -248,6 +264,7 @@ def _plan(values: Any) -> Plan:
         frozen=tuple(_each(known["frozen"], '"frozen"', _frozen)),
         input_shapes=_shapes(known["input_shapes"], '"input_shapes"'),
         open_io=tuple(_each(known["open_io"], '"open_io"', _text)),
+        vocabulary=_vocabulary(known["vocabulary"]),
     )
 
 
@@ -260,6 +277,19 @@ def _group(value: Any, where: str) -> PlannedGroup:
     if len(removed) == units:
         raise _Wrong(f"{where} would lose all of its {units} units; leave at least one")
     return PlannedGroup(name, removed, units)
+
+
+def _vocabulary(value: Any) -> PlannedVocabulary | None:
+    if value is None:
+        return None
+    where = '"vocabulary"'
+    known = _record(value, ("keep", "size", "remap", "unk"), where)
+    size = _integer(known["size"], f'"size" of {where}', 1)
+    keep = _indices(known["keep"], f'"keep" of {where}', size)
+    unk = _integer(known["unk"], f'"unk" of {where}', 0)
+    if unk not in keep:
+        raise _Wrong(f'"unk" of {where} is {unk}, which "keep" doesn\'t hold')
+    return PlannedVocabulary(keep, size, _flag(known["remap"], f'"remap" of {where}'), unk)
 
 
 def _cut(value: Any, where: str) -> TensorCut:

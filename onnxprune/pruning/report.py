@@ -24,7 +24,7 @@ from onnxprune.pruning.targets import parse_target
 from onnxprune.report import page
 from onnxprune.report.known import known, say
 from onnxprune.report.record import Record
-from onnxprune.report.sentences import at_sizes, calibration_lines, speed_lines
+from onnxprune.report.sentences import at_sizes, calibration_lines, speed_lines, vocabulary_lines
 from onnxprune.report.signature import interface_lines
 
 if TYPE_CHECKING:
@@ -139,6 +139,9 @@ class Report(Record):
     interface : list of dict
         Inputs and outputs that shrank, as --open-io allowed: ``name``, ``kind``, and the shape ``before`` and
         ``after``.
+    vocabulary : dict or None
+        Where it was cut: ``size`` and ``kept`` (ids before and after), ``weights`` (with a row for each id),
+        ``outputs`` (those that have an element for each id that stays), ``remap``, ``unk`` and ``law1`` of this cut.
     latency : dict or None
         Where it was measured: ``before`` and ``after`` with ``p50_ms`` and ``p95_ms``, ``ratio`` and its ``interval``.
     """
@@ -161,6 +164,7 @@ class Report(Record):
     layers: list[dict[str, Any]] = field(default_factory=list)
     latency: dict[str, Any] | None = None
     interface: list[dict[str, Any]] = field(default_factory=list)
+    vocabulary: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -184,6 +188,7 @@ class Report(Record):
             **({} if self.calibration is None else {"calibration": self.calibration}),
             **({} if self.latency is None else {"latency": self.latency}),
             **({} if not self.interface else {"interface": self.interface}),
+            **({} if self.vocabulary is None else {"vocabulary": self.vocabulary}),
             "layers": self.layers,
             "align": self.align,
             "seed": self.seed,
@@ -227,6 +232,7 @@ class Report(Record):
             f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
             + (f", on multiples of {self.align}" if self.align > 1 else "")
         ]
+        lines += vocabulary_lines(self.vocabulary)
         lines += interface_lines(self.interface)
         lines += speed_lines(self.latency, self.targets)
         lines += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]

@@ -8,7 +8,15 @@ from typing import Any
 
 from onnxprune.report.table import amount
 
-__all__ = ["at_sizes", "calibration_lines", "original_lines", "segment_lines", "speed_lines", "whole_lines"]
+__all__ = [
+    "at_sizes",
+    "calibration_lines",
+    "original_lines",
+    "segment_lines",
+    "speed_lines",
+    "vocabulary_lines",
+    "whole_lines",
+]
 
 #: Groups that a sentence names.
 NAMED = 5
@@ -136,3 +144,14 @@ def original_lines(original: Mapping[str, Any] | None) -> list[str]:
             low, high = accuracy["drop_interval"]
             text += f" ({-high:+.1f} to {-low:+.1f} points)"
     return [text]
+
+
+def vocabulary_lines(vocabulary: Mapping[str, Any] | None) -> list[str]:
+    """Say how many ids of a vocabulary stay, and what they are in the result."""
+    if vocabulary is None:
+        return []
+    shrunk, how = ", ".join(vocabulary["outputs"]), "they count anew, see ids.json"
+    if vocabulary["remap"]:
+        how = f"others are read as {vocabulary['unk']}" + (f"; in {shrunk} {how}" if shrunk else "")
+    of = f"{vocabulary['size']:,} ids of {vocabulary['weights'][0]} stay"
+    return [f"vocabulary: {vocabulary['kept']:,} of {of}; {how}"]

@@ -18,6 +18,7 @@ import pytest
 from effects import EFFECTS, HALF, JUDGED, STUB
 from onnxruntime import InferenceSession
 from small_models import Builder
+from vocabulary_models import language
 
 import onnxprune
 from onnxprune import cli
@@ -85,6 +86,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     norm = [b.linear("x", "up", 12, 16), b.weight("s", 16, low=0.5), b.weight("b", 16)]
     last = b.linear(b.op("LayerNormalization", norm, "ln"), "head", 16, 5)
     onnx.save(b.model({"x": ["N", 12]}, last), place / "norm.onnx")
+    onnx.save(language(head="none"), place / "words.onnx")
+    (place / "ids").write_text("0 3 7 9")
+    vocabulary = {"a": 0, "b": 1, "c": 2, "?": 3}
+    (place / "t.json").write_text(
+        json.dumps({"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "?"}})
+    )
+    (place / "w.txt").write_text("a")
     result = onnxprune.prune(place / "in.onnx", place / "pruned.onnx", ratio=0.5, align=None)
     result.plan.save(place / "plan.json")
     onnxprune.plan(place / "in.onnx", ratio=0.25, align=None).save(place / "other_plan.json")
