@@ -71,7 +71,9 @@ def report(kind: Any, result: Any) -> Schema:
     hints = typing.get_type_hints(kind)
     values = result.to_json()
     properties = {name: schema_of(hints[name]) if name in hints else {} for name in values}
-    optional = {"calibration", "latency", "interface", "vocabulary"} & {spec.name for spec in dataclasses.fields(kind)}
+    optional = {"calibration", "latency", "interface", "vocabulary"} & {
+        spec.name for spec in dataclasses.fields(kind)
+    }
     properties |= {name: schema_of(hints[name]) for name in sorted(optional)}
     pair = {"type": "object", "required": ["before", "after"]}
     properties |= {name: pair for name in ("parameters", "macs", "bytes", "memory") if name in properties}
