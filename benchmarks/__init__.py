@@ -6,7 +6,7 @@
   and int4, ``calibration.py`` what samples cost, ``permutation.py`` the search for an order, ``sparsity_check.py``
   NVIDIA's checker.
 - ``speed/``: ``pruning.py`` and ``sparsity.py`` of the tool, ``memory.py`` its memory, ``latency.py`` of the results,
-  ``landing.py`` where latency targets land.
+  ``landing.py`` where latency targets land, ``shards.py`` a calibration on many machines.
 - ``frontier.py``: how fast for one point, beside int8 alone and a rival.
 - here: ``op_law.py`` (each op's row), ``mutants.py`` (the tests), ``fuzz.py`` and ``attempt.py`` (hostile files),
   ``replay.py`` (the same bytes as before).
