@@ -7,6 +7,7 @@ Forms: an ``.npz`` file; a folder of ``.npy`` files, one for each input; a folde
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,8 @@ from onnxprune.runtime.session import CPU, provider_of
 from onnxprune.wall import board as wall
 
 __all__ = ["ASIDE", "Asked", "Samples", "load_samples", "samples_for"]
+
+_log = logging.getLogger("onnxprune.calibration")
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -252,6 +255,7 @@ def load_samples(
         raise CalibrationError(
             f"There are {len(label_array)} labels in {labels!r} for {sum(counts)} samples."
         )
+    _log.info("%d samples in %d batches", sum(counts), len(batches))
     return Samples(batches, counts, label_array, source, is_free(inputs))
 
 

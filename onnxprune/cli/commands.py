@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from onnxprune import api
 from onnxprune.cli.arguments import options_from, shapes_from
+from onnxprune.cli.passes import listening
 from onnxprune.cli.progress import showing
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files.commit import write_text
@@ -197,7 +197,7 @@ def run(args: Namespace) -> None:
     if args.report and is_page(args.report):
         passlist.check_page(steps)
     given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
-    with _places(args, source, args.out, {"--report": args.report}), _listening(report.notes, args.quiet):
+    with _places(args, source, args.out, {"--report": args.report}), listening(report.notes, args.quiet):
         _told(
             args,
             api.run,
@@ -250,35 +250,6 @@ def fleet(args: Namespace) -> None:
             f"{len(table.failed)} of {len(table.names)} could not be done; {args.out}/fleet.csv says why, and --retry "
             "tries them again."
         )
-
-
-@contextlib.contextmanager
-def _listening(notes: list[str], quiet: bool) -> Iterator[None]:
-    """Keep what passes say of what they did and refused, and let it be seen on standard error."""
-    log, form = logging.getLogger("onnxprune.passes"), logging.Formatter("%(module)s: %(message)s")
-    handlers: list[logging.Handler] = [_Notes(notes), *([] if quiet else [logging.StreamHandler(sys.stderr)])]
-    for handler in handlers:
-        handler.setFormatter(form)
-    before, log.handlers[:] = list(log.handlers), handlers
-    level = log.level
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.handlers[:] = before
-        log.setLevel(level)
-
-
-class _Notes(logging.Handler):
-    """Keeps what is said."""
-
-    def __init__(self, notes: list[str]) -> None:
-        super().__init__()
-        self.notes = notes
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message."""
-        self.notes.append(self.format(record))
 
 
 def _refuse_idle(args: Namespace) -> None:
@@ -348,7 +319,7 @@ def _input(args: Namespace) -> str:
 
 def _given(args: Namespace) -> OptionFields:
     """Return the options that were given, of those that don't belong to a decision."""
-    names = ("verify", "inputs", "rtol", "in_place", "external_data_threshold", "seed")
+    names = ("verify", "inputs", "rtol", "in_place", "external_data_threshold", "seed", "reproducible")
     given: Any = {name: getattr(args, name) for name in names if hasattr(args, name)}
     fields: OptionFields = given
     return fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -36,7 +37,9 @@ def showing(*, quiet: bool, verbose: bool, stream: TextIO | None = None) -> Iter
     if quiet:
         yield None
     elif verbose:
-        yield _each(stream)
+        tell = _each(stream)
+        with _heard(tell):
+            yield tell
     elif stream.isatty():
         with live(stream) as tell:
             yield tell
@@ -71,6 +74,33 @@ def _each(stream: TextIO) -> Tell:
         print(f"[{time.perf_counter() - start:6.2f} s] {text}", file=stream, flush=True)
 
     return tell
+
+
+@contextmanager
+def _heard(tell: Tell) -> Iterator[None]:
+    """Let what rooms log be told as well, each line by the name of its room; passes are heard elsewhere."""
+    log, handler = logging.getLogger("onnxprune"), _Told(tell)
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+class _Told(logging.Handler):
+    """Gives messages to what progress is told to."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__()
+        self.tell = tell
+        self.addFilter(lambda record: not record.name.startswith("onnxprune.passes"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell a message."""
+        self.tell(f"{record.name.removeprefix('onnxprune.')}: {record.getMessage()}")
 
 
 class Plain:

@@ -12,6 +12,7 @@ replaced.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import warnings
@@ -35,6 +36,8 @@ __all__ = [
     "write_text",
     "written",
 ]
+
+_log = logging.getLogger("onnxprune.files")
 
 T = TypeVar("T")
 
@@ -232,6 +235,8 @@ class Commit:
                     with contextlib.suppress(OSError):
                         step()
             raise
+        for _, target in (*self._sides, *self._models):
+            _log.info("wrote %s", target)
         with contextlib.suppress(OSError):
             sync(target.parent for _, target in (*self._sides, *self._models))
 

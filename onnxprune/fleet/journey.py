@@ -8,6 +8,7 @@ it was written with.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
@@ -28,6 +29,8 @@ from onnxprune.report.record import versions
 from onnxprune.tuning.state import digest_of
 
 __all__ = ["sail"]
+
+_log = logging.getLogger("onnxprune.fleet")
 
 Progress = Callable[[str], None]
 
@@ -67,6 +70,7 @@ def sail(
         table.names = [job.name for job in jobs]
         keys = {job.name: _key(job) for job in jobs}
         todo = [job for job in jobs if not _is_settled(table, job, keys[job.name], options.retry)]
+        _log.info("%d jobs, %d of them are settled", len(jobs), len(jobs) - len(todo))
         table.write()
         for number, (job, row) in enumerate(_rows(todo, options.jobs, executor), 1):
             target = job.options.get("target", ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from onnxprune.ops import Node
 from onnxprune.runtime import binding
 from onnxprune.runtime.binding import Shape, Typed
 from onnxprune.wall import board as wall
+
+_log = logging.getLogger("onnxprune.graph")
 
 
 @dataclass
@@ -232,6 +235,7 @@ def analyse(
         analysis = most_open(model, lambda opened, by_run: again(opened, by_run=by_run))
         if folds:
             analysis = _with_folds(analysis, again, folds == "weights")
+        _log.info("%d nodes, %d groups", len(model.proto.graph.node), len(analysis.grouping.groups))
         return analysis
 
 

@@ -80,4 +80,6 @@ def save(run: Run[Any], outcome: Outcome[Any], staging: Staging | None = None) -
                 )
     after = size_in_bytes(outcome.changed) if output is None else size_of_output(output)
     report.options, report.seconds = options.to_json(), run.seconds
+    if options.reproducible:
+        report.created, report.seconds = "", {}
     return before, after

@@ -172,6 +172,12 @@ class SharedOptions:
         metavar="KEY",
         needs="calibrated",
     )
+    reproducible: bool = option(
+        False,
+        "leave times out of the report, so that the same command writes the same bytes",
+        stage="write",
+        commands="prune apply sparsify",
+    )
     in_place: bool = option(
         False, "allow OUT to be the same file as IN", stage="write", commands="prune apply run sparsify"
     )
@@ -245,6 +251,7 @@ class SharedFields(TypedDict, total=False):
     samples: int | None
     calib_provider: str
     labels: str | None
+    reproducible: bool
     in_place: bool
     external_data_threshold: int | None
 

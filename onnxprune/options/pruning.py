@@ -246,6 +246,11 @@ class Options(VocabularyOptions):
         self._refuse_idle(["timed", "verify", "by_ratio", "by_budget", "whole"])
         if self.keep_tokens is not None and not self.by_ratio and not self.by_budget:
             object.__setattr__(self, "ratio", 0.0)  # nothing but the vocabulary
+        if self.reproducible and self.timed:
+            raise UsageError(
+                "--reproducible leaves times out of the report, and --check-speed and latency targets ask for them; "
+                "leave one of them out."
+            )
         if self.ratio is None:
             if not self.target and self.min_agreement is None and self.max_drop is None:
                 raise UsageError("--ratio or --target must say how much shall go.")

@@ -16,6 +16,7 @@ don't either, the verification does not pass.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,8 @@ from onnxprune.proof.widen import DOUBLE, HALF, widen
 from onnxprune.runtime.session import Feeds, RunError, Session, open_session
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
+
+_log = logging.getLogger("onnxprune.proof")
 
 Masks = Mapping[int, NDArray[np.bool_]]
 
@@ -168,6 +171,7 @@ def verify(
     if result.failures:
         result.status = "failed"
     result.seconds = time.perf_counter() - start
+    _log.info("%s, within %.2g", result.status, result.max_relative_error)
     return result
 
 

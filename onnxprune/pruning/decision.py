@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ __all__ = [
     "resolve",
     "settled",
 ]
+
+_log = logging.getLogger("onnxprune.pruning")
 
 
 @dataclass
@@ -163,6 +166,7 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
                 run.notes.append(
                     f"widths are on multiples of {step}: on {steps[0]} no cut came within 5 % of {latency.text}"
                 )
+    _log.info("%d of %d units go", sum(map(len, removed.values())), sum(g.units for g in groups))
     return Decision(groups, removed, step, "+".join(t.text for t in targets), speed)
 
 

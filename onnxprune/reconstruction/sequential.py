@@ -8,6 +8,7 @@ fitted model keeps the original's shape; cutting it afterwards is exact and is p
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,6 +41,8 @@ from onnxprune.reconstruction.room import admit, kept
 from onnxprune.reconstruction.walk import MOST_BYTES, Targets, Walk
 
 __all__ = ["Calibration", "Curves", "Fitted", "Fitting", "refit_analysis"]
+
+_log = logging.getLogger("onnxprune.reconstruction")
 
 Ints = NDArray[np.int64]
 Say = Callable[[str], None]
@@ -231,6 +234,7 @@ class Calibration:
         for channels in silent if form is not site else ():
             hush(site, fitted.model, channels)
         fitted.layers.append(report)
+        _log.info("%s: %s, error %.3g -> %.3g", report.layer, report.variant, report.before, report.after)
 
     def silence(self, fitted: Fitted) -> None:
         """Have readers that can't be fitted, such as an LSTM, not read what goes; what follows is fitted to that."""

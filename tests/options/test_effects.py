@@ -39,8 +39,9 @@ def evaluate(session):
     return 100 * np.mean(session.run(None, {"x": d["x"]})[0].argmax(1) == d["truth"])
 """
 
-#: Shown elsewhere: they print and end, limit the process, or say who does the work (tests/fleet).
-ELSEWHERE = {"--help", "--max-memory", "--max-seconds", "--jobs", "--retry"}
+#: Shown elsewhere: they print and end, limit the process, say who does the work (tests/fleet), or take out what these
+#: tests don't look at (tests/integrations/test_around.py).
+ELSEWHERE = {"--help", "--max-memory", "--max-seconds", "--jobs", "--retry", "--reproducible"}
 CASES = [(command, name) for command, options in EFFECTS.items() for name in options]
 #: What reports repeat of the command line, and what differs from run to run.
 REPEATED = ("command", "created", "options", "seconds", "versions", "sha256", "files", "seed", "model_sha256")
