@@ -259,3 +259,31 @@ def test_what_is_written_has_no_mean_before_it_is_cut() -> None:
     new = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
     token = old["token"] - old["token"].mean(axis=-1, keepdims=True)
     assert new["token"] == pytest.approx(token[..., kept], abs=1e-6)
+
+
+def in_halves(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same in half floats, but for its input and output."""
+    result = onnx.ModelProto.FromString(model.SerializeToString())
+    graph = result.graph
+    for tensor in graph.initializer:
+        tensor.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
+        )
+    for node in graph.node:
+        node.input[:] = ["half" if name == "x" else name for name in node.input]
+    last = graph.output[0].name
+    graph.node[-1].output[0] = "last_half"
+    graph.node.insert(0, helper.make_node("Cast", ["x"], ["half"], "narrow", to=TensorProto.FLOAT16))
+    graph.node.append(helper.make_node("Cast", ["last_half"], [last], "wide", to=TensorProto.FLOAT))
+    return result
+
+
+def test_halves_may_differ_by_their_own_rounding_and_by_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_halves(dynamic(fused))
+    result = half_cut(model)
+    assert shapes(result.model)["first.weight"] == (6, WIDTH // 2)
+    said = next(note for note in result.report.notes if "equal to the original" in note)
+    assert 1e-6 < float(said.rpartition(" ")[2]) < centre.HALVES
+    assert result.report.law1["max_relative_error"] < 1e-5
+    monkeypatch.setattr(centre, "HALVES", 1e-6)
+    assert shapes(half_cut(model).model)["first.weight"] == (6, WIDTH)
