@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import onnx
@@ -67,12 +68,12 @@ class Vocabulary:
 
     @cached_property
     def weights(self) -> list[str]:
-        """Names of the weights with a row for each id, in their order."""
-        space, roots = self.analysis.coupling.space, {read.root for read in self.reads}
-        named = (
-            i.tensor for i in self.analysis.coupling.instances if {space.find(d) for d in i.dims} & roots
-        )
-        return list(dict.fromkeys(named))
+        """Names of the weights with an element for each id: those that are looked up first, the largest first."""
+        coupling, roots = self.analysis.coupling, {read.root for read in self.reads}
+        named = [i.tensor for i in coupling.instances if {coupling.space.find(d) for d in i.dims} & roots]
+        looked = {name for read in self.reads for name in coupling.nodes[read.number].node.inputs}
+        shapes = {name: self.analysis.tracer.weights[name].shape for name in named}
+        return sorted(shapes, key=lambda name: (name not in looked, -prod(shapes[name])))
 
     @cached_property
     def numbers(self) -> dict[int, Ints]:

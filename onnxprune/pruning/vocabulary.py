@@ -268,7 +268,7 @@ def finished(run: Run[Options], model: Model) -> Model:
     if run.options.verify:
         with run.stage("verify"):
             given = _drawn(run.vocabulary, run.keep, run.options.seed)[0]
-            error = difference((model, given), (changed, _anew(run, given)))
+            error = difference((model, given), (changed, _anew(run, given)), SAME)
         if not error <= SAME:
             raise VerificationError(
                 f"With ids that count anew the result differs by {error:.3g}; give --remap."

@@ -107,6 +107,15 @@ def test_positions_are_no_vocabulary() -> None:
     assert list(vocabulary.ids) == ["ids"]
 
 
+def test_the_table_is_named_first() -> None:
+    assert vocabulary_of(language(table="blocks", head="own")).weights == [
+        "words",
+        "block_scales",
+        "block_zeros",
+    ]
+    assert vocabulary_of(language(table="rows", head="own")).weights == ["words", "scales"]
+
+
 def test_a_model_without_a_table_has_none() -> None:
     net = Net(TensorProto.FLOAT)
     net.op("MatMul", ["ids", net.weight("w", 6, 4)], "out")
