@@ -32,8 +32,9 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
 from onnxprune.reconstruction.beside import Beside, alike, covers, in_units, together
 from onnxprune.reconstruction.descent import Basis, Data, Pace, descend
-from onnxprune.reconstruction.evidence import HELD, positions_of
+from onnxprune.reconstruction.evidence import HELD, WIDE, positions_of
 from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.room import TOGETHER, abreast
 from onnxprune.reconstruction.segments import Segment, segments
 from onnxprune.runtime.session import RunError
 
@@ -142,6 +143,13 @@ class _Work:
                 report.why = "its weights are quantised, and were fitted on their grid one by one"
                 dense.keep -= set(part.goals)
                 continue
+            need = abreast(part.sites)
+            if need > TOGETHER:
+                report.why = (
+                    f"to move its layers together takes about {need / 1e9:.1f} GB; each keeps its own fit"
+                )
+                dense.keep -= set(part.goals)
+                continue
             nodes = self.analysis.coupling.nodes[part.first : part.end]
             if any(body_of(a.proto) or a.node.domain == DOMAIN for a in nodes):
                 report.why = "it holds bodies of If, Loop or Scan"
@@ -226,8 +234,11 @@ class _Work:
         start: dict[str, Array],
         seed: int,
     ) -> dict[str, Basis]:
-        """Return the coordinates of the layers' weights, from what they read now on the first samples."""
-        layers = [s for s in part.sites if s.weight in start]
+        """Return the coordinates of the layers' weights, from what they read now on the first samples.
+
+        Wide layers keep their own: their inputs' second moments would take tens of gigabytes.
+        """
+        layers = [s for s in part.sites if s.weight in start and s.view.width <= WIDE]
         counts = self.samples.counts
         few = int(np.searchsorted(np.cumsum(counts), LOOKED_AT)) + 1
         wanted = list(dict.fromkeys(n for s in layers for n in (s.x, s.y)))

@@ -11,15 +11,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from onnxprune.errors import CalibrationError
+from onnxprune.reconstruction.evidence import WIDE
 from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import Site
 
-__all__ = ["admit", "kept", "lasting", "needed"]
+__all__ = ["TOGETHER", "abreast", "admit", "kept", "lasting", "needed"]
 
 #: Copies of moments, of rows' products and of a layer's weight that are there at once while it is solved.
 MOMENTS, PRODUCTS, WEIGHTS = 6, 4, 10
 #: Bytes of a fit and of the targets that stay for other fits on the same samples, and of these at most.
 SHARE, LASTING = 1 << 30, 3 << 27
+#: Bytes that a descent on a few layers together may take; copies of their weights in it (as they were, are and are
+#: best, means of gradients and of their squares, a step), and of the largest matrix of inputs while its axes are
+#: sought.
+TOGETHER, STATES, AXES = 1 << 30, 8, 3
 
 
 def kept(site: Site, settings: Settings, share: int = 1) -> float:
@@ -43,6 +48,14 @@ def needed(site: Site, settings: Settings) -> float:
     if view.width > settings.wide:
         return kept(site, settings) + 8 * (PRODUCTS * rows**2 + view.blocks * weights)
     return 8 * view.blocks * (MOMENTS * d * d + weights)
+
+
+def abreast(sites: Iterable[Site]) -> float:
+    """Return about the bytes that a descent on the weights of some layers together takes, all of them float32."""
+    views = [site.view for site in sites]
+    squares = [float(v.blocks * v.width**2) if v.width <= WIDE else 0.0 for v in views]
+    weights = sum(float(v.blocks * v.width * v.outputs) for v in views)
+    return 4 * (STATES * weights + sum(squares)) + 8 * AXES * max(squares, default=0.0)
 
 
 def lasting(sites: Iterable[Site], settings: Settings) -> float:

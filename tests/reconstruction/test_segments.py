@@ -14,6 +14,8 @@ from onnxprune import prune
 from onnxprune.gradient.loss import loss_model, part_model
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.reconstruction import reconstruct as _reconstruct
+from onnxprune.reconstruction import room as _room
 from onnxprune.reconstruction.descent import Basis, Data, Pace, _Adam, descend
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.segments import FEWEST, segments
@@ -225,6 +227,36 @@ def test_blocks_come_nearer_than_layers_on_samples_that_no_fit_saw():
             np.square(open_session(Model.load(result.model)).run(fresh)["out"] - dense).mean()
         )
     assert off["blocks"] < 0.8 * off["lstsq"]
+
+
+def test_layers_without_room_together_keep_the_fit_that_each_has(monkeypatch):
+    """What a descent takes follows from weights and inputs, and is asked for before anything of it is there."""
+    alone = prune(net(), ratio=0.5, calib={"x": images(60)}, align=1, recover="lstsq").model
+    needs = [_room.abreast(part.sites) for part in parts_of(net())[1]]
+    monkeypatch.setattr(_reconstruct, "TOGETHER", min(needs) / 100)
+    found = prune(net(), ratio=0.5, calib={"x": images(60)}, align=1)
+    assert all("each keeps its own fit" in line["why"] for line in found.report.calibration["segments"])
+    assert [t.raw_data for t in found.model.graph.initializer] == [
+        t.raw_data for t in alone.graph.initializer
+    ]
+    monkeypatch.setattr(_reconstruct, "TOGETHER", max(needs))
+    found = prune(net(), ratio=0.5, calib={"x": images(60)}, align=1)
+    assert not any("keeps its own" in line["why"] for line in found.report.calibration["segments"])
+
+
+def test_wide_layers_go_down_in_their_own_coordinates(monkeypatch):
+    """Of 65,536 inputs the second moments would take 34 GB."""
+    asked = []
+    real = Basis.of
+    monkeypatch.setattr(Basis, "of", lambda view, *more: asked.append(view.width) or real(view, *more))
+    monkeypatch.setattr(_reconstruct, "WIDE", 70)
+    monkeypatch.setattr(_room, "WIDE", 70)
+    found = prune(net(), ratio=0.5, calib={"x": images(60)}, align=1).report.calibration["segments"]
+    assert asked
+    assert max(asked) <= 70 < 9 * 12
+    assert any(line["after"] < line["before"] for line in found)
+    sites_of = parts_of(net())[1][0].sites
+    assert _room.abreast(sites_of) < _room.abreast([*sites_of, *sites_of])
 
 
 def test_the_same_seed_gives_the_same_bytes():
