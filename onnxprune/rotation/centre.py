@@ -16,7 +16,7 @@ from onnxprune.rotation.norms import rewrite
 from onnxprune.rotation.streams import NormStream, streams
 from onnxprune.runtime.session import Feeds
 
-__all__ = ["OpenWidths", "open_widths"]
+__all__ = ["OpenWidths", "compared", "open_widths"]
 
 #: What the outputs may differ by where weights that are stored as halves are written anew: four times their rounding.
 HALVES = 4 * 2.0**-11
@@ -72,14 +72,22 @@ def open_widths(
         return OpenWidths(analysis)
     error = ""
     if check:
-        rtol = HALVES if _halves(analysis.model, wanted) else None
-        proof = verify(analysis, {}, rewritten.model, inputs=inputs, rtol=rtol)
-        if not proof.passed:
-            why = "; ".join([*proof.failures, *proof.notes]) or proof.status
+        gap, why = compared(analysis, wanted, rewritten.model, inputs)
+        if why:
             return OpenWidths(analysis, [f"the width that LayerNorm reads stays whole: as RMS norms, {why}"])
-        error = f"; equal to the original within {proof.max_relative_error:.1e}"
+        error = f"; equal to the original within {gap:.1e}"
     opened.undo = lambda result: analysis.restored(rewritten.restored(result))
     return OpenWidths(opened, [_note(wanted) + error])
+
+
+def compared(
+    analysis: Analysis, wanted: Sequence[NormStream], rewritten: Model, inputs: Sequence[Feeds] = ()
+) -> tuple[float, str]:
+    """Return how far the outputs of a rewritten model are from the original's, and why it can't be taken, if so."""
+    rtol = HALVES if _halves(analysis.model, wanted) else None
+    proof = verify(analysis, {}, rewritten, inputs=inputs, rtol=rtol)
+    why = "" if proof.passed else "; ".join([*proof.failures, *proof.notes]) or proof.status
+    return proof.max_relative_error, why
 
 
 def _kept_whole(analysis: Analysis) -> set[int]:

@@ -98,6 +98,15 @@ class NormStream:
         """Whether the writers take the mean off, and not each norm."""
         return not self.broken and len(self.others) < len(self.norms)
 
+    @property
+    def why(self) -> str:
+        """Why the writers don't take the mean off; empty where they do."""
+        if self.centred:
+            return ""
+        return (
+            self.broken or "what is written can't have its mean taken off, as by a norm or a quantised layer"
+        )
+
 
 def streams(analysis: Analysis) -> list[NormStream]:
     """Find the streams that norms read, in topological order of their first norms."""

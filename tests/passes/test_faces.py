@@ -92,13 +92,34 @@ def test_rotate_keeps_outputs_in_another_basis(digits: Path) -> None:
     assert error(model, broken) > 1e-2
 
 
+def test_center_norms_leaves_no_layer_norm_and_keeps_outputs() -> None:
+    model = onnx.load(TRANSFORMER)
+    centred, (report,) = run(TRANSFORMER, "center_norms")
+    assert isinstance(report, LosslessReport)
+    assert sum(group["norms"] for group in report.groups) == ops(model).count("LayerNormalization") > 0
+    assert "LayerNormalization" not in ops(centred)
+    assert report.error is not None
+    assert 0 < report.error < 1e-5
+    assert error(model, centred) < 1e-4
+    broken = onnx.ModelProto.FromString(centred.SerializeToString())
+    before = weights(model)
+    for tensor in broken.graph.initializer:  # written with its mean again
+        if tensor.name in before:
+            tensor.CopyFrom(numpy_helper.from_array(before[tensor.name], tensor.name))
+    assert error(model, broken) > 1e-2
+
+
+def ops(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
 def test_where_nothing_is_to_be_done_the_model_itself_comes_back() -> None:
     model, reports = Model.load(chain(width=3)), list[Record | None]()
 
     def each(text: str, report: Record | None) -> None:
         reports.append(report)
 
-    for passes in ("permute{pattern=4:8}", "rotate{calib=synthetic samples=8}"):
+    for passes in ("permute{pattern=4:8}", "rotate{calib=synthetic samples=8}", "center_norms"):
         found = passlist.apply(model, passlist.parse(passes), each=each)
         assert found is model
         report = reports.pop()
