@@ -23,7 +23,7 @@ from onnxprune.reconstruction.moments import Stack
 from onnxprune.reconstruction.views import View, channels_last
 
 __all__ = [
-    "HELD", "WIDE", "Collector", "Draw", "Evidence", "Rows", "Spread", "moments_of", "positions_of",
+    "HELD", "WIDE", "Collector", "Draw", "Evidence", "Rows", "Spread", "moments_of", "positions_of", "typical",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -34,6 +34,8 @@ HELD = 5
 WIDE = 4608
 #: Entries of an activation that are worked on at a time.
 CACHED = 1 << 16
+#: A channel whose variance is this small a part of the largest never changes; one so many times the median's is strong.
+DEAD, STRONG = 1e-9, 10.0
 
 
 @dataclass(frozen=True)
@@ -247,11 +249,23 @@ class Collector:
         return Stack(stack.n, stack.mean[:, order], gram, stack.square)
 
 
+def typical(variances: NDArray[np.float64]) -> float:
+    """Return the sum of the variances of channels, each counted up to `STRONG` times the median of those that change.
+
+    Streams of transformers have a few channels that are a thousand times as strong as the others ("massive
+    activations", arXiv 2402.17762), and most of the sum: an error that is small beside them may be all that the other
+    channels hold.
+    """
+    live = variances[variances > DEAD * variances.max(initial=0.0)]
+    return float(np.minimum(live, STRONG * np.median(live)).sum()) if live.size else 0.0
+
+
 class Spread:
-    """Variance summed over channels, streamed, of arrays that are read as they lie."""
+    """Variance of channels, streamed, of arrays that are read as they lie."""
 
     def __init__(self) -> None:
-        self.n, self.square = 0, 0.0
+        self.n = 0
+        self.square = np.zeros(1)
         self.centre: Array = np.zeros(0)  # near the means, so that no digits are lost to them
         self.sum = np.zeros(1)
 
@@ -271,8 +285,8 @@ class Spread:
             part = parts[first : first + step] - self.centre[:, None]
             # no products: in pieces of this size they would wait for numpy's threads
             self.sum = self.sum + part.sum(axis=2).sum(axis=0, dtype=np.float64)
-            rows = part.reshape(-1, inner if inner > 1 else channels)
-            self.square += float(np.vecdot(rows, rows).sum(dtype=np.float64))
+            squares = np.vecdot(part, part) if inner > 1 else np.square(part[:, :, 0])
+            self.square = self.square + squares.sum(axis=0, dtype=np.float64)
 
     def merge(self, other: Spread) -> None:
         """Add the positions of another shard."""
@@ -281,14 +295,16 @@ class Spread:
             self.centre, self.sum = other.centre, other.sum
         elif other.n:
             shift = other.centre.astype(np.float64) - self.centre
-            self.square += other.square + float((2 * shift * other.sum + other.n * shift * shift).sum())
+            self.square = self.square + other.square + 2 * shift * other.sum + other.n * shift * shift
             self.sum = self.sum + other.sum + other.n * shift
             self.n += other.n
 
     @property
     def variance(self) -> float:
-        """Of what was added; 0 of nothing."""
-        return self.square / self.n - float(np.square(self.sum / self.n).sum()) if self.n else 0.0
+        """Of what was added, see `typical`; 0 of nothing."""
+        if not self.n:
+            return 0.0
+        return typical(self.square / self.n - np.square(self.sum / self.n))
 
 
 def positions_of(x: Array, positions: int, valid: Array | None) -> NDArray[np.int64]:

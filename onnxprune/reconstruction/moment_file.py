@@ -9,7 +9,8 @@ fitting.mean, fitting.gram   float64 [blocks, d], [blocks, d (d + 1) / 2], the u
                              `onnxprune.reconstruction.moments`
 aside.mean, aside.gram       the same of rows that are held out
 x, held                      of wide layers instead: rows [blocks, n, d], bool[n]
-spreadU.size, .centre, .sum  of the U-th node that uses the weight: float64 [count, sum of squares], and sums
+spreadU.n, .centre           of the U-th node that uses the weight: int64[1], float [O] that sums are about
+spreadU.sum, .square         float64 [O], of values and of squares
 ===========================  ==================================================================================
 
 Outputs aren't in it: they are what the layer's own weights give.
@@ -154,8 +155,8 @@ def _packed(value: Gathered) -> dict[str, Array]:
             assert isinstance(stack, Stack)
             arrays |= {f"{name}.mean": stack.mean, f"{name}.gram": _half(stack.gram)}
     for number, spread in enumerate(value.spreads):
-        arrays[f"spread{number}.size"] = np.array([spread.n, spread.square])
-        arrays[f"spread{number}.centre"], arrays[f"spread{number}.sum"] = spread.centre, spread.sum
+        arrays[f"spread{number}.n"], arrays[f"spread{number}.centre"] = np.array([spread.n]), spread.centre
+        arrays[f"spread{number}.sum"], arrays[f"spread{number}.square"] = spread.sum, spread.square
     return arrays
 
 
@@ -281,9 +282,9 @@ def _unpacked(archive: zipfile.ZipFile, place: str, layer: Layer, site: Site | N
 
     spreads = []
     for number in range(len(layer.uses)):
-        spread, size = Spread(), read(f"spread{number}.size", 2)
-        spread.n, spread.square = int(size[0]), float(size[1])
-        spread.centre, spread.sum = read(f"spread{number}.centre", -1), read(f"spread{number}.sum", -1)
+        spread = Spread()
+        spread.n, spread.centre = int(read(f"spread{number}.n", 1)[0]), read(f"spread{number}.centre", -1)
+        spread.sum, spread.square = read(f"spread{number}.sum", -1), read(f"spread{number}.square", -1)
         spreads.append(spread)
     blocks, width = layer.blocks, layer.width
     view: Any = _Width(width) if site is None else site.view

@@ -17,7 +17,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import Runs, stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
-from onnxprune.reconstruction.evidence import positions_of
+from onnxprune.reconstruction.evidence import positions_of, typical
 from onnxprune.reconstruction.layer import weights_of, write
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Curve, Fit
@@ -95,23 +95,22 @@ def _next(analysis: Analysis, product: int, sites: list[Site]) -> Site | None:
 
 
 def _errors(stream: Runs, samples: Samples, mixable: Mixable, site: Site, gone: list[Ints]) -> list[float]:
-    """Return the error that silencing axes makes at a layer, in units of the variance of what it feeds."""
+    """Return the error that silencing axes makes at a layer, in units of the `typical` variance of what it feeds."""
     total = site.total
     goal, end = (total.tensor, total.end + 1) if total else (site.y, site.end + 1)
     runs = [_rows(stream, stream.model, goal, end)]
     runs += [_rows(stream, _without(stream.model, mixable, units), goal, end) for units in gone]
     axis, errors, n = site.view.out_axis, np.zeros(len(gone)), 0
-    mean, square = 0.0, 0.0
+    mean, square = np.zeros(1), np.zeros(1)
     for valid, original, *others in zip(samples.valid, *runs, strict=True):
         rows = channels_last(original, axis)
         at = positions_of(original, len(rows), valid)
         rows = rows[at].astype(np.float64)
         n += len(rows)
-        mean, square = mean + rows.sum(axis=0), square + float(np.sum(rows * rows))
+        mean, square = mean + rows.sum(axis=0), square + np.square(rows).sum(axis=0)
         for i, other in enumerate(others):
             errors[i] += float(np.sum((channels_last(other, axis)[at] - rows) ** 2))
-    variance = square / n - float(np.sum((mean / n) ** 2))
-    return list(errors / n / max(variance, 1e-30))
+    return list(errors / n / max(typical(square / n - np.square(mean / n)), 1e-30))
 
 
 def _rows(stream: Runs, model: Model, goal: str, end: int) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.reconstruction import evidence as collect
 from onnxprune.reconstruction import walk as _walk
-from onnxprune.reconstruction.evidence import HELD, Collector, Draw, Rows, Spread
+from onnxprune.reconstruction.evidence import HELD, Collector, Draw, Rows, Spread, typical
 from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.views import channels_last, columns
@@ -70,7 +70,7 @@ def test_evidence_of_several_layers_in_one_run_is_that_of_their_rows(group):
                 np.testing.assert_allclose(part.gram / part.n, cov[: view.width], rtol=1e-4, atol=1e-5)
                 np.testing.assert_allclose(part.square / part.n, cov.diagonal()[view.width :], rtol=1e-4)
         goal = channels_last(activations[site.total.tensor if site.total else site.y], 1)
-        np.testing.assert_allclose(evidence.spread, goal.var(axis=0).sum(), rtol=1e-4)
+        np.testing.assert_allclose(evidence.spread, typical(goal.var(axis=0)), rtol=1e-4)
     assert not walk.dense.keep
 
 
@@ -133,6 +133,7 @@ def test_the_spread_is_the_variance(monkeypatch, shape, axis, mean):
         spread.add(array, axis, array, None)
     rows = np.concatenate([channels_last(a, axis) for a in arrays]).astype(np.float64)
     assert spread.n == len(rows)
+    assert spread.variance == pytest.approx(typical(rows.var(axis=0)), rel=1e-5)
     assert spread.variance == pytest.approx(rows.var(axis=0).sum(), rel=1e-5)
 
 
@@ -143,7 +144,21 @@ def test_a_first_position_far_from_the_others_costs_no_digits():
     valid[:, 1] = False
     spread.add(array, -1, array, valid)
     rows = array[valid].astype(np.float64)
-    assert spread.variance == pytest.approx(rows.var(axis=0).sum(), rel=1e-7)
+    assert spread.variance == pytest.approx(typical(rows.var(axis=0)), rel=1e-7)
+
+
+def test_a_strong_channel_and_dead_ones_leave_the_unit_of_error_alone():
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((400, 33)).astype(np.float32)
+    plain, marked = Spread(), Spread()
+    plain.add(rows, -1, rows, None)
+    strong = np.concatenate([rows, np.full((400, 20), 3.0, np.float32)], axis=1)
+    strong[:, 7] *= 1000
+    marked.add(strong, -1, strong, None)
+    assert marked.variance == pytest.approx(plain.variance, rel=0.35)
+    assert strong.var(axis=0).sum() > 1000 * plain.variance
+    np.testing.assert_allclose(typical(np.array([1.0, 2.0, 3.0, 20.0, 4000.0])), 56.0)
+    assert typical(np.zeros(4)) == typical(np.zeros(0)) == 0
 
 
 @pytest.mark.parametrize("count", [3, 150])
