@@ -18,6 +18,7 @@ from onnxprune.api.several import tune as tune
 from onnxprune.errors import UsageError
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.run import Progress, Run, Source
+from onnxprune.journey.trees import with_folder
 from onnxprune.model import Model
 from onnxprune.options.declare import settings_of
 from onnxprune.options.pruning import OptionFields, Options, Shapes
@@ -70,7 +71,8 @@ def prune(
     ----------
     source : path, ModelProto or Model
     output : path, optional
-        Without it the result stays in memory, as ``Result.model``.
+        Without it the result stays in memory, as ``Result.model``. Its folder is made. Where the source is a folder
+        with one model in it, this may be one, too: all that is beside the model is copied.
     options : Options, optional
     progress : callable, optional
         Is told the name of each stage.
@@ -94,7 +96,8 @@ def prune(
         )
     if settings.ratio is not None and (settings.min_agreement, settings.max_drop) != (None, None):
         raise UsageError("--min-agreement and --max-drop find out how much can go; leave --ratio out.")
-    return journey.prune(journey.open_run(source, settings, progress), _path(output))
+    with with_folder(source, _path(output)) as place:
+        return journey.prune(journey.open_run(source, settings, progress), place)
 
 
 def plan(
@@ -341,8 +344,9 @@ def sparsify(
     from onnxprune.sparsity import journey as zeros
 
     given = {**({} if pattern is None else {"pattern": pattern}), **fields}
-    run = Run.open(source, settings_of(SparseOptions, options, given), progress)
-    return zeros.sparsify(run, _path(output))
+    with with_folder(source, _path(output)) as place:
+        run = Run.open(source, settings_of(SparseOptions, options, given), progress)
+        return zeros.sparsify(run, place)
 
 
 def inspect_sparsity(source: Source) -> SparsityInspection:

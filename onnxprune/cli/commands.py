@@ -20,6 +20,7 @@ from onnxprune.files.target import STDOUT
 from onnxprune.journey import passes as passlist
 from onnxprune.journey.output import Sides, declared
 from onnxprune.journey.passes import RunReport
+from onnxprune.journey.trees import model_in
 from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.target import family_of
@@ -42,7 +43,7 @@ def prune(args: Namespace) -> None:
     if len(family_of(options.target)) > 1:
         _family(args, source, options)
         return
-    with _places(args, source, args.out, {"--report": args.report, "--plan": args.plan}):
+    with _places(args, source, _out(args), {"--report": args.report, "--plan": args.plan}):
         result = _told(args, api.prune, source, args.out, options)
         if args.plan:
             result.plan.save(args.plan)
@@ -222,7 +223,7 @@ def sparsify(args: Namespace) -> None:
     from onnxprune.options.sparsity import SparseOptions
 
     source = _input(args)
-    with _places(args, source, args.out, {"--report": args.report}):
+    with _places(args, source, _out(args), {"--report": args.report}):
         result = _told(args, api.sparsify, source, args.out, options_from(args, SparseOptions))
         _keep(args, result.report)
     _finish(args, result.report)
@@ -315,6 +316,11 @@ def _written(args: Namespace) -> dict[str, str]:
 
 def _input(args: Namespace) -> str:
     return str(getattr(args, "in") or "")
+
+
+def _out(args: Namespace) -> str:
+    """Return the place of the result, which is in a folder where a folder is given and one is wanted."""
+    return str(model_in(_input(args), Path(args.out)))
 
 
 def _given(args: Namespace) -> OptionFields:

@@ -84,9 +84,13 @@ class Commit:
         self._sizes: dict[Path, int] = {}
 
     def temporary(self, folder: Path) -> Path:
-        """Return the name of a file or folder that goes with this commit, unless it is moved to a place."""
+        """Return the name of a file or folder that goes with this commit, unless it is moved to a place.
+
+        The folder that it is to be in is made, see `folder`.
+        """
         if not self._temporaries:
             self._stack.enter_context(cleaning())
+        self.folder(folder)
         path = temporary(folder)
         self._stack.enter_context(wall.litter(path))
         self._temporaries.append(path)
@@ -128,6 +132,7 @@ class Commit:
         """Keep other processes from placing models in a folder until this commit ends."""
         if folder not in self._folders:
             self._folders.add(folder)
+            self.folder(folder)
             self._stack.enter_context(locked(folder))
 
     def fresh(self, path: Path, target: Path) -> None:

@@ -76,12 +76,19 @@ def check(path: Path, what: str, *, stream: bool = False, probe: bool = False) -
         _check(path, what, stream)
         if probe and stream_of(path) is None:
             with signals_deferred():
-                trial = temporary(place_of(path).parent)
+                trial = temporary(_there(place_of(path).parent))
                 os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
                 trial.unlink()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"{what} can't be written: {why}; nothing was left behind.") from error
+
+
+def _there(folder: Path) -> Path:
+    """Return a folder, or the nearest above it that is there: the others are made when something is written."""
+    return next(
+        place for place in (folder, *folder.parents) if os.path.lexists(place) or place == place.parent
+    )
 
 
 def check_data(path: Path) -> None:
@@ -174,9 +181,11 @@ def _check(path: Path, what: str, stream: bool) -> None:
             raise OutputError(f"{what} can't be written: Permission denied; give another name.")
         return
     place = place_of(path)
-    folder = place.parent
+    folder = _there(place.parent)
+    if folder != place.parent and os.path.islink(path):
+        raise OutputError(f"{what} is a link into a folder that doesn't exist; create it first.")
     if not folder.is_dir():
-        raise OutputError(f"{what} is to be in a folder that doesn't exist; create it first.")
+        raise OutputError(f"{what} is to be below {str(folder)!r}, which is no folder; give another name.")
     try:
         status = os.lstat(place)
     except FileNotFoundError:

@@ -174,8 +174,8 @@ def test_nothing_replaces_another_models_data(
         ("folder", "is a folder"),
         ("folder/", "is a folder"),
         (".", "is a folder"),
-        ("no/o.onnx", "in a folder that doesn't exist"),
-        ("model.onnx/o.onnx", "in a folder that doesn't exist"),
+        ("model.onnx/o.onnx", "model.onnx', which is no folder"),
+        ("model.onnx/deep/o.onnx", "model.onnx', which is no folder"),
         ("x" * 300, "File name too long"),
         ("x" * 252, "File name too long"),  # its data's name
         ("fifo", "is a device or a pipe"),
@@ -183,7 +183,7 @@ def test_nothing_replaces_another_models_data(
         ("/dev/stdout", "is a device or a pipe"),
         ("tonull", "is a device or a pipe"),
         ("round", "a link that leads in a circle"),
-        ("dangling", "in a folder that doesn't exist"),
+        ("dangling", "is a link into a folder that doesn't exist"),
         ("with\0null", "embedded null byte"),
         ("taken.onnx", "which is a folder"),  # its data's name
         ("/proc/o.onnx", "can't be written"),

@@ -1,0 +1,83 @@
+"""Folders in and out: what lies beside a model follows it, and the output's folder is made."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnxruntime import InferenceSession
+from small_models import residual
+
+import onnxprune
+from onnxprune.cli import main
+from onnxprune.errors import OnnxPruneError, OutputError
+
+CONFIG = 'name: "m"\nplatform: "onnxruntime_onnx"\nmax_batch_size: 8\n'
+
+
+@pytest.fixture
+def triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of a repository, its weights beside it in a folder called like a model."""
+    place = tmp_path / "repository" / "m" / "model.onnx"
+    place.mkdir(parents=True)
+    onnx.save(
+        residual(), place / "model.onnx", save_as_external_data=True, location="weights", size_threshold=0
+    )
+    (place.parent / "config.pbtxt").write_text(CONFIG)
+    (place.parent / "labels").mkdir()
+    (place.parent / "labels" / "names.txt").write_text("a\nb\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tree(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("words", ["prune --ratio 0.5", "sparsify --pattern 2:4"])
+def test_all_that_belongs_to_a_model_follows_it(triton: Path, words: str) -> None:
+    command, *more = words.split()
+    assert main([command, "repository/m", "new/repository/m", *more, "--report", "told/r.json", "-q"]) == 0
+    out = triton / "new/repository/m"
+    assert tree(out) == {
+        "config.pbtxt",
+        "labels/names.txt",
+        "model.onnx/model.onnx",
+        "model.onnx/model.onnx.data",
+    }
+    assert (out / "config.pbtxt").read_text() == CONFIG
+    InferenceSession(out / "model.onnx/model.onnx")
+    size = sum(p.stat().st_size for p in (out / "model.onnx").iterdir())
+    assert command == "sparsify" or size < sum(
+        p.stat().st_size for p in (triton / "repository/m/model.onnx").iterdir()
+    )
+    assert (triton / "told/r.json").is_file()
+
+
+def test_a_run_that_fails_leaves_no_folder(triton: Path) -> None:
+    before = tree(triton)
+    for output in ("new/deep/m", "new/deep/o.onnx"):
+        assert main(["prune", "repository/m", output, "--ratio", "0.5", "--only", "nothing"]) != 0
+        assert main(["prune", "repository/m", output, "--ratio", "0.5", "--inputs", "gone.npz"]) != 0
+    assert tree(triton) == before
+    assert not (triton / "new").exists()
+
+
+def test_one_file_of_a_folder_goes_to_a_file(triton: Path) -> None:
+    onnxprune.prune("repository/m", "new/small.onnx", ratio=0.5)
+    assert tree(triton / "new") == {"small.onnx", "small.onnx.data"}
+
+
+@pytest.mark.parametrize("output", ["repository/m", "repository", "repository/m/small"])
+def test_a_folder_in_the_folder_is_refused(triton: Path, output: str) -> None:
+    before = tree(triton)
+    with pytest.raises(OutputError, match="are in each other; give another one"):
+        onnxprune.prune("repository/m", output, ratio=0.5)
+    assert tree(triton) == before
+
+
+def test_a_folder_of_several_models_names_them(triton: Path) -> None:
+    onnx.save(residual(), triton / "repository/m/other.onnx")
+    onnx.save(residual(), triton / "repository/m/third.onnx")
+    with pytest.raises(OnnxPruneError, match=r"name the \.onnx file in it"):
+        onnxprune.prune("repository/m", "new", ratio=0.5)
+    assert not (triton / "new").exists()
