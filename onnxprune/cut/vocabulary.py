@@ -39,17 +39,12 @@ def shortened(vocabulary: Vocabulary, keep: NDArray[np.int64], unk: int) -> Rewr
 
 
 def renumbered(model: Model) -> Model:
-    """Return a model that `shortened` gave without its maps: ids count anew, those that the graph holds, too."""
+    """Return a model that `shortened` gave without its maps: ids count anew."""
     fork = model.fork()
     graph = fork.proto.graph
     place = f"{PREFIX}/place"
     maps = {node.output[0]: node for node in graph.node if _is_map(node, place)}
-    now: dict[str, str] = {}
-    for result, node in maps.items():
-        table, ids = node.input
-        now[result] = ids
-        if ids in fork:
-            now[result] = fork.add(f"{ids}_new", np.asarray(fork.weight(table))[np.asarray(fork.weight(ids))])
+    now = {result: node.input[1] for result, node in maps.items()}
     for node in graph.node:
         for slot, name in enumerate(node.input):
             if name in now and node.output[0] not in maps:

@@ -103,7 +103,9 @@ def opened(analysis: Analysis, reads: list[Read], size: int) -> Analysis:
             spared[key] -= 1
         else:
             locks.append((dim, index, soft, reason))
-    locks += [(root, index, False, _HELD) for root, index in _held(coupling, roots)]
+    locks += [
+        (root, index, False, _HELD) for root, index in (*_held(coupling, roots), *_constant(analysis, reads))
+    ]
     free = Space(space.sizes, space.links, space.products, locks, space._parent)
     coupling = replace(coupling, space=free, opened=_shrinking(analysis, size))
     elements = {name: weight.elem for name, weight in analysis.tracer.weights.items()}
@@ -127,6 +129,25 @@ def _held(coupling: Coupling, roots: set[int]) -> Iterator[tuple[int, Ints]]:
                 root = coupling.space.find(applied.letters[mapped.source])
                 if root in roots:
                     yield root, np.unique(mapped.index[mapped.index >= 0])
+
+
+def _constant(analysis: Analysis, reads: Collection[Read]) -> Iterator[tuple[int, Ints]]:
+    """Yield ids that the graph holds and that reach a lookup as they are, among others perhaps."""
+    model, nodes, size = analysis.model, analysis.coupling.nodes, analysis.coupling.space.sizes
+    made = {name: applied.node for applied in nodes for name in applied.node.outputs if name}
+    for read in reads:
+        todo, seen = [nodes[read.number].node.inputs[read.slot]], set[str]()
+        while todo:
+            name = todo.pop()
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            if name in model and model.info(name).elem_type in IDS:
+                yield read.root, np.unique(np.asarray(model.weight(name), np.int64) % size[read.root])
+            elif name in made:
+                node = made[name]
+                passing = (1, 2) if node.op == "Where" else _passing(analysis, node)
+                todo += [node.inputs[slot] for slot in passing]
 
 
 def ties(analysis: Analysis, source: str, looked: Collection[tuple[int, int]]) -> tuple[set[int], str]:

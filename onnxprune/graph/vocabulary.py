@@ -161,23 +161,17 @@ class Vocabulary:
         nodes = self.analysis.coupling.nodes
         slots = {nodes[read.number].node.outputs[0]: read.slot for read in self.reads}
         results: dict[str, str] = {}
-        maps: dict[int, str] = {}
         graph, changed = model.proto.graph, []
+        table = model.add(
+            f"{PREFIX}/{name}", values.astype(np.int32)
+        )  # all lookups take int32, and it is half as large
         for proto in [graph.node[i] for i in model.order]:
             slot = slots.get(proto.output[0] if proto.output else "")
             if slot is not None:
                 ids = proto.input[slot]
-                kind = self.analysis.types[ids]
-                if kind not in maps:
-                    array = values.astype(helper.tensor_dtype_to_np_dtype(kind))
-                    maps[kind] = model.add(f"{PREFIX}/{name}", array)
                 if ids not in results:
-                    results[ids] = f"{PREFIX}/{name}/{len(results)}"
-                    changed.append(
-                        helper.make_node(
-                            "Gather", [maps[kind], ids], [results[ids]], name=results[ids], axis=0
-                        )
-                    )
+                    result = results[ids] = f"{PREFIX}/{name}/{len(results)}"
+                    changed.append(helper.make_node("Gather", [table, ids], [result], name=result, axis=0))
                 proto.input[slot] = results[ids]
             changed.append(proto)
         put_nodes(graph, changed)
@@ -198,18 +192,15 @@ class Vocabulary:
     @property
     def tied(self) -> str:
         """Why ids can't count anew, as the end of a sentence; empty where they can."""
-        graph = self.analysis.model.proto.graph
         reached: set[int] = set()
         looked = {(read.number, read.slot) for read in self.reads}
         for name, others in self.ids.items():
             if others:
                 return f"{others} reads the numbers of {name!r}, too"
             reached |= ties(self.analysis, name, looked)[0]
-        inputs = {value.name for value in real_inputs(graph)}
         for read in self.reads:
-            node = self.analysis.coupling.nodes[read.number].node
-            name = node.inputs[read.slot]
-            if read.number not in reached and (name in inputs or name not in self.analysis.model):
+            if read.number not in reached:
+                node = self.analysis.coupling.nodes[read.number].node
                 return f"{title_of(node)} looks up ids that the graph computes"
         return ""
 

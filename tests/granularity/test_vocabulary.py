@@ -141,6 +141,41 @@ def test_words_that_the_graph_holds_stay() -> None:
     assert vocabulary.closed([1]).tolist() == [1, 7]
 
 
+@pytest.mark.parametrize("how", ["before", "instead"])
+def test_words_that_the_graph_adds_stay(how: str) -> None:
+    """A prompt of the graph's own, in front of the ids, or in the place of some."""
+    net = Net()
+    words = net.weight("words", WORDS, 4)
+    if how == "before":
+        prompt = net.put("prompt", np.array([[8, 9, 31]]))
+        looked = net.op("Gather", [words, net.op("Concat", [prompt, "ids"], "joined", axis=1)], "looked")
+    else:
+        places = net.op("Equal", ["ids", net.put("pad", np.array(3))], "is_pad")
+        other = net.op("Where", [places, net.put("prompt", np.array([8, 9, 31])), "ids"], "replaced")
+        looked = net.op("Gather", [words, other], "looked")
+    net.op("MatMul", [looked, net.weight("last", 4, 3)], "out")
+    model = net.model({"out": (TensorProto.FLOAT, [])})
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    vocabulary = vocabulary_of(onnx.shape_inference.infer_shapes(model))
+    keep = vocabulary.closed([0, 3, 5])
+    assert keep.tolist() == [0, 3, 5, 8, 9, 31]
+    ids = np.array([[0, 3, 5]])
+    cut = shortened(vocabulary, keep, 0).model
+    before = run(model, ids=ids)["out"]
+    np.testing.assert_array_equal(before, run(cut, ids=ids)["out"])
+
+
+def test_a_table_of_ids_freezes() -> None:
+    net = Net()
+    words = net.weight("words", WORDS, 4)
+    prompt = net.op("Gather", [words, net.put("prompt", np.array([[8, 9], [9, 31]]))], "prompted")
+    whole = net.op("ReduceMean", [prompt, net.put("axes", np.array([0, 1]))], "mean", keepdims=0)
+    both = net.op("Add", [net.op("Gather", [words, "ids"], "looked"), whole], "both")
+    net.op("MatMul", [both, net.weight("last", 4, 3)], "out")
+    vocabulary = vocabulary_of(net.model({"out": (TensorProto.FLOAT, ["N", "T", 3])}))
+    assert vocabulary.frozen == "picked by a table of indices (Gather 'prompted_node')"
+
+
 def test_who_compares_ids_sees_the_old_ones() -> None:
     model = language(pad=True)
     vocabulary = vocabulary_of(model)
