@@ -338,7 +338,7 @@ def _copy(run: Run[Options], output: Path | None) -> Result:
     """Give the input back, byte for byte, where nothing is to be cut."""
     parameters = count_parameters(run.model)
     try:
-        analysis = analysis_of(run)
+        analysis = analysis_of(run, centred=False)  # the file is what is given back
     except ModelError as error:  # nothing is to be cut, so this is no reason to fail
         run.notes.append(str(error))
         plan, size = plan_of(run.sha256(), run.options, None, Decision([], {})), Size(parameters, None)
