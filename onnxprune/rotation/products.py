@@ -34,8 +34,8 @@ Ints = NDArray[np.int64]
 
 #: Shares of the axes that are silenced in turn.
 SHARES = (0.25, 0.5, 0.75, 1.0)
-#: Samples that they are measured on.
-FEW = 64
+#: Samples that they are measured on, or so many that they have this many rows.
+FEW, ROWS = 64, 16384
 
 
 def products(
@@ -110,6 +110,8 @@ def _errors(stream: Runs, samples: Samples, mixable: Mixable, site: Site, gone: 
         mean, square = mean + rows.sum(axis=0), square + np.square(rows).sum(axis=0)
         for i, other in enumerate(others):
             errors[i] += float(np.sum((channels_last(other, axis)[at] - rows) ** 2))
+        if n >= ROWS:
+            break
     return list(errors / n / max(typical(square / n - np.square(mean / n)), 1e-30))
 
 

@@ -27,6 +27,7 @@ from onnxprune.reconstruction.evidence import typical
 from onnxprune.reconstruction.layers import readers, sites
 from onnxprune.reconstruction.products import Mixable
 from onnxprune.rotation import basis
+from onnxprune.rotation import products as _products
 from onnxprune.rotation.basis import Rotated, rotate
 from onnxprune.rotation.linear import _treats_alike, find, widths_for_heads
 from onnxprune.rotation.products import products
@@ -215,6 +216,17 @@ def test_curves_of_products_are_what_silence_does() -> None:
     assert curve.error[4] == pytest.approx(
         np.sum((dense - cut) ** 2) / len(whole) / typical(whole.var(axis=0)), rel=1e-3
     )
+
+
+def test_products_are_measured_on_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis, samples, rotated = turned(attention(2, 8))
+    (name,), layers, pieces = rotated.strength, sites(analysis), samples.cut_into(4)
+    assert len(pieces.batches) > 2
+    every = products(rotated, pieces, layers, 0.1)[name].curve.error
+    first = products(rotated, pieces.some(0, 1), layers, 0.1)[name].curve.error
+    assert not np.allclose(every, first)
+    monkeypatch.setattr(_products, "ROWS", 1)
+    np.testing.assert_array_equal(products(rotated, pieces, layers, 0.1)[name].curve.error, first)
 
 
 @pytest.mark.parametrize("between", ["Relu", "Mul", "Softmax"])
