@@ -213,8 +213,11 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     (tmp_path / "key.json").write_text("{}", encoding="utf-8")
     with pytest.raises(PlanError, match=r"The plan '.*key.json' is malformed: it lacks"):
         Plan.load(tmp_path / "key.json")
+    plan().save(tmp_path / "made" / "p.json")
+    assert Plan.load(tmp_path / "made" / "p.json") == plan()
     with pytest.raises(OutputError):
-        plan().save(tmp_path / "missing" / "p.json")
+        plan().save(tmp_path / "key.json" / "p.json")
+    assert (tmp_path / "key.json").read_text(encoding="utf-8") == "{}"
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, processor: str, system: str) -> None:
