@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def _ids(values: Iterable[Any], where: str) -> NDArray[np.int64]:
     ids = []
     for value in values:
         number = value
-        if isinstance(value, str) and value.isascii() and value.lstrip("-").isdigit() and len(value) < 19:
+        if isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
             number = int(value)
         if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
             raise UsageError(

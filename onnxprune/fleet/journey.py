@@ -162,9 +162,14 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises
     ------
     OutputError
-        If there is another one.
+        If there is another one, or the folder can't be written.
     """
-    handle = os.open(folder / ".fleet.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        handle = os.open(folder / ".fleet.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise OutputError(
+            f"The folder {str(folder)!r} can't be written: {error.strerror or error}."
+        ) from error
     try:
         try:
             _lock(handle)

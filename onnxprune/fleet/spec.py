@@ -36,7 +36,9 @@ from onnxprune.pruning.family import member_path
 __all__ = ["Job", "jobs_of"]
 
 #: Options that are files.
-PATHS = ("calib", "moments", "inputs")
+PATHS = ("calib", "moments", "inputs", "keep_tokens", "words")
+#: The table, which is written beside reports.
+TABLE = "fleet.json"
 #: Keys of a model that are no options.
 OWN = ("path", "name")
 
@@ -95,6 +97,11 @@ def jobs_of(source: Path, output: Path, options: FleetOptions) -> list[Job]:
         own = {name: value for name, value in model.items() if name not in OWN}
         given = _layered(_placed(options.to_prune(), Path.cwd()), common, own)
         for job in _of_model(model["path"], model["name"], given, output):
+            if job.report.name.casefold() == TABLE:
+                raise UsageError(
+                    f"The report of {job.source!r} would be {job.report.name!r}, which is the table of all; give the "
+                    "model another name."
+                )
             known = jobs.setdefault(job.name.casefold(), job)
             if known is not job:
                 raise UsageError(
@@ -107,6 +114,10 @@ def jobs_of(source: Path, output: Path, options: FleetOptions) -> list[Job]:
 def _of_model(path: str, name: str, given: dict[str, Any], output: Path) -> list[Job]:
     """Return the jobs of one model, one for each value of its target."""
     target = given.get("target", ())
+    if not isinstance(target, str) and not (
+        isinstance(target, (list, tuple)) and all(isinstance(one, str) for one in target)
+    ):
+        raise UsageError(f"The target of {path!r} must be a text or a list of texts; got {target!r}.")
     family = family_of([target] if isinstance(target, str) else target) if target else ("",)
     jobs = []
     for member in family:
@@ -183,9 +194,11 @@ def _in_spec(source: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for number, model in enumerate(models, 1):
         if not isinstance(model, dict) or not isinstance(model.get("path"), str):
             raise UsageError(f"Model {number} of {str(source)!r} has no path, or one that is no text.")
+        if "\0" in model["path"]:
+            raise UsageError(f"The path {model['path']!r} in {str(source)!r} is no name of a file.")
         path = place / model["path"]
         name = model.get("name", path.stem)
-        if not isinstance(name, str) or not name or Path(name).name != name:
+        if not isinstance(name, str) or name in ("", "..") or "\0" in name or Path(name).name != name:
             raise UsageError(f"The name {name!r} in {str(source)!r} is no name of a file.")
         told.append({**_placed(model, place), "path": str(path), "name": name})
     return _placed(common, place), told
@@ -195,8 +208,12 @@ def _placed(given: Mapping[str, Any], place: Path) -> dict[str, Any]:
     """Return options whose paths are absolute."""
 
     def placed(name: str, value: Any) -> Any:
-        if name not in PATHS or not isinstance(value, str) or value == "synthetic":
+        if name not in PATHS or not isinstance(value, str) or value == "synthetic" or _is_count(name, value):
             return value
         return os.path.join(place, value)
 
     return {name: placed(name, value) for name, value in given.items()}
+
+
+def _is_count(name: str, value: str) -> bool:
+    return name == "keep_tokens" and value.isascii() and value.isdigit()

@@ -60,10 +60,12 @@ class FleetTable(Facts):
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}, and this version reads {FORMAT}")
-            return cls(folder, {str(row["name"]): dict(row) for row in values["rows"]})
+            return cls(
+                folder, {str(row["name"]): {name: row[name] for name in COLUMNS} for row in values["rows"]}
+            )
         except FileNotFoundError:
             return cls(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise OutputError(
                 f"{str(path)!r} is no table of a fleet ({error}); give another folder, or remove it."
             ) from error

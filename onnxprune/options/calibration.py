@@ -43,7 +43,7 @@ class CalibrateOptions(SharedOptions):
 
     def as_pruning(self) -> Options:
         """Return the options under which a model is analysed for its moments."""
-        names = ("calib", "samples", "calib_provider", "input_shapes", "seed")
+        names = ("calib", "labels", "samples", "calib_provider", "input_shapes", "seed")
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         return Options(ratio=0.5, **given)
 

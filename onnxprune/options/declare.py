@@ -168,7 +168,7 @@ class SharedOptions:
         None,
         "with --calib: the key of true labels in the samples, for the accuracy in the report",
         stage="calibrate",
-        commands="prune sparsify tune",
+        commands="prune sparsify tune calibrate",
         metavar="KEY",
         needs="calibrated",
     )

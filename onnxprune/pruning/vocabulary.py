@@ -168,6 +168,10 @@ def _refuse_ids(run: Narrowed, output: Path | None) -> None:
     if output is None or run.options.remap:
         return
     beside = output.with_name(IDS)
+    if output.name.casefold() == IDS:
+        raise OutputError(
+            f"{str(output)!r} is where ids are told of; choose another name for OUT, or give --remap."
+        )
     if beside.exists() and not output.exists() and beside.read_bytes() != run.numbers.encode():
         raise OutputError(
             f"{str(beside)!r} is of another model; choose another folder for OUT, or give --remap."

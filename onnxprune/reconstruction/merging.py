@@ -108,8 +108,8 @@ def _checked(parts: Sequence[MomentFile]) -> Header:
         at[header.shard.number] = part
     lost = [str(Shard(n, of)) for n in range(1, of + 1) if n not in at]
     if lost:
-        what = "Shard" if len(lost) == 1 else "Shards"
+        what, are = ("Shard", "is") if len(lost) == 1 else ("Shards", "are")
         raise CalibrationError(
-            f"{what} {', '.join(lost)} of the samples missing; give all shards of one run."
+            f"{what} {', '.join(lost)} of the samples {are} missing; give all shards of one run."
         )
     return replace(first.header, shard=Shard())

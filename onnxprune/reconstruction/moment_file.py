@@ -322,7 +322,8 @@ def reading(path: str | Path) -> Iterator[None]:
     except (CalibrationError, MemoryError):
         raise
     except Exception as error:  # zipfile, numpy and json have no common base but this
-        why = str(error).strip("'").rstrip(".") or type(error).__name__
+        why = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        why = why.rstrip(".") or type(error).__name__
         raise CalibrationError(
             f"{str(path)!r} can't be read as moments ({why}); give what 'onnxprune calibrate' or 'merge' wrote."
         ) from error

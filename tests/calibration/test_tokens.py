@@ -41,6 +41,7 @@ def test_numbers_in_memory() -> None:
         ("[3, true]", "'True' is none"),
         ("[3", "isn't JSON"),
         ("-1", "holds -1, which is no id"),
+        ("1\n--5", "'--5' is none"),
         ("", "lists no id"),
         ("[]", "lists no id"),
         ("99999999999999999999", "is none"),

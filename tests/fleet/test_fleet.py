@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from small_models import chain, residual
+from vocabulary_models import language
 
 import onnxprune
 from onnxprune.api import fleet
@@ -131,6 +132,19 @@ def test_a_spec_says_what_is_made_of_each(place: Path, monkeypatch: pytest.Monke
     assert not table.failed
     assert table.rows["fast"]["target"] == "ratio=0.5"
     assert json.loads((place / "out/a-macs0.5.json").read_text())["options"]["align"] == 4
+
+
+def test_ids_are_listed_beside_the_spec_and_what_is_listed_counts(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = count(monkeypatch)
+    (place / "spec").mkdir()
+    onnx.save(language(head="own"), place / "spec/words.onnx")
+    (place / "spec/f.toml").write_text('[[model]]\npath = "words.onnx"\nkeep_tokens = "ids"\n')
+    for ids in ("1 2 3", "1 2 3", "1 2 3 4"):
+        (place / "spec/ids").write_text(ids)
+        assert not fleet("spec/f.toml", "out").failed
+    assert names == ["words", "words"]
 
 
 def test_a_fleet_that_is_killed_goes_on(place: Path) -> None:
@@ -276,6 +290,11 @@ def _crash(job: Job) -> dict[str, object]:
         ),
         ('[[model]]\npath = "in/a.onnx"\nratio = 0.5\nignore = 3', UsageError, "of a wrong type"),
         ('[[model]]\npath = "in/a.onnx"\nratio = 0.5\nname = "../a"', UsageError, "is no name of a file"),
+        ('[[model]]\npath = "in/a.onnx"\nratio = 0.5\nname = ".."', UsageError, "is no name of a file"),
+        ('[[model]]\npath = "in/a.onnx"\nratio = 0.5\nname = "fleet"', UsageError, "would be 'fleet.json'"),
+        ('[[model]]\npath = "in/a\\u0000"\nratio = 0.5', UsageError, "is no name of a file"),
+        ('[[model]]\npath = "in/a.onnx"\ntarget = 5', UsageError, "must be a text or a list of texts; got 5"),
+        ('[[model]]\npath = "in/a.onnx"\ntarget = ["macs=0.5", 3]', UsageError, "or a list of texts"),
         (
             "[options]\nratio=0.5\n" + 2 * '[[model]]\npath = "in/a.onnx"\n',
             UsageError,
@@ -302,9 +321,13 @@ def test_places_that_cannot_be_are_refused(place: Path) -> None:
     with pytest.raises(OutputError, match="can't be made"):
         fleet("in", "s.npz", ratio=0.5)
     (place / "out").mkdir()
-    (place / "out/fleet.json").write_text("{}")
-    with pytest.raises(OutputError, match="is no table of a fleet"):
-        fleet("in", "out", ratio=0.5)
+    for text in ("{}", '{"format": 1, "rows": [{"name": "a"}]}'):
+        (place / "out/fleet.json").write_text(text)
+        with pytest.raises(OutputError, match="is no table of a fleet"):
+            fleet("in", "out", ratio=0.5)
+    (place / "shut/.fleet.lock").mkdir(parents=True)
+    with pytest.raises(OutputError, match="'shut' can't be written"):
+        fleet("in", "shut", ratio=0.5)
     with pytest.raises(UsageError, match="--jobs must be at least 1"):
         fleet("in", "out", ratio=0.5, jobs=0)
     with pytest.raises(UsageError, match="both say how much goes"):

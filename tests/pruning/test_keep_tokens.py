@@ -219,6 +219,17 @@ def test_ids_of_another_model_are_not_replaced(source: Path) -> None:
     assert source.with_name("ids.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("remap", [False, True])
+def test_a_result_has_another_name_than_its_ids(source: Path, remap: bool) -> None:
+    out = source.with_name("ids.json")
+    if remap:
+        onnxprune.prune(source, out, keep_tokens=KEEP, remap=True)
+        return
+    with pytest.raises(OutputError, match=r"is where ids are told of; choose another name for OUT"):
+        onnxprune.prune(source, out, keep_tokens=KEEP)
+    assert not out.exists()
+
+
 def test_a_cut_that_is_wrong_is_not_written(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = Vocabulary.places
 
