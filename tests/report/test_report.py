@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_cuts_say_what_is_gone_from_the_original(name: str) -> None:
     """Taking the listed positions out of the original's weights gives the result's weights, bit for bit."""
     model = MODELS[name]()
-    result = onnxprune.prune(model, ratio=0.5, align=None)
+    result = onnxprune.prune(model, ratio=0.5, align=None, center_norms=False)  # the scales of others are new
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     for cut in result.report.cuts:
         assert list(cut.removed) == sorted(set(cut.removed))
