@@ -133,7 +133,7 @@ EFFECTS = {
     "calibrate": {
         "--calib": ("", "--calib synthetic"),
         "--samples": ("", "--samples 30"),
-        "--labels": ("--calib s.npz", "--calib t.npz --labels truth"),
+        "--labels": ("--calib t.npz", "--calib t.npz --labels truth"),
         "--calib-provider": ("", "--calib-provider nonsense"),
         "--shard": ("", "--shard 1/2"),
         "--input-shape": ("", "--input-shape x:1,9,12"),
