@@ -20,7 +20,7 @@ from typing import Any
 from onnxprune.errors import OutputError
 from onnxprune.files.commit import alone, write_text
 
-__all__ = ["folder", "key_of", "machine", "read", "write"]
+__all__ = ["digest_of", "folder", "key_of", "machine", "read", "write"]
 
 #: A larger file isn't one of ours.
 MOST_BYTES = 1 << 28
@@ -54,6 +54,24 @@ def machine() -> str:
 def key_of(facts: Mapping[str, Any]) -> str:
     """Return a key for facts; they must be JSON values."""
     return _hash(facts)[:32]
+
+
+def digest_of(given: Any) -> Any:
+    """Return what tells a file or folder from others; what is given in another form only its kind.
+
+    A script may be followed by the name of a function.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        return type(given).__name__
+    head, colon, name = str(given).rpartition(":")
+    path, more = (Path(head), name) if colon and head.endswith(".py") else (Path(given), "")
+    if not path.exists():
+        return str(given)
+    digest = hashlib.sha256(more.encode())
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _hash(value: Any) -> str:

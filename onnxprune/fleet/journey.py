@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import OnnxPruneError, OutputError
-from onnxprune.files.cache import key_of
+from onnxprune.files.cache import digest_of, key_of
 from onnxprune.files.commit import sweep
 from onnxprune.files.holding import PREFIX
 from onnxprune.fleet.spec import PATHS, Job, jobs_of
@@ -26,7 +26,6 @@ from onnxprune.model import Model
 from onnxprune.options.fleet import FleetOptions
 from onnxprune.reconstruction.cache import program
 from onnxprune.report.record import versions
-from onnxprune.tuning.state import digest_of
 
 __all__ = ["sail"]
 

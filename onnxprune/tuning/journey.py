@@ -28,7 +28,7 @@ from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.members import Deadline, Entry, Members, OutOfTime
 from onnxprune.tuning.metric import Accuracy, Metric, Score, script_of
 from onnxprune.tuning.report import TuneReport, on_frontier
-from onnxprune.tuning.state import State, digest_of
+from onnxprune.tuning.state import State
 
 __all__ = ["find"]
 
@@ -131,7 +131,9 @@ def _judged_on(run: Run[TuneOptions], samples: Samples) -> Samples:
     """
     options = run.options
     if options.held_out is not None:
-        if digest_of(options.held_out) == digest_of(options.calib) and isinstance(options.calib, str):
+        if cache.digest_of(options.held_out) == cache.digest_of(options.calib) and isinstance(
+            options.calib, str
+        ):
             raise UsageError(
                 "--eval is what --calib is, which fits see; give other samples, or leave --eval out."
             )
@@ -151,9 +153,9 @@ def _facts(run: Run[TuneOptions]) -> dict[str, Any]:
     plain = {name: value for name, value in options.to_json().items() if name not in APART}
     return {
         "model": run.sha256(),
-        "calib": digest_of(options.calib),
-        "eval": digest_of(options.held_out),
-        "metric": None if options.metric is None else digest_of(options.metric),
+        "calib": cache.digest_of(options.calib),
+        "eval": cache.digest_of(options.held_out),
+        "metric": None if options.metric is None else cache.digest_of(options.metric),
         "options": plain,
         "versions": versions(),
         "program": program(),

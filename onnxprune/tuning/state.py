@@ -7,19 +7,17 @@ the process was killed.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import OutputError
-from onnxprune.files.cache import key_of
+from onnxprune.files.cache import digest_of, key_of
 from onnxprune.files.commit import write_text
 
-__all__ = ["State", "digest_of"]
+__all__ = ["State"]
 
 #: Changes where what members are made of changes.
 FORMAT = 1
@@ -77,21 +75,3 @@ class State:
         whole = {**entry, "name": name, "sha256": digest_of(path) if entry.get("made") else None}
         write_text(self.folder / f"{name}.json", json.dumps(whole))
         return whole
-
-
-def digest_of(given: Any) -> Any:
-    """Return what tells a file or folder from others; what is given in another form only its kind.
-
-    A script may be followed by the name of a function.
-    """
-    if not isinstance(given, (str, os.PathLike)):
-        return type(given).__name__
-    head, colon, name = str(given).rpartition(":")
-    path, more = (Path(head), name) if colon and head.endswith(".py") else (Path(given), "")
-    if not path.exists():
-        return str(given)
-    digest = hashlib.sha256(more.encode())
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
