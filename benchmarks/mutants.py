@@ -47,8 +47,12 @@ BESIDE = (
     "docs",
     "benchmarks",
     "README.md",
+    "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "CITATION.cff",
     "CONTRIBUTING.md",
+    "LICENSE",
+    "SECURITY.md",
     "pyproject.toml",
 )
 WANTED = 0.95

@@ -146,8 +146,11 @@ class SizeTrials:
             looked_up = Trait.LOOKUP in node.traits or node.op == "Slice"
             for name in node.inputs if looked_up else ():
                 shape = weights[name].shape if name in weights else ()
-                whole = node.op != "Gather" or not shape
-                lengths |= set(shape if whole else (shape[node.attrs.get("axis", 0)],))
+                axis = node.attrs.get("axis", 0)
+                if node.op != "Gather" or not shape:
+                    lengths |= set(shape)
+                elif -len(shape) <= axis < len(shape):  # indices may have fewer axes than what they pick from
+                    lengths.add(shape[axis])
         return lengths
 
     def ok(self, sizes: dict[str, int]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from deployed_models import POSITIONS, encoder
 from nets import F, build, node, normal
 from onnx import TensorProto, helper
 
@@ -278,3 +279,13 @@ def test_another_order_is_compared_at_other_sizes(monkeypatch: pytest.MonkeyPatc
     found = permute(model, saliency, (2, 4))
     assert not found.gains
     assert found.refused
+
+
+def test_indices_may_have_fewer_axes_than_the_axis_they_pick_along() -> None:
+    """Which lengths are tried is asked of every lookup, and the axis of a Gather is not one of its indices."""
+    proto = encoder()
+    (picked,) = [n for n in proto.graph.node if n.op_type == "Gather" and n.name == "token_node"]
+    assert helper.get_node_attr_value(picked, "axis") == 1
+    result = onnxprune.prune(proto, ratio=0.5)
+    tried = {sizes["sequence"] for sizes in result.report.to_json()["law1"]["sizes"]}
+    assert {1, POSITIONS} <= tried

@@ -166,7 +166,9 @@ def test_a_zero_that_is_no_zero_is_seen():
 
 
 def test_the_recipe_of_the_readme(tmp_path, monkeypatch):
-    (recipe,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (recipe,) = re.findall(
+        r"```py\n(.*?)```", (ROOT / "docs" / "zeros.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     shutil.copy(SAMPLES["cnn"], tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
     exec(recipe, {})
