@@ -61,7 +61,11 @@ def plan() -> Schema:
     }
     schema["required"] = [
         "format",
-        *(n for n in schema["required"] if n not in ("cuts", "frozen", "open_io", "vocabulary")),
+        *(
+            n
+            for n in schema["required"]
+            if n not in ("cuts", "frozen", "open_io", "granularity", "vocabulary")
+        ),
     ]
     return schema
 

@@ -26,6 +26,7 @@ JUDGED = "--max-drop 40 --calib u.npz --labels truth"
 SCORED = "--max-drop 40 --calib s.npz --metric m.py:evaluate"
 TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune --epochs 8"
 WORDS = f"{HALF} IN=words.onnx"
+MIXTURE = f"{HALF} IN=experts.onnx"
 TIMED, EASY = "--ratio 0.5 --check-speed", "--pattern 2:4 --calib s.npz"
 DECIDE = {
     "--ratio": ("--ratio 0.25", HALF),
@@ -41,6 +42,7 @@ DECIDE = {
     "--open-io": (HALF, f"{HALF} --open-io x"),
     "--seed": (f"{HALF} --criterion random", f"{HALF} --criterion random --seed 1"),
     "--target": (HALF, BUDGET),
+    "--granularity": (MIXTURE, f"{MIXTURE} --granularity experts"),
     "--keep-tokens": (WORDS, f"{WORDS} --keep-tokens ids"),
     "--words": (f"{WORDS} --keep-tokens ids", f"{WORDS} --keep-tokens t.json --words w.txt"),
     "--remap": (f"{WORDS} --keep-tokens ids", f"{WORDS} --keep-tokens ids --remap"),

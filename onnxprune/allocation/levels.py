@@ -165,7 +165,8 @@ def level_of(group: Group, ranking: Ranking, align: int) -> Level:
     """
     order, errors = ranking.order, ranking.error
     allowed = np.isfinite(errors)
-    for extent in group.extents if align > 1 else ():
+    allowed[group.units - group.least + 1 :] = False
+    for extent in group.extents if align > 1 and group.stepped else ():
         axis = Axis(int(extent.per_unit.sum()), extent.per_unit)
         ladder = steps(axis.width, align)
         if ladder:

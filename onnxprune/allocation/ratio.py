@@ -76,7 +76,9 @@ def choose(
         return {}
     ranked = [rankings[g.name] for g in groups]
     guarded = _guarded(groups, [r.scores for r in ranked])
-    orders = [_order(r, guarded.get(at)) for at, r in enumerate(ranked)]
+    orders = [
+        _order(r, guarded.get(at), g.least) for at, (g, r) in enumerate(zip(groups, ranked, strict=True))
+    ]
     if scope == "global":
         orders = [o[: int(cap * g.units + 1e-9)] for o, g in zip(orders, groups, strict=True)]
         counts = _global_counts(groups, [r.scores for r in ranked], orders, ratio)
@@ -107,13 +109,13 @@ def _check(ratio: float, align: int | None, scope: str, cap: float) -> None:
         raise UsageError(f"The cap must be above 0 and at most 1; got {cap}.")
 
 
-def _order(ranking: Ranking, guarded: set[int] | None) -> Indices:
-    """Return the units that may go, the first to go first; at least one unit isn't among them."""
+def _order(ranking: Ranking, guarded: set[int] | None, least: int) -> Indices:
+    """Return the units that may go, the first to go first; as many as must stay aren't among them."""
     order, scores = ranking.order, ranking.scores
     order = order[np.isfinite(scores[order]) | (scores[order] < 0)]
     if guarded:
         order = order[~np.isin(order, list(guarded))]
-    return order[: scores.size - 1].astype(np.int64, copy=False)
+    return order[: max(scores.size - least, 0)].astype(np.int64, copy=False)
 
 
 def _guarded(groups: Sequence[Group], scores: Sequence[Scores]) -> dict[int, set[int]]:
@@ -187,7 +189,7 @@ def _aligned(
             parties[axis_id] = parties.get(axis_id, 0) + 1
     aligned = counts.copy()
     for at, group in enumerate(groups):
-        if asked[at] > 0:
+        if asked[at] > 0 and group.stepped:
             axes = _axes(group, parties)
             aligned[at] = aligned_count(axes, orders[at], float(asked[at]), align, int(counts[at]))
     return aligned

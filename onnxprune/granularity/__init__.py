@@ -8,8 +8,9 @@ for it. ``channels.py`` is the example. Other kinds that fit:
 
 - *blocks*: a unit is a residual branch. Masked, its output is multiplied by 0; cut, the other input of the Add goes
   through. In the space of axes such a unit is an axis of length 1 that stays or goes.
-- *experts*: a unit is an index of the axis that stacks the experts. Masked, the router's logit is minus infinity
-  before the choice; cut, the experts' weights and the router's column are sliced.
+
+``experts.py``: a unit is an index of the axis that a router chooses from. Its groups are those of channels in an
+analysis in which such axes are opened, so both go in one decision.
 
 ``vocabulary.py`` is another kind: a unit is an id, and which of them stay is the user's word, not a decision. So it is
 cut first, and what comes after works on the model that is left (`onnxprune.pruning.vocabulary`).

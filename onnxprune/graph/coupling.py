@@ -81,6 +81,7 @@ class Coupling:
     instances: list[Instance]
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # weight -> names that went into it
     opened: Openings = field(default_factory=dict)
+    least: dict[int, int] = field(default_factory=dict)  # root dim -> how many of its elements must stay
 
 
 def couple(
@@ -240,13 +241,8 @@ class _Row:
     """The letters of one row, bound to dims."""
 
     def __init__(self, space: Space, applied: Applied, row: Row, fitted: FittedRow) -> None:
-        self.space, self.applied, self.row, self.fitted, self.sizes = (
-            space,
-            applied,
-            row,
-            fitted,
-            fitted.sizes,
-        )
+        self.space, self.applied, self.row = space, applied, row
+        self.fitted, self.sizes = fitted, fitted.sizes
         self.letters = applied.letters
         self.composites: dict[Axis, int] = {}
 

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
-__all__ = ["Extent", "Group", "Indices", "Member"]
+#: The kind of groups whose units are experts.
+EXPERTS = "experts"
+
+__all__ = ["EXPERTS", "Extent", "Group", "Indices", "Member"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,8 @@ class Group:
         True where the same axes are cut by default through other groups (whole heads rather than head width).
     tensor : str
         Its name by a weight in any case, as older plans have it.
+    least : int
+        How many units must stay.
     """
 
     name: str
@@ -110,3 +115,9 @@ class Group:
     inexact: bool = False
     alternative: bool = False
     tensor: str = ""
+    least: int = 1
+
+    @property
+    def stepped(self) -> bool:
+        """Whether kernels like some numbers of units more than others."""
+        return self.kind != EXPERTS

@@ -76,6 +76,8 @@ class Grouping:
         for root, mask in masks.items():
             if mask.all():
                 raise ValueError(f"all {space.sizes[root]} elements of an axis would go")
+            if (left := int((~mask).sum())) < (least := self.coupling.least.get(root, 1)):
+                raise ValueError(f"{left} of {mask.size} experts would be left, and {least} are chosen")
         check_closed(space, masks)
         return masks
 

@@ -21,7 +21,7 @@ from onnxprune.ops import Node, moved
 from onnxprune.ops.traits import Trait
 from onnxprune.runtime.binding import declared, real_inputs
 
-__all__ = ["IDS", "Read", "elements_of", "fed", "opened", "reads_of", "ties"]
+__all__ = ["IDS", "Read", "elements_of", "fed", "opened", "passing", "reads_of", "ties"]
 
 Ints = NDArray[np.int64]
 
@@ -146,8 +146,8 @@ def _constant(analysis: Analysis, reads: Collection[Read]) -> Iterator[tuple[int
                 yield read.root, np.unique(np.asarray(model.weight(name), np.int64) % size[read.root])
             elif name in made:
                 node = made[name]
-                passing = (1, 2) if node.op == "Where" else _passing(analysis, node)
-                todo += [node.inputs[slot] for slot in passing]
+                onward = (1, 2) if node.op == "Where" else passing(analysis, node)
+                todo += [node.inputs[slot] for slot in onward]
 
 
 def ties(analysis: Analysis, source: str, looked: Collection[tuple[int, int]]) -> tuple[set[int], str]:
@@ -173,11 +173,11 @@ def ties(analysis: Analysis, source: str, looked: Collection[tuple[int, int]]) -
         if carried & captured(applied.proto):
             others = others or title_of(node)
         slots = [slot for slot, name in enumerate(node.inputs) if name in carried]
-        passing = _passing(analysis, node)
+        onward = passing(analysis, node)
         for slot in slots if Trait.SIZE not in node.traits else ():
             if (number, slot) in looked:
                 reached.add(number)
-            elif slot in passing and all(other in slots for other in passing):
+            elif slot in onward and all(other in slots for other in onward):
                 carried.update(name for name in node.outputs if name)
             else:
                 others = others or title_of(node)
@@ -185,7 +185,7 @@ def ties(analysis: Analysis, source: str, looked: Collection[tuple[int, int]]) -
     return reached, others or (f"the output {given[0]!r}" if given else "")
 
 
-def _passing(analysis: Analysis, node: Node) -> Collection[int]:
+def passing(analysis: Analysis, node: Node) -> Collection[int]:
     """Return the slots whose numbers a node passes on: it moves them, or casts them to other whole numbers."""
     kinds = {analysis.types.get(name) for name in (*node.inputs, *node.outputs)}
     return (0,) if node.op == "Cast" and kinds <= IDS else moved(node.op, len(node.inputs), node.domain)

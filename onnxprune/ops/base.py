@@ -75,6 +75,11 @@ class Row:
     kinds : input slot -> kinds of a weight's axes, where other letters than those of a result are made in between:
         b (matrices side by side), o (outputs), i (inputs); empty: a packed weight, whose axes count no numbers.
     looked : letter of a table -> the input slot whose values, not known before the run, pick rows along it.
+    indexed : as ``looked``, for letters whose other positions are left as they were (Scatter), or are zero (OneHot).
+    places : output slot -> the letter on whose axis its numbers are positions, such as those of the chosen.
+    lowest : letter of which the op looks at all elements, and chooses or weighs them -> the input slot in which one
+        that is the least number counts as little as one that isn't there.
+    fewest : letter of which the op chooses elements -> how many, so that as many must stay.
     macs : letters whose sizes multiplied are the multiply-accumulates of each sum of products, where the operands
         don't show them; a letter of no operand has its size in ``sizes``.
     """
@@ -90,6 +95,10 @@ class Row:
     elems: Mapping[int, int | Elem] = field(default_factory=dict)
     kinds: Mapping[int, str] = field(default_factory=dict)
     looked: Mapping[str, int] = field(default_factory=dict)
+    indexed: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[int, str] = field(default_factory=dict)
+    lowest: Mapping[str, int] = field(default_factory=dict)
+    fewest: Mapping[str, int] = field(default_factory=dict)
     macs: tuple[tuple[str, ...], ...] = ()
 
 

@@ -55,12 +55,10 @@ def expand(node: Node, cut: Cut) -> list[Edit]:
 
 @emitter("Tile")
 def tile(node: Node, cut: Cut) -> list[Edit]:
-    """An axis of length 1 is repeated as often as its copies are kept; other counts stay."""
+    """An axis is repeated as often as copies of it are kept."""
     counts = node.value(1)
-    repeats = [
-        new if size == 1 else int(count)
-        for size, new, count in zip(node.shape(0), cut.new_out_shape(0), counts.reshape(-1), strict=True)
-    ]
+    pairs = zip(cut.new_out_shape(0), cut.new_shape(0), counts.reshape(-1), strict=True)
+    repeats = [new // old if old else int(count) for new, old, count in pairs]
     return _set(node, 1, counts, np.asarray(repeats))
 
 
@@ -157,6 +155,15 @@ def gather(node: Node, cut: Cut) -> list[Edit]:
         wide = widest(index.shape)
         moved = np.take(moved, cut.kept_out(0, axis + wide), axis=wide)
     return [SetInput(1, moved.astype(index.dtype))]
+
+
+@emitter("OneHot")
+def one_hot(node: Node, cut: Cut) -> list[Edit]:
+    """As many as there are values."""
+    axis = node.axis(-1, node.rank() + 1)
+    if len(cut.kept_out(0, axis)) == node.out_shape()[axis]:
+        return []
+    return [SetInput(1, np.full_like(node.value(1), len(cut.kept_out(0, axis))))]
 
 
 @emitter("Resize")

@@ -163,6 +163,8 @@ class _Writer:
             sizes=self.sizes,
             why=WHY | {name: WHY["w"] for name in self.sizes if name not in WHY},
             roles=tuple(self.roles.get(slot, "data") for slot in range(count)),
+            lowest={} if self.node.attr("use_sparse_mixer", 0) else {"e": 1},
+            fewest={"e": self.sizes["k"]},
             kinds={slot: whole[role] for slot, role in self.roles.items() if role in whole},
             macs=(*macs, (*tokens, *unit)),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnxprune.ops.axes import join, mark, names, text
@@ -32,8 +34,12 @@ def _along(node: Node, axes: set[int], outputs: int = 1, new: bool = False) -> R
 
 @op("TopK", traits=Trait.CHOICE)
 def top_k(node: Node) -> Row | Refusal:
-    """The greatest elements and where they are."""
-    return _along(node, {node.axis(-1)}, outputs=2, new=True)
+    """The greatest elements and where they are; which is which doesn't change without one that is the least."""
+    axis = node.axis(-1)
+    row, letter = _along(node, {axis}, outputs=2, new=True), names(node.rank())[axis]
+    if not node.attr("largest", 1):
+        return replace(row, places={1: letter})
+    return replace(row, places={1: letter}, lowest={letter: 0}, fewest={letter: node.out_shape()[axis]})
 
 
 @op("CumSum", "CumProd")
@@ -70,7 +76,7 @@ def one_hot(node: Node) -> Row | Refusal:
     axes = list(names(node.rank()))
     at = node.axis(-1, node.rank() + 1)
     row = join([text(axes)], [text([*axes[:at], "z!", *axes[at:]])])
-    return Row(row, why={"z": "one for each value"})
+    return Row(row, why={"z": "one for each value"}, indexed={"z": 0} if node.values[1] is not None else {})
 
 
 @op("Compress", traits=Trait.MOVEMENT | Trait.CHOICE | Trait.BY_DATA)
@@ -107,16 +113,18 @@ def gather_elements(node: Node) -> Row | Refusal:
     """One index for each result, along one axis."""
     axis, data, index = _beside(node, (1,))
     index[axis] = f"i{axis}"
-    why = {data[axis].rstrip("!"): _indexed(node), f"i{axis}": _indexed(node)}
-    return Row(join([text(data), text(index)], [text(index)]), why=why)
+    name = data[axis].rstrip("!")
+    why = {name: _indexed(node), f"i{axis}": _indexed(node)}
+    return Row(join([text(data), text(index)], [text(index)]), why=why, indexed={name: 1})
 
 
 @op("ScatterElements", "Scatter")
 def scatter_elements(node: Node) -> Row | Refusal:
     """One index for each update, along one axis."""
     axis, data, index = _beside(node, (1, 2))
-    why = {data[axis].rstrip("!"): _indexed(node), f"i{axis}": _indexed(node)}
-    return Row(join([text(data), text(index), text(index)], [text(data)]), why=why)
+    name = data[axis].rstrip("!")
+    why = {name: _indexed(node), f"i{axis}": _indexed(node)}
+    return Row(join([text(data), text(index), text(index)], [text(data)]), why=why, indexed={name: 1})
 
 
 @op("GatherND", traits=Trait.MOVEMENT | Trait.LOOKUP)
@@ -128,7 +136,8 @@ def gather_nd(node: Node) -> Row | Refusal:
     index[:batch] = data[:batch]
     why = {data[i]: _indexed(node) for i in range(batch, batch + depth)}
     left, place = mark(data, range(batch, batch + depth)), f"i{len(index)}!"
-    return Row(join([text(left), text([*index, place])], [text([*index, *data[batch + depth :]])]), why=why)
+    text_ = join([text(left), text([*index, place])], [text([*index, *data[batch + depth :]])])
+    return Row(text_, why=why, indexed={data[batch]: 1} if depth == 1 else {})
 
 
 @op("ScatterND")

@@ -182,7 +182,9 @@ def softmax(node: Node) -> Row:
     axis = node.axis(-1 if node.opset >= 13 else 1)
     locked = [axis] if node.opset >= 13 else range(axis, rank)
     row = text(mark(names(rank), locked))
-    return Row(f"{row} -> {row}", why={names(rank)[i]: ALONE for i in locked})
+    alone = node.op == "Softmax" and len(locked) == 1  # the logarithm of nothing is no number
+    lowest = {names(rank)[axis]: 0} if alone else {}
+    return Row(f"{row} -> {row}", why={names(rank)[i]: ALONE for i in locked}, lowest=lowest)
 
 
 @op("BiasSoftmax", domain="com.microsoft")

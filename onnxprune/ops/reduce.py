@@ -4,6 +4,7 @@ rest looks at all elements. A mean of squares (an RMS) contracts too: how many t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from onnxprune.ops.axes import join, mark, names, text
@@ -51,7 +52,10 @@ def mean_of_squares(node: Node, cut: Cut) -> list[Edit]:
 @op("ArgMax", "ArgMin", traits=Trait.CHOICE)
 def arg(node: Node) -> Row:
     """Where the greatest (least) element is."""
-    return _over(node, {node.axis(0)}, "!")
+    axis = node.axis(0)
+    row, letter = _over(node, {axis}, "!"), names(node.rank())[axis]
+    lowest = {letter: 0} if node.op == "ArgMax" else {}
+    return replace(row, places={0: letter}, lowest=lowest, fewest=dict.fromkeys(lowest, 1))
 
 
 def _over(node: Node, axes: set[int], lock: str) -> Row:

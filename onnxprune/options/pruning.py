@@ -14,8 +14,8 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import option, patterns
+from onnxprune.options.granularity import GranularityFields, GranularityOptions
 from onnxprune.options.target import checked
-from onnxprune.options.vocabulary import VocabularyFields, VocabularyOptions
 from onnxprune.options.widths import PRESETS
 
 __all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(VocabularyOptions):
+class Options(GranularityOptions):
     """What may be asked of a pruning run.
 
     Raises
@@ -304,7 +304,7 @@ class Options(VocabularyOptions):
         return dataclasses.replace(self, ratio=ratio, check_speed=self.timed, **fixed)
 
 
-class MoreFields(VocabularyFields, total=False):
+class MoreFields(GranularityFields, total=False):
     """The fields of `Options` but the ratio, as keyword arguments."""
 
     criterion: str

@@ -2,8 +2,9 @@
 
 Law 1 says that the pruned graph equals it. So the masks are as few as possible: one operand of each
 contraction (and every bias that is added to such an operand), preferably an activation, so that no weight is
-touched. What is zero for a quantised operand is its zero point. Everything else of the twin is the original,
-and a row that wrongly claims that an op keeps channels apart shows.
+touched. What is zero for a quantised operand is its zero point. Where an op chooses or weighs elements (TopK,
+Softmax, a mixture of experts) a mask is the least number, in what it chooses by, and nothing else of it is masked.
+Everything else of the twin is the original, and a row that wrongly claims that an op keeps channels apart shows.
 
 An axis that an average runs over has no such mask. Where such a cut was asked for (``--allow-inexact``) the
 twin wraps the op: kept channels are gathered, the op runs on them, and its output is put back into place. Law
@@ -96,14 +97,18 @@ class _Twin:
         if soft:
             return self.wrap(applied, proto)
         out = {leaf.name for axes in fitted.outs for axis in axes or () for leaf in letters_of(axis)}
-        operands: set[tuple[int, int]] = set()
+        operands, lowest = set[tuple[int, int]](), set[tuple[int, int]]()
         for name, places in letters.items():
-            if self.gone(applied, name):
+            if name in row.lowest and self.gone(applied, name):
+                lowest |= {(s, a) for s, a, _ in places if s == row.lowest[name]}
+            elif self.gone(applied, name) and name not in row.looked and name not in row.indexed:
                 summed = [(s, a) for s, a, mark in places if mark or name not in out]
                 operands |= self.choose(applied, summed, operands)
         new: list[onnx.NodeProto] = []
         for slot, at in sorted(operands):
             new += self.mask(applied, proto, slot, at)
+        for slot, at in sorted(lowest):
+            new += self.least(applied, proto, slot, at)
         return [*new, proto]
 
     def gone(self, applied: Applied, letter: str) -> bool:
@@ -149,6 +154,17 @@ class _Twin:
             nodes += level + picked
         if not zero:
             self.masked[name, axis, root] = masked
+        proto.input[slot] = masked
+        return nodes
+
+    def least(self, applied: Applied, proto: onnx.NodeProto, slot: int, axis: int) -> list[onnx.NodeProto]:
+        """Return the nodes that give dead elements the least number, and make the node read their result."""
+        dims = applied.ins[slot] or ()
+        dtype = helper.tensor_dtype_to_np_dtype(self.types[applied.node.inputs[slot]][0])
+        keep = ~np.asarray(self.kept.dead[self.kept.root(dims[axis])])
+        keep = keep.reshape([-1 if a == axis else 1 for a in range(len(dims))])
+        low = self.constant(np.asarray(np.finfo(dtype).min, dtype))
+        nodes, masked = self.nodes_of(("Where", self.constant(keep), proto.input[slot], low))
         proto.input[slot] = masked
         return nodes
 

@@ -24,6 +24,7 @@ from onnxprune.graph.reasons import reasons
 from onnxprune.graph.select import pick
 from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
+from onnxprune.options.granularity import CHANNELS, EXPERTS
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.target import Target
 from onnxprune.options.widths import step_of
@@ -37,8 +38,10 @@ from onnxprune.pruning.vocabulary import of_source
 __all__ = [
     "Decision",
     "Limit",
+    "asked",
     "decide",
     "groups_of",
+    "is_asked",
     "limit_of",
     "options_of",
     "plan_of",
@@ -146,7 +149,7 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
         return _by_ratio(groups, rankings, dataclasses.replace(options, ratio=limit.ratio), step)
 
     with run.stage("decide"):
-        step = step_of(options.align)
+        step = step_of(options.align) if any(g.stepped for g in groups) else 1
         if speed is None and targets and options.fitted:
             step, removed, times = limit.budgets.on_steps(
                 rankings, targets, finer_steps(options.align, FLOOR)
@@ -210,6 +213,13 @@ def _by_ratio(
 ) -> dict[str, NDArray[np.int64]]:
     if options.ratio is None:
         raise UsageError("--ratio must say how much shall go.")
+    for g in groups:
+        left = g.units - int(options.ratio * g.units + 1e-9)
+        if left < g.least:
+            raise UsageError(
+                f"--ratio {options.ratio:g} would leave {left} of the {g.units} experts of {g.name!r}, whose router "
+                f"chooses {g.least}; ask for at most {1 - g.least / g.units:.6g}."
+            )
     removed = ratio.choose(
         groups, rankings, ratio=options.ratio, align=step, scope=options.scope, cap=options.cap
     )
@@ -229,13 +239,32 @@ def groups_of(analysis: Analysis, options: Options) -> list[Group]:
     NothingToPrune
         If there are none; the sentence counts the main reasons.
     """
-    groups = pick(analysis.grouping, options.ignore, options.only)
+    groups = asked(analysis, options)
     if not groups:
         raise NothingToPrune(_nothing(analysis, options))
     return groups
 
 
+def asked(analysis: Analysis, options: Options) -> list[Group]:
+    """Return the groups of the kinds that are asked for which ``--ignore`` and ``--only`` leave."""
+    groups = pick(analysis.grouping, options.ignore, options.only)
+    return [g for g in groups if is_asked(g, options)]
+
+
+def is_asked(group: Group, options: Options) -> bool:
+    """Whether a group is of a kind that may go."""
+    return (EXPERTS if group.kind == EXPERTS else CHANNELS) in options.kinds
+
+
 def _nothing(analysis: Analysis, options: Options) -> str:
+    if CHANNELS not in options.kinds and not any(g.kind == EXPERTS for g in analysis.grouping.groups):
+        for root in analysis.coupling.least:
+            why = analysis.grouping.families[0].solution.why(root)
+            return f"None of the model's experts can go: {why}."
+        return (
+            "The model has no experts: nothing in it chooses among weights by scores; leave --granularity "
+            f"{EXPERTS} out."
+        )
     if analysis.grouping.groups and (options.ignore or options.only):
         return (
             "Nothing in the model can be pruned: --ignore and --only leave none of the "
@@ -263,6 +292,7 @@ def options_of(plan: Plan, fields: OptionFields) -> Options:
         "seed": plan.seed,
         "allow_inexact": plan.inexact,
         "open_io": plan.open_io,
+        "granularity": ",".join(plan.granularity) or CHANNELS,
         "input_shapes": {n: tuple(s) for n, s in plan.input_shapes.items()},
     }
     if plan.vocabulary is not None:
@@ -313,6 +343,7 @@ def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: 
         scope=options.scope,
         inexact=options.allow_inexact,
         open_io=options.open_io,
+        granularity=() if options.kinds == (CHANNELS,) else options.kinds,
         groups=tuple(groups),
         cuts=cuts,
         frozen=frozen,

@@ -20,6 +20,7 @@ from onnxprune.cut.put_back import Carried, Failed, Removed, carry
 from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.choices import opened as experts_opened
 from onnxprune.graph.inline import inline
 from onnxprune.graph.memory import peak_bytes
 from onnxprune.graph.select import pick
@@ -31,9 +32,10 @@ from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.journey.save import Outcome, save
 from onnxprune.journey.staging import Staging, staging_of
 from onnxprune.model import Model
+from onnxprune.options.granularity import CHANNELS, EXPERTS
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
-from onnxprune.pruning.decision import Decision, limit_of, plan_of, resolve, settled
+from onnxprune.pruning.decision import Decision, asked, is_asked, limit_of, plan_of, resolve, settled
 from onnxprune.pruning.outline import group_line, layers_of
 from onnxprune.pruning.plan import Plan
 from onnxprune.pruning.proving import proved
@@ -158,21 +160,27 @@ def analysis_of(run: Run[Options], fit: bool | None = None, *, centred: bool = T
         )
         analysis = bound(run, lambda shapes: analyse_at(model, input_shapes=shapes))
         run.notes += analysis.notes
-        if not (centred and options.center_norms):
-            return analysis
-        opened = open_widths(
-            analysis,
-            partial(analyse_at, input_shapes=analysis.given),
-            lambda found: pick(found.grouping, options.ignore, options.only),
-            inputs=feeds(run.model.proto.graph, options.inputs) if options.verify else (),
-            check=options.verify,
-        )
-        run.notes += opened.notes
-    return opened.analysis
+        if centred and options.center_norms and CHANNELS in options.kinds:
+            widened = open_widths(
+                analysis,
+                partial(analyse_at, input_shapes=analysis.given),
+                lambda found: pick(found.grouping, options.ignore, options.only),
+                inputs=feeds(run.model.proto.graph, options.inputs) if options.verify else (),
+                check=options.verify,
+            )
+            run.notes += widened.notes
+            analysis = widened.analysis
+        if EXPERTS in options.kinds:
+            analysis = experts_opened(
+                analysis, allow_inexact=options.allow_inexact, keep_blocks=options.align != 1
+            )
+    return analysis
 
 
 def saliency_of(run: Run[Options], analysis: Analysis) -> Saliency:
     """Return what says how much units are worth: the samples where there are any, else the weights."""
+    if EXPERTS in run.options.kinds and run.options.fitted:
+        raise UsageError("Experts are ranked by weights so far; leave --calib out, or --granularity experts.")
     if not run.options.fitted:
         return FromWeights.open(run, analysis)
     from onnxprune.pruning.on_samples import FromSamples
@@ -295,7 +303,11 @@ def planned(run: Run[Options], analysis: Analysis, decision: Decision) -> Plan:
 def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verification | None] | None) -> Report:
     analysis, decision = candidate.analysis, candidate.decision
     coupling, names = analysis.coupling, set(decision.removed)
-    chosen = [g for g in analysis.grouping.groups if not g.alternative or g.name in names]
+    chosen = [
+        g
+        for g in analysis.grouping.groups
+        if (not g.alternative or g.name in names) and is_asked(g, run.options)
+    ]
     before = Size(count_parameters(run.model), count_macs(coupling), memory=peak_bytes(analysis))
     report = Report(
         before,
@@ -352,4 +364,4 @@ def _copy(run: Run[Options], output: Path | None) -> Result:
 
 def _nothing(run: Run[Options], analysis: Analysis) -> Decision:
     """Return the decision to cut nothing."""
-    return Decision(pick(analysis.grouping, run.options.ignore, run.options.only), {})
+    return Decision(asked(analysis, run.options), {})

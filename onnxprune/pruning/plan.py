@@ -11,6 +11,7 @@ Format 1, every key required unless marked optional, no other key allowed::
     "frozen": [{"tensor": "fc.weight", "axis": 0, "reason": "graph output"}],       optional
     "input_shapes": {"x": [1, 3, 224, 224]},
     "open_io": ["past|present"],                   optional: patterns of inputs and outputs that may shrink
+    "granularity": ["channels", "experts"],        optional: kinds of units that might go; channels where it isn't there
     "vocabulary": {"keep": [0, 7], "size": 9, "remap": false, "unk": 0}}   optional: ids that stay; cut first
 
 ``groups`` is the decision. ``cuts`` follow from it and are worked out anew when the plan is applied: where they are
@@ -42,6 +43,7 @@ FORMAT = 1
 #: Bytes of a plan's file, and the size of an axis, beyond which it is no plan.
 MOST_BYTES, MOST_SIZE = 1 << 28, 2**63 - 1
 
+_OPTIONAL: dict[str, Any] = {"cuts": [], "frozen": [], "open_io": [], "granularity": [], "vocabulary": None}
 _T = TypeVar("_T")
 
 
@@ -96,6 +98,8 @@ class Plan:
         Graph input -> sizes that its dynamic axes were given.
     open_io : tuple of str
         Regular expressions: inputs and outputs that may shrink.
+    granularity : tuple of str
+        Kinds of units that might go; empty: channels.
     vocabulary : PlannedVocabulary or None
         Ids that stay; the groups are those of the model that has no others.
     """
@@ -112,6 +116,7 @@ class Plan:
     frozen: tuple[Frozen, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     open_io: tuple[str, ...] = ()
+    granularity: tuple[str, ...] = ()
     vocabulary: PlannedVocabulary | None = None
 
     def __post_init__(self) -> None:
@@ -124,20 +129,15 @@ class Plan:
 
     def dumps(self) -> str:
         """Return the plan as JSON text; equal plans give equal text."""
-        lists: Mapping[str, tuple[Any, ...]] = {
-            "groups": self.groups,
-            "cuts": self.cuts,
-            "frozen": self.frozen,
-        }
+        lists: dict[str, tuple[Any, ...]] = {"groups": self.groups, "cuts": self.cuts, "frozen": self.frozen}
         values: dict[str, Any] = {"format": FORMAT}
         for spec in fields(self):
             name = spec.name
             values[name] = [asdict(e) for e in lists[name]] if name in lists else getattr(self, name)
         values["vocabulary"] = None if self.vocabulary is None else asdict(self.vocabulary)
-        values = {
-            name: value for name, value in values.items() if value or name not in ("open_io", "vocabulary")
-        }
-        return dumps(values)
+        return dumps(
+            {name: value for name, value in values.items() if value or name not in _OPTIONAL or name in lists}
+        )
 
     @classmethod
     def loads(cls, text: str, where: str = "The plan") -> Plan:
@@ -239,11 +239,10 @@ def _no_constant(text: str) -> None:
 
 
 def _plan(values: Any) -> Plan:
-    optional: dict[str, Any] = {"cuts": [], "frozen": [], "open_io": [], "vocabulary": None}
     if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
         raise _Wrong(f'"format" is {_shown(values["format"])}, this version of onnxprune reads {FORMAT}')
     names = ("format", *(spec.name for spec in fields(Plan)))
-    known = _record(optional | values if isinstance(values, dict) else values, names, "it")
+    known = _record(_OPTIONAL | values if isinstance(values, dict) else values, names, "it")
     _integer(known["format"], '"format"')
     groups = _each(known["groups"], '"groups"', _group)
     cuts = _each(known["cuts"], '"cuts"', _cut)
@@ -264,6 +263,7 @@ def _plan(values: Any) -> Plan:
         frozen=tuple(_each(known["frozen"], '"frozen"', _frozen)),
         input_shapes=_shapes(known["input_shapes"], '"input_shapes"'),
         open_io=tuple(_each(known["open_io"], '"open_io"', _text)),
+        granularity=tuple(_each(known["granularity"], '"granularity"', _text)),
         vocabulary=_vocabulary(known["vocabulary"]),
     )
 

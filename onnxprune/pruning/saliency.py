@@ -18,7 +18,7 @@ from onnxprune import registry
 from onnxprune.allocation.ranking import FLOOR, Ranking
 from onnxprune.errors import UsageError
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.group_types import Group
+from onnxprune.graph.group_types import EXPERTS, Group
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
@@ -147,6 +147,10 @@ class FromWeights:
         notes = self.run.notes
         if limit.targets:
             notes.append("without samples (--calib) what channels are worth is guessed from weights alone")
+        if any(g.kind == EXPERTS for g in self.groups):
+            notes.append(
+                "without samples (--calib) experts are ranked by norms of their weights and the router's"
+            )
         with self.run.stage("decide"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             rankings = ranked_by_weights(self.analysis.model, self.groups, self.run.options)

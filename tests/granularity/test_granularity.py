@@ -1,7 +1,10 @@
 """Each kind of unit: its units can go one by one, and law 1 holds and says something for each."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from expert_models import FORMS, mixture
 from nets import attention, convs, grouped
 from small_models import residual
 from vocabulary_models import language
@@ -19,6 +22,7 @@ from onnxprune.runtime.session import open_session
 KINDS = registry.names("onnxprune.granularity")
 NETS = {
     "channels": {"residual": residual, "convs": convs, "grouped": grouped, "attention": attention},
+    "experts": {form: partial(mixture, form) for form in FORMS},
     "vocabulary": {"encoder": lambda: language(head="none"), "argmax": lambda: language(head="argmax")},
 }
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from effects import EFFECTS, HALF, JUDGED, STUB
+from expert_models import mixture
 from onnxruntime import InferenceSession
 from small_models import Builder
 from vocabulary_models import language
@@ -88,6 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     last = b.linear(b.op("LayerNormalization", norm, "ln"), "head", 16, 5)
     onnx.save(b.model({"x": ["N", 12]}, last), place / "norm.onnx")
     onnx.save(language(head="none"), place / "words.onnx")
+    onnx.save(mixture(), place / "experts.onnx")
     (place / "ids").write_text("0 3 7 9")
     vocabulary = {"a": 0, "b": 1, "c": 2, "?": 3}
     (place / "t.json").write_text(

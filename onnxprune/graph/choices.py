@@ -1,0 +1,233 @@
+"""Choices among elements of an axis: where the numbers of the chosen go, and what must lose an element with that axis.
+
+A router gives each expert a score, TopK chooses the greatest, and their numbers then pick experts' weights: they are
+positions on the router's axis. A fused mixture of experts chooses within. Such an axis is locked in the space of axes,
+since an op looks at all of it. It is opened here where three things hold.
+
+1. Each op that looks at all of it counts an element that is the least number as little as one that isn't there
+   (`Row.lowest`), or takes elements by the numbers of the chosen alone (`Row.looked`, `Row.indexed`).
+2. The numbers of the chosen reach nothing but such ops, through movements and casts. The axis that each of these takes
+   elements from is then the same axis as the router's: *a tie of contents*.
+3. It is known how many are chosen (`Row.fewest`), so that as many stay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxprune.files.protowalk import captured
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.coupling import Applied, Coupling, title_of
+from onnxprune.graph.group_types import EXPERTS, Group
+from onnxprune.graph.groups import Family, Grouping, group
+from onnxprune.graph.lookups import passing
+from onnxprune.graph.space import Space
+from onnxprune.ops import Row
+from onnxprune.ops.notation import Letter
+from onnxprune.ops.resolve import fit
+from onnxprune.ops.traits import Trait
+
+__all__ = ["opened"]
+
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
+
+
+@dataclass
+class _Choices:
+    """Choices of a graph.
+
+    Attributes
+    ----------
+    space : Space
+        A copy, in which what contents tie is tied.
+    reached : set of int
+        Dims of choices whose numbers pick weights, or that hold experts themselves.
+    shut : list of (dim, reason)
+        Axes whose numbers are read otherwise.
+    spared : list of (dim, reason)
+        Locks that ops put on an axis which they take elements from.
+    """
+
+    analysis: Analysis
+    space: Space
+    reached: set[int] = field(default_factory=set)
+    shut: list[tuple[int, str]] = field(default_factory=list)
+    spared: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def coupling(self) -> Coupling:
+        return self.analysis.coupling
+
+    def follow(self) -> None:
+        """Follow the numbers of the chosen through the graph."""
+        numbers: dict[str, int] = {}  # tensor -> the dim that its numbers are positions on
+        for applied in self.coupling.nodes:
+            read = {slot: numbers[name] for slot, name in enumerate(applied.node.inputs) if name in numbers}
+            read_inside = numbers.keys() & captured(applied.proto) if applied.proto.attribute else ()
+            for name in read_inside:
+                self.shut.append((numbers[name], f"{title_of(applied.node)} reads which are chosen"))
+            if applied.row is not None:
+                for slot, letter in applied.row.places.items():
+                    if slot < len(applied.node.outputs) and applied.node.outputs[slot]:
+                        numbers[applied.node.outputs[slot]] = applied.letters[letter]
+            if read and Trait.SIZE not in applied.node.traits:
+                self.read(applied, read, numbers)
+        for value in self.analysis.model.proto.graph.output:
+            if value.name in numbers:
+                self.shut.append((numbers[value.name], f"the output '{value.name}' says which are chosen"))
+
+    def read(self, applied: Applied, read: dict[int, int], numbers: dict[str, int]) -> None:
+        """Follow the numbers through one node that reads them."""
+        node, row = applied.node, applied.row
+        onward = passing(self.analysis, node)
+        taken = {} if row is None else {slot: x for x, slot in (*row.looked.items(), *row.indexed.items())}
+        for slot, dim in read.items():
+            other = applied.letters.get(taken[slot]) if slot in taken else None
+            if other is not None and self.space.sizes[other] == self.space.sizes[dim]:
+                assert row is not None
+                self.space.tie(other, dim)
+                self.reached.add(dim)
+                self.spared.append((dim, f"{row.why[taken[slot]]} ({title_of(node)})"))
+            elif slot in onward and all(read.get(other) == dim for other in onward):
+                numbers.update((name, dim) for name in node.outputs if name)
+            else:
+                self.shut.append((dim, f"{title_of(node)} reads the numbers of those that are chosen"))
+
+    def copies(self) -> Iterator[tuple[int, str]]:
+        """Yield axes that count copies of the same elements, and their locks' reasons: a copy less is a copy less."""
+        for applied in self.coupling.nodes:
+            if applied.row is not None and Trait.REPEATS in applied.node.traits:
+                for letter in applied.row.sizes.keys() & applied.row.why.keys():
+                    yield applied.letters[letter], f"{applied.row.why[letter]} ({title_of(applied.node)})"
+
+    def looked_at(self) -> Iterator[tuple[Row, int, str]]:
+        """Yield rows of ops that look at all of an axis and can do without an element of it, the axis, and its lock."""
+        for applied in self.coupling.nodes:
+            row, node = applied.row, applied.node
+            for letter, slot in () if row is None else row.lowest.items():
+                assert row is not None
+                axes = fit(row, node).ins[slot] or ()
+                plain = any(isinstance(axis, Letter) and axis.name == letter for axis in axes)
+                if plain and self.analysis.types.get(node.inputs[slot]) in _FLOATS:
+                    yield row, applied.letters[letter], f"{row.why[letter]} ({title_of(node)})"
+
+    def counts(self) -> dict[int, int]:
+        """Return how many elements of an axis are chosen, where their numbers pick weights or an op does all of it."""
+        least: dict[int, int] = {}
+        for row, dim, why in self.looked_at():
+            self.spared.append((dim, why))
+            if not row.fewest:
+                continue
+            root = self.space.find(dim)
+            least[root] = max(least.get(root, 1), *row.fewest.values())
+            if not row.places:
+                self.reached.add(dim)
+        reached = {self.space.find(dim) for dim in self.reached}
+        return {root: count for root, count in least.items() if root in reached}
+
+
+def opened(analysis: Analysis, *, allow_inexact: bool = False, keep_blocks: bool = True) -> Analysis:
+    """Return an analysis in which experts are units.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    allow_inexact, keep_blocks : bool
+        As `onnxprune.graph.analysis.analyse`.
+
+    Returns
+    -------
+    Analysis
+        With groups of the kind "experts", each of which keeps as many units as are chosen (`Group.least`); the same
+        where nothing is chosen.
+    """
+    coupling = analysis.coupling
+    old = coupling.space
+    choices = _Choices(
+        analysis, Space(old.sizes, old.links, old.products, list(old.locks), list(old._parent))
+    )
+    choices.follow()
+    space, least = choices.space, choices.counts()
+    if not least:
+        return analysis
+    choices.spared += choices.copies()
+    spared = Counter((space.find(dim), why) for dim, why in choices.spared)
+    near = _beside(space, set(least))
+    space.locks[:] = [lock for lock in old.locks if not _spared(space, lock, spared, near)]
+    space.locks += [(dim, None, False, why) for dim, why in choices.shut]
+    elements = {name: weight.elem for name, weight in analysis.tracer.weights.items()}
+
+    def grouped() -> tuple[Coupling, Grouping]:
+        now = replace(coupling, space=space, least=least)
+        return now, group(now, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
+
+    now, grouping = grouped()
+    uneven = [root for root in least if not _even(grouping, root)]
+    if uneven:  # which elements go together isn't what a budget counts
+        for root in uneven:
+            space.lock(root, "its experts differ in what goes with them")
+        now, grouping = grouped()
+    return replace(analysis, coupling=now, grouping=_named(grouping, least))
+
+
+def _beside(space: Space, roots: set[int]) -> set[int]:
+    """Return axes, and those that are another reading of a factor: copies (r n) of tokens, read as (experts n)."""
+    wholes = {space.find(p.whole) for p in space.products if roots & {space.find(f) for f in p.factors}}
+    return roots | {space.find(f) for p in space.products if space.find(p.whole) in wholes for f in p.factors}
+
+
+def _spared(
+    space: Space, lock: tuple[int, object, bool, str], spared: Counter[tuple[int, str]], near: set[int]
+) -> bool:
+    """Whether a lock is one that an op put on an axis which it can do without elements of."""
+    dim, index, soft, why = lock
+    key = (space.find(dim), why)
+    if index is not None or soft or key[0] not in near or spared[key] <= 0:
+        return False
+    spared[key] -= 1
+    return True
+
+
+def _owners(
+    family: Family, root: int, size: int
+) -> list[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]]:
+    """Return the groups with units on an axis, and how many elements of it each unit has."""
+    unit = family.solution.units_of(root, size)
+    owners = []
+    for g in family.groups:
+        own = np.isin(unit, family.numbers[g.name])
+        if own.any():
+            place = np.searchsorted(family.numbers[g.name], unit[own])
+            owners.append((g.name, np.bincount(place, minlength=g.units)))
+    return owners
+
+
+def _even(grouping: Grouping, root: int) -> bool:
+    """Whether an axis is frozen, or all of its elements are one group's, as many of each unit."""
+    size = grouping.coupling.space.sizes[root]
+    for family in grouping.families:
+        owners = _owners(family, root, size)
+        if owners and (len(owners) > 1 or owners[0][1].sum() < size or np.ptp(owners[0][1]) > 0):
+            return False
+    return True
+
+
+def _named(grouping: Grouping, least: dict[int, int]) -> Grouping:
+    """Return a grouping whose groups of experts say so, and how many of their units must stay."""
+    changed: dict[str, Group] = {}
+    for root, count in least.items():
+        for family in grouping.families:
+            for name, held in _owners(family, root, grouping.coupling.space.sizes[root]):
+                g = changed.get(name) or next(g for g in family.groups if g.name == name)
+                changed[name] = replace(g, kind=EXPERTS, least=max(g.least, -(-count // int(held[0]))))
+    families = tuple(
+        replace(family, groups=tuple(changed.get(g.name, g) for g in family.groups))
+        for family in grouping.families
+    )
+    groups = [replace(changed.get(g.name, g), alternative=g.alternative) for g in grouping.groups]
+    return replace(grouping, families=families, groups=groups)

@@ -1,0 +1,171 @@
+"""Experts go exactly: the router's scores of those that go are the least number in the original."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from expert_models import CHOSEN, EXPERTS, FORMS, ROUTERS, mixture
+
+import onnxprune
+from onnxprune.errors import NothingToPrune, PlanError, UsageError
+from onnxprune.granularity import experts
+from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.choices import opened
+from onnxprune.model import Model
+from onnxprune.proof.compare import compare
+from onnxprune.proof.verify import verify
+from onnxprune.pruning.plan import Plan
+from onnxprune.runtime.session import open_session
+
+#: Numbers of tokens.
+LENGTHS = (1, 5, 33)
+
+
+def run(model: Model, tokens: int) -> np.ndarray:
+    x = np.random.default_rng(tokens).standard_normal((tokens, 5)).astype(np.float32)
+    return next(iter(open_session(model).run({"x": x}).values()))
+
+
+def analysed(form: str, kind: str = ROUTERS[0]) -> Analysis:
+    return analyse(Model.load(mixture(form, kind)))
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_half_of_the_experts_go_exactly(form: str, kind: str) -> None:
+    analysis = analysed(form, kind)
+    (group,) = experts.groups(analysis)
+    assert (group.units, group.least, group.kind) == (EXPERTS, CHOSEN, "experts")
+    gone = {group.name: np.array([0, 2, 5])}
+    masked, cut = experts.masked(analysis, gone), experts.cut(analysis, gone)
+    others = experts.masked(analysis, {group.name: np.array([0, 2, 4])})
+    differs = 0
+    for tokens in LENGTHS:
+        assert compare(run(masked, tokens), run(cut.model, tokens)).error < 1e-5
+        differs += compare(run(others, tokens), run(cut.model, tokens)).error > 1e-2
+        assert compare(run(analysis.model, tokens), run(cut.model, tokens)).error > 1e-2 or tokens == 1
+    assert differs, "which experts go says nothing"
+    assert verify(analysis, cut.dead, cut.model, masked=masked).passed
+    assert verify(analysis, cut.dead, cut.model, masked=others).status == "failed"
+    stacks = {m.tensor for m in group.members if m.tensor.endswith((".up", ".down"))}
+    assert len(stacks) == 2
+    assert all(cut.model.info(name).dims[0] == EXPERTS - 3 for name in stacks)
+
+
+def test_a_chosen_expert_says_something_and_one_that_never_is_says_nothing() -> None:
+    analysis = analysed("stacked", "choice, softmax")
+    model, (group,) = analysis.model, experts.groups(analysis)
+    bias = next(m.tensor for m in group.members if m.role == "bias")
+    quiet = model.fork()
+    quiet.put(bias, np.array([0, 0, 0, -100, 0, 0], np.float32))  # nobody chooses the fourth
+    analysis = analyse(quiet)
+    change = {}
+    for unit in (2, 3):
+        cut = experts.cut(analysis, {group.name: np.array([unit])}).model
+        change[unit] = compare(run(quiet, 33), run(cut, 33)).error
+    assert change[3] < 1e-6 < 1e-2 < change[2]
+
+
+def test_as_many_stay_as_are_chosen(tmp_path: Path) -> None:
+    analysis = analysed("fused")
+    (group,) = experts.groups(analysis)
+    for side in (experts.masked, experts.cut):
+        with pytest.raises(ValueError, match="1 of 6 experts would be left, and 2 are chosen"):
+            side(analysis, {group.name: np.arange(5)})
+    with pytest.raises(
+        UsageError, match=r"would leave 1 of the 6 experts .* chooses 2; ask for at most 0.66"
+    ):
+        onnxprune.prune(mixture("fused"), ratio=0.9, granularity="experts")
+    onnx.save(mixture("fused"), tmp_path / "in.onnx")
+    made = onnxprune.plan(tmp_path / "in.onnx", ratio=0.5, granularity="experts")
+    values = json.loads(made.dumps())
+    values["cuts"], values["groups"][0]["removed_units"] = [], [0, 1, 2, 3, 4]
+    with pytest.raises(PlanError, match="1 of 6 experts would be left"):
+        onnxprune.apply(tmp_path / "in.onnx", Plan.loads(json.dumps(values)), tmp_path / "out.onnx")
+
+
+def test_a_budget_leaves_as_many_as_are_chosen() -> None:
+    result = onnxprune.prune(mixture(), target=("params=0.7",), granularity="experts")
+    (target,) = result.report.targets
+    assert target["holds"]
+    assert target["got"] < 0.7 * result.report.before.parameters
+    (planned,) = result.plan.groups
+    assert 0 < len(planned.removed_units) <= EXPERTS - CHOSEN
+    with pytest.raises(NothingToPrune):
+        onnxprune.prune(mixture(), target=("params=0.2",), granularity="experts")
+
+
+def test_a_plan_says_which_experts_go(tmp_path: Path) -> None:
+    onnx.save(mixture("dense", layers=2), tmp_path / "in.onnx")
+    result = onnxprune.prune(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, granularity="experts")
+    assert {g.name: len(g.removed_units) for g in result.plan.groups} == {
+        "layers.0.router.weight:1": 3,
+        "layers.1.router.weight:1": 3,
+    }
+    made = onnxprune.plan(tmp_path / "in.onnx", ratio=0.5, granularity="experts")
+    assert made.granularity == ("experts",)
+    onnxprune.apply(tmp_path / "in.onnx", Plan.loads(made.dumps()), tmp_path / "applied.onnx")
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "applied.onnx").read_bytes()
+    onnxprune.verify(tmp_path / "in.onnx", tmp_path / "out.onnx", plan=made)
+
+
+def test_experts_and_channels_go_together() -> None:
+    kinds = {
+        name: {
+            g["kind"]
+            for g in onnxprune.prune(mixture(layers=2), ratio=0.5, align=None, granularity=name).report.groups
+        }
+        for name in ("channels", "experts", "channels,experts")
+    }
+    assert kinds["experts"] == {"experts"}
+    assert "experts" not in kinds["channels"]
+    assert kinds["channels,experts"] == kinds["channels"] | {"experts"}
+
+
+def test_only_and_ignore_choose_layers() -> None:
+    more = {"ratio": 0.5, "granularity": "experts"}
+    for words in ({"only": ("layers.1",)}, {"ignore": ("layers.0",)}):
+        plan = onnxprune.plan(mixture(layers=2), **more, **words)
+        assert [g.name for g in plan.groups if g.removed_units] == ["layers.1.router.weight:1"]
+
+
+def test_what_is_chosen_must_not_be_read_otherwise() -> None:
+    model = mixture()
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("layers.0.topk_out1", onnx.TensorProto.INT64, None)
+    )
+    with pytest.raises(NothingToPrune, match=r"'layers\.0\.topk_out1' says which are chosen"):
+        onnxprune.prune(model, ratio=0.5, granularity="experts")
+    model = mixture()
+    model.graph.node.append(onnx.helper.make_node("Neg", ["layers.0.topk_out1"], ["negative"], "negative"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("negative", onnx.TensorProto.INT64, None))
+    with pytest.raises(NothingToPrune, match="Neg 'negative' reads the numbers"):
+        onnxprune.prune(model, ratio=0.5, granularity="experts")
+
+
+def test_a_model_without_experts_says_so() -> None:
+    model = onnx.shape_inference.infer_shapes(mixture())
+    onnxprune.prune(model, ratio=0.5, granularity="experts")
+    b = [n for n in model.graph.node if n.op_type == "TopK"]
+    assert b
+    from small_models import chain
+
+    with pytest.raises(NothingToPrune, match="The model has no experts"):
+        onnxprune.prune(chain(), ratio=0.5, granularity="experts")
+    with pytest.raises(UsageError, match="--granularity takes channels, experts"):
+        onnxprune.prune(chain(), ratio=0.5, granularity="expert")
+
+
+def test_a_choice_that_picks_no_weights_is_no_router() -> None:
+    """The greatest of some values, such as the classes of an answer."""
+    model = mixture()
+    k = onnx.numpy_helper.from_array(np.array([2], np.int64), "two")
+    model.graph.initializer.append(k)
+    model.graph.node.append(
+        onnx.helper.make_node("TopK", [model.graph.output[0].name, "two"], ["best", "which"], "classes")
+    )
+    model.graph.output[0].name = "best"
+    analysis = opened(analyse(Model.load(onnx.shape_inference.infer_shapes(model))))
+    assert [g.name for g in analysis.grouping.groups if g.kind == "experts"] == ["layers.0.router.weight:1"]
