@@ -29,6 +29,8 @@ class LosslessReport(Record):
         Greatest relative difference of an output; None where nothing was changed, or it was only held to a bound.
     summary : list of str
         What was won, in sentences.
+    what : str
+        What a group is.
     """
 
     change: str
@@ -36,6 +38,7 @@ class LosslessReport(Record):
     refused: dict[str, str] = field(default_factory=dict)
     error: float | None = None
     summary: list[str] = field(default_factory=list)
+    what: str = "group of channels"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -65,5 +68,6 @@ class LosslessReport(Record):
     def lines(self) -> list[str]:
         """Return what was done, a sentence a line."""
         count = len({group["group"] for group in self.groups})
-        named = f"{count} group{'s' if count != 1 else ''} of channels {self.change}"
-        return [named if count else f"no group of channels could be {self.change}", *self.summary]
+        first, _, rest = self.what.partition(" ")
+        named = " ".join(filter(None, (str(count), f"{first}{'s' if count != 1 else ''}", rest, self.change)))
+        return [named if count else f"no {self.what} could be {self.change}", *self.summary]

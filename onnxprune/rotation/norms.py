@@ -8,7 +8,7 @@ so of a stream that is written without its mean (`onnxprune.rotation.streams`) e
 23 on RMSNormalization, else in ops that every runtime has and onnxruntime fuses to one when it loads them. Where the
 writers can't take the mean off, the norm does so itself, ``x - x @ (1/n ... 1/n)``: a sum, which can be cut as well.
 
-What nobody cuts in the end is put back as it was: `RmsModel.restored`.
+What nobody cuts in the end is put back as it was: `onnxprune.rotation.restored`.
 
 References
 ----------
@@ -19,121 +19,27 @@ arXiv 2305.14858.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.folding import merged, weight_protos
 from onnxprune.graph.live import names_of
-from onnxprune.model import Model
 from onnxprune.ops import Node
 from onnxprune.ops.norm import epsilon_of
 from onnxprune.reconstruction.layer import weights_of, write
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit
+from onnxprune.rotation.restored import OneStream, RmsModel, first_output
 from onnxprune.rotation.streams import Norm, NormStream, Read
 from onnxprune.runtime.binding import Shape
 
-__all__ = ["RmsModel", "rewrite"]
+__all__ = ["rewrite"]
 
 #: The first opset with RMSNormalization.
 _RMS = 23
-
-
-@dataclass(frozen=True)
-class _OneStream:
-    """What was rewritten for one stream.
-
-    Attributes
-    ----------
-    made : tuple of str
-        First outputs of the nodes that are new or changed.
-    gone : tuple of str
-        First outputs of the original's nodes that are gone or changed.
-    weights : tuple of str
-        Weights with other values.
-    axes : tuple of (str, int)
-        Axes of weights that hold the channels of the stream.
-    """
-
-    made: tuple[str, ...]
-    gone: tuple[str, ...]
-    weights: tuple[str, ...]
-    axes: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
-class RmsModel:
-    """A model with RMS norms that computes what the original does.
-
-    Attributes
-    ----------
-    original, model : Model
-    parts : list
-        One for each stream.
-    """
-
-    original: Model
-    model: Model
-    parts: list[_OneStream] = field(default_factory=list)
-
-    def restored(self, result: Model) -> Model:
-        """Put back the norms of the original where all that was rewritten for a stream is still as it was made.
-
-        Parameters
-        ----------
-        result : Model
-            Made from `model`; nothing may have been renamed.
-        """
-        now, made = _by_output(result), _by_output(self.model)
-        parts = [part for part in self.parts if self._whole(part, result, now, made)]
-        if not parts:
-            return result
-        fork, graph = result.fork(), self.original.proto.graph
-        new = {name for part in parts for name in part.made}
-        old = {name for part in parts for name in part.gone}
-        kept = [n for n in fork.proto.graph.node if _first(n) not in new]
-        missing = {i for i, n in enumerate(graph.node) if _first(n) in old}
-        nodes = merged(kept, graph.node, missing)
-        del fork.proto.graph.node[:]
-        fork.proto.graph.node.extend(nodes)
-        self._put_weights(fork, [name for part in parts for name in part.weights])
-        return fork
-
-    def _whole(
-        self, part: _OneStream, result: Model, now: dict[str, NodeProto], made: dict[str, NodeProto]
-    ) -> bool:
-        for name, axis in part.axes:
-            if name not in result or result.info(name).dims[axis] != self.model.info(name).dims[axis]:
-                return False
-        for name in part.made:
-            if name not in now or now[name] != made[name]:
-                return False
-            for read in made[name].input:
-                if read in self.model and (
-                    read not in result or result.info(read).dims != self.model.info(read).dims
-                ):
-                    return False
-        return True
-
-    def _put_weights(self, fork: Model, names: Sequence[str]) -> None:
-        """Give weights that are as they were made the values that they had, and drop what is new and not read."""
-        fork.refresh()
-        new, now, old = weight_protos(self.model), weight_protos(fork), weight_protos(self.original)
-        graph = fork.proto.graph
-        same = {name for name in names if now.get(name) == new[name]}
-        for tensor in graph.initializer:
-            if tensor.name in same:
-                tensor.ParseFromString(old[tensor.name])
-        for node in graph.node:
-            if node.op_type == "Constant" and node.output[0] in same:
-                node.ParseFromString(old[node.output[0]])
-        fork.refresh()
-        read = {name for node in graph.node for name in node.input}
-        fork.drop(*sorted(name for name in new.keys() - old.keys() if name in now and name not in read))
 
 
 def rewrite(analysis: Analysis, streams: Sequence[NormStream]) -> RmsModel:
@@ -163,19 +69,23 @@ class _Rewriter:
         self.weights: list[str] = []
 
     def run(self, streams: Sequence[NormStream]) -> RmsModel:
-        marks: list[tuple[set[int], list[str], list[tuple[str, int]]]] = []
+        marks: list[tuple[NormStream, set[int], list[str]]] = []
         for stream in streams:
             self.touched, self.weights = set(), []
             if stream.centred:
                 self._take_off(stream)
             for norm in stream.norms:
                 self._norm(norm, centred=stream.centred)
-            marks.append((self.touched, self.weights, self._axes(stream)))
+            marks.append((stream, self.touched, self.weights))
         parts = []
-        for touched, weights, axes in marks:
-            made = tuple(_first(node) for number in sorted(touched) for node in self._nodes(number))
-            gone = tuple(_first(self.protos[number]) for number in sorted(touched))
-            parts.append(_OneStream(made, gone, tuple(weights), tuple(axes)))
+        for stream, touched, weights in marks:
+            made = tuple(first_output(node) for number in sorted(touched) for node in self._nodes(number))
+            gone = tuple(first_output(self.protos[number]) for number in sorted(touched))
+            ends = {number for site in stream.layers for number in (site.number, site.end)}
+            writers = tuple(
+                first_output(self.protos[number]) for number in sorted(ends if stream.centred else ())
+            )
+            parts.append(OneStream(made, gone, tuple(weights), tuple(self._axes(stream)), writers))
         self._place()
         return RmsModel(self.analysis.model, self.model, parts)
 
@@ -370,11 +280,3 @@ class _Rewriter:
 
 def _node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
     return helper.make_node(op, list(inputs), [output], name=output, **attributes)
-
-
-def _first(node: NodeProto) -> str:
-    return next((name for name in node.output if name), "")
-
-
-def _by_output(model: Model) -> dict[str, NodeProto]:
-    return {_first(node): node for node in model.proto.graph.node}

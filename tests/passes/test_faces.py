@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from deployed_models import encoder
 from onnx import numpy_helper
-from pass_models import CNN, TRANSFORMER, error
+from pass_models import CNN, TRANSFORMER, error, outputs
 from report.test_page import ATTACK, Page, sound
 from small_models import attention, chain
 
@@ -174,3 +175,19 @@ def test_one_pass_that_reports_may_write_a_page(tmp_path: Path) -> None:
     assert main([*command, "permute,drop_dead"]) == 0
     assert "in.onnx" in page.read_text()
     assert main([*command, "permute,sparsify{pattern=2:4}"]) != 0  # two report
+
+
+def test_keep_vocabulary_takes_ids_as_they_were(tmp_path: Path) -> None:
+    model = encoder()
+    onnx.save(model, tmp_path / "in.onnx")
+    (tmp_path / "ids.txt").write_text("".join(f"{n}\n" for n in range(1, 90, 2)), encoding="utf-8")
+    small, (report,) = run(tmp_path / "in.onnx", f"keep_vocabulary{{tokens={tmp_path / 'ids.txt'} unk=1}}")
+    assert report.to_json()["vocabulary"]
+    ids = np.random.default_rng(0).integers(0, 45, (2, 7)) * 2 + 1
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    before, after = outputs(model, feeds), outputs(small, feeds)
+    assert np.array_equal(before[0], after[0])
+    assert np.ptp(before[0]) > 0
+    unknown = {**feeds, "input_ids": np.full_like(ids, 2)}
+    assert not np.array_equal(outputs(model, unknown)[0], outputs(small, unknown)[0])
+    assert small.ByteSize() < model.ByteSize() - 200 * 64 * 4
