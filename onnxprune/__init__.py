@@ -17,11 +17,14 @@ from onnxprune.version import __version__ as __version__
 if TYPE_CHECKING:
     from onnxprune.api import apply as apply
     from onnxprune.api import explain as explain
+    from onnxprune.api import family as family
     from onnxprune.api import inspect as inspect
     from onnxprune.api import plan as plan
     from onnxprune.api import prune as prune
     from onnxprune.api import run as run
+    from onnxprune.api import sensitivity as sensitivity
     from onnxprune.api import sparsify as sparsify
+    from onnxprune.api import tune as tune
     from onnxprune.api import verify as verify
     from onnxprune.calibration.reader import reader as reader
     from onnxprune.errors import OnnxPruneError as OnnxPruneError
@@ -43,9 +46,12 @@ _HOME = {
     "apply": "api",
     "verify": "api",
     "explain": "api",
+    "family": "api",
     "inspect": "api",
     "run": "api",
+    "sensitivity": "api",
     "sparsify": "api",
+    "tune": "api",
     "Inspection": "pruning.inspection",
     "Model": "model",
     "OnnxPruneError": "errors",
@@ -65,12 +71,15 @@ __all__ = [
     "Result",
     "apply",
     "explain",
+    "family",
     "inspect",
     "plan",
     "prune",
     "reader",
     "run",
+    "sensitivity",
     "sparsify",
+    "tune",
     "verify",
 ]
 

@@ -17,6 +17,7 @@ A message is one sentence: what, where, why, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
@@ -29,7 +30,26 @@ __all__ = [
     "PlanError",
     "UsageError",
     "VerificationError",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message on an unknown name: the known one that is most like it, if any is.
+
+    Examples
+    --------
+    >>> did_you_mean("ration", ["ratio", "align"]), did_you_mean("x", ["ratio"])
+    (" Did you mean 'ratio'?", '')
+    """
+    import difflib  # takes a while, and only who goes wrong needs it
+
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    if not close:  # cases, dashes and underscores are often mixed up
+        alike = {choice.lower().replace("_", "-"): choice for choice in choices}
+        close = [alike[c] for c in difflib.get_close_matches(name.lower().replace("_", "-"), alike, n=1)]
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 class OnnxPruneError(Exception):

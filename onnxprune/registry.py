@@ -7,7 +7,6 @@ a leaf is adding a file, and a leaf with a costly import costs nothing to those 
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, did_you_mean
 
 __all__ = ["PACKAGES", "Package", "constant", "load", "match", "names", "sentence"]
 
@@ -104,8 +103,7 @@ def match(name: str, known: Iterable[str], kind: str) -> str:
     wanted = name.replace("-", "_")
     if wanted in choices:
         return wanted
-    close = difflib.get_close_matches(wanted, choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(wanted, choices)
     raise UsageError(f"There is no {name!r} in {kind}; known are: {', '.join(choices) or 'none'}.{hint}")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from onnxprune.api.given import PathLike, Told, front
 from onnxprune.api.several import calibrate as calibrate
 from onnxprune.api.several import family as family
 from onnxprune.api.several import fleet as fleet
@@ -54,15 +54,14 @@ __all__ = [
     "verify",
 ]
 
-Path_ = str | os.PathLike[str]
 
-
+@front
 def prune(
     source: Source,
-    output: Path_ | None = None,
+    output: PathLike | None = None,
     options: Options | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[OptionFields],
 ) -> Result:
     """Cut channels out of a model, prove that nothing else changed, and write it if an output is given.
@@ -74,8 +73,9 @@ def prune(
         Without it the result stays in memory, as ``Result.model``. Its folder is made. Where the source is a folder
         with one model in it, this may be one, too: all that is beside the model is copied.
     options : Options, optional
-    progress : callable, optional
-        Is told the name of each stage.
+    progress : callable or False, optional
+        Is told the name of each stage, and of steps in it. Without it long work draws a line in a terminal and in a
+        notebook, and nothing elsewhere; False, and ``ONNXPRUNE_PROGRESS=0`` in the environment, leave that out.
     **fields
         The fields of `Options`, such as ``ratio=0.5``; they replace those of ``options``.
 
@@ -97,14 +97,15 @@ def prune(
     if settings.ratio is not None and (settings.min_agreement, settings.max_drop) != (None, None):
         raise UsageError("--min-agreement and --max-drop find out how much can go; leave --ratio out.")
     with with_folder(source, _path(output)) as place:
-        return journey.prune(journey.open_run(source, settings, progress), place)
+        return journey.prune(journey.open_run(source, settings, progress or None), place)
 
 
+@front
 def plan(
     source: Source,
     options: Options | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[OptionFields],
 ) -> Plan:
     """Decide what to cut; writes nothing.
@@ -124,19 +125,20 @@ def plan(
         raise UsageError(
             "'plan' decides by the weights alone; with samples, 'prune' decides, and writes its plan with --plan."
         )
-    run_ = journey.open_run(source, settings, progress)
+    run_ = journey.open_run(source, settings, progress or None)
     made = journey.make_plan(run_)
     for note in run_.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     return made
 
 
+@front
 def apply(
     source: Source,
-    plan: Plan | Path_,
-    output: Path_ | None = None,
+    plan: Plan | PathLike,
+    output: PathLike | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[OptionFields],
 ) -> Result:
     """Cut what a plan says, prove it, and write the result if an output is given.
@@ -159,15 +161,16 @@ def apply(
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
     settings = options_of(decision, fields)
-    return journey.apply(journey.open_run(source, settings, progress), decision, _path(output))
+    return journey.apply(journey.open_run(source, settings, progress or None), decision, _path(output))
 
 
+@front
 def verify(
     original: Source,
     pruned: Source,
-    plan: Plan | Path_,
+    plan: Plan | PathLike,
     *,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[OptionFields],
 ) -> dict[str, Any]:
     """Prove that a pruned model equals the masked original.
@@ -192,9 +195,12 @@ def verify(
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
     settings = options_of(decision, fields)
-    return journey.verify(journey.open_run(original, settings, progress), Model.load(pruned), decision)
+    return journey.verify(
+        journey.open_run(original, settings, progress or None), Model.load(pruned), decision
+    )
 
 
+@front
 def inspect(
     source: Source,
     *,
@@ -202,7 +208,7 @@ def inspect(
     allow_inexact: bool = False,
     center_norms: bool = True,
     open_io: tuple[str, ...] = (),
-    progress: Progress | None = None,
+    progress: Told = None,
 ) -> Inspection:
     """Say what can be cut in a model, what is frozen and why, and how small it could get.
 
@@ -216,7 +222,7 @@ def inspect(
     run_ = _looking(
         source,
         input_shapes,
-        progress,
+        progress or None,
         allow_inexact=allow_inexact,
         center_norms=center_norms,
         open_io=open_io,
@@ -224,6 +230,7 @@ def inspect(
     return inspect_analysis(journey.analysis_of(run_), size_in_bytes(run_.model))
 
 
+@front
 def explain(
     source: Source,
     tensor: str,
@@ -233,7 +240,7 @@ def explain(
     allow_inexact: bool = False,
     center_norms: bool = True,
     open_io: tuple[str, ...] = (),
-    progress: Progress | None = None,
+    progress: Told = None,
 ) -> explanation.Explanation:
     """Say what is cut together with an axis of a tensor, through which nodes, or what freezes it.
 
@@ -255,7 +262,7 @@ def explain(
     run_ = _looking(
         source,
         input_shapes,
-        progress,
+        progress or None,
         allow_inexact=allow_inexact,
         center_norms=center_norms,
         open_io=open_io,
@@ -263,15 +270,16 @@ def explain(
     return explanation.explain(journey.analysis_of(run_), tensor, axis)
 
 
+@front
 def run(
     source: Source,
     passes: str,
-    output: Path_ | None = None,
+    output: PathLike | None = None,
     *,
     in_place: bool = False,
     external_data_threshold: int | None = None,
     input_shapes: Shapes | None = None,
-    progress: Progress | None = None,
+    progress: Told = None,
     each: Callable[[str, Record | None], None] | None = None,
 ) -> Model:
     """Run passes by name, one after the other, and write the result if an output is given.
@@ -301,19 +309,20 @@ def run(
 
     steps, source = passlist.parse(passes), Model.load(source)
     refuse_overwrite(source, _path(output), in_place, external_data_threshold)
-    model = passlist.apply(source, steps, progress, input_shapes=input_shapes, each=each)
+    model = passlist.apply(source, steps, progress or None, input_shapes=input_shapes, each=each)
     if output is not None:
         model.save(output, in_place=in_place, external_threshold=external_data_threshold)
     return model
 
 
+@front
 def sparsify(
     source: Source,
-    output: Path_ | None = None,
+    output: PathLike | None = None,
     options: SparseOptions | None = None,
     *,
     pattern: str | None = None,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[SparseFields],
 ) -> SparseResult:
     """Put zeros into the weights of a model, in a pattern, and write it if an output is given.
@@ -326,8 +335,9 @@ def sparsify(
     options : SparseOptions, optional
     pattern : str, optional
         Such as ``"2:4"``; replaces that of ``options``.
-    progress : callable, optional
-        Is told the name of each stage.
+    progress : callable or False, optional
+        Is told the name of each stage, and of steps in it. Without it long work draws a line in a terminal and in a
+        notebook, and nothing elsewhere; False, and ``ONNXPRUNE_PROGRESS=0`` in the environment, leave that out.
     **fields
         The other fields of `SparseOptions`, such as ``sparsity=0.7``; they replace those of ``options``.
 
@@ -345,10 +355,11 @@ def sparsify(
 
     given = {**({} if pattern is None else {"pattern": pattern}), **fields}
     with with_folder(source, _path(output)) as place:
-        run = Run.open(source, settings_of(SparseOptions, options, given), progress)
+        run = Run.open(source, settings_of(SparseOptions, options, given), progress or None)
         return zeros.sparsify(run, place)
 
 
+@front
 def inspect_sparsity(source: Source) -> SparsityInspection:
     """Say which weights have zeros, in which patterns along which axis, and what runtimes make of them.
 
@@ -361,12 +372,14 @@ def inspect_sparsity(source: Source) -> SparsityInspection:
     return inspection.inspect_sparsity(Model.load(source))
 
 
-def _path(output: Path_ | None) -> Path | None:
+def _path(output: PathLike | None) -> Path | None:
     return None if output is None else Path(output)
 
 
 def _looking(source: Source, shapes: Shapes | None, progress: Progress | None, **fields: Any) -> Run[Options]:
     """Open a model that is only looked at."""
     return journey.open_run(
-        source, Options(ratio=0, input_shapes=shapes or {}, verify=False, **fields), progress
+        source,
+        Options(ratio=0, input_shapes={} if shapes is None else shapes, verify=False, **fields),
+        progress,
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from onnxprune.api.given import PathLike, Told, front, is_path
 from onnxprune.errors import UsageError
 from onnxprune.graph.select import pick
-from onnxprune.journey.run import Progress, Run, Source
+from onnxprune.journey.run import Run, Source
 from onnxprune.options.calibration import CalibrateFields, CalibrateOptions
 from onnxprune.options.declare import settings_of
 from onnxprune.options.fleet import FleetFields, FleetOptions
@@ -28,15 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "family", "fleet", "merge", "profile", "sensitivity", "tune"]
 
-Path_ = str | os.PathLike[str]
 
-
+@front
 def family(
     source: Source,
-    output: Path_ | None = None,
+    output: PathLike | None = None,
     options: Options | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Told = None,
     each: Callable[[str, Result], None] | None = None,
     **fields: Unpack[OptionFields],
 ) -> dict[str, Result]:
@@ -56,17 +55,18 @@ def family(
     """
     from onnxprune.pruning import family as families
 
-    run_ = journey.open_run(source, settings_of(Options, options, fields), progress)
+    run_ = journey.open_run(source, settings_of(Options, options, fields), progress or None)
     return families.prune(
         run_, None if output is None else Path(output), each or (lambda target, result: None)
     )
 
 
+@front
 def sensitivity(
     source: Source,
     options: Options | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[OptionFields],
 ) -> Sensitivity:
     """Return the loss curve of each group on samples (``calib``), the most sensitive first."""
@@ -77,12 +77,11 @@ def sensitivity(
         raise UsageError(
             "'sensitivity' needs samples; give them with --calib, or their moments with --moments."
         )
-    return families.sensitivity(journey.open_run(source, settings, progress))
+    return families.sensitivity(journey.open_run(source, settings, progress or None))
 
 
-def profile(
-    source: Source, *, progress: Progress | None = None, **fields: Unpack[OptionFields]
-) -> LayerTimes:
+@front
+def profile(source: Source, *, progress: Told = None, **fields: Unpack[OptionFields]) -> LayerTimes:
     """Measure where the time of a run goes, layer by layer and group by group, and what no cut can reach.
 
     Parameters
@@ -97,7 +96,7 @@ def profile(
     from onnxprune.pruning.layer_times import layer_times
 
     run = journey.open_run(
-        source, settings_of(Options, None, {"ratio": 0.5, "check_speed": True, **fields}), progress
+        source, settings_of(Options, None, {"ratio": 0.5, "check_speed": True, **fields}), progress or None
     )
     options, analysis = run.options, journey.analysis_of(run)
     bench = bench_of(run.model, analysis, options.provider, options.batch, options.threads, options.seed)
@@ -105,12 +104,13 @@ def profile(
         return layer_times(analysis, pick(analysis.grouping, (), ()), bench)
 
 
+@front
 def calibrate(
     source: Source,
-    output: Path_,
+    output: PathLike,
     options: CalibrateOptions | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[CalibrateFields],
 ) -> MomentFacts:
     """Take the moments of a model's layers over samples, or over a share of them, and write them.
@@ -133,11 +133,12 @@ def calibrate(
 
     settings = settings_of(CalibrateOptions, options, fields)
     return sharded.calibrate(
-        journey.open_run(source, settings.as_pruning(), progress), Path(output), settings.shard
+        journey.open_run(source, settings.as_pruning(), progress or None), Path(output), settings.shard
     )
 
 
-def merge(parts: Sequence[Path_], output: Path_, *, progress: Progress | None = None) -> MomentFacts:
+@front
+def merge(parts: Sequence[PathLike], output: PathLike, *, progress: Told = None) -> MomentFacts:
     """Put shards of moments together, which then have the bytes of one run over all samples.
 
     Parameters
@@ -155,15 +156,16 @@ def merge(parts: Sequence[Path_], output: Path_, *, progress: Progress | None = 
     """
     from onnxprune.pruning import sharded
 
-    return sharded.merge([Path(part) for part in parts], Path(output), progress)
+    return sharded.merge([Path(part) for part in parts], Path(output), progress or None)
 
 
+@front
 def tune(
-    source: Path_,
-    output: Path_,
+    source: PathLike,
+    output: PathLike,
     options: TuneOptions | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[TuneFields],
 ) -> TuneReport:
     """Find the fastest or smallest model that loses no more of a metric than it may, and write it.
@@ -177,16 +179,17 @@ def tune(
     """
     from onnxprune.tuning.journey import find
 
-    return find(Run.open(source, settings_of(TuneOptions, options, fields), progress), Path(output))
+    return find(Run.open(source, settings_of(TuneOptions, options, fields), progress or None), Path(output))
 
 
+@front
 def fleet(
-    source: Path_,
-    output: Path_,
+    source: PathLike,
+    output: PathLike,
     options: FleetOptions | None = None,
     *,
     executor: Executor | None = None,
-    progress: Progress | None = None,
+    progress: Told = None,
     **fields: Unpack[FleetFields],
 ) -> FleetTable:
     """Make many models, and a table of what came of each; what is done already stays.
@@ -217,5 +220,7 @@ def fleet(
     """
     from onnxprune.fleet import journey as fleets
 
+    if not is_path(source):
+        raise UsageError(f"'fleet' takes the path of a folder or of a spec; got {type(source).__name__}.")
     settings = settings_of(FleetOptions, options, fields)
-    return fleets.sail(Path(source), Path(output), settings, executor, progress)
+    return fleets.sail(Path(source), Path(output), settings, executor, progress or None)

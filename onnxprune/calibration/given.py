@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.errors import CalibrationError, OnnxPruneError
+from onnxprune.errors import CalibrationError, OnnxPruneError, did_you_mean
 from onnxprune.files.arrays import read_folder, read_npz, reading
 from onnxprune.runtime.binding import declared, real_inputs
 from onnxprune.wall import board as wall
 
-__all__ = ["MOST", "each", "feeds", "typed"]
+__all__ = ["MOST", "InOrder", "each", "feeds", "typed"]
 
 #: No more feeds than this are made of one file.
 MOST = 16
@@ -31,7 +31,7 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
     ----------
     graph : GraphProto
         Whose inputs they are for.
-    given : path, dict, iterable of dicts, or reader
+    given : path, dict, array, iterable of these, reader, or function that returns one
         A path leads to an ``.npz`` file or a folder of ``.npy`` files, one array for each input; arrays that
         hold several times the model's fixed batch are split into batches. A reader has ``get_next()``, as
         onnxruntime's ``CalibrationDataReader``.
@@ -47,6 +47,7 @@ def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
     axes = {name: declared(value) for name, value in values.items()}
     batches: list[Feed] = []
     for feed in each(given, lambda path: [_read(Path(path), axes)], "Inputs"):
+        feed = feed.named(values) if isinstance(feed, InOrder) else feed
         _check_names(axes, feed)
         _check_values(feed)
         wall.grow(inputs=sum(a.nbytes for a in feed.values() if isinstance(a, np.ndarray)))
@@ -67,7 +68,8 @@ def each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Iterat
 
     Parameters
     ----------
-    given : path, mapping, object with ``get_next()`` or iterable of mappings
+    given : path, mapping, object with ``get_next()``, array, tuple of arrays, iterable of these, or function of one
+        An array without a name makes a `InOrder`.
     read : callable
         What reads a path.
     what : str
@@ -94,21 +96,80 @@ def _each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Itera
     elif hasattr(given, "get_next"):
         while (feed := given.get_next()) is not None:
             yield {str(n): _array(a) for n, a in feed.items()}
-    elif isinstance(given, Iterable):
-        for feed in given:
-            if not isinstance(feed, Mapping):
-                raise CalibrationError(f"{what} must be dictionaries of arrays; got a {type(feed).__name__}.")
-            yield {str(n): _array(a) for n, a in feed.items()}
+    elif _is_array(given) or (isinstance(given, tuple) and given and all(map(_is_array, given))):
+        yield InOrder.of(given)
+    elif isinstance(given, Iterable) or (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+        for feed in given if isinstance(given, Iterable) else map(given.__getitem__, range(len(given))):
+            yield _entry(feed, what)
+    elif callable(given):
+        yield from _each(given(), read, what)
     else:
+        raise CalibrationError(f"{what} can't be read from a {type(given).__name__}; give {_FORMS}.")
+
+
+#: What samples may be, in a message.
+_FORMS = "a path, arrays, dictionaries of arrays, an iterable of these (such as a DataLoader), or a function of one"
+
+
+class InOrder(dict[str, Any]):
+    """Arrays without names, in the order of the model's inputs, and perhaps their labels after them."""
+
+    @classmethod
+    def of(cls, given: Any) -> InOrder:
+        """Return one array, or several."""
+        arrays = given if isinstance(given, (tuple, list)) else (given,)
+        return cls({f"input_{number}": _array(one) for number, one in enumerate(arrays)})
+
+    def named(self, inputs: Mapping[str, onnx.ValueInfoProto], labels: str | None = None) -> Feed:
+        """Return the arrays by the names of the inputs; one more than there are inputs is that of the labels.
+
+        Items of a data set have no axis for the batch, and get one.
+
+        Raises
+        ------
+        CalibrationError
+            If there are more or fewer.
+        """
+        arrays = list(self.values())
+        if len(arrays) not in (len(inputs), len(inputs) + 1):
+            raise CalibrationError(
+                f"Arrays without names are the model's inputs in their order, {', '.join(inputs)}, and perhaps labels "
+                f"after them; got {len(arrays)}."
+            )
+        feed = dict(zip(inputs, arrays, strict=False))
+        axes = {name: declared(value) for name, value in inputs.items()}
+        items = [a is not None and len(a) > 0 and np.ndim(feed[n]) == len(a) - 1 for n, a in axes.items()]
+        if items and all(items):
+            feed = {name: array[None] for name, array in feed.items()}
+            arrays[-1] = arrays[-1][None]
+        if labels and len(arrays) > len(inputs):
+            feed[labels] = arrays[-1]
+        return feed
+
+
+def _entry(feed: Any, what: str) -> Feed:
+    if isinstance(feed, Mapping):
+        return {str(n): _array(a) for n, a in feed.items()}
+    parts = feed if isinstance(feed, (tuple, list)) else (feed,)
+    if not parts or not all(_is_array(part) or isinstance(part, (int, float)) for part in parts):
         raise CalibrationError(
-            f"{what} can't be read from a {type(given).__name__}; give a path or dictionaries of arrays."
+            f"{what} must be arrays or dictionaries of arrays; got a {type(feed).__name__}."
         )
+    return InOrder.of(feed)
+
+
+def _is_array(given: Any) -> bool:
+    """Whether something is an array or a tensor of any library."""
+    return hasattr(given, "__array__") or hasattr(given, "detach")
 
 
 def _array(given: Any) -> Any:
     """Return an array; a list of arrays is a sequence and None an optional value that is absent, and both stay."""
-    sequence = isinstance(given, list) and any(isinstance(entry, np.ndarray) for entry in given)
-    return given if sequence or given is None else np.asarray(given)
+    if isinstance(given, list) and any(isinstance(e, np.ndarray) or hasattr(e, "detach") for e in given):
+        return [_array(entry) for entry in given]
+    if hasattr(given, "detach"):  # a tensor of torch: gradients and other devices are no arrays
+        given = given.detach().cpu().numpy()
+    return given if given is None else np.asarray(given)
 
 
 def typed(array: NDArray[Any], elem: int) -> NDArray[Any]:
@@ -148,7 +209,8 @@ def _check_known(axes: Mapping[str, Any], names: Collection[str]) -> None:
     unknown, missing = [n for n in names if n not in axes], [n for n in axes if n not in names]
     if missing or unknown:
         what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
-        raise CalibrationError(f"The given inputs {what}; the model's inputs are {', '.join(axes)}.")
+        hint = did_you_mean(unknown[0], missing or axes) if unknown else ""
+        raise CalibrationError(f"The given inputs {what}; the model's inputs are {', '.join(axes)}.{hint}")
 
 
 def _check_names(axes: Mapping[str, Any], feed: Feed) -> None:

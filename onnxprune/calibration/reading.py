@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, did_you_mean
 from onnxprune.files.arrays import SHARE
 from onnxprune.wall import board as wall
 
@@ -36,7 +36,7 @@ def admits(inputs: Mapping[str, onnx.ValueInfoProto], labels: str | None) -> Cal
         if unknown:
             raise CalibrationError(
                 f"The samples have {unknown[0]!r}, which is no input of the model; the model's inputs are "
-                f"{', '.join(inputs)}."
+                f"{', '.join(inputs)}.{did_you_mean(unknown[0], inputs)}"
             )
 
     return admit
@@ -74,8 +74,13 @@ def call(script: Path, name: str) -> Any:
         if not hasattr(module, name):
             raise CalibrationError(f"{str(script)!r} has no function {name}() to take samples from.")
         given = getattr(module, name)()
-    plain = given is None or isinstance(given, (str, os.PathLike, Mapping, list, tuple))
+    plain = given is None or isinstance(given, (str, os.PathLike, Mapping, list, tuple)) or _is_one(given)
     return given if plain else _read(given, script, name)
+
+
+def _is_one(given: Any) -> bool:
+    """Whether it is no reader: an array, a tensor, a data set or a function."""
+    return hasattr(given, "__array__") or not (hasattr(given, "get_next") or hasattr(given, "__iter__"))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 Forms: an ``.npz`` file; a folder of ``.npy`` files, one for each input; a folder of ``test_data_set_N`` with
 ``input_K.pb``; ``script.py:load_data``, a function that returns any of the other forms; a reader with ``get_next()``
-(onnxruntime's ``CalibrationDataReader``); an iterable of dictionaries; one dictionary of arrays; ``"synthetic"``.
+(onnxruntime's ``CalibrationDataReader``); one dictionary of arrays; an array or tensor, or a tuple of them in the order
+of the inputs, with labels after them; an iterable of any of these, such as a ``DataLoader`` of ``(x, y)``; a function
+that returns one; ``"synthetic"``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibration.feeds import check, count_of, is_free, parts, taken
-from onnxprune.calibration.given import each
+from onnxprune.calibration.given import InOrder, each
 from onnxprune.calibration.reading import admits, bounded, call
 from onnxprune.calibration.synthetic import synthetic
 from onnxprune.errors import CalibrationError
@@ -29,7 +31,7 @@ from onnxprune.runtime.binding import real_inputs
 from onnxprune.runtime.session import CPU, provider_of
 from onnxprune.wall import board as wall
 
-__all__ = ["ASIDE", "Asked", "Samples", "load_samples", "samples_for"]
+__all__ = ["ASIDE", "Asked", "Samples", "is_synthetic", "load_samples", "samples_for"]
 
 _log = logging.getLogger("onnxprune.calibration")
 
@@ -193,6 +195,11 @@ def samples_for(graph: onnx.GraphProto, asked: Asked, types: Mapping[str, tuple[
     return replace(samples, provider=provider)
 
 
+def is_synthetic(given: Any) -> bool:
+    """Whether samples are to be made up."""
+    return isinstance(given, str) and given == "synthetic"
+
+
 def load_samples(
     graph: onnx.GraphProto,
     given: Any,
@@ -225,7 +232,7 @@ def load_samples(
         If they can't be read, or a name, a rank, a size or a type doesn't fit the model.
     """
     source = str(given) if isinstance(given, str | os.PathLike) else type(given).__name__
-    if isinstance(given, str) and given == "synthetic":
+    if is_synthetic(given):
         given = synthetic(graph, types or {}, most or 256, seed)
     inputs = {v.name: v for v in real_inputs(graph)}
     batches: list[Batch] = []
@@ -234,6 +241,7 @@ def load_samples(
     wall.grow(samples=1)
     admit = admits(inputs, labels)
     for feed in bounded(each(given, lambda path: _read(path, seed, admit), "Samples"), most):
+        feed = feed.named(inputs, labels) if isinstance(feed, InOrder) else feed
         mark = feed.pop(labels, None) if labels else None
         check(inputs, feed)
         for batch, label in list(parts(inputs, feed, None if most is None else most - count, seed, mark)):

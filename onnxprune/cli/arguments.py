@@ -115,7 +115,7 @@ def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -
     if kind == "bool":
         action = parser.add_argument(name, action="store_false" if spec.default else "store_true", **shared)
         more = ""
-    elif kind.startswith("tuple") or kind == "Shapes":
+    elif kind in ("Texts", "Shapes"):
         action = parser.add_argument(name, action="append", metavar=spec.metadata["metavar"], **shared)
     else:
         missing = spec.default is dataclasses.MISSING

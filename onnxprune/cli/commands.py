@@ -129,8 +129,7 @@ def plan(args: Namespace) -> None:
         plan = _told(args, api.plan, source, options_from(args))
         plan.save(args.output)
     if _speaks(args):
-        removed, units = sum(len(g.removed_units) for g in plan.groups), sum(g.units for g in plan.groups)
-        print(f"{args.output}: {removed:,} of {units:,} units of {len(plan.groups)} groups are to go")
+        print(f"{args.output}: {plan.brief()}")
 
 
 def verify(args: Namespace) -> None:
@@ -365,4 +364,4 @@ def _file_of(samples: str) -> Path:
 def _told(args: Namespace, work: Callable[..., T], *given: Any, **more: Any) -> T:
     """Do the work, with progress on standard error meanwhile."""
     with showing(quiet=args.quiet, verbose=args.verbose) as tell:
-        return work(*given, progress=tell, **more)
+        return work(*given, progress=tell or False, **more)

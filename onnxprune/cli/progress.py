@@ -8,18 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 from onnxprune.progress import StageClock, duration
-from onnxprune.report.printing import clean, drawn_on
+from onnxprune.report.live import live
 
-__all__ = ["Plain", "live", "showing"]
+__all__ = ["Plain", "showing"]
 
 Tell = Callable[[str], None]
 #: Seconds between lines in a pipe. Work that is done before says nothing.
 EVERY = 10.0
-#: Columns that a live line needs beside the text: the bar, the percentage and the times.
-BESIDE = 56
 
 
 @contextmanager
@@ -142,49 +140,3 @@ class Plain:
         left = self.watch.left(now)
         more = "" if left is None else f", about {duration(left)} left in this stage"
         print(f"[{now - self.start:.0f} s] {text}{more}", file=self.stream, flush=True)
-
-
-@contextmanager
-def live(stream: TextIO) -> Iterator[Tell]:
-    """Draw one line on a terminal: stage, bar, elapsed time and time left; it goes when the work is done."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
-    from rich.text import Text
-
-    watch = StageClock()
-    start = time.perf_counter()
-
-    class Times(ProgressColumn):
-        """Elapsed time, and what is left of the stage."""
-
-        max_refresh = 0.5
-
-        def render(self, task: Any) -> Text:
-            now = time.perf_counter()
-            left = watch.left(now)
-            more = "" if left is None else f", about {duration(left)} left"
-            return Text(f"{now - start:.0f} s{more}", style="dim")
-
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        Times(),
-        console=Console(file=drawn_on(stream)),
-        transient=True,
-        redirect_stdout=False,
-        refresh_per_second=4,
-    )
-    with bar:
-        task = bar.add_task("load", total=None)
-
-        def tell(text: str) -> None:
-            watch.tell(text, time.perf_counter())
-            share = None if watch.done is None else 100.0
-            text = clean(text)
-            most = max(bar.console.width - BESIDE, 20)
-            shown = text if len(text) <= most else text[: most - 1] + "…"
-            bar.update(task, description=escape(shown), total=share, completed=100 * (watch.done or 0.0))
-
-        yield tell

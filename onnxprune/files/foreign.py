@@ -38,6 +38,11 @@ def path_of(source: str | os.PathLike[str]) -> Path:
     ModelError
         If there is none in the folder, or several.
     """
+    if not isinstance(source, (str, os.PathLike)) or "\0" in os.fspath(source):
+        raise ModelError(
+            f"A model is a path, bytes, an open file, a ModelProto, a model of onnx-ir or a Model; got "
+            f"{type(source).__name__} {source!r:.60}; export models of a framework to ONNX first."
+        )
     path = Path(source)
     if not path.is_dir():
         return path

@@ -28,7 +28,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass
+@dataclass(repr=False)
 class FleetTable(Facts):
     """What came of each job.
 
@@ -97,6 +97,10 @@ class FleetTable(Facts):
     def dumps(self) -> str:
         """Return JSON text, a line for each row."""
         return dumps(self.to_json())
+
+    def brief(self) -> str:
+        """Return how many jobs this run had, and how many failed."""
+        return f"{len(self.names):,} models in {str(self.folder)!r}, {len(self.failed):,} of them not done"
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print a line for each job of this run, what failed with its reason, and how many there are of each."""

@@ -11,7 +11,7 @@ import onnx
 
 from onnxprune.calibration.feeds import taken
 from onnxprune.calibration.given import feeds
-from onnxprune.calibration.samples import load_samples
+from onnxprune.calibration.samples import is_synthetic, load_samples
 from onnxprune.errors import ModelError
 from onnxprune.journey.run import Run
 from onnxprune.runtime.binding import Shape
@@ -59,7 +59,7 @@ def _shapes(graph: onnx.GraphProto, options: Any) -> dict[str, Shape]:
     given, calib = getattr(options, "inputs", None), options.calib
     if given is not None and not isinstance(given, Iterator) and not hasattr(given, "get_next"):
         return _sizes(feeds(graph, given)[0])
-    if calib is None or calib == "synthetic" or isinstance(calib, Iterator) or hasattr(calib, "get_next"):
+    if calib is None or isinstance(calib, Iterator) or is_synthetic(calib) or hasattr(calib, "get_next"):
         return {}
     samples = load_samples(graph, calib, labels=options.labels)
     first = samples.batches[0]

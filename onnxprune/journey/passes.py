@@ -14,7 +14,6 @@ of str, separated by "|").
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
@@ -25,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
 
 from onnxprune import registry
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.errors import OnnxPruneError, UsageError, did_you_mean
 from onnxprune.model import Model
 from onnxprune.report.record import Record
 
@@ -130,7 +129,7 @@ class Passed:
     report: Record
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class RunReport(Record):
     """What passes did.
 
@@ -160,6 +159,10 @@ class RunReport(Record):
             raise UsageError(_ONE_PAGE.format(len(reports)))
         (report,) = reports
         return replace(report, files=self.files, command=self.command).page()
+
+    def brief(self) -> str:
+        """Return the passes, in a few words."""
+        return self.named(", ".join(text for text, _ in self.passes) or "no passes")
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print what passes told, each under its name."""
@@ -258,8 +261,7 @@ def _bind(
     options: dict[str, Any] = {}
     for key, text in step.options.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(key, known)
             raise UsageError(
                 f"The pass {step.name!r} has no option {key!r}; it has {', '.join(known) or 'none'}.{hint}"
             )
@@ -282,13 +284,13 @@ def _read(name: str, key: str, text: str, kind: Any) -> Any:
         return None
     if Any in kinds:  # samples, inputs: as text they are files
         return text
+    if any(typing.get_origin(k) is tuple for k in kinds):
+        return tuple(text.split("|"))
     for one in (k for k in (bool, int, float, str) if k in kinds):
         try:
             return _BOOLS[text.lower()] if one is bool else one(text)
         except (ValueError, KeyError):
             continue
-    if any(typing.get_origin(k) is tuple for k in kinds):
-        return tuple(text.split("|"))
     wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
     raise UsageError(f"The option {key!r} of the pass {name!r} must be {wanted}; got {text!r}.")
 

@@ -12,15 +12,15 @@ from onnxprune.journey.output import size_in_bytes, size_of_output
 from onnxprune.journey.run import Run
 from onnxprune.journey.staging import Staging
 from onnxprune.model import Model
-from onnxprune.report.record import Record
+from onnxprune.report.record import Record, Shown
 
 __all__ = ["Outcome", "save"]
 
 R = TypeVar("R", bound=Record)
 
 
-@dataclass
-class Outcome(Generic[R]):
+@dataclass(repr=False)
+class Outcome(Shown, Generic[R]):
     """What a journey gives back.
 
     Attributes
@@ -37,6 +37,13 @@ class Outcome(Generic[R]):
     report: R
     path: Path | None = None
     _proto: onnx.ModelProto | None = field(default=None, repr=False, kw_only=True)
+
+    def brief(self) -> str:
+        """Return what the report says, in a few words."""
+        return self.report.brief()
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
     @property
     def model(self) -> onnx.ModelProto:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import SharedFields, SharedOptions, like, option
-from onnxprune.options.pruning import Options, Shapes
+from onnxprune.options.declare import SharedFields, SharedOptions, documented, like, option
+from onnxprune.options.kinds import Shapes
+from onnxprune.options.pruning import Options
 
 __all__ = ["CalibrateFields", "CalibrateOptions"]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions(SharedOptions):
     """What may be asked of `onnxprune.api.calibrate`.
@@ -30,7 +32,7 @@ class CalibrateOptions(SharedOptions):
         commands="calibrate",
         metavar="I/N",
     )
-    input_shapes: Shapes = like(Options, "input_shapes", "calibrate")  # noqa: RUF009 - makes a field
+    input_shapes: Shapes = like(Options, "input_shapes", "calibrate")
     seed: int = option(
         0, "seed of the positions that are drawn", stage="calibrate", commands="calibrate", metavar="N"
     )

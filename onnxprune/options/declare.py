@@ -6,20 +6,24 @@ This module imports nothing heavy, since the command line reads it before it kno
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict, TypeVar, cast
 
 from onnxprune import registry
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.options.kinds import as_kind
 
 __all__ = [
     "NEEDS",
     "STAGES",
     "SharedFields",
     "SharedOptions",
+    "bring_to_kinds",
     "default_of",
+    "documented",
     "flag",
     "help_of",
     "like",
@@ -113,6 +117,19 @@ def help_of(spec: dataclasses.Field[Any]) -> str:
     return re.sub(r"\{([\w.]+)\}", lambda name: registry.sentence(name[1]), spec.metadata["help"])
 
 
+def bring_to_kinds(options: Any) -> None:
+    """Check the kinds of all values, and bring them to their own.
+
+    Raises
+    ------
+    UsageError
+        If one is of another kind.
+    """
+    for spec in dataclasses.fields(options):
+        made = as_kind(flag(spec), str(spec.type), getattr(options, spec.name))
+        object.__setattr__(options, spec.name, made)
+
+
 def patterns(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
     """Return regular expressions as a tuple.
 
@@ -140,7 +157,7 @@ def default_of(spec: dataclasses.Field[Any]) -> Any:
 class SharedOptions:
     """Samples, and the file that is written."""
 
-    calib: Any = option(  # noqa: RUF009 - makes a field
+    calib: Any = option(
         None,
         "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
         "script.py:function, or 'synthetic'",
@@ -193,6 +210,7 @@ class SharedOptions:
     def __post_init__(self) -> None:
         """Refuse what needs samples where there are none, and check the range of ``samples``."""
         self._refuse_idle(["calibrated", "fitted"])
+        bring_to_kinds(self)
         if getattr(self, "seed", 0) < 0:
             raise UsageError(f"--seed must be at least 0; got {getattr(self, 'seed', 0)}.")
         if self.samples is not None and self.samples < 1:
@@ -259,6 +277,28 @@ class SharedFields(TypedDict, total=False):
 AnyOptions = TypeVar("AnyOptions")
 
 
+class _Doc:
+    """The docstring of a class of options: its own, and a line for each option; made when it is asked for."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __get__(self, instance: object, owner: Any) -> str:
+        lines = [inspect.cleandoc(self.text), "", "Attributes", "----------"]
+        for spec in specs(owner):
+            kind, unit = str(spec.type), f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
+            default = default_of(spec)
+            least = ", required" if default is dataclasses.MISSING else f", default {default!r}"
+            lines += [f"{spec.name} : {kind}{least}", f"    ``{flag(spec)}``: {help_of(spec)}{unit}"]
+        return "\n".join(lines)
+
+
+def documented(kind: type[AnyOptions]) -> type[AnyOptions]:
+    """Give a class of options a docstring that explains each option, for ``help``."""
+    kind.__doc__ = _Doc(kind.__doc__ or "")  # type: ignore[assignment]
+    return kind
+
+
 def settings_of(kind: type[AnyOptions], options: AnyOptions | None, fields: Mapping[str, Any]) -> AnyOptions:
     """Return options, or defaults, with these fields replaced.
 
@@ -267,12 +307,23 @@ def settings_of(kind: type[AnyOptions], options: AnyOptions | None, fields: Mapp
     UsageError
         If there is no such field, or one that must be given isn't.
     """
+    unknown = [name for name in fields if name not in kind.__dataclass_fields__]  # type: ignore[attr-defined]
+    if unknown:
+        hint = did_you_mean(unknown[0], kind.__dataclass_fields__)  # type: ignore[attr-defined]
+        raise UsageError(f"There is no option {unknown[0]!r}; see {_where(kind)}.{hint}")
+    if options is not None and not isinstance(options, kind):
+        raise UsageError(
+            f"options must be onnxprune's {kind.__name__}; got {type(options).__name__} {options!r:.60}."
+        )
     try:
         if options is None:
             return kind(**fields)
         changed: AnyOptions = dataclasses.replace(cast(Any, options), **fields)
         return changed
     except TypeError as error:
-        command = kind.__name__.removesuffix("Options").lower().replace("sparse", "sparsify")
-        where = f"'onnxprune {command} --help'" if command else "onnxprune.Options"
-        raise UsageError(f"{str(error).partition(') ')[2] or error}; see {where}.") from error
+        raise UsageError(f"{str(error).partition(') ')[2] or error}; see {_where(kind)}.") from error
+
+
+def _where(kind: type[Any]) -> str:
+    command = kind.__name__.removesuffix("Options").lower().replace("sparse", "sparsify")
+    return f"'onnxprune {command} --help'" if command else "help(onnxprune.Options)"

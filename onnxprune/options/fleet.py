@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import option
+from onnxprune.options.declare import bring_to_kinds, documented, option
+from onnxprune.options.kinds import Texts
 
 __all__ = ["FleetFields", "FleetOptions"]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class FleetOptions:
     """What may be asked of `onnxprune.api.fleet`; what a spec says of a model goes before.
@@ -28,7 +30,7 @@ class FleetOptions:
         commands="fleet",
         metavar="R",
     )
-    target: tuple[str, ...] = option(
+    target: Texts = option(
         (),
         "instead of --ratio: what may stay of each model, as for 'prune'; several values, macs=0.7,0.5, make several",
         stage="decide",
@@ -55,12 +57,11 @@ class FleetOptions:
 
     def __post_init__(self) -> None:
         """Check ranges, and bring values to their own types."""
+        bring_to_kinds(self)
         if self.jobs < 1:
             raise UsageError(f"--jobs must be at least 1; got {self.jobs}.")
         if self.ratio is not None and self.target:
             raise UsageError("--ratio and --target both say how much goes; leave one of them out.")
-        target = (self.target,) if isinstance(self.target, str) else tuple(self.target)
-        object.__setattr__(self, "target", target)
 
     def to_prune(self) -> dict[str, Any]:
         """Return what is given of the options of 'prune'."""
@@ -72,7 +73,7 @@ class FleetFields(TypedDict, total=False):
     """The fields of `FleetOptions`, as keyword arguments."""
 
     ratio: float | None
-    target: tuple[str, ...]
+    target: Texts
     calib: str | None
     jobs: int
     retry: bool

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import option, patterns
+from onnxprune.options.declare import documented, option, patterns
 from onnxprune.options.granularity import GranularityFields, GranularityOptions
+from onnxprune.options.kinds import Shapes, Texts
 from onnxprune.options.target import checked
 from onnxprune.options.widths import PRESETS
 
 __all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
 
-Shapes = Mapping[str, tuple[int, ...]]
 
-
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Options(GranularityOptions):
     """What may be asked of a pruning run.
@@ -73,21 +72,21 @@ class Options(GranularityOptions):
         metavar="SHARE",
         unit="0 < SHARE <= 1",
     )
-    ignore: tuple[str, ...] = option(
+    ignore: Texts = option(
         (),
         "leave alone what matches: the name of a group, weight or node (regular expression, repeatable)",
         stage="decide",
         commands="prune plan sensitivity",
         metavar="REGEX",
     )
-    only: tuple[str, ...] = option(
+    only: Texts = option(
         (),
         "cut nothing but the channels that a matching group, weight or node produces (repeatable)",
         stage="decide",
         commands="prune plan sensitivity",
         metavar="REGEX",
     )
-    input_shapes: Shapes = option(  # noqa: RUF009 - makes a field
+    input_shapes: Shapes = option(
         {},
         "sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)",
         stage="decide",
@@ -109,7 +108,7 @@ class Options(GranularityOptions):
         commands="prune plan inspect explain sensitivity profile",
         flag="--no-center-norms",
     )
-    open_io: tuple[str, ...] = option(
+    open_io: Texts = option(
         (),
         "let inputs and outputs of a matching name shrink, axes of fixed size only, such as the heads of a cache of "
         "keys and values: past|present (regular expression, repeatable)",
@@ -124,7 +123,7 @@ class Options(GranularityOptions):
         commands="prune plan sensitivity verify",
         metavar="N",
     )
-    target: tuple[str, ...] = option(
+    target: Texts = option(
         (),
         "instead of --ratio: what may stay of the whole model ({onnxprune.budgets}), as a share or an amount: "
         "macs=0.5, params=3M, bytes=20MB, memory=0.7 (activations alive at once, and weights), latency=4ms (measured "
@@ -221,7 +220,7 @@ class Options(GranularityOptions):
         commands="prune apply",
         flag="--no-verify",
     )
-    inputs: Any = option(  # noqa: RUF009 - makes a field
+    inputs: Any = option(
         None,
         "inputs to verify on, beside random ones: an .npz file with one array for each input",
         stage="verify",
@@ -273,9 +272,6 @@ class Options(GranularityOptions):
         object.__setattr__(self, "ignore", patterns("--ignore", self.ignore))
         object.__setattr__(self, "only", patterns("--only", self.only))
         object.__setattr__(self, "open_io", patterns("--open-io", self.open_io))
-        object.__setattr__(
-            self, "input_shapes", {n: tuple(int(d) for d in s) for n, s in self.input_shapes.items()}
-        )
 
     @property
     def timed(self) -> bool:
@@ -311,14 +307,14 @@ class MoreFields(GranularityFields, total=False):
     align: str | int | None
     scope: str
     cap: float
-    ignore: tuple[str, ...]
-    only: tuple[str, ...]
+    ignore: Texts
+    only: Texts
     input_shapes: Shapes
     allow_inexact: bool
     center_norms: bool
-    open_io: tuple[str, ...]
+    open_io: Texts
     seed: int
-    target: tuple[str, ...]
+    target: Texts
     moments: str | None
     steps: int
     rotate: bool
@@ -349,7 +345,7 @@ def _check_amounts(options: Options) -> None:
         raise UsageError("--max-drop needs true labels; name their key in the samples with --labels.")
     if options.min_agreement is not None and not 0 < options.min_agreement <= 1:
         raise UsageError(f"--min-agreement must be above 0 and at most 1; got {options.min_agreement}.")
-    if options.max_drop is not None and options.max_drop < 0:
+    if options.max_drop is not None and not options.max_drop >= 0:
         raise UsageError(f"--max-drop must not be negative; got {options.max_drop}.")
     if options.steps < 1:
         raise UsageError(f"--steps must be at least 1; got {options.steps}.")

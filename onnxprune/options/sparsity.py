@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import SharedFields, SharedOptions, option, patterns
+from onnxprune.options.declare import SharedFields, SharedOptions, documented, option, patterns
+from onnxprune.options.kinds import Shapes, Texts
 from onnxprune.options.pattern import parse_pattern
-from onnxprune.options.pruning import Shapes
 
 __all__ = ["ChoiceFields", "SparseFields", "SparseOptions"]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class SparseOptions(SharedOptions):
     """What may be asked of `onnxprune.sparsify`.
@@ -84,7 +85,7 @@ class SparseOptions(SharedOptions):
         metavar="K",
         needs="calibrated",
     )
-    input_shapes: Shapes = option(  # noqa: RUF009 - makes a field
+    input_shapes: Shapes = option(
         {},
         "with --calib or --permute: sizes for the dynamic axes of an input, such as name:1,3,224,224 (repeatable)",
         stage="calibrate",
@@ -101,14 +102,14 @@ class SparseOptions(SharedOptions):
         needs="searched",
         metavar="N",
     )
-    ignore: tuple[str, ...] = option(
+    ignore: Texts = option(
         (),
         "leave weights alone whose name, or whose layer's name, matches (regular expression, repeatable)",
         stage="decide",
         commands="sparsify",
         metavar="REGEX",
     )
-    only: tuple[str, ...] = option(
+    only: Texts = option(
         (),
         "treat no weights but those that match (repeatable)",
         stage="decide",
@@ -165,8 +166,6 @@ class SparseOptions(SharedOptions):
             raise UsageError(f"--schedule must be 'once' or 'cubic'; got {self.schedule!r}.")
         if self.steps < 1 or (self.steps > 1) != (self.schedule == "cubic"):
             raise UsageError("--steps must be at least 2, and goes with --schedule cubic.")
-        shapes = {name: tuple(int(d) for d in shape) for name, shape in self.input_shapes.items()}
-        object.__setattr__(self, "input_shapes", shapes)
 
 
 class SparseFields(SharedFields, total=False):
@@ -181,8 +180,8 @@ class SparseFields(SharedFields, total=False):
     steps: int
     input_shapes: Shapes
     seed: int
-    ignore: tuple[str, ...]
-    only: tuple[str, ...]
+    ignore: Texts
+    only: Texts
     store: str
 
 
@@ -195,5 +194,5 @@ class ChoiceFields(TypedDict, total=False):
     method: str
     input_shapes: Shapes
     seed: int
-    ignore: tuple[str, ...]
-    only: tuple[str, ...]
+    ignore: Texts
+    only: Texts

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.options.declare import SharedFields, SharedOptions, like, option, patterns
-from onnxprune.options.pruning import Options, Shapes
+from onnxprune.options.declare import SharedFields, SharedOptions, documented, like, option, patterns
+from onnxprune.options.kinds import Shapes, Texts
+from onnxprune.options.pruning import Options
 from onnxprune.options.target import checked
 
 __all__ = ["AIMS", "TuneFields", "TuneOptions"]
@@ -18,6 +19,7 @@ __all__ = ["AIMS", "TuneFields", "TuneOptions"]
 AIMS = ("latency", "bytes", "macs", "memory")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(SharedOptions):
     """What may be asked of `onnxprune.api.tune`.
@@ -48,7 +50,7 @@ class TuneOptions(SharedOptions):
     lower_is_better: bool = option(
         False, "with --metric: less is better, as of an error", stage="decide", commands="tune"
     )
-    held_out: Any = option(  # noqa: RUF009 - makes a field
+    held_out: Any = option(
         None,
         "with --labels: judge on these labelled samples, which no fit sees; else on a tenth of those of --calib",
         stage="calibrate",
@@ -63,7 +65,7 @@ class TuneOptions(SharedOptions):
         commands="tune",
         metavar="|".join(AIMS),
     )
-    target: tuple[str, ...] = option(
+    target: Texts = option(
         (),
         "end with the first model that loses no more than it may and meets this ({onnxprune.budgets}), such as "
         "latency=0.5 or bytes=2MB; all of several must hold",
@@ -87,9 +89,9 @@ class TuneOptions(SharedOptions):
         metavar="DIR",
     )
     recover: str = like(Options, "recover", "tune")
-    ignore: tuple[str, ...] = like(Options, "ignore", "tune")
-    only: tuple[str, ...] = like(Options, "only", "tune")
-    input_shapes: Shapes = like(Options, "input_shapes", "tune")  # noqa: RUF009 - makes a field
+    ignore: Texts = like(Options, "ignore", "tune")
+    only: Texts = like(Options, "only", "tune")
+    input_shapes: Shapes = like(Options, "input_shapes", "tune")
     threads: int | None = like(Options, "threads", "tune")
 
     def __post_init__(self) -> None:
@@ -119,8 +121,6 @@ class TuneOptions(SharedOptions):
             raise UsageError(f"--threads must be at least 1; got {self.threads}.")
         object.__setattr__(self, "ignore", patterns("--ignore", self.ignore))
         object.__setattr__(self, "only", patterns("--only", self.only))
-        shapes = {n: tuple(int(d) for d in s) for n, s in self.input_shapes.items()}
-        object.__setattr__(self, "input_shapes", shapes)
 
     def pruning(self, target: str, align: str | int, labelled: bool) -> Options:
         """Return the options of one cut.
@@ -156,11 +156,11 @@ class TuneFields(SharedFields, total=False):
     lower_is_better: bool
     held_out: Any
     minimize: str
-    target: tuple[str, ...]
+    target: Texts
     minutes: float | None
     state: str | None
     recover: str
-    ignore: tuple[str, ...]
-    only: tuple[str, ...]
+    ignore: Texts
+    only: Texts
     input_shapes: Shapes
     threads: int | None

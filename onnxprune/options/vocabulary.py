@@ -16,7 +16,7 @@ __all__ = ["VocabularyFields", "VocabularyOptions"]
 class VocabularyOptions(RecoveryOptions):
     """Which ids stay, and whether they count anew."""
 
-    keep_tokens: Any = option(  # noqa: RUF009 - makes a field
+    keep_tokens: Any = option(
         None,
         "cut the vocabulary to these ids: a file with one a line or a JSON list, a tokenizer.json with --words, or a "
         "number N, the N most frequent in the samples of --calib; ids count anew, and ids.json beside OUT says how",

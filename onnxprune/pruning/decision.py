@@ -25,6 +25,7 @@ from onnxprune.graph.select import pick
 from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
 from onnxprune.options.granularity import CHANNELS, EXPERTS
+from onnxprune.options.kinds import texts_of
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.target import Target
 from onnxprune.options.widths import step_of
@@ -342,7 +343,7 @@ def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: 
         seed=options.seed,
         scope=options.scope,
         inexact=options.allow_inexact,
-        open_io=options.open_io,
+        open_io=texts_of(options.open_io),
         granularity=() if options.kinds == (CHANNELS,) else options.kinds,
         groups=tuple(groups),
         cuts=cuts,

@@ -22,6 +22,7 @@ from onnxprune.graph.select import near_names
 from onnxprune.ops import Refusal, lookup
 from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import Misfit, fit
+from onnxprune.report.page.words import middle
 from onnxprune.report.record import Facts
 
 __all__ = ["Explanation", "explain"]
@@ -54,7 +55,7 @@ class AxisLine:
     frozen: list[dict[str, Any]] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(repr=False)
 class Explanation(Facts):
     """What `onnxprune explain` shows."""
 
@@ -65,6 +66,18 @@ class Explanation(Facts):
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; a path is a list of ``tensor:axis`` and nodes in turn."""
         return {"format": 1, "tensor": self.tensor, "axes": [vars(a) for a in self.axes], "notes": self.notes}
+
+    def brief(self) -> str:
+        """Return the tensor, and on how many of its axes anything can go."""
+        free = sum(bool(line.groups) for line in self.axes)
+        return f"{middle(self.tensor, 60)}: channels of {free} of {len(self.axes)} axes can be cut"
+
+    def _repr_html_(self) -> str:
+        from onnxprune.report.page.notebook import of_lines
+
+        texts = [_lines(self.tensor, line) for line in self.axes]
+        parts = [(text[0], text[1:]) for text in texts]
+        return of_lines(self.brief(), parts + ([("notes", self.notes)] if self.notes else []))
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print it for people."""

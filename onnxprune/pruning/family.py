@@ -14,6 +14,7 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files.commit import together
 from onnxprune.journey.output import refuse_overwrite
 from onnxprune.journey.run import Run
+from onnxprune.options.kinds import texts_of
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
 from onnxprune.progress import Whole
@@ -95,7 +96,7 @@ def prune(
     for number, (saliency, decision) in enumerate(
         members, 1
     ):  # one by one, so that each is there when it is done
-        member, (target,) = saliency.run, saliency.run.options.target
+        member, (target,) = saliency.run, texts_of(saliency.run.options.target)
         whole.at(len(targets) + number, target)
         with together():
             candidate = saliency.refit(decision)
@@ -180,7 +181,7 @@ def show_pareto(lines: Sequence[dict[str, Any]], stream: TextIO | None = None) -
     show(head, rows, title="Family", stream=stream)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sensitivity(Facts):
     """Loss curves of groups, the most sensitive first.
 
@@ -201,6 +202,10 @@ class Sensitivity(Facts):
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {"format": 1, "criterion": self.criterion, "samples": self.samples, "groups": self.groups}
+
+    def brief(self) -> str:
+        """Return how many groups were measured, and on what."""
+        return f"curves of {len(self.groups)} groups by {self.criterion}, on {self.samples:,} samples"
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print a table: the error when a quarter, a half, three quarters of a group are gone."""

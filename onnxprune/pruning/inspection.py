@@ -36,7 +36,7 @@ class OpLine:
     refused: tuple[str, ...]
 
 
-@dataclass
+@dataclass(repr=False)
 class Inspection(Facts):
     """What `onnxprune inspect` shows.
 
@@ -94,6 +94,19 @@ class Inspection(Facts):
             "layers": self.layers,
             "notes": self.notes,
         }
+
+    def brief(self) -> str:
+        """Return how much can be cut, and what would be left, in a few words."""
+        groups, half = [g for g in self.groups if not g.alternative], self.left["half"]
+        return (
+            f"{len(groups):,} groups can be cut; half of their units gone leaves {half['parameters']:.0%} of the "
+            f"parameters and {half['macs']:.0%} of the MACs"
+        )
+
+    def _repr_html_(self) -> str:
+        from onnxprune.report.page.notebook import of_groups
+
+        return of_groups(self.to_json())
 
     def page(self, name: str = "") -> str:
         """Return it as a page to look at; ``name`` is that of the model."""

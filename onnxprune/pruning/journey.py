@@ -75,7 +75,7 @@ __all__ = [
 ]
 
 
-@dataclass
+@dataclass(repr=False)
 class Result(Outcome[Report]):
     """What `onnxprune.prune` and `onnxprune.apply` give back; what it shares with others is in `Outcome`.
 

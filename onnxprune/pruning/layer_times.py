@@ -31,7 +31,7 @@ LITTLE = 0.005
 BODIES = ("If", "Loop", "Scan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerTimes(Facts):
     """Measured times.
 
@@ -70,6 +70,10 @@ class LayerTimes(Facts):
             "layers": self.layers,
             "groups": self.groups,
         }
+
+    def brief(self) -> str:
+        """Return how long a run takes, and the share that no cut reaches."""
+        return f"{1e3 * self.seconds:.4g} ms a run, {self.beyond:.0%} of it in reach of no cut"
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print tables: the longest layers, the groups that reach most, and what no cut reaches."""

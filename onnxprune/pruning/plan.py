@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +32,8 @@ from onnxprune.cut.cuts import TensorCut
 from onnxprune.errors import PlanError
 from onnxprune.files.commit import write_text
 from onnxprune.graph.groups import Frozen
-from onnxprune.report.record import dumps
+from onnxprune.pruning import strict
+from onnxprune.report.record import Shown, dumps
 
 __all__ = ["FORMAT", "Plan", "PlannedGroup", "PlannedVocabulary"]
 
@@ -76,8 +75,8 @@ class PlannedVocabulary:
     unk: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Plan(Shown):
     """What shall be cut from one model.
 
     Attributes
@@ -127,6 +126,16 @@ class Plan:
         put(self, "frozen", tuple(sorted(self.frozen, key=lambda f: (f.tensor, f.axis, f.reason))))
         put(self, "input_shapes", {n: tuple(s) for n, s in sorted(self.input_shapes.items())})
 
+    def brief(self) -> str:
+        """Return how much is to go, in a sentence."""
+        gone, units = sum(len(g.removed_units) for g in self.groups), sum(g.units for g in self.groups)
+        return f"{gone:,} of {units:,} units of {len(self.groups):,} groups are to go"
+
+    def _repr_html_(self) -> str:
+        from onnxprune.report.page.notebook import of_cuts
+
+        return of_cuts(self.brief(), [(g.name, len(g.removed_units), g.units) for g in self.groups])
+
     def dumps(self) -> str:
         """Return the plan as JSON text; equal plans give equal text."""
         lists: dict[str, tuple[Any, ...]] = {"groups": self.groups, "cuts": self.cuts, "frozen": self.frozen}
@@ -156,12 +165,12 @@ class Plan:
             names the key.
         """
         try:
-            values = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constant)
+            values = json.loads(text, object_pairs_hook=strict.no_twins, parse_constant=strict.no_constant)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"{where} isn't JSON: {error}.") from error
         try:
             return _plan(values)
-        except _Wrong as error:
+        except strict.Wrong as error:
             raise PlanError(f"{where} is malformed: {error}.") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -222,60 +231,46 @@ class Plan:
         )
 
 
-class _Wrong(Exception):
-    """Something in a plan is wrong; the text says what and where."""
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {name!r} is given twice")
-    return mapping
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} isn't a number of JSON")
-
-
 def _plan(values: Any) -> Plan:
     if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
-        raise _Wrong(f'"format" is {_shown(values["format"])}, this version of onnxprune reads {FORMAT}')
+        raise strict.Wrong(
+            f'"format" is {strict.shown(values["format"])}, this version of onnxprune reads {FORMAT}'
+        )
     names = ("format", *(spec.name for spec in fields(Plan)))
-    known = _record(_OPTIONAL | values if isinstance(values, dict) else values, names, "it")
-    _integer(known["format"], '"format"')
-    groups = _each(known["groups"], '"groups"', _group)
-    cuts = _each(known["cuts"], '"cuts"', _cut)
-    _distinct([g.name for g in groups], '"groups"')
-    _distinct([(c.tensor, c.axis) for c in cuts], '"cuts"')
+    known = strict.record(_OPTIONAL | values if isinstance(values, dict) else values, names, "it")
+    strict.integer(known["format"], '"format"')
+    groups = strict.each(known["groups"], '"groups"', _group)
+    cuts = strict.each(known["cuts"], '"cuts"', _cut)
+    strict.distinct([g.name for g in groups], '"groups"')
+    strict.distinct([(c.tensor, c.axis) for c in cuts], '"cuts"')
     return Plan(
-        model_sha256=_matching(
+        model_sha256=strict.matching(
             known["model_sha256"], r"[0-9a-f]{64}", '"model_sha256"', "64 lower-case hex digits"
         ),
-        criterion=_text(known["criterion"], '"criterion"'),
-        ratio=_share(known["ratio"], '"ratio"'),
-        align=_integer(known["align"], '"align"', 1),
-        seed=_integer(known["seed"], '"seed"', 0),
-        scope=_matching(known["scope"], "local|global", '"scope"', '"local" or "global"'),
-        inexact=_flag(known["inexact"], '"inexact"'),
+        criterion=strict.text(known["criterion"], '"criterion"'),
+        ratio=strict.share(known["ratio"], '"ratio"'),
+        align=strict.integer(known["align"], '"align"', 1),
+        seed=strict.integer(known["seed"], '"seed"', 0),
+        scope=strict.matching(known["scope"], "local|global", '"scope"', '"local" or "global"'),
+        inexact=strict.flag(known["inexact"], '"inexact"'),
         groups=tuple(groups),
         cuts=tuple(cuts),
-        frozen=tuple(_each(known["frozen"], '"frozen"', _frozen)),
+        frozen=tuple(strict.each(known["frozen"], '"frozen"', _frozen)),
         input_shapes=_shapes(known["input_shapes"], '"input_shapes"'),
-        open_io=tuple(_each(known["open_io"], '"open_io"', _text)),
-        granularity=tuple(_each(known["granularity"], '"granularity"', _text)),
+        open_io=tuple(strict.each(known["open_io"], '"open_io"', strict.text)),
+        granularity=tuple(strict.each(known["granularity"], '"granularity"', strict.text)),
         vocabulary=_vocabulary(known["vocabulary"]),
     )
 
 
 def _group(value: Any, where: str) -> PlannedGroup:
-    known = _record(value, ("name", "removed_units", "units"), where)
-    name = _text(known["name"], f'"name" of {where}')
+    known = strict.record(value, ("name", "removed_units", "units"), where)
+    name = strict.text(known["name"], f'"name" of {where}')
     where = f"the group {name!r}"
-    units = _integer(known["units"], f'"units" of {where}', 1)
-    removed = _indices(known["removed_units"], f'"removed_units" of {where}', units)
+    units = strict.integer(known["units"], f'"units" of {where}', 1)
+    removed = strict.indices(known["removed_units"], f'"removed_units" of {where}', units)
     if len(removed) == units:
-        raise _Wrong(f"{where} would lose all of its {units} units; leave at least one")
+        raise strict.Wrong(f"{where} would lose all of its {units} units; leave at least one")
     return PlannedGroup(name, removed, units)
 
 
@@ -283,112 +278,40 @@ def _vocabulary(value: Any) -> PlannedVocabulary | None:
     if value is None:
         return None
     where = '"vocabulary"'
-    known = _record(value, ("keep", "size", "remap", "unk"), where)
-    size = _integer(known["size"], f'"size" of {where}', 1)
-    keep = _indices(known["keep"], f'"keep" of {where}', size)
-    unk = _integer(known["unk"], f'"unk" of {where}', 0)
+    known = strict.record(value, ("keep", "size", "remap", "unk"), where)
+    size = strict.integer(known["size"], f'"size" of {where}', 1)
+    keep = strict.indices(known["keep"], f'"keep" of {where}', size)
+    unk = strict.integer(known["unk"], f'"unk" of {where}', 0)
     if unk not in keep:
-        raise _Wrong(f'"unk" of {where} is {unk}, which "keep" doesn\'t hold')
-    return PlannedVocabulary(keep, size, _flag(known["remap"], f'"remap" of {where}'), unk)
+        raise strict.Wrong(f'"unk" of {where} is {unk}, which "keep" doesn\'t hold')
+    return PlannedVocabulary(keep, size, strict.flag(known["remap"], f'"remap" of {where}'), unk)
 
 
 def _cut(value: Any, where: str) -> TensorCut:
-    known = _record(value, ("tensor", "axis", "removed"), where)
-    axis = _integer(known["axis"], f'"axis" of {where}', 0)
-    removed = _indices(known["removed"], f'"removed" of {where}', None)
-    return TensorCut(_text(known["tensor"], f'"tensor" of {where}'), axis, removed)
+    known = strict.record(value, ("tensor", "axis", "removed"), where)
+    axis = strict.integer(known["axis"], f'"axis" of {where}', 0)
+    removed = strict.indices(known["removed"], f'"removed" of {where}', None)
+    return TensorCut(strict.text(known["tensor"], f'"tensor" of {where}'), axis, removed)
 
 
 def _frozen(value: Any, where: str) -> Frozen:
-    known = _record(value, ("tensor", "axis", "reason"), where)
-    axis = _integer(known["axis"], f'"axis" of {where}', 0)
+    known = strict.record(value, ("tensor", "axis", "reason"), where)
+    axis = strict.integer(known["axis"], f'"axis" of {where}', 0)
     return Frozen(
-        _text(known["tensor"], f'"tensor" of {where}'), axis, _text(known["reason"], f'"reason" of {where}')
+        strict.text(known["tensor"], f'"tensor" of {where}'),
+        axis,
+        strict.text(known["reason"], f'"reason" of {where}'),
     )
 
 
 def _shapes(value: Any, where: str) -> dict[str, tuple[int, ...]]:
     if not isinstance(value, dict):
-        raise _Wrong(f"{where} must be an object, it is {_shown(value)}")
-    return {name: tuple(_each(sizes, f"{where} of {name!r}", _size)) for name, sizes in value.items()}
+        raise strict.Wrong(f"{where} must be an object, it is {strict.shown(value)}")
+    return {name: tuple(strict.each(sizes, f"{where} of {name!r}", _size)) for name, sizes in value.items()}
 
 
 def _size(value: Any, where: str) -> int:
-    size = _integer(value, where, 0)
+    size = strict.integer(value, where, 0)
     if size > MOST_SIZE:
-        raise _Wrong(f"{where} must be at most {MOST_SIZE}, it is {_shown(size)}")
+        raise strict.Wrong(f"{where} must be at most {MOST_SIZE}, it is {strict.shown(size)}")
     return size
-
-
-def _record(value: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _Wrong(f"{where} must be an object, it is {_shown(value)}")
-    unknown = [name for name in value if name not in names]
-    missing = [name for name in names if name not in value]
-    if unknown:
-        raise _Wrong(f"{where} has an unknown key {unknown[0]!r}; known are {', '.join(names)}")
-    if missing:
-        raise _Wrong(f"{where} lacks the key {missing[0]!r}")
-    return value
-
-
-def _each(value: Any, where: str, read: Callable[[Any, str], _T]) -> list[_T]:
-    if not isinstance(value, list):
-        raise _Wrong(f"{where} must be a list, it is {_shown(value)}")
-    return [read(entry, f"entry {index} of {where}") for index, entry in enumerate(value)]
-
-
-def _indices(value: Any, where: str, size: int | None) -> tuple[int, ...]:
-    """Read indices in any order, each once."""
-    indices = sorted(_each(value, where, lambda entry, at: _integer(entry, at, 0)))
-    _distinct(indices, where)
-    if size is not None and indices and indices[-1] >= size:
-        raise _Wrong(f"{where} holds {indices[-1]}, beyond the last unit {size - 1}")
-    return tuple(indices)
-
-
-def _distinct(entries: list[Any], where: str) -> None:
-    seen: set[Any] = set()
-    for entry in entries:
-        if entry in seen:
-            raise _Wrong(f"{where} holds {entry!r} twice")
-        seen.add(entry)
-
-
-def _integer(value: Any, where: str, least: int | None = None) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _Wrong(f"{where} must be an integer, it is {_shown(value)}")
-    if least is not None and value < least:
-        raise _Wrong(f"{where} must be at least {least}, it is {_shown(value)}")
-    return value
-
-
-def _share(value: Any, where: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise _Wrong(f"{where} must be a number, it is {_shown(value)}")
-    if not 0 <= value < 1:
-        raise _Wrong(f"{where} must be at least 0 and below 1, it is {_shown(value)}")
-    return float(value)
-
-
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise _Wrong(f"{where} must be true or false, it is {_shown(value)}")
-    return value
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise _Wrong(f"{where} must be a string, it is {_shown(value)}")
-    return value
-
-
-def _matching(value: Any, pattern: str, where: str, what: str) -> str:
-    if not re.fullmatch(pattern, _text(value, where)):
-        raise _Wrong(f"{where} must be {what}, it is {_shown(value)}")
-    return str(value)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

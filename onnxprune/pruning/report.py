@@ -103,7 +103,7 @@ class FitReport:
         }
 
 
-@dataclass
+@dataclass(repr=False)
 class Report(Record):
     """What a run did; what it has of its run in common with other reports is in `Record`.
 
@@ -223,6 +223,19 @@ class Report(Record):
         if any(g["removed"] for g in self.groups):
             say(known(self.calibration, "prune"), stream)
         stream.writelines(f"{line}\n" for line in self.lines())
+
+    def brief(self) -> str:
+        """Return what went and what is left, in a few words."""
+        gone, units = sum(g["removed"] for g in self.groups), sum(g["units"] for g in self.groups)
+        pairs = (("MACs", self.before.macs, self.after.macs),
+                 ("parameters", self.before.parameters, self.after.parameters))  # fmt: skip
+        left = ", ".join(f"{100 * new / old:.0f} % of the {n} left" for n, old, new in pairs if old and new)
+        return self.named(f"{gone:,} of {units:,} units cut" + (f", {left}" if left else ""))
+
+    def _repr_html_(self) -> str:
+        from onnxprune.report.page.notebook import of_groups
+
+        return of_groups(self.to_json())
 
     def lines(self) -> list[str]:
         """Return what the table doesn't say, a sentence a line."""

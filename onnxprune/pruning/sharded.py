@@ -32,7 +32,7 @@ __all__ = ["MomentFacts", "calibrate", "merge"]
 Fill = Callable[[IO[bytes]], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MomentFacts(Facts):
     """What a file of moments holds.
 
@@ -66,14 +66,17 @@ class MomentFacts(Facts):
         """Return plain JSON values."""
         return {"format": 1, **vars(self)}
 
+    def brief(self) -> str:
+        """Return what the file holds, in a sentence."""
+        share = "" if self.shard == "1/1" else f", shard {self.shard}"
+        return (
+            f"{self.path}: moments of {self.layers:,} layers over {self.samples:,} samples{share} "
+            f"({amount(self.nbytes)} bytes)"
+        )
+
     def show(self, stream: TextIO | None = None) -> None:
         """Print one line."""
-        share = "" if self.shard == "1/1" else f", shard {self.shard}"
-        print(
-            f"{self.path}: moments of {self.layers:,} layers over {self.samples:,} samples{share} "
-            f"({amount(self.nbytes)} bytes)",
-            file=stream,
-        )
+        print(self.brief(), file=stream)
 
 
 def calibrate(run: Run[Options], output: Path, shard: str | None) -> MomentFacts:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.frontier import in_batches
-from onnxprune.calibration.samples import Asked, Samples, samples_for
+from onnxprune.calibration.samples import Asked, Samples, is_synthetic, samples_for
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis
@@ -69,7 +69,7 @@ def read_samples(analysis: Analysis, asked: Asked, say: Callable[[str], None] | 
         If they can't be read, or don't fit the model.
     """
     samples = in_batches(analysis, samples_for(analysis.interface(), asked, analysis.inputs))
-    return plausible(analysis, samples, asked.seed, say) if asked.calib == "synthetic" else samples
+    return plausible(analysis, samples, asked.seed, say) if is_synthetic(asked.calib) else samples
 
 
 def plausible(

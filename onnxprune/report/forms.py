@@ -6,17 +6,18 @@ import csv
 import io
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
 
-__all__ = ["form_of", "is_page", "markdown", "table_csv"]
+__all__ = ["form_of", "frame", "is_page", "markdown", "table_csv"]
 
 #: Suffix -> form; a device or a pipe has none and gets JSON.
 FORMS = {"": "json", ".json": "json", ".html": "html", ".htm": "html", ".md": "md", ".csv": "csv"}
 #: The lists of a report that are its table, the first that there is.
-TABLES = ("groups", "tensors")
+TABLES = ("groups", "tensors", "frontier", "rows", "axes", "layers")
 
 
 def form_of(path: str | os.PathLike[str], option: str = "--report") -> str:
@@ -49,7 +50,7 @@ def markdown(title: str, shown: str) -> str:
 
 def table_csv(values: Mapping[str, Any]) -> str:
     """Return the table of a report, a line for each group or weight, with those of its columns that are no lists."""
-    rows: list[dict[str, Any]] = next((values[name] for name in TABLES if values.get(name)), [])
+    rows = _lines(values, next((name for name in TABLES[:2] if values.get(name)), ""))
     columns = [
         n for n in dict.fromkeys(n for row in rows for n in row) if not any(_nested(r.get(n)) for r in rows)
     ]
@@ -58,6 +59,33 @@ def table_csv(values: Mapping[str, Any]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
+
+
+def frame(values: Mapping[str, Any], table: str | None) -> Any:
+    """Return a table of a report as a pandas DataFrame, lists in its cells included.
+
+    Raises
+    ------
+    UsageError
+        If there is no such table, or pandas isn't installed.
+    """
+    tables = [name for name in values if _lines(values, name)]
+    chosen = table or next((name for name in TABLES if name in values), "")
+    if chosen not in values or (values[chosen] and chosen not in tables):
+        there = f"tables are {', '.join(tables)}" if tables else "there are no tables in it"
+        raise UsageError(f"to_frame finds no table {chosen!r}; {there}.")
+    try:
+        pandas = import_module("pandas")
+    except ImportError as error:
+        raise UsageError(
+            "to_frame needs pandas, which isn't installed; 'pip install pandas', or take to_json()."
+        ) from error
+    return pandas.DataFrame(_lines(values, chosen))
+
+
+def _lines(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    lines = values.get(name)
+    return lines if isinstance(lines, list) and all(isinstance(line, dict) for line in lines) else []
 
 
 def _nested(value: Any) -> bool:

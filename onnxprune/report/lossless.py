@@ -13,7 +13,7 @@ from onnxprune.report.record import Record
 __all__ = ["LosslessReport"]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class LosslessReport(Record):
     """What was changed, what wasn't and why; what it has of its run in common with other reports is in `Record`.
 
@@ -64,6 +64,10 @@ class LosslessReport(Record):
         stream.writelines(f"{line}\n" for line in self.lines())
         stream.writelines(f"not {self.change}: {count} x {reason}\n" for reason, count in reasons)
         stream.writelines(f"note: {note}\n" for note in self.notes)
+
+    def brief(self) -> str:
+        """Return what was done, in a sentence."""
+        return self.named(self.lines()[0])
 
     def lines(self) -> list[str]:
         """Return what was done, a sentence a line."""

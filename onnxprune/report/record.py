@@ -17,13 +17,26 @@ import numpy as np
 
 from onnxprune.files.beside import refuse_data
 from onnxprune.files.commit import write_text
-from onnxprune.report.forms import form_of, markdown, table_csv
+from onnxprune.report.forms import form_of, frame, markdown, table_csv
+from onnxprune.report.page.words import middle
+from onnxprune.report.printing import clean
 
-__all__ = ["Facts", "Record", "dumps", "versions"]
+__all__ = ["Facts", "Record", "Shown", "dumps", "versions"]
 
 
-class Facts(ABC):
-    """What a command finds out: JSON for programs, tables for people."""
+class Shown(ABC):
+    """What is told in a few words by its `repr`."""
+
+    @abstractmethod
+    def brief(self) -> str:
+        """Return what matters most in a few words."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {clean(self.brief())}>"
+
+
+class Facts(Shown):
+    """What a command finds out: JSON for programs, tables for people, and a part of the page for notebooks."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -37,8 +50,32 @@ class Facts(ABC):
         """Return JSON text."""
         return dumps(self.to_json())
 
+    def to_frame(self, table: str | None = None) -> Any:
+        """Return one of the tables as a pandas DataFrame.
 
-@dataclass(kw_only=True)
+        Parameters
+        ----------
+        table : str, optional
+            A key of `to_json` that holds a list of lines, such as ``"groups"`` or ``"frozen"``; the first one of
+            ``groups``, ``tensors``, ``layers`` and so on by default.
+
+        Raises
+        ------
+        UsageError
+            If there is no such table, or pandas isn't installed.
+        """
+        return frame(self.to_json(), table)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from onnxprune.report.page.notebook import as_text
+
+        stream = io.StringIO()
+        self.show(stream)
+        return as_text(stream.getvalue())
+
+
+@dataclass(kw_only=True, repr=False)
 class Record(Facts):
     """What a run did, to which file, and how to do it again.
 
@@ -61,6 +98,11 @@ class Record(Facts):
     notes: list[str] = field(default_factory=list)
     sha256: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def named(self, text: str) -> str:
+        """Return a text after the names of the files, as far as they are known."""
+        names = " -> ".join(middle(self.files[key], 40) for key in ("input", "output") if key in self.files)
+        return f"{names}: {text}" if names else text
 
     def run_facts(self) -> dict[str, Any]:
         """Return what is needed to do it again, as plain JSON values."""

@@ -61,7 +61,7 @@ class TensorZeros:
         return [] if self.axis is None else self.patterns.get(self.axis, [])
 
 
-@dataclass
+@dataclass(repr=False)
 class SparsityInspection(Facts):
     """What ``onnxprune inspect --sparsity`` shows."""
 
@@ -83,6 +83,11 @@ class SparsityInspection(Facts):
             "left": [{"tensor": one.name, "reason": one.reason} for one in self.left],
             "onnxruntime_cpu": ONNXRUNTIME,
         }
+
+    def brief(self) -> str:
+        """Return the zeros of all weights, in a few words."""
+        zeros, weights = sum(t.zeros for t in self.tensors), sum(t.weights for t in self.tensors)
+        return f"{zeros:,} of {weights:,} weights in {len(self.tensors):,} tensors are zero"
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print tables."""

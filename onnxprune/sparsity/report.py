@@ -74,7 +74,7 @@ class Line:
         return values | ({"fit": self.fit} if self.fit else {})
 
 
-@dataclass
+@dataclass(repr=False)
 class SparseReport(Record):
     """What was done; what it has of its run in common with other reports is in `Record`.
 
@@ -114,6 +114,11 @@ class SparseReport(Record):
     def weights(self) -> int:
         """Values of all treated weights."""
         return sum(line.weights for line in self.lines)
+
+    def brief(self) -> str:
+        """Return the share of zeros, in a few words."""
+        share = self.zeros / self.weights if self.weights else 0.0
+        return self.named(f"{share:.1%} of {self.weights:,} weights are zero ({self.pattern})")
 
     def bytes_in(self, form: str) -> int:
         """Return the size of the model with the treated weights in a form of `StoredBytes`.

@@ -16,7 +16,7 @@ __all__ = ["TuneReport", "on_frontier"]
 Entry = dict[str, Any]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class TuneReport(Record):
     """What was found; what it has of its run in common with other reports is in `Record`.
 
@@ -66,6 +66,10 @@ class TuneReport(Record):
     def page(self) -> str:
         """Return the report as a page to look at."""
         return page.render_frontier(self.to_json() | {"lines": self.lines()})
+
+    def brief(self) -> str:
+        """Return what was found, in a sentence."""
+        return self.named(self.lines()[0])
 
     def chosen(self) -> Entry | None:
         """Return the member that was written."""

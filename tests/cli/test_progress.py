@@ -18,8 +18,9 @@ from small_models import chain
 
 import onnxprune
 from onnxprune import progress
-from onnxprune.cli.progress import Plain, live, showing
+from onnxprune.cli.progress import Plain, showing
 from onnxprune.progress import Milestone, StageClock, Whole, read
+from onnxprune.report.live import live
 
 
 def test_layers_are_weighed_by_their_cost() -> None:

@@ -93,6 +93,7 @@ def test_an_edited_plan_is_what_gets_applied(tmp_path: Path) -> None:
         ("05_passes", "written by 'my company'"),
         ("07_pipelines", "onnx-ir: "),
         ("06_explain_frozen", "no longer frozen"),
+        ("08_notebook", "accuracy 98.67% -> "),
     ],
 )
 def test_the_other_samples_run(name: str, said: str, tmp_path: Path) -> None:

@@ -10,7 +10,19 @@ from onnxprune.report.known import known
 from onnxprune.report.page.words import count, size, times
 from onnxprune.report.sentences import at_sizes, segment_lines, whole_lines
 
-__all__ = ["accuracy", "agreement", "bar", "card", "head", "lead", "summary", "title"]
+__all__ = [
+    "accuracy",
+    "agreement",
+    "bar",
+    "card",
+    "cards",
+    "ceiling",
+    "head",
+    "lead",
+    "proof",
+    "summary",
+    "title",
+]
 
 Values = Mapping[str, Any]
 
@@ -58,7 +70,13 @@ def lead(values: Values) -> str:
 
 def summary(values: Values) -> str:
     """Return the cards, and what is proved."""
-    cards = [
+    told = proof(values) if "options" in values else ceiling(values)
+    return f'<section id="summary" aria-label="Summary">{cards(values)}{told}</section>'
+
+
+def cards(values: Values) -> str:
+    """Return the large numbers, before and after."""
+    made = [
         card(name, _pair(values.get(key)), show, note)
         for key, name, show, note in (
             ("macs", "MACs", count, ""),
@@ -69,12 +87,8 @@ def summary(values: Values) -> str:
         if _pair(values.get(key)).get("before") is not None
     ]
     if values.get("latency"):
-        cards.append(_latency(values["latency"]))
-    return (
-        '<section id="summary" aria-label="Summary">'
-        f'<div class="cards">{"".join(cards)}</div>{_proof(values) if "options" in values else _ceiling(values)}'
-        "</section>"
-    )
+        made.append(_latency(values["latency"]))
+    return f'<div class="cards">{"".join(made)}</div>'
 
 
 def _pair(figure: Any) -> Mapping[str, Any]:
@@ -137,7 +151,8 @@ def _faster(share: float) -> str:
     return f"{1 / share:.2f}× faster" if share < 1 else f"{share:.2f}× slower"
 
 
-def _proof(values: Values) -> str:
+def proof(values: Values) -> str:
+    """Return what is known of the accuracy, what is proved, and which targets are met."""
     items = [accuracy(values, "prune")] if any(g["removed"] for g in values["groups"]) else []
     law = values.get("law1")
     if law is not None:
@@ -190,7 +205,8 @@ def accuracy(values: Values, command: str) -> str:
     return f'<li class="{told.level}"><b>{told.word}</b> {escape(text)}.</li>'
 
 
-def _ceiling(values: Values) -> str:
+def ceiling(values: Values) -> str:
+    """Return what would be left of a model that is only looked at."""
     rows = "".join(
         f'<tr><th scope="row">{text}</th>'
         + "".join(f'<td class="n">{values["left"][key][name]:.1%}</td>' for name in ("parameters", "macs"))

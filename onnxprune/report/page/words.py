@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "size", "times"]
+__all__ = ["count", "middle", "size", "times"]
 
 
 def size(number: float | None) -> str:
@@ -48,3 +48,17 @@ def times(before: float | None, after: float | None) -> str:
         return ""
     ratio = before / after
     return f"{ratio:.{1 if ratio < 9.95 else 0}f}×"
+
+
+def middle(text: str, most: int) -> str:
+    """Return a text of so many characters at most; names differ at both ends.
+
+    Examples
+    --------
+    >>> middle("encoder.layers.0.weight", 11)
+    'encod…eight'
+    """
+    if len(text) <= most:
+        return text
+    end = most // 2
+    return f"{text[: most - 1 - end]}…{text[-end:]}"
