@@ -64,7 +64,7 @@ def plan() -> Schema:
         *(
             n
             for n in schema["required"]
-            if n not in ("cuts", "frozen", "open_io", "granularity", "vocabulary")
+            if n not in ("cuts", "frozen", "open_io", "granularity", "vocabulary", "depth")
         ),
     ]
     return schema
@@ -75,7 +75,7 @@ def report(kind: Any, result: Any) -> Schema:
     hints = typing.get_type_hints(kind)
     values = result.to_json()
     properties = {name: schema_of(hints[name]) if name in hints else {} for name in values}
-    optional = {"calibration", "latency", "interface", "vocabulary"} & {
+    optional = {"calibration", "latency", "interface", "vocabulary", "depth"} & {
         spec.name for spec in dataclasses.fields(kind)
     }
     properties |= {name: schema_of(hints[name]) for name in sorted(optional)}

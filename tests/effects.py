@@ -44,6 +44,7 @@ DECIDE = {
     "--target": (HALF, BUDGET),
     "--granularity": (MIXTURE, f"{MIXTURE} --granularity experts"),
     "--keep-tokens": (WORDS, f"{WORDS} --keep-tokens ids"),
+    "--drop": (f"{HALF} IN=deep.onnx", f"{HALF} IN=deep.onnx --drop mlp"),
     "--words": (f"{WORDS} --keep-tokens ids", f"{WORDS} --keep-tokens t.json --words w.txt"),
     "--remap": (f"{WORDS} --keep-tokens ids", f"{WORDS} --keep-tokens ids --remap"),
     "--unk": (f"{WORDS} --keep-tokens ids --remap", f"{WORDS} --keep-tokens ids --remap --unk 3"),

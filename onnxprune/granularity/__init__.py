@@ -4,16 +4,14 @@ A granularity says which units there are, what the model computes without some o
 criterion that ranks units, the budget that says how many go, the plan, the proof and the report are the same for all.
 
 To add one, write ``onnxprune/granularity/NAME.py`` with the three functions of `Granularity`, and an option that asks
-for it. ``channels.py`` is the example. Other kinds that fit:
+for it. ``channels.py`` is the example.
 
-- *blocks*: a unit is a residual branch. Masked, its output is multiplied by 0; cut, the other input of the Add goes
-  through. In the space of axes such a unit is an axis of length 1 that stays or goes.
+``experts.py`` is another kind: a unit is an index of the axis that a router chooses from. Its groups are those of
+channels in an analysis in which such axes are opened, so both go in one decision.
 
-``experts.py``: a unit is an index of the axis that a router chooses from. Its groups are those of channels in an
-analysis in which such axes are opened, so both go in one decision.
-
-``vocabulary.py`` is another kind: a unit is an id, and which of them stay is the user's word, not a decision. So it is
-cut first, and what comes after works on the model that is left (`onnxprune.pruning.vocabulary`).
+``vocabulary.py`` is one, too: a unit is an id, and which of them stay is the user's word, not a decision. So it is
+cut first, and what comes after works on the model that is left (`onnxprune.pruning.vocabulary`). So are residual
+branches, each a unit of its own: ``depth.py``, and `onnxprune.pruning.depth`.
 
 ``tests/granularity/test_granularity.py`` runs each file of the folder through the same laws. The two sides of law 1
 must not share code that could be wrong in both: `masked` never calls the writer (`onnxprune.cut`), and `cut` never

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxprune.ops.axes import broadcast, join, text
 from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, op
-from onnxprune.ops.traits import Trait
+from onnxprune.ops.traits import Trait, declare
 
 EACH = Trait.ELEMENTWISE | Trait.OVERWRITES
 UNARY = """
@@ -39,6 +39,12 @@ literal("*s -> *s", ["Cast", "IsInf", "IsNaN"], traits=Trait.ELEMENTWISE | Trait
 literal("*s -> *s", ["Gelu", "QuickGelu", "ScaledSiLU"], domain="com.microsoft", traits=EACH)
 literal("*s, ()?, ()? -> *s", ["Clip"], traits=EACH | Trait.EXACT)
 literal("*s, *like -> *s", ["CastLike"], roles=("data", "unread"), traits=Trait.EXACT)
+
+
+for _name in ("Add", "Sum"):
+    declare(("", _name), Trait.SUM)
+for _name in ("Abs", "Ceil", "Clip", "Floor", "Identity", "Relu", "Round", "Sign"):
+    declare(("", _name), Trait.IDEMPOTENT)
 
 
 @op(*BROADCASTING, traits=EACH)

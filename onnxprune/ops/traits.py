@@ -37,6 +37,8 @@ class Trait(Flag):
     SIZE : the shape of the input is read, and none of its elements.
     GEMM : a plain matrix product or convolution, as tensor cores do it.
     RECURRENT : weights are used once for each step of a sequence.
+    SUM : the output is the sum of all inputs, broadcast.
+    IDEMPOTENT : applied to what it gives, with the same other inputs, it gives that.
     """
 
     ELEMENTWISE = auto()
@@ -58,6 +60,8 @@ class Trait(Flag):
     SIZE = auto()
     GEMM = auto()
     RECURRENT = auto()
+    SUM = auto()
+    IDEMPOTENT = auto()
 
     @property
     def names(self) -> list[str]:

@@ -243,8 +243,8 @@ class Options(GranularityOptions):
         super().__post_init__()
         _check_amounts(self)
         self._refuse_idle(["timed", "verify", "by_ratio", "by_budget", "whole"])
-        if self.keep_tokens is not None and not self.by_ratio and not self.by_budget:
-            object.__setattr__(self, "ratio", 0.0)  # nothing but the vocabulary
+        if (self.keep_tokens is not None or self.drop) and not self.by_ratio and not self.by_budget:
+            object.__setattr__(self, "ratio", 0.0)  # nothing but the vocabulary, or branches by name
         if self.reproducible and self.timed:
             raise UsageError(
                 "--reproducible leaves times out of the report, and --check-speed and latency targets ask for them; "
@@ -338,6 +338,7 @@ class OptionFields(MoreFields, total=False):
 
 def _check_amounts(options: Options) -> None:
     """Check how much shall go, and bring the target to its own type."""
+    options.check_depth(bounded=bool(options.target) or options.ratio is not None)
     if options.target and options.ratio is not None:
         raise UsageError("--target and --ratio both say how much shall go; give one of them.")
     object.__setattr__(options, "target", checked(options.target or ()))

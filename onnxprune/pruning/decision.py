@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from onnxprune.graph.reasons import reasons
 from onnxprune.graph.select import pick
 from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
-from onnxprune.options.granularity import CHANNELS, EXPERTS
+from onnxprune.options.granularity import CHANNELS, EXPERTS, HEADS
 from onnxprune.options.kinds import texts_of
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.target import Target
@@ -32,9 +33,9 @@ from onnxprune.options.widths import step_of
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.layer_times import beyond
 from onnxprune.pruning.plan import Plan, PlannedGroup
+from onnxprune.pruning.source import of_source
 from onnxprune.pruning.speed import Speed, finer_steps, first_faster, speed_of, until_met
 from onnxprune.pruning.targets import parse_target
-from onnxprune.pruning.vocabulary import of_source
 
 __all__ = [
     "Decision",
@@ -254,11 +255,12 @@ def asked(analysis: Analysis, options: Options) -> list[Group]:
 
 def is_asked(group: Group, options: Options) -> bool:
     """Whether a group is of a kind that may go."""
-    return (EXPERTS if group.kind == EXPERTS else CHANNELS) in options.kinds
+    own = EXPERTS if group.kind == EXPERTS else HEADS if "head" in group.kind else CHANNELS
+    return own in options.kinds or (own == HEADS and CHANNELS in options.kinds)
 
 
 def _nothing(analysis: Analysis, options: Options) -> str:
-    if CHANNELS not in options.kinds and not any(g.kind == EXPERTS for g in analysis.grouping.groups):
+    if options.others == (EXPERTS,) and not any(g.kind == EXPERTS for g in analysis.grouping.groups):
         for root in analysis.coupling.least:
             why = analysis.grouping.families[0].solution.why(root)
             return f"None of the model's experts can go: {why}."
@@ -271,6 +273,8 @@ def _nothing(analysis: Analysis, options: Options) -> str:
             "Nothing in the model can be pruned: --ignore and --only leave none of the "
             f"{len(analysis.grouping.groups)} groups; 'onnxprune inspect' lists them."
         )
+    if analysis.grouping.groups and CHANNELS not in options.kinds:
+        return f"Nothing in the model can be pruned: it has no units of --granularity {options.granularity}."
     counted = reasons(analysis.grouping.frozen)
     text = "; ".join(f"{count} x {reason}" for reason, count in counted[:4])
     if not text:
@@ -298,11 +302,10 @@ def options_of(plan: Plan, fields: OptionFields) -> Options:
     }
     if plan.vocabulary is not None:
         kept = plan.vocabulary
-        decided |= {
-            "keep_tokens": list(kept.keep),
-            "remap": kept.remap,
-            "unk": kept.unk if kept.remap else None,
-        }
+        unk = kept.unk if kept.remap else None
+        decided |= {"keep_tokens": list(kept.keep), "remap": kept.remap, "unk": unk}
+    if plan.depth:
+        decided |= {"drop": tuple(f"^{re.escape(name)}$" for name in plan.depth)}
     return dataclasses.replace(Options(**decided), **fields)
 
 
@@ -344,7 +347,7 @@ def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: 
         scope=options.scope,
         inexact=options.allow_inexact,
         open_io=texts_of(options.open_io),
-        granularity=() if options.kinds == (CHANNELS,) else options.kinds,
+        granularity=() if options.others == (CHANNELS,) else options.others,
         groups=tuple(groups),
         cuts=cuts,
         frozen=frozen,

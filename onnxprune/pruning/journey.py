@@ -36,6 +36,10 @@ from onnxprune.options.granularity import CHANNELS, EXPERTS
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
 from onnxprune.pruning.decision import Decision, asked, is_asked, limit_of, plan_of, resolve, settled
+from onnxprune.pruning.depth import Shallowed, dropped
+from onnxprune.pruning.depth import planned_with as with_branches
+from onnxprune.pruning.depth import tell as tell_depth
+from onnxprune.pruning.depth_share import refitted, shallower, speed_of_source
 from onnxprune.pruning.outline import group_line, layers_of
 from onnxprune.pruning.plan import Plan
 from onnxprune.pruning.proving import proved
@@ -43,9 +47,9 @@ from onnxprune.pruning.report import Report, judged
 from onnxprune.pruning.saliency import Candidate, FromWeights, Saliency
 from onnxprune.pruning.schedule import decide_in_steps
 from onnxprune.pruning.search import Floors, within
+from onnxprune.pruning.source import Reduced
 from onnxprune.pruning.targets import parse_target
 from onnxprune.pruning.vocabulary import (
-    Narrowed,
     checked_size,
     finished,
     narrowed,
@@ -108,15 +112,19 @@ def prune(run: Run[Options], output: Path | None) -> Result:
         See `onnxprune.errors`.
     """
     refuse_overwrite(run.model, output, run.options.in_place, run.options.external_data_threshold)
-    run = narrowed(run, output)
+    run = shallower(narrowed(run, output), analysis_of)
+    if isinstance(run, Shallowed) and run.alone:
+        return _fitted_alone(run, output)
     if run.options.ratio == 0:
         if run.options.check_speed:
             raise UsageError("--ratio 0 copies the file, which can't be faster; leave --check-speed out.")
         return _copy(run, output)
     analysis = analysis_of(run)
-    if isinstance(run, Narrowed) and not run.options.timed:
+    if isinstance(run, Reduced) and (isinstance(run, Shallowed) or not run.options.timed):
         limit = limit_of(run, analysis, [])
-        if limit.targets and limit.budgets.met(limit.targets):  # by the vocabulary alone
+        if limit.targets and limit.budgets.met(limit.targets):  # by the vocabulary, or by branches, alone
+            if isinstance(run, Shallowed):
+                return _fitted_alone(run, output)
             result = _copy(run, output)
             result.report.targets = judged(run.options, result.report, limit.budgets, {})
             return result
@@ -132,9 +140,9 @@ def prune(run: Run[Options], output: Path | None) -> Result:
 
 def make_plan(run: Run[Options]) -> Plan:
     """Do everything up to the decision."""
-    run = narrowed(run)
+    run = shallower(narrowed(run), analysis_of)
     analysis = analysis_of(run)
-    if run.options.ratio == 0:
+    if run.options.ratio == 0 or (isinstance(run, Shallowed) and run.alone):
         return planned(run, analysis, _nothing(run, analysis))
     saliency = saliency_of(run, analysis)
     limit = limit_of(run, saliency.analysis, saliency.groups)
@@ -198,7 +206,7 @@ def apply(run: Run[Options], plan: Plan, output: Path | None) -> Result:
     """
     refuse_overwrite(run.model, output, run.options.in_place, run.options.external_data_threshold)
     plan.check_model(run.sha256(), run.model.file_sha256)
-    run = narrowed(run, output)
+    run = dropped(narrowed(run, output))
     analysis, decision = _resolve(run, plan)
     if not decision.removed:
         return _copy(run, output)
@@ -216,7 +224,7 @@ def verify(run: Run[Options], pruned: Model, plan: Plan) -> dict[str, Any]:
         If the models differ.
     """
     plan.check_model(run.sha256(), run.model.file_sha256)
-    run = renumbered_run(narrowed(run))
+    run = dropped(renumbered_run(narrowed(run)))
     analysis, decision = _resolve(run, plan)
     try:
         with run.stage("verify"):
@@ -284,7 +292,7 @@ def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path 
         report = _report(run, dataclasses.replace(candidate, decision=decision), carried)
         if decision.speed is not None:
             with run.stage("time"):
-                report.latency = decision.speed.last(carried.rewritten.model)
+                report.latency = speed_of_source(run, decision.speed).last(carried.rewritten.model)
         # while the input is still there
         budgets = limit_of(run, analysis, decision.groups, decision.speed).budgets
         result = _save(
@@ -297,7 +305,14 @@ def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path 
 def planned(run: Run[Options], analysis: Analysis, decision: Decision) -> Plan:
     """Return a decision as the plan that the run's options ask for."""
     plan = plan_of(run.sha256(), settled(run.options, decision), analysis, decision)
-    return planned_with(run, plan)
+    return with_branches(run, planned_with(run, plan))
+
+
+def _fitted_alone(run: Shallowed, output: Path | None) -> Result:
+    """Fit the layers of a model that loses nothing but branches, and carry that out."""
+    analysis = analysis_of(run, centred=False)
+    candidate = refitted(run, analysis)
+    return carry_out(run, candidate, planned(run, analysis, candidate.decision), output)
 
 
 def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verification | None] | None) -> Report:
@@ -336,6 +351,7 @@ def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verificati
 def _save(run: Run[Options], result: Result, staging: Staging | None = None) -> Result:
     report = result.report
     tell(run, report, result.changed)
+    tell_depth(run, report)
     write_ids(run, result.path)
     before, after = save(run, result, staging)
     report.before = dataclasses.replace(report.before, bytes=before)
@@ -359,7 +375,10 @@ def _copy(run: Run[Options], output: Path | None) -> Result:
         decision = _nothing(run, analysis)
         plan = plan_of(run.sha256(), run.options, analysis, decision)
         report = _report(run, Candidate(analysis, decision, analysis.restored), None)
-    return _save(run, Result(finished(run, run.model), report, output, plan=planned_with(run, plan)))
+    return _save(
+        run,
+        Result(finished(run, run.model), report, output, plan=with_branches(run, planned_with(run, plan))),
+    )
 
 
 def _nothing(run: Run[Options], analysis: Analysis) -> Decision:

@@ -28,6 +28,7 @@ from onnxprune.pruning.decision import Decision, Limit, groups_of
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
+from onnxprune.pruning.source import Reduced
 from onnxprune.pruning.speed import finer_steps
 from onnxprune.pruning.weighing import Weighing, by_trials, weights
 from onnxprune.reconstruction.distill import distill, pace_of
@@ -108,9 +109,29 @@ class FromSamples:
             else:
                 fit_on, aside = read_samples(analysis, options, run.progress).set_aside()
         made, rotated = measured(run, analysis, groups, fit_on, moments)
+        if isinstance(run, Reduced) and rotated.analysis is analysis and analysis.undo is None:
+            made.aim = run.aim  # else tensors inside aren't those of the original
         return cls(
             run, made.analysis, made.groups, fit_on, aside, made, made.curves, rotated, analysis.restored
         )
+
+    @classmethod
+    def of_layers(cls, run: Run[Options], analysis: Analysis) -> FromSamples:
+        """Read the samples, to fit the layers of a model that loses no units.
+
+        Raises
+        ------
+        CalibrationError
+            If the samples don't fit the model.
+        """
+        options = run.options
+        with run.stage("samples"):
+            fit_on, aside = read_samples(analysis, options, run.progress).set_aside()
+        made = Calibration(
+            analysis, fit_on, [], recover=options.recover, seed=options.seed, say=run.progress,
+            aim=run.aim if isinstance(run, Reduced) else None,
+        )  # fmt: skip
+        return cls(run, analysis, [], fit_on, aside, made, {}, Rotated(analysis), analysis.restored)
 
     def again(self, run: Run[Options]) -> FromSamples:
         """Return the same for another limit: samples, curves of the original and weights of errors are shared."""
@@ -183,20 +204,30 @@ class FromSamples:
         if recovery.together:
             with run.stage("reconstruct"):
                 dead = analysis.grouping.dead(fitted.removed)
-                fitted.segments = reconstruct(analysis, self.analysis, dead, self.fit_on, **more)
+                fitted.segments = reconstruct(analysis, self._original, dead, self.fit_on, **more)
             analysis = self._analysis_of(fitted)
         if recovery.whole:
             with run.stage("distill"):
                 dead = analysis.grouping.dead(fitted.removed)
                 more["pace"] = pace_of(self.fit_on.count, run.options.epochs, run.options.lr)
                 fit = finetune if recovery.labelled else distill
-                fitted.whole = fit(analysis, self.analysis, dead, self.fit_on, **more)
+                fitted.whole = fit(analysis, self._original, dead, self.fit_on, **more)
             analysis = self._analysis_of(fitted)
         original = self._compared(fitted, analysis)
         removed = {name: units for name, units in fitted.removed.items() if len(units)}
         decision = dataclasses.replace(decision, removed=removed)
         report = self._report(fitted, decision, original)
         return Candidate(analysis, decision, self.restored, report, self._notes(fitted, decision))
+
+    def cut(self, fitted: Fitted) -> Model:
+        """Return a fitted model without what goes."""
+        analysis = self._analysis_of(fitted)
+        return granularity.load().cut(analysis, fitted.removed).model
+
+    @property
+    def _original(self) -> Analysis:
+        """What layers are fitted to."""
+        return self.analysis if self.calibration.aim is None else self.calibration.aim.analysis
 
     def _analysis_of(self, fitted: Fitted) -> Analysis:
         options = self.run.options
@@ -222,7 +253,8 @@ class FromSamples:
                 analysis.coupling.opened,
             )
             if not self.dense:
-                self.dense.append(Outputs(self.run.model, self.aside, opened))
+                teacher = self.run.teacher if isinstance(self.run, Reduced) else self.run.model
+                self.dense.append(Outputs(teacher, self.aside, opened))
                 if self.aside.labels is not None:
                     self.run.notes += check_labels(self.dense[0].whole(), self.aside.labels)
             left = self.aside.taken(kept.take)

@@ -12,11 +12,11 @@ Format 1, every key required unless marked optional, no other key allowed::
     "input_shapes": {"x": [1, 3, 224, 224]},
     "open_io": ["past|present"],                   optional: patterns of inputs and outputs that may shrink
     "granularity": ["channels", "experts"],        optional: kinds of units that might go; channels where it isn't there
-    "vocabulary": {"keep": [0, 7], "size": 9, "remap": false, "unk": 0}}   optional: ids that stay; cut first
+    "vocabulary": {"keep": [0, 7], "size": 9, "remap": false, "unk": 0},   optional: ids that stay; cut first
+    "depth": ["layer1.2"]}                         optional: residual branches that go, before all else
 
 ``groups`` is the decision. ``cuts`` follow from it and are worked out anew when the plan is applied: where they are
-given they must agree, so after an edit by hand delete them. ``frozen`` is for reading. Lists are sorted, with one
-entry a line.
+given they must agree, so delete them after an edit by hand. ``frozen`` is for reading. Lists are sorted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ FORMAT = 1
 #: Bytes of a plan's file, and the size of an axis, beyond which it is no plan.
 MOST_BYTES, MOST_SIZE = 1 << 28, 2**63 - 1
 
-_OPTIONAL: dict[str, Any] = {"cuts": [], "frozen": [], "open_io": [], "granularity": [], "vocabulary": None}
+_LISTS = ("cuts", "frozen", "open_io", "granularity", "depth")
+_OPTIONAL: dict[str, Any] = {**{name: [] for name in _LISTS}, "vocabulary": None}
 _T = TypeVar("_T")
 
 
@@ -101,6 +102,8 @@ class Plan(Shown):
         Kinds of units that might go; empty: channels.
     vocabulary : PlannedVocabulary or None
         Ids that stay; the groups are those of the model that has no others.
+    depth : tuple of str
+        Residual branches that go; the groups are those of the model without them.
     """
 
     model_sha256: str
@@ -117,6 +120,7 @@ class Plan(Shown):
     open_io: tuple[str, ...] = ()
     granularity: tuple[str, ...] = ()
     vocabulary: PlannedVocabulary | None = None
+    depth: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Sort, so that equal plans are equal files."""
@@ -260,6 +264,7 @@ def _plan(values: Any) -> Plan:
         open_io=tuple(strict.each(known["open_io"], '"open_io"', strict.text)),
         granularity=tuple(strict.each(known["granularity"], '"granularity"', strict.text)),
         vocabulary=_vocabulary(known["vocabulary"]),
+        depth=tuple(_each(known["depth"], '"depth"', _text)),
     )
 
 

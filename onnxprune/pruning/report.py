@@ -24,7 +24,13 @@ from onnxprune.pruning.targets import parse_target
 from onnxprune.report import page
 from onnxprune.report.known import known, say
 from onnxprune.report.record import Record
-from onnxprune.report.sentences import at_sizes, calibration_lines, speed_lines, vocabulary_lines
+from onnxprune.report.sentences import (
+    at_sizes,
+    calibration_lines,
+    depth_lines,
+    speed_lines,
+    vocabulary_lines,
+)
 from onnxprune.report.signature import interface_lines
 
 if TYPE_CHECKING:
@@ -142,6 +148,10 @@ class Report(Record):
     vocabulary : dict or None
         Where it was cut: ``size`` and ``kept`` (ids before and after), ``weights`` (with a row for each id),
         ``outputs`` (those that have an element for each id that stays), ``remap``, ``unk`` and ``law1`` of this cut.
+    depth : dict or None
+        Where residual branches went: how many ``branches`` there were, those that are ``gone`` (``name``, ``params``,
+        ``macs``, and where they were ranked how far the output moved without each ``alone``, and ``after`` those before
+        it), those ``refused`` and why, and ``law1`` of this cut.
     latency : dict or None
         Where it was measured: ``before`` and ``after`` with ``p50_ms`` and ``p95_ms``, ``ratio`` and its ``interval``.
     """
@@ -165,6 +175,7 @@ class Report(Record):
     latency: dict[str, Any] | None = None
     interface: list[dict[str, Any]] = field(default_factory=list)
     vocabulary: dict[str, Any] | None = None
+    depth: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -189,6 +200,7 @@ class Report(Record):
             **({} if self.latency is None else {"latency": self.latency}),
             **({} if not self.interface else {"interface": self.interface}),
             **({} if self.vocabulary is None else {"vocabulary": self.vocabulary}),
+            **({} if self.depth is None else {"depth": self.depth}),
             "layers": self.layers,
             "align": self.align,
             "seed": self.seed,
@@ -246,6 +258,7 @@ class Report(Record):
             + (f", on multiples of {self.align}" if self.align > 1 else "")
         ]
         lines += vocabulary_lines(self.vocabulary)
+        lines += depth_lines(self.depth)
         lines += interface_lines(self.interface)
         lines += speed_lines(self.latency, self.targets)
         lines += [f"frozen: {count} x {reason}" for reason, count in reasons(self.frozen)[:4]]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,18 @@ from onnxprune.errors import NothingToPrune, OutputError, PlanError, UsageError,
 from onnxprune.files.commit import write_text
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.inline import inline
-from onnxprune.graph.memory import peak_bytes
-from onnxprune.graph.size import Size, count_macs, count_parameters
 from onnxprune.graph.vocabulary import Vocabulary
 from onnxprune.journey.given_shapes import bound
-from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
-from onnxprune.options.target import Target
 from onnxprune.proof.same import difference
 from onnxprune.proof.vocabulary import cleaned
-from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.outline import group_line
 from onnxprune.pruning.plan import Plan, PlannedVocabulary
 from onnxprune.pruning.proving import proved
 from onnxprune.pruning.report import Report
+from onnxprune.pruning.source import Reduced, size_of
 from onnxprune.report.signature import changed_interface
 from onnxprune.runtime.inputs import Trial, random_inputs
 from onnxprune.runtime.session import Feeds
@@ -52,7 +48,6 @@ __all__ = [
     "checked_size",
     "finished",
     "narrowed",
-    "of_source",
     "planned_with",
     "renumbered_run",
     "tell",
@@ -68,40 +63,22 @@ SAME = 1e-6
 
 
 @dataclass(kw_only=True)
-class Narrowed(Run[Options]):
+class Narrowed(Reduced):
     """A run on a model whose vocabulary was cut.
 
     Attributes
     ----------
-    original : Model
-        What was read.
     vocabulary : Vocabulary
         Of the original.
     keep : int64[n]
         The ids that stay, ascending.
     unk : int
         What the others are read as.
-    law1 : dict or None
-        The proof of this cut.
-    cuts : list of TensorCut
-        Of the original's weights.
-    before : Size
-        Of the original.
     """
 
-    original: Model
     vocabulary: Vocabulary
     keep: Ints
     unk: int
-    cuts: list[TensorCut]
-    before: Size
-    law1: dict[str, Any] | None = None
-    checks: list[str] = field(default_factory=list)
-
-    @property
-    def source(self) -> Model:
-        """What was read."""
-        return self.original
 
     @property
     def places(self) -> Ints:
@@ -143,10 +120,10 @@ def narrowed(run: Run[Options], output: Path | None = None) -> Run[Options]:
         rewritten = shortened(vocabulary, keep, unk)
         analysis = vocabulary.analysis
         values: dict[str, Any] = {spec.name: getattr(run, spec.name) for spec in dataclasses.fields(Run)}
-        size = Size(count_parameters(run.model), count_macs(analysis.coupling), memory=peak_bytes(analysis))
+        size = size_of(run.model, analysis)
         now = Narrowed(
-            **values | {"model": rewritten.model}, original=run.model, vocabulary=vocabulary, keep=keep, unk=unk,
-            cuts=cuts_of(analysis.coupling, rewritten.dead), before=size,
+            **values | {"model": rewritten.model}, original=run.model, whole=analysis, before=size,
+            cuts=cuts_of(analysis.coupling, rewritten.dead), vocabulary=vocabulary, keep=keep, unk=unk,
         )  # fmt: skip
     _refuse_ids(now, output)
     if options.verify:
@@ -241,21 +218,6 @@ def _drawn(vocabulary: Vocabulary, keep: Ints, seed: int) -> list[Feeds]:
         given |= {n: rng.choice(ids, given[n].shape).astype(given[n].dtype) for n in vocabulary.ids}
         drawn.append(given)
     return drawn
-
-
-def of_source(run: Run[Options], targets: Sequence[Target], budgets: Budgets) -> tuple[Target, ...]:
-    """Return targets for the model that a run works on, where their shares are of what was read."""
-    if not isinstance(run, Narrowed):
-        return tuple(targets)
-    original = Budgets(run.vocabulary.analysis, [], 1, size_in_bytes(run.original))
-
-    def share(target: Target) -> Target:
-        if not target.relative or target.kind == "latency":
-            return target
-        value = target.value * original.dense(target.kind) / budgets.dense(target.kind)
-        return dataclasses.replace(target, value=min(value, 1.0))
-
-    return tuple(share(target) for target in targets)
 
 
 def finished(run: Run[Options], model: Model) -> Model:

@@ -25,6 +25,7 @@ from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
 from onnxprune.progress import Milestone
+from onnxprune.reconstruction.aim import Aim
 from onnxprune.reconstruction.consumers import Together, consumers_of, crowded
 from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, fit_blocks, write
@@ -82,6 +83,8 @@ class Calibration:
         Group that no layer reads -> what it is part of, where its loss was measured.
     by_norm : list of str
         Groups whose loss nobody could measure: their curves come from weights alone.
+    aim : Aim or None
+        What layers are fitted to, where that isn't what they gave.
     """
 
     analysis: Analysis
@@ -95,6 +98,7 @@ class Calibration:
     products: dict[str, ProductCurve] = field(default_factory=dict)
     by_norm: list[str] = field(default_factory=list)
     targets: Targets = field(default_factory=dict)  # of fits on the same samples
+    aim: Aim | None = None
 
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
@@ -151,7 +155,8 @@ class Calibration:
         read = {s.number for reads in self.readers.values() for s, _ in reads}
         needed = [s for s in self.sites if s.number in read]
         admit(needed, self.settings)
-        walk = Walk.of(self.analysis, [], self.samples, self.settings, needed, self.targets)
+        known = self.targets if self.aim is None else {}
+        walk = Walk.of(self.analysis, [], self.samples, self.settings, needed, known)
         curves = Curves(self)
         costs = [self._cost(site) for site in needed]
         seen = 0
@@ -202,7 +207,7 @@ class Calibration:
 
     def _side_by_side(self, members: Sequence[Fitting], todo: Sequence[Site], measure: bool) -> None:
         models = [m.fitted.model for m in members]
-        walk = Walk.of(self.analysis, models, self.samples, self.settings, todo, self.targets)
+        walk = Walk.of(self.analysis, models, self.samples, self.settings, todo, self.targets, aim=self.aim)
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
             self._tell(Milestone.of("fit", site.name, n, costs))
@@ -296,6 +301,9 @@ class Fitting:
         cut = [s.number for name in units for s, _ in calibration.reading.get(name, ())]
         made = [p.mixable.makers for name, p in calibration.products.items() if name in units]
         cut += [side.site.number for sides in made for side in sides]
+        if calibration.aim is not None:
+            start = calibration.aim.first(calibration.analysis)
+            cut += [s.number for s in calibration.sites if s.end >= start or s.goal[1] >= start][:1]
         again = Curves(calibration, dict(calibration.curves))
         fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
         calibration.silence(fitted)

@@ -21,6 +21,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import Runs, stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
+from onnxprune.reconstruction.aim import Aim
 from onnxprune.reconstruction.enough import Enough
 from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Rows, Spread
 from onnxprune.reconstruction.layer import Settings
@@ -69,6 +70,7 @@ class Walk:
         todo: Sequence[Site],
         targets: Targets | None = None,
         most_bytes: int | None = None,
+        aim: Aim | None = None,
     ) -> Walk:
         """Begin at the samples.
 
@@ -86,9 +88,14 @@ class Walk:
             Of other walks through the same samples with the same settings; what this one adds stays in it.
         most_bytes : int, optional
             What streams hold of activations, instead of `MOST_BYTES`.
+        aim : Aim, optional
+            What layers are fitted to, instead of the original.
         """
         most_bytes = MOST_BYTES if most_bytes is None else most_bytes
-        dense = stream_of(analysis.model, samples, analysis.types, most_bytes)
+        if aim is None:
+            dense = stream_of(analysis.model, samples, analysis.types, most_bytes)
+        else:
+            dense = aim.runs(samples, most_bytes)
         most = most_bytes // max(len(fitted), 1)
         streams = [stream_of(model, samples, analysis.types, most) for model in fitted]
         walk = cls(

@@ -11,6 +11,7 @@ from onnxprune.report.table import amount
 __all__ = [
     "at_sizes",
     "calibration_lines",
+    "depth_lines",
     "original_lines",
     "segment_lines",
     "speed_lines",
@@ -144,6 +145,23 @@ def original_lines(original: Mapping[str, Any] | None) -> list[str]:
             low, high = accuracy["drop_interval"]
             text += f" ({-high:+.1f} to {-low:+.1f} points)"
     return [text]
+
+
+def depth_lines(depth: Mapping[str, Any] | None) -> list[str]:
+    """Say which residual branches went.
+
+    Examples
+    --------
+    >>> depth_lines({"branches": 9, "gone": [{"name": "layer1.2"}]})
+    ['depth: 1 of 9 residual branches is gone: layer1.2']
+    """
+    if depth is None:
+        return []
+    names = [branch["name"] for branch in depth["gone"]]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    verb = "is" if len(names) == 1 else "are"
+    listed = f": {', '.join(names[:NAMED])}{more}" if names else ""
+    return [f"depth: {len(names)} of {depth['branches']} residual branches {verb} gone{listed}"]
 
 
 def vocabulary_lines(vocabulary: Mapping[str, Any] | None) -> list[str]:

@@ -34,6 +34,7 @@ from .trait_laws import (
     elementwise,
     exact,
     gemm,
+    idempotent,
     jumps,
     linear,
     looked_up,
@@ -43,6 +44,7 @@ from .trait_laws import (
     repeats,
     same,
     size,
+    summed,
     view,
     window,
 )  # fmt: skip
@@ -141,6 +143,8 @@ LAWS: dict[Trait, tuple[Law, str]] = {  # with ops that break it
     Trait.LOOKUP: (looked_up, "Shape Neg Relu"),
     Trait.WINDOW: (window, "ConvTranspose"),
     Trait.RECURRENT: (recurrent, "Relu Softmax CumSum"),
+    Trait.SUM: (summed, "Mul Max Sub Mean"),
+    Trait.IDEMPOTENT: (idempotent, "Neg Elu Tanh Softmax"),
 }
 
 

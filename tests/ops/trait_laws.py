@@ -246,3 +246,21 @@ def recurrent(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | N
     early[0], late[-1] = drawn(x[0]), drawn(x[-1])
     one, other = run([early, *inputs[1:]])[0], run([late, *inputs[1:]])[0]
     return same(before[0], other[0]) and not same(before[-1], one[-1])
+
+
+def summed(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | None:
+    """Whether the output is the inputs' sum, in their order."""
+    if any(a is None or a.dtype.kind not in "f" for a in inputs):
+        return None
+    total = inputs[0]
+    for other in inputs[1:]:
+        total = total + other  # type: ignore[operator]
+    return bool(np.allclose(run(inputs)[0], total, rtol=1e-5, atol=1e-6))
+
+
+def idempotent(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | None:
+    """Whether applied to what it gave it gives that."""
+    before = run(inputs)[0]
+    if inputs[0] is None or inputs[0].shape != before.shape or inputs[0].dtype != before.dtype:
+        return False
+    return same(run([before, *inputs[1:]])[0], before)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from depth_models import transformer
 from effects import EFFECTS, HALF, JUDGED, STUB
 from expert_models import mixture
 from onnxruntime import InferenceSession
@@ -90,6 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(b.model({"x": ["N", 12]}, last), place / "norm.onnx")
     onnx.save(language(head="none"), place / "words.onnx")
     onnx.save(mixture(), place / "experts.onnx")
+    onnx.save(transformer(), place / "deep.onnx")
     (place / "ids").write_text("0 3 7 9")
     vocabulary = {"a": 0, "b": 1, "c": 2, "?": 3}
     (place / "t.json").write_text(

@@ -242,6 +242,10 @@ def test_the_masked_twin_and_the_writer_share_no_code() -> None:
     assert writer in reached("onnxprune.granularity.channels", files)
     assert not [name for name in reached("onnxprune.proof.twin", files) if room(name) == "cut"]
     assert not [name for name in reached(writer, files) if room(name) == "proof"]
+    for kind in ("vocabulary", "depth"):
+        sides = f"onnxprune.cut.{kind}", f"onnxprune.proof.{kind}"
+        for side, other in zip(sides, ("proof", "cut"), strict=True):
+            assert not [name for name in reached(side, files) if room(name) == other]
 
 
 def test_no_cycles() -> None:

@@ -47,7 +47,7 @@ def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_report_has_the_keys_of_the_table() -> None:
     report = json.loads(onnxprune.prune(CNN, ratio=0.5).report.dumps())
     named = {key for row in table(REPORT, "| key | |") for key in re.findall(r"`(\w+)`", row[0])}
-    assert named == set(report) - {"format"} | {"calibration", "interface", "latency", "vocabulary"}
+    assert named == set(report) - {"format"} | {"calibration", "interface", "latency", "vocabulary", "depth"}
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:

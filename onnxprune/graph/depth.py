@@ -1,0 +1,345 @@
+"""Residual branches: what a sum adds to a stream that goes past it, and what only that needs.
+
+A sum of two values or more (one node, or some that only add to each other) is of a stream and branches if one of its
+terms is the stream: nothing with weights is on its way from the value ``f`` that it forks from, and the other terms
+depend on ``f``. A term is a branch if it has layers that nothing else needs. So are found: attention and feed-forward
+parts, before or after a norm, one after the other or side by side; the blocks of residual convolutional networks. On a
+stream with one layer of its own (a projection), branches have two or more; where terms are alike, none is a branch.
+
+What is summed must have the sum's shape, so that the sum without a branch is what is left of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from onnxprune.files.protowalk import captured
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.coupling import Applied
+from onnxprune.graph.group_types import Group
+from onnxprune.graph.scopes import is_anonymous, module_of
+from onnxprune.ops import Trait
+
+__all__ = ["Branch", "Depth", "Term"]
+
+#: A term of a sum: the position of the node that adds it, and the slot.
+Term = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A residual branch.
+
+    Attributes
+    ----------
+    name : str
+        Unique: the module that its layers have in common, or else what their weights do, or its value.
+    value : str
+        What it adds to the stream.
+    term : tuple (position, slot)
+        Where that is added.
+    sum : str
+        The whole sum: the stream behind the branch.
+    stream : str
+        The term that is the stream.
+    nodes : tuple of int
+        Positions of the nodes that nothing else needs.
+    layers : tuple of int
+        Those with weights among them.
+    params, macs : int
+        Of what goes with it.
+    """
+
+    name: str
+    value: str
+    term: Term
+    sum: str
+    stream: str
+    nodes: tuple[int, ...]
+    layers: tuple[int, ...]
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """The residual branches of a model.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    branches : list of Branch
+        In order of execution.
+    refused : dict
+        Name -> why a branch can't go.
+    """
+
+    analysis: Analysis
+    branches: list[Branch]
+    refused: dict[str, str]
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> Depth:
+        """Find the branches of a model."""
+        return _DepthSearch(analysis).run()
+
+    @cached_property
+    def named(self) -> dict[str, Branch]:
+        """Name -> branch."""
+        return {branch.name: branch for branch in self.branches}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The branches as groups of one unit each."""
+        none: tuple[()] = ()
+        return [
+            Group(b.name, 1, "depth", none, none, number, np.array([b.params]), np.array([float(b.macs)]))
+            for number, b in enumerate(self.branches)
+        ]
+
+    def chosen(self, names: Iterable[str]) -> list[Branch]:
+        """Return branches by their names, in order of execution, with those that lie within them.
+
+        Raises
+        ------
+        ValueError
+            If there is none of a name.
+        """
+        wanted = set(names)
+        if unknown := sorted(wanted - self.named.keys()):
+            raise ValueError(f"{unknown[0]!r} is no branch of the model")
+        gone = {node for name in wanted for node in self.named[name].nodes}
+        return [b for b in self.branches if b.name in wanted or b.term[0] in gone]
+
+
+@dataclass
+class _Leaf:
+    """A term of a sum, and what only it needs."""
+
+    value: str
+    term: Term
+    nodes: list[int]
+    layers: list[int]
+    reads: list[str]  # activations from outside that its own nodes read
+
+
+class _DepthSearch:
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.nodes = analysis.coupling.nodes
+        self.tracer = analysis.tracer
+        graph = analysis.model.proto.graph
+        self.outputs = {v.name for v in graph.output}
+        self.reads = [_reads(applied) for applied in self.nodes]
+        self.maker = {name: n for n, a in enumerate(self.nodes) for name in a.node.outputs if name}
+        self.readers: defaultdict[str, list[int]] = defaultdict(list)
+        for number, names in enumerate(self.reads):
+            for name in names:
+                self.readers[name].append(number)
+        self._depend()
+
+    def _depend(self) -> None:
+        """Find of each value the nodes and inputs that it depends on, as bits, and which values are constant."""
+        inputs = [n for n in self.analysis.inputs if n not in self.tracer.weights]
+        self.bits = {name: 1 << (len(self.nodes) + k) for k, name in enumerate(inputs)}
+        self.before: dict[str, int] = {}
+        for number, names in enumerate(self.reads):
+            above = 0
+            for name in names:
+                above |= self.before.get(name, 0) | self.bits.get(name, 0)
+            for name in self.nodes[number].node.outputs:
+                if name and above:
+                    self.before[name], self.bits[name] = above, 1 << number
+
+    def varies(self, name: str) -> bool:
+        """Whether a value depends on an input."""
+        return name in self.bits
+
+    def run(self) -> Depth:
+        found: list[tuple[_Leaf, _Leaf, str]] = []
+        for number, applied in enumerate(self.nodes):
+            if self._sums(number) and not self._inner(number):
+                leaves = [self._leaf(*term) for term in self._terms(number)]
+                found += [(q, s, applied.node.outputs[0]) for q, s in _branches(leaves, self._forks)]
+        names = self._names([leaf for leaf, _, _ in found])
+        branches, refused = [], {}
+        for name, (leaf, stream, whole) in zip(names, found, strict=True):
+            if why := self._also(leaf, stream, whole):
+                refused[name] = why
+                continue
+            params = sum(self._params(leaf.nodes).values())
+            macs = sum(self._macs(self.nodes[n]) for n in leaf.nodes)
+            taken = tuple(leaf.nodes), tuple(leaf.layers), params, macs
+            branches.append(Branch(name, leaf.value, leaf.term, whole, stream.value, *taken))
+        return Depth(self.analysis, sorted(branches, key=lambda b: b.term), refused)
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        typed = self.tracer.types.get(name)
+        return None if typed is None or typed[1] is None else tuple(typed[1])
+
+    def _sums(self, number: int) -> bool:
+        """Whether a node adds activations of one shape, that of the sum, whatever sizes inputs have."""
+        node = self.nodes[number].node
+        if Trait.SUM not in node.traits or len(node.inputs) < 2 or not all(map(self.varies, node.inputs)):
+            return False
+        shape = self._shape(node.outputs[0])
+        dims = self.analysis.coupling.dims
+        if shape is None or any(self._shape(name) != shape for name in node.inputs):
+            return False
+        return all(name in dims for name in node.inputs) and self._alike(node.inputs)
+
+    def _alike(self, names: Sequence[str]) -> bool:
+        """Whether values have one shape under other sizes of dynamic axes, too."""
+        other = self.analysis.other_trace()
+        if other is None:
+            return True
+        return len({other.types.get(name, (0, None))[1] for name in names}) == 1
+
+    def _inner(self, number: int) -> bool:
+        """Whether a sum is but a term of another sum, and of nothing else."""
+        value = self.nodes[number].node.outputs[0]
+        readers = self.readers[value]
+        return len(readers) == 1 and value not in self.outputs and self._sums(readers[0])
+
+    def _terms(self, number: int) -> list[Term]:
+        """Return the terms of a sum, those of sums that are its terms in their place."""
+        terms: list[Term] = []
+        for slot, name in enumerate(self.nodes[number].node.inputs):
+            maker = self.maker.get(name)
+            within = maker is not None and self._sums(maker) and self._inner(maker)
+            terms += self._terms(maker) if within and maker is not None else [(number, slot)]
+        return terms
+
+    def _leaf(self, number: int, slot: int) -> _Leaf:
+        value = self.nodes[number].node.inputs[slot]
+        nodes = self._only({(number, value)}) if self.nodes[number].node.inputs.count(value) == 1 else []
+        own = set(nodes)
+        reads = dict.fromkeys(
+            n for node in nodes for n in self.reads[node] if self.varies(n) and self.maker.get(n) not in own
+        )
+        return _Leaf(value, (number, slot), nodes, [n for n in nodes if self._is_layer(n)], list(reads))
+
+    def _only(self, uses: set[tuple[int, str]], outputs: frozenset[str] = frozenset()) -> list[int]:
+        """Return the nodes that nothing needs but these reads of values by nodes, and these outputs."""
+        gone: set[int] = set()
+        heap = [-self.maker[name] for name in {v for _, v in uses} | outputs if name in self.maker]
+        heapq.heapify(heap)
+        while heap:
+            number = -heapq.heappop(heap)
+            if number in gone or not self._unneeded(number, gone, uses, outputs):
+                continue
+            gone.add(number)
+            for name in self.reads[number]:
+                if name in self.maker:
+                    heapq.heappush(heap, -self.maker[name])
+        return sorted(gone)
+
+    def _unneeded(
+        self, number: int, gone: set[int], uses: set[tuple[int, str]], outputs: frozenset[str]
+    ) -> bool:
+        return all(
+            name not in self.outputs - outputs
+            and all(r in gone or (r, name) in uses for r in self.readers[name])
+            for name in self.nodes[number].node.outputs
+            if name
+        )
+
+    def _is_layer(self, number: int) -> bool:
+        """Whether a node multiplies an activation with weights."""
+        applied = self.nodes[number]
+        names = [n for n in applied.node.inputs if n]
+        matrix = any(not self.varies(n) and len(self._shape(n) or ()) > 1 for n in names)
+        return bool(applied.macs) and matrix and any(map(self.varies, names))
+
+    def _forks(self, stream: _Leaf, branch: _Leaf) -> bool:
+        """Whether a branch depends on the one value that a stream comes from."""
+        source = [stream.value] if not stream.nodes else stream.reads
+        if len(source) != 1:
+            return False
+        return bool(self.before.get(branch.value, 0) & self.bits[source[0]])
+
+    def _also(self, leaf: _Leaf, stream: _Leaf, whole: str) -> str:
+        """Say what outputs a branch gives besides, if more layers would go with them; empty where none."""
+        source = stream.value if not stream.nodes else stream.reads[0]
+        fork, above = self.bits[source], self.before.get(leaf.value, 0) | self.bits[leaf.value]
+        ends, reached, outputs = {leaf.term[0], self.maker[whole]}, set[str](), set[str]()
+        for number, applied in enumerate(self.nodes):
+            names = {n for n in applied.node.outputs if n}
+            between = any(self.before.get(n, 0) & fork and self.bits[n] & above for n in names)
+            onwards = number not in ends and Trait.SIZE not in applied.node.traits
+            if between or (onwards and reached.intersection(self.reads[number])):
+                reached |= names
+                outputs |= names & self.outputs
+        if not outputs:
+            return ""
+        more = self._only({(leaf.term[0], leaf.value)}, frozenset(outputs))
+        if sum(map(self._is_layer, more)) <= len(leaf.layers):
+            return ""
+        last = f" and {len(outputs) - 1} more" if len(outputs) > 1 else ""
+        return f"layers of it give the output {min(outputs)!r}{last}, too, which stays"
+
+    def _params(self, nodes: Iterable[int]) -> dict[str, int]:
+        """Return the elements of weights that only these nodes read."""
+        own, weights = set(nodes), self.tracer.weights
+        read = {name for n in own for name in self.reads[n] if name in weights}
+        return {name: prod(weights[name].shape) for name in read if own.issuperset(self.readers[name])}
+
+    def _macs(self, applied: Applied) -> int:
+        sizes = self.analysis.coupling.space.sizes
+        return sum(prod(sizes[d] for d in dims) for dims in applied.macs)
+
+    def _names(self, leaves: Sequence[_Leaf]) -> list[str]:
+        """Return a unique name for each branch."""
+        titles = [self._title(leaf) for leaf in leaves]
+        return [
+            title if title and titles.count(title) == 1 else leaf.value
+            for title, leaf in zip(titles, leaves, strict=True)
+        ]
+
+    def _title(self, leaf: _Leaf) -> str:
+        layers = [self.nodes[n] for n in leaf.layers]
+        modules = [module_of(a.node.name, a.proto) for a in layers]
+        if all(modules):
+            return _common(modules)
+        weights = [self._params([n]) for n in leaf.layers]
+        names = [max(own, key=lambda name: own[name]) for own in weights if own]
+        names = [name.rpartition(".")[0] for name in names if not is_anonymous(name)]
+        return _common(names) if len(names) == len(layers) and all(names) else ""
+
+
+def _branches(leaves: Sequence[_Leaf], forks: Callable[[_Leaf, _Leaf], bool]) -> list[tuple[_Leaf, _Leaf]]:
+    """Return the terms of a sum that are branches, each with the stream."""
+    for most in (0, 1):  # layers on the way of the stream
+        for stream in leaves:
+            if len(stream.layers) != most:
+                continue
+            found = [b for b in leaves if len(b.layers) > most and forks(stream, b)]
+            if found:
+                return [(branch, stream) for branch in found]
+    return []
+
+
+def _common(names: Sequence[str]) -> str:
+    """Return the module that names have in common.
+
+    Examples
+    --------
+    >>> _common(["layers.0.attn.q", "layers.0.attn.out"])
+    'layers.0.attn'
+    """
+    parts = [name.split(".") for name in names]
+    first, last = min(parts), max(parts)
+    alike = [one == other for one, other in zip(first, last, strict=False)]
+    return ".".join(first[: alike.index(False) if False in alike else len(alike)])
+
+
+def _reads(applied: Applied) -> list[str]:
+    inner = sorted(captured(applied.proto)) if applied.proto.attribute else []
+    return [name for name in dict.fromkeys((*applied.node.inputs, *inner)) if name]

@@ -1,0 +1,132 @@
+"""Small residual networks: attention and feed-forward parts around norms, blocks of CNNs, and sums that are none."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from small_models import Builder
+
+WIDTH = 8
+
+
+class Net(Builder):
+    """Parts of residual networks."""
+
+    def norm(self, x: str, name: str, width: int = WIDTH) -> str:
+        scale, bias = self.weight(f"{name}.weight", width, low=0.5), self.weight(f"{name}.bias", width)
+        return self.op("LayerNormalization", [x, scale, bias], name, axis=-1)
+
+    def forward(self, x: str, name: str, width: int = WIDTH) -> str:
+        up = self.op("Relu", [self.linear(x, f"{name}.up", width, 2 * width)], f"{name}.act")
+        return self.linear(up, f"{name}.down", 2 * width, width)
+
+    def attention(self, x: str, name: str, width: int = WIDTH) -> str:
+        """One head."""
+        q, k, v = (self.linear(x, f"{name}.{part}", width, width) for part in ("q", "k", "v"))
+        turned = self.op("Transpose", [k], f"{name}.turn", perm=[0, 2, 1])
+        shares = self.op("Softmax", [self.op("MatMul", [q, turned], f"{name}.scores")], f"{name}.shares")
+        return self.linear(self.op("MatMul", [shares, v], f"{name}.mix"), f"{name}.out", width, width)
+
+    def add(self, *terms: str, name: str) -> str:
+        return self.op("Add", list(terms), name)
+
+    def block(self, x: str, name: str, cin: int, cout: int) -> str:
+        middle = self.op("Relu", [self.conv(x, f"{name}.conv1", cin, cout)], f"{name}.middle")
+        return self.conv(middle, f"{name}.conv2", cout, cout)
+
+    def graph(self, outputs: dict[str, list[object]], rank: int = 3) -> onnx.ModelProto:
+        shape: list[object] = ["N", "T", WIDTH] if rank == 3 else ["N", 4, 6, 6]
+        graph = helper.make_graph(
+            self.nodes,
+            "residual",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
+            self.weights,
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def transformer(kind: str = "pre", layers: int = 2, more: str = "") -> onnx.ModelProto:
+    """Layers of attention and a feed-forward part.
+
+    Parameters
+    ----------
+    kind : str
+        Where norms are and how parts are added: ``pre``, ``post``, ``parallel`` (the sum of both parts is added to the
+        stream) or ``in turn`` (both read one norm, and are added one after the other).
+    layers : int
+    more : str
+        A tensor that is an output, too.
+    """
+    net = Net()
+    x = net.linear("x", "embed", WIDTH, WIDTH)
+    for n in range(layers):
+        name = f"layers.{n}"
+        if kind == "pre":
+            x = net.add(x, net.attention(net.norm(x, f"{name}.ln1"), f"{name}.attn"), name=f"{name}.add1")
+            x = net.add(net.forward(net.norm(x, f"{name}.ln2"), f"{name}.mlp"), x, name=f"{name}.add2")
+        elif kind == "post":
+            x = net.norm(net.add(x, net.attention(x, f"{name}.attn"), name=f"{name}.add1"), f"{name}.ln1")
+            x = net.norm(net.add(x, net.forward(x, f"{name}.mlp"), name=f"{name}.add2"), f"{name}.ln2")
+        else:
+            read = net.norm(x, f"{name}.ln")
+            parts = net.attention(read, f"{name}.attn"), net.forward(read, f"{name}.mlp")
+            if kind == "parallel":
+                x = net.add(x, net.add(*parts, name=f"{name}.both"), name=f"{name}.add")
+            else:
+                x = net.add(net.add(x, parts[0], name=f"{name}.add1"), parts[1], name=f"{name}.add2")
+    net.linear(net.norm(x, "last"), "head", WIDTH, 5)
+    extra = {more: ["N", "T", WIDTH]} if more else {}
+    return net.graph({"head.add_out": ["N", "T", 5], **extra})
+
+
+def images(kind: str = "basic", blocks: int = 3) -> onnx.ModelProto:
+    """Blocks of convolutions, and a sum over all places.
+
+    Parameters
+    ----------
+    kind : str
+        ``basic`` (an activation behind each sum), ``before`` (activations in the branches only), ``projection`` (a
+        layer on the stream of each block) or ``alike`` (two layers on either side).
+    blocks : int
+    """
+    net = Net()
+    x = net.op("Relu", [net.conv("x", "stem", 4, 4)], "stem.relu")
+    for n in range(blocks):
+        name = f"blocks.{n}"
+        if kind == "before":
+            branch = net.block(net.op("Relu", [x], f"{name}.first"), name, 4, 4)
+            x = net.add(x, branch, name=f"{name}.add")
+            continue
+        stream = x
+        if kind == "projection":
+            stream = net.conv(x, f"{name}.past", 4, 4, 1)
+        elif kind == "alike":
+            stream = net.block(x, f"{name}.other", 4, 4)
+        x = net.op("Relu", [net.add(stream, net.block(x, name, 4, 4), name=f"{name}.add")], f"{name}.relu")
+    net.op("GlobalAveragePool", [x], "pool")
+    net.op("Flatten", ["pool_out"], "flat")
+    net.linear("flat_out", "head", 4, 3)
+    return net.graph({"head.add_out": ["N", 3]}, rank=4)
+
+
+def no_branches() -> onnx.ModelProto:
+    """Sums that are none of a stream and a branch: of a value and its cube, of two layers, of a constant."""
+    net = Net()
+    x = net.linear("x", "first", WIDTH, WIDTH)
+    cube = net.op("Mul", [net.op("Mul", [x, x], "square"), x], "cube")
+    x = net.add(x, net.op("Mul", [cube, net.constant("c", np.float32(0.044))], "part"), name="gelu")
+    x = net.add(net.linear(x, "one", WIDTH, WIDTH), net.linear(x, "two", WIDTH, WIDTH), name="both")
+    return net.graph({x: ["N", "T", WIDTH]})
+
+
+NETS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "pre-norm": transformer,
+    "post-norm": lambda: transformer("post"),
+    "parallel": lambda: transformer("parallel"),
+    "in turn": lambda: transformer("in turn"),
+    "basic blocks": images,
+    "activations before": lambda: images("before"),
+    "projections": lambda: images("projection"),
+}

@@ -1,0 +1,153 @@
+"""Depth: a model without residual branches gives what the whole one gives with their outputs multiplied by 0."""
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from depth_models import NETS, WIDTH, Net, images, no_branches, transformer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxprune.cut.depth import shallow
+from onnxprune.graph.analysis import analyse
+from onnxprune.graph.depth import Depth
+from onnxprune.model import Model
+from onnxprune.proof.depth import multiplied
+from onnxprune.proof.verify import verify
+from onnxprune.runtime.session import open_session
+
+NAMES = {
+    "pre-norm": ["layers.0.attn", "layers.0.mlp", "layers.1.attn", "layers.1.mlp"],
+    "post-norm": ["layers.0.attn", "layers.0.mlp", "layers.1.attn", "layers.1.mlp"],
+    "parallel": ["layers.0.attn", "layers.0.mlp", "layers.1.attn", "layers.1.mlp"],
+    "in turn": ["layers.0.attn", "layers.0.mlp", "layers.1.attn", "layers.1.mlp"],
+    "basic blocks": ["blocks.0", "blocks.1", "blocks.2"],
+    "activations before": ["blocks.0", "blocks.1", "blocks.2"],
+    "projections": ["blocks.0", "blocks.1", "blocks.2"],
+}
+
+
+def depth_of(model: onnx.ModelProto) -> Depth:
+    return Depth.of(analyse(Model.load(model)))
+
+
+def feeds(model: onnx.ModelProto, size: int) -> dict[str, np.ndarray]:
+    dims = [d.dim_value or size for d in model.graph.input[0].type.tensor_type.shape.dim]
+    return {"x": np.random.default_rng(size).standard_normal(dims).astype(np.float32)}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_branches_are_found_and_named(net: str) -> None:
+    depth = depth_of(NETS[net]())
+    assert [branch.name for branch in depth.branches] == NAMES[net]
+    assert depth.refused == {}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_law_1_for_every_set_of_branches(net: str) -> None:
+    model = NETS[net]()
+    depth = depth_of(model)
+    names = [branch.name for branch in depth.branches]
+    whole = open_session(depth.analysis.model)
+    for count in range(1, len(names) + 1):
+        for gone in itertools.combinations(names, count):
+            cut, masked = shallow(depth, gone).model, multiplied(depth, gone)
+            one, two = open_session(cut), open_session(masked)
+            for size in (1, 3, 5):
+                x = feeds(model, size)
+                left, right, dense = (next(iter(s.run(x).values())) for s in (one, two, whole))
+                np.testing.assert_allclose(left, right, atol=1e-6)
+                assert np.abs(dense - right).max() > 1e-3
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_twin_of_another_branch_is_seen(net: str) -> None:
+    depth = depth_of(NETS[net]())
+    first, last = depth.branches[0].name, depth.branches[-1].name
+    cut = shallow(depth, [first])
+    assert verify(depth.analysis, {}, cut.model, masked=multiplied(depth, [first])).passed
+    assert verify(depth.analysis, {}, cut.model, masked=multiplied(depth, [last])).status == "failed"
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_nodes_and_weights_of_a_branch_disappear(net: str) -> None:
+    depth = depth_of(NETS[net]())
+    for branch in depth.branches:
+        cut = shallow(depth, [branch.name]).model
+        before = sum(int(np.prod(depth.analysis.model.info(n).dims)) for n in depth.analysis.model.names())
+        after = sum(int(np.prod(cut.info(n).dims)) for n in cut.names())
+        assert before - after == branch.params > 0
+        assert len(cut.proto.graph.node) < len(depth.analysis.coupling.nodes) - len(branch.nodes)
+        made = [name for node in cut.proto.graph.node for name in node.output]
+        assert len(made) == len(set(made))
+        onnx.checker.check_model(cut.to_proto(), full_check=True)
+
+
+def test_an_activation_is_not_applied_twice() -> None:
+    """relu(relu(s)) is relu(s): the sum before a block that is gone stands for the one behind it."""
+    depth = depth_of(images())
+    cut = shallow(depth, ["blocks.1", "blocks.2"])
+    assert sum(node.op_type == "Relu" for node in cut.model.proto.graph.node) == 3
+    assert cut.stands == {"blocks.0.add_out": "blocks.2.add_out"}
+
+
+def test_what_is_no_branch() -> None:
+    assert depth_of(no_branches()).branches == []
+    assert depth_of(images("alike")).branches == []
+
+
+def test_a_branch_that_gives_an_output_stays() -> None:
+    """The keys of a cache: nothing but the scores would go, and the projection that makes keys would stay."""
+    depth = depth_of(transformer(more="layers.0.attn.k.add_out"))
+    assert list(depth.refused) == ["layers.0.attn"]
+    assert "'layers.0.attn.k.add_out'" in depth.refused["layers.0.attn"]
+    assert [b.name for b in depth.branches] == NAMES["pre-norm"][1:]
+
+
+@pytest.mark.parametrize("stream", ["embed.add_out", "layers.0.add1_out", "layers.1.add2_out"])
+def test_a_stream_that_is_an_output_keeps_its_name(stream: str) -> None:
+    model = transformer(more=stream)
+    depth = depth_of(model)
+    for gone in (NAMES["pre-norm"][:1], NAMES["pre-norm"][1:2], NAMES["pre-norm"]):
+        cut = shallow(depth, gone).model
+        assert [v.name for v in cut.proto.graph.output] == ["head.add_out", stream]
+        assert verify(depth.analysis, {}, cut, masked=multiplied(depth, gone)).passed
+
+
+def test_what_is_not_there_is_refused_on_both_sides() -> None:
+    depth = depth_of(images())
+    for side in (shallow, multiplied):
+        with pytest.raises(ValueError, match="is no branch"):
+            side(depth, ["blocks.7"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["mlp", "attn", "relu", "norm", "bias"]), min_size=1, max_size=6),
+    data=st.data(),
+)
+def test_any_chain_of_parts(kinds: list[str], data: st.DataObject) -> None:
+    net = Net()
+    x = net.linear("x", "embed", WIDTH, WIDTH)
+    for n, kind in enumerate(kinds):
+        name = f"parts.{n}"
+        if kind in ("mlp", "attn"):
+            part = (net.forward if kind == "mlp" else net.attention)(x, name)
+            x = net.add(*((x, part) if n % 2 else (part, x)), name=f"{name}.sum")
+        elif kind == "relu":
+            x = net.op("Relu", [x], name)
+        elif kind == "norm":
+            x = net.norm(x, name)
+        else:
+            x = net.add(x, net.weight(f"{name}.weight", WIDTH), name=name)
+    net.linear(x, "head", WIDTH, 3)
+    model = net.graph({"head.add_out": ["N", "T", 3]})
+    depth = depth_of(model)
+    assert len(depth.branches) == sum(kind in ("mlp", "attn") for kind in kinds)
+    if depth.branches:
+        names = [b.name for b in depth.branches]
+        gone = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+        cut = shallow(depth, gone)
+        left, right = (open_session(m).run(feeds(model, 3)) for m in (cut.model, multiplied(depth, gone)))
+        np.testing.assert_allclose(left["head.add_out"], right["head.add_out"], atol=1e-5)

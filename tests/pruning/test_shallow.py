@@ -1,0 +1,175 @@
+"""``--granularity depth`` and ``--drop``: whole residual branches go, and what stays is fitted to the original."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from depth_models import WIDTH, images, no_branches, transformer
+from nets import attention as two_heads
+
+import onnxprune
+from onnxprune.calibration.agreement import distance
+from onnxprune.cli import main
+from onnxprune.errors import NothingToPrune, PlanError, UsageError, VerificationError
+from onnxprune.model import Model
+from onnxprune.runtime.session import open_session
+
+BRANCHES = {"layers.0.attn", "layers.0.mlp", "layers.1.attn", "layers.1.mlp"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    onnx.save(transformer(), tmp_path / "in.onnx")
+    return tmp_path / "in.onnx"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    onnx.save(images(blocks=4), tmp_path / "pictures.onnx")
+    return tmp_path / "pictures.onnx"
+
+
+def samples(*shape: int) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+
+
+TEXTS, PICTURES = samples(120, 6, WIDTH), samples(160, 4, 6, 6)
+
+
+def error(before: Path, after: Path, given: dict[str, np.ndarray]) -> float:
+    one, two = (next(iter(open_session(Model.load(p)).run(given).values())) for p in (before, after))
+    return distance(one, two)
+
+
+def gone(result: onnxprune.Result) -> list[str]:
+    depth = result.report.to_json()["depth"]
+    return [branch["name"] for branch in depth["gone"]]
+
+
+def test_a_target_by_depth_alone(pictures: Path) -> None:
+    out = pictures.with_name("out.onnx")
+    result = onnxprune.prune(
+        pictures, out, granularity="depth", target=("macs=0.6",), calib=PICTURES, recover="lstsq"
+    )
+    report = result.report.to_json()
+    assert report["targets"][0]["holds"]
+    assert report["depth"]["law1"]["max_relative_error"] < 1e-6
+    assert report["macs"]["after"] <= 0.6 * report["macs"]["before"]
+    assert len(gone(result)) == 2
+    assert {line["name"] for line in report["groups"] if line["removed"]} == set(gone(result))
+    assert report["calibration"]["layers"]
+    assert any(
+        line.startswith("depth: 2 of 4 residual branches are gone: ") for line in result.report.lines()
+    )
+
+
+def test_the_cheapest_go_first(pictures: Path) -> None:
+    """With one branch out, the one of least distance from the original; fitted it is nearer."""
+    alone, plain, fitted = {}, pictures.with_name("p.onnx"), pictures.with_name("f.onnx")
+    for number in range(4):
+        onnxprune.prune(pictures, plain, drop=(f"blocks.{number}",))
+        alone[f"blocks.{number}"] = error(pictures, plain, PICTURES)
+    given = {"granularity": "depth", "ratio": 0.25, "calib": PICTURES}
+    result = onnxprune.prune(pictures, plain, recover="none", **given)
+    assert gone(result) == [min(alone, key=lambda name: alone[name])]
+    onnxprune.prune(pictures, fitted, recover="lstsq", **given)
+    assert error(pictures, fitted, samples(64, 4, 6, 6)) < 0.7 * error(pictures, plain, samples(64, 4, 6, 6))
+
+
+def test_depth_beside_widths(source: Path) -> None:
+    out = source.with_name("out.onnx")
+    result = onnxprune.prune(
+        source,
+        out,
+        granularity="depth,channels",
+        target=("macs=0.5",),
+        calib=TEXTS,
+        recover="lstsq",
+        align=None,
+    )
+    report = result.report.to_json()
+    assert report["targets"][0]["holds"]
+    tried = [note for note in report["notes"] if note.startswith("branches out, and what is lost")]
+    assert len(tried) == 1
+    assert report["law1"]["max_relative_error"] < 1e-4
+
+
+def test_a_ratio_of_both(source: Path) -> None:
+    result = onnxprune.prune(
+        source, None, granularity="depth,channels", ratio=0.5, calib=TEXTS, recover="lstsq", align=None
+    )
+    assert len(gone(result)) == 2
+    widths = [g for g in result.report.groups if g["kind"] != "depth"]
+    assert any(0 < g["removed"] < g["units"] for g in widths)
+
+
+def test_heads_alone() -> None:
+    result = onnxprune.prune(two_heads(), None, granularity="heads", ratio=0.5, align=None)
+    assert {g["kind"] for g in result.report.groups} == {"heads"}
+    assert any(g["removed"] for g in result.report.groups)
+    with pytest.raises(NothingToPrune, match="no units of --granularity heads"):
+        onnxprune.prune(images(), None, granularity="heads", ratio=0.5)
+
+
+def test_a_plan_holds_the_branches(source: Path) -> None:
+    plan, direct, applied = (source.with_name(n) for n in ("p.json", "direct.onnx", "applied.onnx"))
+    given = {"granularity": "depth,channels", "ratio": 0.5, "calib": TEXTS, "recover": "none", "align": None}
+    given["rotate"] = False
+    result = onnxprune.prune(source, direct, **given)
+    result.plan.save(plan)
+    assert json.loads(plan.read_text())["depth"] == gone(result)
+    again = onnxprune.apply(source, plan, applied)
+    assert gone(again) == gone(result)
+    assert applied.read_bytes() == direct.read_bytes()
+    assert onnxprune.verify(source, applied, plan)["max_relative_error"] < 1e-6
+    other = json.loads(plan.read_text())
+    other["depth"] = sorted(BRANCHES - set(gone(result)))
+    with pytest.raises((VerificationError, PlanError)):
+        onnxprune.verify(source, applied, type(result.plan).loads(json.dumps(other)))
+
+
+def test_branches_by_name(source: Path) -> None:
+    out = source.with_name("out.onnx")
+    result = onnxprune.prune(source, out, drop=("mlp",))
+    assert gone(result) == ["layers.0.mlp", "layers.1.mlp"]
+    names = set(Model.load(out).names())
+    assert not any("mlp" in name for name in names)
+    assert any("attn" in name for name in names)
+    both = onnxprune.prune(source, None, drop=("mlp",), ratio=0.5, align=None)
+    assert gone(both) == ["layers.0.mlp", "layers.1.mlp"]
+    assert any(g["removed"] for g in both.report.groups if g["kind"] != "depth")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--ratio", "0.5", "--granularity", "depth"], 2, "give samples with --calib, or name the branches"),
+        (["--ratio", "0.5", "--granularity", "deep"], 2, "takes channels, depth, experts, heads"),
+        (["--drop", "layers.7"], 2, "matches no residual branch; there are 'layers."),
+        (["--drop", "x", "--granularity", "depth", "--calib", "synthetic", "--ratio", "0.5"], 2, "give one of them"),
+        (["--drop", "x", "--keep-tokens", "ids"], 2, "are two steps"),
+        (["--target", "macs=0.01", "--granularity", "depth", "--calib", "synthetic"], 4, "by residual branches alone"),
+        (["--ratio", "0.05", "--granularity", "depth", "--calib", "synthetic"], 4, "there are 4; ask for more"),
+        (
+            ["--min-agreement", "0.9", "--granularity", "depth", "--calib", "synthetic"], 2,
+            "--granularity depth takes --ratio or --target",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_use_gets_a_sentence(
+    source: Path, words: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", str(source), str(source.with_name("out.onnx")), *words]) == code
+    error = capsys.readouterr().err
+    assert text in error
+    assert not source.with_name("out.onnx").exists()
+
+
+def test_a_model_without_branches(tmp_path: Path) -> None:
+    with pytest.raises(NothingToPrune, match="no residual branch that can go: no sum adds to a stream"):
+        onnxprune.prune(no_branches(), None, drop=("x",))
+    cached = transformer(layers=1, more="layers.0.attn.k.add_out")
+    with pytest.raises(UsageError, match="can't go, since layers of it give the output"):
+        onnxprune.prune(cached, None, drop=("attn",))
