@@ -165,8 +165,9 @@ class _Share:
         """
         low, high = 0, len(self.found.worths)
         if not self.meets(high):
+            asked = "+".join(texts_of(self.options.target))
             raise NothingToPrune(
-                f"--target {'+'.join(texts_of(self.options.target))} can't be met by residual branches alone: without all "
+                f"--target {asked} can't be met by residual branches alone: without all "
                 f"{high} of them too much is left; ask for less, or add channels to --granularity."
             )
         while high - low > 1:

@@ -264,7 +264,7 @@ def _plan(values: Any) -> Plan:
         open_io=tuple(strict.each(known["open_io"], '"open_io"', strict.text)),
         granularity=tuple(strict.each(known["granularity"], '"granularity"', strict.text)),
         vocabulary=_vocabulary(known["vocabulary"]),
-        depth=tuple(_each(known["depth"], '"depth"', _text)),
+        depth=tuple(strict.each(known["depth"], '"depth"', strict.text)),
     )
 
 
