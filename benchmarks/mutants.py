@@ -45,6 +45,7 @@ BESIDE = (
     "tests",
     "samples",
     "docs",
+    "recipes",
     "benchmarks",
     "README.md",
     "ARCHITECTURE.md",

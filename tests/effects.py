@@ -176,6 +176,8 @@ EFFECTS = {
     },
     "run": {
         "--passes": ("--passes drop_dead", "--passes prune{ratio=0.5}"),
+        "--recipe": ("--passes drop_dead", "--recipe recipe.toml"),
+        "--calib": ("--passes prune{ratio=0.5}", "--passes prune{ratio=0.5} --calib s.npz"),
         "--input-shape": (
             "--passes prune{ratio=0.5} --report r.json",
             "--passes prune{ratio=0.5} --report r.json --input-shape x:1,9,12",

@@ -17,6 +17,7 @@ from onnxprune.api.several import sensitivity as sensitivity
 from onnxprune.api.several import tune as tune
 from onnxprune.errors import UsageError
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
+from onnxprune.journey.recipe import Beside
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.journey.trees import with_folder
 from onnxprune.model import Model
@@ -273,32 +274,32 @@ def explain(
 @front
 def run(
     source: Source,
-    passes: str,
+    passes: PathLike,
     output: PathLike | None = None,
     *,
     in_place: bool = False,
     external_data_threshold: int | None = None,
-    input_shapes: Shapes | None = None,
     progress: Told = None,
     each: Callable[[str, Record | None], None] | None = None,
+    **beside: Unpack[Beside],
 ) -> Model:
     """Run passes by name, one after the other, and write the result if an output is given.
 
     Parameters
     ----------
     source : path, ModelProto or Model
-    passes : str
-        Such as ``"resolve_shapes,prune{ratio=0.5},shrink"``.
+    passes : str or Path
+        Such as ``"resolve_shapes,prune{ratio=0.5},shrink"``, or the `Path` of a recipe (`onnxprune.journey.recipe`).
     output : path, optional
     in_place : bool
         Allow the output to be the input.
     external_data_threshold : int, optional
         Move weights of at least so many bytes to a file beside the output.
-    input_shapes : mapping, optional
-        Input -> shape, for the passes that take some.
     progress : callable, optional
     each : callable, optional
         Is given each pass as text when it is done, and its report if it gave one, as `prune` does.
+    **beside
+        For the passes that take some: ``input_shapes``, and ``calib``, samples in any form that `prune` takes.
 
     Returns
     -------
@@ -306,10 +307,11 @@ def run(
         Its ``to_proto()`` is a complete ModelProto.
     """
     from onnxprune.journey import passes as passlist
+    from onnxprune.journey.recipe import steps_of
 
-    steps, source = passlist.parse(passes), Model.load(source)
+    steps, source = steps_of(passes, **beside), Model.load(source)
     refuse_overwrite(source, _path(output), in_place, external_data_threshold)
-    model = passlist.apply(source, steps, progress or None, input_shapes=input_shapes, each=each)
+    model = passlist.apply(source, steps, progress or None, each=each, **beside)
     if output is not None:
         model.save(output, in_place=in_place, external_threshold=external_data_threshold)
     return model

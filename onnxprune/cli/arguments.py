@@ -326,16 +326,12 @@ def _verify(commands: Any) -> None:
 
 
 def _run(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "run",
-        "run passes by name, one after the other",
-        examples.RUN.replace("PASSES", _known_passes()),
-    )
+    known = examples.RUN.replace("PASSES", _known_passes())
+    parser = _command(commands, "run", "run passes by name, one after the other", known)
     _files(parser, ("in", "the model"), ("out", "where the result goes"))
-    parser.add_argument(
-        "--passes", required=True, metavar="LIST", help='such as "resolve_shapes,prune{ratio=0.5},shrink"'
-    )
+    chain = parser.add_mutually_exclusive_group(required=True)
+    chain.add_argument("--passes", metavar="LIST", help='such as "resolve_shapes,prune{ratio=0.5},shrink"')
+    chain.add_argument("--recipe", metavar="R.toml", help="a file of passes, as recipes/edge-cnn.toml")
     _add_options(parser, "run")
     parser.add_argument(
         "--report",

@@ -20,6 +20,7 @@ from onnxprune.files.target import STDOUT
 from onnxprune.journey import passes as passlist
 from onnxprune.journey.output import Sides, declared
 from onnxprune.journey.passes import RunReport
+from onnxprune.journey.recipe import Beside, steps_of
 from onnxprune.journey.trees import model_in
 from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options
@@ -192,8 +193,10 @@ def explain(args: Namespace) -> None:
 
 def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
-    source, steps = _input(args), passlist.parse(args.passes)
-    report = RunReport()
+    source, passes, report = _input(args), args.passes or Path(args.recipe), RunReport()
+    shapes = shapes_from(getattr(args, "input_shapes", []))
+    beside: Beside = {"input_shapes": shapes, "calib": getattr(args, "calib", None)}
+    steps = steps_of(passes, **beside)
     if args.report and is_page(args.report):
         passlist.check_page(steps)
     given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
@@ -202,15 +205,15 @@ def run(args: Namespace) -> None:
             args,
             api.run,
             source,
-            args.passes,
+            passes,
             args.out,
-            input_shapes=shapes_from(getattr(args, "input_shapes", [])),
             each=lambda text, record: report.passes.append((text, record)),
+            **beside,
             **given,
         )
         report.name_files(Path(source), Path(args.out))
         report.sha256 = {"input": Model.load(source).sha256}
-        report.options = {"passes": args.passes, **given}
+        report.options = {"passes": ",".join(step.text for step in steps), "recipe": args.recipe, **given}
         _keep(args, report)
     if _speaks(args):
         report.show()

@@ -101,6 +101,7 @@ examples:
 RUN = """\
 examples:
   onnxprune run model.onnx small.onnx --passes "resolve_shapes,prune{ratio=0.5},shrink"
+  onnxprune run model.onnx small.onnx --recipe recipes/edge-cnn.toml --calib samples.npz
 
 Each pass is one file in onnxprune/passes; an option's value is written name=value, several are separated by a
 space or a comma. Known passes: PASSES.

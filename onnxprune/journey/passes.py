@@ -21,6 +21,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from onnxprune import registry
@@ -203,6 +204,7 @@ def apply(
     progress: Callable[[str], None] | None = None,
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    calib: Any = None,
     each: Callable[[str, Record | None], None] | None = None,
 ) -> Model:
     """Run passes one after the other.
@@ -215,19 +217,24 @@ def apply(
         Is told the name of each pass.
     input_shapes : mapping, optional
         Input -> shape, for the passes that take some and don't have their own.
+    calib : optional
+        Samples, likewise.
     each : callable, optional
         Is given each pass as text when it is done, and its report if it gave one.
 
     Raises
     ------
     UsageError
-        If there is no pass of a name, it has no such option, or none takes sizes that are given; before any pass has
-        run.
+        If there is no pass of a name, it has no such option, or none takes sizes or samples that are given; before
+        any pass has run.
     """
-    ready = [(step, *_bind(step, input_shapes)) for step in steps]
-    if input_shapes and not any("input_shapes" in options for _, _, options in ready):
-        names = ", ".join(step.name for step in steps)
-        raise UsageError(f"--input-shape is of no use to these passes ({names}); leave it out.")
+    given = {"input_shapes": input_shapes or None, "calib": calib}
+    given = {name: value for name, value in given.items() if value is not None}
+    ready = [(step, *_bind(step, given)) for step in steps]
+    for name, flag in (("input_shapes", "--input-shape"), ("calib", "--calib")):
+        if name in given and not any(name in options for _, _, options in ready):
+            names = ", ".join(step.name for step in steps)
+            raise UsageError(f"{flag} is of no use to these passes ({names}); leave it out.")
     for step, function, options in ready:
         if progress:
             progress(f"pass {step.name}")
@@ -248,7 +255,7 @@ def _function(step: PassCall) -> Callable[..., Model | Passed]:
 
 
 def _bind(
-    step: PassCall, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    step: PassCall, given: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[Callable[..., Model | Passed], dict[str, Any]]:
     function = _function(step)
     hints = typing.get_type_hints(function)
@@ -266,8 +273,9 @@ def _bind(
                 f"The pass {step.name!r} has no option {key!r}; it has {', '.join(known) or 'none'}.{hint}"
             )
         options[key] = _read(step.name, key, text, hints.get(key, str))
-    if input_shapes and "input_shapes" in known:
-        options.setdefault("input_shapes", input_shapes)
+    for name in given:
+        if name in known:
+            options.setdefault(name, given[name])
     needed = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.default is p.empty]
     missing = [name for name in needed if name not in options]
     if missing:
@@ -291,7 +299,7 @@ def _read(name: str, key: str, text: str, kind: Any) -> Any:
             return _BOOLS[text.lower()] if one is bool else one(text)
         except (ValueError, KeyError):
             continue
-    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+    wanted = " or ".join("none" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
     raise UsageError(f"The option {key!r} of the pass {name!r} must be {wanted}; got {text!r}.")
 
 

@@ -162,7 +162,7 @@ class SharedOptions:
         "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
         "script.py:function, or 'synthetic'",
         stage="calibrate",
-        commands="prune sensitivity sparsify tune calibrate",
+        commands="prune sensitivity sparsify tune calibrate run",
         metavar="SAMPLES",
     )
     samples: int | None = option(

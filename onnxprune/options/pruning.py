@@ -18,7 +18,7 @@ from onnxprune.options.kinds import Shapes, Texts
 from onnxprune.options.target import checked
 from onnxprune.options.widths import PRESETS
 
-__all__ = ["MoreFields", "OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
+__all__ = ["OptionFields", "Options", "Shapes", "parse_align", "parse_shape"]
 
 
 @documented
@@ -300,9 +300,10 @@ class Options(GranularityOptions):
         return dataclasses.replace(self, ratio=ratio, check_speed=self.timed, **fixed)
 
 
-class MoreFields(GranularityFields, total=False):
-    """The fields of `Options` but the ratio, as keyword arguments."""
+class OptionFields(GranularityFields, total=False):
+    """The fields of `Options`, as keyword arguments; a test holds the two together."""
 
+    ratio: float | None
     criterion: str
     align: str | int | None
     scope: str
@@ -328,12 +329,6 @@ class MoreFields(GranularityFields, total=False):
     verify: bool
     inputs: Any
     rtol: float | None
-
-
-class OptionFields(MoreFields, total=False):
-    """The fields of `Options`, as keyword arguments; a test holds the two together."""
-
-    ratio: float | None
 
 
 def _check_amounts(options: Options) -> None:

@@ -43,9 +43,9 @@ def test_text_that_cannot_be_read_says_where(text: str, words: str) -> None:
         ("proon{ratio=0.5}", "There is no 'proon' in passes; known are: "),
         ("prune{rtio=0.5}", "has no option 'rtio'"),
         ("prune{rtio=0.5}", "Did you mean 'ratio'?"),
-        ("prune{ratio=half}", "must be float; got 'half'"),
+        ("prune{ratio=half}", "must be float or none; got 'half'"),
         ("prune{ratio=0.5 verify=perhaps}", "must be bool; got 'perhaps'"),
-        ("prune", "needs 'ratio', as in prune{ratio=...}"),
+        ("sparsify", "needs 'pattern', as in sparsify{pattern=...}"),
     ],
 )
 def test_unknown_names_and_values_are_refused_before_anything_runs(text: str, words: str) -> None:

@@ -98,6 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps({"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "?"}})
     )
     (place / "w.txt").write_text("a")
+    (place / "recipe.toml").write_text('[[pass]]\nname = "prune"\nratio = 0.5\n')
     result = onnxprune.prune(place / "in.onnx", place / "pruned.onnx", ratio=0.5, align=None)
     result.plan.save(place / "plan.json")
     onnxprune.plan(place / "in.onnx", ratio=0.25, align=None).save(place / "other_plan.json")
