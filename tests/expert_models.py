@@ -102,8 +102,71 @@ def one_hot(b: Builder, x: str, name: str, kind: str) -> str:
     return dense(b, x, name, kind, "OneHot")
 
 
+def written_out(b: Builder, x: str, name: str, kind: str) -> str:
+    """Each expert gathers the tokens that chose it, and adds what it makes of them: of a table of ones, its row."""
+    _, weight, ids = router(b, x, name, kind)
+    ints = {n: b.constant(f"{name}.{n}", np.array([int(n)], np.int64)) for n in ("0", "1", "-1")}
+    count, levels = b.constant(f"{name}.count", np.array(EXPERTS, np.int64)), np.array([0, 1], np.int64)
+    hot = b.op("OneHot", [ids, count, b.constant(f"{name}.levels", levels)], f"{name}.onehot", axis=-1)
+    hot = b.op("Transpose", [hot], f"{name}.mask", perm=[2, 1, 0])
+    total = b.op("ConstantOfShape", [b.op("Shape", [x], f"{name}.shape")], f"{name}.zeros")
+    column = b.op(
+        "Reshape", [weight, b.constant(f"{name}.flat", np.array([-1, 1], np.int64))], f"{name}.weights"
+    )
+    halves = b.constant(f"{name}.halves", np.array([1, 1], np.int64))
+    chosen = b.constant(f"{name}.chosen", np.array(CHOSEN, np.int64))
+    for n in range(EXPERTS):
+        e = f"{name}.experts.{n}"
+        row = b.op("Gather", [hot, b.constant(f"{e}.number", np.array(n, np.int64))], f"{e}.row", axis=0)
+        places = b.op("NonZero", [b.op("Cast", [row], f"{e}.cast", to=9)], f"{e}.nonzero")
+        b.op(
+            "Split", [b.op("Transpose", [places], f"{e}.pairs", perm=[1, 0]), halves], f"{e}.split", 2, axis=1
+        )
+        rank, token = (b.op("Squeeze", [f"{e}.split_out{i}", ints["1"]], f"{e}.part{i}") for i in (0, 1))
+        given = b.op("Gather", [x, token], f"{e}.given", axis=0)
+        y = b.op("Relu", [b.linear(given, f"{e}.up", WIDTH, INNER)], f"{e}.relu")
+        y = b.op("MatMul", [y, b.weight(f"{e}.down.weight", INNER, WIDTH)], f"{e}.down")
+        at = b.op("Add", [b.op("Mul", [token, chosen], f"{e}.times"), rank], f"{e}.at")
+        y = b.op("Mul", [y, b.op("Gather", [column, at], f"{e}.weight", axis=0)], f"{e}.weighed")
+        where = b.op(
+            "Expand",
+            [b.op("Unsqueeze", [token, ints["1"]], f"{e}.where"), b.op("Shape", [y], f"{e}.size")],
+            f"{e}.wide",
+        )
+        zeros = b.op("ConstantOfShape", [b.op("Shape", [total], f"{e}.shape")], f"{e}.zeros")
+        total = b.op(
+            "Add", [total, b.op("ScatterElements", [zeros, where, y], f"{e}.scatter", axis=0)], f"{e}.sum"
+        )
+    return total
+
+
+def compared(b: Builder, x: str, name: str, kind: str) -> str:
+    """Each expert runs on all tokens, weighed by zero where its number isn't among the chosen."""
+    _, weight, ids = router(b, x, name, kind)
+    last, zero = (
+        b.constant(f"{name}.behind", np.array([-1], np.int64)),
+        b.constant(f"{name}.zero", np.array(0, np.float32)),
+    )
+    total = ""
+    for n in range(EXPERTS):
+        e = f"{name}.experts.{n}"
+        own = b.op("Equal", [ids, b.constant(f"{e}.number", np.array(n, np.int64))], f"{e}.equal")
+        share = b.op(
+            "ReduceSum", [b.op("Where", [own, weight, zero], f"{e}.where"), last], f"{e}.share", keepdims=1
+        )
+        y = b.op("Relu", [b.linear(x, f"{e}.up", WIDTH, INNER)], f"{e}.relu")
+        y = b.op(
+            "Mul",
+            [b.op("MatMul", [y, b.weight(f"{e}.down.weight", INNER, WIDTH)], f"{e}.down"), share],
+            f"{e}.mul",
+        )
+        total = b.op("Add", [total, y], f"{e}.sum") if total else y
+    return total
+
+
 FORMS: dict[str, Callable[[Builder, str, str, str], str]] = {
-    "fused": fused, "stacked": stacked, "dense": dense, "one_hot": one_hot,
+    "fused": fused, "stacked": stacked, "dense": dense, "one_hot": one_hot, "written_out": written_out,
+    "compared": compared,
 }  # fmt: skip
 
 

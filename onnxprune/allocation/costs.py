@@ -16,7 +16,7 @@ from onnxprune.graph.groups import Grouping
 from onnxprune.graph.kept import Kept, Masks
 from onnxprune.graph.size import Size
 
-__all__ = ["Figures", "Costs", "Losses", "Pair", "Setting", "Term", "instance_terms", "mix"]
+__all__ = ["Figures", "Costs", "Losses", "Pair", "Setting", "Term", "instance_terms", "mix", "node_terms"]
 
 Floats = NDArray[np.float64]
 
@@ -227,4 +227,26 @@ def instance_terms(analysis: Analysis, weigh: Callable[[str], float]) -> list[Te
     """
     instances: list[Any] = [i for i in analysis.coupling.instances if i.uses or i.outer]
     shared = Counter(i.tensor for i in instances)
-    return [Term(i.dims, w / shared[i.tensor]) for i in instances if (w := weigh(i.tensor))]
+    alone = {name: p.root for p in analysis.coupling.passages for name in p.weights}
+    return [
+        _along(i.dims, w / shared[i.tensor], alone.get(i.tensor), analysis)
+        for i in instances
+        if (w := weigh(i.tensor))
+    ]
+
+
+def node_terms(analysis: Analysis) -> list[Term]:
+    """Return one term for each product of lengths that a node's multiply-accumulates are."""
+    alone = {number: p.root for p in analysis.coupling.passages for number in p.nodes}
+    return [
+        _along(dims, 1.0, alone.get(number), analysis)
+        for number, applied in enumerate(analysis.coupling.nodes)
+        for dims in applied.macs
+    ]
+
+
+def _along(dims: tuple[int, ...], weight: float, root: int | None, analysis: Analysis) -> Term:
+    """Return a term that goes with one element of an axis, as its share of that axis, whose elements are alike."""
+    if root is None:
+        return Term(dims, weight)
+    return Term((*dims, root), weight / analysis.coupling.space.sizes[root])

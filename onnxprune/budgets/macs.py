@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, Term
+from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, node_terms
 
 __all__ = ["UNITS", "costs", "measured"]
 
@@ -11,8 +11,7 @@ UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 def costs(setting: Setting) -> list[Costs]:
     """Return the cost of each axis length: the products of the letters of each op's row."""
-    nodes = setting.analysis.coupling.nodes
-    return [Costs(setting.losses, [Term(dims) for applied in nodes for dims in applied.macs])]
+    return [Costs(setting.losses, node_terms(setting.analysis))]
 
 
 def measured(report: Figures) -> Pair:

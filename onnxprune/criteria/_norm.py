@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.graph.group_types import Group, Indices, Member
+from onnxprune.graph.group_types import EXPERTS, Group, Indices, Member
 
 __all__ = [
     "BLOCK",
@@ -125,12 +125,19 @@ def mean_sums(group: Group, weight: Weight, power: float) -> Floats:
     """Return the sum of ``|w| ** power`` of each unit in each tensor, relative to the tensor's mean, averaged over
     tensors; not finite where a weight isn't. A group without weights gives ones.
     """
-    total, votes = np.zeros(group.units), np.zeros(group.units)
+    total, votes, alone = (np.zeros(group.units) for _ in range(3))
     for member, array in weights_of(group, weight):
         sums = sums_of(member, array, group.units, power)
         owning = np.bincount(member.unit, minlength=group.units) > 0
+        if (
+            group.kind == EXPERTS and owning.sum() == 1
+        ):  # each has tensors of its own: together they have one vote
+            alone += sums
+            continue
         total[owning] += by_mean(sums[owning])
         votes += owning
+    if alone.any():
+        total, votes = total + by_mean(alone), votes + 1
     return np.divide(total, votes, out=np.ones(group.units), where=votes > 0)
 
 

@@ -106,11 +106,26 @@ class Mender:
                 else:
                     assert isinstance(edit, SetInput)
                     wanted[edit.slot] = edit.array
+        wanted |= self._renumbered(number, node)
         known = {slot for slot, value in enumerate(node.values) if value is not None}
         for slot in sorted(known | wanted.keys()):
             self._mend_input(number, applied, slot, wanted.get(slot))
         for times in scaled:  # in the end: what is multiplied isn't what it was
             self._multiply(number, applied.node.elem(times.slot), times)
+
+    def _renumbered(self, number: int, node: Node) -> dict[int, NDArray[Any]]:
+        """Return constants that hold positions on an axis as they count after the cut; what is gone is no position."""
+        wanted = {}
+        for (owner, slot), dim in self.writer.coupling.positions.items():
+            if owner == number and self.kept.cut(dim):
+                kept, value = self.kept.indices(dim), node.value(slot)
+                place = np.full(self.writer.coupling.space.sizes[dim], -1, value.dtype)
+                place[kept] = np.arange(len(kept))
+                moved = place[value]
+                for axis, left in self.kept.axes(self.writer.coupling.nodes[number].ins[slot] or ()).items():
+                    moved = np.take(moved, left, axis=axis)
+                wanted[slot] = moved
+        return wanted
 
     def _multiply(self, number: int, elem: int, edit: Multiplied) -> None:
         """Put a Mul in front of a node."""

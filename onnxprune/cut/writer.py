@@ -97,6 +97,14 @@ class Writer:
         self.loose.append(proto.input[slot])
         proto.input[slot] = name
 
+    def pass_through(self, number: int, slot: int) -> None:
+        """Have those who read a node's output read one of its inputs instead."""
+        name, given = self.protos[number].output[0], self.protos[number].input[slot]
+        for other in self.protos:
+            for at in (at for at, read in enumerate(other.input) if read == name):
+                self.loose.append(name)
+                other.input[at] = given
+
     def set_attr(self, number: int, name: str, value: Any) -> None:
         """Give an attribute a value; None removes it."""
         proto = self.protos[number]

@@ -13,20 +13,26 @@ since an op looks at all of it. It is opened here where three things hold.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
 
 import numpy as np
 from onnx import TensorProto
 
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.coupling import Applied, Coupling, title_of
-from onnxprune.graph.group_types import EXPERTS, Group
+from onnxprune.graph.group_types import EXPERTS, Group, Member
 from onnxprune.graph.groups import Family, Grouping, group
 from onnxprune.graph.lookups import passing
+from onnxprune.graph.passage import Passage
+from onnxprune.graph.readers import Readers
 from onnxprune.graph.space import Space
+from onnxprune.graph.unrolled import Unchosen, passages
 from onnxprune.ops import Row
 from onnxprune.ops.notation import Letter
 from onnxprune.ops.resolve import fit
@@ -51,6 +57,12 @@ class _Choices:
         Axes whose numbers are read otherwise.
     spared : list of (dim, reason)
         Locks that ops put on an axis which they take elements from.
+    alone : list of (dim, element, tensor)
+        What is zero where an element isn't chosen.
+    positions : dict
+        (node, slot) of constants that the numbers are compared with -> the axis on which they count.
+    begins : dict
+        Nodes that spread a choice over an axis -> that axis.
     """
 
     analysis: Analysis
@@ -58,6 +70,13 @@ class _Choices:
     reached: set[int] = field(default_factory=set)
     shut: list[tuple[int, str]] = field(default_factory=list)
     spared: list[tuple[int, str]] = field(default_factory=list)
+    alone: list[tuple[int, int, str]] = field(default_factory=list)
+    positions: dict[tuple[int, int], int] = field(default_factory=dict)
+    begins: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def readers(self) -> Readers:
+        return Readers.of(self.analysis)
 
     @property
     def coupling(self) -> Coupling:
@@ -66,7 +85,7 @@ class _Choices:
     def follow(self) -> None:
         """Follow the numbers of the chosen through the graph."""
         numbers: dict[str, int] = {}  # tensor -> the dim that its numbers are positions on
-        for applied in self.coupling.nodes:
+        for number, applied in enumerate(self.coupling.nodes):
             read = {slot: numbers[name] for slot, name in enumerate(applied.node.inputs) if name in numbers}
             read_inside = numbers.keys() & captured(applied.proto) if applied.proto.attribute else ()
             for name in read_inside:
@@ -76,12 +95,12 @@ class _Choices:
                     if slot < len(applied.node.outputs) and applied.node.outputs[slot]:
                         numbers[applied.node.outputs[slot]] = applied.letters[letter]
             if read and Trait.SIZE not in applied.node.traits:
-                self.read(applied, read, numbers)
+                self.read(number, applied, read, numbers)
         for value in self.analysis.model.proto.graph.output:
             if value.name in numbers:
                 self.shut.append((numbers[value.name], f"the output '{value.name}' says which are chosen"))
 
-    def read(self, applied: Applied, read: dict[int, int], numbers: dict[str, int]) -> None:
+    def read(self, number: int, applied: Applied, read: dict[int, int], numbers: dict[str, int]) -> None:
         """Follow the numbers through one node that reads them."""
         node, row = applied.node, applied.row
         onward = passing(self.analysis, node)
@@ -93,10 +112,55 @@ class _Choices:
                 self.space.tie(other, dim)
                 self.reached.add(dim)
                 self.spared.append((dim, f"{row.why[taken[slot]]} ({title_of(node)})"))
+                if slot in row.indexed.values() and Trait.MOVEMENT not in node.traits:
+                    self.begins[number] = dim
+            elif node.op == "Equal" and self.compared(number, applied, 1 - slot, dim):
+                continue
             elif slot in onward and all(read.get(other) == dim for other in onward):
                 numbers.update((name, dim) for name in node.outputs if name)
             else:
                 self.shut.append((dim, f"{title_of(node)} reads the numbers of those that are chosen"))
+
+    def compared(self, number: int, applied: Applied, slot: int, dim: int) -> bool:
+        """Whether the numbers are compared with one that is known, or with those of all elements in their order."""
+        node, value, size = applied.node, applied.node.values[slot], self.space.sizes[dim]
+        if value is None or not applied.node.constant[slot]:
+            return False
+        flat = np.ravel(value)
+        if flat.size == 1 and 0 <= flat[0] < size:
+            self.alone += [(dim, int(flat[0]), name) for name in node.outputs]
+        elif np.array_equal(flat, np.arange(size)):
+            dims = applied.ins[slot] or ()
+            self.space.tie(dims[value.shape.index(size)], dim)
+            self.reached.add(dim)
+            self.begins[number] = dim
+        else:
+            return False
+        self.positions[number, slot] = dim
+        return True
+
+    def own_rows(self) -> None:
+        """Find what reads one element of a choice by a fixed number."""
+        rows = Unchosen(self.analysis, self.space, self.readers).table(self.begins)
+        self.alone += rows
+        for dim, _, name in rows:
+            self.spared.append(
+                (dim, f"picked by {title_of(self.coupling.nodes[self.readers.made[name]].node)}")
+            )
+
+    def passages(self, least: dict[int, int]) -> tuple[list[Passage], dict[int, str]]:
+        """Return what goes with single elements of these axes, and for each axis with elements that stay, why."""
+        passed, stay = list[Passage](), dict[int, str]()
+        for root in least:
+            sources = defaultdict[int, list[str]](list)
+            for dim, element, name in self.alone:
+                if self.space.find(dim) == root:
+                    sources[element].append(name)
+            more, reasons = passages(self.analysis, self.space, root, sources, self.readers)
+            passed += more
+            if reasons:
+                stay[root] = next(iter(reasons.values()))
+        return passed, stay
 
     def copies(self) -> Iterator[tuple[int, str]]:
         """Yield axes that count copies of the same elements, and their locks' reasons: a copy less is a copy less."""
@@ -119,6 +183,7 @@ class _Choices:
     def counts(self) -> dict[int, int]:
         """Return how many elements of an axis are chosen, where their numbers pick weights or an op does all of it."""
         least: dict[int, int] = {}
+        self.reached |= {dim for dim, _, _ in self.alone}
         for row, dim, why in self.looked_at():
             self.spared.append((dim, why))
             if not row.fewest:
@@ -152,9 +217,11 @@ def opened(analysis: Analysis, *, allow_inexact: bool = False, keep_blocks: bool
         analysis, Space(old.sizes, old.links, old.products, list(old.locks), list(old._parent))
     )
     choices.follow()
+    choices.own_rows()
     space, least = choices.space, choices.counts()
     if not least:
         return analysis
+    passed, stay = choices.passages(least)
     choices.spared += choices.copies()
     spared = Counter((space.find(dim), why) for dim, why in choices.spared)
     near = _beside(space, set(least))
@@ -163,16 +230,16 @@ def opened(analysis: Analysis, *, allow_inexact: bool = False, keep_blocks: bool
     elements = {name: weight.elem for name, weight in analysis.tracer.weights.items()}
 
     def grouped() -> tuple[Coupling, Grouping]:
-        now = replace(coupling, space=space, least=least)
+        now = replace(coupling, space=space, least=least, passages=tuple(passed), positions=choices.positions)
         return now, group(now, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
 
     now, grouping = grouped()
-    uneven = [root for root in least if not _even(grouping, root)]
+    uneven = [root for root in least if root in stay or not _even(grouping, root)]
     if uneven:  # which elements go together isn't what a budget counts
         for root in uneven:
-            space.lock(root, "its experts differ in what goes with them")
+            space.lock(root, stay.get(root) or _why(grouping, root))
         now, grouping = grouped()
-    return replace(analysis, coupling=now, grouping=_named(grouping, least))
+    return replace(analysis, coupling=now, grouping=_named(grouping, least, analysis))
 
 
 def _beside(space: Space, roots: set[int]) -> set[int]:
@@ -185,9 +252,9 @@ def _spared(
     space: Space, lock: tuple[int, object, bool, str], spared: Counter[tuple[int, str]], near: set[int]
 ) -> bool:
     """Whether a lock is one that an op put on an axis which it can do without elements of."""
-    dim, index, soft, why = lock
+    dim, _, soft, why = lock
     key = (space.find(dim), why)
-    if index is not None or soft or key[0] not in near or spared[key] <= 0:
+    if soft or key[0] not in near or spared[key] <= 0:
         return False
     spared[key] -= 1
     return True
@@ -217,13 +284,21 @@ def _even(grouping: Grouping, root: int) -> bool:
     return True
 
 
-def _named(grouping: Grouping, least: dict[int, int]) -> Grouping:
+def _why(grouping: Grouping, root: int) -> str:
+    """Return why some elements of an axis are frozen."""
+    solution, size = grouping.families[0].solution, grouping.coupling.space.sizes[root]
+    reasons = (solution.why(root, at) for at in range(size))
+    return next(filter(None, reasons), "its experts differ in what goes with them")
+
+
+def _named(grouping: Grouping, least: dict[int, int], analysis: Analysis) -> Grouping:
     """Return a grouping whose groups of experts say so, and how many of their units must stay."""
     changed: dict[str, Group] = {}
     for root, count in least.items():
         for family in grouping.families:
             for name, held in _owners(family, root, grouping.coupling.space.sizes[root]):
                 g = changed.get(name) or next(g for g in family.groups if g.name == name)
+                g = _with_own(g, family, grouping.coupling, root, analysis)
                 changed[name] = replace(g, kind=EXPERTS, least=max(g.least, -(-count // int(held[0]))))
     families = tuple(
         replace(family, groups=tuple(changed.get(g.name, g) for g in family.groups))
@@ -231,3 +306,26 @@ def _named(grouping: Grouping, least: dict[int, int]) -> Grouping:
     )
     groups = [replace(changed.get(g.name, g), alternative=g.alternative) for g in grouping.groups]
     return replace(grouping, families=families, groups=groups)
+
+
+def _with_own(g: Group, family: Family, coupling: Coupling, root: int, analysis: Analysis) -> Group:
+    """Return a group with the weights that are there for one of its units alone."""
+    unit = family.solution.units_of(root, coupling.space.sizes[root])
+    params, members = g.params.copy(), list(g.members)
+    role_of = {
+        name: applied.row.roles[slot]
+        for applied in coupling.nodes
+        if applied.row is not None
+        for slot, name in enumerate(applied.node.inputs[: len(applied.row.roles)])
+    }
+    for passage in (p for p in coupling.passages if p.root == root):
+        own = int(np.searchsorted(family.numbers[g.name], unit[passage.element]))
+        for name in passage.weights:
+            info = analysis.model.info(name)
+            if info.elem_type in PARAMETER_TYPES and info.dims:
+                every = np.arange(info.dims[0], dtype=np.int64)
+                members.append(
+                    Member(name, 0, every, np.full_like(every, own), role_of.get(name, "data"), False)
+                )
+                params[own] += prod(info.dims)
+    return replace(g, members=tuple(members), params=params)

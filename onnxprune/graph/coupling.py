@@ -1,9 +1,8 @@
 """Rows applied to a traced graph: every axis of every tensor becomes a dim of one `Space`.
 
-The index space of a dim is that of the original model. Weights that several nodes read are one instance (cut
-once, for all of them), except vectors: exporters share equal biases and scales between layers that have
-nothing to do with each other, so each use of a vector is an instance of its own and gets a copy if the uses
-end up different.
+The index space of a dim is that of the original model. Weights that several nodes read are one instance (cut once, for
+all of them), except vectors: exporters share equal biases and scales between layers that have nothing to do with each
+other, so each use of a vector is an instance of its own and gets a copy if the uses end up different.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from onnx import NodeProto, TensorProto
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.escapes import counted
 from onnxprune.graph.openings import NONE, Openings, closed
+from onnxprune.graph.passage import Passage
 from onnxprune.graph.space import Space
 from onnxprune.graph.trace import Tracer
 from onnxprune.ops import Node, Refusal, Row, lookup
@@ -82,6 +82,10 @@ class Coupling:
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # weight -> names that went into it
     opened: Openings = field(default_factory=dict)
     least: dict[int, int] = field(default_factory=dict)  # root dim -> how many of its elements must stay
+    passages: tuple[Passage, ...] = ()
+    positions: dict[tuple[int, int], int] = field(
+        default_factory=dict
+    )  # node, slot -> dim that its values count
 
 
 def couple(

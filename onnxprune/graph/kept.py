@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.graph.coupling import Applied, Coupling, Dims
+from onnxprune.graph.passage import Passage
 
 __all__ = ["Indices", "Kept", "Masks", "NodeCut"]
 
@@ -62,6 +63,15 @@ class Kept:
     def axes(self, dims: Dims) -> dict[int, Indices]:
         """Axis -> indices that stay, for the axes that are cut."""
         return {axis: self.indices(dim) for axis, dim in enumerate(dims) if self.cut(dim)}
+
+    @property
+    def passages(self) -> list[Passage]:
+        """What is there for elements alone that go."""
+        return [
+            p
+            for p in self.coupling.passages
+            if self.root(p.root) in self.dead and self.dead[self.root(p.root)][p.element]
+        ]
 
     def take(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what stays of the values of tensors, by name; what isn't cut is the same object."""

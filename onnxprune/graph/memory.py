@@ -209,8 +209,8 @@ def weight_bytes(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]] | Non
     left: dict[str, int] = {}
     for instance in analysis.coupling.instances:
         left[instance.tensor] = max(left.get(instance.tensor, 0), prod(kept.shape(instance.dims)))
-    total = 0.0
-    for name, weight in analysis.tracer.weights.items():
+    total, gone = 0.0, {name for passage in kept.passages for name in passage.weights}
+    for name, weight in ((n, w) for n, w in analysis.tracer.weights.items() if n not in gone):
         total += left.get(name, prod(weight.shape)) * element_bytes(analysis, name)
     return round(total)
 

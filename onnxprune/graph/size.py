@@ -50,8 +50,9 @@ def count_macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]] | None 
     """Return the multiply-accumulates of one run at the bound input shapes, with the dead channels gone."""
     kept = Kept(coupling, dead or {})
     total = 0
-    for applied in coupling.nodes:
-        for dims in applied.macs:
+    gone = {number for passage in kept.passages for number in passage.nodes}
+    for number, applied in enumerate(coupling.nodes):
+        for dims in applied.macs if number not in gone else ():
             product = 1
             for dim in dims:
                 product *= kept.size(dim)

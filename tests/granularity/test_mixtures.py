@@ -19,6 +19,8 @@ from onnxprune.proof.verify import verify
 from onnxprune.pruning.plan import Plan
 from onnxprune.runtime.session import open_session
 
+#: Forms in which each expert has nodes and weights of its own.
+ALONE = {"written_out", "compared"}
 #: Numbers of tokens.
 LENGTHS = (1, 5, 33)
 
@@ -50,8 +52,12 @@ def test_half_of_the_experts_go_exactly(form: str, kind: str) -> None:
     assert verify(analysis, cut.dead, cut.model, masked=masked).passed
     assert verify(analysis, cut.dead, cut.model, masked=others).status == "failed"
     stacks = {m.tensor for m in group.members if m.tensor.endswith((".up", ".down"))}
-    assert len(stacks) == 2
+    assert len(stacks) == 2 * (form not in ALONE)
     assert all(cut.model.info(name).dims[0] == EXPERTS - 3 for name in stacks)
+    own = {m.tensor: {*m.unit.tolist()} for m in group.members if ".experts." in m.tensor}
+    assert len(own) == 3 * EXPERTS * (form in ALONE)
+    assert all((name in cut.model) == units.isdisjoint({0, 2, 5}) for name, units in own.items())
+    assert len(set(group.params.tolist())) == 1
 
 
 def test_a_chosen_expert_says_something_and_one_that_never_is_says_nothing() -> None:
@@ -145,6 +151,47 @@ def test_what_is_chosen_must_not_be_read_otherwise() -> None:
         onnxprune.prune(model, ratio=0.5, granularity="experts")
 
 
+def test_scores_that_are_read_one_by_one_stay() -> None:
+    """The score of an expert that isn't chosen is no zero."""
+    model = mixture("compared")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(2, np.int64), "two"))
+    model.graph.node.append(
+        onnx.helper.make_node("Gather", ["layers.0.softmax_out", "two"], ["third"], "pick", axis=1)
+    )
+    model.graph.output.append(onnx.helper.make_tensor_value_info("third", onnx.TensorProto.FLOAT, None))
+    with pytest.raises(NothingToPrune, match="Gather 'pick'"):
+        onnxprune.prune(model, ratio=0.5, granularity="experts")
+
+
+@pytest.mark.parametrize("form", sorted(ALONE))
+def test_what_an_expert_leaves_behind_must_be_nothing(form: str) -> None:
+    """Something else than a sum reads what one expert gives: it isn't known what that is when nobody chooses it."""
+    model = mixture(form)
+    name = "layers.0.experts.3.weighed_out" if form == "written_out" else "layers.0.experts.3.share_out"
+    model.graph.node.append(onnx.helper.make_node("Exp", [name], ["grown"], "exp"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("grown", onnx.TensorProto.FLOAT, None))
+    with pytest.raises(NothingToPrune, match="what expert 3 gives where it isn't chosen isn't known"):
+        onnxprune.prune(model, ratio=0.5, granularity="experts")
+
+
+def test_experts_of_their_own_weights_count_in_budgets_and_ranks() -> None:
+    model = mixture("compared", layers=2)
+    for tensor in model.graph.initializer:  # the second half of the first layer's experts are small
+        if (
+            tensor.name.startswith(tuple(f"layers.0.experts.{n}." for n in (3, 4, 5)))
+            and "number" not in tensor.name
+        ):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / 9, tensor.name))
+    result = onnxprune.prune(model, target=("params=0.6",), granularity="experts")
+    (target,) = result.report.targets
+    assert target["holds"]
+    assert result.report.after.macs < 0.8 * result.report.before.macs
+    assert result.report.after.memory < result.report.before.memory
+    first = onnxprune.prune(model, ratio=0.5, granularity="experts", only=("layers.0",))
+    (gone,) = (g.removed_units for g in first.plan.groups if g.removed_units)
+    assert gone == (3, 4, 5)
+
+
 def test_a_model_without_experts_says_so() -> None:
     model = onnx.shape_inference.infer_shapes(mixture())
     onnxprune.prune(model, ratio=0.5, granularity="experts")
@@ -154,7 +201,7 @@ def test_a_model_without_experts_says_so() -> None:
 
     with pytest.raises(NothingToPrune, match="The model has no experts"):
         onnxprune.prune(chain(), ratio=0.5, granularity="experts")
-    with pytest.raises(UsageError, match="--granularity takes channels, experts"):
+    with pytest.raises(UsageError, match="got 'expert'"):
         onnxprune.prune(chain(), ratio=0.5, granularity="expert")
 
 
