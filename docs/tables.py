@@ -48,6 +48,7 @@ def ops() -> str:
 def options() -> str:
     """Return docs/options.md."""
     from onnxprune.options.calibration import CalibrateOptions
+    from onnxprune.options.compression import CompressOptions
     from onnxprune.options.fleet import FleetOptions
     from onnxprune.options.pruning import Options
     from onnxprune.options.sparsity import SparseOptions
@@ -56,6 +57,7 @@ def options() -> str:
     lines = ["# Options", "", "Written by `python docs/tables.py` from the code; don't edit.", ""]
     lines += ["`onnxprune prune`, and `onnxprune.Options`:", "", *_option_rows(Options), ""]
     lines += ["`onnxprune sparsify`:", "", *_option_rows(SparseOptions), ""]
+    lines += ["`onnxprune compress`:", "", *_option_rows(CompressOptions), ""]
     lines += ["`onnxprune tune`:", "", *_option_rows(TuneOptions), ""]
     lines += ["`onnxprune calibrate`:", "", *_option_rows(CalibrateOptions), ""]
     lines += ["`onnxprune fleet`:", "", *_option_rows(FleetOptions), ""]

@@ -16,6 +16,8 @@ from onnxprune.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from onnxprune.api import apply as apply
+    from onnxprune.api import compress as compress
+    from onnxprune.api import decompress as decompress
     from onnxprune.api import explain as explain
     from onnxprune.api import family as family
     from onnxprune.api import inspect as inspect
@@ -45,6 +47,8 @@ _HOME = {
     "plan": "api",
     "apply": "api",
     "verify": "api",
+    "compress": "api",
+    "decompress": "api",
     "explain": "api",
     "family": "api",
     "inspect": "api",
@@ -70,6 +74,8 @@ __all__ = [
     "Report",
     "Result",
     "apply",
+    "compress",
+    "decompress",
     "explain",
     "family",
     "inspect",

@@ -13,7 +13,7 @@ Tensors in external data keep ``data_location == EXTERNAL``, embedded ones stay 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -319,13 +319,9 @@ class Model:
                 strip(tensor)
         return proto
 
-    def serialize(self) -> bytes:
-        """The complete model as bytes, all weights embedded, external ones too.
-
-        Raises
-        ------
-        ModelError
-            If it would be larger than the 2 GB that protobuf allows.
+    def pieces(self) -> Iterator[memoryview | bytes]:
+        """The complete model in pieces, all weights embedded, external ones too, each read when it is its turn;
+        ModelError if it would be larger than the 2 GB that protobuf allows.
         """
         proto, payloads = self._store.embedded()
         length, pieces = joined(proto.SerializeToString(deterministic=True), payloads)
@@ -334,7 +330,11 @@ class Model:
                 f"The model is {length / 1e9:.1f} GB, more than the 2 GB that protobuf holds in "
                 "memory; work on its file instead."
             )
-        return b"".join(map(stored, pieces))
+        yield from map(stored, pieces)
+
+    def serialize(self) -> bytes:
+        """The complete model as bytes; see `pieces`."""
+        return b"".join(self.pieces())
 
     def to_proto(self) -> onnx.ModelProto:
         """The complete model as a ModelProto of its own; see `serialize`."""

@@ -12,6 +12,8 @@ STUB = {
     "verify": "verify in.onnx pruned.onnx --plan plan.json --json",
     "run": "run in.onnx out.onnx",
     "sparsify": "sparsify in.onnx out.onnx --report r.json",
+    "compress": "compress in.onnx out.onnx --report r.json",
+    "decompress": "decompress in.zst out.onnx",
     "calibrate": "calibrate in.onnx --calib s.npz -o m.npz",
     "merge": "merge one.npz two.npz -o m.npz",
     "fleet": "fleet models out",
@@ -25,6 +27,7 @@ LENIENT = "--max-drop 95 --calib u.npz --labels truth"
 JUDGED = "--max-drop 40 --calib u.npz --labels truth"
 SCORED = "--max-drop 40 --calib s.npz --metric m.py:evaluate"
 TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune --epochs 8"
+COARSE = "--to zst --target bytes=0.5"
 WORDS = f"{HALF} IN=words.onnx"
 MIXTURE = f"{HALF} IN=experts.onnx"
 TIMED, EASY = "--ratio 0.5 --check-speed", "--pattern 2:4 --calib s.npz"
@@ -142,6 +145,23 @@ EFFECTS = {
         "--input-shape": ("", "--input-shape x:1,9,12"),
         "--seed": ("", "--seed 1"),
         "--output": ("", "-o n.npz"),
+        "--json": SHOWN["--json"],
+        **QUIET,
+    },
+    "compress": {
+        "--target": ("--to zst", COARSE),
+        "--to": ("--target bytes=0.95", "--target bytes=0.95 --to zst"),
+        "--ignore": (COARSE, f"{COARSE} --target bytes=0.6 --ignore up"),
+        "--only": (COARSE, f"{COARSE} --target bytes=0.65 --only up --only down"),
+        "--calib": (COARSE, f"{COARSE} --calib s.npz"),
+        "--samples": (f"{COARSE} --calib s.npz", f"{COARSE} --calib s.npz --samples 30"),
+        "--calib-provider": (f"{COARSE} --calib s.npz", f"{COARSE} --calib s.npz --calib-provider nonsense"),
+        "--labels": (f"{COARSE} --calib s.npz", f"{COARSE} --calib t.npz --labels truth"),
+        "--input-shape": (f"{COARSE} --calib s.npz", f"{COARSE} --calib s.npz --input-shape x:1,9,13"),
+        "--seed": (f"{COARSE} --calib s.npz --samples 30", f"{COARSE} --calib s.npz --samples 30 --seed 1"),
+        **{name: (f"{COARSE} {a}", f"{COARSE} {b}") for name, (a, b) in {**SHOWN, **QUIET}.items()},
+    },
+    "decompress": {
         "--json": SHOWN["--json"],
         **QUIET,
     },

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from onnxprune.api.given import PathLike, Told, front
 from onnxprune.api.several import calibrate as calibrate
+from onnxprune.api.several import compress as compress
+from onnxprune.api.several import decompress as decompress
 from onnxprune.api.several import family as family
 from onnxprune.api.several import fleet as fleet
 from onnxprune.api.several import merge as merge
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = [
     "apply",
     "calibrate",
+    "compress",
+    "decompress",
     "explain",
     "family",
     "fleet",

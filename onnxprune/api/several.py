@@ -12,6 +12,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.select import pick
 from onnxprune.journey.run import Run, Source
 from onnxprune.options.calibration import CalibrateFields, CalibrateOptions
+from onnxprune.options.compression import CompressFields, CompressOptions
 from onnxprune.options.declare import settings_of
 from onnxprune.options.fleet import FleetFields, FleetOptions
 from onnxprune.options.pruning import OptionFields, Options
@@ -20,13 +21,25 @@ from onnxprune.pruning import journey
 from onnxprune.pruning.journey import Result
 
 if TYPE_CHECKING:
+    from onnxprune.compression.journey import CompressResult
+    from onnxprune.compression.report import Unpacked
     from onnxprune.fleet.table import FleetTable
     from onnxprune.pruning.family import Sensitivity
     from onnxprune.pruning.layer_times import LayerTimes
     from onnxprune.pruning.sharded import MomentFacts
     from onnxprune.tuning.report import TuneReport
 
-__all__ = ["calibrate", "family", "fleet", "merge", "profile", "sensitivity", "tune"]
+__all__ = [
+    "calibrate",
+    "compress",
+    "decompress",
+    "family",
+    "fleet",
+    "merge",
+    "profile",
+    "sensitivity",
+    "tune",
+]
 
 
 @front
@@ -180,6 +193,78 @@ def tune(
     from onnxprune.tuning.journey import find
 
     return find(Run.open(source, settings_of(TuneOptions, options, fields), progress or None), Path(output))
+
+
+@front
+def compress(
+    source: Source,
+    output: PathLike | None = None,
+    options: CompressOptions | None = None,
+    *,
+    progress: Told = None,
+    **fields: Unpack[CompressFields],
+) -> CompressResult:
+    """Make a model's file small: weights on coarse grids within a budget of bytes, entropy coded where that is wanted.
+
+    Parameters
+    ----------
+    source : path, ModelProto or Model
+    output : path, optional
+        Where its name ends in ``.zst``, or with ``to="zst"``, a packed file is written. Without it the result stays in
+        memory, as ``CompressResult.model``.
+    options : CompressOptions, optional
+    progress : callable, optional
+        Is told the name of each stage.
+    **fields
+        The fields of `CompressOptions`, such as ``target="bytes=0.1"``; they replace those of ``options``.
+
+    Returns
+    -------
+    CompressResult
+        With the ``model`` (a ModelProto) and the ``report``.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`; nothing is written then.
+    """
+    from onnxprune.compression import journey as compression
+
+    settings = settings_of(CompressOptions, options, fields)
+    return compression.compress(
+        Run.open(source, settings, progress or None), None if output is None else Path(output)
+    )
+
+
+@front
+def decompress(source: PathLike, output: PathLike, *, progress: Told = None) -> Unpacked:
+    """Unpack what `compress` has packed, and check that it is what was packed, to the byte.
+
+    Parameters
+    ----------
+    source, output : path
+    progress : callable, optional
+
+    Returns
+    -------
+    Unpacked
+        Names, sizes and hashes of the files.
+
+    Raises
+    ------
+    ModelError
+        If the file is damaged, not whole, or none of ours; nothing is written then.
+    """
+    from onnxprune.compression.coder import unpack
+    from onnxprune.compression.report import Unpacked
+
+    if progress:
+        progress("unpack")
+    members = unpack(Path(source), Path(output)).members
+    names = [Path(output).name, *(member.name for member in members[1:])]
+    return Unpacked(
+        [{"name": n, "bytes": m.nbytes, "sha256": m.sha256} for n, m in zip(names, members, strict=True)]
+    )
 
 
 @front

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from onnxprune.cli import examples
+from onnxprune.cli import examples, values
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import flag, help_of, specs
 from onnxprune.options.pruning import Options, parse_shape
@@ -60,6 +59,8 @@ def build() -> argparse.ArgumentParser:
     _verify(commands)
     _run(commands)
     _sparsify(commands)
+    _compress(commands)
+    _decompress(commands)
     _tune(commands)
     _fleet(commands)
     return top
@@ -87,13 +88,13 @@ def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.
     level.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.add_argument(
         "--max-memory",
-        type=_size,
+        type=values.size,
         metavar="SIZE",
         help="stop when more memory than this is needed, such as 4GB (default grows with the model; Linux)",
     )
     parser.add_argument(
         "--max-seconds",
-        type=_seconds,
+        type=values.seconds,
         metavar="S",
         help="stop when a single run of the model, or any other step in a library, takes longer (default grows with "
         "the model; Linux)",
@@ -120,40 +121,14 @@ def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -
     else:
         missing = spec.default is dataclasses.MISSING
         more += "" if missing or spec.default is None else f" (default {spec.default})"
-        parse: Callable[[str], Any] = {"float": _float, "int": _int}.get(kind.removesuffix(" | None"), str)
+        parse: Callable[[str], Any] = {"float": values.number, "int": values.whole}.get(
+            kind.removesuffix(" | None"), str
+        )
         action = parser.add_argument(
             name, required=missing, type=parse, metavar=spec.metadata["metavar"], **shared
         )
     vars(action)["text"] = _Text(spec)  # argparse puts an action's attributes into its help
     action.help = "%(text)s" + more.replace("%", "%%")
-
-
-def _int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
-
-
-def _size(text: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)i?b?", text.strip().lower())
-    if not match or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"must be an amount of memory such as 800MB or 4GB, got {text!r}")
-    return float(match[1]) * 1000.0 ** " kmgt".index(match[2] or " ")
-
-
-def _seconds(text: str) -> float:
-    seconds = _float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return seconds
 
 
 def options_from(args: argparse.Namespace, kind: type[Given] = Options, **more: Any) -> Given:  # type: ignore[assignment]
@@ -237,7 +212,7 @@ def _explain(commands: Any) -> None:
     )
     _files(parser, ("in", "the model"))
     parser.add_argument("tensor", metavar="TENSOR", help="a tensor, tensor:axis, or a node for its output")
-    parser.add_argument("axis", metavar="AXIS", nargs="?", type=_int, help="all of them otherwise")
+    parser.add_argument("axis", metavar="AXIS", nargs="?", type=values.whole, help="all of them otherwise")
     _add_options(parser, "explain")
     _json(parser)
 
@@ -353,6 +328,30 @@ def _sparsify(commands: Any) -> None:
         metavar="R.html|.json|.md|.csv",
         help="write the report: zeros and gains of each weight; a page to look at if it ends in .html",
     )
+    _json(parser)
+
+
+def _compress(commands: Any) -> None:
+    from onnxprune.options.compression import CompressOptions
+
+    parser = _command(
+        commands, "compress", "make the file small: weights on coarse grids, packed or not", examples.COMPRESS
+    )
+    _files(parser, ("in", "the model"), ("out", "where the result goes; packed if it ends in .zst"))
+    _add_options(parser, "compress", kind=CompressOptions)
+    parser.add_argument(
+        "--report",
+        metavar="R.html|.json|.md|.csv",
+        help="write the report: zeros, bits, bytes and loss of each weight; a page to look at if it ends in .html",
+    )
+    _json(parser)
+
+
+def _decompress(commands: Any) -> None:
+    parser = _command(
+        commands, "decompress", "unpack what 'compress' has packed, and check it", examples.DECOMPRESS
+    )
+    _files(parser, ("in", "the packed file"), ("out", "where the model goes"))
     _json(parser)
 
 

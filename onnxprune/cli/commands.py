@@ -30,7 +30,8 @@ from onnxprune.report.forms import is_page
 from onnxprune.report.record import Facts, Record
 
 __all__ = [
-    "apply", "calibrate", "explain", "fleet", "inspect", "merge", "plan", "profile", "prune", "run", "sensitivity",
+    "apply", "calibrate", "compress", "decompress", "explain", "fleet",
+    "inspect", "merge", "plan", "profile", "prune", "run", "sensitivity",
     "sparsify", "tune", "verify",
 ]  # fmt: skip
 
@@ -231,6 +232,25 @@ def sparsify(args: Namespace) -> None:
     _finish(args, result.report)
 
 
+def compress(args: Namespace) -> None:
+    """``onnxprune compress IN OUT --target bytes=0.1``."""
+    from onnxprune.options.compression import CompressOptions
+
+    source, options = _input(args), options_from(args, CompressOptions)
+    args.out = str(options.place(Path(_out(args))))
+    with _places(args, source, args.out, {"--report": args.report}):
+        result = _told(args, api.compress, source, args.out, options)
+        _keep(args, result.report)
+    _finish(args, result.report)
+
+
+def decompress(args: Namespace) -> None:
+    """``onnxprune decompress IN OUT``."""
+    with _places(args, _input(args), args.out, {}):
+        told = _told(args, api.decompress, _input(args), args.out)
+    _finish(args, told)
+
+
 def tune(args: Namespace) -> None:
     """``onnxprune tune IN OUT --max-drop 1 --calib SAMPLES --labels KEY``."""
     from onnxprune.options.tuning import TuneOptions
@@ -287,7 +307,7 @@ def _keep(args: Namespace, report: Record) -> None:
         report.save(args.report)
 
 
-def _finish(args: Namespace, report: Record) -> None:
+def _finish(args: Namespace, report: Facts) -> None:
     _say(args, report)
     if _speaks(args):
         print(f"wrote {args.out}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 __all__ = [
     "CALIBRATE",
     "CODES",
+    "COMPRESS",
+    "DECOMPRESS",
     "EXPLAIN",
     "FLEET",
     "INSPECT",
@@ -115,6 +117,29 @@ examples:
       the smallest 70 % of all weights become zero
 
 Zeros make no model faster by themselves: the report says which runtime gains what.
+"""
+
+COMPRESS = """\
+examples:
+  onnxprune compress model.onnx small.onnx.zst
+      packed as it is: no weight changes; 'zstd -d' unpacks it, too
+  onnxprune compress model.onnx small.onnx.zst --target bytes=0.0625 --calib samples.npz
+      16 times smaller in transfer: coarse steps for weights that bear them, refitted on unlabelled samples, then packed
+  onnxprune compress model.onnx small.onnx --target bytes=0.25 --calib samples.npz
+      a model on disk of a quarter of the bytes, which stock onnxruntime loads and runs as fast as the input
+  onnxprune decompress small.onnx.zst model.onnx
+      unpacked, and checked to be what was packed
+
+Sizes on disk, in transfer and in memory are three things: in memory onnxruntime holds all floats again. For a model
+that runs faster prune it first ('onnxprune prune'), and compress what that gives.
+"""
+
+DECOMPRESS = """\
+examples:
+  onnxprune decompress small.onnx.zst model.onnx
+
+A file that is damaged, cut off or not what its record says is refused (exit code 3), and nothing is written. Models of
+more than 2 GB are packed as a tar of the model and its data file, which goes beside OUT.
 """
 
 TUNE = """\

@@ -21,6 +21,8 @@ from onnxprune.files.target import is_data_of, place_of, same
 
 __all__ = ["locations", "own", "readers", "refuse_data"]
 
+#: How a packed model begins, see `onnxprune.compression.record`.
+_PACKED = b"P*M\x18"
 _LARGE = 1024  # bytes; of weights that are not looked at
 #: Forms of models that are searched for the name of a data file, not parsed.
 _OTHER_FORMS = (".onnxtxt", ".textproto", ".prototxt", ".pbtxt", ".txtpb", ".onnxjson", ".json", ".ort")
@@ -86,7 +88,7 @@ def refuse_data(path: Path, what: str, *, for_model: bool = True) -> None:
         If the file is one of these.
     """
     place = place_of(path)
-    if not place.is_file() or _is_text(place):
+    if not place.is_file() or _is_ours(place):
         return
     names: list[str] = []
     with contextlib.suppress(OSError, ValueError):
@@ -98,10 +100,11 @@ def refuse_data(path: Path, what: str, *, for_model: bool = True) -> None:
         raise OutputError(f"{what} holds weights of {names[0]!r} beside it; give another name.")
 
 
-def _is_text(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a report, a page or a packed model."""
     try:
         with path.open("rb") as file:
-            return file.read(1) in (b"{", b"<")
+            return file.read(4).startswith((b"{", b"<", _PACKED))
     except OSError:
         return False
 

@@ -162,14 +162,14 @@ class SharedOptions:
         "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
         "script.py:function, or 'synthetic'",
         stage="calibrate",
-        commands="prune sensitivity sparsify tune calibrate run",
+        commands="prune sensitivity sparsify tune calibrate run compress",
         metavar="SAMPLES",
     )
     samples: int | None = option(
         None,
         "with --calib: use at most this many samples (256 synthetic ones)",
         stage="calibrate",
-        commands="prune sensitivity sparsify tune calibrate",
+        commands="prune sensitivity sparsify tune calibrate compress",
         metavar="N",
         needs="calibrated",
     )
@@ -177,7 +177,7 @@ class SharedOptions:
         "cpu",
         "with --calib: run the samples on this execution provider of onnxruntime, such as cuda",
         stage="calibrate",
-        commands="prune sensitivity sparsify tune calibrate",
+        commands="prune sensitivity sparsify tune calibrate compress",
         metavar="NAME",
         needs="calibrated",
     )
@@ -185,7 +185,7 @@ class SharedOptions:
         None,
         "with --calib: the key of true labels in the samples, for the accuracy in the report",
         stage="calibrate",
-        commands="prune sparsify tune calibrate",
+        commands="prune sparsify tune calibrate compress",
         metavar="KEY",
         needs="calibrated",
     )
@@ -193,7 +193,7 @@ class SharedOptions:
         False,
         "leave times out of the report, so that the same command writes the same bytes",
         stage="write",
-        commands="prune apply sparsify",
+        commands="prune apply sparsify compress",
     )
     in_place: bool = option(
         False, "allow OUT to be the same file as IN", stage="write", commands="prune apply run sparsify"

@@ -24,7 +24,7 @@ from vocabulary_models import language
 
 import onnxprune
 from onnxprune import cli
-from onnxprune.api import calibrate
+from onnxprune.api import calibrate, compress
 from onnxprune.cli.arguments import build
 from onnxprune.latency.apart import Apart
 from onnxprune.latency.clock import Bench, Race
@@ -112,6 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.savez(place / f"{name}.npz", x=given, truth=truth)
     for name, shard in (("one", "1/2"), ("two", "2/2"), ("all", None)):
         calibrate(place / "in.onnx", place / f"{name}.npz", calib=str(place / "s.npz"), shard=shard)
+    compress(place / "in.onnx", place / "in.zst")
     (place / "m.py").write_text(SCRIPT, encoding="utf-8")
     return place
 
@@ -197,7 +198,11 @@ def test_it_does_something(command: str, name: str, folder: Path, tmp_path: Path
         assert one[0] == 0, one
     if name in ("--provider", "--calib-provider", "--minutes", "--rtol", "--min-agreement", "--max-drop"):
         return  # may be refused, for what it finds
-    if (command, name) not in {("verify", "--plan"), ("sparsify", "--input-shape")}:
+    if (command, name) not in {
+        ("verify", "--plan"),
+        ("sparsify", "--input-shape"),
+        ("compress", "--input-shape"),
+    }:
         assert other[0] == 0, other
 
 
@@ -243,6 +248,9 @@ def test_the_look_at_a_run_sees_no_difference_where_there_is_none(folder: Path, 
         "inspect in.onnx --sparsity --allow-inexact",
         "inspect --ops --sparsity",
         "run in.onnx out.onnx --passes drop_dead --input-shape x:1,7,12",
+        "compress in.onnx out.onnx",
+        "compress in.onnx out.onnx --to zst --calib s.npz",
+        "compress in.onnx out.onnx --target bytes=0.5 --seed 1",
         f"tune in.onnx out.onnx {JUDGED} --lower-is-better",
         "tune in.onnx out.onnx --max-drop 1 --calib s.npz --metric m.py --eval v.npz",
         "run in.onnx out.onnx --passes drop_dead --report r.html",
@@ -273,6 +281,7 @@ TEXTS = {
     "apply --report": "apply in.onnx plan.json out.onnx --report -",
     "run --report": "run in.onnx out.onnx --passes prune{ratio=0.5} --report -",
     "sparsify --report": "sparsify in.onnx out.onnx --pattern 2:4 --report -",
+    "compress --report": "compress in.onnx out.onnx --to zst --report -",
     "tune --report": f"tune in.onnx out.onnx {JUDGED} --recover lstsq --report -",
     "inspect --html": "inspect in.onnx --html -",
 }
@@ -315,6 +324,7 @@ def test_a_dash_is_standard_output_and_nothing_else_goes_there(
     [
         ("prune in.onnx - --ratio 0.5", 7, "a model needs a file"),
         ("sparsify in.onnx - --pattern 2:4", 7, "a model needs a file"),
+        ("compress in.onnx - --target bytes=0.5", 7, "a model needs a file"),
         ("apply in.onnx plan.json -", 7, "a model needs a file"),
         ("run in.onnx - --passes drop_dead", 7, "a model needs a file"),
         ("prune in.onnx o.onnx --ratio 0.5 --report - --plan -", 2, "would both go to standard output"),

@@ -12,6 +12,7 @@ import onnxprune
 from onnxprune.cli import main
 from onnxprune.cli.arguments import build, options_from
 from onnxprune.errors import UsageError
+from onnxprune.options.compression import CompressFields, CompressOptions
 from onnxprune.options.declare import flag, help_of, specs
 from onnxprune.options.pruning import Options
 from onnxprune.options.sparsity import SparseOptions
@@ -135,5 +136,6 @@ def test_an_option_without_effect_is_refused(how: dict[str, Any], says: str) -> 
         Options(**how)
 
 
-def test_the_fields_of_tune_are_its_options() -> None:
-    assert set(TuneFields.__annotations__) == {spec.name for spec in specs(TuneOptions)}
+@pytest.mark.parametrize(("fields", "kind"), [(TuneFields, TuneOptions), (CompressFields, CompressOptions)])
+def test_the_fields_are_the_options(fields: Any, kind: Any) -> None:
+    assert set(fields.__annotations__) == {spec.name for spec in specs(kind)}

@@ -30,7 +30,7 @@ RANKS = (
     "reconstruction granularity permutation",
     "criteria rotation sparsity",
     "pruning",
-    "tuning",
+    "tuning compression",
     "fleet",
     "api",
     "passes integrations",

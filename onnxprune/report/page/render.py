@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from onnxprune.report.page import frontier, lossless, sections, zeros
+from onnxprune.report.page import compressed, frontier, lossless, sections, zeros
 from onnxprune.report.page.data import embedded, facts
 
-__all__ = ["render", "render_frontier", "render_lossless", "render_zeros"]
+__all__ = ["render", "render_compressed", "render_frontier", "render_lossless", "render_zeros"]
 
 STYLES = ("page.css", "parts.css")
 SCRIPTS = ("theme.js", "base.js", "detail.js", "groups.js", "rails.js", "charts.js")
@@ -40,6 +40,11 @@ def render_zeros(values: Mapping[str, Any]) -> str:
     It is the same kind of page as that of `render`, with no script but for light and dark.
     """
     return _page(sections.title(values), zeros.all_of(values), SCRIPTS[:1], None)
+
+
+def render_compressed(values: Mapping[str, Any]) -> str:
+    """Return the page of a file made small, as `onnxprune.compression.report.CompressReport.to_json` gives it."""
+    return _page(sections.title(values), compressed.all_of(values), SCRIPTS[:1], None)
 
 
 def render_lossless(values: Mapping[str, Any]) -> str:

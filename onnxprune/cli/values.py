@@ -1,0 +1,46 @@
+"""Values on the command line: numbers, amounts of memory, seconds; what isn't one is refused with what was given."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+__all__ = ["number", "seconds", "size", "whole"]
+
+
+def whole(text: str) -> int:
+    """Return a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def number(text: str) -> float:
+    """Return a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def size(text: str) -> float:
+    """Return an amount of memory in bytes.
+
+    Examples
+    --------
+    >>> size("4GB")
+    4000000000.0
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)i?b?", text.strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"must be an amount of memory such as 800MB or 4GB, got {text!r}")
+    return float(match[1]) * 1000.0 ** " kmgt".index(match[2] or " ")
+
+
+def seconds(text: str) -> float:
+    """Return a time above 0."""
+    value = number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value

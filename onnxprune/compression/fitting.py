@@ -1,0 +1,195 @@
+"""Layer after layer onto the grids that were chosen: each is refitted, rounded, and those after it make up for it.
+
+For a layer with moments ``H`` (d, d), ``G`` (d, O) of its present inputs and the original's outputs, the weights that
+are rounded are the ridge regression ``W* = (H + lam)^-1 (G + lam W0)``, with the ridge that held-out samples like best;
+what rounding loses is weighed by ``H`` (`onnxprune.compression.rounding`), and the bias follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibration.samples import Samples
+from onnxprune.compression.curves import Choice, Rounds, narrowed
+from onnxprune.compression.forms import dequantised, step_of
+from onnxprune.compression.rounding import Alone, Rounder
+from onnxprune.graph.analysis import Analysis
+from onnxprune.model import Model
+from onnxprune.reconstruction.evidence import Evidence, moments_of
+from onnxprune.reconstruction.few_rows import steadied
+from onnxprune.reconstruction.layer import Settings, weights_of, write
+from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.least_squares import Fit, Problem, error_of, ridge_of
+from onnxprune.reconstruction.walk import Walk
+
+__all__ = ["LARGEST", "Gridded", "Layers", "alone", "flat"]
+
+Array = NDArray[Any]
+Matrix = NDArray[np.float64]
+
+#: Inputs of the widest layer that is fitted: its moments take 2 GB.
+LARGEST = 12288
+#: Ridge of the moments that rounding is weighed by, as a share of the inputs' mean variance.
+DAMPING = 1e-2
+RIDGES = (1e-3, 1e-2, 1e-1)
+#: Bits of a fitted bias's fraction that are kept: half the bytes, and an error far below that of the weights.
+FRACTION = 11
+
+
+@dataclass(frozen=True)
+class Gridded:
+    """A weight on a grid.
+
+    Attributes
+    ----------
+    k : int8 array
+        Of the weight's shape.
+    step : float array
+        Broadcast against it.
+    loss : float
+        Squared error of the layer's output on samples that were held out, as a share of what it feeds; of a weight
+        that no sample tells of its own, see `onnxprune.compression.curves`.
+    """
+
+    k: Array
+    step: Array
+    loss: float
+
+
+def rounder_of(problems: list[Problem]) -> Rounder:
+    """Return what rounds a layer's weights by the moments of its blocks; inputs without variance count a little."""
+    parts = []
+    for problem in problems:
+        h = problem.h.copy()
+        lam = ridge_of(h, DAMPING)
+        h[np.diag_indices_from(h)] += lam
+        parts.append(h)
+    return Rounder(np.stack(parts))
+
+
+def flat(weight: Array) -> Array:
+    """Return a weight as a matrix [d, outputs]: its first axis counts columns, which may have steps of their own."""
+    return weight.reshape(len(weight), -1).T
+
+
+def rounded(w: Array, rounds: Rounds, choice: Choice) -> tuple[Array, Array]:
+    """Return steps, int8 as ``w``, and their length, broadcast against it."""
+    step = np.array(choice.step) if choice.step else narrowed(w, rounds, choice.ends)
+    return rounds.steps(w, step, choice.price, choice.ends), step
+
+
+def alone(weight: Array, choice: Choice) -> Gridded:
+    """Put a weight on a grid that no sample tells of."""
+    w = flat(weight)
+    k, step = rounded(w, Alone(), choice)
+    each = np.broadcast_to(step, (1, w.shape[1]))[0].reshape(-1, *(1,) * (weight.ndim - 1))
+    square = float(np.vdot(w.astype(np.float64), w)) if w.size else 0.0
+    loss = Alone().loss((k * step - w).astype(np.float64)) / (square or 1.0)
+    whole = np.ascontiguousarray(k.T.reshape(weight.shape))
+    return Gridded(whole, step_of(each) if choice.step == 0 else each[:1], loss)
+
+
+@dataclass
+class Layers:
+    """The layers of a model that can be fitted on samples, and what is known of them.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    samples : Samples
+    sites : list of Site
+        In order.
+    settings : Settings
+    say : callable
+    """
+
+    analysis: Analysis
+    samples: Samples
+    sites: list[Site]
+    settings: Settings
+    say: Callable[[str], None]
+    fits: dict[str, Gridded] = field(default_factory=dict)
+
+    def originals(self) -> Iterator[tuple[Site, Matrix, Rounder, float]]:
+        """Yield layers with their weights [B, d, O], what rounds them, and the unit of their loss, in the original."""
+        walk = Walk.of(self.analysis, [], self.samples, self.settings, self.sites)
+        seen = 0
+        for stretch in walk.stretches(self.sites):
+            self.say(f"look {seen + 1}/{len(self.sites)}: {stretch[0].name}")
+            seen += len(stretch)
+            for site, evidence in zip(stretch, walk.originals(stretch), strict=True):
+                matrices = weights_of(site, self.analysis.model)[0]
+                problems, factor = _steady(site, evidence, matrices)
+                yield site, matrices, rounder_of(problems), (evidence.spread or 1.0) / factor
+
+    def carry(self, model: Model, choices: Mapping[str, Choice]) -> dict[str, Gridded]:
+        """Put weights on their grids in a model, in place; return them."""
+        done: dict[str, Gridded] = {}
+        walk = Walk.of(self.analysis, [model], self.samples, self.settings, self.sites)
+        for n, site in enumerate(self.sites):
+            choice = choices.get(site.weight)
+            if choice is None:
+                walk.done(site)
+                continue
+            self.say(f"fit {n + 1}/{len(self.sites)}: {site.name}")
+            (evidence,) = walk.evidence(site, spread=True)
+            walk.done(site)
+            done[site.weight] = _fit(site, evidence, model, choice)
+        return done
+
+
+def _steady(site: Site, evidence: Evidence, matrices: Matrix) -> tuple[list[Problem], float]:
+    """Return moments of each block for a loss curve, and the factor of the losses."""
+    units = list(np.arange(site.view.width)[:, None])
+    sets = evidence.train, evidence.held_out, evidence.whole
+    parts = (moments_of(one(centred=site.adder is not None)) for one in sets)
+    pairs = [steadied(problems, units, w) for w, *problems in zip(matrices, *parts, strict=True)]
+    return [problem for problem, _ in pairs], float(np.mean([factor for _, factor in pairs]))
+
+
+def _refitted(problem: Problem, share: float, prior: Matrix) -> Matrix:
+    return problem.solve(np.arange(len(prior)), share, prior)
+
+
+def _fit(site: Site, evidence: Evidence, model: Model, choice: Choice) -> Gridded:
+    centred, view = site.adder is not None, site.view
+    train, unseen = (moments_of(of(centred=centred)) for of in (evidence.train, evidence.held_out))
+    prior, biases = weights_of(site, model)
+    errors = {0.0: _error(unseen, list(prior), biases, centred)}
+    for share in RIDGES:
+        errors[share] = _error(
+            unseen, [_refitted(p, share, w) for p, w in zip(train, prior, strict=True)], biases, centred
+        )
+    best = min(errors, key=lambda share: errors[share])
+    whole = moments_of(evidence.whole(centred=centred))
+    wanted = np.stack([w if not best else _refitted(p, best, w) for p, w in zip(whole, prior, strict=True)])
+    k, step = rounded(wanted, rounder_of(whole), choice)
+    each = np.asarray(view.pack(np.broadcast_to(step, wanted.shape)))
+    old = model.weight(site.weight)
+    steps = step_of(each.reshape(old.shape)).astype(old.dtype)
+    whole_steps = np.rint(
+        np.asarray(view.pack(k * step)).reshape(old.shape) / step_of(each.reshape(old.shape))
+    )
+    values = dequantised(whole_steps.astype(np.int8), steps, old.dtype)
+    matrices = view.unpack(values.astype(np.float64))
+    fits = [Fit(w, _bias(p, w) if centred else b) for p, w, b in zip(whole, matrices, biases, strict=True)]
+    write(model, site, fits)
+    model.put(site.weight, values)
+    loss = sum(float(error_of(p, fit).sum()) for p, fit in zip(unseen, fits, strict=True))
+    return Gridded(whole_steps.astype(np.int8), steps, loss / (evidence.spread or 1.0))
+
+
+def _error(problems: list[Problem], matrices: list[Matrix], biases: Matrix, centred: bool) -> float:
+    each = zip(problems, matrices, biases, strict=True)
+    return sum(float(error_of(p, Fit(w, p.my - p.mx @ w if centred else b)).sum()) for p, w, b in each)
+
+
+def _bias(problem: Problem, w: Matrix) -> Matrix:
+    """Return the bias that makes the means agree, with a short fraction."""
+    part, exponent = np.frexp(problem.my - problem.mx @ w)
+    return np.asarray(np.ldexp(np.rint(np.ldexp(part, FRACTION)), exponent - FRACTION))

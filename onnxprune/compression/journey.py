@@ -1,0 +1,173 @@
+"""The journey of `onnxprune compress`, top down: pack as it is, or put weights on grids within the budget; check; tell.
+
+What is promised is the size of the file, and that it is a model that onnxruntime loads; how far its outputs moved is
+measured on samples that no fit saw, and told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnxprune.calibration.agreement import Outputs, compare
+from onnxprune.calibration.labels import check_labels
+from onnxprune.calibration.samples import Samples, samples_for
+from onnxprune.calibration.stream import stream_of
+from onnxprune.compression.fitting import LARGEST, Layers
+from onnxprune.compression.packing import drafts, keep
+from onnxprune.compression.parts import parts_of, without
+from onnxprune.compression.report import CompressReport
+from onnxprune.compression.search import Attempt, GridSearch, lines
+from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.graph.analysis import analyse
+from onnxprune.graph.inline import inline
+from onnxprune.journey.given_shapes import bound
+from onnxprune.journey.output import refuse_overwrite, size_in_bytes
+from onnxprune.journey.run import Run
+from onnxprune.journey.save import Outcome, save
+from onnxprune.model import Model
+from onnxprune.options.compression import CompressOptions
+from onnxprune.pruning.targets import parse_target
+from onnxprune.reconstruction.layer import Settings
+from onnxprune.reconstruction.layers import Site, seen, sites
+from onnxprune.reconstruction.stored import Floats
+from onnxprune.runtime.inputs import Trial
+from onnxprune.sparsity.weights import Left
+
+__all__ = ["CompressResult", "compress"]
+
+
+class CompressResult(Outcome[CompressReport]):
+    """What `onnxprune.compress` gives back."""
+
+    @property
+    def compressed(self) -> Model:
+        """The model that is in the file."""
+        return self.changed
+
+
+def compress(run: Run[CompressOptions], output: Path | None) -> CompressResult:
+    """Do the whole journey.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`.
+    """
+    options = run.options
+    place = None if output is None else options.place(output)
+    refuse_overwrite(run.model, place, False)
+    if options.target is None and output is not None and not options.packed(output):
+        raise UsageError(
+            "Without --target this would leave the file as it is; give a budget such as bytes=0.25, or pack it with "
+            "--to zst."
+        )
+    zst, before = options.packed(output), size_in_bytes(run.model)
+    report = CompressReport(form="zst" if zst else "onnx", bytes_before=before)
+    with drafts(place, (run.model.path or Path("model.onnx")).name) as room:
+        search = GridSearch(run, run.model, [], None, room if zst else None)
+        with run.stage("code"):
+            attempt = search.measured(Attempt(run.model))
+        if options.target is not None:
+            (target,) = parse_target(options.target)
+            report.budget = target.value * before if target.relative else target.value
+            if attempt.nbytes > report.budget:
+                attempt = _within(search, report, attempt.nbytes)
+            else:
+                run.notes.append(
+                    f"as it is the file takes {attempt.nbytes:,} bytes, which is within --target: no weight was changed"
+                )
+        return _finished(run, report, attempt, place)
+
+
+def _within(search: GridSearch, report: CompressReport, plain: int) -> Attempt:
+    """Return a model within the budget, and what was done in the report."""
+    run, aside = search.run, None
+    search.base = base = inline(run.model)
+    if run.options.calib is not None:
+        search.layers, aside = _layers(run, base)
+    layers = search.layers
+    by_weight = {} if layers is None else {site.weight: site for site in layers.sites}
+    parts, left = parts_of(base, by_weight)
+    search.parts, spared = without(parts, run.options.ignore, run.options.only)
+    report.left = [*left, *spared]
+    if not search.parts:
+        raise NothingToPrune(_nothing(run, report.left, plain))
+    if layers is not None:
+        wanted = {part.name for part in search.parts}
+        layers.sites = [site for site in layers.sites if site.weight in wanted]
+        others = sum(part.site is None for part in search.parts)
+        if others:
+            run.notes.append(
+                f"{others} weights can't be fitted on samples, and lost by their own squares alone"
+            )
+    attempt = search.within(report.budget or 0.0)
+    kept = [part.name for part in search.parts if part.name not in attempt.parts]
+    report.left += [Left(name, "as it is it loses nothing, and the budget has room for it") for name in kept]
+    report.lines, report.curve = lines(search, attempt), search.curve
+    if layers is not None:
+        original = _agreement(run, base, attempt.model, aside)
+        samples = layers.samples
+        report.calibration = {"source": samples.source, "samples": samples.count, "original": original}
+    return attempt
+
+
+def _nothing(run: Run[CompressOptions], left: list[Left], plain: int) -> str:
+    why = (
+        f"{left[0].name!r}: {left[0].reason}" if left else "it has no weights of floats that are large enough"
+    )
+    return (
+        f"--target {run.options.target} can't be met: no weight of the model may lie on a grid ({why}), and as it is "
+        f"the file takes {plain:,} bytes."
+    )
+
+
+def _layers(run: Run[CompressOptions], base: Model) -> tuple[Layers, Samples | None]:
+    """Return the layers that can be fitted on samples, and the samples that no fit sees."""
+    with run.stage("analyse"):
+        analysis = bound(run, lambda shapes: analyse(base, input_shapes=shapes, runs=Trial(base)))
+    with run.stage("samples"):
+        fit_on, aside = samples_for(analysis.interface(), run.options, analysis.inputs).set_aside()
+    told = seen(sites(analysis), stream_of(base, fit_on))
+    fitted = [_without_new_bias(s) for s in told if isinstance(s.codec, Floats) and s.view.width <= LARGEST]
+    return Layers(analysis, fit_on, fitted, Settings(seed=run.options.seed, wide=LARGEST), run.say), aside
+
+
+def _without_new_bias(site: Site) -> Site:
+    """Return a layer that gets no bias where it had none."""
+    return site if site.bias is not None else replace(site, adder=None)
+
+
+def _agreement(
+    run: Run[CompressOptions], base: Model, made: Model, aside: Samples | None
+) -> dict[str, Any] | None:
+    """Say how far the outputs are from the original's, on samples that no fit saw; None where there are none."""
+    if aside is None:
+        return None
+    with run.stage("compare"):
+        original = Outputs(base, aside)
+        run.notes += [] if aside.labels is None else check_labels(original.whole(), aside.labels)
+        return compare(original, Outputs(made, aside, room=0), aside.labels)
+
+
+def _finished(
+    run: Run[CompressOptions], report: CompressReport, attempt: Attempt, place: Path | None
+) -> CompressResult:
+    report.notes = run.notes
+    result = CompressResult(attempt.model, report, place)
+    draft = attempt.draft
+    if draft is None:
+        _, report.bytes_after = save(run, result)
+        report.bytes_model = report.bytes_after
+        return result
+    report.sha256 = {"input": run.sha256(), "unpacked": draft.packing.sha256}
+    report.name_files(run.source.path, place)
+    report.bytes_model, report.bytes_after = draft.packing.nbytes, draft.nbytes
+    if place is not None:
+        with run.stage("save"):
+            keep(draft, place)
+    report.options, report.seconds = run.options.to_json(), run.seconds
+    if run.options.reproducible:
+        report.created, report.seconds = "", {}
+    return result

@@ -1,0 +1,242 @@
+"""The search for the best model within a budget: choose grids, fit, write, measure what it takes, choose again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.compression.coder import coded_size
+from onnxprune.compression.curves import Choice, Rounds, by_bits, by_entropy, choose
+from onnxprune.compression.fitting import Gridded, Layers, alone, flat
+from onnxprune.compression.forms import HALF, Stored, has_int4
+from onnxprune.compression.packing import Draft, Drafts
+from onnxprune.compression.parts import Part
+from onnxprune.compression.rounding import MOST, Alone, bits_of
+from onnxprune.errors import NothingToPrune
+from onnxprune.journey.output import size_in_bytes
+from onnxprune.journey.run import Run
+from onnxprune.model import Model
+from onnxprune.options.compression import CompressOptions
+
+__all__ = ["Attempt", "GridSearch", "lines"]
+
+#: Rounds of choice, fit and measurement at most, and the share of a budget that must be used for the last one.
+ROUNDS, USED = 4, 0.985
+#: Bytes of nodes and names that a weight on a grid takes besides, coded and as they are; measured in each round.
+BESIDE_CODED, BESIDE, BESIDE_PAIRS = 60, 220, 800
+#: What is left of floats when they are packed.
+KEPT = 0.93
+#: What is stored in so many bits where nothing is coded.
+FORMS = ((8, (-MOST, MOST)), (4, HALF))
+#: Values of a weight that its curve is taken from, where no sample tells of it.
+SAMPLE = 1 << 18
+#: Budgets that the curve is told at.
+POINTS = 12
+
+
+@dataclass
+class Attempt:
+    """A model whose weights lie on grids, and what it takes.
+
+    Attributes
+    ----------
+    model : Model
+    parts : dict
+        Weight -> how it lies there.
+    bits : dict
+        Weight -> bits of a value as it is stored.
+    nbytes : int
+        Of the file.
+    draft : Draft or None
+        The packed file.
+    """
+
+    model: Model
+    parts: dict[str, Gridded] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
+    nbytes: int = 0
+    draft: Draft | None = None
+
+
+@dataclass
+class GridSearch:
+    """What is searched in.
+
+    Attributes
+    ----------
+    run : Run
+    base : Model
+        The input without local functions.
+    parts : sequence of Part
+    layers : Layers or None
+        Those that can be fitted on samples.
+    room : Drafts or None
+        Where packed models go; None where a plain one is wanted.
+    curve : list of dict
+        Of the last search: bytes of the file, and the sum of the losses that they cost.
+    """
+
+    run: Run[CompressOptions]
+    base: Model
+    parts: Sequence[Part]
+    layers: Layers | None
+    room: Drafts | None
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def measured(self, attempt: Attempt) -> Attempt:
+        """Return an attempt that knows its size, packed where it is to be."""
+        if self.room is None:
+            attempt.nbytes = size_in_bytes(attempt.model)
+        else:
+            attempt.draft = self.room.write(attempt.model)
+            attempt.nbytes = attempt.draft.nbytes
+        return attempt
+
+    def within(self, budget: float) -> Attempt:
+        """Return the model of least loss that takes no more than so many bytes.
+
+        Raises
+        ------
+        NothingToPrune
+            If even the coarsest grids take more; the sentence says how much.
+        """
+        with self.run.stage("look"):
+            choices = self._choices()
+        with self.run.stage("code"):
+            rest = self._without_parts()
+        best: Attempt | None = None
+        least = np.inf
+        for number in range(ROUNDS):
+            chosen = choose(choices, budget - rest)
+            if chosen is None:
+                if best is not None:
+                    break
+                chosen = {name: min(each, key=lambda c: c.nbytes) for name, each in choices.items()}
+            chosen = {name: choice for name, choice in chosen.items() if not choice.kept}
+            with self.run.stage("fit"):
+                attempt = self._attempt(chosen)
+            with self.run.stage("code"):
+                self.measured(attempt)
+            self.run.say(f"round {number + 1}: {attempt.nbytes:,} of {budget:,.0f} bytes")
+            least = min(least, attempt.nbytes)
+            if attempt.nbytes <= budget and (best is None or attempt.nbytes > best.nbytes):
+                best = attempt
+            if best is not None and best.nbytes >= USED * budget:
+                break
+            choices, rest = self._corrected(choices, chosen, attempt)
+        self.curve = _curve(choices, rest)
+        if best is None:
+            raise NothingToPrune(
+                f"--target {self.run.options.target} can't be met: with the coarsest grids that leave something of "
+                f"every layer the file takes {least:,.0f} bytes; ask for more{self._hint()}."
+            )
+        return best
+
+    def _hint(self) -> str:
+        return ", or for a packed file with --to zst" if self.room is None else ", or prune channels first"
+
+    def _choices(self) -> dict[str, list[Choice]]:
+        """Return the grids that there are for each weight, with the bytes that they take."""
+        choices: dict[str, list[Choice]] = {}
+        for site, w, rounder, unit in self.layers.originals() if self.layers is not None else ():
+            choices[site.weight] = self._curve(w, rounder, unit, w.size)
+        for part in self.parts:
+            if part.name not in choices:
+                w = flat(np.asarray(self.base.weight(part.name)))
+                some = np.asarray(w[:: -(-w.size // SAMPLE)], np.float64)
+                unit = float(np.vdot(some, some)) * part.size / max(some.size, 1)
+                choices[part.name] = self._curve(some, Alone(), unit or 1.0, part.size)
+        for part in self.parts:
+            each = [replace(c, nbytes=c.nbytes + self._beside(c)) for c in choices[part.name]]
+            whole = part.nbytes * (1.0 if self.room is None else KEPT)
+            choices[part.name] = [Choice(whole, 0.0, 0.0, 0.0, kept=True), *each]
+        return choices
+
+    def _beside(self, choice: Choice) -> int:
+        """Return about how many bytes of nodes and names a grid takes."""
+        if self.room is not None:
+            return BESIDE_CODED
+        return BESIDE if choice.ends != HALF or has_int4(self.base) else BESIDE_PAIRS
+
+    def _curve(self, w: NDArray[np.floating], rounds: Rounds, unit: float, size: int) -> list[Choice]:
+        if self.room is None:
+            return by_bits(w, rounds, unit, size, FORMS)
+        return by_entropy(w, rounds, unit, size)
+
+    def _without_parts(self) -> float:
+        """Return the bytes of all but the weights that are to lie on grids."""
+        model = self.base.fork()
+        model.drop(*(part.name for part in self.parts))
+        return float(self.measured(Attempt(model)).nbytes)
+
+    def _attempt(self, chosen: Mapping[str, Choice]) -> Attempt:
+        model = self.base.fork()
+        done = {} if self.layers is None else self.layers.carry(model, chosen)
+        for part in self.parts:
+            if part.name in chosen and part.name not in done:
+                done[part.name] = alone(np.asarray(self.base.weight(part.name)), chosen[part.name])
+        stored = Stored(model)
+        names = [part.name for part in self.parts if part.name in done]
+        bits = {name: stored.put(name, done[name].k, done[name].step) for name in names}
+        return Attempt(model, done, bits)
+
+    def _corrected(
+        self, choices: dict[str, list[Choice]], chosen: Mapping[str, Choice], attempt: Attempt
+    ) -> tuple[dict[str, list[Choice]], float]:
+        """Return the choices with bytes as they turned out, and the bytes of all else as they must have been."""
+        total, better = 0.0, dict(choices)
+        for name, choice in chosen.items():
+            beside = self._beside(choice)
+            part = attempt.parts[name]
+            now = choice.nbytes - beside if self.room is None else bits_of(part.k) / 8
+            factor = now / max(choice.nbytes - beside, 1.0)
+            better[name] = [
+                c if c.kept else replace(c, nbytes=self._beside(c) + factor * (c.nbytes - self._beside(c)))
+                for c in choices[name]
+            ]
+            total += now + beside
+        total += sum(each[0].nbytes for name, each in choices.items() if name not in chosen)
+        return better, attempt.nbytes - total
+
+
+def _curve(choices: Mapping[str, Sequence[Choice]], rest: float) -> list[dict[str, float]]:
+    """Return what all weights together lose at several sizes of the file."""
+    ends = [sum(pick(c.nbytes for c in each) for each in choices.values()) for pick in (min, max)]
+    curve = []
+    for budget in np.geomspace(max(ends[0], 1.0), max(ends[1], 1.0), POINTS):
+        chosen = choose(choices, float(budget))
+        if chosen is not None:
+            nbytes = rest + sum(c.nbytes for c in chosen.values())
+            curve.append({"bytes": round(nbytes), "loss": sum(c.loss for c in chosen.values())})
+    return curve
+
+
+def lines(search: GridSearch, attempt: Attempt) -> list[dict[str, object]]:
+    """Return what was done to each weight, as plain JSON values."""
+    coded = search.room is not None
+    return [_line(part, attempt, coded=coded) for part in search.parts if part.name in attempt.parts]
+
+
+def _line(part: Part, attempt: Attempt, *, coded: bool) -> dict[str, object]:
+    own = attempt.parts[part.name]
+    bits = attempt.bits[part.name]
+    size = part.size * bits // 8 + own.step.nbytes
+    low, high = int(own.k.min(initial=0)), int(own.k.max(initial=0))
+    return {
+        "tensor": part.name,
+        "layer": part.layer,
+        "dims": list(part.dims),
+        "weights": part.size,
+        "zeros": int(part.size - np.count_nonzero(own.k)),
+        "levels": high - low + 1,
+        "bits": bits,
+        "entropy": round(bits_of(own.k) / max(part.size, 1), 4),
+        "bytes_before": part.nbytes,
+        "bytes_stored": size,
+        "bytes_coded": coded_size(own.k.tobytes()) if coded and part.size < SAMPLE * 16 else None,
+        "fitted": part.site is not None,
+        "loss": own.loss,
+    }

@@ -1,0 +1,266 @@
+"""The whole journey: budgets hold, the file loads and runs, what is unpacked is what was packed, refusals say why."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from onnxruntime import InferenceSession
+from report.test_page import Page, sound
+from small_models import FLOAT, Builder, chain
+
+import onnxprune
+from onnxprune import cli
+from onnxprune.api import compress, decompress
+from onnxprune.compression.forms import Stored, dequantised, step_of
+from onnxprune.errors import ModelError, NothingToPrune, OutputError, UsageError
+from onnxprune.model import Model
+from onnxprune.report import page
+
+
+def net(opset: int = 17, width: int = 24) -> onnx.ModelProto:
+    """Convolutions (one of them depthwise), a residual sum, a product."""
+    b = Builder(3)
+    first = b.op("Relu", [b.conv("x", "one", 3, width)], "r1")
+    deep = b.op("Conv", [first, b.weight("deep.w", width, 1, 3, 3)], "deep", group=width, pads=[1, 1, 1, 1])
+    second = b.op("Add", [b.conv(deep, "two", width, width), first], "sum")
+    pooled = b.op("GlobalAveragePool", [b.op("Relu", [second], "r2")], "pool")
+    return b.model(
+        {"x": ["n", 3, 8, 8]}, b.linear(b.op("Flatten", [pooled], "flat"), "head", width, 5), opset
+    )
+
+
+def images(count: int = 60) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(1).standard_normal((count, 3, 8, 8)).astype(np.float32)}
+
+
+def run(path: Path | onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    source = path.SerializeToString() if isinstance(path, onnx.ModelProto) else str(path)
+    (out,) = InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    return np.asarray(out)
+
+
+def error(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(one))
+
+
+@pytest.mark.parametrize("form", ["out.onnx", "out.onnx.zst"])
+def test_a_budget_holds_and_the_model_runs(tmp_path: Path, form: str) -> None:
+    onnx.save(net(), tmp_path / "in.onnx")
+    share = 0.3 if form == "out.onnx" else 0.2
+    result = compress(tmp_path / "in.onnx", tmp_path / form, target=f"bytes={share}", calib=images())
+    size, before = (tmp_path / form).stat().st_size, (tmp_path / "in.onnx").stat().st_size
+    assert 0.8 * share * before < size <= share * before
+    assert result.report.bytes_after == size
+    assert result.report.lines
+    plain = tmp_path / "out.onnx"
+    if form.endswith(".zst"):
+        facts = decompress(tmp_path / form, plain)
+        assert facts.files[0]["sha256"] == result.report.sha256["unpacked"]
+        assert plain.read_bytes() == Model.load(result.model).serialize()
+    x = images(9)["x"]
+    assert np.array_equal(run(plain, x), run(result.model, x))
+    assert error(run(tmp_path / "in.onnx", x), run(plain, x)) < 0.3
+    assert result.report.calibration is not None
+    assert result.report.calibration["original"] is None or result.report.calibration["samples"] > 0
+
+
+def test_samples_pay() -> None:
+    """The same bytes with samples lose less than without."""
+    x = images(20)["x"]
+    model = net()
+    with_ = compress(model, target="bytes=0.16", to="zst", calib=images())
+    without = compress(model, target="bytes=0.16", to="zst")
+    truth = run(model, x)
+    assert error(truth, run(with_.model, x)) < 0.8 * error(truth, run(without.model, x))
+
+
+def test_the_same_words_give_the_same_bytes(tmp_path: Path) -> None:
+    onnx.save(net(), tmp_path / "in.onnx")
+    for name in ("a.zst", "b.zst"):
+        compress(tmp_path / "in.onnx", tmp_path / name, target="bytes=0.2", calib=images())
+    assert (tmp_path / "a.zst").read_bytes() == (tmp_path / "b.zst").read_bytes()
+
+
+def test_without_a_target_no_weight_changes(tmp_path: Path) -> None:
+    onnx.save(net(), tmp_path / "in.onnx")
+    result = compress(tmp_path / "in.onnx", tmp_path / "out.onnx", to="zst")
+    assert result.path == tmp_path / "out.onnx.zst"
+    decompress(tmp_path / "out.onnx.zst", tmp_path / "back.onnx")
+    assert (tmp_path / "back.onnx").read_bytes() == (tmp_path / "in.onnx").read_bytes()
+    assert result.report.sha256["unpacked"] == result.report.sha256["input"]
+    easy = compress(tmp_path / "in.onnx", tmp_path / "easy.zst", target="bytes=1.0")
+    assert not easy.report.lines
+    assert "no weight was changed" in easy.report.notes[0]
+
+
+def test_external_data_comes_along(tmp_path: Path) -> None:
+    onnx.save(net(), tmp_path / "in.onnx", save_as_external_data=True, location="in.data", size_threshold=0)
+    x = images(4)["x"]
+    for target in (None, "bytes=0.3"):
+        result = compress(tmp_path / "in.onnx", tmp_path / "out.zst", target=target)
+        decompress(tmp_path / "out.zst", tmp_path / "alone" / "back.onnx")
+        assert [p.name for p in (tmp_path / "alone").iterdir()] == ["back.onnx"]
+        assert np.array_equal(run(tmp_path / "alone" / "back.onnx", x), run(result.model, x))
+    assert result.report.bytes_before == sum((tmp_path / n).stat().st_size for n in ("in.onnx", "in.data"))
+    with pytest.raises(OutputError):
+        compress(tmp_path / "in.onnx", tmp_path / "in.data", target="bytes=0.3")
+
+
+def test_more_than_protobuf_holds_goes_as_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.compression.packing.MOST_EMBEDDED", 1000)
+    monkeypatch.setattr("onnxprune.files.output.MOST_EMBEDDED", 1000)
+    onnx.save(net(), tmp_path / "in.onnx", save_as_external_data=True, location="in.data", size_threshold=0)
+    compress(tmp_path / "in.onnx", tmp_path / "out.zst")
+    facts = decompress(tmp_path / "out.zst", tmp_path / "new" / "model.onnx")
+    assert [one["name"] for one in facts.files] == ["model.onnx", "in.data"]
+    x = images(4)["x"]
+    assert np.array_equal(run(tmp_path / "in.onnx", x), run(tmp_path / "new" / "model.onnx", x))
+
+
+@pytest.mark.parametrize("opset", [8, 11, 13, 17, 21])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_stored_weights_are_those_floats_at_every_opset(opset: int, half: bool, dtype: type) -> None:
+    rng = np.random.default_rng(opset)
+    ends = (-8, 7) if half else (-127, 127)
+    k = rng.integers(*ends, (6, 5), dtype=np.int8, endpoint=True)
+    k[0, :2] = ends
+    step = rng.uniform(0.01, 0.1, (1, 5)).astype(dtype)
+    kind = numpy_helper.from_array(np.zeros(0, dtype)).data_type
+    values = [
+        onnx.helper.make_tensor_value_info(name, kind, ["n", size]) for name, size in (("x", 6), ("y", 5))
+    ]
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    weight = numpy_helper.from_array(dequantised(k, step, np.dtype(dtype)), "w")
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
+    model = Model.load(made)
+    assert Stored(model).put("w", k, step) == (4 if half else 8)
+    x = np.eye(6, dtype=dtype)
+    proto = model.to_proto()
+    onnx.checker.check_model(proto, full_check=True)
+    assert np.array_equal(run(proto, x), run(made, x))
+    assert model.nbytes < made.ByteSize() + 1000
+
+
+def test_steps_have_one_number_where_all_are_equal() -> None:
+    assert step_of(np.full((3, 4), 2.0)).tolist() == [[2.0]]
+    assert step_of(np.array([[1.0, 2.0], [1.0, 2.0]])).shape == (1, 2)
+    assert step_of(np.array([[1.0, 2.0], [1.0, 3.0]])).shape == (2, 2)
+
+
+def test_names_that_are_taken_stay_theirs() -> None:
+    b = Builder()
+    y = b.op("MatMul", ["x", b.weight("w", 32, 32)], "w.1")
+    model = b.model({"x": ["n", 32]}, b.op("MatMul", [y, b.weight("w_scale", 32, 32)], "w.2"))
+    made = compress(model, target="bytes=0.9", to="onnx").model
+    onnx.checker.check_model(made, full_check=True)
+    x = np.eye(32, dtype=np.float32)
+    assert error(run(model, x), run(made, x)) < 0.05
+
+
+def test_what_may_not_change_stays(tmp_path: Path) -> None:
+    model = net()
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    made = compress(model, target="bytes=0.4", to="zst", ignore=("^one",))
+    kept = {t.name: numpy_helper.to_array(t) for t in made.model.graph.initializer}
+    assert np.array_equal(kept["one.weight"], weights["one.weight"])
+    assert {one.name: one.reason for one in made.report.left}["one.weight"] == "--ignore"
+    assert "two.weight" not in kept
+    shared = net()
+    shared.graph.input.append(
+        onnx.helper.make_tensor_value_info("one.weight", FLOAT, weights["one.weight"].shape)
+    )
+    left = {one.name: one.reason for one in compress(shared, target="bytes=0.5", to="zst").report.left}
+    assert "can change at run time" in left["one.weight"]
+    with pytest.raises(UsageError, match="matches no weight"):
+        compress(model, target="bytes=0.4", to="zst", ignore=("nothing",))
+
+
+@pytest.mark.parametrize("opset", [6, 17])
+def test_models_without_weights_that_may_change_say_what_could_be(opset: int) -> None:
+    b = Builder()
+    model = b.model({"x": ["n", 4]}, b.op("Relu", ["x"], "y"), 17)
+    with pytest.raises(NothingToPrune, match="no weights of floats"):
+        compress(model, target="bytes=0.1", to="zst")
+    if opset < 7:
+        with pytest.raises(NothingToPrune, match="opset is older than 7"):
+            compress(chain(opset=opset), target="bytes=0.1", to="zst")
+
+
+def test_a_budget_that_cannot_be_met_says_what_could_be(tmp_path: Path) -> None:
+    onnx.save(net(), tmp_path / "in.onnx")
+    with pytest.raises(NothingToPrune, match=r"the file takes [0-9,]+ bytes.*--to zst"):
+        compress(tmp_path / "in.onnx", tmp_path / "out.onnx", target="bytes=0.05")
+    with pytest.raises(NothingToPrune, match=r"the file takes [0-9,]+ bytes"):
+        compress(tmp_path / "in.onnx", tmp_path / "out.zst", target="bytes=0.01", calib=images())
+    assert [p.name for p in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def test_halves_and_what_is_quantised_already() -> None:
+    model = net()
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    x = images(4)["x"].astype(np.float16)
+    made = compress(model, target="bytes=0.4", to="zst")
+    assert error(run(model, x).astype(np.float32), run(made.model, x).astype(np.float32)) < 0.3
+    small = compress(net(), target="bytes=0.5", to="onnx").model
+    again = compress(small, target="bytes=0.9", to="zst")
+    assert again.report.bytes_after < 0.9 * small.ByteSize()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"target": "macs=0.5"}, "one budget of bytes"),
+        ({"target": "bytes=0.5,0.3"}, "one budget of bytes"),
+        ({"target": "bytes=2"}, "an amount needs a unit"),
+        ({"to": "gz"}, "--to must be one of"),
+        ({"calib": "synthetic"}, "--calib is for what --target changes"),
+        ({"seed": 2, "target": "bytes=0.5"}, "--seed needs samples"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(words: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        compress(net(), **words)  # type: ignore[arg-type]
+
+
+def test_a_name_for_each_form(tmp_path: Path) -> None:
+    onnx.save(net(), tmp_path / "in.onnx")
+    with pytest.raises(UsageError, match=r"ends in \.zst"):
+        compress(tmp_path / "in.onnx", tmp_path / "o.zst", to="onnx")
+    with pytest.raises(UsageError, match="leave the file as it is"):
+        compress(tmp_path / "in.onnx", tmp_path / "o.onnx")
+
+
+def test_the_command_and_its_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(net(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "s.npz", **images())
+    line = ["compress", str(tmp_path / "in.onnx"), str(tmp_path / "o.onnx.zst"), "--target", "bytes=0.2"]
+    line += ["--calib", str(tmp_path / "s.npz"), "--report"]
+    for name in ("r.json", "r.html", "r.md", "r.csv"):
+        assert cli.main([*line, str(tmp_path / name)]) == 0
+    said = capsys.readouterr().out
+    assert "in transfer" in said
+    values = json.loads((tmp_path / "r.json").read_text("utf-8"))
+    assert values["bytes"]["after"] == (tmp_path / "o.onnx.zst").stat().st_size
+    assert sum(t["zeros"] for t in values["tensors"]) == values["zeros"]
+    sizes = [one["bytes"] for one in values["curve"]]
+    assert sizes == sorted(sizes)
+    assert [one["loss"] for one in values["curve"]] == sorted(
+        (one["loss"] for one in values["curve"]), reverse=True
+    )
+    found = Page(page.render_compressed(values))
+    assert {"summary", "weights", "curve", "left", "run"} <= set(sound(found))
+    assert sum(attrs.get("class") == "weight" for _, attrs in found.tags) == len(values["tensors"])
+    assert cli.main(["decompress", str(tmp_path / "o.onnx.zst"), str(tmp_path / "o.onnx"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"][0]["name"] == "o.onnx"
+    onnxprune.Model.load(tmp_path / "o.onnx")
+    with pytest.raises(ModelError):
+        onnxprune.Model.load(tmp_path / "o.onnx.zst")
