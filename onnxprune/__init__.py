@@ -75,7 +75,6 @@ __all__ = [
     "Result",
     "apply",
     "compress",
-    "decompress",
     "explain",
     "family",
     "inspect",
