@@ -11,8 +11,8 @@ are there, come before those of the folder. The rows of a model:
 ``2x l2``       no samples; the ratio, the same for all groups, whose MACs are nearest to the budget
 ``2x rival``    onnxsim's structured pruning ranked by Wanda's metric, with its refit (`pruning_rival.py`), at the
                 sparsity whose MACs are nearest to the budget; needs ``--rival-python``; it knows no alignment
-``2x 256``      ``--target macs=0.5 --calib``, with 256, ``1024`` and ``all`` samples, and with ``synthetic`` ones;
-                ``256 distill`` and ``all distill`` with ``--recover distill``
+``2x 256``      ``--target macs=0.5 --calib``, with so many samples (``--counts``), with ``all`` and with ``synthetic`` ones
+``2x 256 R``    the same with ``--recover R``, for each of ``--recover``
 ==============  =======================================================================================================
 
 MACs of every result are counted by our counter. Rows go to standard output as they come, all figures to
@@ -67,6 +67,7 @@ class Bench(Data):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args.data, args.work, args.python)
         self.rival_python, self.align = args.rival_python, args.align
+        self.counts, self.recover = args.counts, args.recover
         self.seen: dict[str, tuple[Model, Analysis, int]] = {}
 
     def path(self, name: str) -> Path:
@@ -157,8 +158,9 @@ class Bench(Data):
             share = 1 / times
             yield f"{times:g}x l2", lambda name, out, share=share: self.l2(name, out, share)
             yield f"{times:g}x rival", lambda name, out, share=share: self.rival(name, out, share)
-            for label in ("256", "1024", "all", "synthetic", "256 distill", "all distill"):
-                yield f"{times:g}x {label}", self._calibrated(share, label)
+            for kind in (*map(str, self.counts), "all", "synthetic"):
+                for label in (kind, *(f"{kind} {recover}" for recover in self.recover)):
+                    yield f"{times:g}x {label}", self._calibrated(share, label)
 
     def _calibrated(self, share: float, label: str) -> Callable[[str, Path], Row]:
         kind, _, recover = label.partition(" ")
@@ -183,6 +185,8 @@ def main() -> None:
     parser = table_parser(__doc__)
     parser.add_argument("--align", default="none")
     parser.add_argument("--times", type=float, nargs="+", default=[1.5, 2.0])
+    parser.add_argument("--counts", type=int, nargs="*", default=[256, 1024], help="of samples")
+    parser.add_argument("--recover", nargs="*", default=["distill"], help="beside the default")
     parser.add_argument("--again", action="store_true", help="also those that have been measured")
     args = parser.parse_args()
     bench = Bench(args)

@@ -59,6 +59,29 @@ def test_enough_rows_are_left_alone():
     assert factor == 1.0
 
 
+def test_many_rows_that_are_nearly_all_alike_are_few():
+    """A recording and the silence behind it: twenty rows for each regressor, of which one in twenty says anything."""
+    w = np.random.default_rng(0).standard_normal((UNITS, OUTPUTS))
+    fresh = problem(5000, w, 99)
+
+    def recordings(sounding, seed):
+        rng = np.random.default_rng(seed)
+        sound, silence = rng.standard_normal((sounding, UNITS)), rng.standard_normal((19 * sounding, UNITS))
+        x = np.concatenate([sound, 1e-3 * silence])
+        moments = Moments.empty(UNITS, OUTPUTS)
+        moments.add(np.concatenate([x, x @ w], axis=1))
+        return Problem.of(moments)
+
+    train, held, whole = recordings(UNITS + 5, 1), recordings(20, 2), recordings(UNITS + 25, 3)
+    assert train.n > ENOUGH * UNITS
+    blind, _ = half(whole, 1.0, w)
+    found, factor = steadied([train, held, whole], ROWS, w)
+    told, kept = half(found, factor, w)
+    prior = np.where(np.isin(np.arange(UNITS), kept)[:, None], w, 0.0)
+    seen = min(float(error_of(fresh, refit(found, kept, s, prior)).sum()) for s in (1e-4, 1e-2, 0.1)) / 20
+    assert blind < 0.5 * seen < told
+
+
 def test_errors_are_scaled_up_to_those_on_held_out_samples_and_never_down():
     """Ten times the error on held-out samples is ten times the curve; less than it says is no reason; decision 9."""
     w = np.random.default_rng(0).standard_normal((UNITS, OUTPUTS))
