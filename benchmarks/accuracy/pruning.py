@@ -11,7 +11,7 @@ are there, come before those of the folder. The rows of a model:
 ``2x l2``       no samples; the ratio, the same for all groups, whose MACs are nearest to the budget
 ``2x rival``    onnxsim's structured pruning ranked by Wanda's metric, with its refit (`pruning_rival.py`), at the
                 sparsity whose MACs are nearest to the budget; needs ``--rival-python``; it knows no alignment
-``2x 256``      ``--target macs=0.5 --calib``, with so many samples (``--counts``), with ``all`` and with ``synthetic`` ones
+``2x 256``      ``--target macs=0.5 --calib``, with so many samples (``--counts``), ``all``, ``synthetic``
 ``2x 256 R``    the same with ``--recover R``, for each of ``--recover``
 ==============  =======================================================================================================
 
