@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from depth_models import images, no_branches
 from small_models import Builder
 
 from onnxprune import cli
@@ -330,6 +331,23 @@ def test_onnxruntimes_quantiser_is_a_lever(place: Path, setting: str, op: str) -
     made = onnx.load("int8.onnx")
     assert op in {node.op_type for node in made.graph.node}
     onnx.checker.check_model(made)
+
+
+def test_depth_is_a_lever(tmp_path: Path) -> None:
+    onnx.save(images(blocks=4), tmp_path / "in.onnx")
+    x = np.random.default_rng(0).standard_normal((160, 4, 6, 6)).astype(np.float32)
+    samples = load_samples(onnx.load(tmp_path / "in.onnx").graph, {"x": x})
+    Lever("depth", "quarter").apply(tmp_path / "in.onnx", tmp_path / "out.onnx", samples)
+    convs = [
+        sum(node.op_type == "Conv" for node in onnx.load(tmp_path / name).graph.node)
+        for name in ("in.onnx", "out.onnx")
+    ]
+    assert convs == [9, 7]
+    onnx.save(no_branches(), tmp_path / "plain.onnx")
+    plain = {"x": np.zeros((40, 3, 8), np.float32)}
+    samples = load_samples(onnx.load(tmp_path / "plain.onnx").graph, plain)
+    with pytest.raises(OnnxPruneError, match="no residual branch"):
+        Lever("depth", "eighth").apply(tmp_path / "plain.onnx", tmp_path / "out2.onnx", samples)
 
 
 def test_a_quantiser_that_fails_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
