@@ -218,7 +218,6 @@ class _Share:
             "epochs": None,
             "lr": None,
             "steps": 1,
-            "labels": None,
             "check_speed": False,
         }
         rough = dataclasses.replace(self.options, **quiet) if self.options.recover != "none" else self.options

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxprune import granularity
 from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NotFaster, NothingToPrune
+from onnxprune.files.commit import alone
 from onnxprune.files.holding import scratch
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
@@ -101,7 +102,7 @@ class Speed:
     def confirm(self, removed: Removed) -> float | None:
         """Return the speed-up with these units gone as other processes measure it."""
         self.tell("time in other processes")
-        with scratch() as place:
+        with scratch() as place, alone():  # to be read at once, whatever else is being written
             before, after = self.model.path, place / "cut.onnx"
             if before is None:
                 before = place / "input.onnx"

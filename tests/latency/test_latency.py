@@ -19,6 +19,7 @@ from onnxprune.allocation.costs import Losses, Setting
 from onnxprune.cli import main
 from onnxprune.errors import NotFaster, NothingToPrune, UsageError
 from onnxprune.files import cache
+from onnxprune.files.commit import together
 from onnxprune.graph.analysis import analyse
 from onnxprune.latency import predict
 from onnxprune.latency.apart import race_apart
@@ -301,6 +302,21 @@ def test_what_other_processes_measure_decides() -> None:
     target = Target("latency", 0.5, True, "latency=0.5")
     _, removed = until_met(judge, target, lambda s, f: {"g": np.arange(max(round(1000 * (1 - 0.5 * f)), 1))})  # type: ignore[arg-type]
     assert 0.95 <= (1 - len(removed["g"]) / 1000) / 0.5 <= 1.05
+
+
+def test_other_processes_read_what_waits_to_be_written_with_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cut that they time is a file at once, though within `together` files wait for each other."""
+
+    def raced(first: Path, second: Path, bench: object) -> SimpleNamespace:
+        assert all(onnx.load(path).graph.node for path in (first, second))
+        return SimpleNamespace(ratio=2.0, interval=(1.9, 2.1), races=[1, 2])
+
+    monkeypatch.setattr(speed, "race_apart", raced)
+    model = Model.load(wide())
+    analysis = analyse(model)
+    clock = speed.Speed(model, analysis, Options(ratio=0.5))
+    with together():
+        assert clock.confirm({}) == 2.0
 
 
 def test_the_machines_own_step_is_walked_down_and_an_asked_one_is_not(
