@@ -44,7 +44,8 @@ class Net(Builder):
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
             self.weights,
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def transformer(kind: str = "pre", layers: int = 2, more: str = "") -> onnx.ModelProto:
@@ -79,6 +80,28 @@ def transformer(kind: str = "pre", layers: int = 2, more: str = "") -> onnx.Mode
     net.linear(net.norm(x, "last"), "head", WIDTH, 5)
     extra = {more: ["N", "T", WIDTH]} if more else {}
     return net.graph({"head.add_out": ["N", "T", 5], **extra})
+
+
+def fused(layers: int = 2) -> onnx.ModelProto:
+    """As `transformer`, with sums that are fused with the norms behind them, and with biases of the parts."""
+    net = Net()
+    x = net.linear("x", "embed", WIDTH, WIDTH)
+    read = net.norm(x, "first")
+    for n in range(layers):
+        for part, kind in ((net.attention, "attn"), (net.forward, "mlp")):
+            name = f"layers.{n}.{kind}"
+            given = [x, part(read, name), net.weight(f"{name}.scale", WIDTH, low=0.5)]
+            given += [
+                net.weight(f"{name}.{more}", WIDTH) for more in ("shift", "bias")[: 1 + (kind == "mlp")]
+            ]
+            read, x = f"{name}.normed", f"{name}.stream"
+            net.nodes.append(
+                helper.make_node(
+                    "SkipLayerNormalization", given, [read, "", "", x], name=name, domain="com.microsoft"
+                )
+            )
+    net.linear(read, "head", WIDTH, 5)
+    return net.graph({"head.add_out": ["N", "T", 5]})
 
 
 def images(kind: str = "basic", blocks: int = 3) -> onnx.ModelProto:
@@ -126,6 +149,7 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "post-norm": lambda: transformer("post"),
     "parallel": lambda: transformer("parallel"),
     "in turn": lambda: transformer("in turn"),
+    "fused": fused,
     "basic blocks": images,
     "activations before": lambda: images("before"),
     "projections": lambda: images("projection"),

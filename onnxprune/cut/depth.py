@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -11,6 +11,7 @@ from onnxprune.cut.rewrite import Rewritten
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.depth import Branch, Depth
 from onnxprune.graph.live import names_of, needed, remove
+from onnxprune.graph.spelling import Spelled, joined
 from onnxprune.model import Model
 from onnxprune.ops import Trait
 from onnxprune.ops.traits import traits_of
@@ -54,7 +55,7 @@ def shallow(depth: Depth, names: Iterable[str]) -> Shallow:
     """
     branches = depth.chosen(names)
     model = depth.analysis.model.fork()
-    edit = _Edit(model)
+    edit = _Edit(model, depth.spelled)
     terms = {branch.term for branch in branches}
     gone: set[str] = set()  # sums all of whose terms are gone
     for number in sorted({number for number, _ in terms} | _sums_above(depth, branches)):
@@ -92,10 +93,11 @@ def _sums_above(depth: Depth, branches: Iterable[Branch]) -> set[int]:
 class _Edit:
     """Nodes of a model, by their position in the original, that are taken out and joined."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, spelled: Mapping[str, Spelled]) -> None:
         self.model, self.graph = model, model.proto.graph
         self.nodes = [self.graph.node[i] for i in model.order]
         self.out: set[int] = set()  # ids of nodes that are taken out
+        self.fused = {id(n): spelled[n.output[0]] for n in self.nodes if n.output[0] in spelled}
         self.joined: list[str] = []
         self.stands: dict[str, str] = {}
         self.ends = {v.name for v in (*self.graph.input, *self.graph.output)} | set(model.names())
@@ -159,6 +161,7 @@ class _Edit:
                     maker = self._live(behind) or maker
                     name = behind
         live = [n for n in self.nodes if id(n) not in self.out]
+        live = joined(live, self.fused, {v.name for v in self.graph.output})
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in live]
         del self.graph.node[:]
         self.graph.node.extend(copies)

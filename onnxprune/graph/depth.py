@@ -21,10 +21,11 @@ from math import prod
 import numpy as np
 
 from onnxprune.files.protowalk import captured
-from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.scopes import is_anonymous, module_of
+from onnxprune.graph.spelling import Spelled, spell
 from onnxprune.ops import Trait
 
 __all__ = ["Branch", "Depth", "Term"]
@@ -75,20 +76,29 @@ class Depth:
     Attributes
     ----------
     analysis : Analysis
+        Of the original, with sums that are fused with a norm spelled out: places of branches are its places.
     branches : list of Branch
         In order of execution.
     refused : dict
         Name -> why a branch can't go.
+    original : Analysis
+    spelled : dict
+        Sum -> what it was spelled from.
     """
 
     analysis: Analysis
     branches: list[Branch]
     refused: dict[str, str]
+    original: Analysis
+    spelled: dict[str, Spelled]
 
     @classmethod
     def of(cls, analysis: Analysis) -> Depth:
         """Find the branches of a model."""
-        return _DepthSearch(analysis).run()
+        model, parts = spell(analysis)
+        plain = analyse(model, input_shapes=analysis.inputs, runs=analysis.runs) if parts else analysis
+        branches, refused = _DepthSearch(plain).run()
+        return cls(plain, branches, refused, analysis, {part.total: part for part in parts})
 
     @cached_property
     def named(self) -> dict[str, Branch]:
@@ -162,7 +172,8 @@ class _DepthSearch:
         """Whether a value depends on an input."""
         return name in self.bits
 
-    def run(self) -> Depth:
+    def run(self) -> tuple[list[Branch], dict[str, str]]:
+        """Return the branches in order of execution, and why others can't go."""
         found: list[tuple[_Leaf, _Leaf, str]] = []
         for number, applied in enumerate(self.nodes):
             if self._sums(number) and not self._inner(number):
@@ -178,7 +189,7 @@ class _DepthSearch:
             macs = sum(self._macs(self.nodes[n]) for n in leaf.nodes)
             taken = tuple(leaf.nodes), tuple(leaf.layers), params, macs
             branches.append(Branch(name, leaf.value, leaf.term, whole, stream.value, *taken))
-        return Depth(self.analysis, sorted(branches, key=lambda b: b.term), refused)
+        return sorted(branches, key=lambda b: b.term), refused
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         typed = self.tracer.types.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod, sqrt
 
 from onnxprune.ops.axes import join, mark, names, onto, text
@@ -28,6 +29,37 @@ ROLES = ("data", "scale", "bias")
 _RMS = frozenset({"RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"})
 _EPSILON, _SKIP_EPSILON = 1e-5, 1e-12
 STATISTICS = {1: Elem.FLOAT, 2: Elem.FLOAT}
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A norm with a sum in front of it, in one node.
+
+    Attributes
+    ----------
+    added : tuple of int
+        Slots of what is added: two values, and a bias that may be absent.
+    affine : tuple of int
+        Slots that the norm alone reads.
+    norm : str
+        The op that does the same to a sum.
+    total : int
+        The output that is the sum, where it is given.
+    """
+
+    added: tuple[int, int, int]
+    affine: tuple[int, ...]
+    norm: str
+    total: int = 3
+
+
+#: (domain, op type) -> how it is spelled.
+SKIPS = {
+    ("com.microsoft", "SkipLayerNormalization"): Skip((0, 1, 4), (2, 3), "LayerNormalization"),
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): Skip(
+        (0, 1, 3), (2,), "SimplifiedLayerNormalization"
+    ),
+}
 
 literal("n c *s!, c, c -> n c *s!", ["InstanceNormalization"], why={"s": WIDTH}, roles=ROLES)
 literal("n c! *s -> n c! *s", ["LRN"], why={"c": "each channel is divided by its neighbours"})

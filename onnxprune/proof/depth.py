@@ -9,6 +9,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.graph.depth import Depth
+from onnxprune.graph.spelling import added
 from onnxprune.model import Model
 
 __all__ = ["multiplied"]
@@ -31,12 +32,18 @@ def multiplied(depth: Depth, names: Iterable[str]) -> Model:
         If there is no such branch.
     """
     analysis = depth.analysis
-    model = analysis.model.fork()
+    model = depth.original.model.fork()
     graph = model.proto.graph
     ordered = [graph.node[i] for i in model.order]
+    made = {name: number for number, node in enumerate(ordered) for name in node.output if name}
     before: dict[int, list[onnx.NodeProto]] = {}
     for count, branch in enumerate(depth.chosen(names)):
         number, slot = branch.term
+        value = analysis.coupling.nodes[number].node.outputs[0]
+        if value in depth.spelled:  # one node adds and normalises
+            fused = depth.spelled[value]
+            value, slot = fused.result, added(fused, slot)
+        number = made[value]
         elem = analysis.tracer.types[branch.value][0]
         zero = model.add(f"{PREFIX}/zero", np.zeros((), helper.tensor_dtype_to_np_dtype(elem)))
         nothing = f"{PREFIX}/{count}"
