@@ -72,6 +72,7 @@ def shallow(depth: Depth, names: Iterable[str]) -> Shallow:
     edit.settle()
     dead = names_of(model) - needed(model)
     remove(model, dead)
+    joined(model, edit.totals)
     return Shallow(model, [], {}, branches, edit.stands, list(dict.fromkeys(edit.joined)))
 
 
@@ -100,6 +101,7 @@ class _Edit:
         self.fused = {id(n): spelled[n.output[0]] for n in self.nodes if n.output[0] in spelled}
         self.joined: list[str] = []
         self.stands: dict[str, str] = {}
+        self.totals: dict[str, Spelled] = {}  # of Adds that stay
         self.ends = {v.name for v in (*self.graph.input, *self.graph.output)} | set(model.names())
         for node in self.nodes:
             self.ends |= set(captured(node)) if node.attribute else set()
@@ -161,7 +163,7 @@ class _Edit:
                     maker = self._live(behind) or maker
                     name = behind
         live = [n for n in self.nodes if id(n) not in self.out]
-        live = joined(live, self.fused, {v.name for v in self.graph.output})
+        self.totals = {n.output[0]: self.fused[id(n)] for n in live if id(n) in self.fused}
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in live]
         del self.graph.node[:]
         self.graph.node.extend(copies)

@@ -81,20 +81,16 @@ def added(spelled: Spelled, slot: int) -> int:
     return SKIPS[spelled.node.domain, spelled.node.op_type].added[slot]
 
 
-def joined(
-    nodes: Collection[NodeProto], made: Mapping[int, Spelled], outputs: Collection[str]
-) -> list[NodeProto]:
-    """Return nodes with those put together again that are still an Add of two values, a bias and a norm.
+def joined(model: Model, made: Mapping[str, Spelled]) -> None:
+    """Put together again, in place, what is still an Add of two values, a bias and a norm.
 
     Parameters
     ----------
-    nodes : collection of NodeProto
-        In order.
+    model : Model
     made : mapping
-        Id of an Add, of those nodes -> what it was spelled from.
-    outputs : collection of str
-        Of the graph.
+        Sum that an Add of the model gives -> what it was spelled from.
     """
+    nodes, outputs = list(model.proto.graph.node), {v.name for v in model.proto.graph.output}
     readers: dict[str, list[NodeProto]] = {}
     for node in nodes:
         for name in dict.fromkeys(node.input):
@@ -102,7 +98,7 @@ def joined(
     gone: set[int] = set()
     fused: dict[int, NodeProto] = {}
     for node in nodes:
-        one = made.get(id(node))
+        one = made.get(node.output[0]) if node.output else None
         if one is None or len(node.input) != 2:
             continue
         form = SKIPS[one.node.domain, one.node.op_type]
@@ -118,14 +114,16 @@ def joined(
         if not norms:
             continue
         whole = NodeProto.FromString(one.node.SerializeToString())
-        for slot, given in zip(form.added[:2], node.input, strict=True):
-            whole.input[slot] = given
-        others = len(readers[name]) > 1 or name in outputs
+        for slot, term in zip(form.added[:2], node.input, strict=True):
+            whole.input[slot] = term
+        given = len(one.node.output) > form.total and bool(one.node.output[form.total])
+        others = given or len(readers[name]) > 1 or name in outputs
         del whole.output[:]
         whole.output.extend([norms[0].output[0], *(["", "", name] if others else [])])
         gone |= {id(n) for n in chain}
         fused[id(norms[0])] = whole
-    return [fused.get(id(n), n) for n in nodes if id(n) not in gone]
+    if fused:
+        _put(model.proto.graph, [fused.get(id(n), n) for n in nodes if id(n) not in gone])
 
 
 def _put(graph: onnx.GraphProto, nodes: Collection[NodeProto]) -> None:
