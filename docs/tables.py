@@ -77,7 +77,37 @@ def _option_rows(kind: Any) -> list[str]:
     return lines
 
 
-FILES = {"ops.md": ops, "options.md": options}
+def cli() -> str:
+    """Return docs/cli.md."""
+    from onnxprune.cli.arguments import build
+
+    lines = ["# The command line", "", "Written by `python docs/tables.py` from the parsers; don't edit."]
+    lines += ["`onnxprune help COMMAND` shows the same, and examples.", ""]
+    for name, parser in build().commands.items():
+        actions = [a for a in parser._actions if a.dest != "help"]
+        given = [a for a in actions if not a.option_strings]
+        usage = " ".join(
+            ["onnxprune", name, *map(_place, given), *(["[options]"] if len(actions) > len(given) else [])]
+        )
+        lines += [f"## {name}", "", str(parser.description), "", "```text", usage, "```", ""]
+        lines += ["| | |", "|---|---|", *map(_line, actions), ""] if actions else []
+    return "\n".join(lines)
+
+
+def _place(action: Any) -> str:
+    name = str(action.metavar)
+    return {"?": f"[{name}]", "+": f"{name} ..."}.get(str(action.nargs), name)
+
+
+def _line(action: Any) -> str:
+    value = f" {action.metavar}" if action.option_strings and action.metavar else ""
+    name = ", ".join(f"`{flag}{value}`" for flag in action.option_strings) or f"`{action.metavar}`"
+    text = str(action.help) % {**vars(action), "prog": "onnxprune"}
+    needed = ", required" if action.option_strings and action.required else ""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (name + needed, text)) + " |"
+
+
+FILES = {"cli.md": cli, "ops.md": ops, "options.md": options}
 
 
 def main() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from onnxprune.cli import examples, values
+from onnxprune.cli.parser import CommandParser, Help, TopParser, paragraphs
+from onnxprune.cli.small import FILES, Version, add_small
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import flag, help_of, specs
 from onnxprune.options.pruning import Options, parse_shape
@@ -27,26 +30,20 @@ class _Text:
         return help_of(self.spec)
 
 
-class _ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are `UsageError`, so that every error looks the same."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see '{self.prog} --help'.")
-
-
-def build() -> argparse.ArgumentParser:
+def build() -> TopParser:
     """Return the parser of the whole command line."""
-    top = _ArgumentParser(
+    top = TopParser(
         prog="onnxprune",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         epilog=examples.CODES,
         description="Make an ONNX model smaller and faster by cutting channels, exactly: the result\n"
         "computes what the original computes with those channels masked. No framework, no training code.",
     )
-    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    top.add_argument("--version", action=Version, nargs=0, help="print the version")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=_ArgumentParser
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )
+    top.commands = commands.choices  # type: ignore[assignment]  # what follows is added to it
     _prune(commands)
     _inspect(commands)
     _explain(commands)
@@ -63,15 +60,8 @@ def build() -> argparse.ArgumentParser:
     _decompress(commands)
     _tune(commands)
     _fleet(commands)
+    add_small(top, commands)
     return top
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        from onnxprune.version import __version__
-
-        print(f"onnxprune {__version__}")
-        parser.exit()
 
 
 def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -79,8 +69,8 @@ def _command(commands: Any, name: str, text: str, epilog: str = "") -> argparse.
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"{epilog}\n{examples.CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=paragraphs(f"{epilog}\n{examples.CODES}"),
+        formatter_class=Help,
         allow_abbrev=False,
     )
     level = parser.add_mutually_exclusive_group()
@@ -127,6 +117,8 @@ def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -
         action = parser.add_argument(
             name, required=missing, type=parse, metavar=spec.metadata["metavar"], **shared
         )
+    if re.search(r"FILE|SAMPLES|\.\w", spec.metadata["metavar"]):
+        vars(action)["complete"] = FILES
     vars(action)["text"] = _Text(spec)  # argparse puts an action's attributes into its help
     action.help = "%(text)s" + more.replace("%", "%%")
 
@@ -167,7 +159,7 @@ def shapes_from(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 def _files(parser: argparse.ArgumentParser, *files: tuple[str, str]) -> None:
     for name, text in files:
-        parser.add_argument(name, metavar=name.upper(), help=text)
+        vars(parser.add_argument(name, metavar=name.upper(), help=text))["complete"] = FILES
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

@@ -21,12 +21,13 @@ __all__ = [
 
 CODES = """\
 exit codes:
-  0  done                                  5  the result failed verification
-  1  another error, or a bug               6  the plan is malformed or is another model's
-  2  an option or argument is wrong        7  the output can't be written, or is the input
-  3  the input isn't a sound ONNX model    8  the given inputs don't fit the model
-  4  nothing in the model can be cut       9  sound, but no faster than the input
-130  interrupted; 129 and 143: ended by SIGHUP, SIGTERM
+  0  done                              5  the result failed verification
+  1  another error, or a bug           6  the plan is malformed or of another
+  2  an option or argument is wrong       model
+  3  the input is no sound ONNX model  7  the output can't be written
+  4  nothing in the model can be cut   8  the given inputs don't fit the model
+130  interrupted                       9  sound, but no faster than the input
+129, 143  ended by SIGHUP, SIGTERM
 """
 
 PRUNE = """\
@@ -49,15 +50,20 @@ The input is never changed. OUT appears complete or not at all.
 
 INSPECT = """\
 examples:
-  onnxprune inspect model.onnx            groups, frozen axes with reasons, and the ceiling
-  onnxprune inspect model.onnx --json     the same for programs
-  onnxprune inspect model.onnx --sparsity   zeros of each weight, patterns by axis, what runtimes make of them
-  onnxprune inspect --ops                 the op table
+  onnxprune inspect model.onnx
+      how much could go, and by which command; groups, and what is frozen and why
+  onnxprune inspect model.onnx --json
+      the same for programs
+  onnxprune inspect model.onnx --sparsity
+      zeros of each weight, patterns by axis, what runtimes make of them
+  onnxprune inspect --ops
+      the op table
 """
 
 EXPLAIN = """\
 examples:
-  onnxprune explain model.onnx conv1.weight 0     the axes that go with it, through which nodes
+  onnxprune explain model.onnx conv1.weight 0
+      the axes that go with it, through which nodes
   onnxprune explain model.onnx conv1.weight:0 --json
 """
 

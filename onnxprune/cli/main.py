@@ -77,8 +77,12 @@ def _main(argv: Sequence[str] | None) -> int:
     # read when numpy is first imported: threads that wait busily after each product take cores from onnxruntime
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
-        args = build().parse_args(argv)
+        args = build().parse_args(sys.argv[1:] if argv is None else argv)
         verbose = bool(args.verbose)
+        if hasattr(args, "at_once"):
+            args.at_once(args)
+            sys.stdout.flush()
+            return 0
         wall.limit(args.max_memory, args.max_seconds)
         args.line = shlex.join(["onnxprune", *map(str, sys.argv[1:] if argv is None else argv)])
         from onnxprune.cli import commands

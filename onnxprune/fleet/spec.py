@@ -22,12 +22,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune.errors import ModelError, OutputError, UsageError
+from onnxprune.errors import CalibrationError, ModelError, OutputError, UsageError, did_you_mean
 from onnxprune.options.fleet import FleetOptions
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
@@ -145,7 +146,7 @@ def _check(path: str, given: Mapping[str, Any]) -> None:
     if unknown:
         raise UsageError(
             f"{path!r} is given {unknown[0]!r}, which is no option of 'prune'; docs/options.md lists them by their "
-            "names in Python."
+            f"names in Python.{did_you_mean(unknown[0], known)}"
         )
     try:
         Options(**given)
@@ -153,6 +154,31 @@ def _check(path: str, given: Mapping[str, Any]) -> None:
         raise UsageError(f"{str(error).rstrip('.')} (for {path!r}).") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"An option of {path!r} is of a wrong type: {error}.") from error
+    for name in PATHS:
+        value = given.get(name)
+        if isinstance(value, str) and value != "synthetic" and not _is_count(name, value):
+            _check_file(path, name, value)
+
+
+def _check_file(model: str, name: str, value: str) -> None:
+    """Refuse a file that isn't there, or no file of its kind, before anything runs.
+
+    Raises
+    ------
+    CalibrationError
+        With the model that it is for.
+    """
+    script, colon, _ = value.rpartition(":")
+    file = Path(script if colon and script.endswith(".py") else value)
+    if not file.exists():
+        why = "there is no such file"
+    elif file.suffix == ".npz" and not zipfile.is_zipfile(file):
+        why = "it is no .npz file, or is truncated"
+    elif file.is_dir() and not any(file.iterdir()):
+        why = "the folder is empty"
+    else:
+        return
+    raise CalibrationError(f"The option {name!r} of {model!r} can't be {str(file)!r}: {why}.")
 
 
 def _in_folder(folder: Path, output: Path) -> list[dict[str, Any]]:

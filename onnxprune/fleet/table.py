@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from onnxprune.errors import OutputError
 from onnxprune.files.commit import together
 from onnxprune.fleet.work import DONE
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Facts, dumps
 from onnxprune.report.table import amount, share, show
 
@@ -104,6 +105,7 @@ class FleetTable(Facts):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print a line for each job of this run, what failed with its reason, and how many there are of each."""
+        stream = printed_on(stream)
         rows = [self.rows[n] for n in self.names if n in self.rows]
 
         def cells(row: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import Any, TextIO
 from onnxprune import registry
 from onnxprune.errors import OnnxPruneError, UsageError, did_you_mean
 from onnxprune.model import Model
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Record
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -167,7 +167,7 @@ class RunReport(Record):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print what passes told, each under its name."""
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
         for text, report in self.passes:
             if report is not None:
                 stream.write(f"{text}:\n")

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.options.declare import documented, option, patterns
 from onnxprune.options.granularity import GranularityFields, GranularityOptions
 from onnxprune.options.kinds import Shapes, Texts
@@ -370,7 +370,7 @@ def parse_align(value: str | int | None) -> str | int:
     if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
         raise UsageError(
             "--align must be 'auto', 'none', a number of channels from 1, or one of "
-            f"{', '.join(PRESETS)}; got {value!r}."
+            f"{', '.join(PRESETS)}; got {value!r}.{did_you_mean(text, PRESETS)}"
         )
     return int(text)
 

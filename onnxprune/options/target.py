@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from onnxprune import registry
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, did_you_mean
 
 __all__ = ["WITHIN", "Target", "Written", "checked", "family_of", "kinds", "read_target"]
 
@@ -139,7 +139,10 @@ def _one(part: str) -> Written:
     kind, _, written = part.partition("=")
     match = _VALUE.fullmatch(written.strip())
     if kind not in kinds() or match is None:
-        raise UsageError(f"--target must look like macs=0.5, a budget and a value, {_LIKE}; got {part!r}.")
+        hint = "" if kind in kinds() else did_you_mean(kind, kinds())
+        raise UsageError(
+            f"--target must look like macs=0.5, a budget and a value, {_LIKE}; got {part!r}.{hint}"
+        )
     number, unit = float(match[1]), match[2]
     if unit not in ("", "%"):
         return Written(kind, number, unit, part)

@@ -23,6 +23,7 @@ from onnxprune.ops import Refusal, lookup
 from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import Misfit, fit
 from onnxprune.report.page.words import middle
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Facts
 
 __all__ = ["Explanation", "explain"]
@@ -81,9 +82,7 @@ class Explanation(Facts):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print it for people."""
-        import sys
-
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
         for line in self.axes:
             for text in _lines(self.tensor, line):
                 stream.write(text + "\n")

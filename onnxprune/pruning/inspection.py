@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from onnxprune.graph.size import Size, count_macs, count_parameters
 from onnxprune.ops import TABLE, Refusal, Row
 from onnxprune.pruning.outline import layers_of, tensors_of
 from onnxprune.report import page
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Facts
+from onnxprune.report.sentences import size_lines
 
 __all__ = ["Inspection", "OpLine", "inspect_analysis", "left_by", "op_table"]
 
@@ -55,6 +58,8 @@ class Inspection(Facts):
         See `onnxprune.pruning.outline.layers_of`.
     notes : list of str
         What is to be said of the sizes: those that were given may be none that the model runs at.
+    source : str
+        The model's file, where it has one.
     """
 
     size: Size
@@ -66,6 +71,7 @@ class Inspection(Facts):
     input_shapes: dict[str, list[int]] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    source: str = ""
 
     def frozen_by_reason(self) -> list[tuple[str, int, list[str]]]:
         """Return (reason, how many axes, examples), the most frequent first."""
@@ -98,9 +104,11 @@ class Inspection(Facts):
     def brief(self) -> str:
         """Return how much can be cut, and what would be left, in a few words."""
         groups, half = [g for g in self.groups if not g.alternative], self.left["half"]
+        if not groups:
+            return "nothing can be cut"
         return (
-            f"{len(groups):,} groups can be cut; half of their units gone leaves {half['parameters']:.0%} of the "
-            f"parameters and {half['macs']:.0%} of the MACs"
+            f"{len(groups):,} group{'s' * (len(groups) > 1)} can be cut; half of their units gone leaves "
+            f"{half['parameters']:.0%} of the parameters and {half['macs']:.0%} of the MACs"
         )
 
     def _repr_html_(self) -> str:
@@ -113,12 +121,11 @@ class Inspection(Facts):
         return page.render({**self.to_json(), "files": {"input": name} if name else {}})
 
     def show(self, stream: TextIO | None = None) -> None:
-        """Print tables."""
-        import sys
-
+        """Print how much could go and by which command, then tables: groups, what is frozen, ops."""
         from onnxprune.report.table import amount, share, show
 
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
+        self._show_ceiling(stream)
         rows = [
             [
                 g.name,
@@ -130,50 +137,52 @@ class Inspection(Facts):
             ]
             for g in self.groups
         ]
-        show(
-            ["group", "kind", "units", "parameters", "MACs", "of all"],
-            rows,
-            title="Groups",
-            stream=stream,
-            left=2,
-        )
+        if rows:
+            head = ["group", "kind", "units", "parameters", "MACs", "of all"]
+            show(head, rows, title="Groups: what can be cut together", stream=stream, left=2)
         if any(g.alternative for g in self.groups):
             stream.write("* an alternative: cut only if --only picks it\n")
         if any(g.inexact for g in self.groups):
             stream.write("~ inexact: a cut changes an average or a maximum (--allow-inexact)\n")
-        lines = [
-            [o.op, f"{o.nodes:,}", " | ".join(o.rows) or f"none: {'; '.join(o.refused)}"] for o in self.ops
-        ]
-        stream.write("\n")
-        show(
-            ["op", "nodes", "row"],
-            [[a, c, b] for a, b, c in lines] and [[a, b, c] for a, b, c in lines],
-            title="Ops",
-            stream=stream,
-            left=3,
-        )
         if self.frozen:
             stream.write("\n")
             lines = [[r, f"{n:,}", ", ".join(e)] for r, n, e in self.frozen_by_reason()]
             show(["reason", "axes", "such as"], lines, title="Frozen", stream=stream, left=3)
+        lines = [
+            [o.op, f"{o.nodes:,}", " | ".join(o.rows) or f"none: {'; '.join(o.refused)}"] for o in self.ops
+        ]
         stream.write("\n")
-        half, floor = self.left["half"], self.left["floor"]
-        show(
-            ["", "now", "left at ratio 0.5", "left with one unit a group"],
-            [
-                [
-                    "parameters",
-                    amount(self.size.parameters),
-                    f"{half['parameters']:.1%}",
-                    f"{floor['parameters']:.1%}",
-                ],
-                ["MACs", amount(self.size.macs), f"{half['macs']:.1%}", f"{floor['macs']:.1%}"],
-            ],
-            title="Ceiling (without alignment)",
-            stream=stream,
-        )
+        show(["op", "nodes", "row"], lines, title="Ops", stream=stream, left=3)
         for note in self.notes:
             stream.write(f"note: {note}\n")
+
+    def _show_ceiling(self, stream: TextIO) -> None:
+        """Print what would be left, at which sizes, and the next command."""
+        from onnxprune.report.table import amount, show
+
+        half, floor = self.left["half"], self.left["floor"]
+        stream.write(f"{self.brief()}\n")
+        pairs = (("parameters", self.size.parameters), ("MACs", self.size.macs))
+        rows = [
+            [name, amount(number), f"{half[name.lower()]:.1%}", f"{floor[name.lower()]:.1%}"]
+            for name, number in pairs
+        ]
+        head = ["", "now", "left at ratio 0.5", "left with one unit a group"]
+        show(head, rows, title="Ceiling (without alignment)", stream=stream)
+        stream.writelines(f"{line}\n" for line in (*size_lines(self.input_shapes), *self.next_lines()))
+        stream.write("\n")
+
+    def next_lines(self) -> list[str]:
+        """Return the commands to go on with."""
+        if not any(not group.alternative for group in self.groups):
+            return [
+                "next: nothing can be cut; 'onnxprune explain IN TENSOR' follows a tensor to what freezes it"
+            ]
+        source = shlex.quote(self.source or "IN")
+        return [
+            f"next: onnxprune prune {source} small.onnx --ratio 0.5",
+            f"or:   onnxprune prune {source} small.onnx --target macs=0.5 --calib samples.npz",
+        ]
 
 
 def _group_line(group: Group) -> dict[str, Any]:
@@ -214,6 +223,7 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         {name: list(shape) for name, shape in analysis.inputs.items()},
         layers_of(coupling, [g for g in grouping.groups if not g.alternative]),
         list(analysis.notes),
+        str(analysis.model.path or ""),
     )
 
 

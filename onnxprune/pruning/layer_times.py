@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from onnxprune.graph.group_types import Group
 from onnxprune.latency.clock import Bench, session_of
 from onnxprune.latency.predict import nodes_of
 from onnxprune.latency.profile import Timed, blame, profile
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Facts
 from onnxprune.report.table import show
 
@@ -77,7 +77,7 @@ class LayerTimes(Facts):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print tables: the longest layers, the groups that reach most, and what no cut reaches."""
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
         stream.write(f"{1e3 * self.seconds:.4g} ms a run\n")
         rows = [
             [line["name"], line["op"], *_time(line), str(len(line["groups"])) if line["groups"] else "no cut"]

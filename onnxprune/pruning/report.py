@@ -23,11 +23,13 @@ from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.targets import parse_target
 from onnxprune.report import page
 from onnxprune.report.known import known, say
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Record
 from onnxprune.report.sentences import (
     at_sizes,
     calibration_lines,
     depth_lines,
+    size_lines,
     speed_lines,
     vocabulary_lines,
 )
@@ -214,11 +216,9 @@ class Report(Record):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print the before/after table and what matters beside it."""
-        import sys
-
         from onnxprune.report.table import amount, share, show
 
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
         rows = [
             [label, amount(old), amount(new), share(new, old)]
             for label, old, new in (
@@ -257,6 +257,7 @@ class Report(Record):
             f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
             + (f", on multiples of {self.align}" if self.align > 1 else "")
         ]
+        lines += size_lines(self.input_shapes)
         lines += vocabulary_lines(self.vocabulary)
         lines += depth_lines(self.depth)
         lines += interface_lines(self.interface)

@@ -24,6 +24,7 @@ from onnxprune.reconstruction.merging import added, join
 from onnxprune.reconstruction.moment_file import Header, Layer, MomentFile, write
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.reconstruction.room import admit
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Facts
 from onnxprune.report.table import amount
 
@@ -76,7 +77,7 @@ class MomentFacts(Facts):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print one line."""
-        print(self.brief(), file=stream)
+        print(self.brief(), file=printed_on(stream))
 
 
 def calibrate(run: Run[Options], output: Path, shard: str | None) -> MomentFacts:

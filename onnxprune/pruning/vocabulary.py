@@ -22,7 +22,7 @@ from onnxprune.calibration.tokens import Tokens, frequent, read_tokens
 from onnxprune.cut.cuts import TensorCut, cuts_of
 from onnxprune.cut.put_back import Failed
 from onnxprune.cut.vocabulary import renumbered, shortened
-from onnxprune.errors import NothingToPrune, OutputError, PlanError, UsageError, VerificationError
+from onnxprune.errors import ModelError, NothingToPrune, OutputError, PlanError, UsageError, VerificationError
 from onnxprune.files.commit import write_text
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.inline import inline
@@ -142,17 +142,32 @@ def narrowed(run: Run[Options], output: Path | None = None) -> Run[Options]:
 
 def _refuse_ids(run: Narrowed, output: Path | None) -> None:
     """Refuse to replace how ids count in another model."""
-    if output is None or run.options.remap:
+    if output is None or (run.options.remap and not run.shrinks):
         return
-    beside = output.with_name(IDS)
+    beside, other = output.with_name(IDS), "" if run.options.remap else ", or give --remap"
     if output.name.casefold() == IDS:
+        raise OutputError(f"{str(output)!r} is where ids are told of; choose another name for OUT{other}.")
+    if beside.exists() and beside.read_bytes() != run.numbers.encode() and not _is_of(beside, output):
         raise OutputError(
-            f"{str(output)!r} is where ids are told of; choose another name for OUT, or give --remap."
+            f"{str(beside)!r} is of another model, or may be; choose another folder for OUT{other}."
         )
-    if beside.exists() and not output.exists() and beside.read_bytes() != run.numbers.encode():
-        raise OutputError(
-            f"{str(beside)!r} is of another model; choose another folder for OUT, or give --remap."
-        )
+
+
+def _is_of(beside: Path, output: Path) -> bool:
+    """Whether a file of ids can only be that of a model, which then may be replaced together with it.
+
+    The model has rows for as many ids, and no other model in the folder has.
+    """
+    try:
+        count = len(json.loads(beside.read_bytes()))
+        others = [path for path in output.parent.glob("*.onnx") if path != output]
+        return output.exists() and _has_rows(output, count) and not any(_has_rows(p, count) for p in others)
+    except (OSError, ValueError, TypeError, RecursionError, ModelError):  # whose it is can't be told
+        return False
+
+
+def _has_rows(path: Path, count: int) -> bool:
+    return any(count in tensor.dims for tensor in Model.load(path).proto.graph.initializer)
 
 
 def _found(run: Run[Options]) -> Vocabulary:

@@ -78,9 +78,19 @@ def added(parts: Sequence[MomentFile]) -> Iterator[list[tuple[Span, Gathered]]]:
         yield tree.nodes
 
 
+def _usual(parts: Sequence[MomentFile]) -> MomentFile:
+    """Return a shard of the run that most of them are of: one that isn't is the one that errors name."""
+    runs = [
+        repr((sorted(map(str, h.facts.items())), h.pieces, h.samples, h.shard.of))
+        for h in (part.header for part in parts)
+    ]
+    most = max(runs, key=runs.count)
+    return parts[runs.index(most)]
+
+
 def _checked(parts: Sequence[MomentFile]) -> Header:
     """Return the header of shards that are put together, or refuse them, see `join`."""
-    first = parts[0]
+    first = _usual(parts)
     of = first.header.shard.of
     at: dict[int, MomentFile] = {}
     for part in parts:

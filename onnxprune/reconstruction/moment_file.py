@@ -197,6 +197,10 @@ class MomentFile:
         CalibrationError
             If it is no file of moments.
         """
+        if Path(path).is_dir():
+            held = sorted(str(one) for one in Path(path).glob("*.npz"))
+            there = f", such as {held[0]!r}" if held else ""
+            raise CalibrationError(f"{str(path)!r} is a folder; name the files of moments one by one{there}.")
         with reading(path), zipfile.ZipFile(path) as archive:
             return cls(Path(path), Header.loads(_array(archive, "header").tobytes()))
 

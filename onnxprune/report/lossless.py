@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from onnxprune.report import page
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Record
 
 __all__ = ["LosslessReport"]
@@ -59,7 +59,7 @@ class LosslessReport(Record):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print what was changed, and the main reasons why the rest wasn't."""
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
         reasons = Counter(self.refused.values()).most_common(4)
         stream.writelines(f"{line}\n" for line in self.lines())
         stream.writelines(f"not {self.change}: {count} x {reason}\n" for reason, count in reasons)

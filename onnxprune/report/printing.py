@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from onnxprune.errors import OutputError
 
-__all__ = ["Printable", "clean", "drawn_on", "printable"]
+__all__ = ["Printable", "clean", "drawn_on", "printable", "printed_on"]
 
 #: Control characters but line feed and tab, marks that turn text, invisible characters, halves of pairs.
 _UNSAFE = re.compile(
@@ -45,15 +45,17 @@ class Printable:
     Attributes
     ----------
     stream : text file
-        Where the text goes; what draws on a terminal itself, and cleans its texts, writes there.
+        Where the text goes.
+    steers : bool
+        Whether what is written may steer a terminal: what draws on one itself cleans its own texts.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO, steers: bool = False) -> None:
+        self.stream, self.steers = stream, steers
 
     def write(self, text: str) -> int:
         """Write a text, cleaned."""
-        text = clean(text)
+        text = text if self.steers else clean(text)
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         try:
             text.encode(encoding)
@@ -81,9 +83,17 @@ class Printable:
         return getattr(self.stream, name)
 
 
+def printed_on(stream: TextIO | None) -> TextIO:
+    """Return what texts are printed on: a stream, or standard output, that takes any text."""
+    stream = sys.stdout if stream is None else stream
+    made: Any = stream if isinstance(stream, Printable) else Printable(stream)
+    return made  # type: ignore[no-any-return]
+
+
 def drawn_on(stream: TextIO) -> TextIO:
-    """Return the stream itself, for what steers a terminal on purpose and cleans its texts."""
-    return stream.stream if isinstance(stream, Printable) else stream
+    """Return a stream for what steers a terminal on purpose and cleans its texts; it takes any of them."""
+    drawn: Any = Printable(stream.stream if isinstance(stream, Printable) else stream, steers=True)
+    return drawn  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ __all__ = [
     "depth_lines",
     "original_lines",
     "segment_lines",
+    "size_lines",
     "speed_lines",
     "vocabulary_lines",
     "whole_lines",
@@ -48,6 +49,19 @@ def at_sizes(law1: Mapping[str, Any]) -> str:
     return "".join(f"; {text}" for text in texts)
 
 
+def size_lines(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Say which sizes of the inputs the figures are for.
+
+    Examples
+    --------
+    >>> size_lines({"image": [1, 3, 224, 224]})
+    ['sizes: image 1 x 3 x 224 x 224']
+    """
+    named = [f"{name} {' x '.join(map(str, shape)) or 'a number'}" for name, shape in shapes.items()]
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return [f"sizes: {', '.join(named[:NAMED])}{more}"] if named else []
+
+
 def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say how fast it is, and what of each budget was met."""
     lines = []
@@ -55,13 +69,23 @@ def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str
         low, high = latency["interval"]
         lines.append(
             f"latency {latency['before']['p50_ms']:.3g} ms -> {latency['after']['p50_ms']:.3g} ms (p50), "
-            f"{latency['ratio']:.2f} times as fast ({low:.2f} to {high:.2f})"
+            f"{latency['ratio']:.2f} times as fast ({low:.2f} to {high:.2f}){_timed_at(latency)}"
         )
     return lines + [
         f"target {t['target']}: asked {_told(t, 'asked')}, got {_told(t, 'got')}"
         + ("" if t["holds"] else ", which does not hold")
         for t in targets
     ]
+
+
+def _timed_at(latency: Mapping[str, Any]) -> str:
+    """Say on what it was timed, where that is known."""
+    if "shapes" not in latency:
+        return ""
+    threads = latency.get("threads")
+    how = f", {threads} thread{'s' * (threads > 1)}" if threads else ""
+    (sizes,) = size_lines(latency["shapes"]) or ("sizes: none",)
+    return f"; on {latency.get('provider', 'cpu')}{how}, {sizes.removeprefix('sizes: ')}"
 
 
 def _told(target: Mapping[str, Any], key: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from onnxprune.report.printing import clean, drawn_on
+from onnxprune.report.printing import clean, drawn_on, printed_on
 
 __all__ = ["amount", "plain", "share", "show"]
 
@@ -28,7 +27,7 @@ def show(
     left : int
         Number of columns that are aligned to the left.
     """
-    stream = stream or sys.stdout
+    stream = printed_on(stream)
     if not stream.isatty():
         if title:
             stream.write(f"{title}\n")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxprune.graph.inline import inline
 from onnxprune.model import Model
 from onnxprune.options.pattern import parse_pattern
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Facts
 from onnxprune.sparsity.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparsity.masks import holds
@@ -91,11 +92,9 @@ class SparsityInspection(Facts):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print tables."""
-        import sys
-
         from onnxprune.report.table import share, show
 
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
         rows = [
             [
                 one.tensor,

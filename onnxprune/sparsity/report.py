@@ -14,6 +14,7 @@ from onnxprune.options.pattern import parse_pattern
 from onnxprune.permutation.permute import Permuted
 from onnxprune.report import page
 from onnxprune.report.known import known, say
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Record
 from onnxprune.sparsity.gains import ONNXRUNTIME, tensor_cores, useful
 from onnxprune.sparsity.layer import LayerFit
@@ -167,11 +168,9 @@ class SparseReport(Record):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print the table of weights and what they buy."""
-        import sys
-
         from onnxprune.report.table import amount, share, show
 
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
         head = ["weight", "layer", "tensor cores", "axis", "weights", "zeros"]
         rows = [
             [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from onnxprune.report import page
+from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Record
 from onnxprune.report.table import amount, show
 
@@ -98,7 +98,7 @@ class TuneReport(Record):
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print what was found, and the frontier as a table."""
-        stream = stream or sys.stdout
+        stream = printed_on(stream)
         stream.writelines(f"{line}\n" for line in self.lines())
         rows = [
             self._row(member) for member in self.members if member["frontier"] or member["name"] == self.best

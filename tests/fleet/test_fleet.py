@@ -22,7 +22,7 @@ from vocabulary_models import language
 import onnxprune
 from onnxprune.api import fleet
 from onnxprune.cli import main
-from onnxprune.errors import ModelError, OutputError, UsageError
+from onnxprune.errors import CalibrationError, ModelError, OutputError, UsageError
 from onnxprune.fleet import journey
 from onnxprune.fleet.spec import Job
 from onnxprune.fleet.work import LOST, apart, work
@@ -288,13 +288,32 @@ def _crash(job: Job) -> dict[str, object]:
             UsageError,
             "'shrink', which is no option",
         ),
-        ('[[model]]\npath = "in/a.onnx"\nratio = 0.5\nignore = 3', UsageError, "of a wrong type"),
+        (
+            '[[model]]\npath = "in/a.onnx"\nratio = 0.5\nignore = 3',
+            UsageError,
+            "--ignore must be a text or several",
+        ),
         ('[[model]]\npath = "in/a.onnx"\nratio = 0.5\nname = "../a"', UsageError, "is no name of a file"),
         ('[[model]]\npath = "in/a.onnx"\nratio = 0.5\nname = ".."', UsageError, "is no name of a file"),
         ('[[model]]\npath = "in/a.onnx"\nratio = 0.5\nname = "fleet"', UsageError, "would be 'fleet.json'"),
         ('[[model]]\npath = "in/a\\u0000"\nratio = 0.5', UsageError, "is no name of a file"),
         ('[[model]]\npath = "in/a.onnx"\ntarget = 5', UsageError, "must be a text or a list of texts; got 5"),
         ('[[model]]\npath = "in/a.onnx"\ntarget = ["macs=0.5", 3]', UsageError, "or a list of texts"),
+        *(
+            (
+                f'[options]\nratio=0.5\ncalib="{file}"\n[[model]]\npath = "in/a.onnx"',
+                CalibrationError,
+                rf"'calib' of .*a\.onnx' can't be .*: {why}",
+            )
+            for file, why in (
+                ("none.npz", "there is no such file"),
+                ("none.py:load", "there is no such file"),
+                ("f.toml/../empty.npz", "there is no such file"),
+                ("torn.npz", r"it is no \.npz file, or is truncated"),
+                ("hollow", "the folder is empty"),
+            )
+        ),
+        ('[[model]]\npath = "in/a.onnx"\nration = 0.5', UsageError, r"Did you mean 'ratio'\?"),
         (
             "[options]\nratio=0.5\n" + 2 * '[[model]]\npath = "in/a.onnx"\n',
             UsageError,
@@ -304,6 +323,8 @@ def _crash(job: Job) -> dict[str, object]:
 )
 def test_a_spec_that_is_none_is_refused(place: Path, spec: str, error: type[Exception], says: str) -> None:
     (place / "f.toml").write_text(spec)
+    (place / "torn.npz").write_bytes(b"PK\x03\x04")
+    (place / "hollow").mkdir(exist_ok=True)
     with pytest.raises(error, match=says) as caught:
         fleet("f.toml", "out")
     assert "\n" not in str(caught.value)

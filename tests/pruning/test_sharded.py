@@ -251,6 +251,11 @@ def test_shards_that_are_not_those_of_one_run_are_refused(plain: Path, tmp_path:
     refused([one, two, shard(plain, tmp_path, 3, 3, "other.npz")], output, "was made with other samples than")
     refused([one, two, shard(plain, tmp_path, 3, 3, seed=1)], output, "was made with another --seed than")
     refused([one, two, shard(plain, tmp_path, 2, 2)], output, "is shard 2/2, and .* is one of 3")
+    odd = shard(
+        plain, tmp_path, 1, 3, "other.npz"
+    )  # the one that isn't of the run is named, wherever it stands
+    refused([odd, two, three], output, rf"^'{odd}' was made with other samples than '{two}'")
+    refused([one, two, three, plain], output, rf"'{plain}' is a folder; .* such as '{plain / '1-3-s.npz'}'")
     small = tmp_path / "small.npz"
     calibrate(plain / "small.onnx", small, calib=str(plain / "s.npz"), shard="3/3")
     refused([one, two, small], output, "was made with another model than")
