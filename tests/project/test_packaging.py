@@ -58,7 +58,7 @@ def tree(tmp_path: Path) -> Path:
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("onnxprune", "passes"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=skip)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     return copy
 
@@ -196,3 +196,51 @@ def test_the_readme_names_files_that_exist() -> None:
     named = set(re.findall(r"\b(?:samples|docs|benchmarks|passes|tests)/[\w./-]*\w", readme))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_recipe_of_conda_asks_for_what_the_project_asks_for() -> None:
+    text = (ROOT / "conda" / "meta.yaml").read_text(encoding="utf-8")
+    run = text.partition("  run:\n")[2].partition("\ntest:")[0]
+    asked = sorted(line.strip("- ").replace(" >=", ">=") for line in run.splitlines() if line.strip())
+    assert asked == sorted(
+        [f"python{PROJECT['project']['requires-python']}", *PROJECT["project"]["dependencies"]]
+    )
+    assert f'version = "{PROJECT["project"]["version"]}"' in text
+
+
+def test_a_citation_is_of_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {PROJECT['project']['version']}\n" in text
+    assert f"\nrepository-code: {PROJECT['project']['urls']['Source']}\n" in text
+
+
+def test_the_sdist_has_what_its_tests_read(tmp_path: Path) -> None:
+    """Built from a copy of what git has; a checkout without git is one already."""
+    copy = tmp_path / "tree"
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout:
+        pytest.skip("no git, so this is an sdist or a copy")
+    names = [n for n in done.stdout.split("\0") if (n and (ROOT / n).exists()) or (ROOT / n).is_symlink()]
+    for name in filter(None, names):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
+    with tarfile.open(build("sdist", copy, tmp_path / "out")) as archive:
+        held = {m.name.partition("/")[2] for m in archive.getmembers() if not m.isdir()}
+    missing = {n for n in names if n and not n.startswith("onnxprune/passes")} - held
+    assert missing == set()
+
+
+def test_links_of_the_readme_lead_somewhere_on_an_index_page(tree: Path, tmp_path: Path) -> None:
+    wheel = build("wheel", tree, tmp_path / "out")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+    assert "Description-Content-Type: text/markdown" in metadata
+    links = re.findall(r"\]\(([^)\s]+)\)", metadata.partition("\n\n")[2])
+    home = PROJECT["project"]["urls"]["Source"]
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith(f"{home}/")] == []
+    paths = {link.removeprefix(f"{home}/").split("/", 2)[2] for link in links}
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert f"{home}/raw/main/docs/picture.svg" in links
+    assert wheel.stat().st_size < 1_000_000
