@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Grouping
 from onnxprune.graph.kept import Kept, Masks
 from onnxprune.graph.size import Size
+from onnxprune.graph.space import Space
 
 __all__ = ["Figures", "Costs", "Losses", "Pair", "Setting", "Term", "instance_terms", "mix", "node_terms"]
 
@@ -83,8 +85,8 @@ class Losses:
     """
 
     def __init__(self, grouping: Grouping) -> None:
-        self.space = grouping.coupling.space
-        self.coupling = grouping.coupling
+        self.space: Space = grouping.coupling.space
+        self.coupling: Coupling = grouping.coupling
         self.of_root: defaultdict[int, dict[str, float]] = defaultdict(dict)
         self.of_group: defaultdict[str, list[int]] = defaultdict(list)
         for family in grouping.families:
@@ -117,7 +119,8 @@ class Costs:
     """
 
     def __init__(self, losses: Losses, terms: Sequence[Term], fixed: float = 0.0) -> None:
-        self.losses, self.fixed = losses, fixed
+        self.losses = losses
+        self.fixed: float = fixed
         find = losses.space.find
         merged: dict[tuple[int, ...], float] = {}
         self.terms: list[Term] = []
@@ -139,7 +142,7 @@ class Costs:
             for root in set(term.dims):
                 self.of_root[root].append(n)
         self._touched: dict[str, list[int]] = {}
-        self.owners = [
+        self.owners: list[tuple[str, ...]] = [
             tuple(sorted({name for root in t.dims for name in losses.of_root.get(root, {})}))
             for t in self.terms
         ]

@@ -17,7 +17,7 @@ class Scratch:
     """What was put into a model and its forks."""
 
     def __init__(self) -> None:
-        self.held = 0
+        self.held: int = 0
 
     def hold(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the same bytes, mapped from a file where there are many by now; it goes when nobody holds them.

@@ -164,7 +164,7 @@ class Store:
         scratch: Scratch | None = None,
     ) -> None:
         self.proto = proto
-        self.scratch = scratch or Scratch()
+        self.scratch: Scratch = scratch or Scratch()
         self.folder = folder
         self.payloads = payloads
         self.unfolded = unfolded

@@ -40,9 +40,9 @@ class Weights:
 
     def __init__(self, coupling: Coupling, elements: Mapping[str, int]) -> None:
         self.coupling = coupling
-        self.uses = uses_of(coupling)
+        self.uses: dict[str, list[tuple[int, int]]] = uses_of(coupling)
         self._facts: dict[tuple[int, int], tuple[str, bool, bool]] = {}
-        self.instances = [
+        self.instances: list[Instance] = [
             i
             for i in coupling.instances
             if i.dims and elements.get(i.tensor, 0) in PARAMETER_TYPES and (i.uses or i.outer)

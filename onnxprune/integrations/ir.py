@@ -35,7 +35,8 @@ class PrunePass(FunctionalPass):  # type: ignore[misc]
     """
 
     def __init__(self, options: Options | None = None, **fields: Any) -> None:
-        self.options, self.fields = options, fields
+        self.options = options
+        self.fields: dict[str, Any] = fields
         self.report: Any = None
 
     def call(self, model: Any) -> Any:
@@ -55,7 +56,8 @@ class SparsifyPass(FunctionalPass):  # type: ignore[misc]
     """Set weights of a model to zero in a pattern; see `PrunePass`, with the fields of `onnxprune.sparsify`."""
 
     def __init__(self, options: SparseOptions | None = None, **fields: Any) -> None:
-        self.options, self.fields = options, fields
+        self.options = options
+        self.fields: dict[str, Any] = fields
         self.report: Any = None
 
     def call(self, model: Any) -> Any:

@@ -80,9 +80,9 @@ class Session:
 
     def __init__(self, raw: Any, keep: object) -> None:
         self._raw, self._keep = raw, keep
-        self.shapes = {i.name: tuple(i.shape) for i in raw.get_inputs()}
-        self.outputs = tuple(o.name for o in raw.get_outputs())
-        self.types = {o.name: str(o.type) for o in raw.get_outputs()}
+        self.shapes: dict[str, tuple[Any, ...]] = {i.name: tuple(i.shape) for i in raw.get_inputs()}
+        self.outputs: tuple[str, ...] = tuple(o.name for o in raw.get_outputs())
+        self.types: dict[str, str] = {o.name: str(o.type) for o in raw.get_outputs()}
 
     def end_profiling(self) -> str:
         """Stop the profiler, and return the path of its file."""
