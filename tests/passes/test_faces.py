@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from deployed_models import encoder
+from deployed_models import WORDS, encoder
+from expert_models import mixture
 from onnx import numpy_helper
-from pass_models import CNN, TRANSFORMER, error, outputs
+from pass_models import CNN, TRANSFORMER, edit, error, outputs
 from report.test_page import ATTACK, Page, sound
 from small_models import attention, chain
 
@@ -191,3 +192,52 @@ def test_keep_vocabulary_takes_ids_as_they_were(tmp_path: Path) -> None:
     unknown = {**feeds, "input_ids": np.full_like(ids, 2)}
     assert not np.array_equal(outputs(model, unknown)[0], outputs(small, unknown)[0])
     assert small.ByteSize() < model.ByteSize() - 200 * 64 * 4
+
+
+def texts(count: int = 40) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, WORDS, (count, 9))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def test_drop_blocks_by_name_equals_the_model_without_them() -> None:
+    model = encoder()
+    small, _ = run(model, "drop_blocks{names=layer1.down}")
+    silent = onnx.ModelProto.FromString(model.SerializeToString())
+    for name in ("layer1.down.weight", "layer1.down.bias"):
+        edit(silent, name, ...)
+    feeds = texts(4)
+    before, after, whole = outputs(silent, feeds)[0], outputs(small, feeds)[0], outputs(model, feeds)[0]
+    assert np.abs(before - after).max() < 1e-5 * np.abs(before).max()
+    assert np.abs(before - whole).max() > 1e-3
+    assert "layer1.up.weight" not in weights(small)
+
+
+def test_drop_blocks_on_samples_and_quantize_report() -> None:
+    small, (cut, grids) = run(encoder(), "drop_blocks{ratio=0.25},quantize{target=bytes=0.4}", calib=texts())
+    assert cut.to_json()["parameters"]["after"] < cut.to_json()["parameters"]["before"]
+    assert grids.to_json()["bytes"]["after"] <= 0.4 * grids.to_json()["bytes"]["before"]
+    assert small.ByteSize() < 0.45 * encoder().ByteSize()
+
+
+def test_drop_experts_leaves_other_channels() -> None:
+    model = mixture()
+    small, (report,) = run(model, "drop_experts{ratio=0.5}")
+    assert report.to_json()["law1"]["max_relative_error"] < 1e-5
+    before, after = weights(model), weights(small)
+    assert after["stem.weight"].shape == before["stem.weight"].shape
+    assert small.ByteSize() < model.ByteSize()
+
+
+@pytest.mark.parametrize(
+    ("passes", "words"),
+    [
+        ("drop_blocks{granularity=heads}", "chooses granularity itself"),
+        ("drop_experts{drop=x}", "chooses drop itself"),
+        ("quantize", "needs 'target'"),
+        ("quantize{target=bytes=0.5 to=zst}", "leave it out"),
+    ],
+)
+def test_faces_refuse_what_they_choose_themselves(passes: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        run(encoder(), passes)
