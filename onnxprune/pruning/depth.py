@@ -263,6 +263,9 @@ def tell(run: Run[Options], report: Report) -> None:
     gone = {b.name for b in run.gone}
     report.before = run.before
     lines = [group_line(g, int(g.name in gone)) for g in run.depth.groups]
+    others = max((int(line["component"]) for line in report.groups), default=-1) + 1
+    for line in lines:  # of components of their own
+        line["component"] += others
     report.groups = lines + report.groups
     report.law1, report.checks = report.law1 or run.law1, list(dict.fromkeys([*run.checks, *report.checks]))
     report.depth = {

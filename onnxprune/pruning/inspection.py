@@ -14,6 +14,7 @@ from onnxprune.cut.rewrite import Kept, Masks
 from onnxprune.files.bodies import DOMAIN, ENTRY, is_entry
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.depth import Depth
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Frozen, Grouping
 from onnxprune.graph.memory import peak_bytes
@@ -60,6 +61,10 @@ class Inspection(Facts):
         What is to be said of the sizes: those that were given may be none that the model runs at.
     source : str
         The model's file, where it has one.
+    branches : list of Group
+        Residual branches that can go, see `onnxprune.granularity.depth`.
+    kept : dict
+        Those that can't -> why.
     """
 
     size: Size
@@ -72,6 +77,8 @@ class Inspection(Facts):
     layers: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     source: str = ""
+    branches: list[Group] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
 
     def frozen_by_reason(self) -> list[tuple[str, int, list[str]]]:
         """Return (reason, how many axes, examples), the most frequent first."""
@@ -99,6 +106,13 @@ class Inspection(Facts):
             "frozen": [{"tensor": f.tensor, "axis": f.axis, "reason": f.reason} for f in self.frozen],
             "layers": self.layers,
             "notes": self.notes,
+            "depth": {
+                "branches": [
+                    {"name": g.name, "params": int(g.params.sum()), "macs": int(g.macs.sum())}
+                    for g in self.branches
+                ],
+                "refused": self.kept,
+            },
         }
 
     def brief(self) -> str:
@@ -126,14 +140,17 @@ class Inspection(Facts):
 
         stream = printed_on(stream)
         self._show_ceiling(stream)
+
+        def costs(g: Group) -> list[str]:
+            params, macs = float(g.params.sum()), float(g.macs.sum())
+            return [amount(params), amount(macs), share(macs, self.size.macs)]
+
         rows = [
             [
                 g.name,
                 g.kind + ("*" if g.alternative else "") + ("~" if g.inexact else ""),
                 f"{g.units:,}",
-                amount(float(g.params.sum())),
-                amount(float(g.macs.sum())),
-                share(float(g.macs.sum()), self.size.macs),
+                *costs(g),
             ]
             for g in self.groups
         ]
@@ -144,6 +161,11 @@ class Inspection(Facts):
             stream.write("* an alternative: cut only if --only picks it\n")
         if any(g.inexact for g in self.groups):
             stream.write("~ inexact: a cut changes an average or a maximum (--allow-inexact)\n")
+        if self.branches:
+            stream.write("\n")
+            head = ["branch", "parameters", "MACs", "of all"]
+            rows = [[g.name, *costs(g)] for g in self.branches]
+            show(head, rows, title="Residual branches (--granularity depth, --drop)", stream=stream)
         if self.frozen:
             stream.write("\n")
             lines = [[r, f"{n:,}", ", ".join(e)] for r, n, e in self.frozen_by_reason()]
@@ -213,6 +235,7 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         count_parameters(analysis.model), count_macs(coupling), size_in_bytes, memory=peak_bytes(analysis)
     )
     refused = [(a.node.name, _op(a.node.domain, a.node.op), a.reason) for a in coupling.nodes if a.reason]
+    depth = Depth.of(analysis)
     return Inspection(
         size,
         list(grouping.groups),
@@ -224,6 +247,8 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         layers_of(coupling, [g for g in grouping.groups if not g.alternative]),
         list(analysis.notes),
         str(analysis.model.path or ""),
+        depth.groups,
+        depth.refused,
     )
 
 

@@ -142,6 +142,14 @@ def test_branches_by_name(source: Path) -> None:
     assert any(g["removed"] for g in both.report.groups if g["kind"] != "depth")
 
 
+def test_inspect_lists_branches(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(source)]) == 0
+    assert "layers.1.attn" in capsys.readouterr().out.partition("Residual branches")[2]
+    told = onnxprune.inspect(transformer(more="layers.0.attn.k.add_out")).to_json()["depth"]
+    assert [b["name"] for b in told["branches"]] == ["layers.0.mlp", "layers.1.attn", "layers.1.mlp"]
+    assert list(told["refused"]) == ["layers.0.attn"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
