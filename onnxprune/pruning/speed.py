@@ -104,7 +104,7 @@ class Speed:
         self.tell("time in other processes")
         with scratch() as place, alone():  # to be read at once, whatever else is being written
             before, after = self.model.path, place / "cut.onnx"
-            if before is None:
+            if before is None or self.model.edited:  # what a first step made of a file still knows its path
                 before = place / "input.onnx"
                 self.model.save(before)
             granularity.load().cut(self.analysis, removed).model.save(after)

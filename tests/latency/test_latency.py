@@ -319,6 +319,21 @@ def test_other_processes_read_what_waits_to_be_written_with_a_report(monkeypatch
         assert clock.confirm({}) == 2.0
 
 
+def test_other_processes_time_what_a_first_step_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(wide(), tmp_path / "in.onnx")
+    model = Model.load(tmp_path / "in.onnx").fork()
+    model.proto.graph.node[0].doc_string = "changed"
+    raced: list[str] = []
+
+    def race(first: Path, second: Path, bench: object) -> SimpleNamespace:
+        raced.append(onnx.load(first).graph.node[0].doc_string)
+        return SimpleNamespace(ratio=2.0, interval=(1.9, 2.1), races=[1, 2])
+
+    monkeypatch.setattr(speed, "race_apart", race)
+    speed.Speed(model, analyse(model), Options(ratio=0.5)).confirm({})
+    assert raced == ["changed"]
+
+
 def test_the_machines_own_step_is_walked_down_and_an_asked_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
