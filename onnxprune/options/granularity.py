@@ -46,8 +46,8 @@ class GranularityOptions(VocabularyOptions):
     granularity: str = option(
         CHANNELS,
         "what may go, several with commas: channels (heads and neurons, too), heads (no other channels), experts (of "
-        "a mixture; as many stay as its router chooses), depth (whole residual branches, ranked on samples: attention "
-        "and feed-forward parts, blocks of CNNs)",
+        "a mixture, ranked on samples by gate weight times norm of output; as many stay as are chosen), depth (whole "
+        "residual branches, ranked on samples: attention and feed-forward parts, blocks of CNNs)",
         stage="decide",
         commands="prune plan",
         metavar="KIND,...",
@@ -75,6 +75,8 @@ class GranularityOptions(VocabularyOptions):
                 "--granularity depth ranks branches by what the model gives without them; give samples with --calib, "
                 "or name the branches with --drop."
             )
+        if EXPERTS in self.kinds and self.fitted and self.calib is None:
+            raise UsageError("Experts are ranked on samples, not by moments; give samples with --calib, too.")
         if self.depth and self.drop:
             raise UsageError(
                 "--drop names the branches that go, and --granularity depth chooses some; give one of them."

@@ -187,10 +187,12 @@ def analysis_of(run: Run[Options], fit: bool | None = None, *, centred: bool = T
 
 def saliency_of(run: Run[Options], analysis: Analysis) -> Saliency:
     """Return what says how much units are worth: the samples where there are any, else the weights."""
-    if EXPERTS in run.options.kinds and run.options.fitted:
-        raise UsageError("Experts are ranked by weights so far; leave --calib out, or --granularity experts.")
     if not run.options.fitted:
         return FromWeights.open(run, analysis)
+    if EXPERTS in run.options.kinds:
+        from onnxprune.pruning.on_experts import FromChoices
+
+        return FromChoices.open(run, analysis, analysis_of)
     from onnxprune.pruning.on_samples import FromSamples
 
     return FromSamples.open(run, analysis)

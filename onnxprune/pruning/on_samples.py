@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.group_types import Group
+from onnxprune.graph.group_types import EXPERTS, Group
 from onnxprune.graph.kept import Kept
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
@@ -42,7 +42,7 @@ from onnxprune.report.sentences import by_norm_lines
 from onnxprune.rotation.basis import Rotated
 from onnxprune.runtime.inputs import Trial
 
-__all__ = ["FromSamples", "admitted"]
+__all__ = ["FromSamples", "admitted", "agreement"]
 
 #: Positions used of a layer, for each regressor, in a fit of a step on the way.
 STEP_ROWS = 60
@@ -72,6 +72,8 @@ class FromSamples:
         How errors of different groups weigh, once that was tried.
     dense : list of Outputs
         The original's, on the samples set aside, once they were needed.
+    more : dict
+        Rankings of groups of another kind, which share a budget with these.
     """
 
     run: Run[Options]
@@ -85,6 +87,7 @@ class FromSamples:
     restored: Callable[[Model], Model]
     weighing: Weighing | None = None
     dense: list[Outputs] = field(default_factory=list)
+    more: dict[str, Ranking] = field(default_factory=dict)
 
     @classmethod
     def open(cls, run: Run[Options], analysis: Analysis) -> FromSamples:
@@ -98,6 +101,8 @@ class FromSamples:
             If the samples don't fit the model.
         """
         options, groups = run.options, groups_of(analysis, run.options)
+        if any(g.kind == EXPERTS for g in groups):
+            raise UsageError("Experts go by 'prune' and 'plan' alone; leave --granularity experts out.")
         moments = None if options.moments is None else MomentFile.open(options.moments)
         if moments is not None:
             moments.check_whole(run.sha256())
@@ -172,10 +177,13 @@ class FromSamples:
 
     def _removed(self, limit: Limit, weighing: Weighing) -> dict[str, NDArray[Any]]:
         """Return what goes if errors weigh so much."""
-        rankings, budgets = self._weighed(weighing), limit.budgets
+        rankings, budgets = self._weighed(weighing) | self.more, limit.budgets
         if limit.timed:
-            return budgets.choose(rankings, limit.targets)
-        return budgets.on_steps(rankings, limit.targets, finer_steps(self.run.options.align, FLOOR))[1]
+            removed = budgets.choose(rankings, limit.targets)
+        else:
+            steps = finer_steps(self.run.options.align, FLOOR)
+            removed = budgets.on_steps(rankings, limit.targets, steps)[1]
+        return {name: units for name, units in removed.items() if name not in self.more}
 
     def _weighed(self, weighing: Weighing) -> dict[str, Ranking]:
         made = self.calibration
@@ -244,21 +252,7 @@ class FromSamples:
             )
 
     def _compared(self, fitted: Fitted, analysis: Analysis) -> dict[str, Any] | None:
-        if self.aside is None:
-            return None
-        with self.run.stage("compare"):
-            cut = granularity.load().cut(analysis, fitted.removed)
-            kept, opened = (
-                Kept(analysis.coupling, analysis.grouping.dead(fitted.removed)),
-                analysis.coupling.opened,
-            )
-            if not self.dense:
-                teacher = self.run.teacher if isinstance(self.run, Reduced) else self.run.model
-                self.dense.append(Outputs(teacher, self.aside, opened))
-                if self.aside.labels is not None:
-                    self.run.notes += check_labels(self.dense[0].whole(), self.aside.labels)
-            left = self.aside.taken(kept.take)
-            return compare(self.dense[0], Outputs(cut.model, left, opened, room=0), self.aside.labels)
+        return agreement(self.run, analysis, fitted.removed, self.aside, self.dense)
 
     def _report(self, fitted: Fitted, decision: Decision, original: dict[str, Any] | None) -> FitReport:
         return FitReport(
@@ -289,6 +283,36 @@ class FromSamples:
         removed, made = decision.removed, self.calibration
         rough = {*removed} - {*made.places} | {*removed}.intersection(made.by_norm)
         return [*notes, *self.rotated.notes(), *by_norm_lines([n for n in removed if n in rough])]
+
+
+def agreement(
+    run: Run[Options], analysis: Analysis, removed: Mapping[str, NDArray[Any]], aside: Samples | None,
+    dense: list[Outputs],
+) -> dict[str, Any] | None:  # fmt: skip
+    """Compare a model without some units with the original, on samples set aside; None where there are none.
+
+    Parameters
+    ----------
+    run : Run
+    analysis : Analysis
+        Of the model that is cut.
+    removed : mapping
+        Group -> units that go.
+    aside : Samples or None
+    dense : list of Outputs
+        The original's; where it is empty they are put into it.
+    """
+    if aside is None:
+        return None
+    with run.stage("compare"):
+        cut, opened = granularity.load().cut(analysis, removed), analysis.coupling.opened
+        kept = Kept(analysis.coupling, analysis.grouping.dead(removed))
+        if not dense:
+            teacher = run.teacher if isinstance(run, Reduced) else run.model
+            dense.append(Outputs(teacher, aside, opened))
+            if aside.labels is not None:
+                run.notes += check_labels(dense[0].whole(), aside.labels)
+        return compare(dense[0], Outputs(cut.model, aside.taken(kept.take), opened, room=0), aside.labels)
 
 
 def _left_out(options: Options) -> list[str]:
