@@ -350,6 +350,24 @@ def test_depth_is_a_lever(tmp_path: Path) -> None:
         Lever("depth", "eighth").apply(tmp_path / "plain.onnx", tmp_path / "out2.onnx", samples)
 
 
+def test_grids_are_a_lever_for_bytes_alone(tmp_path: Path) -> None:
+    b = Builder()
+    h = b.op("Relu", [b.linear("x", "up", 48, 96)], "relu")
+    onnx.save(b.model({"x": ["N", 48]}, b.linear(h, "down", 96, 48)), tmp_path / "in.onnx")
+    x = np.random.default_rng(0).standard_normal((200, 48)).astype(np.float32)
+    samples = load_samples(onnx.load(tmp_path / "in.onnx").graph, {"x": x})
+    Lever("grids", "third").apply(tmp_path / "in.onnx", tmp_path / "out.onnx", samples)
+    before, after = ((tmp_path / name).stat().st_size for name in ("in.onnx", "out.onnx"))
+    assert after <= before / 3
+    assert "INT" in {
+        onnx.TensorProto.DataType.Name(t.data_type)[:3]
+        for t in onnx.load(tmp_path / "out.onnx").graph.initializer
+    }
+    grids = {Lever("grids", "third"), Lever("grids", "sixth")}
+    assert grids <= set(members.levers("bytes"))
+    assert not grids & set(members.levers("latency"))
+
+
 def test_a_quantiser_that_fails_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime.quantization as ort
 

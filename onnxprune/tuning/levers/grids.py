@@ -1,0 +1,38 @@
+"""Weights on grids of few bits within a share of the bytes, chosen on the samples: a file that onnxruntime loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxprune.calibration.samples import Samples
+from onnxprune.compression.journey import compress
+from onnxprune.journey.run import Run
+from onnxprune.options.compression import CompressOptions
+
+__all__ = ["AIMS", "SETTINGS", "apply"]
+
+AIMS = ("bytes",)
+SETTINGS = ("third", "sixth")
+SHARES = {"third": 1 / 3, "sixth": 1 / 6}
+
+
+def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
+    """Write a model of fewer bytes.
+
+    Parameters
+    ----------
+    source, output : Path
+    setting : str
+        The share of the bytes that stays.
+    samples : Samples
+        That grids are chosen by, and layers fitted on.
+
+    Raises
+    ------
+    OnnxPruneError
+        If no weight of the model may lie on a grid, or the share can't be met.
+    """
+    options = CompressOptions(
+        target=f"bytes={SHARES[setting]!r}", to="onnx", calib=samples.batches, calib_provider=samples.provider
+    )
+    compress(Run.open(source, options, None), output)
