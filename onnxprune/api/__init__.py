@@ -19,7 +19,7 @@ from onnxprune.api.several import sensitivity as sensitivity
 from onnxprune.api.several import tune as tune
 from onnxprune.errors import UsageError
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
-from onnxprune.journey.recipe import Beside
+from onnxprune.journey.recipe import PassFields
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.journey.trees import with_folder
 from onnxprune.model import Model
@@ -285,7 +285,7 @@ def run(
     external_data_threshold: int | None = None,
     progress: Told = None,
     each: Callable[[str, Record | None], None] | None = None,
-    **beside: Unpack[Beside],
+    **beside: Unpack[PassFields],
 ) -> Model:
     """Run passes by name, one after the other, and write the result if an output is given.
 

@@ -20,7 +20,7 @@ from onnxprune.files.target import STDOUT
 from onnxprune.journey import passes as passlist
 from onnxprune.journey.output import Sides, declared
 from onnxprune.journey.passes import RunReport
-from onnxprune.journey.recipe import Beside, steps_of
+from onnxprune.journey.recipe import PassFields, steps_of
 from onnxprune.journey.trees import model_in
 from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options
@@ -196,7 +196,7 @@ def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
     source, passes, report = _input(args), args.passes or Path(args.recipe), RunReport()
     shapes = shapes_from(getattr(args, "input_shapes", []))
-    beside: Beside = {"input_shapes": shapes, "calib": getattr(args, "calib", None)}
+    beside: PassFields = {"input_shapes": shapes, "calib": getattr(args, "calib", None)}
     steps = steps_of(passes, **beside)
     if args.report and is_page(args.report):
         passlist.check_page(steps)

@@ -25,14 +25,14 @@ from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.journey.passes import PassCall, parse
 from onnxprune.options.pruning import Shapes
 
-__all__ = ["Beside", "Recipe", "read", "steps_of"]
+__all__ = ["PassFields", "PassRecipe", "read", "steps_of"]
 
 #: What a recipe may ask for beside it, with the option that gives it.
 NEEDS = {"calib": "--calib", "input_shapes": "--input-shape"}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PassRecipe:
     """Passes with their options.
 
     Attributes
@@ -51,14 +51,14 @@ class Recipe:
     needs: tuple[str, ...] = ()
 
 
-class Beside(TypedDict, total=False):
+class PassFields(TypedDict, total=False):
     """What may be given beside passes, for those that take some."""
 
     input_shapes: Shapes | None
     calib: Any
 
 
-def steps_of(passes: str | os.PathLike[str], **beside: Unpack[Beside]) -> Sequence[PassCall]:
+def steps_of(passes: str | os.PathLike[str], **beside: Unpack[PassFields]) -> Sequence[PassCall]:
     """Return the passes of a list, or those of a recipe.
 
     Parameters
@@ -86,7 +86,7 @@ def steps_of(passes: str | os.PathLike[str], **beside: Unpack[Beside]) -> Sequen
     return recipe.steps
 
 
-def read(path: str | os.PathLike[str]) -> Recipe:
+def read(path: str | os.PathLike[str]) -> PassRecipe:
     """Read a recipe.
 
     Raises
@@ -112,7 +112,7 @@ def read(path: str | os.PathLike[str]) -> Recipe:
     if not passes or not isinstance(passes, list) or not all(isinstance(one, dict) for one in passes):
         raise UsageError(f"The recipe {name} has no [[pass]] with a name in it.")
     steps = tuple(_step(name, number, one) for number, one in enumerate(passes, 1))
-    return Recipe(name, steps, description.rstrip("."), tuple(needs))
+    return PassRecipe(name, steps, description.rstrip("."), tuple(needs))
 
 
 def _step(recipe: str, number: int, entry: dict[str, Any]) -> PassCall:

@@ -95,7 +95,7 @@ def fuse(run: Run[Options], *, norms: bool = True, layers: bool = True) -> Outco
     for _ in range(ROUNDS):
         with run.stage("analyse"):
             analysis = _analysed(run, model)
-        finder = _Finder(analysis, put_back)
+        finder = _FusionFinder(analysis, put_back)
         wanted = list(finder.norms()) if norms else []
         wanted = wanted or (list(finder.pairs()) if layers else [])
         report.refused = finder.refused | put_back
@@ -123,12 +123,12 @@ Attempted = tuple[Model, float, list["Fusion"]]
 def _tried(analysis: Analysis, wanted: Sequence[Fusion]) -> tuple[Attempted, dict[str, str]]:
     """Fuse as much as holds; return that, and why the rest doesn't."""
     try:
-        return most([one.name for one in wanted], _Attempt(analysis, wanted))
+        return most([one.name for one in wanted], _FusionAttempt(analysis, wanted))
     except VerificationError as failure:  # nothing can be compared
         return (analysis.model, 0.0, []), {one.name: str(failure) for one in wanted}
 
 
-class _Attempt:
+class _FusionAttempt:
     """Fuses some of a list, and compares."""
 
     def __init__(self, analysis: Analysis, wanted: Sequence[Fusion]) -> None:
@@ -180,7 +180,7 @@ def _stored(site: Site) -> list[str]:
     return [site.weight, *([site.bias.name] if site.bias is not None else [])]
 
 
-class _Finder:
+class _FusionFinder:
     """Finds what can be fused, and says why the rest can't."""
 
     def __init__(self, analysis: Analysis, put_back: Collection[str] = ()) -> None:

@@ -174,13 +174,13 @@ def test_products_are_one_with_their_sums() -> None:
 
 
 def test_what_is_not_the_same_is_put_back_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fusion._Finder.norms
+    right = fusion._FusionFinder.norms
 
-    def wrong(self: fusion._Finder) -> Iterator[fusion.Fusion]:
+    def wrong(self: fusion._FusionFinder) -> Iterator[fusion.Fusion]:
         for one in right(self):
             yield replace(one, bias=one.bias + 1) if one.name == "conv2.bn" else one
 
-    monkeypatch.setattr(fusion._Finder, "norms", wrong)
+    monkeypatch.setattr(fusion._FusionFinder, "norms", wrong)
     model = chain()
     result, report = fused(model)
     assert [g["group"] for g in report.groups] == ["conv1.bn"]
