@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from onnxprune.calibration.samples import Samples
 from onnxprune.cut.depth import Shallow, shallow
@@ -137,7 +139,9 @@ def candidates(run: Run[Options]) -> Candidates:
         depth = branches_of(run)
         branches = _picked(depth, options)
     with run.stage("samples"):
-        samples, aside = read_samples(depth.analysis, options, run.progress).set_aside()
+        read = read_samples(depth.analysis, options, run.progress)
+        samples, aside = read.set_aside()
+        run = _read_once(run, read)
     of_weights = any(target.startswith(OF_WEIGHTS) for target in texts_of(options.target))
 
     def cost(branch: Branch) -> float:
@@ -146,6 +150,19 @@ def candidates(run: Run[Options]) -> Candidates:
     with run.stage("branches"):
         worths = influence(depth, branches, samples, cost, run.progress)
     return Candidates(run, depth, worths, samples, samples if aside is None else aside)
+
+
+def _read_once(run: Run[Options], samples: Samples) -> Run[Options]:
+    """Return a run whose samples can be read again: what a reader gives but once is kept."""
+    given = run.options.calib
+    if not (isinstance(given, Iterator) or hasattr(given, "get_next")):
+        return run
+    batches = [dict(batch) for batch in samples.batches]
+    if samples.labels is not None:
+        ends = np.cumsum(samples.counts)[:-1]
+        for batch, labels in zip(batches, np.split(samples.labels, ends), strict=True):
+            batch[str(run.options.labels)] = labels
+    return dataclasses.replace(run, options=dataclasses.replace(run.options, calib=batches))
 
 
 def _picked(depth: Depth, options: Options) -> list[Branch]:

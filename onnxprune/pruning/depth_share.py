@@ -32,6 +32,8 @@ __all__ = ["refitted", "shallower", "speed_of_source"]
 
 #: Parts of the way from no branch to as many as meet the target alone that are tried, and how often it is halved then.
 GRID, HALVED = 4, 2
+#: Samples that a trial sees.
+ROUGH = 512
 
 AnalysisOf = Callable[[Run[Options]], Analysis]
 
@@ -69,7 +71,7 @@ def shallower(run: Run[Options], analysis_of: AnalysisOf) -> Run[Options]:
             f"No residual branch goes at --ratio {options.ratio:g}: there are {len(found.worths)}; ask for more."
         )
     if not chosen.gone:
-        return run
+        return found.run
     proved = shallowed(chosen)
     return proved if proved.alone else _fitted(proved)
 
@@ -219,6 +221,8 @@ class _Share:
             "lr": None,
             "steps": 1,
             "check_speed": False,
+            "samples": min(self.options.samples or ROUGH, ROUGH),
+            "trials": min(self.options.trials, 1),
         }
         rough = dataclasses.replace(self.options, **quiet) if self.options.recover != "none" else self.options
         less = self.without(count)

@@ -142,6 +142,16 @@ def test_branches_by_name(source: Path) -> None:
     assert any(g["removed"] for g in both.report.groups if g["kind"] != "depth")
 
 
+def test_a_reader_that_gives_samples_but_once(pictures: Path) -> None:
+    given = {"granularity": "depth,channels", "ratio": 0.5, "recover": "lstsq", "align": None}
+    parts = [{"x": part} for part in np.split(PICTURES["x"], 4)]
+    once = onnxprune.prune(pictures, None, calib=iter(parts), **given)
+    again = onnxprune.prune(pictures, None, calib=parts, **given)
+    assert gone(once) == gone(again)
+    left, right = (next(iter(open_session(r.pruned).run(PICTURES).values())) for r in (once, again))
+    assert distance(left, right) < 1e-4  # in other batches
+
+
 def test_inspect_lists_branches(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(source)]) == 0
     assert "layers.1.attn" in capsys.readouterr().out.partition("Residual branches")[2]
