@@ -295,6 +295,6 @@ def tell(run: Run[Options], report: Report) -> None:
 
 def _line(branch: Branch, worth: Worth | None) -> dict[str, Any]:
     line: dict[str, Any] = {"name": branch.name, "params": branch.params, "macs": branch.macs}
-    if worth is not None:
-        line |= {"alone": float(f"{worth.alone:.4g}"), "after": float(f"{worth.after:.4g}")}
+    figures = {} if worth is None else {"alone": worth.alone, "after": worth.after}
+    line |= {name: float(f"{value:.4g}") for name, value in figures.items() if value is not None}
     return line

@@ -11,9 +11,13 @@ from nets import attention as two_heads
 
 import onnxprune
 from onnxprune.calibration.agreement import distance
+from onnxprune.calibration.samples import load_samples
 from onnxprune.cli import main
 from onnxprune.errors import NothingToPrune, PlanError, UsageError, VerificationError
+from onnxprune.graph.analysis import analyse
+from onnxprune.graph.depth import Depth
 from onnxprune.model import Model
+from onnxprune.pruning import influence
 from onnxprune.runtime.session import open_session
 
 BRANCHES = {"layers.0.attn", "layers.0.mlp", "layers.1.attn", "layers.1.mlp"}
@@ -76,6 +80,34 @@ def test_the_cheapest_go_first(pictures: Path) -> None:
     assert gone(result) == [min(alone, key=lambda name: alone[name])]
     onnxprune.prune(pictures, fitted, recover="lstsq", **given)
     assert error(pictures, fitted, samples(64, 4, 6, 6)) < 0.7 * error(pictures, plain, samples(64, 4, 6, 6))
+
+
+def test_where_looks_are_dear_what_turns_the_stream_least_is_looked_at(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(influence, "WORK", 1.0)
+    monkeypatch.setattr(influence, "FEW", 2)
+    runs: list[list[str]] = []
+    without = influence._Looks.without
+
+    def look(self: influence._Looks, names: list[str]) -> float:
+        runs.append(sorted(names))
+        return without(self, names)
+
+    monkeypatch.setattr(influence._Looks, "without", look)
+    depth = Depth.of(analyse(Model.load(pictures)))
+    read = load_samples(Model.load(pictures).proto.graph, PICTURES)
+    turned = influence.turns(depth, depth.branches, read.few(influence.LEAST))
+    least = sorted(turned, key=lambda name: turned[name])
+    order = influence.influence(depth, depth.branches, read, lambda branch: 1.0)
+    assert {name for names in runs for name in names} == set(least[:2])
+    assert {worth.branch.name for worth in order[:2]} == set(least[:2])
+    assert [worth.branch.name for worth in order[2:]] == least[2:]
+    assert [worth.after for worth in order[2:]] == [None, None]
+    session = open_session(depth.analysis.model, ["blocks.0.conv2_out", "blocks.0.add_out"])
+    values = session.run(read.few(influence.LEAST).batches[0])
+    share = np.square(values["blocks.0.conv2_out"]).sum() / np.square(values["blocks.0.add_out"]).sum()
+    assert turned["blocks.0"] == pytest.approx(share, rel=1e-4)
 
 
 def test_depth_beside_widths(source: Path) -> None:
