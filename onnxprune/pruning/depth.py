@@ -78,8 +78,6 @@ class Candidates:
         On the original.
     depth : Depth
     worths : list of Worth
-    samples : Samples
-        That they were ranked on.
     judges : Samples
         That results are compared with the original on: those set aside, or where there are too few the same.
     """
@@ -87,7 +85,6 @@ class Candidates:
     run: Run[Options]
     depth: Depth
     worths: list[Worth]
-    samples: Samples
     judges: Samples
 
     def first(self, count: int) -> list[str]:
@@ -149,7 +146,7 @@ def candidates(run: Run[Options]) -> Candidates:
 
     with run.stage("branches"):
         worths = influence(depth, branches, samples, cost, run.progress)
-    return Candidates(run, depth, worths, samples, samples if aside is None else aside)
+    return Candidates(run, depth, worths, samples if aside is None else aside)
 
 
 def _read_once(run: Run[Options], samples: Samples) -> Run[Options]:

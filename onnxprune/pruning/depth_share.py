@@ -163,11 +163,15 @@ class _Share:
         Raises
         ------
         NothingToPrune
-            If all of them don't.
+            If all of them don't, or the targets hold as it is.
         """
         low, high = 0, len(self.found.worths)
+        asked = "+".join(texts_of(self.options.target))
+        if self.meets(low):
+            raise NothingToPrune(
+                f"--target {asked} holds as it is: no residual branch has to go; ask for less."
+            )
         if not self.meets(high):
-            asked = "+".join(texts_of(self.options.target))
             raise NothingToPrune(
                 f"--target {asked} can't be met by residual branches alone: without all "
                 f"{high} of them too much is left; ask for less, or add channels to --granularity."

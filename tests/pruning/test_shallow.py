@@ -201,6 +201,7 @@ def test_inspect_lists_branches(source: Path, capsys: pytest.CaptureFixture[str]
         (["--drop", "x", "--granularity", "depth", "--calib", "synthetic", "--ratio", "0.5"], 2, "give one of them"),
         (["--drop", "x", "--keep-tokens", "ids"], 2, "are two steps"),
         (["--target", "macs=0.01", "--granularity", "depth", "--calib", "synthetic"], 4, "by residual branches alone"),
+        (["--target", "macs=1", "--granularity", "depth", "--calib", "synthetic"], 4, "holds as it is"),
         (["--ratio", "0.05", "--granularity", "depth", "--calib", "synthetic"], 4, "there are 4; ask for more"),
         (
             ["--min-agreement", "0.9", "--granularity", "depth", "--calib", "synthetic"], 2,
