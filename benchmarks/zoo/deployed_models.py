@@ -95,6 +95,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": _decoder("Phi3"),
     "mixtral": _decoder("Mixtral", **EXPERTS),
     "qwen3_moe": _decoder("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128),
+    "olmoe": _decoder("Olmoe", num_experts=8, num_experts_per_tok=2, intermediate_size=128),
     "gpt_oss": _decoder("GptOss", **EXPERTS),
     "deepseek_v3": _decoder(
         "DeepseekV3", num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,

@@ -115,9 +115,10 @@ class Mender:
 
     def _renumbered(self, number: int, node: Node) -> dict[int, NDArray[Any]]:
         """Return constants that hold positions on an axis as they count after the cut; what is gone is no position."""
-        wanted = {}
-        for (owner, slot), dim in self.writer.coupling.positions.items():
-            if owner == number and self.kept.cut(dim):
+        wanted, positions = {}, self.writer.coupling.positions
+        for slot in (slot for slot in range(len(node.inputs)) if (number, slot) in positions):
+            dim = positions[number, slot]
+            if self.kept.cut(dim):
                 kept, value = self.kept.indices(dim), node.value(slot)
                 place = np.full(self.writer.coupling.space.sizes[dim], -1, value.dtype)
                 place[kept] = np.arange(len(kept))

@@ -73,8 +73,7 @@ def rewrite(
     mender = Mender(writer, tracer, other)
     for number in range(len(coupling.nodes)):
         mender.visit(number)
-    for number, slot in sorted({place for passage in kept.passages for place in passage.through}):
-        writer.pass_through(number, slot)
+    writer.pass_through(sorted({place for passage in kept.passages for place in passage.through}))
     fold_shares(writer)
     writer.drop_dead()
     writer.update_types()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +98,18 @@ class Writer:
         self.loose.append(proto.input[slot])
         proto.input[slot] = name
 
-    def pass_through(self, number: int, slot: int) -> None:
-        """Have those who read a node's output read one of its inputs instead."""
-        name, given = self.protos[number].output[0], self.protos[number].input[slot]
-        for other in self.protos:
-            for at in (at for at, read in enumerate(other.input) if read == name):
+    def pass_through(self, places: Sequence[tuple[int, int]]) -> None:
+        """Have those who read outputs of nodes read one of their inputs, at a slot, instead; in the nodes' order."""
+        readers = defaultdict[str, list[tuple[NodeProto, int]]](list)
+        for proto in self.protos if places else ():
+            for at, read in enumerate(proto.input):
+                readers[read].append((proto, at))
+        for number, slot in places:
+            name, given = self.protos[number].output[0], self.protos[number].input[slot]
+            for proto, at in readers.pop(name, ()):
+                proto.input[at] = given
                 self.loose.append(name)
-                other.input[at] = given
+                readers[given].append((proto, at))
 
     def set_attr(self, number: int, name: str, value: Any) -> None:
         """Give an attribute a value; None removes it."""

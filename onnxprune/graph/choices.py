@@ -177,7 +177,7 @@ class _Choices:
                 assert row is not None
                 axes = fit(row, node).ins[slot] or ()
                 plain = any(isinstance(axis, Letter) and axis.name == letter for axis in axes)
-                if plain and self.analysis.types.get(node.inputs[slot]) in _FLOATS:
+                if plain and self.analysis.tracer.types.get(node.inputs[slot], (0, None))[0] in _FLOATS:
                     yield row, applied.letters[letter], f"{row.why[letter]} ({title_of(node)})"
 
     def counts(self) -> dict[int, int]:

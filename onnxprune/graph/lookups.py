@@ -187,5 +187,8 @@ def ties(analysis: Analysis, source: str, looked: Collection[tuple[int, int]]) -
 
 def passing(analysis: Analysis, node: Node) -> Collection[int]:
     """Return the slots whose numbers a node passes on: it moves them, or casts them to other whole numbers."""
-    kinds = {analysis.types.get(name) for name in (*node.inputs, *node.outputs)}
-    return (0,) if node.op == "Cast" and kinds <= IDS else moved(node.op, len(node.inputs), node.domain)
+    if node.op == "Cast":
+        types = analysis.tracer.types
+        kinds = {types.get(name, (0, None))[0] for name in (*node.inputs, *node.outputs)}
+        return (0,) if kinds <= IDS else ()
+    return moved(node.op, len(node.inputs), node.domain)

@@ -232,7 +232,7 @@ class Unchosen:
         operands = [
             np.zeros(len(_OTHERS)) if is_zero else _values(applied, slot) for slot, is_zero in enumerate(zero)
         ]
-        kinds = [self.analysis.types.get(name, 1) for name in node.inputs]
+        kinds = [self.analysis.tracer.types.get(name, (1, None))[0] for name in node.inputs]
         given = [_as(kind, values) for kind, values in zip(kinds, operands, strict=True)]
         result = evaluate(node.op, dict(node.attrs), given, [bool(n) for n in node.inputs])
         if result is not None and not result.any():

@@ -119,6 +119,17 @@ def _tile(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
     return np.tile(x, tuple(int(r) for r in repeats))
 
 
+def _one_hot(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
+    index, depth, levels = inputs
+    if index is None or depth is None or levels is None:
+        return None
+    size = int(np.ravel(depth)[0])
+    if index.size * size > MAX_ELEMENTS:
+        return None
+    whole = np.where(index < 0, index + size, index)[..., None] == np.arange(size)
+    return np.asarray(np.moveaxis(np.where(whole, levels[1], levels[0]), -1, attrs.get("axis", -1)))
+
+
 def _div(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
     a, b = inputs[0], inputs[1]
     if a is None or b is None:
@@ -174,6 +185,7 @@ def _transpose(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
 _TABLE: dict[str, Callable[[dict[str, Any], Sequence[Maybe]], Maybe]] = {
     "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Slice": _slice, "Gather": _gather, "Concat": _concat, "Cast": _cast,
     "ConstantOfShape": _constant_of_shape, "Range": _range, "Reshape": _reshape, "Expand": _expand, "Tile": _tile,
+    "OneHot": _one_hot,
     "Div": _div, "Mod": _mod, "Transpose": _transpose, "ReduceProd": _reduce(np.prod), "ReduceSum": _reduce(np.sum),
     "ReduceMax": _reduce(np.max), "ReduceMin": _reduce(np.min), "Identity": _simple(lambda x: x),
     "Add": _simple(np.add), "Sub": _simple(np.subtract), "Mul": _simple(np.multiply), "Max": _fold(np.maximum),
