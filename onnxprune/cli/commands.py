@@ -55,7 +55,7 @@ def prune(args: Namespace) -> None:
 
 def _family(args: Namespace, source: str, options: Options) -> None:
     """Make several models, and print what each is worth."""
-    from onnxprune.pruning.family import member_path, pareto, show_pareto
+    from onnxprune.pruning.family import member_path, page_of, pareto, show_pareto
 
     def keep(target: str, result: Result) -> None:
         result.report.command = args.line
@@ -75,8 +75,11 @@ def _family(args: Namespace, source: str, options: Options) -> None:
         if path
         for target in family_of(options.target)
     }
-    with _places(args, source, None, writes, joined=False):
+    overview = args.report if args.report and is_page(args.report) else None
+    with _places(args, source, None, writes | {"--report": overview}, joined=False):
         results = _told(args, api.family, source, args.out, options, each=keep)
+        if overview:
+            write_text(Path(overview), page_of(results, overview, source, args.line))
     if args.json:
         print(json.dumps(pareto(results), indent=1))
     elif not args.quiet:

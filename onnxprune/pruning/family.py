@@ -26,6 +26,7 @@ from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.schedule import decide_in_steps
 from onnxprune.pruning.speed import Speed
 from onnxprune.pruning.vocabulary import narrowed
+from onnxprune.report import page
 from onnxprune.report.record import Facts
 from onnxprune.report.table import amount, share, show
 
@@ -156,6 +157,22 @@ def pareto(results: dict[str, Result]) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def page_of(results: dict[str, Result], path: str, source: str, command: str) -> str:
+    """Return one page of all models, which leads to the page of each.
+
+    Parameters
+    ----------
+    results : dict
+        Target -> result.
+    path : str
+        Of the page; the others are beside it, see `member_path`.
+    source, command : str
+        The model's file, and the command line.
+    """
+    members = [{**line, "page": member_path(path, line["target"]).name} for line in pareto(results)]
+    return page.render_family({"files": {"input": Path(source).name}, "command": command, "members": members})
 
 
 def show_pareto(lines: Sequence[dict[str, Any]], stream: TextIO | None = None) -> None:

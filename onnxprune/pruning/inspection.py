@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-import numpy as np
-
-from onnxprune.cut.rewrite import Kept, Masks
 from onnxprune.files.bodies import DOMAIN, ENTRY, is_entry
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.depth import Depth
 from onnxprune.graph.group_types import Group
-from onnxprune.graph.groups import Frozen, Grouping
+from onnxprune.graph.groups import Frozen
 from onnxprune.graph.memory import peak_bytes
 from onnxprune.graph.reasons import plain_reason
 from onnxprune.graph.size import Size, count_macs, count_parameters
 from onnxprune.ops import TABLE, Refusal, Row
 from onnxprune.pruning.outline import layers_of, tensors_of
+from onnxprune.pruning.outlook import left_by, outlook
 from onnxprune.report import page
 from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Facts
 from onnxprune.report.sentences import size_lines
 
-__all__ = ["Inspection", "OpLine", "inspect_analysis", "left_by", "op_table"]
+__all__ = ["Inspection", "OpLine", "inspect_analysis", "op_table"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,8 @@ class Inspection(Facts):
         Residual branches that can go, see `onnxprune.granularity.depth`.
     kept : dict
         Those that can't -> why.
+    outlook : list of dict
+        See `onnxprune.pruning.outlook.outlook`.
     """
 
     size: Size
@@ -79,6 +78,7 @@ class Inspection(Facts):
     source: str = ""
     branches: list[Group] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
+    outlook: list[dict[str, float]] = field(default_factory=list)
 
     def frozen_by_reason(self) -> list[tuple[str, int, list[str]]]:
         """Return (reason, how many axes, examples), the most frequent first."""
@@ -97,6 +97,7 @@ class Inspection(Facts):
             "memory": self.size.memory,
             "input_shapes": self.input_shapes,
             "left": self.left,
+            "outlook": self.outlook,
             "groups": [_group_line(g) for g in self.groups],
             "ops": [
                 {"op": o.op, "nodes": o.nodes, "rows": list(o.rows), "refused": list(o.refused)}
@@ -249,6 +250,7 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         str(analysis.model.path or ""),
         depth.groups,
         depth.refused,
+        outlook(analysis, size),
     )
 
 
@@ -275,48 +277,6 @@ def _op_lines(coupling: Coupling) -> list[OpLine]:
         OpLine(name, number, tuple(rows[name]), tuple(refused[name]))
         for name, number in sorted(count.items())
     ]
-
-
-def left_by(analysis: Analysis, size: Size) -> dict[str, dict[str, float]]:
-    """Return which shares of the parameters and MACs would be left.
-
-    Returns
-    -------
-    dict
-        ``floor``: if every group kept one unit; ``half``: at ratio 0.5, without alignment.
-    """
-    groups = [g for g in analysis.grouping.groups if not g.alternative]
-    kept = {"floor": {g.name: 1 for g in groups}, "half": {g.name: g.units - g.units // 2 for g in groups}}
-    return {name: _left(analysis, size, groups, number) for name, number in kept.items()}
-
-
-def _left(
-    analysis: Analysis, size: Size, groups: Sequence[Group], kept: Mapping[str, int]
-) -> dict[str, float]:
-    grouping: Grouping = analysis.grouping
-    dead = grouping.dead({g.name: np.arange(kept[g.name], g.units) for g in groups if kept[g.name] < g.units})
-    gone = _parameters_gone(analysis, dead)
-    macs = count_macs(analysis.coupling, dead)
-    return {
-        "parameters": 1 - gone / size.parameters if size.parameters else 1.0,
-        "macs": macs / size.macs if size.macs else 1.0,
-    }
-
-
-def _parameters_gone(analysis: Analysis, dead: Masks) -> int:
-    """Parameters that a cut removes; a shared vector counts as gone only as far as its largest remaining
-    use.
-    """
-    kept = Kept(analysis.coupling, dead)
-    left: dict[str, int] = {}
-    for instance in analysis.coupling.instances:
-        size = int(np.prod(kept.shape(instance.dims), dtype=np.int64))
-        left[instance.tensor] = max(left.get(instance.tensor, 0), size)
-    return sum(
-        int(np.prod(weight.shape, dtype=np.int64)) - left[name]
-        for name, weight in analysis.tracer.weights.items()
-        if name in left
-    )
 
 
 class _Probe:

@@ -41,6 +41,7 @@ from onnxprune.pruning.depth import planned_with as with_branches
 from onnxprune.pruning.depth import tell as tell_depth
 from onnxprune.pruning.depth_share import refitted, shallower, speed_of_source
 from onnxprune.pruning.outline import group_line, layers_of
+from onnxprune.pruning.outlook import layer_seconds, outlook, whole_reasons
 from onnxprune.pruning.plan import Plan
 from onnxprune.pruning.proving import proved
 from onnxprune.pruning.report import Report, judged
@@ -295,6 +296,9 @@ def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path 
         if decision.speed is not None:
             with run.stage("time"):
                 report.latency = speed_of_source(run, decision.speed).last(carried.rewritten.model)
+                report.latency["layers"] = layer_seconds(
+                    analysis, carried.rewritten.model, decision.speed.bench
+                )
         # while the input is still there
         budgets = limit_of(run, analysis, decision.groups, decision.speed).budgets
         result = _save(
@@ -337,6 +341,9 @@ def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verificati
     )
     report.layers = layers_of(coupling, chosen, {} if carried is None else carried.dead)
     if carried is not None:
+        report.outlook = outlook(analysis, before)
+        free = {g.name for g in decision.groups}
+        report.whole = whole_reasons(run.options, chosen, free, decision) | carried.put_back
         proof = carried.proof
         macs, memory = count_macs(coupling, carried.dead), peak_bytes(analysis, carried.dead)
         report.after = Size(count_parameters(carried.rewritten.model), macs, memory=memory)

@@ -155,7 +155,12 @@ class Report(Record):
         ``macs``, and where they were ranked how far the output moved without each ``alone``, and ``after`` those before
         it), those ``refused`` and why, and ``law1`` of this cut.
     latency : dict or None
-        Where it was measured: ``before`` and ``after`` with ``p50_ms`` and ``p95_ms``, ``ratio`` and its ``interval``.
+        Where it was measured: ``before`` and ``after`` with ``p50_ms`` and ``p95_ms``, ``ratio`` and its ``interval``,
+        and ``layers`` with the seconds of each before and after.
+    outlook : list of dict
+        What the same ratio for all groups would leave: see `onnxprune.pruning.outlook.outlook`.
+    whole : dict
+        Group that lost nothing -> why.
     """
 
     before: Size
@@ -177,6 +182,8 @@ class Report(Record):
     latency: dict[str, Any] | None = None
     interface: list[dict[str, Any]] = field(default_factory=list)
     vocabulary: dict[str, Any] | None = None
+    outlook: list[dict[str, float]] = field(default_factory=list)
+    whole: dict[str, str] = field(default_factory=dict)
     depth: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -204,6 +211,8 @@ class Report(Record):
             **({} if self.vocabulary is None else {"vocabulary": self.vocabulary}),
             **({} if self.depth is None else {"depth": self.depth}),
             "layers": self.layers,
+            "outlook": self.outlook,
+            "whole": self.whole,
             "align": self.align,
             "seed": self.seed,
             "input_shapes": self.input_shapes,

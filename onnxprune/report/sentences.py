@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = [
     "depth_lines",
     "original_lines",
     "segment_lines",
+    "share_of_time",
     "size_lines",
     "speed_lines",
     "vocabulary_lines",
@@ -71,11 +73,26 @@ def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str
             f"latency {latency['before']['p50_ms']:.3g} ms -> {latency['after']['p50_ms']:.3g} ms (p50), "
             f"{latency['ratio']:.2f} times as fast ({low:.2f} to {high:.2f}){_timed_at(latency)}"
         )
-    return lines + [
-        f"target {t['target']}: asked {_told(t, 'asked')}, got {_told(t, 'got')}"
-        + ("" if t["holds"] else ", which does not hold")
-        for t in targets
-    ]
+    for t in targets:
+        asked, got = share_of_time(t, latency) or (_told(t, "asked"), _told(t, "got"))
+        holds = "" if t["holds"] else ", which does not hold"
+        lines.append(f"target {t['target']}: asked {asked}, got {got}{holds}")
+    return lines
+
+
+def share_of_time(target: Mapping[str, Any], latency: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """Return what was asked and got of the time, where a share was asked: by runs in turns, as the speed-up is.
+
+    Examples
+    --------
+    >>> share_of_time({"target": "latency=0.7", "unit": "s", "asked": 7.0, "got": 5.0}, {"ratio": 2.0})
+    ('70.0 % of the time', '50.0 %')
+    """
+    value = target["target"].partition("=")[2].strip()
+    if target["unit"] != "s" or not latency or not re.fullmatch(r"[0-9.eE+-]+%?", value):
+        return None
+    whole = target["got"] * latency["ratio"]
+    return f"{100 * target['asked'] / whole:.1f} % of the time", f"{100 / latency['ratio']:.1f} %"
 
 
 def _timed_at(latency: Mapping[str, Any]) -> str:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from onnxprune.report.page.render import (
     render,
     render_compressed,
+    render_family,
     render_frontier,
     render_lossless,
     render_zeros,
 )
 
-__all__ = ["render", "render_compressed", "render_frontier", "render_lossless", "render_zeros"]
+__all__ = [
+    "render",
+    "render_compressed",
+    "render_family",
+    "render_frontier",
+    "render_lossless",
+    "render_zeros",
+]

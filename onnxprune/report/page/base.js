@@ -24,7 +24,13 @@ function count(x) {
   return `${x.toFixed(x >= 99.95 ? 0 : x >= 9.995 ? 1 : 2)} ${units[at]}`;
 }
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
-const small = (x) => (x === 0 ? '0' : x < 0.001 ? x.toExponential(1) : x.toPrecision(3));
+const RAISED = '⁰¹²³⁴⁵⁶⁷⁸⁹';
+function small(x) { // errors below 10⁻⁶ of a variance are rounding
+  if (x === 0 || x >= 0.001) return x === 0 ? '0' : x.toPrecision(3);
+  if (x < 1e-6) return 'below 10⁻⁶';
+  const [digits, exponent] = x.toExponential(1).split('e-');
+  return `${digits} × 10⁻${[...exponent].map((d) => RAISED[d]).join('')}`;
+}
 const left = (g) => 1 - g.removed / g.units;
 function middle(text, most) { // names differ at both ends
   if (text.length <= most) return text;

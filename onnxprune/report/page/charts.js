@@ -1,10 +1,11 @@
 // Sensitivity curves of all groups, and the error of each layer.
 const MOST_CURVES = 400;
+const LABELLED = 8; // curves with their names, those with most MACs
 const FLOOR = 1e-4;
 
 function curves(host) {
   const width = Math.max(host.clientWidth, 280), height = width < 500 ? 240 : 320;
-  const [l, r, t, b] = [64, 14, 10, 36];
+  const [l, r, t, b] = [64, width < 500 ? 14 : 190, 10, 36];
   const all = GROUPS.filter((g) => g.curve && g.curve.length > 1).sort((a, c) => c.macs - a.macs).slice(0, MOST_CURVES);
   const top = Math.max(...all.flatMap((g) => g.curve.map((p) => p[1])), FLOOR * 10);
   const [low, high] = [Math.log10(FLOOR), Math.ceil(Math.log10(top) - 1e-9)];
@@ -31,6 +32,18 @@ function curves(host) {
     box.append(path);
   }
   for (const [, dot] of drawn.values()) if (dot) box.append(dot);
+  if (r > 100) {
+    const ends = all.slice(0, LABELLED).map((g) => ({ g, at: y(g.curve[g.curve.length - 1][1]) })).sort((a, c) => a.at - c.at);
+    let last = t - 6;
+    for (const end of ends) { // one below the other, with a line to where each belongs
+      const from = end.at;
+      const tip = x(end.g.curve[end.g.curve.length - 1][0] / end.g.units);
+      end.at = Math.max(end.at, last + 14);
+      last = end.at;
+      box.append(svg('line', { class: 'lead-line', x1: tip, x2: width - r + 4, y1: from, y2: end.at }),
+        svg('text', { x: width - r + 8, y: end.at + 4, class: 'name' }, middle(end.g.name, 26)));
+    }
+  }
   const light = (n) => {
     for (const [key, parts] of drawn) for (const part of parts) if (part) part.classList.toggle('on', key === n);
     if (!drawn.has(n)) { what.textContent = 'Point at a curve to see its group; click to select it.'; return; }
@@ -56,6 +69,7 @@ function curves(host) {
   box.addEventListener('pointermove', (e) => light(nearest(e) ?? chosen.group));
   box.addEventListener('pointerleave', () => light(chosen.group));
   box.addEventListener('click', (e) => { const n = nearest(e); if (n !== null) select(n, 'curves'); });
+  what.classList.add('pointed');
   host.replaceChildren(box, what);
   light(chosen.group);
   return light;
@@ -87,7 +101,7 @@ function drawFits() {
       el('div', { class: 'track', role: 'img', 'aria-label': label },
         el('span', { class: 'span', style: `left:${Math.min(a, c)}%;width:${Math.abs(a - c)}%` }),
         el('span', { class: 'pt old', style: `left:${a}%` }), el('span', { class: 'pt new', style: `left:${c}%` })),
-      el('span', { class: 'n' }, `${small(before)} → ${small(after)}`));
+      el('span', { class: 'n' }, small(before) === small(after) ? small(after) : `${small(before)} → ${small(after)}`));
   });
   const more = rows.length > fits.shown
     ? [el('button', { type: 'button', class: 'more', onclick: () => { fits.shown += 200; drawFits(); } }, `Show more of ${rows.length}`)]

@@ -62,7 +62,8 @@ def _summary(values: Values) -> str:
     items = accuracy(values, "compress") if values["tensors"] else ""
     items += "".join(f'<li class="warn"><b>{word}</b> {escape(text)}</li>' for word, text in _facts(values))
     return (
-        f'<section id="summary" aria-label="Summary"><div class="cards">{"".join(cards)}</div>'
+        '<section id="summary" aria-labelledby="summary-h"><h2 id="summary-h" class="unseen">Summary</h2>'
+        f'<div class="cards">{"".join(cards)}</div>'
         f'<ul class="proof">{items}</ul></section>'
     )
 

@@ -28,6 +28,7 @@ def facts(values: Values) -> dict[str, Any]:
     """
     calibration = values.get("calibration") or {}
     curves = calibration.get("curves") or {}
+    whole = values.get("whole") or {}
     reasons = {entry["group"]: entry["reason"] for entry in values.get("put_back", ())}
     groups = [g for g in values["groups"] if not g.get("alternative")]
     number = {g["name"]: n for n, g in enumerate(groups)}
@@ -49,6 +50,7 @@ def facts(values: Values) -> dict[str, Any]:
                 "more": max(len(g.get("tensors", [])) - MOST_TENSORS, 0),
                 "curve": curves.get(g["name"]),
                 "back": reasons.get(g["name"]),
+                "whole": whole.get(g["name"]),
             }
             for g in groups
         ],

@@ -16,6 +16,7 @@ function groupDetail(n, inMap) {
   return el('div', { class: 'detail' },
     inMap ? el('h4', {}, g.name) : null,
     g.back ? el('p', { class: 'flag' }, `Put back: ${g.back}`) : null,
+    g.whole && !g.back ? el('p', { class: 'soft' }, `Left whole: ${g.whole}`) : null,
     el('dl', { class: 'facts' },
       ...fact('units', DATA.cut ? `${kept} of ${g.units} kept (${g.kind})` : `${g.units} (${g.kind})`),
       ...fact('parameters', `${count(g.params)}, ${percent(g.params / DATA.parameters)} of all`),

@@ -8,10 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from onnxprune.report.page import compressed, frontier, lossless, sections, zeros
+from onnxprune.report.page import compressed, family, frontier, lossless, sections, zeros
 from onnxprune.report.page.data import embedded, facts
 
-__all__ = ["render", "render_compressed", "render_frontier", "render_lossless", "render_zeros"]
+__all__ = [
+    "render",
+    "render_compressed",
+    "render_family",
+    "render_frontier",
+    "render_lossless",
+    "render_zeros",
+]
 
 STYLES = ("page.css", "parts.css")
 SCRIPTS = ("theme.js", "base.js", "detail.js", "groups.js", "rails.js", "charts.js")
@@ -55,6 +62,11 @@ def render_lossless(values: Mapping[str, Any]) -> str:
 def render_frontier(values: Mapping[str, Any]) -> str:
     """Return the page of a search, as `onnxprune.tuning.report.TuneReport` gives it."""
     return _page(sections.title(values), frontier.all_of(values), SCRIPTS[:1], None)
+
+
+def render_family(values: Mapping[str, Any]) -> str:
+    """Return the page of several models, see `onnxprune.report.page.family`."""
+    return _page(sections.title(values), family.all_of(values), SCRIPTS[:1], None)
 
 
 def _page(title: str, parts: Iterable[str], scripts: Sequence[str], data: Any) -> str:

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from onnxprune.graph.reasons import plain_reason
+from onnxprune.report.page.beyond import copied, next_steps, times_by_layer
 from onnxprune.report.page.summary import agreement, head, lead, summary, title
 from onnxprune.report.signature import interface_lines
 from onnxprune.report.table import amount
@@ -22,11 +23,14 @@ MOST_LISTED = 500
 def all_of(values: Values) -> Iterator[str]:
     """Yield the sections; empty ones say that there is nothing to show."""
     calibration = values.get("calibration") or {}
-    names = [("summary", "Summary")]
+    names, shown_next = [("summary", "Summary")], next_steps(values)
+    layers = (values.get("latency") or {}).get("layers")
     names += [("agreement", "Agreement")] if calibration.get("original") else []
     names += [("interface", "Interface")] if values.get("interface") else []
+    names += [("next", "Next")] if shown_next else []
     names += [("groups", "Groups"), ("map", "Map")] if values["groups"] else []
     names += [("sensitivity", "Sensitivity")] if calibration.get("curves") else []
+    names += [("times", "Times")] if layers else []
     names += [("layers", "Layer errors")] if calibration.get("layers") else []
     names += [("frozen", "Frozen"), ("run", "Run" if "options" in values else "Model")]
     shown = dict(names)
@@ -35,9 +39,11 @@ def all_of(values: Values) -> Iterator[str]:
     yield summary(values)
     yield agreement(calibration["original"]) if "agreement" in shown else ""
     yield interface(values["interface"]) if "interface" in shown else ""
+    yield shown_next
     yield _GROUPS if "groups" in shown else ""
     yield _MAP if "map" in shown else ""
     yield _SENSITIVITY if "sensitivity" in shown else ""
+    yield times_by_layer(layers) if layers else ""
     yield _LAYERS if "layers" in shown else ""
     axes = [(f"{f['tensor']}:{f['axis']}", f["reason"]) for f in values["frozen"]]
     yield why("frozen", "Frozen, and why", axes, "axes of weights (tensor:axis) can't be cut")
@@ -134,7 +140,7 @@ def run(values: Values) -> str:
     """Return what is needed to do it again."""
     parts = ['<section id="run" aria-labelledby="run-h">', '<h2 id="run-h">The run</h2>']
     if values.get("command"):
-        parts.append(f'<pre class="command" tabindex="0"><code>{escape(values["command"])}</code></pre>')
+        parts.append(copied(values["command"]))
     facts = [("Made", values.get("created", ""))]
     facts += [(f"SHA-256 of the {which}", text) for which, text in values["sha256"].items()]
     shapes = values.get("input_shapes") or {}

@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from onnxprune.report.known import known
-from onnxprune.report.page.words import count, size, times
-from onnxprune.report.sentences import at_sizes, segment_lines, whole_lines
+from onnxprune.report.page.words import count, power, size, times
+from onnxprune.report.sentences import at_sizes, segment_lines, share_of_time, whole_lines
 
 __all__ = [
     "accuracy",
@@ -71,7 +71,10 @@ def lead(values: Values) -> str:
 def summary(values: Values) -> str:
     """Return the cards, and what is proved."""
     told = proof(values) if "options" in values else ceiling(values)
-    return f'<section id="summary" aria-label="Summary">{cards(values)}{told}</section>'
+    return (
+        '<section id="summary" aria-labelledby="summary-h"><h2 id="summary-h" class="unseen">Summary</h2>'
+        f"{cards(values)}{told}</section>"
+    )
 
 
 def cards(values: Values) -> str:
@@ -125,15 +128,15 @@ def bar(share: float, text: str, note: str = "") -> str:
 def _latency(latency: Values) -> str:
     before, after = latency["before"], latency["after"]
     share = after["p50_ms"] / before["p50_ms"] if before["p50_ms"] else 1.0
+    share = 1 / latency["ratio"] if latency.get("ratio") else share
     low_high: Sequence[float] = latency.get("interval") or ()
-    faster = _faster(1 / latency["ratio"] if latency.get("ratio") else share)
-    interval = f"95 % interval {low_high[0]:.2f}× to {low_high[1]:.2f}×" if len(low_high) == 2 else ""
+    interval = f", 95 % interval {low_high[0]:.2f}× to {low_high[1]:.2f}×" if len(low_high) == 2 else ""
     return (
         f'<div class="card"><h3>Latency <span class="soft">p50</span></h3><p class="big">{_ms(after["p50_ms"])}</p>'
-        f'<p class="from">of {_ms(before["p50_ms"])}<span class="times">{faster}</span></p>'
+        f'<p class="from">of {_ms(before["p50_ms"])}<span class="times">{_faster(share)}</span></p>'
         f"{bar(share, f'{100 * share:.1f} % of the time')}"
         f'<p class="fine">p95 {_ms(after["p95_ms"])} of {_ms(before["p95_ms"])}</p>'
-        f'<p class="fine">{interval}</p></div>'
+        f'<p class="fine">the ratio is that of runs in turns{interval}</p></div>'
     )
 
 
@@ -158,8 +161,8 @@ def proof(values: Values) -> str:
     if law is not None:
         inputs = f"{law['inputs']} input{'' if law['inputs'] == 1 else 's'}{escape(at_sizes(law))}"
         items.append(
-            f'<li class="good"><b>Proved</b> The result equals the original with the same channels masked, within '
-            f"{law['max_relative_error']:.1e} of the largest output, on {inputs}.</li>"
+            f'<li class="good"><b>Proved</b> The result equals the original with the same channels masked, '
+            f"{_within(law['max_relative_error'])}, on {inputs}.</li>"
         )
     elif any(g["removed"] for g in values["groups"]):
         items.append('<li class="warn"><b>Not proved</b> The proof was skipped.</li>')
@@ -169,9 +172,10 @@ def proof(values: Values) -> str:
         )
     for t in values.get("targets") or ():
         show = {"s": _seconds, "B": size}.get(t["unit"], count)
+        asked, got = share_of_time(t, values.get("latency")) or (show(t["asked"]), show(t["got"]))
         items.append(
             f'<li class="{"good" if t["holds"] else "warn"}"><b>{"Met" if t["holds"] else "Not met"}</b> '
-            f"Target {escape(t['target'])}: asked {show(t['asked'])}, got {show(t['got'])}.</li>"
+            f"Target {escape(t['target'])}: asked {asked}, got {got}.</li>"
         )
     calibration = values.get("calibration")
     if calibration:
@@ -196,6 +200,10 @@ def proof(values: Values) -> str:
             f'{"were" if n > 1 else "was"} undone: <a href="#run">why</a>.</li>'
         )
     return f'<ul class="proof">{"".join(items)}</ul>' if items else ""
+
+
+def _within(error: float) -> str:
+    return f"within {power(error)} of the largest output" if error else "without any difference"
 
 
 def accuracy(values: Values, command: str) -> str:

@@ -19,3 +19,20 @@ byId('theme').addEventListener('click', () => {
   theme(themed);
   store.set(themed);
 });
+
+for (const button of document.querySelectorAll('button.copy')) { // a page that is a file may have no clipboard
+  const code = button.parentNode.querySelector('code');
+  button.hidden = false;
+  button.setAttribute('aria-label', `Copy the command ${code.textContent.slice(0, 40)}`);
+  button.addEventListener('click', async () => {
+    let done = true;
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+    } catch {
+      getSelection().selectAllChildren(code);
+      done = document.execCommand('copy');
+    }
+    button.textContent = done ? 'Copied' : 'Selected';
+    setTimeout(() => { button.textContent = 'Copy'; }, 1500);
+  });
+}

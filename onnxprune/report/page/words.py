@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "middle", "size", "times"]
+__all__ = ["count", "middle", "milliseconds", "power", "size", "times"]
 
 
 def size(number: float | None) -> str:
@@ -62,3 +62,37 @@ def middle(text: str, most: int) -> str:
         return text
     end = most // 2
     return f"{text[: most - 1 - end]}…{text[-end:]}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time in a few characters.
+
+    Examples
+    --------
+    >>> milliseconds(0.0000283), milliseconds(0.0123), milliseconds(2.5), milliseconds(0)
+    ('0.028 ms', '12.3 ms', '2.5 s', '–')
+    """
+    if seconds <= 0:
+        return "–"
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-4 else f"{1e3 * seconds:.3f} ms"
+
+
+def power(number: float, least: float = 1e-12, digits: int = 2) -> str:
+    """Return a number that may be very small; below the least one nobody asks by how much.
+
+    Examples
+    --------
+    >>> power(0.25), power(0.00123), power(1.9e-7), power(1.1e-68), power(1e-8, 1e-6), power(0)
+    ('0.25', '0.0012', '1.9 × 10⁻⁷', 'below 10⁻¹²', 'below 10⁻⁶', '0')
+    """
+    if number == 0 or number >= 1e-3:
+        return f"{number:.{digits}g}"
+    if number < least:
+        return f"below {power(least).removeprefix('1.0 × ')}"
+    first, exponent = f"{number:.1e}".split("e")
+    return f"{first} × 10{str(int(exponent)).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.report.page.sections import FOOTER, run, why
 from onnxprune.report.page.summary import accuracy, agreement, bar, card, head
-from onnxprune.report.page.words import count, size
+from onnxprune.report.page.words import count, power, size
 
 __all__ = ["all_of"]
 
@@ -73,7 +73,8 @@ def _summary(values: Values) -> str:
         f'<li class="{kind}"><b>{name}</b> {text}</li>' for kind, name, text in _verdicts(values)
     )
     return (
-        f'<section id="summary" aria-label="Summary"><div class="cards">{"".join(cards)}</div>'
+        '<section id="summary" aria-labelledby="summary-h"><h2 id="summary-h" class="unseen">Summary</h2>'
+        f'<div class="cards">{"".join(cards)}</div>'
         f'<ul class="proof">{items}</ul></section>'
     )
 
@@ -132,7 +133,7 @@ def _weights(lines: Sequence[Values]) -> str:
         )
     return (
         '<section id="weights" aria-labelledby="weights-h"><h2 id="weights-h">Weights</h2>'
-        f'<p class="hint">{hint}</p><div class="wide" tabindex="0" role="region" aria-labelledby="weights-h">'
+        f'<p class="hint">{hint}</p><div class="wide" tabindex="0" role="region" aria-label="Table of weights">'
         f'<table class="zeros"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{rest}</section>'
     )
 
@@ -146,15 +147,15 @@ def _line(line: Values, names: Sequence[str]) -> str:
         f'<th scope="row"><code>{escape(line["tensor"])}</code><br><span class="soft">{escape(under)}</span>'
         f"{tail}</th>",
         f"<td>{_zeros(line)}</td>",
-        f"<td>{_cores(line)}</td>",
-        f"<td>{' × '.join(map(str, line['dims']))}</td>",
-        f'<td class="n">{"–" if line["axis"] is None else line["axis"]}</td>',
+        f'<td data-name="sparse tensor cores">{_cores(line)}</td>',
+        f'<td data-name="shape">{" × ".join(map(str, line["dims"]))}</td>',
+        f'<td class="n" data-name="axis">{"–" if line["axis"] is None else line["axis"]}</td>',
     ]
-    cells += [f"<td>{escape(line['method'])}</td>"] if "method" in names else []
+    cells += [f'<td data-name="method">{escape(line["method"])}</td>'] if "method" in names else []
     if "error after" in names:
         fit = line.get("fit") or {}
-        errors = [f"{fit[key]:.3g}" if key in fit else "–" for key in ("before", "after")]
-        cells += [f'<td class="n">{text}</td>' for text in errors]
+        errors = [(key, power(fit[key], 1e-6, 3) if key in fit else "–") for key in ("before", "after")]
+        cells += [f'<td class="n" data-name="error {key}">{text}</td>' for key, text in errors]
     return f'<tr class="weight">{"".join(cells)}</tr>'
 
 
