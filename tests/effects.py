@@ -151,6 +151,7 @@ EFFECTS = {
     "compress": {
         "--target": ("--to zst", COARSE),
         "--to": ("--target bytes=0.95", "--target bytes=0.95 --to zst"),
+        "--check-speed": (COARSE, f"{COARSE} --check-speed"),
         "--ignore": (COARSE, f"{COARSE} --target bytes=0.6 --ignore up"),
         "--only": (COARSE, f"{COARSE} --target bytes=0.65 --only up --only down"),
         "--calib": (COARSE, f"{COARSE} --calib s.npz"),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.allocation.knapsack import allocate
-from onnxprune.compression.rounding import MOST, Ends, bits_of
+from onnxprune.compression.rounding import MOST, Ends, bits_of, counts
 
 __all__ = ["ENDS", "Choice", "Rounds", "by_bits", "by_entropy", "choose", "narrowed"]
 
@@ -38,7 +38,7 @@ PRICE = 0.7
 #: A layer may lose so much of its output's variance and no more.
 WORST = 0.5
 #: Scales that are tried for a fixed number of steps, as shares of the one that reaches the largest weight.
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
 class Rounds(Protocol):
@@ -107,7 +107,7 @@ def by_entropy(w: Weights, rounds: Rounds, unit: float, size: int) -> list[Choic
     for step in knots:
         price = PRICE * 2 * np.log(2) * share * step**2 / w.size
         k = rounds.steps(w, np.array(step), price, ENDS)
-        bits.append(bits_of(k) * whole)
+        bits.append(bits_of(counts(k)) * whole)
         losses.append(max(rounds.loss(k * step - w) * whole / unit, 1e-30))
         prices.append(price)
     levels = np.exp2(np.arange(np.log2(knots[0]), np.log2(knots[-1]) + 1e-9, 1 / FINE))
@@ -138,7 +138,7 @@ def narrowed(w: Weights, rounds: Rounds, ends: Ends) -> Matrix:
 
 
 def by_bits(
-    w: Weights, rounds: Rounds, unit: float, size: int, forms: Sequence[tuple[int, Ends]]
+    w: Weights, rounds: Rounds, unit: float, size: int, forms: Sequence[tuple[float, Ends]]
 ) -> list[Choice]:
     """Return the grids of so many bits for a weight, with a step for each output, the finest first.
 
@@ -157,7 +157,9 @@ def by_bits(
     return choices
 
 
-def choose(choices: Mapping[str, Sequence[Choice]], budget: float) -> dict[str, Choice] | None:
+def choose(
+    choices: Mapping[str, Sequence[Choice]], budget: float, weights: Mapping[str, float] | None = None
+) -> dict[str, Choice] | None:
     """Choose a grid for each weight so that the losses' sum is least within a budget of bytes; None where none is.
 
     Parameters
@@ -165,8 +167,11 @@ def choose(choices: Mapping[str, Sequence[Choice]], budget: float) -> dict[str, 
     choices : mapping
         Weight -> the grids that there are for it.
     budget : float
+    weights : mapping, optional
+        Weight -> what its loss counts, 1 where it isn't there.
     """
+    worth = weights or {}
     costs = [np.array([c.nbytes for c in each]) for each in choices.values()]
-    losses = [np.array([c.loss for c in each]) for each in choices.values()]
+    losses = [np.array([c.loss for c in each]) * worth.get(n, 1.0) for n, each in choices.items()]
     at = allocate(costs, losses, budget)
     return None if at is None else {name: choices[name][n] for name, n in zip(choices, at, strict=True)}

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
 from onnxprune.compression.curves import Choice, Rounds, narrowed
-from onnxprune.compression.forms import dequantised, step_of
-from onnxprune.compression.rounding import Alone, Rounder
+from onnxprune.compression.forms import dequantised, step_of, stored_step
+from onnxprune.compression.rounding import MOST, Alone, Rounder, counts, pieces
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Evidence, moments_of
@@ -27,7 +27,7 @@ from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit, Problem, error_of, ridge_of
 from onnxprune.reconstruction.walk import Walk
 
-__all__ = ["LARGEST", "Gridded", "Layers", "alone", "flat"]
+__all__ = ["LARGEST", "Gridded", "Layers", "alone", "some_of"]
 
 Array = NDArray[Any]
 Matrix = NDArray[np.float64]
@@ -43,22 +43,28 @@ FRACTION = 11
 
 @dataclass(frozen=True)
 class Gridded:
-    """A weight on a grid.
+    """How a weight lies on its grid; the weight itself is in the model.
 
     Attributes
     ----------
-    k : int8 array
-        Of the weight's shape.
     step : float array
-        Broadcast against it.
+        Of the weight's type, broadcast against it.
+    count : int64 array
+        How often each number of steps comes, see `onnxprune.compression.rounding.counts`.
     loss : float
         Squared error of the layer's output on samples that were held out, as a share of what it feeds; of a weight
         that no sample tells of its own, see `onnxprune.compression.curves`.
     """
 
-    k: Array
     step: Array
+    count: NDArray[np.int64]
     loss: float
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The least and the greatest number of steps."""
+        there = np.flatnonzero(self.count) - MOST - 1
+        return int(there.min(initial=0)), int(there.max(initial=0))
 
 
 def rounder_of(problems: list[Problem]) -> Rounder:
@@ -72,26 +78,36 @@ def rounder_of(problems: list[Problem]) -> Rounder:
     return Rounder(np.stack(parts))
 
 
-def flat(weight: Array) -> Array:
-    """Return a weight as a matrix [d, outputs]: its first axis counts columns, which may have steps of their own."""
-    return weight.reshape(len(weight), -1).T
-
-
 def rounded(w: Array, rounds: Rounds, choice: Choice) -> tuple[Array, Array]:
     """Return steps, int8 as ``w``, and their length, broadcast against it."""
     step = np.array(choice.step) if choice.step else narrowed(w, rounds, choice.ends)
     return rounds.steps(w, step, choice.price, choice.ends), step
 
 
-def alone(weight: Array, choice: Choice) -> Gridded:
-    """Put a weight on a grid that no sample tells of."""
-    w = flat(weight)
-    k, step = rounded(w, Alone(), choice)
-    each = np.broadcast_to(step, (1, w.shape[1]))[0].reshape(-1, *(1,) * (weight.ndim - 1))
-    square = float(np.vdot(w.astype(np.float64), w)) if w.size else 0.0
-    loss = Alone().loss((k * step - w).astype(np.float64)) / (square or 1.0)
-    whole = np.ascontiguousarray(k.T.reshape(weight.shape))
-    return Gridded(whole, step_of(each) if choice.step == 0 else each[:1], loss)
+def some_of(weight: Array, most: int) -> Matrix:
+    """Return about so many values of a weight, float64[d, outputs]; its first axis counts the outputs."""
+    rows = weight.reshape(len(weight), -1)
+    stride = max(-(-weight.size // most), 1)
+    some = rows[::stride] if len(rows) >= 4 * stride else rows[:, ::stride]
+    return np.asarray(some.T, np.float64)
+
+
+def alone(weight: Array, choice: Choice) -> tuple[Array, Gridded]:
+    """Put a weight on a grid that no sample tells of, piece by piece; return its numbers of steps, int8."""
+    rows, rounds = weight.reshape(len(weight), -1), Alone()
+    step: Array = np.full((1, 1), choice.step)
+    if not choice.step:
+        each = [narrowed(np.asarray(rows[p], np.float64).T, rounds, choice.ends) for p in pieces(rows.shape)]
+        step = np.concatenate(each, axis=1).T
+    kept = stored_step(step, weight.dtype)
+    k = rounds.steps(rows, kept.astype(np.float64), choice.price, choice.ends)
+    lost = square = 0.0
+    for p in pieces(rows.shape):
+        part = np.asarray(rows[p], np.float64)
+        lost += rounds.loss(k[p] * (kept[p] if len(kept) > 1 else kept).astype(np.float64) - part)
+        square += rounds.loss(part)
+    axes = (len(step), *(1,) * (weight.ndim - 1))
+    return k.reshape(weight.shape), Gridded(kept.reshape(axes), counts(k), lost / (square or 1.0))
 
 
 @dataclass
@@ -171,7 +187,7 @@ def _fit(site: Site, evidence: Evidence, model: Model, choice: Choice) -> Gridde
     k, step = rounded(wanted, rounder_of(whole), choice)
     each = np.asarray(view.pack(np.broadcast_to(step, wanted.shape)))
     old = model.weight(site.weight)
-    steps = step_of(each.reshape(old.shape)).astype(old.dtype)
+    steps = stored_step(step_of(each.reshape(old.shape)), old.dtype)
     whole_steps = np.rint(
         np.asarray(view.pack(k * step)).reshape(old.shape) / step_of(each.reshape(old.shape))
     )
@@ -181,7 +197,7 @@ def _fit(site: Site, evidence: Evidence, model: Model, choice: Choice) -> Gridde
     write(model, site, fits)
     model.put(site.weight, values)
     loss = sum(float(error_of(p, fit).sum()) for p, fit in zip(unseen, fits, strict=True))
-    return Gridded(whole_steps.astype(np.int8), steps, loss / (evidence.spread or 1.0))
+    return Gridded(steps, counts(whole_steps), loss / (evidence.spread or 1.0))
 
 
 def _error(problems: list[Problem], matrices: list[Matrix], biases: Matrix, centred: bool) -> float:

@@ -20,12 +20,13 @@ from onnxprune.compression.parts import parts_of, without
 from onnxprune.compression.report import CompressReport
 from onnxprune.compression.search import Attempt, GridSearch, lines
 from onnxprune.errors import NothingToPrune, UsageError
-from onnxprune.graph.analysis import analyse
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.inline import inline
 from onnxprune.journey.given_shapes import bound
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.run import Run
 from onnxprune.journey.save import Outcome, save
+from onnxprune.latency.clock import bench_of, race, session_of
 from onnxprune.model import Model
 from onnxprune.options.compression import CompressOptions
 from onnxprune.pruning.targets import parse_target
@@ -106,6 +107,9 @@ def _within(search: GridSearch, report: CompressReport, plain: int) -> Attempt:
     kept = [part.name for part in search.parts if part.name not in attempt.parts]
     report.left += [Left(name, "as it is it loses nothing, and the budget has room for it") for name in kept]
     report.lines, report.curve = lines(search, attempt), search.curve
+    if run.options.check_speed:
+        analysis = _analysed(run, base) if layers is None else layers.analysis
+        report.latency = _raced(run, base, attempt.model, analysis)
     if layers is not None:
         original = _agreement(run, base, attempt.model, aside)
         samples = layers.samples
@@ -125,13 +129,24 @@ def _nothing(run: Run[CompressOptions], left: list[Left], plain: int) -> str:
 
 def _layers(run: Run[CompressOptions], base: Model) -> tuple[Layers, Samples | None]:
     """Return the layers that can be fitted on samples, and the samples that no fit sees."""
-    with run.stage("analyse"):
-        analysis = bound(run, lambda shapes: analyse(base, input_shapes=shapes, runs=Trial(base)))
+    analysis = _analysed(run, base)
     with run.stage("samples"):
         fit_on, aside = samples_for(analysis.interface(), run.options, analysis.inputs).set_aside()
     told = seen(sites(analysis), stream_of(base, fit_on))
     fitted = [_without_new_bias(s) for s in told if isinstance(s.codec, Floats) and s.view.width <= LARGEST]
     return Layers(analysis, fit_on, fitted, Settings(seed=run.options.seed, wide=LARGEST), run.say), aside
+
+
+def _analysed(run: Run[CompressOptions], base: Model) -> Analysis:
+    with run.stage("analyse"):
+        return bound(run, lambda shapes: analyse(base, input_shapes=shapes, runs=Trial(base)))
+
+
+def _raced(run: Run[CompressOptions], base: Model, made: Model, analysis: Analysis) -> dict[str, Any]:
+    """Return how fast the result is beside the input, timed in turns."""
+    with run.stage("time"):
+        bench = bench_of(base, analysis, "cpu", None, None, run.options.seed)
+        return race(session_of(base, bench), session_of(made, bench), bench).to_json()
 
 
 def _without_new_bias(site: Site) -> Site:

@@ -13,6 +13,7 @@ from onnxprune.files.commit import alone, refusal, together
 from onnxprune.files.disk import resemble, status_of
 from onnxprune.files.holding import scratch
 from onnxprune.files.output import MOST_EMBEDDED
+from onnxprune.files.store import DETACH_ABOVE
 from onnxprune.files.target import place_of
 from onnxprune.journey.output import data_files
 from onnxprune.model import Model
@@ -75,10 +76,13 @@ class Drafts:
             return [Input(self.name, model.path)]
         path = folder / NAMELESS
         if model.nbytes <= MOST_EMBEDDED:
+            cuts: list[int] = []
             with path.open("wb") as file:
                 for piece in model.pieces():
+                    ends = file.tell(), file.tell() + len(piece)
+                    cuts += ends if len(piece) > DETACH_ABOVE else ()
                     file.write(piece)
-            return [Input(self.name, path)]
+            return [Input(self.name, path, tuple(dict.fromkeys(cuts)))]
         model.save(folder / self.name)
         others = sorted(p for p in folder.iterdir() if p.name != self.name)
         return [Input(self.name, folder / self.name), *(Input(p.name, p) for p in others)]

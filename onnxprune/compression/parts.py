@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 from onnx import NodeProto, TensorProto
 
 from onnxprune.errors import UsageError
@@ -145,6 +146,9 @@ class _Readers:
             return "it is an input of the graph too, so it can change at run time"
         if name in self.outputs:
             return "it is an output of the graph too"
+        weight = self.model.weight(name)
+        if not (np.isfinite(weight.min()) and np.isfinite(weight.max())):
+            return "it holds values that aren't finite"
         for node, slot in self.readers.get(name, []):
             if name not in self.products and not self._takes(node, slot):
                 return f"{node.op_type} reads it, which is no product and no lookup"

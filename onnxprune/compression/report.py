@@ -44,6 +44,8 @@ class CompressReport(Record):
     curve : list of dict
         ``bytes`` of the file and the sum of all losses that was expected, ``loss``, for several budgets.
     calibration : dict or None
+    latency : dict or None
+        With ``--check-speed``: the times of a run before and after, the ratio and its 95 % interval.
     """
 
     form: str
@@ -55,6 +57,7 @@ class CompressReport(Record):
     left: list[Left] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
+    latency: dict[str, Any] | None = None
 
     @property
     def zeros(self) -> int:
@@ -90,6 +93,7 @@ class CompressReport(Record):
             "memory": MEMORY,
             "notes": self.notes,
             **({} if self.calibration is None else {"calibration": self.calibration}),
+            **({} if self.latency is None else {"latency": self.latency}),
             **self.run_facts(),
         }
 
@@ -107,7 +111,7 @@ class CompressReport(Record):
                 line["layer"],
                 amount(line["weights"]),
                 share(line["zeros"], line["weights"]),
-                str(line["bits"]),
+                f"{line['bits']:.3g}",
                 f"{line['entropy']:.2f}",
                 amount(line["bytes_coded"] or line["bytes_stored"]),
                 f"{line['loss']:.3g}",
@@ -146,6 +150,12 @@ class CompressReport(Record):
             lines.append(
                 f"zeros: {self.zeros / max(self.weights, 1):.1%} of {self.weights:,} weights in {len(self.lines)} "
                 "tensors"
+            )
+        if self.latency is not None:
+            low, high = self.latency["interval"]
+            lines.append(
+                f"a run takes {1 / self.latency['ratio']:.2f} of the input's time here "
+                f"({1 / high:.2f} to {1 / low:.2f})"
             )
         reasons = Counter(one.reason for one in self.left)
         lines += [f"left as they are: {count} x {reason}" for reason, count in reasons.most_common(6)]

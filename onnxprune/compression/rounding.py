@@ -25,15 +25,17 @@ al., "DeepCABAC", arXiv 1907.11900: the same for networks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.sparsity.triangular import factor_of_inverse
 
-__all__ = ["MOST", "Ends", "Alone", "Rounder", "bits_of"]
+__all__ = ["MOST", "Alone", "Ends", "Rounder", "bits_of", "counts", "pieces"]
 
 Matrix = NDArray[np.float64]
 Weights = NDArray[np.floating]
@@ -47,16 +49,24 @@ ROUNDS, SWEEPS, PIECE = 2, 1, 64
 _AT_ONCE = 1 << 20
 
 
-def bits_of(k: NDArray[np.integer]) -> float:
+def counts(k: NDArray[Any]) -> NDArray[np.int64]:
+    """Return how often each whole number from -MOST-1 to MOST comes, int64[2 MOST + 2]."""
+    flat, total = k.reshape(-1), np.zeros(2 * MOST + 2, np.int64)
+    for first in range(0, flat.size, _AT_ONCE):
+        piece = flat[first : first + _AT_ONCE].astype(np.int64) + MOST + 1
+        total += np.bincount(piece, minlength=total.size)
+    return total
+
+
+def bits_of(count: NDArray[np.int64]) -> float:
     """Return the bits that whole numbers take by an ideal coder which knows how often each of them comes."""
-    count = np.bincount(np.asarray(k, np.int64).ravel() + MOST + 1)
     count = count[count > 0]
-    return float(-(count * np.log2(count / count.sum())).sum())
+    return float(-(count * np.log2(count / max(count.sum(), 1))).sum())
 
 
-def _lengths(k: Matrix | Whole) -> Matrix:
+def _lengths(k: NDArray[Any]) -> Matrix:
     """Return the bits of each number from -MOST-1 to MOST."""
-    count = np.bincount(np.asarray(k, np.int64).ravel() + MOST + 1, minlength=2 * MOST + 2) + 0.1
+    count = counts(k) + 0.1
     return np.asarray(-np.log2(count / count.sum()))
 
 
@@ -170,7 +180,7 @@ class Rounder:
 
 
 class Alone:
-    """Rounds weights of which none makes up for another: as `Rounder` with ``H = I``."""
+    """Rounds weights of which none makes up for another: as `Rounder` with ``H = I``, and in pieces."""
 
     diagonal: Matrix | None = None
 
@@ -179,13 +189,20 @@ class Alone:
         return float(np.vdot(gap, gap))
 
     def steps(self, w: Weights, step: Matrix, price: float, ends: Ends) -> Whole:
-        """Return whole numbers for weights, array[d, O], in pieces; see `Rounder.steps`."""
+        """Return whole numbers for weights, array[n, m]; the step is one number, or float64[n, 1] or [1, m]."""
         k = np.empty(w.shape, np.int8)
-        rows = max(_AT_ONCE // max(w.shape[1], 1), 1)
         cost = np.zeros(2 * MOST + 2)
         for _ in range(2 if price else 1):
-            for first in range(0, len(w), rows):
-                part = np.asarray(w[first : first + rows], np.float64)
-                k[first : first + rows] = _choose(part / step, np.square(step), cost, ends)
+            for rows in pieces(w.shape):
+                size = step[rows] if step.ndim and len(step) > 1 else step
+                part = np.asarray(w[rows], np.float64)
+                k[rows] = _choose(part / size, np.square(size), cost, ends)
             cost = price * _lengths(k)
         return k
+
+
+def pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield rows of a matrix, so many at a time that they don't take much."""
+    rows = max(_AT_ONCE // max(shape[1], 1), 1)
+    for first in range(0, shape[0], rows):
+        yield slice(first, min(first + rows, shape[0]))

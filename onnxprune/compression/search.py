@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from onnxprune.compression.coder import coded_size
 from onnxprune.compression.curves import Choice, Rounds, by_bits, by_entropy, choose
-from onnxprune.compression.fitting import Gridded, Layers, alone, flat
+from onnxprune.compression.fitting import Gridded, Layers, alone, some_of
 from onnxprune.compression.forms import HALF, Stored, has_int4
 from onnxprune.compression.packing import Draft, Drafts
 from onnxprune.compression.parts import Part
 from onnxprune.compression.rounding import MOST, Alone, bits_of
+from onnxprune.compression.weigh import by_depth
 from onnxprune.errors import NothingToPrune
+from onnxprune.files.payload import encode
 from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
@@ -26,11 +28,11 @@ __all__ = ["Attempt", "GridSearch", "lines"]
 #: Rounds of choice, fit and measurement at most, and the share of a budget that must be used for the last one.
 ROUNDS, USED = 4, 0.985
 #: Bytes of nodes and names that a weight on a grid takes besides, coded and as they are; measured in each round.
-BESIDE_CODED, BESIDE, BESIDE_PAIRS = 60, 220, 800
+BESIDE_CODED, BESIDE, BESIDE_PAIRS = 60, 220, 900
 #: What is left of floats when they are packed.
 KEPT = 0.93
-#: What is stored in so many bits where nothing is coded.
-FORMS = ((8, (-MOST, MOST)), (4, HALF))
+#: The steps of so many values in a byte, where nothing is coded.
+FORMS = {1: (-MOST, MOST), 2: HALF, 3: (-2, 2), 4: (-2, 1)}
 #: Values of a weight that its curve is taken from, where no sample tells of it.
 SAMPLE = 1 << 18
 #: Budgets that the curve is told at.
@@ -48,6 +50,8 @@ class Attempt:
         Weight -> how it lies there.
     bits : dict
         Weight -> bits of a value as it is stored.
+    data : dict
+        Weight -> the initializer that holds its numbers of steps.
     nbytes : int
         Of the file.
     draft : Draft or None
@@ -56,9 +60,14 @@ class Attempt:
 
     model: Model
     parts: dict[str, Gridded] = field(default_factory=dict)
-    bits: dict[str, int] = field(default_factory=dict)
+    bits: dict[str, float] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
     nbytes: int = 0
     draft: Draft | None = None
+
+    def kind(self, name: str) -> int:
+        """Return the type of a weight's numbers of steps, ONNX's."""
+        return self.model.info(self.data[name]).elem_type
 
 
 @dataclass
@@ -107,10 +116,11 @@ class GridSearch:
             choices = self._choices()
         with self.run.stage("code"):
             rest = self._without_parts()
+        weights = self._weights(choices, budget - rest)
         best: Attempt | None = None
         least = np.inf
         for number in range(ROUNDS):
-            chosen = choose(choices, budget - rest)
+            chosen = choose(choices, budget - rest, weights)
             if chosen is None:
                 if best is not None:
                     break
@@ -135,6 +145,11 @@ class GridSearch:
             )
         return best
 
+    def _weights(self, choices: Mapping[str, Sequence[Choice]], budget: float) -> dict[str, float]:
+        if self.layers is None:
+            return {}
+        return by_depth(self.run, self.base, self.layers, choices, budget)
+
     def _hint(self) -> str:
         return ", or for a packed file with --to zst" if self.room is None else ", or prune channels first"
 
@@ -145,8 +160,7 @@ class GridSearch:
             choices[site.weight] = self._curve(w, rounder, unit, w.size)
         for part in self.parts:
             if part.name not in choices:
-                w = flat(np.asarray(self.base.weight(part.name)))
-                some = np.asarray(w[:: -(-w.size // SAMPLE)], np.float64)
+                some = some_of(np.asarray(self.base.weight(part.name)), SAMPLE)
                 unit = float(np.vdot(some, some)) * part.size / max(some.size, 1)
                 choices[part.name] = self._curve(some, Alone(), unit or 1.0, part.size)
         for part in self.parts:
@@ -159,11 +173,16 @@ class GridSearch:
         """Return about how many bytes of nodes and names a grid takes."""
         if self.room is not None:
             return BESIDE_CODED
-        return BESIDE if choice.ends != HALF or has_int4(self.base) else BESIDE_PAIRS
+        return (
+            BESIDE
+            if choice.ends == FORMS[1] or (choice.ends == HALF and has_int4(self.base))
+            else BESIDE_PAIRS
+        )
 
     def _curve(self, w: NDArray[np.floating], rounds: Rounds, unit: float, size: int) -> list[Choice]:
         if self.room is None:
-            return by_bits(w, rounds, unit, size, FORMS)
+            forms = [(8 / m, ends) for m, ends in FORMS.items() if size % m == 0]
+            return by_bits(w, rounds, unit, size, forms)
         return by_entropy(w, rounds, unit, size)
 
     def _without_parts(self) -> float:
@@ -175,13 +194,14 @@ class GridSearch:
     def _attempt(self, chosen: Mapping[str, Choice]) -> Attempt:
         model = self.base.fork()
         done = {} if self.layers is None else self.layers.carry(model, chosen)
-        for part in self.parts:
-            if part.name in chosen and part.name not in done:
-                done[part.name] = alone(np.asarray(self.base.weight(part.name)), chosen[part.name])
-        stored = Stored(model)
-        names = [part.name for part in self.parts if part.name in done]
-        bits = {name: stored.put(name, done[name].k, done[name].step) for name in names}
-        return Attempt(model, done, bits)
+        stored, bits = Stored(model, None if self.room is None else coded_size), {}
+        for name in (part.name for part in self.parts if part.name in chosen):
+            k = None
+            if name not in done:
+                k, done[name] = alone(np.asarray(model.weight(name)), chosen[name])
+            bits[name] = stored.put(name, k, done[name].step)
+        stored.together()
+        return Attempt(model, done, bits, stored.data)
 
     def _corrected(
         self, choices: dict[str, list[Choice]], chosen: Mapping[str, Choice], attempt: Attempt
@@ -191,7 +211,7 @@ class GridSearch:
         for name, choice in chosen.items():
             beside = self._beside(choice)
             part = attempt.parts[name]
-            now = choice.nbytes - beside if self.room is None else bits_of(part.k) / 8
+            now = choice.nbytes - beside if self.room is None else bits_of(part.count) / 8
             factor = now / max(choice.nbytes - beside, 1.0)
             better[name] = [
                 c if c.kept else replace(c, nbytes=self._beside(c) + factor * (c.nbytes - self._beside(c)))
@@ -223,20 +243,23 @@ def lines(search: GridSearch, attempt: Attempt) -> list[dict[str, object]]:
 def _line(part: Part, attempt: Attempt, *, coded: bool) -> dict[str, object]:
     own = attempt.parts[part.name]
     bits = attempt.bits[part.name]
-    size = part.size * bits // 8 + own.step.nbytes
-    low, high = int(own.k.min(initial=0)), int(own.k.max(initial=0))
+    size = round(part.size * bits / 8) + own.step.nbytes
+    low, high = own.ends
+    packed = attempt.model.weight(attempt.data[part.name]) if coded and part.size < SAMPLE * 16 else None
     return {
         "tensor": part.name,
         "layer": part.layer,
         "dims": list(part.dims),
         "weights": part.size,
-        "zeros": int(part.size - np.count_nonzero(own.k)),
+        "zeros": int(own.count[MOST + 1]),
         "levels": high - low + 1,
-        "bits": bits,
-        "entropy": round(bits_of(own.k) / max(part.size, 1), 4),
+        "bits": round(bits, 3),
+        "entropy": round(bits_of(own.count) / max(part.size, 1), 4),
         "bytes_before": part.nbytes,
         "bytes_stored": size,
-        "bytes_coded": coded_size(own.k.tobytes()) if coded and part.size < SAMPLE * 16 else None,
+        "bytes_coded": None
+        if packed is None
+        else coded_size(encode(packed, attempt.kind(part.name)).tobytes()),
         "fitted": part.site is not None,
         "loss": own.loss,
     }

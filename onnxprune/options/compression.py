@@ -59,6 +59,12 @@ class CompressOptions(SharedOptions):
         metavar="N",
         needs="calibrated",
     )
+    check_speed: bool = option(
+        False,
+        "time the result in turns with the input, in onnxruntime on this machine, and tell it",
+        stage="speed",
+        commands="compress",
+    )
     ignore: Texts = option(
         (),
         "leave weights as they are whose name, or whose layer's name, matches (regular expression, repeatable)",
@@ -85,6 +91,10 @@ class CompressOptions(SharedOptions):
                 raise UsageError(
                     f"--target of 'compress' is one budget of bytes, such as bytes=0.1; got {self.target!r}."
                 )
+        elif self.check_speed:
+            raise UsageError(
+                "--check-speed is for what --target changes; give a target such as bytes=0.1, or leave it out."
+            )
         elif self.calib is not None:
             raise UsageError(
                 "--calib is for what --target changes; give a target such as bytes=0.1, or leave it out."
@@ -113,5 +123,6 @@ class CompressFields(SharedFields, total=False):
     to: str
     input_shapes: Shapes
     seed: int
+    check_speed: bool
     ignore: Texts
     only: Texts

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from onnxprune.calibration.samples import Samples
     from onnxprune.reconstruction.sequential import Calibration
 
-__all__ = ["SHARED", "Weighing", "by_trials", "depths", "search", "weights"]
+__all__ = ["SHARED", "Weighing", "by_trials", "depths", "few_of", "search", "weights"]
 
 #: What errors of groups that many layers read weigh, to begin with: they reach everything after them. It was found on
 #: convolutional residual nets; in transformers a fraction of it is better.
@@ -148,7 +148,7 @@ def by_trials(
     """
     from onnxprune.calibration.agreement import Outputs, distance
 
-    trials, few = run.options.trials, _few(samples)
+    trials, few = run.options.trials, few_of(samples)
     if trials == 0 or few is None or len(calibration.curves) < 2:
         return Weighing()
     quick, judge = few
@@ -174,7 +174,7 @@ def by_trials(
     return best
 
 
-def _few(samples: Samples) -> tuple[Samples, Samples] | None:
+def few_of(samples: Samples) -> tuple[Samples, Samples] | None:
     """Return few samples for trial fits and as many to judge them by; None where there aren't enough."""
     wanted = min(2 * TRIAL_SAMPLES, max(samples.count // 2, 32))
     if samples.count < wanted:

@@ -49,7 +49,7 @@ def error(one: np.ndarray, other: np.ndarray) -> float:
 @pytest.mark.parametrize("form", ["out.onnx", "out.onnx.zst"])
 def test_a_budget_holds_and_the_model_runs(tmp_path: Path, form: str) -> None:
     onnx.save(net(), tmp_path / "in.onnx")
-    share = 0.3 if form == "out.onnx" else 0.2
+    share = 0.3 if form == "out.onnx" else 0.22
     result = compress(tmp_path / "in.onnx", tmp_path / form, target=f"bytes={share}", calib=images())
     size, before = (tmp_path / form).stat().st_size, (tmp_path / "in.onnx").stat().st_size
     assert 0.8 * share * before < size <= share * before
@@ -80,7 +80,7 @@ def test_samples_pay() -> None:
 def test_the_same_words_give_the_same_bytes(tmp_path: Path) -> None:
     onnx.save(net(), tmp_path / "in.onnx")
     for name in ("a.zst", "b.zst"):
-        compress(tmp_path / "in.onnx", tmp_path / name, target="bytes=0.2", calib=images())
+        compress(tmp_path / "in.onnx", tmp_path / name, target="bytes=0.22", calib=images())
     assert (tmp_path / "a.zst").read_bytes() == (tmp_path / "b.zst").read_bytes()
 
 
@@ -121,11 +121,14 @@ def test_more_than_protobuf_holds_goes_as_a_tar(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("opset", [8, 11, 13, 17, 21])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("each", "ends"), [(1, (-127, 127)), (2, (-8, 7)), (2, (0, 15)), (3, (-2, 3)), (5, (-1, 1))]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_stored_weights_are_those_floats_at_every_opset(opset: int, half: bool, dtype: type) -> None:
+def test_stored_weights_are_those_floats_at_every_opset(
+    opset: int, each: int, ends: tuple[int, int], dtype: type
+) -> None:
     rng = np.random.default_rng(opset)
-    ends = (-8, 7) if half else (-127, 127)
     k = rng.integers(*ends, (6, 5), dtype=np.int8, endpoint=True)
     k[0, :2] = ends
     step = rng.uniform(0.01, 0.1, (1, 5)).astype(dtype)
@@ -138,7 +141,7 @@ def test_stored_weights_are_those_floats_at_every_opset(opset: int, half: bool, 
     graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weight])
     made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
     model = Model.load(made)
-    assert Stored(model).put("w", k, step) == (4 if half else 8)
+    assert Stored(model).put("w", k, step) == 8 / each
     x = np.eye(6, dtype=dtype)
     proto = model.to_proto()
     onnx.checker.check_model(proto, full_check=True)
@@ -242,7 +245,7 @@ def test_a_name_for_each_form(tmp_path: Path) -> None:
 def test_the_command_and_its_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(net(), tmp_path / "in.onnx")
     np.savez(tmp_path / "s.npz", **images())
-    line = ["compress", str(tmp_path / "in.onnx"), str(tmp_path / "o.onnx.zst"), "--target", "bytes=0.2"]
+    line = ["compress", str(tmp_path / "in.onnx"), str(tmp_path / "o.onnx.zst"), "--target", "bytes=0.22"]
     line += ["--calib", str(tmp_path / "s.npz"), "--report"]
     for name in ("r.json", "r.html", "r.md", "r.csv"):
         assert cli.main([*line, str(tmp_path / name)]) == 0

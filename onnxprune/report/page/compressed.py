@@ -71,6 +71,13 @@ def _summary(values: Values) -> str:
 def _facts(values: Values) -> Iterator[tuple[str, str]]:
     if values["tensors"]:
         yield "Memory", values["memory"]
+    if values.get("latency"):
+        low, high = values["latency"]["interval"]
+        ratio = values["latency"]["ratio"]
+        yield (
+            "Latency",
+            f"A run takes {1 / ratio:.2f} of the input's time here ({1 / high:.2f} to {1 / low:.2f}).",
+        )
     if values["form"] == "zst":
         yield "Unpack", f"onnxprune decompress, or zstd -d; sha256 {values['sha256']['unpacked']}."
 
@@ -146,7 +153,7 @@ def _line(line: Values) -> str:
     coded = line["bytes_coded"]
     cells = [
         f"{zeros:.1f} % of {count(line['weights'])}",
-        str(line["bits"]),
+        f"{line['bits']:.3g}",
         f"{line['entropy']:.2f}",
         size(line["bytes_before"]),
         size(line["bytes_stored"]),

@@ -1,0 +1,146 @@
+"""Bytes of a packed model against what it still can: `onnxprune compress` beside plain rounding, onnxruntime and zeros.
+
+    python benchmarks/compress.py MODEL.onnx CALIB.npz EVAL.npz [--labels KEY] [--ratios 4 8 16 25]
+
+One JSON line a row, and a table at the end. Every row is packed by the same zstd. EVAL's samples are seen by no fit;
+with labels in it under KEY the accuracy is told, else how far the outputs are from the input's. Rows:
+
+- floats: the input as it is
+- int8, int4: nearest steps, one step for each output, no samples
+- ort dynamic, ort static: onnxruntime's quantiser (static with CALIB)
+- zeros S: `onnxprune sparsify --pattern unstructured --sparsity S --calib CALIB`
+- onnx R: `onnxprune compress --to onnx --target bytes=1/R`, the size of the model itself
+- zst R: `onnxprune compress --to zst --target bytes=1/R`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from onnxprune.api import compress, sparsify
+from onnxprune.compression.forms import HALF, Stored, step_of
+from onnxprune.compression.parts import parts_of
+from onnxprune.compression.rounding import MOST
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import Model
+from onnxprune.tuning.levers import int8
+
+ZEROS = (0.5, 0.8, 0.9)
+
+
+def outputs(model: bytes, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the first output for all samples, one by one where the model wants that."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    count = len(next(iter(feeds.values())))
+    fixed = session.get_inputs()[0].shape[0]
+    step = fixed if isinstance(fixed, int) else 64
+    rows = [
+        session.run(None, {n: a[first : first + step] for n, a in feeds.items()})[0]
+        for first in range(0, count, step)
+    ]
+    return np.concatenate(rows)
+
+
+def plain(model: Model, ends: tuple[int, int]) -> Model:
+    """Put all weights on the nearest steps, one step for each output (the first axis)."""
+    made = model.fork()
+    stored = Stored(made)
+    for part in parts_of(model, {})[0]:
+        w = np.asarray(model.weight(part.name))
+        axes = tuple(range(1, w.ndim))
+        largest = np.abs(w).max(axis=axes, keepdims=True).astype(np.float64)
+        step = np.where(largest > 0, largest, 1.0) / ends[1]
+        k = np.clip(np.rint(w / step), *ends).astype(np.int8)
+        stored.put(part.name, k, step_of(step))
+    return made
+
+
+def rows(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Model, int | None]]:
+    """Yield name, model, and bytes where they aren't those of the packed model."""
+    source, given = (
+        Model.load(args.model),
+        {"calib": args.calib, "labels": args.labels, "samples": args.samples},
+    )
+    yield "floats", source, None
+    yield "int8", plain(source, (-MOST, MOST)), None
+    yield "int4", plain(source, (-HALF[1], HALF[1])), None
+    for setting in ("dynamic", "static"):
+        out = folder / f"{setting}.onnx"
+        from onnxprune.calibration.samples import load_samples
+
+        samples = load_samples(source.proto.graph, args.calib, labels=args.labels)
+        int8.apply(Path(args.model), out, setting, samples)
+        yield f"ort {setting}", Model.load(out), None
+    for share in ZEROS:
+        yield (
+            f"zeros {share:g}",
+            sparsify(source, pattern="unstructured", sparsity=share, **given).sparse,
+            None,
+        )
+    for form in ("onnx", "zst"):
+        for ratio in args.ratios:
+            if form == "zst" or ratio <= 7:
+                result = compress(source, to=form, target=f"bytes={1 / ratio:.6g}", **given)
+                yield f"{form} {ratio:g}", result.compressed, result.report.bytes_after
+
+
+def wanted(names: Iterator[tuple[str, Model, int | None]]) -> Iterator[tuple[str, Model, int | None]]:
+    """Yield what can be made; what can't says why."""
+    while True:
+        try:
+            yield next(names)
+        except StopIteration:
+            return
+        except OnnxPruneError as error:
+            print(f"not made: {error}", file=sys.stderr)
+            return
+
+
+def main() -> None:
+    """Make the rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("model", "calib", "eval"):
+        parser.add_argument(name)
+    parser.add_argument("--labels")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--ratios", type=float, nargs="*", default=[4, 8, 16, 25])
+    args = parser.parse_args()
+    data = dict(np.load(args.eval))
+    truth = data.pop(args.labels) if args.labels else None
+    dense = outputs(Path(args.model).read_bytes(), data)
+    whole, lines = Path(args.model).stat().st_size, []
+    with tempfile.TemporaryDirectory() as name:
+        start = time.process_time()
+        for row, model, size in wanted(rows(args, Path(name))):
+            size = size or compress(model, to="zst").report.bytes_after
+            out = outputs(model.serialize(), data)
+            line: dict[str, Any] = {"row": row, "bytes": size, "times": round(whole / size, 2)}
+            line["error"] = round(float(np.linalg.norm(out - dense) / np.linalg.norm(dense)), 4)
+            if truth is not None:
+                line["accuracy"] = round(100 * float((out.argmax(1) == truth.reshape(-1)).mean()), 2)
+            line["seconds"] = round(time.process_time() - start, 1)
+            start = time.process_time()
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+    columns = list(lines[0])
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for line in lines:
+        print("| " + " | ".join(str(line.get(c, "")) for c in columns) + " |")
+
+
+if __name__ == "__main__":
+    main()
