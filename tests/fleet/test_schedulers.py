@@ -1,4 +1,4 @@
-"""Dask and ray, really: two workers each do the shards of a calibration and the jobs of a fleet.
+"""Dask, loky and ray, really: two workers each do the shards of a calibration and the jobs of a fleet.
 
     pip install -e '.[cluster]' && python -m pytest -m long tests/fleet/test_schedulers.py
 
@@ -31,6 +31,13 @@ def dask() -> Iterator[Executor]:
         yield client.get_executor()
 
 
+@contextmanager
+def loky() -> Iterator[Executor]:
+    """Two worker processes of loky, as joblib has them."""
+    with pytest.importorskip("loky").ProcessPoolExecutor(max_workers=2) as executor:
+        yield executor
+
+
 class _OnRay(Executor):
     """Submits to ray, which has no executor of this kind."""
 
@@ -52,7 +59,7 @@ def ray() -> Iterator[Executor]:
         module.shutdown()
 
 
-@pytest.mark.parametrize("scheduler", [dask, ray])
+@pytest.mark.parametrize("scheduler", [dask, loky, ray])
 def test_shards_and_fleets_run_on_it(
     scheduler: Callable[[], AbstractContextManager[Executor]], tmp_path: Path
 ) -> None:
