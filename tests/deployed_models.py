@@ -17,6 +17,7 @@ class Deployed:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.bits = bits
+        self.first = False
 
     def put(self, name: str, array: np.ndarray) -> str:
         self.weights.append(numpy_helper.from_array(np.asarray(array), name))
@@ -57,6 +58,8 @@ class Deployed:
         if cache:
             k = self.op("Concat", [f"past.{name}.key", k], f"present.{name}.key", axis=2)
             v = self.op("Concat", [f"past.{name}.value", v], f"present.{name}.value", axis=2)
+        elif self.first:
+            k, v = (self.op("Identity", [x], f"present.{name}.{p}") for p, x in (("key", k), ("value", v)))
         turned = self.op("Transpose", [k], f"{name}.kt", perm=[0, 1, 3, 2])
         scores = self.op("MatMul", [q, turned], f"{name}.scores")
         scores = self.op("Mul", [scores, self.put(f"{name}.root", np.float32(DIM**-0.5))], f"{name}.scaled")
@@ -108,18 +111,20 @@ def encoder(layers: int = 2) -> onnx.ModelProto:
     return net.model({"input_ids": ids, "attention_mask": ids}, {logits: ["batch", 3]})
 
 
-def decoder(bits: int = 32, layers: int = 2) -> onnx.ModelProto:
-    """Words, blocks that keep their keys and values, and a head over the words."""
+def decoder(bits: int = 32, layers: int = 2, first: bool = False) -> onnx.ModelProto:
+    """Words, blocks that keep their keys and values, and a head over the words; the first token's has none to read."""
     net = Deployed(2, bits)
+    net.first = first
     x = net.op("Gather", [net.random("words", WORDS, WIDTH), "input_ids"], "looked")
     for n in range(layers):
-        x = net.block(x, f"{n}", cache=True)
+        x = net.block(x, f"{n}", cache=not first)
     net.linear(net.norm(x, "last"), "logits", WIDTH, WORDS, bias=False)
     inputs: dict[str, tuple[int, list]] = {"input_ids": (TensorProto.INT64, ["batch", "sequence"])}
     outputs: dict[str, list] = {"logits.y": ["batch", "sequence", WORDS]}
     for n in range(layers):
         for part in ("key", "value"):
-            inputs[f"past.{n}.{part}"] = TensorProto.FLOAT, ["batch", HEADS, "past_sequence", DIM]
+            if not first:
+                inputs[f"past.{n}.{part}"] = TensorProto.FLOAT, ["batch", HEADS, "past_sequence", DIM]
             outputs[f"present.{n}.{part}"] = ["batch", HEADS, "total_sequence", DIM]
     return net.model(inputs, outputs)
 

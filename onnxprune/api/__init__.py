@@ -15,13 +15,14 @@ from onnxprune.api.several import family as family
 from onnxprune.api.several import fleet as fleet
 from onnxprune.api.several import merge as merge
 from onnxprune.api.several import profile as profile
+from onnxprune.api.several import prune_folder as prune_folder
 from onnxprune.api.several import sensitivity as sensitivity
 from onnxprune.api.several import tune as tune
 from onnxprune.errors import UsageError
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.recipe import PassFields
 from onnxprune.journey.run import Progress, Run, Source
-from onnxprune.journey.trees import with_folder
+from onnxprune.journey.trees import check_config, with_folder
 from onnxprune.model import Model
 from onnxprune.options.declare import settings_of
 from onnxprune.options.pruning import OptionFields, Options, Shapes
@@ -52,6 +53,7 @@ __all__ = [
     "plan",
     "profile",
     "prune",
+    "prune_folder",
     "run",
     "sensitivity",
     "sparsify",
@@ -102,7 +104,9 @@ def prune(
     if settings.ratio is not None and (settings.min_agreement, settings.max_drop) != (None, None):
         raise UsageError("--min-agreement and --max-drop find out how much can go; leave --ratio out.")
     with with_folder(source, _path(output)) as place:
-        return journey.prune(journey.open_run(source, settings, progress or None), place)
+        result = journey.prune(journey.open_run(source, settings, progress or None), place)
+        check_config(source, _path(output), (change["name"] for change in result.report.interface or ()))
+        return result
 
 
 @front

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Unpack
 
 from onnxprune.api.given import PathLike, Told, front, is_path
 from onnxprune.errors import UsageError
+from onnxprune.files.foreign import path_of
 from onnxprune.graph.select import pick
 from onnxprune.journey.run import Run, Source
+from onnxprune.journey.trees import check_config, several_in, with_models
 from onnxprune.options.calibration import CalibrateFields, CalibrateOptions
 from onnxprune.options.compression import CompressFields, CompressOptions
 from onnxprune.options.declare import settings_of
@@ -37,6 +39,7 @@ __all__ = [
     "fleet",
     "merge",
     "profile",
+    "prune_folder",
     "sensitivity",
     "tune",
 ]
@@ -72,6 +75,53 @@ def family(
     return families.prune(
         run_, None if output is None else Path(output), each or (lambda target, result: None)
     )
+
+
+@front
+def prune_folder(
+    source: PathLike,
+    output: PathLike,
+    options: Options | None = None,
+    *,
+    progress: Told = None,
+    each: Callable[[str, Result], None] | None = None,
+    **fields: Unpack[OptionFields],
+) -> dict[str, Result]:
+    """Prune all models of a folder, such as an encoder and its decoders, so that they still fit each other.
+
+    Parameters
+    ----------
+    source, output : path
+        A folder with models, and one for the results; what lies beside the models is copied.
+    options, progress, **fields
+        As for `prune`, without samples.
+    each : callable, optional
+        Is given each model's name in the folder and its result while its files are written; what it writes goes with
+        them.
+
+    Returns
+    -------
+    dict
+        Name -> result.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`; nothing is written then. See `onnxprune.pruning.folder` on what belongs together.
+    """
+    from onnxprune.pruning.folder import prune_models
+
+    root, place = Path(source), Path(output)
+    settings = settings_of(Options, options, fields)
+    models = several_in(root, place) or {path_of(root).relative_to(root).as_posix(): path_of(root)}
+    with with_models(root, models.values(), place):
+        results = prune_models(models, {n: place / n for n in models}, settings, progress or None)
+        opened = [change for result in results.values() for change in result.report.interface or ()]
+        check_config(root, place, (change["name"] for change in opened))
+        for name, result in results.items():
+            if each is not None:
+                each(name, result)
+    return results
 
 
 @front

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxprune import api
+from onnxprune.cli import folder
 from onnxprune.cli.arguments import options_from, shapes_from
 from onnxprune.cli.passes import listening
 from onnxprune.cli.progress import showing
@@ -44,6 +45,8 @@ def prune(args: Namespace) -> None:
     options: Options = options_from(args)
     if len(family_of(options.target)) > 1:
         _family(args, source, options)
+        return
+    if folder.pruned(args, options, _places, _told):
         return
     with _places(args, source, _out(args), {"--report": args.report, "--plan": args.plan}):
         result = _told(args, api.prune, source, args.out, options)

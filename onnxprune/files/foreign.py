@@ -46,14 +46,19 @@ def path_of(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if not path.is_dir():
         return path
-    models = sorted(path.glob("*.onnx")) or sorted(path.glob("*/*.onnx"))
-    models = [m for m in models if m.is_file()] or sorted(path.glob("*/*.onnx"))
+    models = models_in(path)
     if len(models) == 1:
         return models[0]
     listed = ", ".join(repr(str(m.relative_to(path))) for m in models[:NAMED])
     more = f" and {len(models) - NAMED} more" if len(models) > NAMED else ""
     there = f"there are {listed}{more}" if models else "there is none"
     raise ModelError(f"{str(path)!r} is a folder; name the .onnx file in it: {there}.")
+
+
+def models_in(folder: Path) -> list[Path]:
+    """Return the models of a folder: the .onnx files in it, or those one level below."""
+    models = sorted(folder.glob("*.onnx")) or sorted(folder.glob("*/*.onnx"))
+    return [m for m in models if m.is_file()] or sorted(folder.glob("*/*.onnx"))
 
 
 def plain(source: Any) -> Any:

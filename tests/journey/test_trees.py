@@ -4,6 +4,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from deployed_models import decoder
 from onnxruntime import InferenceSession
 from small_models import residual
 
@@ -81,3 +82,18 @@ def test_a_folder_of_several_models_names_them(triton: Path) -> None:
     with pytest.raises(OnnxPruneError, match=r"name the \.onnx file in it"):
         onnxprune.prune("repository/m", "new", ratio=0.5)
     assert not (triton / "new").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_config_that_names_what_has_shrunk_is_not_copied(tmp_path: Path, named: bool) -> None:
+    """Triton would refuse the model: its sizes are no longer those of the file."""
+    place = tmp_path / "m"
+    (place / "1").mkdir(parents=True)
+    onnx.save(decoder(), place / "1" / "model.onnx")
+    entry = 'input [ { name: "past.0.key" data_type: TYPE_FP32 dims: [ 4, -1, 16 ] } ]\n' if named else ""
+    (place / "config.pbtxt").write_text(CONFIG + entry)
+    words = ["prune", str(place), str(tmp_path / "out"), "--ratio", "0.5", "-q"]
+    assert main([*words, "--open-io", "past|present"]) == (7 if named else 0)
+    assert (tmp_path / "out").exists() != named
+    assert main(words) == 0  # nothing of its interface changes
+    assert (tmp_path / "out" / "config.pbtxt").read_text() == CONFIG + entry
