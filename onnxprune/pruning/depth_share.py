@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune.calibration.agreement import Outputs, distance
-from onnxprune.errors import NothingToPrune, OnnxPruneError
+from onnxprune.cut.put_back import Removed
+from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
+from onnxprune.latency.clock import Race, race, session_of
+from onnxprune.model import Model
 from onnxprune.options.kinds import texts_of
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
@@ -32,8 +35,8 @@ __all__ = ["refitted", "shallower", "speed_of_source"]
 
 #: Parts of the way from no branch to as many as meet the target alone that are tried, and how often it is halved then.
 GRID, HALVED = 4, 2
-#: Samples that a trial sees.
-ROUGH = 512
+#: Samples that a trial sees, and seconds that one is timed at a time.
+ROUGH, QUICK = 512, 1.0
 
 AnalysisOf = Callable[[Run[Options]], Analysis]
 
@@ -105,6 +108,16 @@ def _fitted(run: Shallowed) -> Shallowed:
     with run.stage("fit"):
         model = FromSamples.of_layers(plain, analysis).calibration.fit({}).model
     return dataclasses.replace(run, model=model)
+
+
+class _Quick(Speed):
+    """A clock for trials: in this process, and for a short time."""
+
+    def race(self, pruned: Model) -> Race:
+        return race(self.original, session_of(pruned, self.bench), self.bench, seconds=QUICK)
+
+    def confirm(self, removed: Removed) -> float | None:
+        return None
 
 
 @dataclass
@@ -200,7 +213,7 @@ class _Share:
             for count in counts:
                 try:
                     self.distance(count)
-                except NothingToPrune as error:
+                except (NothingToPrune, NotFaster) as error:
                     failure, self.tried[count] = error, float("inf")
             best = min(self.tried, key=lambda n: (self.tried[n], n))
             step /= 2
@@ -212,6 +225,12 @@ class _Share:
         tried = ", ".join(f"{count}: {error:.3g}" for count, error in sorted(self.tried.items()))
         self.found.run.notes.append(f"branches out, and what is lost then at this target, by trials: {tried}")
         return self.without(best)
+
+    def _clock(self, run: Run[Options], analysis: Analysis) -> Speed | None:
+        """Return what times a trial; None where nothing but a latency is to be timed, and none is asked for."""
+        if not any(t.kind == "latency" for t in self.targets):
+            return None
+        return _Quick(run.model, analysis, run.options)
 
     def distance(self, count: int) -> float:
         """Return how far a model is from the original that meets the targets without so many branches."""
@@ -237,7 +256,7 @@ class _Share:
             model = trial.model
         else:
             saliency = FromSamples.open(trial, analysis)
-            limit = dataclasses.replace(limit_of(trial, saliency.analysis, saliency.groups), timed=False)
+            limit = limit_of(trial, saliency.analysis, saliency.groups, self._clock(trial, saliency.analysis))
             decision = decide(trial, saliency.groups, saliency.rankings(limit), limit)
             fitted = saliency.calibration.fit(decision.removed)
             model = saliency.cut(fitted)
