@@ -28,9 +28,9 @@ __all__ = ["Input", "coded_size", "pack", "unpack"]
 _PIECE = 1 << 20
 #: Sizes up to which levels of zstd are used: the highest takes a second for each megabyte. Weights on a grid have
 #: hardly any repetitions, so what counts is the entropy coder, and that is the same at every level.
-_LEVELS = ((1 << 26, 22), (1 << 29, 15), (1 << 62, 6))
+_LEVELS = ((1 << 25, 22), (1 << 27, 12), (1 << 62, 6))
 #: The least level at which weights are coded by the dearest search, and the size up to which both ways are tried.
-_TRIED, _BOTH = 15, 1 << 23
+_TRIED, _BOTH = 12, 1 << 22
 #: ``zstd -d`` takes windows up to this without an option; it is what the reader holds.
 _WINDOW = 27
 #: No model is so much smaller packed; what says so is refused before it fills the disk.
@@ -64,7 +64,8 @@ def _compressor(size: int, apart: bool = False) -> Any:
     import zstandard
 
     level = next(level for most, level in _LEVELS if size <= most)
-    more = {"min_match": 6, "strategy": zstandard.STRATEGY_BTULTRA2} if apart and level >= _TRIED else {}
+    more = {"min_match": 6} if apart else {}
+    more |= {"strategy": zstandard.STRATEGY_BTULTRA2} if apart and level >= _TRIED else {}
     window = min(max(size.bit_length(), 10), 24)
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=size, window_log=window, write_checksum=True, write_content_size=True, **more

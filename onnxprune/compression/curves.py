@@ -82,7 +82,9 @@ class Choice:
     kept: bool = False
 
 
-def by_entropy(w: Weights, rounds: Rounds, unit: float, size: int) -> list[Choice]:
+def by_entropy(
+    w: Weights, rounds: Rounds, unit: float, size: int, largest: float | None = None
+) -> list[Choice]:
     """Return the grids for a weight that an entropy coder writes, the finest first.
 
     Parameters
@@ -94,8 +96,11 @@ def by_entropy(w: Weights, rounds: Rounds, unit: float, size: int) -> list[Choic
         What a loss is divided by.
     size : int
         Of the whole weight.
+    largest : float, optional
+        Of its values, without signs; else that of ``w``.
     """
-    spread, largest = float(np.std(w)), float(np.abs(w).max(initial=0.0))
+    spread = float(np.std(w))
+    largest = float(np.abs(w).max(initial=0.0)) if largest is None else largest
     if not largest > 0:
         return [Choice(0.0, 0.0, 1.0, 0.0)]
     least, whole = largest / MOST, size / w.size

@@ -20,6 +20,7 @@ from onnxprune.compression.parts import parts_of, without
 from onnxprune.compression.report import CompressReport
 from onnxprune.compression.search import Attempt, GridSearch, lines
 from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.files.protowalk import body_weights
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.inline import inline
 from onnxprune.journey.given_shapes import bound
@@ -37,6 +38,9 @@ from onnxprune.runtime.inputs import Trial
 from onnxprune.sparsity.weights import Left
 
 __all__ = ["CompressResult", "compress"]
+
+#: Bytes from which a model isn't packed as it is before anything else, and the share of them that this surely takes.
+LARGE, SURE = 1 << 25, 0.5
 
 
 class CompressResult(Outcome[CompressReport]):
@@ -68,13 +72,16 @@ def compress(run: Run[CompressOptions], output: Path | None) -> CompressResult:
     report = CompressReport(form="zst" if zst else "onnx", bytes_before=before)
     with drafts(place, (run.model.path or Path("model.onnx")).name) as room:
         search = GridSearch(run, run.model, [], None, room if zst else None)
-        with run.stage("code"):
-            attempt = search.measured(Attempt(run.model))
+        attempt = Attempt(run.model)
         if options.target is not None:
             (target,) = parse_target(options.target)
             report.budget = target.value * before if target.relative else target.value
-            if attempt.nbytes > report.budget:
-                attempt = _within(search, report, attempt.nbytes)
+        if report.budget is None or before < LARGE or report.budget > SURE * before:
+            with run.stage("code"):
+                search.measured(attempt)
+        if report.budget is not None:
+            if attempt.nbytes > report.budget or not attempt.nbytes:
+                attempt = _within(search, report)
             else:
                 run.notes.append(
                     f"as it is the file takes {attempt.nbytes:,} bytes, which is within --target: no weight was changed"
@@ -82,7 +89,7 @@ def compress(run: Run[CompressOptions], output: Path | None) -> CompressResult:
         return _finished(run, report, attempt, place)
 
 
-def _within(search: GridSearch, report: CompressReport, plain: int) -> Attempt:
+def _within(search: GridSearch, report: CompressReport) -> Attempt:
     """Return a model within the budget, and what was done in the report."""
     run, aside = search.run, None
     search.base = base = inline(run.model)
@@ -94,7 +101,7 @@ def _within(search: GridSearch, report: CompressReport, plain: int) -> Attempt:
     search.parts, spared = without(parts, run.options.ignore, run.options.only)
     report.left = [*left, *spared]
     if not search.parts:
-        raise NothingToPrune(_nothing(run, report.left, plain))
+        raise NothingToPrune(_nothing(search, report.left))
     if layers is not None:
         wanted = {part.name for part in search.parts}
         layers.sites = [site for site in layers.sites if site.weight in wanted]
@@ -117,13 +124,18 @@ def _within(search: GridSearch, report: CompressReport, plain: int) -> Attempt:
     return attempt
 
 
-def _nothing(run: Run[CompressOptions], left: list[Left], plain: int) -> str:
+def _nothing(search: GridSearch, left: list[Left]) -> str:
+    inner = sum(1 for _ in body_weights(search.base.proto))
     why = (
-        f"{left[0].name!r}: {left[0].reason}" if left else "it has no weights of floats that are large enough"
+        f"{inner} weights lie in bodies of If, Loop or Scan"
+        if inner
+        else "none is large enough and of floats"
     )
+    why = f"{left[0].name!r}: {left[0].reason}" if left else why
+    plain = search.measured(Attempt(search.run.model)).nbytes
     return (
-        f"--target {run.options.target} can't be met: no weight of the model may lie on a grid ({why}), and as it is "
-        f"the file takes {plain:,} bytes."
+        f"--target {search.run.options.target} can't be met: no weight of the model may lie on a grid ({why}), and as "
+        f"it is the file takes {plain:,} bytes."
     )
 
 

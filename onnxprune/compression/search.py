@@ -27,6 +27,8 @@ __all__ = ["Attempt", "GridSearch", "lines"]
 
 #: Rounds of choice, fit and measurement at most, and the share of a budget that must be used for the last one.
 ROUNDS, USED = 4, 0.985
+#: The same of budgets from so many bytes on, where a round takes minutes.
+LARGE, USED_LARGE = 1 << 26, 0.93
 #: Bytes of nodes and names that a weight on a grid takes besides, coded and as they are; measured in each round.
 BESIDE_CODED, BESIDE, BESIDE_PAIRS = 60, 220, 900
 #: What is left of floats when they are packed.
@@ -134,7 +136,8 @@ class GridSearch:
             least = min(least, attempt.nbytes)
             if attempt.nbytes <= budget and (best is None or attempt.nbytes > best.nbytes):
                 best = attempt
-            if best is not None and best.nbytes >= USED * budget:
+            used = USED if budget < LARGE else USED_LARGE
+            if best is not None and best.nbytes >= used * budget:
                 break
             choices, rest = self._corrected(choices, chosen, attempt)
         self.curve = _curve(choices, rest)
@@ -160,9 +163,10 @@ class GridSearch:
             choices[site.weight] = self._curve(w, rounder, unit, w.size)
         for part in self.parts:
             if part.name not in choices:
-                some = some_of(np.asarray(self.base.weight(part.name)), SAMPLE)
+                weight = np.asarray(self.base.weight(part.name))
+                some, largest = some_of(weight, SAMPLE), max(-float(weight.min()), float(weight.max()))
                 unit = float(np.vdot(some, some)) * part.size / max(some.size, 1)
-                choices[part.name] = self._curve(some, Alone(), unit or 1.0, part.size)
+                choices[part.name] = self._curve(some, Alone(), unit or 1.0, part.size, largest)
         for part in self.parts:
             each = [replace(c, nbytes=c.nbytes + self._beside(c)) for c in choices[part.name]]
             whole = part.nbytes * (1.0 if self.room is None else KEPT)
@@ -179,11 +183,13 @@ class GridSearch:
             else BESIDE_PAIRS
         )
 
-    def _curve(self, w: NDArray[np.floating], rounds: Rounds, unit: float, size: int) -> list[Choice]:
+    def _curve(
+        self, w: NDArray[np.floating], rounds: Rounds, unit: float, size: int, largest: float | None = None
+    ) -> list[Choice]:
         if self.room is None:
             forms = [(8 / m, ends) for m, ends in FORMS.items() if size % m == 0]
             return by_bits(w, rounds, unit, size, forms)
-        return by_entropy(w, rounds, unit, size)
+        return by_entropy(w, rounds, unit, size, largest)
 
     def _without_parts(self) -> float:
         """Return the bytes of all but the weights that are to lie on grids."""
