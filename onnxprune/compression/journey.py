@@ -39,8 +39,8 @@ from onnxprune.sparsity.weights import Left
 
 __all__ = ["CompressResult", "compress"]
 
-#: Bytes from which a model isn't packed as it is before anything else, and the share of them that this surely takes.
-LARGE, SURE = 1 << 25, 0.5
+#: How much more a quick packer makes of a model than a thorough one, at most.
+ROUGH = 1.25
 
 
 class CompressResult(Outcome[CompressReport]):
@@ -76,7 +76,7 @@ def compress(run: Run[CompressOptions], output: Path | None) -> CompressResult:
         if options.target is not None:
             (target,) = parse_target(options.target)
             report.budget = target.value * before if target.relative else target.value
-        if report.budget is None or before < LARGE or report.budget > SURE * before:
+        if report.budget is None or not zst or room.rough(run.model) <= ROUGH * report.budget:
             with run.stage("code"):
                 search.measured(attempt)
         if report.budget is not None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxprune.compression.coder import Input, pack
+from onnxprune.compression.coder import Input, pack, rough_size
 from onnxprune.compression.record import Packing
 from onnxprune.files.commit import alone, refusal, together
 from onnxprune.files.disk import resemble, status_of
@@ -68,6 +68,12 @@ class Drafts:
             if one.path.is_relative_to(inner):
                 one.path.unlink()
         return Draft(path, packing, path.stat().st_size)
+
+    def rough(self, model: Model) -> int:
+        """Return about how many bytes a packed model takes, by a quick look."""
+        if model.nbytes > MOST_EMBEDDED:
+            return model.nbytes // 2
+        return rough_size(model.pieces())
 
     def _inputs(self, model: Model, folder: Path) -> list[Input]:
         """Return the files of a model: those it came from where it is unchanged, else new ones."""
