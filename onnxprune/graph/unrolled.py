@@ -263,7 +263,7 @@ class Unchosen:
                 self.zeros.add(node.outputs[0])
             elif row is not None and not self.zeros.isdisjoint(node.inputs):
                 for letter, index in row.pinned.items():
-                    if len(index) == 1 and node.inputs[0] in self.zeros:
+                    if len(index) == 1:  # what is picked at known places is the first input
                         rows += [(applied.letters[letter], int(index[0]), name) for name in node.outputs]
                 with suppress(Unread):
                     whole = any(self.space.find(d) in roots for d in applied.outs[0] or ())

@@ -174,6 +174,38 @@ def test_what_an_expert_leaves_behind_must_be_nothing(form: str) -> None:
         onnxprune.prune(model, ratio=0.5, granularity="experts")
 
 
+def test_what_is_taken_from_nothing_is_no_sum() -> None:
+    """Where zeros are added the other goes through; where something is taken from zeros its negative does."""
+    model = mixture("compared")
+    (node,) = (n for n in model.graph.node if n.name == "layers.0.experts.3.sum")
+    node.op_type, node.input[:] = "Sub", list(node.input)
+    onnxprune.prune(model, ratio=0.5, granularity="experts")
+    node.input[:] = list(node.input)[::-1]
+    with pytest.raises(NothingToPrune, match="what expert 3 gives where it isn't chosen isn't known"):
+        onnxprune.prune(model, ratio=0.5, granularity="experts")
+
+
+@pytest.mark.parametrize(("points", "known"), [((3, 3), True), ((3, 5), False)])
+def test_quantised_zeros_are_zeros_by_the_same_zero_point(points: tuple[int, int], known: bool) -> None:
+    model = mixture("compared")
+    (node,) = (n for n in model.graph.node if n.name == "layers.0.experts.3.sum")
+    name, at = node.input[1], list(model.graph.node).index(node)
+    arrays = {"scale": np.float32(0.1), "one": np.int8(points[0]), "other": np.int8(points[1])}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items())
+    model.graph.node.insert(at, onnx.helper.make_node("QuantizeLinear", [name, "scale", "one"], ["q"], "q"))
+    model.graph.node.insert(
+        at + 1, onnx.helper.make_node("DequantizeLinear", ["q", "scale", "other"], ["d"], "d")
+    )
+    model.graph.node[at + 2].input[1] = "d"
+    if known:
+        assert (
+            onnxprune.prune(model, ratio=0.5, granularity="experts").report.law1["max_relative_error"] < 1e-5
+        )
+        return
+    with pytest.raises(NothingToPrune, match="what expert 3 gives where it isn't chosen isn't known"):
+        onnxprune.prune(model, ratio=0.5, granularity="experts")
+
+
 def test_experts_of_their_own_weights_count_in_budgets_and_ranks() -> None:
     model = mixture("compared", layers=2)
     for tensor in model.graph.initializer:  # the second half of the first layer's experts are small
