@@ -234,10 +234,11 @@ def opened(analysis: Analysis, *, allow_inexact: bool = False, keep_blocks: bool
         return now, group(now, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
 
     now, grouping = grouped()
-    uneven = [root for root in least if root in stay or not _even(grouping, root)]
-    if uneven:  # which elements go together isn't what a budget counts
-        for root in uneven:
-            space.lock(root, stay.get(root) or _why(grouping, root))
+    shut = {root: stay.get(root) or _shut(grouping, root, count) for root, count in least.items()}
+    for root, why in shut.items():
+        if why:
+            space.lock(root, why)
+    if any(shut.values()):
         now, grouping = grouped()
     return replace(analysis, coupling=now, grouping=_named(grouping, least, analysis))
 
@@ -274,21 +275,19 @@ def _owners(
     return owners
 
 
-def _even(grouping: Grouping, root: int) -> bool:
-    """Whether an axis is frozen, or all of its elements are one group's, as many of each unit."""
+def _shut(grouping: Grouping, root: int, count: int) -> str:
+    """Return why an axis is to be frozen; empty where it is, or where all of its elements are one group's, as many of
+    each unit, and more than are chosen.
+    """
     size = grouping.coupling.space.sizes[root]
     for family in grouping.families:
         owners = _owners(family, root, size)
         if owners and (len(owners) > 1 or owners[0][1].sum() < size or np.ptp(owners[0][1]) > 0):
-            return False
-    return True
-
-
-def _why(grouping: Grouping, root: int) -> str:
-    """Return why some elements of an axis are frozen."""
-    solution, size = grouping.families[0].solution, grouping.coupling.space.sizes[root]
-    reasons = (solution.why(root, at) for at in range(size))
-    return next(filter(None, reasons), "its experts differ in what goes with them")
+            reasons = (family.solution.why(root, at) for at in range(size))
+            return next(filter(None, reasons), "its experts differ in what goes with them")
+        if owners and owners[0][1].size <= -(-count // int(owners[0][1][0])):
+            return f"all of its {size} experts are chosen"
+    return ""
 
 
 def _named(grouping: Grouping, least: dict[int, int], analysis: Analysis) -> Grouping:

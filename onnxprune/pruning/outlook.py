@@ -41,7 +41,8 @@ def _left(
     analysis: Analysis, size: Size, groups: Sequence[Group], kept: Mapping[str, int]
 ) -> dict[str, float]:
     grouping: Grouping = analysis.grouping
-    dead = grouping.dead({g.name: np.arange(kept[g.name], g.units) for g in groups if kept[g.name] < g.units})
+    left = {g.name: max(kept[g.name], g.least) for g in groups}
+    dead = grouping.dead({g.name: np.arange(left[g.name], g.units) for g in groups if left[g.name] < g.units})
     gone = _parameters_gone(analysis, dead)
     macs = count_macs(analysis.coupling, dead)
     return {
@@ -55,9 +56,10 @@ def _parameters_gone(analysis: Analysis, dead: Masks) -> int:
     use.
     """
     kept = Kept(analysis.coupling, dead)
+    alone = {name for passage in kept.passages for name in passage.weights}
     left: dict[str, int] = {}
     for instance in analysis.coupling.instances:
-        size = int(np.prod(kept.shape(instance.dims), dtype=np.int64))
+        size = 0 if instance.tensor in alone else int(np.prod(kept.shape(instance.dims), dtype=np.int64))
         left[instance.tensor] = max(left.get(instance.tensor, 0), size)
     return sum(
         int(np.prod(weight.shape, dtype=np.int64)) - left[name]

@@ -224,6 +224,16 @@ def test_experts_of_their_own_weights_count_in_budgets_and_ranks() -> None:
     assert gone == (3, 4, 5)
 
 
+def test_where_all_are_chosen_none_can_go() -> None:
+    model = mixture("one_hot")
+    (k,) = (t for t in model.graph.initializer if t.name == "layers.0.k")
+    k.CopyFrom(onnx.numpy_helper.from_array(np.array([EXPERTS], np.int64), k.name))
+    with pytest.raises(
+        NothingToPrune, match="None of the model's experts can go: all of its 6 experts are chosen"
+    ):
+        onnxprune.prune(model, ratio=0.5, granularity="experts")
+
+
 def test_a_model_without_experts_says_so() -> None:
     model = onnx.shape_inference.infer_shapes(mixture())
     onnxprune.prune(model, ratio=0.5, granularity="experts")
