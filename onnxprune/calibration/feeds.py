@@ -11,7 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibration.given import typed
-from onnxprune.errors import CalibrationError, did_you_mean
+from onnxprune.calibration.reading import name_hint
+from onnxprune.errors import CalibrationError
 from onnxprune.runtime.binding import declared
 from onnxprune.runtime.session import FROM_NUMPY
 
@@ -70,7 +71,7 @@ def check(inputs: Inputs, feed: Batch) -> None:
     missing, unknown = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
     if missing or unknown:
         what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
-        hint = did_you_mean(unknown[0], missing or inputs) if unknown else ""
+        hint = name_hint(unknown[0], missing or inputs) if unknown else ""
         raise CalibrationError(f"The samples {what}; the model's inputs are {', '.join(inputs)}.{hint}")
     for name, value in inputs.items():
         feed[name] = _checked(name, value, feed[name])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnxprune.errors import CalibrationError, did_you_mean
 from onnxprune.files.arrays import SHARE
 from onnxprune.wall import board as wall
 
-__all__ = ["admits", "bounded", "call"]
+__all__ = ["admits", "bounded", "call", "name_hint"]
 
 Feed = dict[str, Any]
 
@@ -36,10 +36,20 @@ def admits(inputs: Mapping[str, onnx.ValueInfoProto], labels: str | None) -> Cal
         if unknown:
             raise CalibrationError(
                 f"The samples have {unknown[0]!r}, which is no input of the model; the model's inputs are "
-                f"{', '.join(inputs)}.{did_you_mean(unknown[0], inputs)}"
+                f"{', '.join(inputs)}.{name_hint(unknown[0], inputs)}"
             )
 
     return admit
+
+
+def name_hint(unknown: str, inputs: Collection[str]) -> str:
+    """Return what to do about an array that is no input: the name that was meant, or how to give it one."""
+    meant = did_you_mean(unknown, inputs)
+    if meant or not inputs:
+        return meant
+    name = next(iter(inputs))
+    way = f"np.savez('samples.npz', {name}=array)" if name.isidentifier() else f"{{{name!r}: array}}"
+    return f" Save it under such a name, as in {way}; labels are named with --labels."
 
 
 def bounded(feeds: Iterator[Feed], most: int | None) -> Iterator[Feed]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from onnxprune.cli import examples, values
@@ -30,8 +30,8 @@ class _Text:
         return help_of(self.spec)
 
 
-def build() -> TopParser:
-    """Return the parser of the whole command line."""
+def build(whole: bool = True) -> TopParser:
+    """Return the parser of the command line: whole, or with the options of what is read, which takes less time."""
     top = TopParser(
         prog="onnxprune",
         formatter_class=Help,
@@ -44,23 +44,14 @@ def build() -> TopParser:
         dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )
     top.commands = commands.choices  # type: ignore[assignment]  # what follows is added to it
-    _prune(commands)
-    _inspect(commands)
-    _explain(commands)
-    _sensitivity(commands)
-    _calibrate(commands)
-    _merge(commands)
-    _profile(commands)
-    _plan(commands)
-    _apply(commands)
-    _verify(commands)
-    _run(commands)
-    _sparsify(commands)
-    _compress(commands)
-    _decompress(commands)
-    _tune(commands)
-    _fleet(commands)
+    for add in (
+        _prune, _inspect, _explain, _sensitivity, _calibrate, _merge, _profile, _plan, _apply, _verify, _run,
+        _sparsify, _compress, _decompress, _tune, _fleet,
+    ):  # fmt: skip
+        top.later(add(commands))
     add_small(top, commands)
+    if whole:
+        top.fill()
     return top
 
 
@@ -166,8 +157,9 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def _prune(commands: Any) -> None:
+def _prune(commands: Any) -> Iterator[None]:
     parser = _command(commands, "prune", "cut channels, verify, and write the smaller model", examples.PRUNE)
+    yield
     _files(parser, ("in", "the model"), ("out", "where the pruned model goes"))
     _add_options(parser, "prune")
     parser.add_argument(
@@ -179,10 +171,11 @@ def _prune(commands: Any) -> None:
     _json(parser)
 
 
-def _inspect(commands: Any) -> None:
+def _inspect(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "inspect", "show what can be cut, what is frozen and why; writes nothing", examples.INSPECT
     )
+    yield
     parser.add_argument("in", metavar="IN", nargs="?", help="the model")
     _add_options(parser, "inspect")
     parser.add_argument("--ops", action="store_true", help="print the op table; needs no model")
@@ -195,13 +188,14 @@ def _inspect(commands: Any) -> None:
     _json(parser)
 
 
-def _explain(commands: Any) -> None:
+def _explain(commands: Any) -> Iterator[None]:
     parser = _command(
         commands,
         "explain",
         "say what is cut together with a tensor's axis, or what freezes it",
         examples.EXPLAIN,
     )
+    yield
     _files(parser, ("in", "the model"))
     parser.add_argument("tensor", metavar="TENSOR", help="a tensor, tensor:axis, or a node for its output")
     parser.add_argument("axis", metavar="AXIS", nargs="?", type=values.whole, help="all of them otherwise")
@@ -209,55 +203,60 @@ def _explain(commands: Any) -> None:
     _json(parser)
 
 
-def _sensitivity(commands: Any) -> None:
+def _sensitivity(commands: Any) -> Iterator[None]:
     parser = _command(
         commands,
         "sensitivity",
         "measure what each group's channels are worth, on samples",
         examples.SENSITIVITY,
     )
+    yield
     _files(parser, ("in", "the model"))
     _add_options(parser, "sensitivity")
     _json(parser)
 
 
-def _calibrate(commands: Any) -> None:
-    from onnxprune.options.calibration import CalibrateOptions
-
+def _calibrate(commands: Any) -> Iterator[None]:
     parser = _command(
         commands,
         "calibrate",
         "write the moments of samples, for 'prune --moments'; on many machines, a share each",
         examples.CALIBRATE,
     )
+    yield
+    from onnxprune.options.calibration import CalibrateOptions
+
     _files(parser, ("in", "the model"))
     parser.add_argument("-o", "--output", metavar="M.npz", required=True, help="where the moments go")
     _add_options(parser, "calibrate", kind=CalibrateOptions)
     _json(parser)
 
 
-def _merge(commands: Any) -> None:
+def _merge(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "merge", "put the moments of all shares of the samples together", examples.CALIBRATE
     )
+    yield
     parser.add_argument("parts", metavar="PART.npz", nargs="+", help="what 'calibrate' wrote for each shard")
     parser.add_argument("-o", "--output", metavar="M.npz", required=True, help="where the whole goes")
     _json(parser)
 
 
-def _profile(commands: Any) -> None:
+def _profile(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "profile", "measure where the time goes, and what no cut can reach", examples.PROFILE
     )
+    yield
     _files(parser, ("in", "the model"))
     _add_options(parser, "profile")
     _json(parser)
 
 
-def _plan(commands: Any) -> None:
+def _plan(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "plan", "decide what to cut, and write it down; writes no model", examples.PLAN
     )
+    yield
     _files(parser, ("in", "the model"))
     parser.add_argument(
         "-o", "--output", metavar="P.json", required=True, help="where the plan goes; - is standard output"
@@ -265,10 +264,11 @@ def _plan(commands: Any) -> None:
     _add_options(parser, "plan")
 
 
-def _apply(commands: Any) -> None:
+def _apply(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "apply", "cut what a plan says, verify, and write the smaller model", examples.PLAN
     )
+    yield
     _files(
         parser,
         ("in", "the model that the plan was made for"),
@@ -284,17 +284,19 @@ def _apply(commands: Any) -> None:
     _json(parser)
 
 
-def _verify(commands: Any) -> None:
+def _verify(commands: Any) -> Iterator[None]:
     parser = _command(commands, "verify", "prove that a pruned model equals the masked original, by its plan")
+    yield
     _files(parser, ("original", "the model before"), ("pruned", "the model after"))
     parser.add_argument("--plan", metavar="P.json", required=True, help="the plan that says what was cut")
     _add_options(parser, "verify")
     _json(parser)
 
 
-def _run(commands: Any) -> None:
+def _run(commands: Any) -> Iterator[None]:
     known = examples.RUN.replace("PASSES", _known_passes())
     parser = _command(commands, "run", "run passes by name, one after the other", known)
+    yield
     _files(parser, ("in", "the model"), ("out", "where the result goes"))
     chain = parser.add_mutually_exclusive_group(required=True)
     chain.add_argument("--passes", metavar="LIST", help='such as "resolve_shapes,prune{ratio=0.5},shrink"')
@@ -307,12 +309,13 @@ def _run(commands: Any) -> None:
     )
 
 
-def _sparsify(commands: Any) -> None:
-    from onnxprune.options.sparsity import SparseOptions
-
+def _sparsify(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "sparsify", "put zeros into weights in a pattern, such as 2:4", examples.SPARSIFY
     )
+    yield
+    from onnxprune.options.sparsity import SparseOptions
+
     _files(parser, ("in", "the model"), ("out", "where the result goes"))
     _add_options(parser, "sparsify", kind=SparseOptions)
     parser.add_argument(
@@ -323,12 +326,13 @@ def _sparsify(commands: Any) -> None:
     _json(parser)
 
 
-def _compress(commands: Any) -> None:
-    from onnxprune.options.compression import CompressOptions
-
+def _compress(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "compress", "make the file small: weights on coarse grids, packed or not", examples.COMPRESS
     )
+    yield
+    from onnxprune.options.compression import CompressOptions
+
     _files(parser, ("in", "the model"), ("out", "where the result goes; packed if it ends in .zst"))
     _add_options(parser, "compress", kind=CompressOptions)
     parser.add_argument(
@@ -339,23 +343,25 @@ def _compress(commands: Any) -> None:
     _json(parser)
 
 
-def _decompress(commands: Any) -> None:
+def _decompress(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "decompress", "unpack what 'compress' has packed, and check it", examples.DECOMPRESS
     )
+    yield
     _files(parser, ("in", "the packed file"), ("out", "where the model goes"))
     _json(parser)
 
 
-def _tune(commands: Any) -> None:
-    from onnxprune.options.tuning import TuneOptions
-
+def _tune(commands: Any) -> Iterator[None]:
     parser = _command(
         commands,
         "tune",
         "find the fastest or smallest model that loses no more than you allow",
         examples.TUNE,
     )
+    yield
+    from onnxprune.options.tuning import TuneOptions
+
     _files(parser, ("in", "the model"), ("out", "where the best model goes"))
     _add_options(parser, "tune", kind=TuneOptions)
     parser.add_argument(
@@ -366,12 +372,13 @@ def _tune(commands: Any) -> None:
     _json(parser)
 
 
-def _fleet(commands: Any) -> None:
-    from onnxprune.options.fleet import FleetOptions
-
+def _fleet(commands: Any) -> Iterator[None]:
     parser = _command(
         commands, "fleet", "make many models, resumable, with one table of what came of each", examples.FLEET
     )
+    yield
+    from onnxprune.options.fleet import FleetOptions
+
     _files(parser, ("in", "a spec (.toml) or a folder of models"), ("out", "the folder of all results"))
     _add_options(parser, "fleet", kind=FleetOptions)
     _json(parser)

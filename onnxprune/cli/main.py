@@ -77,7 +77,7 @@ def _main(argv: Sequence[str] | None) -> int:
     # read when numpy is first imported: threads that wait busily after each product take cores from onnxruntime
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
-        args = build().parse_args(sys.argv[1:] if argv is None else argv)
+        args = build(whole=False).parse_args(sys.argv[1:] if argv is None else argv)
         verbose = bool(args.verbose)
         if hasattr(args, "at_once"):
             args.at_once(args)

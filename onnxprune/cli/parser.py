@@ -86,6 +86,20 @@ class TopParser(CommandParser):
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
         self.commands: dict[str, argparse.ArgumentParser] = {}
+        self._later: dict[str, Iterator[None]] = {}
+
+    def later(self, steps: Iterator[None]) -> None:
+        """Add a command's name now, by the first of two steps, and its options when they are asked for."""
+        known = set(self.commands)
+        next(steps)
+        (name,) = set(self.commands) - known
+        self._later[name] = steps
+
+    def fill(self, *names: str) -> None:
+        """Add the options of some commands, or of all."""
+        for name in names or tuple(self._later):
+            for _ in self._later.pop(name, ()):
+                pass
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Read the command line; what isn't known is compared with what is.
@@ -96,8 +110,12 @@ class TopParser(CommandParser):
             If something is unknown or missing.
         """
         first = next(iter(args), "")
-        if first and not first.startswith("-"):
-            self.check_command(first)
+        if not first.startswith("-"):
+            if first:
+                self.check_command(first)
+            self.fill(first)
+        elif first not in ("-h", "--help", "--version"):
+            self.fill()
         known: argparse.Namespace
         known, rest = self.parse_known_args(args, namespace)
         if rest:
@@ -119,6 +137,7 @@ class TopParser(CommandParser):
             )
 
     def _refuse(self, command: str, rest: Sequence[str]) -> NoReturn:
+        self.fill()
         given = next((text for text in rest if text.startswith("-")), rest[0]).partition("=")[0]
         others = [repr(name) for name, parser in self.commands.items() if given in flags_of(parser)]
         hint = f" It is an option of {', '.join(others)}." if others else ""

@@ -59,6 +59,7 @@ def _help(top: TopParser, topic: str | None) -> None:
         top.print_help()
         return
     top.check_command(topic)
+    top.fill(topic)
     top.commands[topic].print_help()
 
 
@@ -77,4 +78,5 @@ def _complete(top: TopParser, shell: str) -> None:
         raise UsageError(
             "'completion' needs shtab, which isn't installed; 'pip install shtab', or 'onnxprune[completion]'."
         ) from error
+    top.fill()
     print(shtab.complete(top, shell))

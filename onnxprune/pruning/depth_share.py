@@ -26,7 +26,6 @@ from onnxprune.options.target import Target
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.decision import Decision, decide, limit_of
 from onnxprune.pruning.depth import Candidates, Shallowed, candidates, dropped, shallowed
-from onnxprune.pruning.on_samples import FromSamples
 from onnxprune.pruning.saliency import Candidate
 from onnxprune.pruning.speed import Speed, speed_of
 from onnxprune.pruning.targets import parse_target
@@ -84,6 +83,8 @@ def refitted(run: Shallowed, analysis: Analysis) -> Candidate:
     decision = Decision([], {}, target="+".join(texts_of(run.options.target)), speed=speed_of(run, analysis))
     if not run.options.fitted:
         return Candidate(analysis, decision, analysis.restored)
+    from onnxprune.pruning.on_samples import FromSamples  # loads gradients, which most runs go without
+
     layers = FromSamples.of_layers(run, analysis)
     with run.stage("fit"):
         fitted = layers.calibration.fit({})
@@ -106,6 +107,8 @@ def _fitted(run: Shallowed) -> Shallowed:
     with run.stage("analyse"):
         analysis = analyse(run.model, input_shapes=run.whole.inputs)
     with run.stage("fit"):
+        from onnxprune.pruning.on_samples import FromSamples
+
         model = FromSamples.of_layers(plain, analysis).calibration.fit({}).model
     return dataclasses.replace(run, model=model)
 
@@ -255,6 +258,8 @@ class _Share:
         if limit.budgets.met(limit.targets):
             model = trial.model
         else:
+            from onnxprune.pruning.on_samples import FromSamples
+
             saliency = FromSamples.open(trial, analysis)
             limit = limit_of(trial, saliency.analysis, saliency.groups, self._clock(trial, saliency.analysis))
             decision = decide(trial, saliency.groups, saliency.rankings(limit), limit)

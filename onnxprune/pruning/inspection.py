@@ -14,7 +14,7 @@ from onnxprune.graph.depth import Depth
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Frozen
 from onnxprune.graph.memory import peak_bytes
-from onnxprune.graph.reasons import plain_reason
+from onnxprune.graph.reasons import plain_reason, worth_telling
 from onnxprune.graph.size import Size, count_macs, count_parameters
 from onnxprune.ops import TABLE, Refusal, Row
 from onnxprune.pruning.outline import layers_of, tensors_of
@@ -81,11 +81,12 @@ class Inspection(Facts):
     outlook: list[dict[str, float]] = field(default_factory=list)
 
     def frozen_by_reason(self) -> list[tuple[str, int, list[str]]]:
-        """Return (reason, how many axes, examples), the most frequent first."""
+        """Return (reason, how many axes, examples), what is worth telling first."""
         axes: defaultdict[str, list[str]] = defaultdict(list)
         for line in self.frozen:
             axes[plain_reason(line.reason)].append(f"{line.tensor}:{line.axis}")
-        return sorted(((r, len(a), a[:3]) for r, a in axes.items()), key=lambda x: (-x[1], x[0]))
+        lines = [(r, len(a), a[:3]) for r, a in axes.items()]
+        return sorted(lines, key=lambda line: (*worth_telling(line[0], line[1]), line[0]))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

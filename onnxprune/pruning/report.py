@@ -239,7 +239,8 @@ class Report(Record):
         ]
         if self.latency is not None:
             old, new = (self.latency[at]["p50_ms"] for at in ("before", "after"))
-            rows.append(["latency (p50)", f"{old:.3g} ms", f"{new:.3g} ms", share(new, old)])
+            left = share(1.0, self.latency["ratio"])  # of runs in turns, as the speed-up is
+            rows.append(["latency (p50)", f"{old:.3g} ms", f"{new:.3g} ms", left])
         show(["", "before", "after", "left"], rows, stream=stream)
         if any(g["removed"] for g in self.groups):
             say(known(self.calibration, "prune"), stream)

@@ -141,6 +141,42 @@ def test_what_can_be_completed_as_a_file_says_so() -> None:
     assert files.isdisjoint({"ratio", "target", "ignore"})
 
 
+def test_a_command_reads_its_own_options_only() -> None:
+    some = build(whole=False)
+    some.parse_args(["prune", "a", "b", "--ratio", "0.5"])
+    whole = build()
+    assert set(some.commands) == set(whole.commands)
+    assert flags_of(some.commands["prune"]) == flags_of(whole.commands["prune"])
+    assert "--pattern" in flags_of(whole.commands["sparsify"])
+    assert "--pattern" not in flags_of(some.commands["sparsify"])
+
+
+def test_an_array_that_needs_a_name_is_told_how(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(model.with_name("s.npz"), data=np.zeros((8, 3, 8, 8), np.float32), target=np.zeros(8))
+    line = (
+        "prune",
+        model,
+        model.with_name("out.onnx"),
+        "--ratio",
+        "0.5",
+        "--calib",
+        model.with_name("s.npz"),
+    )
+    assert run(*line) == 8
+    text = said(capsys)
+    assert (
+        "Save it under such a name, as in np.savez('samples.npz', x=array); labels are named with --labels."
+        in text
+    )
+
+
+def test_reasons_that_nobody_expects_come_last(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prune", model, model.with_name("out.onnx"), "--ratio", "0.5", "--align", "none") == 0
+    frozen = [line for line in capsys.readouterr().out.splitlines() if line.startswith("frozen: ")]
+    assert len(frozen) > 1
+    assert frozen[-1].endswith("the positions of a convolution (Conv)")
+
+
 def test_flags_are_those_of_the_parser() -> None:
     for parser in build().commands.values():
         known = {flag for a in parser._actions for flag in a.option_strings if flag.startswith("--")}

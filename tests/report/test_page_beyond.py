@@ -48,11 +48,13 @@ def test_other_sizes_are_what_a_cut_leaves() -> None:
 def test_errors_of_other_sizes_are_read_off_the_curves() -> None:
     values = {
         "outlook": [{"asked": 0.5, "ratio": 0.5, "macs": 0.49, "parameters": 0.52}],
-        "calibration": {"curves": {"a": [[0, 0.0], [8, 0.4]], "b": [[0, 0.0], [2, 0.1], [4, 0.3]]}},
-        "groups": [{"name": "a", "units": 8}, {"name": "b", "units": 4}],
+        "calibration": {
+            "curves": {"a": [[0, 0.0], [8, 0.4]], "b": [[0, 0.0], [2, 0.1], [4, 0.3]], "c": [[0, 0.2]]}
+        },
+        "groups": [{"name": "a", "units": 8}, {"name": "b", "units": 4}, {"name": "c", "units": 9}],
     }
     text = outlook(values)
-    assert re.findall(r'class="n">([^<]*)</td>', text) == ["49 %", "52 %", "0.50", "0.15", "0.2"]
+    assert re.findall(r'class="n">([^<]*)</td>', text) == ["49 %", "52 %", "0.50", "0.2", "0.2"]
     assert "outlook" in with_samples()
 
 

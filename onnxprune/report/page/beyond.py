@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 from onnxprune.report.page.words import milliseconds, power
@@ -95,7 +94,11 @@ def outlook(values: Values) -> str:
 def _row(line: Mapping[str, float], errors: Sequence[float], with_errors: bool) -> str:
     cells = [f"{100 * line['macs']:.0f} %", f"{100 * line['parameters']:.0f} %", f"{line['ratio']:.2f}"]
     if with_errors:
-        cells += [power(median(errors), LEAST), power(max(errors), LEAST)] if errors else ["–", "–"]
+        cells += (
+            [power(sorted(errors)[len(errors) // 2], LEAST), power(max(errors), LEAST)]
+            if errors
+            else ["–", "–"]
+        )
     return "<tr>" + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>"
 
 

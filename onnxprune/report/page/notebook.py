@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from onnxprune.graph.reasons import plain_reason
+from onnxprune.graph.reasons import plain_reason, worth_telling
 from onnxprune.report.page.summary import cards, ceiling, lead, proof
 from onnxprune.report.page.words import count, middle
 from onnxprune.report.printing import clean
@@ -39,7 +39,7 @@ def of_groups(values: Values) -> str:
     for line in values["frozen"]:
         reason = plain_reason(line["reason"])
         reasons[reason] = reasons.get(reason, 0) + 1
-    often = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:REASONS]
+    often = sorted(reasons.items(), key=lambda item: (*worth_telling(*item), item[0]))[:REASONS]
     frozen = "".join(f"<li>{number:,} × {escape(reason)}</li>" for reason, number in often)
     return _fragment(
         [

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from onnxprune.graph.reasons import plain_reason
+from onnxprune.graph.reasons import plain_reason, worth_telling
 from onnxprune.report.page.beyond import copied, next_steps, times_by_layer
 from onnxprune.report.page.summary import agreement, head, lead, summary, title
 from onnxprune.report.signature import interface_lines
@@ -115,7 +115,9 @@ def why(name: str, heading: str, lines: Sequence[tuple[str, str]], what: str) ->
         by_reason[plain_reason(line[1])].append(line)
     parts = [f'<section id="{name}" aria-labelledby="{name}-h">', f'<h2 id="{name}-h">{heading}</h2>']
     parts.append(f'<p class="hint">{f"{len(lines):,} {what}" if lines else "None"}.</p>')
-    for reason, alike in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
+    for reason, alike in sorted(
+        by_reason.items(), key=lambda item: (*worth_telling(item[0], len(item[1])), item[0])
+    ):
         share = 100 * len(alike) / len(lines)
         parts.append(
             f'<details class="why"><summary><span class="why-n">{len(alike):,}</span>'
