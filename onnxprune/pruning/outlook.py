@@ -30,10 +30,11 @@ def left_by(analysis: Analysis, size: Size) -> dict[str, dict[str, float]]:
     Returns
     -------
     dict
-        ``floor``: if every group kept one unit; ``half``: at ratio 0.5, without alignment.
+        ``floor``: if every group kept as few units as it may; ``half``: at ratio 0.5, without alignment.
     """
     groups = [g for g in analysis.grouping.groups if not g.alternative]
-    kept = {"floor": {g.name: 1 for g in groups}, "half": {g.name: g.units - g.units // 2 for g in groups}}
+    half = {g.name: max(g.units - g.units // 2, g.least) for g in groups}
+    kept = {"floor": {g.name: g.least for g in groups}, "half": half}
     return {name: _left(analysis, size, groups, number) for name, number in kept.items()}
 
 
@@ -87,7 +88,7 @@ def outlook(analysis: Analysis, size: Size) -> list[dict[str, float]]:
     what = "macs" if size.macs else "parameters"
 
     def at(ratio: float) -> dict[str, float]:
-        kept = {g.name: max(g.units - int(ratio * g.units), 1) for g in groups}
+        kept = {g.name: max(g.units - int(ratio * g.units), g.least) for g in groups}
         return _left(analysis, size, groups, kept)
 
     lines = []
