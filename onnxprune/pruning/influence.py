@@ -4,8 +4,9 @@ Branches go one by one, each time the one that moves the output least for what i
 are gone, and seldom falls when more are; so those that were cheap are measured again, until the cheapest stays so.
 
 Each look is a run of the model. Where looks at all branches would take too long, one run tells how much each branch
-turns the stream, ``|f|^2 / |x + f|^2`` over all samples, and only those that turn it least are looked at; the others
-come after them in this order.
+turns the stream: the mean of ``|f|^2 / |x + f|^2`` over all rows of the sum, since a few tokens are so much longer than
+others that they would hide these. Only the branches that turn it least are looked at; the others come after them, in
+this order.
 
 References
 ----------
@@ -124,15 +125,16 @@ def turns(depth: Depth, branches: Sequence[Branch], samples: Samples) -> dict[st
     Returns
     -------
     dict
-        Branch -> sum of squares of what it adds, over that of the sum.
+        Branch -> squares of what it adds over those of the sum, the mean over all rows along the last axis.
     """
-    sums = {branch.name: np.zeros(2) for branch in branches}
+    shares = {branch.name: np.zeros(2) for branch in branches}
     wanted = list(dict.fromkeys(name for b in branches for name in (b.value, b.sum)))
     for batch in stream_of(depth.analysis.model, samples).each(wanted):
-        squares = {name: float(np.square(batch[name], dtype=np.float64).sum()) for name in wanted}
+        squares = {name: np.square(batch[name], dtype=np.float64).sum(axis=-1) for name in wanted}
         for branch in branches:
-            sums[branch.name] += squares[branch.value], squares[branch.sum]
-    return {name: float(own / max(whole, 1e-30)) for name, (own, whole) in sums.items()}
+            share = squares[branch.value] / np.maximum(squares[branch.sum], 1e-30)
+            shares[branch.name] += share.sum(), share.size
+    return {name: float(total / rows) for name, (total, rows) in shares.items()}
 
 
 def _macs(depth: Depth, samples: Samples) -> float:
