@@ -175,14 +175,14 @@ def widths(groups: Sequence[Group], step: int, seed: int, points: int = POINTS) 
 
 def _on_step(group: Group, kept: float, step: int) -> int:
     """Return how many units go so that about this share is kept, on a step where there is one."""
-    whole = np.arange(group.units)
-    allowed = np.ones(group.units, bool)
-    for extent in group.extents:
+    whole = np.arange(group.units - group.least + 1)
+    allowed = np.ones(whole.size, bool)
+    for extent in group.extents if group.stepped else ():
         width = int(extent.per_unit.sum())
         halved = step
         while halved > 4 and width < 2 * halved:
             halved //= 2
-        left = width - np.concatenate([[0], np.cumsum(extent.per_unit)])[:-1]
+        left = width - np.concatenate([[0], np.cumsum(extent.per_unit)])[: whole.size]
         if width >= 2 * halved:
             allowed &= left % halved == 0
     counts = whole[allowed]

@@ -13,6 +13,7 @@ from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.granularity import experts
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.choices import opened
+from onnxprune.latency.predict import cut_by_state, widths
 from onnxprune.model import Model
 from onnxprune.proof.compare import compare
 from onnxprune.proof.verify import verify
@@ -101,6 +102,17 @@ def test_a_budget_leaves_as_many_as_are_chosen() -> None:
     assert 0 < len(planned.removed_units) <= EXPERTS - CHOSEN
     with pytest.raises(NothingToPrune):
         onnxprune.prune(mixture(), target=("params=0.2",), granularity="experts")
+
+
+def test_widths_that_are_timed_keep_as_many_as_are_chosen() -> None:
+    analysis = opened(analyse(Model.load(mixture(layers=2))))
+    groups = [g for g in analysis.grouping.groups if not g.alternative]
+    states = widths(groups, 16, 0, points=12)
+    deepest = [max(state.get(g.name, 0) for state in states) for g in groups if g.kind == "experts"]
+    assert deepest == [EXPERTS - CHOSEN] * 2
+    assert len({state.get("layers.0.router.weight:1", 0) for state in states}) > 2
+    for state in states[1:]:
+        cut_by_state(analysis, state)
 
 
 def test_a_plan_says_which_experts_go(tmp_path: Path) -> None:
