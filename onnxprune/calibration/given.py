@@ -151,7 +151,11 @@ def _entry(feed: Any, what: str) -> Feed:
     if isinstance(feed, Mapping):
         return {str(n): _array(a) for n, a in feed.items()}
     parts = feed if isinstance(feed, (tuple, list)) else (feed,)
-    if not parts or not all(_is_array(part) or isinstance(part, (int, float)) for part in parts):
+    if (
+        not parts
+        or not _is_array(parts[0])
+        or not all(_is_array(p) or isinstance(p, (int, float)) for p in parts)
+    ):
         raise CalibrationError(
             f"{what} must be arrays or dictionaries of arrays; got a {type(feed).__name__}."
         )
