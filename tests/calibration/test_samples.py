@@ -105,7 +105,7 @@ def test_a_part_is_chosen_by_the_seed_and_labels_follow():
         ({"x": ROWS[:, :2]}, r"shape \(10, 2, 2\)"),
         ({"x": ROWS[0, 0]}, "1 axes"),
         ([], "no calibration samples"),
-        ([3], "have 0 axes"),
+        ([3], "got a int"),
         (3, "can't be read from a int"),
         ("nothing.npz", "can't be read as samples"),
         ("nothing.py:load", "no script"),
