@@ -31,7 +31,7 @@ __all__ = ["DIGITS", "HALF", "Stored", "dequantised", "digits", "has_int4", "ste
 Array = NDArray[Any]
 
 #: How many values may share a byte, and the largest weight whose ways to share it are tried, in values.
-DIGITS, MOST_TRIED = (5, 4, 3, 2, 1), 1 << 22
+DIGITS, MOST_TRIED = (5, 4, 3, 2, 1), 1 << 18
 #: Bytes of the nodes that take bytes apart, coded.
 APART = 90
 #: What half a byte holds.

@@ -251,7 +251,7 @@ def _line(part: Part, attempt: Attempt, *, coded: bool) -> dict[str, object]:
     bits = attempt.bits[part.name]
     size = round(part.size * bits / 8) + own.step.nbytes
     low, high = own.ends
-    packed = attempt.model.weight(attempt.data[part.name]) if coded and part.size < SAMPLE * 16 else None
+    packed = attempt.model.weight(attempt.data[part.name]) if coded and part.size <= SAMPLE else None
     return {
         "tensor": part.name,
         "layer": part.layer,
