@@ -14,6 +14,9 @@ import onnxprune
 from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import UsageError
+from onnxprune.options.pruning import Options
+from onnxprune.pruning.folder import _File
+from onnxprune.pruning.journey import open_run
 
 FIRST, NEXT, OTHER = "decoder_model.onnx", "decoder_with_past_model.onnx", "encoder_model.onnx"
 
@@ -189,3 +192,14 @@ def test_interfaces_of_two_networks_are_not_opened_together(folder: Path, tmp_pa
     words = ["prune", str(folder), str(tmp_path / "out"), "--ratio", "0.5", "--open-io", "past|present|fine"]
     assert main(words) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_twin_has_the_same_positions_and_units() -> None:
+    file = _File.open("a", open_run(decoder(), Options(ratio=0.5, align=None, open_io=("past|present",))))
+    for group in file.groups:
+        held = file.held(group)
+        assert file.twin(held) == group.name
+        (mark, units), *_ = held.items()
+        assert file.twin({**held, mark: units[::-1]}) is None
+    assert file.twin({("of another file", 0): b""}) == ""
+    assert file.twin({}) is None
