@@ -104,7 +104,7 @@ def fused(layers: int = 2) -> onnx.ModelProto:
     return net.graph({"head.add_out": ["N", "T", 5]})
 
 
-def images(kind: str = "basic", blocks: int = 3) -> onnx.ModelProto:
+def images(kind: str = "basic", blocks: int = 3, behind: str = "Relu") -> onnx.ModelProto:
     """Blocks of convolutions, and a sum over all places.
 
     Parameters
@@ -113,6 +113,8 @@ def images(kind: str = "basic", blocks: int = 3) -> onnx.ModelProto:
         ``basic`` (an activation behind each sum), ``before`` (activations in the branches only), ``projection`` (a
         layer on the stream of each block) or ``alike`` (two layers on either side).
     blocks : int
+    behind : str
+        The activation behind each sum.
     """
     net = Net()
     x = net.op("Relu", [net.conv("x", "stem", 4, 4)], "stem.relu")
@@ -127,7 +129,7 @@ def images(kind: str = "basic", blocks: int = 3) -> onnx.ModelProto:
             stream = net.conv(x, f"{name}.past", 4, 4, 1)
         elif kind == "alike":
             stream = net.block(x, f"{name}.other", 4, 4)
-        x = net.op("Relu", [net.add(stream, net.block(x, name, 4, 4), name=f"{name}.add")], f"{name}.relu")
+        x = net.op(behind, [net.add(stream, net.block(x, name, 4, 4), name=f"{name}.add")], f"{name}.relu")
     net.op("GlobalAveragePool", [x], "pool")
     net.op("Flatten", ["pool_out"], "flat")
     net.linear("flat_out", "head", 4, 3)

@@ -104,6 +104,14 @@ def test_fused_sums_are_fused_again_where_they_stay() -> None:
     assert list(shallow(depth, []).model.proto.graph.node) == list(model.graph.node)
 
 
+def test_one_that_does_more_the_second_time_is() -> None:
+    """tanh(tanh(s)) isn't tanh(s)."""
+    depth = depth_of(images(behind="Tanh"))
+    cut = shallow(depth, ["blocks.1", "blocks.2"]).model
+    assert sum(node.op_type == "Tanh" for node in cut.proto.graph.node) == 3
+    assert verify(depth.analysis, {}, cut, masked=multiplied(depth, ["blocks.1", "blocks.2"])).passed
+
+
 def test_what_is_no_branch() -> None:
     assert depth_of(no_branches()).branches == []
     assert depth_of(images("alike")).branches == []
