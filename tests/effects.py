@@ -162,6 +162,9 @@ EFFECTS = {
         "--seed": (f"{COARSE} --calib s.npz --samples 30", f"{COARSE} --calib s.npz --samples 30 --seed 1"),
         **{name: (f"{COARSE} {a}", f"{COARSE} {b}") for name, (a, b) in {**SHOWN, **QUIET}.items()},
     },
+    "completion": {},
+    "help": {},
+    "version": {},
     "decompress": {
         "--json": SHOWN["--json"],
         **QUIET,

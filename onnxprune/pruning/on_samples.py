@@ -188,7 +188,8 @@ class FromSamples:
     def _weighed(self, weighing: Weighing) -> dict[str, Ranking]:
         made = self.calibration
         weight = weights(made.places, [s.number for s in made.sites], weighing)
-        return {n: ranked_by_curve(c, weight.get(n, 1.0)) for n, c in made.curves.items()}
+        dearest = max(weight.values(), default=1.0)  # of groups whose loss nobody could measure
+        return {n: ranked_by_curve(c, weight.get(n, dearest)) for n, c in made.curves.items()}
 
     def remeasure(self, decision: Decision) -> None:
         """Take the loss curves again, from a rough fit without the units that go."""

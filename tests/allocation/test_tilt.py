@@ -1,13 +1,16 @@
 """How errors at different depths weigh."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from onnxprune.calibration.agreement import compare, distance
 from onnxprune.pruning import weighing as tilt
+from onnxprune.pruning.on_samples import FromSamples
 from onnxprune.pruning.weighing import Weighing
+from onnxprune.reconstruction.least_squares import Curve
 
 
 def test_weights_grow_with_depth_and_with_many_readers() -> None:
@@ -22,6 +25,19 @@ def test_weights_grow_with_depth_and_with_many_readers() -> None:
         "stream": 0.25,
     }
     assert set(tilt.weights({"a": [3], "b": [9]}, [3, 9], Weighing()).values()) == {1.0}
+
+
+def test_what_nobody_could_measure_weighs_as_the_dearest() -> None:
+    """Else a tilt that makes late errors dear lets all go that is known from norms alone."""
+    curve = Curve(np.arange(3), np.array([0.0, 1.0, 2.0, np.inf]))
+    made = SimpleNamespace(
+        places={"first": [0], "last": [1]},
+        sites=[SimpleNamespace(number=0), SimpleNamespace(number=1)],
+        curves=dict.fromkeys(("first", "last", "norm"), curve),
+    )
+    rankings = FromSamples._weighed(SimpleNamespace(calibration=made), Weighing(2.0))  # type: ignore[arg-type]
+    assert rankings["norm"].error[1] == pytest.approx(rankings["last"].error[1])
+    assert rankings["last"].error[1] == pytest.approx(np.exp(2.0) * rankings["first"].error[1])
 
 
 @pytest.mark.parametrize("best", [-2.3, -0.4, 0.0, 0.9, 3.1])
