@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -10,7 +9,6 @@ from math import prod
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from onnxprune.errors import UsageError
 from onnxprune.graph.known import opsets_of
 from onnxprune.model import Model
 from onnxprune.ops import Trait
@@ -18,6 +16,7 @@ from onnxprune.ops.traits import traits_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.runtime.binding import Shape
 from onnxprune.sparsity.products import factors
+from onnxprune.sparsity.selection import matching
 from onnxprune.sparsity.weights import Left, find
 
 __all__ = ["OLDEST", "Part", "parts_of", "without"]
@@ -94,25 +93,8 @@ def without(parts: list[Part], ignore: Sequence[str], only: Sequence[str]) -> tu
     UsageError
         If a pattern matches nothing.
     """
-
-    def hit(pattern: str, part: Part) -> bool:
-        return any(re.search(pattern, name) for name in (part.name, part.layer))
-
-    for option, patterns in (("--ignore", ignore), ("--only", only)):
-        for pattern in patterns:
-            if not any(hit(pattern, part) for part in parts):
-                raise UsageError(
-                    f"{option} {pattern!r} matches no weight that could lie on a grid, and no layer of one."
-                )
-    kept, left = [], []
-    for part in parts:
-        if any(hit(pattern, part) for pattern in ignore):
-            left.append(Left(part.name, "--ignore"))
-        elif only and not any(hit(pattern, part) for pattern in only):
-            left.append(Left(part.name, "not named by --only"))
-        else:
-            kept.append(part)
-    return kept, left
+    names = {part.name: (part.name, part.layer) for part in parts}
+    return matching(parts, names, ignore, only, "could lie on a grid")
 
 
 #: Types of weights that are told of.

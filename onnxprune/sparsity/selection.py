@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.folding import Folded
@@ -14,7 +15,15 @@ from onnxprune.options.pattern import Pattern
 from onnxprune.options.sparsity import SparseOptions
 from onnxprune.sparsity.weights import Left, SparseWeight, find, fold_computed
 
-__all__ = ["Selection", "pick", "select"]
+__all__ = ["Selection", "matching", "pick", "select"]
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+W = TypeVar("W", bound=_Named)
 
 
 @dataclass(frozen=True)
@@ -83,17 +92,44 @@ def pick(
     UsageError
         If a pattern matches nothing.
     """
+    names = {
+        t.name: (t.name, *(r.name for r in t.readers), *(aliases or {}).get(t.name, ())) for t in targets
+    }
+    return matching(targets, names, ignore, only, "could get zeros")
 
-    def hit(pattern: str, target: SparseWeight) -> bool:
-        names = (target.name, *(r.name for r in target.readers), *(aliases or {}).get(target.name, ()))
-        return any(re.search(pattern, name) for name in names)
+
+def matching(
+    targets: Sequence[W],
+    names: Mapping[str, Sequence[str]],
+    ignore: Sequence[str],
+    only: Sequence[str],
+    may: str,
+) -> tuple[list[W], list[Left]]:
+    """Return the weights that patterns leave, and the others.
+
+    Parameters
+    ----------
+    targets : sequence of weights
+    names : mapping
+        Name of a weight -> the names that patterns may match.
+    ignore, only : sequence of str
+        Regular expressions.
+    may : str
+        What these weights have in common, for the error.
+
+    Raises
+    ------
+    UsageError
+        If a pattern matches nothing.
+    """
+
+    def hit(pattern: str, target: W) -> bool:
+        return any(re.search(pattern, name) for name in names[target.name])
 
     for option, patterns in (("--ignore", ignore), ("--only", only)):
         for pattern in patterns:
             if not any(hit(pattern, t) for t in targets):
-                raise UsageError(
-                    f"{option} {pattern!r} matches no weight that could get zeros, and no layer of one."
-                )
+                raise UsageError(f"{option} {pattern!r} matches no weight that {may}, and no layer of one.")
     kept, left = [], []
     for target in targets:
         if any(hit(p, target) for p in ignore):
