@@ -28,6 +28,17 @@ class Net(Builder):
         shares = self.op("Softmax", [self.op("MatMul", [q, turned], f"{name}.scores")], f"{name}.shares")
         return self.linear(self.op("MatMul", [shares, v], f"{name}.mix"), f"{name}.out", width, width)
 
+    def cached(self, x: str, name: str, past: str) -> str:
+        """One head, with the keys and values of a cache in front of its own."""
+        q, k, v = (self.linear(x, f"{name}.{part}", WIDTH, WIDTH) for part in ("q", "k", "v"))
+        for own, part in ((k, "keys"), (v, "values")):
+            both = [f"past.{past}.{part}", own]
+            self.nodes.append(helper.make_node("Concat", both, [f"present.{name}.{part}"], axis=1))
+        turned = self.op("Transpose", [f"present.{name}.keys"], f"{name}.turn", perm=[0, 2, 1])
+        shares = self.op("Softmax", [self.op("MatMul", [q, turned], f"{name}.scores")], f"{name}.shares")
+        mix = self.op("MatMul", [shares, f"present.{name}.values"], f"{name}.mix")
+        return self.linear(mix, f"{name}.out", WIDTH, WIDTH)
+
     def add(self, *terms: str, name: str) -> str:
         return self.op("Add", list(terms), name)
 
@@ -80,6 +91,26 @@ def transformer(kind: str = "pre", layers: int = 2, more: str = "") -> onnx.Mode
     net.linear(net.norm(x, "last"), "head", WIDTH, 5)
     extra = {more: ["N", "T", WIDTH]} if more else {}
     return net.graph({"head.add_out": ["N", "T", 5], **extra})
+
+
+def decoder(shared: bool = False) -> onnx.ModelProto:
+    """Two layers whose attention has a cache; shared: the second reads that of the first, too."""
+    net = Net()
+    x = net.linear("x", "embed", WIDTH, WIDTH)
+    for n in range(2):
+        name = f"layers.{n}"
+        past = "layers.0.attn" if shared else f"{name}.attn"
+        read = net.norm(x, f"{name}.ln1")
+        x = net.add(x, net.cached(read, f"{name}.attn", past), name=f"{name}.add1")
+        x = net.add(x, net.forward(net.norm(x, f"{name}.ln2"), f"{name}.mlp"), name=f"{name}.add2")
+    net.linear(net.norm(x, "last"), "head", WIDTH, 5)
+    caches = [f"layers.{n}.attn.{kind}" for n in range(2) for kind in ("keys", "values")]
+    present = {f"present.{cache}": ["N", "P + T", WIDTH] for cache in caches}
+    model = net.graph({"head.add_out": ["N", "T", 5], **present})
+    for cache in caches[: 2 if shared else 4]:
+        past = helper.make_tensor_value_info(f"past.{cache}", TensorProto.FLOAT, ["N", "P", WIDTH])
+        model.graph.input.append(past)
+    return model
 
 
 def fused(layers: int = 2) -> onnx.ModelProto:

@@ -223,7 +223,8 @@ class Stream:
             batches = self.samples.batches
             extra = [{}] * len(batches) if beside is None else beside
             for batch, more in zip(batches, extra, strict=True):
-                yield session.run({**batch, **more}, list(wanted) or None)
+                feeds = {n: a for n, a in {**batch, **more}.items() if n in session.shapes}
+                yield session.run(feeds, list(wanted) or None)
         except RunError as error:
             raise CalibrationError(f"{self.what} fails on the samples: {error}.") from error
 

@@ -70,10 +70,21 @@ def shallow(depth: Depth, names: Iterable[str]) -> Shallow:
         elif len(left) < len(node.input):
             edit.keep(node, left)
     edit.settle()
+    _close(model.proto.graph, branches)
     dead = names_of(model) - needed(model)
     remove(model, dead)
     joined(model, edit.totals)
     return Shallow(model, [], {}, branches, edit.stands, list(dict.fromkeys(edit.joined)))
+
+
+def _close(graph: onnx.GraphProto, branches: Iterable[Branch]) -> None:
+    """Take out the outputs and inputs that go with branches."""
+    outputs = {name for branch in branches for name in branch.outputs}
+    inputs = {name for branch in branches for name in branch.inputs}
+    for values, gone in ((graph.output, outputs), (graph.input, inputs)):
+        for at in reversed(range(len(values))):
+            if values[at].name in gone:
+                del values[at]
 
 
 def _sums_above(depth: Depth, branches: Iterable[Branch]) -> set[int]:

@@ -32,6 +32,8 @@ __all__ = ["Branch", "Depth", "Term"]
 
 #: A term of a sum: the position of the node that adds it, and the slot.
 Term = tuple[int, int]
+#: Values of a cache have more axes than this; lengths, which all layers read, have fewer.
+CACHED = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,9 @@ class Branch:
         Those with weights among them.
     params, macs : int
         Of what goes with it.
+    outputs, inputs : tuple of str
+        That go with it since the user opened them, such as keys and values of a cache: outputs that it gives besides,
+        and inputs that it alone reads.
     """
 
     name: str
@@ -67,6 +72,8 @@ class Branch:
     layers: tuple[int, ...]
     params: int
     macs: int
+    outputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +104,7 @@ class Depth:
         """Find the branches of a model."""
         model, parts = spell(analysis)
         plain = analyse(model, input_shapes=analysis.inputs, runs=analysis.runs) if parts else analysis
-        branches, refused = _DepthSearch(plain).run()
+        branches, refused = _DepthSearch(plain, frozenset(analysis.coupling.opened)).run()
         return cls(plain, branches, refused, analysis, {part.total: part for part in parts})
 
     @cached_property
@@ -140,9 +147,19 @@ class _Leaf:
     reads: list[str]  # activations from outside that its own nodes read
 
 
+@dataclass(frozen=True)
+class _Also:
+    """What a branch gives and reads at the ends of the graph, and the nodes that go with all that."""
+
+    nodes: list[int]
+    outputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()  # inputs that others read, too
+
+
 class _DepthSearch:
-    def __init__(self, analysis: Analysis) -> None:
-        self.analysis = analysis
+    def __init__(self, analysis: Analysis, opened: frozenset[str]) -> None:
+        self.analysis, self.opened = analysis, opened
         self.nodes = analysis.coupling.nodes
         self.tracer = analysis.tracer
         graph = analysis.model.proto.graph
@@ -182,13 +199,15 @@ class _DepthSearch:
         names = self._names([leaf for leaf, _, _ in found])
         branches, refused = [], {}
         for name, (leaf, stream, whole) in zip(names, found, strict=True):
-            if why := self._also(leaf, stream, whole):
+            also = self._also(leaf, stream, whole)
+            if why := self._stays(also):
                 refused[name] = why
                 continue
-            params = sum(self._params(leaf.nodes).values())
-            macs = sum(self._macs(self.nodes[n]) for n in leaf.nodes)
-            taken = tuple(leaf.nodes), tuple(leaf.layers), params, macs
-            branches.append(Branch(name, leaf.value, leaf.term, whole, stream.value, *taken))
+            nodes, inputs = also.nodes, tuple(n for n in also.inputs if n in self.opened)
+            layers = tuple(filter(self._is_layer, nodes))
+            taken = tuple(nodes), layers, sum(self._params(nodes).values()), self._macs_of(nodes)
+            ends = also.outputs, inputs
+            branches.append(Branch(name, leaf.value, leaf.term, whole, stream.value, *taken, *ends))
         return sorted(branches, key=lambda b: b.term), refused
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
@@ -276,8 +295,8 @@ class _DepthSearch:
             return False
         return bool(self.before.get(branch.value, 0) & self.bits[source[0]])
 
-    def _also(self, leaf: _Leaf, stream: _Leaf, whole: str) -> str:
-        """Say what outputs a branch gives besides, if more layers would go with them; empty where none."""
+    def _also(self, leaf: _Leaf, stream: _Leaf, whole: str) -> _Also:
+        """Return what outputs a branch gives besides, if more layers would go with them."""
         source = stream.value if not stream.nodes else stream.reads[0]
         fork, above = self.bits[source], self.before.get(leaf.value, 0) | self.bits[leaf.value]
         ends, reached, outputs = {leaf.term[0], self.maker[whole]}, set[str](), set[str]()
@@ -288,13 +307,31 @@ class _DepthSearch:
             if between or (onwards and reached.intersection(self.reads[number])):
                 reached |= names
                 outputs |= names & self.outputs
-        if not outputs:
-            return ""
-        more = self._only({(leaf.term[0], leaf.value)}, frozenset(outputs))
+        more = self._only({(leaf.term[0], leaf.value)}, frozenset(outputs)) if outputs else []
         if sum(map(self._is_layer, more)) <= len(leaf.layers):
+            outputs, more = set(), leaf.nodes
+        own = set(more)
+        inputs = [name for name in self.analysis.inputs if own.intersection(self.readers[name])]
+        return _Also(
+            more,
+            tuple(sorted(outputs)),
+            tuple(name for name in inputs if own.issuperset(self.readers[name])),
+            tuple(name for name in inputs if not own.issuperset(self.readers[name])),
+        )
+
+    def _stays(self, also: _Also) -> str:
+        """Say which output or input, that nobody opened, keeps a branch; empty where it may go."""
+        if not also.outputs:
             return ""
-        last = f" and {len(outputs) - 1} more" if len(outputs) > 1 else ""
-        return f"layers of it give the output {min(outputs)!r}{last}, too, which stays"
+        for what, names in (("give the output", also.outputs), ("alone read the input", also.inputs)):
+            closed = [name for name in names if name not in self.opened]
+            if closed:
+                last = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
+                return f"layers of it {what} {closed[0]!r}{last}, too, which stays unless --open-io names it"
+        for name in also.shared:
+            if name in self.opened and len(self._shape(name) or ()) > CACHED:
+                return f"the input {name!r}, which --open-io names, is read by others, too"
+        return ""
 
     def _params(self, nodes: Iterable[int]) -> dict[str, int]:
         """Return the elements of weights that only these nodes read."""
@@ -302,9 +339,9 @@ class _DepthSearch:
         read = {name for n in own for name in self.reads[n] if name in weights}
         return {name: prod(weights[name].shape) for name in read if own.issuperset(self.readers[name])}
 
-    def _macs(self, applied: Applied) -> int:
+    def _macs_of(self, nodes: Iterable[int]) -> int:
         sizes = self.analysis.coupling.space.sizes
-        return sum(prod(sizes[d] for d in dims) for dims in applied.macs)
+        return sum(prod(sizes[d] for d in dims) for n in nodes for dims in self.nodes[n].macs)
 
     def _names(self, leaves: Sequence[_Leaf]) -> list[str]:
         """Return a unique name for each branch."""

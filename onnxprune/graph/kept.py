@@ -26,12 +26,15 @@ class Kept:
     ----------
     word : str
         What is said of copies of shared weights, in their names.
+    gone : frozenset of str
+        Inputs and outputs of the model that went with units.
     """
 
     word: ClassVar[str] = "pruned"
 
     coupling: Coupling
     dead: Masks
+    gone: frozenset[str] = frozenset()
     _kept: dict[int, Indices] = field(default_factory=dict)
 
     def root(self, dim: int) -> int:
@@ -75,7 +78,7 @@ class Kept:
 
     def take(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what stays of the values of tensors, by name; what isn't cut is the same object."""
-        left = dict(values)
+        left = {name: value for name, value in values.items() if name not in self.gone}
         for name in left:
             for axis, kept in self.axes(self.coupling.dims.get(name, ())).items():
                 left[name] = np.take(left[name], kept, axis=axis)

@@ -62,7 +62,7 @@ class Bench:
 
     def runs(self, session: Session) -> Callable[[], object]:
         """Return a run of a model: of an input that it takes less of than is there, it gets the first channels."""
-        feeds = {n: _first(a, session.shapes.get(n, ())) for n, a in self.feeds.items()}
+        feeds = {n: _first(a, session.shapes[n]) for n, a in self.feeds.items() if n in session.shapes}
         return lambda: session.run(feeds)
 
     def open(self, model: Model | onnx.ModelProto, profile: str | None = None) -> Session:

@@ -210,7 +210,7 @@ def pieces(
         if n not in forced and look.shared(n) and look.types.get(n, (0, None))[0] in _FLOATS
     ]  # fmt: skip
     entries += [n for n in also if n not in forced]
-    outputs = [v.name for v in analysis.model.proto.graph.output]
+    outputs = [v.name for v in analysis.model.proto.graph.output if v.name not in kept.gone]
     want = look.run_twin(cases, [*dict.fromkeys([*entries, *forced])], prepack)
     cut, own = _cut_at(look, forced)
     session = open_session(cut, [*dict.fromkeys(entries), *own.values()], prepack=prepack)

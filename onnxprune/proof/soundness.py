@@ -36,14 +36,15 @@ def interface(original: Model, pruned: Model, kept: Kept | None = None) -> list[
     ----------
     original, pruned : Model
     kept : Kept, optional
-        What a cut leaves: axes that it opened, and no others, have the size that it says.
+        What a cut leaves: axes that it opened, and no others, have the size that it says; what is gone isn't there.
     """
     a, b = original.proto, pruned.proto
     differences = []
     weights = {t.name for t in a.graph.initializer}
     ins = [[v for v in p.graph.input if v.name not in weights] for p in (a, b)]
     for what, before, after in (("inputs", *ins), ("outputs", list(a.graph.output), list(b.graph.output))):
-        if [_bytes(_cut(v, kept)) for v in before] != [_bytes(v) for v in after]:
+        stay = [v for v in before if kept is None or v.name not in kept.gone]
+        if [_bytes(_cut(v, kept)) for v in stay] != [_bytes(v) for v in after]:
             differences.append(f"the {what} differ: {_names(before)} became {_names(after)}")
     if a.ir_version != b.ir_version or [*a.opset_import] != [*b.opset_import]:
         differences.append("the IR version or the opsets differ")

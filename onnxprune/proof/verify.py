@@ -303,7 +303,8 @@ class _Law:
             result.status = "passed"
 
     def compared(self, cases: Sequence[Case], outputs: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
-        names = [v.name for v in self.analysis.model.proto.graph.output]
+        graph = self.analysis.model.proto.graph
+        names = [v.name for v in graph.output if v.name not in self.kept.gone]
         pairs = list(zip([self.kept.take(c.reference) for c in cases], outputs, strict=True))
         if self.loose:
             pairs = [

@@ -56,11 +56,14 @@ class Shallowed(Reduced):
         In order of execution.
     worths : list of Worth
         Of all that were ranked, in the order in which they would go.
+    open_io : tuple of str
+        As it was asked for; the options have what is left to open.
     """
 
     depth: Depth
     gone: list[Branch]
     worths: list[Worth] = field(default_factory=list)
+    open_io: tuple[str, ...] = ()
 
     @property
     def alone(self) -> bool:
@@ -224,10 +227,23 @@ def _without(
     now = Shallowed(
         **values | {"model": cut.model}, original=run.model, whole=depth.analysis, depth=depth,
         before=size_of(run.model, depth.analysis), gone=cut.branches, worths=list(worths),
+        open_io=texts_of(run.options.open_io),
     )  # fmt: skip
+    now.options = _left_to_ask(now)
     if run.options.fitted:
         now.aim = _aim(cut, depth.analysis)
     return now
+
+
+def _left_to_ask(run: Shallowed) -> Options:
+    """Return the options without what they say of inputs and outputs that went with branches."""
+    graph, options = run.model.proto.graph, run.options
+    inputs, names = ({v.name for v in ends} for ends in (graph.input, (*graph.input, *graph.output)))
+    return dataclasses.replace(
+        options,
+        open_io=tuple(p for p in run.open_io if any(re.search(p, name) for name in names)),
+        input_shapes={n: s for n, s in (options.input_shapes or {}).items() if n in inputs},
+    )
 
 
 def _aim(cut: Shallow, whole: Analysis) -> Aim:
@@ -252,7 +268,8 @@ def shallowed(run: Shallowed) -> Shallowed:
         try:
             masked = multiplied(run.depth, [b.name for b in run.gone])
             source = dataclasses.replace(run, model=run.original)
-            proof = proved(source, run.whole, {}, run.model, masked)
+            gone = {name for b in run.gone for name in (*b.inputs, *b.outputs)}
+            proof = proved(source, run.whole, {}, run.model, masked, gone=gone)
         except Failed as failure:
             raise VerificationError(
                 f"The branches' cut isn't exact: {str(failure).rstrip('.')}."
@@ -266,7 +283,7 @@ def planned_with(run: Run[Options], plan: Plan) -> Plan:
     """Return a plan with the branches that go."""
     if not isinstance(run, Shallowed):
         return plan
-    return dataclasses.replace(plan, depth=tuple(b.name for b in run.gone))
+    return dataclasses.replace(plan, depth=tuple(b.name for b in run.gone), open_io=run.open_io)
 
 
 def tell(run: Run[Options], report: Report) -> None:
@@ -292,6 +309,7 @@ def tell(run: Run[Options], report: Report) -> None:
 
 def _line(branch: Branch, worth: Worth | None) -> dict[str, Any]:
     line: dict[str, Any] = {"name": branch.name, "params": branch.params, "macs": branch.macs}
+    line |= {what: list(ends) for what in ("inputs", "outputs") if (ends := getattr(branch, what))}
     figures = {} if worth is None else {"alone": worth.alone, "after": worth.after}
     line |= {name: float(f"{value:.4g}") for name, value in figures.items() if value is not None}
     return line

@@ -105,7 +105,7 @@ def _fitted(run: Shallowed) -> Shallowed:
         return run
     plain = dataclasses.replace(run, options=options)
     with run.stage("analyse"):
-        analysis = analyse(run.model, input_shapes=run.whole.inputs)
+        analysis = analyse(run.model, input_shapes=run.shapes)
     with run.stage("fit"):
         from onnxprune.pruning.on_samples import FromSamples
 
@@ -163,7 +163,7 @@ class _Share:
         run = self.without(count)
         others = [t for t in self.targets if t.kind != "latency"]
         if others:
-            left = Budgets(analyse(run.model, input_shapes=run.whole.inputs), [], 1, size_in_bytes(run.model))
+            left = Budgets(analyse(run.model, input_shapes=run.shapes), [], 1, size_in_bytes(run.model))
             if any(left.dense(t.kind) > self.budgets.amount(t) for t in others):
                 return False
         return all(self._fast(run, t) for t in self.targets if t.kind == "latency")
@@ -263,8 +263,9 @@ class _Share:
             saliency = FromSamples.open(trial, analysis)
             limit = limit_of(trial, saliency.analysis, saliency.groups, self._clock(trial, saliency.analysis))
             decision = decide(trial, saliency.groups, saliency.rankings(limit), limit)
-            fitted = saliency.calibration.fit(decision.removed)
-            model = saliency.cut(fitted)
+            model = saliency.calibration.fit(decision.removed).model  # of the old shape: nobody reads what goes
         samples = self.found.judges
-        self.tried[count] = distance(Outputs(run.model, samples), Outputs(model, samples, room=0))
+        opened = self.found.depth.original.coupling.opened
+        dense = Outputs(run.model, samples, opened)
+        self.tried[count] = distance(dense, Outputs(model, samples, opened, room=0))
         return self.tried[count]

@@ -150,12 +150,13 @@ class _Looks:
 
     def __init__(self, depth: Depth, samples: Samples) -> None:
         self.depth, self.samples = depth, samples
-        self.dense = Outputs(depth.analysis.model, samples)
+        self.opened = depth.original.coupling.opened
+        self.dense = Outputs(depth.analysis.model, samples, self.opened)
         self.known: dict[frozenset[str], float] = {}
 
     def without(self, names: Sequence[str]) -> float:
         key = frozenset(names)
         if key not in self.known:
             model = shallow(self.depth, key).model
-            self.known[key] = distance(self.dense, Outputs(model, self.samples, room=0))
+            self.known[key] = distance(self.dense, Outputs(model, self.samples, self.opened, room=0))
         return self.known[key]

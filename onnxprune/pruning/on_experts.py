@@ -25,6 +25,7 @@ from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.reap import ranked_experts
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, ranked_by_weights
+from onnxprune.pruning.source import read_of
 from onnxprune.reconstruction.plausible import read_samples
 
 __all__ = ["FromChoices"]
@@ -88,7 +89,7 @@ class FromChoices:
         """
         groups = groups_of(analysis, run.options)
         with run.stage("samples"):
-            fit_on, aside = read_samples(analysis, run.options, run.progress).set_aside()
+            fit_on, aside = read_samples(read_of(run, analysis), run.options, run.progress).set_aside()
         with run.stage("measure"):
             ranks, notes = ranked_experts(analysis, groups, fit_on)
         rest = [g for g in groups if g.kind == EXPERTS and g.name not in ranks]

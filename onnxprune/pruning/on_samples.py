@@ -28,7 +28,7 @@ from onnxprune.pruning.decision import Decision, Limit, groups_of
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
-from onnxprune.pruning.source import Reduced
+from onnxprune.pruning.source import Reduced, read_of
 from onnxprune.pruning.speed import finer_steps
 from onnxprune.pruning.weighing import Weighing, by_trials, weights
 from onnxprune.reconstruction.distill import distill, pace_of
@@ -112,7 +112,7 @@ class FromSamples:
                 assert moments is not None
                 fit_on, aside = Samples([], [moments.header.samples], source=str(options.moments)), None
             else:
-                fit_on, aside = read_samples(analysis, options, run.progress).set_aside()
+                fit_on, aside = read_samples(read_of(run, analysis), options, run.progress).set_aside()
         made, rotated = measured(run, analysis, groups, fit_on, moments)
         if isinstance(run, Reduced) and rotated.analysis is analysis and analysis.undo is None:
             made.aim = run.aim  # else tensors inside aren't those of the original
@@ -131,7 +131,7 @@ class FromSamples:
         """
         options = run.options
         with run.stage("samples"):
-            fit_on, aside = read_samples(analysis, options, run.progress).set_aside()
+            fit_on, aside = read_samples(read_of(run, analysis), options, run.progress).set_aside()
         made = Calibration(
             analysis, fit_on, [], recover=options.recover, seed=options.seed, say=run.progress,
             aim=run.aim if isinstance(run, Reduced) else None,
@@ -227,11 +227,6 @@ class FromSamples:
         decision = dataclasses.replace(decision, removed=removed)
         report = self._report(fitted, decision, original)
         return Candidate(analysis, decision, self.restored, report, self._notes(fitted, decision))
-
-    def cut(self, fitted: Fitted) -> Model:
-        """Return a fitted model without what goes."""
-        analysis = self._analysis_of(fitted)
-        return granularity.load().cut(analysis, fitted.removed).model
 
     @property
     def _original(self) -> Analysis:

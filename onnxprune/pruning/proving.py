@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.calibration.given import feeds
 from onnxprune.cut.put_back import Failed
 from onnxprune.errors import VerificationError
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.kept import Masks
+from onnxprune.graph.kept import Kept, Masks
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
+from onnxprune.pruning.source import feeds_of
 from onnxprune.runtime.binding import option
 from onnxprune.runtime.session import Feeds
 
@@ -30,8 +30,9 @@ def proved(
     pruned: Model | Path,
     masked: Model,
     more: Iterable[Feeds] = (),
+    gone: Iterable[str] = (),
 ) -> Verification:
-    """Verify on the run's inputs, on ``more`` and on random ones.
+    """Verify on the run's inputs, on ``more`` and on random ones; ``gone``: inputs and outputs that went.
 
     Raises
     ------
@@ -42,9 +43,10 @@ def proved(
     """
     from onnxprune.proof.verify import verify
 
-    given = [*feeds(run.model.proto.graph, run.options.inputs), *more]
+    given = [*feeds_of(run), *more]
+    options, kept = run.options, Kept(analysis.coupling, dead, frozenset(gone))
     proof = verify(
-        analysis, dead, pruned, masked=masked, inputs=given, seed=run.options.seed, rtol=run.options.rtol
+        analysis, dead, pruned, masked=masked, inputs=given, seed=options.seed, rtol=options.rtol, kept=kept
     )
     if proof.status == "failed":
         raise Failed("; ".join(proof.failures))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxprune.calibration.given import Feed, feeds
 from onnxprune.cut.cuts import TensorCut
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.memory import peak_bytes
@@ -18,8 +19,9 @@ from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.reconstruction.aim import Aim
+from onnxprune.runtime.binding import Shape, real_inputs
 
-__all__ = ["Reduced", "of_source", "size_of"]
+__all__ = ["Reduced", "feeds_of", "of_source", "read_of", "size_of"]
 
 
 @dataclass(kw_only=True)
@@ -61,9 +63,41 @@ class Reduced(Run[Options]):
         return self.original
 
     @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shapes of the model's inputs, as the original was analysed."""
+        own = _inputs(self.model)
+        return {name: shape for name, shape in self.whole.inputs.items() if name in own}
+
+    @property
     def teacher(self) -> Model:
         """What results are compared with on samples: what was read, where that takes the same."""
         return self.model if self.aim is None else self.original
+
+
+def read_of(run: Run[Options], analysis: Analysis) -> Analysis:
+    """Return what samples are for: a run's model, or what was read where some of its inputs are gone by now."""
+    if isinstance(run, Reduced) and _inputs(run.model) < _inputs(run.original):
+        return run.whole
+    return analysis
+
+
+def feeds_of(run: Run[Options]) -> list[Feed]:
+    """Return the inputs that the user gives, those that a run's model takes.
+
+    Raises
+    ------
+    CalibrationError
+        If they don't fit what was read.
+    """
+    own, model = _inputs(run.model), run.model
+    if isinstance(run, Reduced) and own < _inputs(run.original):
+        model = run.original
+    given = feeds(model.proto.graph, run.options.inputs)
+    return [{name: value for name, value in feed.items() if name in own} for feed in given]
+
+
+def _inputs(model: Model) -> set[str]:
+    return {value.name for value in real_inputs(model.proto.graph)}
 
 
 def size_of(model: Model, analysis: Analysis) -> Size:

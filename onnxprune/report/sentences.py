@@ -195,6 +195,8 @@ def depth_lines(depth: Mapping[str, Any] | None) -> list[str]:
     --------
     >>> depth_lines({"branches": 9, "gone": [{"name": "layer1.2"}]})
     ['depth: 1 of 9 residual branches is gone: layer1.2']
+    >>> depth_lines({"branches": 9, "gone": [{"name": "attn", "inputs": ["past.0"], "outputs": ["present.0"]}]})[1]
+    'depth: 2 inputs and outputs of the model went with them: past.0, present.0'
     """
     if depth is None:
         return []
@@ -202,7 +204,14 @@ def depth_lines(depth: Mapping[str, Any] | None) -> list[str]:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     verb = "is" if len(names) == 1 else "are"
     listed = f": {', '.join(names[:NAMED])}{more}" if names else ""
-    return [f"depth: {len(names)} of {depth['branches']} residual branches {verb} gone{listed}"]
+    lines = [f"depth: {len(names)} of {depth['branches']} residual branches {verb} gone{listed}"]
+    ends = [name for branch in depth["gone"] for end in ("inputs", "outputs") for name in branch.get(end, ())]
+    if ends:
+        more = f" and {len(ends) - NAMED} more" if len(ends) > NAMED else ""
+        lines.append(
+            f"depth: {len(ends)} inputs and outputs of the model went with them: {', '.join(ends[:NAMED])}{more}"
+        )
+    return lines
 
 
 def vocabulary_lines(vocabulary: Mapping[str, Any] | None) -> list[str]:

@@ -1,17 +1,19 @@
 """Depth: a model without residual branches gives what the whole one gives with their outputs multiplied by 0."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 import pytest
-from depth_models import NETS, WIDTH, Net, fused, images, no_branches, transformer
+from depth_models import NETS, WIDTH, Net, decoder, fused, images, no_branches, transformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.cut.depth import shallow
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.depth import Depth
+from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 from onnxprune.proof.depth import multiplied
 from onnxprune.proof.verify import verify
@@ -123,6 +125,39 @@ def test_a_branch_that_gives_an_output_stays() -> None:
     assert list(depth.refused) == ["layers.0.attn"]
     assert "'layers.0.attn.k.add_out'" in depth.refused["layers.0.attn"]
     assert [b.name for b in depth.branches] == NAMES["pre-norm"][1:]
+
+
+def test_a_cache_goes_with_its_layer_where_it_is_opened() -> None:
+    model = decoder()
+    assert list(depth_of(model).refused) == ["layers.0.attn", "layers.1.attn"]
+    assert "unless --open-io names it" in depth_of(model).refused["layers.1.attn"]
+    half = Depth.of(analyse(Model.load(model), open_io=("present",)))
+    assert "alone read the input 'past.layers.0.attn.keys'" in half.refused["layers.0.attn"]
+    depth = Depth.of(analyse(Model.load(model), open_io=("past|present",)))
+    assert [b.name for b in depth.branches] == NAMES["pre-norm"]
+    assert depth.refused == {}
+    for count in (1, 2, 3, 4):
+        for names in itertools.combinations(NAMES["pre-norm"], count):
+            cut, gone = shallow(depth, names).model, ends(depth, names)
+            stays = [n for n in (0, 1) if f"layers.{n}.attn" not in names]
+            caches = [f"layers.{n}.attn.{kind}" for n in stays for kind in ("keys", "values")]
+            assert [v.name for v in cut.proto.graph.input] == ["x", *(f"past.{n}" for n in caches)]
+            assert [v.name for v in cut.proto.graph.output][1:] == [f"present.{n}" for n in caches]
+            kept, masked = Kept(depth.analysis.coupling, {}, gone), multiplied(depth, names)
+            assert verify(depth.analysis, {}, cut, masked=masked, kept=kept).passed
+            if gone:
+                failures = verify(depth.analysis, {}, cut, masked=masked).failures
+                assert "the inputs differ" in failures[0]
+
+
+def ends(depth: Depth, names: Sequence[str]) -> frozenset[str]:
+    return frozenset(e for name in names for b in [depth.named[name]] for e in (*b.inputs, *b.outputs))
+
+
+def test_a_cache_that_two_layers_read_stays() -> None:
+    depth = Depth.of(analyse(Model.load(decoder(shared=True)), open_io=("past|present",)))
+    assert list(depth.refused) == ["layers.0.attn", "layers.1.attn"]
+    assert "which --open-io names, is read by others, too" in depth.refused["layers.1.attn"]
 
 
 @pytest.mark.parametrize("stream", ["embed.add_out", "layers.0.add1_out", "layers.1.add2_out"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from depth_models import WIDTH, images, no_branches, transformer
+from depth_models import WIDTH, decoder, images, no_branches, transformer
 from nets import attention as two_heads
 
 import onnxprune
@@ -224,3 +224,66 @@ def test_a_model_without_branches(tmp_path: Path) -> None:
     cached = transformer(layers=1, more="layers.0.attn.k.add_out")
     with pytest.raises(UsageError, match="can't go, since layers of it give the output"):
         onnxprune.prune(cached, None, drop=("attn",))
+
+
+CACHE = {"open_io": ("past|present",)}
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Path:
+    onnx.save(decoder(), tmp_path / "cached.onnx")
+    return tmp_path / "cached.onnx"
+
+
+def texts_with_past(count: int = 60, past: int = 3) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    sizes = {"x": 6} | {f"past.layers.{n}.attn.{kind}": past for n in range(2) for kind in ("keys", "values")}
+    return {n: rng.standard_normal((count, size, WIDTH)).astype(np.float32) for n, size in sizes.items()}
+
+
+def test_a_layer_goes_with_its_cache(cached: Path) -> None:
+    """Dropped by name; samples and inputs are those of the file that was read."""
+    out, given = cached.with_name("out.onnx"), texts_with_past()
+    few = {name: array[:2] for name, array in given.items()}
+    more = {"calib": given, "recover": "lstsq", "inputs": few, **CACHE}
+    result = onnxprune.prune(cached, out, drop=(r"layers\.1\.attn",), **more)
+    names = [v.name for v in onnx.load(out).graph.input]
+    assert names == ["x", "past.layers.0.attn.keys", "past.layers.0.attn.values"]
+    depth = result.report.to_json()["depth"]
+    assert depth["law1"]["given_inputs"] == 1
+    assert depth["gone"][0]["outputs"] == ["present.layers.1.attn.keys", "present.layers.1.attn.values"]
+    assert any(
+        "inputs and outputs of the model went with them: past.layers.1" in t for t in result.report.lines()
+    )
+    plain = cached.with_name("plain.onnx")
+    onnxprune.prune(cached, plain, drop=(r"layers\.1\.attn",), **CACHE)
+    assert cached_error(cached, out, given) < 0.9 * cached_error(cached, plain, given)
+
+
+def cached_error(before: Path, after: Path, given: dict[str, np.ndarray]) -> float:
+    outputs = []
+    for path in (before, after):
+        session = open_session(Model.load(path))
+        taken = {name: array for name, array in given.items() if name in session.shapes}
+        outputs.append(session.run(taken)["head.add_out"])
+    return distance(*outputs)
+
+
+def test_a_plan_opens_the_cache_again(cached: Path) -> None:
+    plan, out, again = (cached.with_name(n) for n in ("plan.json", "out.onnx", "again.onnx"))
+    opened = ["--open-io", "past|present", "--drop", "attn"]
+    assert main(["plan", str(cached), "-o", str(plan), "--ratio", "0.25", *opened]) == 0
+    assert main(["apply", str(cached), str(plan), str(out)]) == 0
+    assert main(["verify", str(cached), str(out), "--plan", str(plan)]) == 0
+    assert main(["prune", str(cached), str(again), "--ratio", "0.25", *opened]) == 0
+    assert out.read_bytes() == again.read_bytes()
+    assert [v.name for v in onnx.load(out).graph.output] == ["head.add_out"]
+
+
+def test_depth_by_samples_takes_the_cache_too(cached: Path) -> None:
+    out = cached.with_name("out.onnx")
+    asked = {"granularity": "depth,channels", "target": ("macs=0.5",), "calib": texts_with_past(), **CACHE}
+    result = onnxprune.prune(cached, out, recover="lstsq", **asked)
+    assert result.report.to_json()["targets"][0]["holds"]
+    with pytest.raises(UsageError, match=r"'layers\.0\.attn' can't go, since layers of it give the output"):
+        onnxprune.prune(cached, out, drop=(r"0\.attn",))
