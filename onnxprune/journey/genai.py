@@ -80,6 +80,9 @@ def _sizes(decoder: dict[str, Any], before: Model, after: Model) -> dict[str, in
     graph = after.proto.graph
     inputs = {v.name: declared(v) or () for v in graph.input}
     caches = [axes for name, axes in inputs.items() if _is_cache(decoder, name, len(axes))]
+    for value in before.proto.graph.input:  # it numbers layers without gaps
+        if value.name not in inputs and _is_cache(decoder, value.name, len(declared(value) or ())):
+            raise _Uneven(f"{value.name!r} went with its layer")
     heads = [
         int(a.i) for node in graph.node for a in node.attribute
         if a.name == "num_heads" and node.op_type in ("GroupQueryAttention", "MultiHeadAttention")

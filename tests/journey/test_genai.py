@@ -107,3 +107,13 @@ def test_layers_of_different_heads_are_said_and_not_written(tmp_path: Path) -> N
     said = write_config(before, after, tmp_path / "b" / "out.onnx")
     assert said == f"{NAME} wasn't written: num_key_value_heads is 1 or 2, by layer, which it can't say"
     assert not (tmp_path / "b" / NAME).exists()
+
+
+def test_a_layer_that_went_with_its_cache_is_said(tmp_path: Path) -> None:
+    """The configuration numbers layers without gaps."""
+    before = decoder(tmp_path / "a", [4, 4], [2, 2])
+    config(tmp_path / "a")
+    after = decoder(tmp_path / "b", [4], [2], name="out.onnx")
+    said = write_config(before, after, tmp_path / "b" / "out.onnx")
+    assert said == f"{NAME} wasn't written: 'past.1.key' went with its layer, which it can't say"
+    assert not (tmp_path / "b" / NAME).exists()
