@@ -320,18 +320,22 @@ class _DepthSearch:
         )
 
     def _stays(self, also: _Also) -> str:
-        """Say which output or input, that nobody opened, keeps a branch; empty where it may go."""
+        """Say which output or input keeps a branch; empty where it may go."""
         if not also.outputs:
             return ""
-        for what, names in (("give the output", also.outputs), ("alone read the input", also.inputs)):
+        caches = [name for name in also.inputs if self._caches(name)]
+        for name in also.shared:
+            if name in self.opened and self._caches(name):
+                return f"the input {name!r}, which --open-io names, is read by others, too"
+        for what, names in (("give the output", also.outputs), ("alone read the input", caches)):
             closed = [name for name in names if name not in self.opened]
             if closed:
                 last = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
                 return f"layers of it {what} {closed[0]!r}{last}, too, which stays unless --open-io names it"
-        for name in also.shared:
-            if name in self.opened and len(self._shape(name) or ()) > CACHED:
-                return f"the input {name!r}, which --open-io names, is read by others, too"
         return ""
+
+    def _caches(self, name: str) -> bool:
+        return len(self._shape(name) or ()) > CACHED
 
     def _params(self, nodes: Iterable[int]) -> dict[str, int]:
         """Return the elements of weights that only these nodes read."""

@@ -263,7 +263,9 @@ class _Share:
             saliency = FromSamples.open(trial, analysis)
             limit = limit_of(trial, saliency.analysis, saliency.groups, self._clock(trial, saliency.analysis))
             decision = decide(trial, saliency.groups, saliency.rankings(limit), limit)
-            model = saliency.calibration.fit(decision.removed).model  # of the old shape: nobody reads what goes
+            model = saliency.calibration.fit(
+                decision.removed
+            ).model  # of the old shape: nobody reads what goes
         samples = self.found.judges
         opened = self.found.depth.original.coupling.opened
         dense = Outputs(run.model, samples, opened)
