@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnxprune.cut.rewrite import Rewritten
+from onnxprune.files.bodies import DOMAIN, body_of
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.depth import Branch, Depth
 from onnxprune.graph.live import names_of, needed, remove
@@ -114,20 +115,26 @@ class _Edit:
         self.stands: dict[str, str] = {}
         self.totals: dict[str, Spelled] = {}  # of Adds that stay
         self.ends = {v.name for v in (*self.graph.input, *self.graph.output)} | set(model.names())
+        self.body = {name: body_of(node) for node in self.nodes for name in node.output}
         for node in self.nodes:
             self.ends |= set(captured(node)) if node.attribute else set()
+            self.ends |= (
+                {*node.input, *node.output} if node.domain == DOMAIN else set()
+            )  # where bodies meet the rest
 
     def join(self, name: str, node: onnx.NodeProto) -> str:
         """Take a node out, and let one tensor be the other: the one that the node gave, if both may be renamed."""
         whole = str(node.output[0])
-        if name not in self.ends:
+        within = whole not in self.ends or self.body.get(name) == body_of(node)  # a body gives its own values
+        if name not in self.ends and within:
             self.rename(name, whole, made=True)
         elif whole not in self.ends:
             self.rename(whole, name, made=False)
             whole = name
         else:
             self.keep(node, [name])
-            node.op_type = "Identity"
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
             return whole
         self.drop(node)
         self.joined.append(whole)

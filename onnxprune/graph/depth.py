@@ -303,7 +303,8 @@ class _DepthSearch:
         for number, applied in enumerate(self.nodes):
             names = {n for n in applied.node.outputs if n}
             between = any(self.before.get(n, 0) & fork and self.bits[n] & above for n in names)
-            onwards = number not in ends and Trait.SIZE not in applied.node.traits
+            behind = any(self.before.get(n, 0) & self.bits[whole] for n in names)  # reads the stream again
+            onwards = number not in ends and not behind and Trait.SIZE not in applied.node.traits
             if between or (onwards and reached.intersection(self.reads[number])):
                 reached |= names
                 outputs |= names & self.outputs

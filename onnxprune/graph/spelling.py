@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, helper
 
+from onnxprune.files.bodies import fresh_name
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.ops.norm import SKIPS, epsilon_of
@@ -30,11 +31,14 @@ class Spelled:
         The sum of its two values, in the spelled model.
     result : str
         What the norm gives.
+    norm : str
+        The name of the norm's node in the spelled model.
     """
 
     node: NodeProto
     total: str
     result: str
+    norm: str
 
 
 def spell(analysis: Analysis) -> tuple[Model, list[Spelled]]:
@@ -48,6 +52,7 @@ def spell(analysis: Analysis) -> tuple[Model, list[Spelled]]:
     fork = analysis.model.fork()
     graph = fork.proto.graph
     types, spelled = analysis.tracer.types, list[Spelled]()
+    called = {node.name for node in graph.node}
     nodes: list[NodeProto] = []
     for node in graph.node:
         form = SKIPS.get((node.domain, node.op_type))
@@ -62,16 +67,19 @@ def spell(analysis: Analysis) -> tuple[Model, list[Spelled]]:
         bias = given.get(form.added[2], "")
         total = f"{name}/skip" if bias else name
         parts = [given[slot] for slot in form.added[:2]]
-        nodes.append(helper.make_node("Add", parts, [total], name=f"{node.name}/sum"))
+        own = node.name or node.output[0]  # names may be missing, and onnxruntime wants each once
+        title, biased, norm_title = (fresh_name(f"{own}/{part}", called) for part in ("sum", "bias", "norm"))
+        called |= {title, biased, norm_title}
+        nodes.append(helper.make_node("Add", parts, [total], name=title))
         if bias:
-            nodes.append(helper.make_node("Add", [total, bias], [name], name=f"{node.name}/bias"))
+            nodes.append(helper.make_node("Add", [total, bias], [name], name=biased))
         affine = [given[slot] for slot in form.affine if slot in given]
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), epsilon_of(node.op_type))
         norm = helper.make_node(
-            form.norm, [name, *affine], [node.output[0]], name=f"{node.name}/norm", axis=-1, epsilon=epsilon
+            form.norm, [name, *affine], [node.output[0]], name=norm_title, axis=-1, epsilon=epsilon
         )
         nodes.append(norm)
-        spelled.append(Spelled(before, total, node.output[0]))
+        spelled.append(Spelled(before, total, node.output[0], norm_title))
     _put(graph, nodes)
     return fork, spelled
 
@@ -108,9 +116,7 @@ def joined(model: Model, made: Mapping[str, Spelled]) -> None:
             if len(after) != 1 or name in outputs:
                 continue
             chain, name = [node, after[0]], after[0].output[0]
-        norms = [
-            n for n in readers.get(name, ()) if n.op_type == form.norm and n.name == f"{one.node.name}/norm"
-        ]
+        norms = [n for n in readers.get(name, ()) if n.op_type == form.norm and n.name == one.norm]
         if not norms:
             continue
         whole = NodeProto.FromString(one.node.SerializeToString())
