@@ -13,8 +13,8 @@ spreadU.n, .centre           of the U-th node that uses the weight: int64[1], fl
 spreadU.sum, .square         float64 [O], of values and of squares
 ===========================  ==================================================================================
 
-Outputs aren't in it: they are what the layer's own weights give.
-Same samples, same bytes: nothing in it tells of the machine, of the time or of how many shares there were.
+Outputs aren't in it: they are what the layer's own weights give. Same samples, same bytes: nothing in it tells of the
+machine, of the time or of how many shares there were. The file ends with its sha256 (`onnxprune.files.seal`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.shards import Shard, Span
 from onnxprune.errors import CalibrationError
+from onnxprune.files.seal import check_seal, sealed
 from onnxprune.graph.analysis import Analysis
 from onnxprune.reconstruction.dual import RowStack, RowTable
 from onnxprune.reconstruction.evidence import Evidence, Spread
@@ -44,7 +45,7 @@ __all__ = ["Header", "Layer", "MomentFile", "reading", "write"]
 
 Array = NDArray[Any]
 #: Of the file's form, and what an archive says of the time of each array.
-FORMAT, EPOCH = 1, (1980, 1, 1, 0, 0, 0)
+FORMAT, EPOCH = 2, (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Header:
 
 def write(file: IO[bytes], header: Header, layers: Iterable[Iterable[tuple[Span, Gathered]]]) -> None:
     """Write a file, layer by layer as they come."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with sealed(file) as archive:
         _put(archive, "header", np.frombuffer(header.dumps(), np.uint8))
         for number, nodes in enumerate(layers):
             for (first, stop), value in nodes:
@@ -195,14 +196,16 @@ class MomentFile:
         Raises
         ------
         CalibrationError
-            If it is no file of moments.
+            If it is no file of moments, or a byte of it was changed.
         """
         if Path(path).is_dir():
             held = sorted(str(one) for one in Path(path).glob("*.npz"))
             there = f", such as {held[0]!r}" if held else ""
             raise CalibrationError(f"{str(path)!r} is a folder; name the files of moments one by one{there}.")
         with reading(path), zipfile.ZipFile(path) as archive:
-            return cls(Path(path), Header.loads(_array(archive, "header").tobytes()))
+            opened = cls(Path(path), Header.loads(_array(archive, "header").tobytes()))
+            check_seal(opened.path)
+            return opened
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.shards import Shard, Tree, in_pieces
 from onnxprune.cli import main
 from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.files.seal import sealed
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.reconstruction import gather
@@ -282,8 +283,26 @@ def test_what_is_no_file_of_moments_is_refused(plain: Path, tmp_path: Path) -> N
         refused([one, two, half], output, says)
 
 
+def test_one_changed_byte_is_refused_wherever_it_is(plain: Path, tmp_path: Path) -> None:
+    """In data, whose checksums the archive has, and in its own fields, as the time of a member, which have none."""
+    one, two, three = (plain / f"{n}-3-s.npz" for n in (1, 2, 3))
+    output, odd = tmp_path / "m.npz", tmp_path / "odd.npz"
+    good = three.read_bytes()
+    merge([one, two, three], output)
+    output.unlink()
+    rng = np.random.default_rng(0)
+    header, central = 10, good.index(b"PK\x01\x02") + 12  # times of a local and of a central header
+    for at in (0, header, central, len(good) - 1, len(good) - 65, *rng.integers(0, len(good), 40)):
+        changed = bytearray(good)
+        changed[at] ^= 1 << int(rng.integers(8))
+        odd.write_bytes(changed)
+        refused([one, two, odd], output, "odd.npz' can't be read as moments|was made with|odd.npz' is shard")
+    odd.write_bytes(good + b"\0")
+    refused([one, two, odd], output, "can't be read as moments")
+
+
 def rewritten(source: Path, target: Path, change: object) -> None:
-    with zipfile.ZipFile(source) as a, zipfile.ZipFile(target, "w") as b:
+    with zipfile.ZipFile(source) as a, target.open("wb") as file, sealed(file) as b:
         for name in a.namelist():
             data = change(name, a.read(name))
             if data is not None:
