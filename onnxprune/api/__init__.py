@@ -20,7 +20,6 @@ from onnxprune.api.several import sensitivity as sensitivity
 from onnxprune.api.several import tune as tune
 from onnxprune.errors import UsageError
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
-from onnxprune.journey.recipe import PassFields
 from onnxprune.journey.run import Progress, Run, Source
 from onnxprune.journey.trees import check_config, with_folder
 from onnxprune.model import Model
@@ -28,14 +27,16 @@ from onnxprune.options.declare import settings_of
 from onnxprune.options.pruning import OptionFields, Options, Shapes
 from onnxprune.options.sparsity import SparseFields, SparseOptions
 from onnxprune.options.target import family_of
-from onnxprune.pruning import explanation, journey
+from onnxprune.pruning import journey
 from onnxprune.pruning.decision import options_of
-from onnxprune.pruning.inspection import Inspection, inspect_analysis
 from onnxprune.pruning.journey import Result
 from onnxprune.pruning.plan import Plan
-from onnxprune.report.record import Record
 
 if TYPE_CHECKING:
+    from onnxprune.journey.recipe import PassFields
+    from onnxprune.pruning.explanation import Explanation
+    from onnxprune.pruning.inspection import Inspection
+    from onnxprune.report.record import Record
     from onnxprune.sparsity.inspection import SparsityInspection
     from onnxprune.sparsity.journey import SparseResult
 
@@ -228,6 +229,8 @@ def inspect(
         The fields of `Options`.
     progress : callable, optional
     """
+    from onnxprune.pruning import inspection
+
     run_ = _looking(
         source,
         input_shapes,
@@ -236,7 +239,7 @@ def inspect(
         center_norms=center_norms,
         open_io=open_io,
     )
-    return inspect_analysis(journey.analysis_of(run_), size_in_bytes(run_.model))
+    return inspection.inspect_analysis(journey.analysis_of(run_), size_in_bytes(run_.model))
 
 
 @front
@@ -250,7 +253,7 @@ def explain(
     center_norms: bool = True,
     open_io: tuple[str, ...] = (),
     progress: Told = None,
-) -> explanation.Explanation:
+) -> Explanation:
     """Say what is cut together with an axis of a tensor, through which nodes, or what freezes it.
 
     Parameters
@@ -268,6 +271,8 @@ def explain(
     UsageError
         If there is no such tensor or axis.
     """
+    from onnxprune.pruning import explanation
+
     run_ = _looking(
         source,
         input_shapes,

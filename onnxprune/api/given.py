@@ -10,7 +10,6 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 from onnxprune.errors import UsageError
 from onnxprune.journey.run import Progress
-from onnxprune.report.live import shown
 
 __all__ = ["PathLike", "Told", "front", "is_path"]
 
@@ -59,6 +58,8 @@ def front(work: Callable[P, T]) -> Callable[P, T]:
         told = given.get("progress")
         if told is not None or "progress" not in signature.parameters:
             return work(*args, **given)
+        from onnxprune.report.live import shown
+
         with shown() as tell:
             given["progress"] = tell
             return work(*args, **given)

@@ -13,12 +13,8 @@ from onnxprune.files.foreign import path_of
 from onnxprune.graph.select import pick
 from onnxprune.journey.run import Run, Source
 from onnxprune.journey.trees import check_config, several_in, with_models
-from onnxprune.options.calibration import CalibrateFields, CalibrateOptions
-from onnxprune.options.compression import CompressFields, CompressOptions
 from onnxprune.options.declare import settings_of
-from onnxprune.options.fleet import FleetFields, FleetOptions
 from onnxprune.options.pruning import OptionFields, Options
-from onnxprune.options.tuning import TuneFields, TuneOptions
 from onnxprune.pruning import journey
 from onnxprune.pruning.journey import Result
 
@@ -26,6 +22,10 @@ if TYPE_CHECKING:
     from onnxprune.compression.journey import CompressResult
     from onnxprune.compression.report import Unpacked
     from onnxprune.fleet.table import FleetTable
+    from onnxprune.options.calibration import CalibrateFields, CalibrateOptions
+    from onnxprune.options.compression import CompressFields, CompressOptions
+    from onnxprune.options.fleet import FleetFields, FleetOptions
+    from onnxprune.options.tuning import TuneFields, TuneOptions
     from onnxprune.pruning.family import Sensitivity
     from onnxprune.pruning.layer_times import LayerTimes
     from onnxprune.pruning.sharded import MomentFacts
@@ -192,6 +192,7 @@ def calibrate(
     MomentFacts
         What the file holds.
     """
+    from onnxprune.options.calibration import CalibrateOptions
     from onnxprune.pruning import sharded
 
     settings = settings_of(CalibrateOptions, options, fields)
@@ -240,6 +241,7 @@ def tune(
     NotFaster
         If nothing is better than the input; what was tried is kept, and a later search goes on from there.
     """
+    from onnxprune.options.tuning import TuneOptions
     from onnxprune.tuning.journey import find
 
     return find(Run.open(source, settings_of(TuneOptions, options, fields), progress or None), Path(output))
@@ -279,6 +281,7 @@ def compress(
         See `onnxprune.errors`; nothing is written then.
     """
     from onnxprune.compression import journey as compression
+    from onnxprune.options.compression import CompressOptions
 
     settings = settings_of(CompressOptions, options, fields)
     return compression.compress(
@@ -354,6 +357,7 @@ def fleet(
         If the spec isn't one, or the folder can't be had; jobs that fail raise nothing.
     """
     from onnxprune.fleet import journey as fleets
+    from onnxprune.options.fleet import FleetOptions
 
     if not is_path(source):
         raise UsageError(f"'fleet' takes the path of a folder or of a spec; got {type(source).__name__}.")

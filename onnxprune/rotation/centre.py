@@ -11,8 +11,6 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.space import solve
 from onnxprune.model import Model
-from onnxprune.proof.verify import verify
-from onnxprune.rotation.norms import rewrite
 from onnxprune.rotation.streams import NormStream, streams
 from onnxprune.runtime.session import Feeds
 
@@ -65,6 +63,8 @@ def open_widths(
     wanted = [s for s in streams(analysis) if any(n.root in whole for n in s.norms)] if whole else []
     if not wanted:
         return OpenWidths(analysis)
+    from onnxprune.rotation.norms import rewrite  # with all that fits layers, which most models don't need here
+
     rewritten = rewrite(analysis, wanted)
     opened = again(rewritten.model)
     before = {group.name for group in analysis.grouping.groups}
@@ -84,6 +84,8 @@ def compared(
     analysis: Analysis, wanted: Sequence[NormStream], rewritten: Model, inputs: Sequence[Feeds] = ()
 ) -> tuple[float, str]:
     """Return how far the outputs of a rewritten model are from the original's, and why it can't be taken, if so."""
+    from onnxprune.proof.verify import verify
+
     rtol = HALVES if _halves(analysis.model, wanted) else None
     proof = verify(analysis, {}, rewritten, inputs=inputs, rtol=rtol)
     why = "" if proof.passed else "; ".join([*proof.failures, *proof.notes]) or proof.status

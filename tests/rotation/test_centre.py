@@ -168,9 +168,10 @@ def test_without_the_mean_taken_off_the_original_stays(monkeypatch: pytest.Monke
 
 
 def test_what_could_not_be_compared_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxprune.proof.verify import Verification
+    from onnxprune.proof import verify as room
 
-    monkeypatch.setattr(centre, "verify", lambda *a, **k: Verification("not run", notes=["no inputs"]))
+    real, first = room.verify, iter([room.Verification("not run", notes=["no inputs"])])  # of the norms
+    monkeypatch.setattr(room, "verify", lambda *a, **k: next(first, None) or real(*a, **k))
     result = half_cut(network(fused))
     assert shapes(result.model)["first.weight"] == (6, WIDTH)
     assert any("as RMS norms, no inputs" in note for note in result.report.notes)
