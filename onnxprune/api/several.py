@@ -94,7 +94,9 @@ def prune_folder(
     source, output : path
         A folder with models, and one for the results; what lies beside the models is copied.
     options, progress, **fields
-        As for `prune`, without samples.
+        As for `prune`. Samples (``calib``) are given by model, ``{"encoder_model": "enc.npz"}``, or are of one
+        source, of which each model gets its own inputs (`onnxprune.calibration.dealt`); a model without any is cut by
+        its weights alone.
     each : callable, optional
         Is given each model's name in the folder and its result while its files are written; what it writes goes with
         them.

@@ -16,7 +16,7 @@ from onnxprune.files.arrays import read_folder, read_npz, reading
 from onnxprune.runtime.binding import declared, real_inputs
 from onnxprune.wall import board as wall
 
-__all__ = ["MOST", "InOrder", "each", "feeds", "typed"]
+__all__ = ["MOST", "InOrder", "Picked", "each", "feeds", "source_of", "typed"]
 
 #: No more feeds than this are made of one file.
 MOST = 16
@@ -109,6 +109,21 @@ def _each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Itera
 
 #: What samples may be, in a message.
 _FORMS = "a path, arrays, dictionaries of arrays, an iterable of these (such as a DataLoader), or a function of one"
+
+
+class Picked(list[Feed]):
+    """What one of several models takes of samples that were read."""
+
+    def __init__(self, feeds: Iterable[Feed], source: str) -> None:
+        super().__init__(feeds)
+        self.source = source
+
+
+def source_of(given: Any) -> str:
+    """Return where samples come from, for people."""
+    if isinstance(given, Picked):
+        return given.source
+    return str(given) if isinstance(given, (str, os.PathLike)) else type(given).__name__
 
 
 class InOrder(dict[str, Any]):

@@ -10,7 +10,6 @@ that returns one; ``"synthetic"``.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibration.feeds import check, count_of, is_free, parts, taken
-from onnxprune.calibration.given import InOrder, each
+from onnxprune.calibration.given import InOrder, each, source_of
 from onnxprune.calibration.reading import admits, bounded, call
 from onnxprune.calibration.synthetic import synthetic
 from onnxprune.errors import CalibrationError
@@ -31,7 +30,7 @@ from onnxprune.runtime.binding import real_inputs
 from onnxprune.runtime.session import CPU, provider_of
 from onnxprune.wall import board as wall
 
-__all__ = ["ASIDE", "Asked", "Samples", "is_synthetic", "load_samples", "samples_for"]
+__all__ = ["ASIDE", "Asked", "Samples", "is_synthetic", "load_samples", "read_path", "samples_for"]
 
 _log = logging.getLogger("onnxprune.calibration")
 
@@ -231,7 +230,7 @@ def load_samples(
     CalibrationError
         If they can't be read, or a name, a rank, a size or a type doesn't fit the model.
     """
-    source = str(given) if isinstance(given, str | os.PathLike) else type(given).__name__
+    source = source_of(given)
     if is_synthetic(given):
         given = synthetic(graph, types or {}, most or 256, seed)
     inputs = {v.name: v for v in real_inputs(graph)}
@@ -240,7 +239,7 @@ def load_samples(
     count = 0
     wall.grow(samples=1)
     admit = admits(inputs, labels)
-    for feed in bounded(each(given, lambda path: _read(path, seed, admit), "Samples"), most):
+    for feed in bounded(each(given, lambda path: read_path(path, seed, admit), "Samples"), most):
         feed = feed.named(inputs, labels) if isinstance(feed, InOrder) else feed
         mark = feed.pop(labels, None) if labels else None
         check(inputs, feed)
@@ -275,10 +274,11 @@ def _mask(batch: Batch) -> Array | None:
     return None
 
 
-def _read(text: str, seed: int, admit: Callable[[list[str]], None]) -> Iterator[Batch]:
+def read_path(text: str, seed: int, admit: Callable[[list[str]], None]) -> Iterator[Batch]:
+    """Yield what a path, or a function of a script, gives; ``admit`` refuses names of arrays before they are read."""
     script, colon, name = text.rpartition(":")
     if colon and script.endswith(".py"):
-        yield from each(call(Path(script), name), lambda path: _read(path, seed, admit), "Samples")
+        yield from each(call(Path(script), name), lambda path: read_path(path, seed, admit), "Samples")
         return
     path = Path(text)
     with reading(text, "samples"):

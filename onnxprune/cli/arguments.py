@@ -99,6 +99,8 @@ def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -
         more = ""
     elif kind in ("Texts", "Shapes"):
         action = parser.add_argument(name, action="append", metavar=spec.metadata["metavar"], **shared)
+    elif spec.name == "calib":
+        action = parser.add_argument(name, action=values.ByModel, metavar="SAMPLES", **shared)
     else:
         missing = spec.default is dataclasses.MISSING
         more += "" if missing or spec.default is None else f" (default {spec.default})"

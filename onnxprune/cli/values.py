@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Any
 
-__all__ = ["number", "seconds", "size", "whole"]
+__all__ = ["ByModel", "number", "seconds", "size", "whole"]
 
 
 def whole(text: str) -> int:
@@ -44,3 +45,26 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
+
+
+class ByModel(argparse.Action):
+    """An option that is given once; or several times, each as MODEL=VALUE, which makes a list."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        flag: str | None = None,
+    ) -> None:
+        """Keep the value, or add it to those before."""
+        before = getattr(namespace, self.dest, None)
+        if before is not None:
+            value = [*([before] if isinstance(before, str) else before), value]
+            for text in value:
+                if not re.match("[^=]+=.", text):
+                    raise argparse.ArgumentError(
+                        self,
+                        f"is given several times, so each must be MODEL=VALUE of a folder's models; got {text!r}",
+                    )
+        setattr(namespace, self.dest, value)

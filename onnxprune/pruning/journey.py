@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -104,8 +105,8 @@ def open_run(source: Source, options: Options, progress: Progress | None = None)
     return Run.open(source, options, progress)
 
 
-def prune(run: Run[Options], output: Path | None) -> Result:
-    """Do the whole journey, with samples or without.
+def prune(run: Run[Options], output: Path | None, chosen: Callable[[Candidate], object] = id) -> Result:
+    """Do the whole journey, with samples or without; ``chosen`` is given what is carried out.
 
     Raises
     ------
@@ -136,6 +137,7 @@ def prune(run: Run[Options], output: Path | None) -> Result:
         candidate = within(run, saliency, limit, floors)
     else:
         candidate = saliency.refit(decide_in_steps(run, saliency, limit))
+    chosen(candidate)
     return carry_out(run, candidate, planned(run, saliency.analysis, candidate.decision), output)
 
 

@@ -63,7 +63,9 @@ def open_widths(
     wanted = [s for s in streams(analysis) if any(n.root in whole for n in s.norms)] if whole else []
     if not wanted:
         return OpenWidths(analysis)
-    from onnxprune.rotation.norms import rewrite  # with all that fits layers, which most models don't need here
+    from onnxprune.rotation.norms import (
+        rewrite,
+    )  # with all that fits layers, which most models don't need here
 
     rewritten = rewrite(analysis, wanted)
     opened = again(rewritten.model)

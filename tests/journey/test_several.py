@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from deployed_models import DIM, HEADS, WORDS, decoder, detector, encoder
+from decoder_files import FIRST, NEXT, OTHER, gap, one_block, renamed, weights
+from deployed_models import DIM, HEADS, decoder, detector, encoder
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
@@ -18,17 +19,10 @@ from onnxprune.options.pruning import Options
 from onnxprune.pruning.folder import _File
 from onnxprune.pruning.journey import open_run
 
-FIRST, NEXT, OTHER = "decoder_model.onnx", "decoder_with_past_model.onnx", "encoder_model.onnx"
 
-
-def renamed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the same model with numbers for the names of its weights."""
-    names = {t.name: f"onnx::{n}" for n, t in enumerate(model.graph.initializer)}
-    for tensor in model.graph.initializer:
-        tensor.name = names[tensor.name]
-    for node in model.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-    return model
+@pytest.fixture
+def causal(tmp_path: Path) -> Path:
+    return one_block(tmp_path / "one")
 
 
 @pytest.fixture
@@ -40,36 +34,6 @@ def folder(tmp_path: Path) -> Path:
     onnx.save(renamed(decoder()), place / NEXT)
     onnx.save(encoder(), place / OTHER)
     (place / "config.json").write_text('{"d_model": 64}')
-    return place
-
-
-def logits(path: Path, ids: np.ndarray, past: list[np.ndarray] | None) -> list[np.ndarray]:
-    session = InferenceSession(str(path))
-    names = [i.name for i in session.get_inputs()[1:]]
-    found: list[np.ndarray] = session.run(
-        None, {"input_ids": ids, **dict(zip(names, past or [], strict=True))}
-    )
-    return found
-
-
-def gap(folder: Path) -> float:
-    """Return how far a token after three is from the same token in one run, relative; both say something."""
-    ids = np.random.default_rng(0).integers(0, WORDS, (2, 4))
-    whole = logits(folder / FIRST, ids, None)[0][:, 3:]
-    first = logits(folder / FIRST, ids[:, :3], None)
-    # without a mask the first three see no fourth, so what they keep is that of three: rows of one block only
-    again = logits(folder / NEXT, ids[:, 3:], first[1:])[0]
-    assert np.ptp(again) > 0.1
-    return float(np.abs(again - whole).max() / np.abs(whole).max())
-
-
-@pytest.fixture
-def causal(tmp_path: Path) -> Path:
-    """One block, whose keys and values don't hang on what comes later."""
-    place = tmp_path / "one"
-    place.mkdir()
-    onnx.save(decoder(layers=1, first=True), place / FIRST)
-    onnx.save(renamed(decoder(layers=1)), place / NEXT)
     return place
 
 
@@ -112,10 +76,6 @@ def test_cut_one_by_one_decoders_do_not_fit(causal: Path, tmp_path: Path) -> Non
             center_norms=False,
         )
     assert gap(tmp_path / "out") > 1e-2
-
-
-def weights(path: Path) -> dict[str, np.ndarray]:
-    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
 
 
 def test_all_files_are_cut_and_the_rest_follows(folder: Path, tmp_path: Path) -> None:
@@ -168,8 +128,7 @@ def test_models_of_their_own_are_cut_by_themselves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"calib": "synthetic"}, "--calib is for one model, and the folder has 3"),
-        ({"keep_tokens": "10", "calib": "synthetic"}, "is for one model"),
+        ({"keep_tokens": "10", "calib": "synthetic"}, "--keep-tokens is for one model, and the folder has 3"),
         ({"open_io": ("nowhere",)}, "'nowhere' matches no input or output of"),
         ({"granularity": "heads"}, "channels go"),
     ],
