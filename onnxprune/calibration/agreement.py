@@ -64,6 +64,8 @@ class Outputs:
         Bytes.
     """
 
+    room: int
+
     def __init__(
         self, model: Model, samples: Samples, but: Collection[str] = (), room: int = 1 << 28
     ) -> None:

@@ -152,6 +152,12 @@ class Stream:
         Tensors that are held on the frontier once they are made, although no later node reads them.
     """
 
+    model: Model
+    samples: Samples
+    types: Mapping[str, int] | dict[str, int]
+    most_bytes: int
+    position: int
+
     def __init__(
         self,
         model: Model,

@@ -113,6 +113,14 @@ class Plain:
         Seconds since any moment.
     """
 
+    stream: TextIO
+    every: float
+    clock: Callable[[], float]
+    watch: StageClock
+    last: float
+    start: float
+    text: str
+
     def __init__(
         self, stream: TextIO, every: float = EVERY, clock: Callable[[], float] = time.perf_counter
     ) -> None:

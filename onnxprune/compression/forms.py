@@ -100,6 +100,9 @@ class Stored:
         Bytes -> how many an entropy coder makes of them, where one follows.
     """
 
+    int4: bool
+    coded: Callable[[bytes], int] | None
+
     def __init__(self, model: Model, coded: Callable[[bytes], int] | None = None) -> None:
         self.model = model
         self.int4, self.coded = has_int4(model), coded

@@ -52,6 +52,9 @@ class Drafts:
         Of the model inside.
     """
 
+    folder: Path
+    name: str
+
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name, self._count = folder, name, 0
 

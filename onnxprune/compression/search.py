@@ -34,7 +34,7 @@ BESIDE_CODED, BESIDE, BESIDE_PAIRS = 60, 220, 900
 #: What is left of floats when they are packed.
 KEPT = 0.93
 #: The steps of so many values in a byte, where nothing is coded.
-FORMS = {1: (-MOST, MOST), 2: HALF, 3: (-2, 2), 4: (-2, 1)}
+FORMS: dict[int, tuple[int, int]] = {1: (-MOST, MOST), 2: HALF, 3: (-2, 2), 4: (-2, 1)}
 #: Values of a weight that its curve is taken from, where no sample tells of it.
 SAMPLE = 1 << 18
 #: Budgets that the curve is told at.

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.cut.writer import Writer
 from onnxprune.graph.coupling import Applied
-from onnxprune.graph.kept import NodeCut
+from onnxprune.graph.kept import Kept, NodeCut
 from onnxprune.graph.trace import TraceError, Tracer, Weight
 from onnxprune.ops import Multiplied, Node, Pick, SetAttr, SetInput, Trait, emit
 
@@ -35,6 +35,12 @@ class RewriteError(ValueError):
 
 class Mender:
     """Second trace, over the pruned graph, that mends what reads a stale size."""
+
+    writer: Writer
+    kept: Kept
+    old: Tracer
+    other: Mapping[str, NDArray[Any]] | None
+    new: Tracer
 
     def __init__(self, writer: Writer, tracer: Tracer, other: Mapping[str, NDArray[Any]] | None) -> None:
         self.writer, self.kept, self.old, self.other = writer, writer.kept, tracer, other

@@ -36,6 +36,12 @@ class WeightCut:
 class Writer:
     """Edits on the fork."""
 
+    source: Model
+    coupling: Coupling
+    kept: Kept
+    model: Model
+    uses: defaultdict[str, int]
+
     def __init__(self, model: Model, coupling: Coupling, kept: Kept) -> None:
         self.source, self.coupling, self.kept = model, coupling, kept
         self.model = model.fork()

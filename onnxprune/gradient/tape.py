@@ -78,6 +78,10 @@ class Tape:
     opset : int
     """
 
+    model: Model
+    opset: int
+    dtype: np.dtype[Any]
+
     def __init__(self, analysis: Analysis, model: Model, opset: int, dtype: np.dtype[Any]) -> None:
         self.model, self.opset, self.dtype = model, opset, dtype
         self.nodes: list[NodeProto] = []

@@ -207,6 +207,8 @@ def open_roots(space: Space, solution: Solution, dims: Iterable[int]) -> list[in
 class Kinds:
     """Names the kind of a unit by its place in grouped convolutions and in products of two activations."""
 
+    kind: NDArray[np.int64]
+
     def __init__(self, coupling: Coupling, solution: Solution) -> None:
         self.kind = np.zeros(solution.inexact.size, np.int64)
         space = coupling.space

@@ -71,6 +71,12 @@ class Finder:
         That knows the weights; computed nodes are traced with it where it doesn't know their results.
     """
 
+    model: Model
+    tracer: Tracer
+    nodes: list[NodeProto]
+    fixed: set[str]
+    outer: set[str]
+
     def __init__(self, model: Model, tracer: Tracer) -> None:
         graph = model.proto.graph
         self.model, self.tracer = model, tracer

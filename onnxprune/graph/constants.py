@@ -7,6 +7,7 @@ unknown, which is always safe.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.coupling import Applied
+from onnxprune.graph.coupling import Applied, Dims
+from onnxprune.model import Model
 from onnxprune.ops import Trait
 
 __all__ = ["Constants", "padded"]
@@ -37,6 +39,14 @@ def padded(applied: Applied) -> bool:
 
 class Constants:
     """The constant channels of an analysed model."""
+
+    model: Model
+    dims: dict[str, Dims]
+    find: Callable[[int], int]
+    sizes: list[int]
+    factors: dict[int, list[int]]
+    changing: set[str]
+    made: dict[str, Applied]
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis

@@ -23,6 +23,7 @@ from onnxprune.graph.constants import Constants, Values, padded
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.groups import Family
 from onnxprune.graph.kept import Kept
+from onnxprune.graph.space import Space
 from onnxprune.model import Model
 
 __all__ = ["DeadUnits"]
@@ -65,6 +66,11 @@ class DeadUnits:
     refused : Counter
         Reason -> number of units that are constant and have to stay; known after `removable`.
     """
+
+    space: Space
+    constants: Constants
+    open: set[int]
+    sites: list[_Site]
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis

@@ -88,6 +88,9 @@ class Kept:
 class NodeCut:
     """What an emitter may ask (`onnxprune.ops.Cut`)."""
 
+    applied: Applied
+    sizes: Kept
+
     def __init__(self, applied: Applied, kept: Kept) -> None:
         self.applied, self.sizes = applied, kept
 

@@ -60,7 +60,7 @@ class Sizes(Stretches):
             if axes is None or len(axes) != len(shape):
                 axes = [f"{name}.{n}" for n in range(len(shape))]
             self.lengths[name] = tuple(a if isinstance(a, int) else stand_in("axis", a) for a in axes)
-            self.natural |= set(self.lengths[name])
+            self.natural.update(self.lengths[name])
 
     def varies(self, name: str) -> bool:
         """Whether a value, or how many entries it has, follows the sizes of dynamic axes."""
@@ -107,7 +107,7 @@ class Sizes(Stretches):
                 lengths = tuple(self.fresh(node, slot, axis) for axis in range(len(shape)))
             if lengths != shape:
                 self.lengths[name] = tuple(lengths)
-                self.natural |= set(lengths)
+                self.natural.update(lengths)
         self._values(node, counted)
         for name in node.outputs:
             if name in self.free and (
@@ -179,7 +179,7 @@ class Sizes(Stretches):
         given = [read[0], *(np.asarray(v, np.int64) for v in read[1:])]
         reduced = evaluate(node.op, dict(node.attrs), given, [True] * len(given))
         if reduced is not None and all(map(self._never_negative, read[0].ravel().tolist())):
-            self.natural |= set(reduced.ravel().tolist())
+            self.natural.update(reduced.ravel().tolist())
         return reduced
 
     def _by_entry(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxprune import api
 from onnxprune.integrations import base_of
@@ -16,10 +16,16 @@ from onnxprune.options.sparsity import SparseOptions
 
 __all__ = ["PrunePass", "SparsifyPass"]
 
-FunctionalPass: Any = base_of("onnx_ir.passes", "FunctionalPass", "onnx-ir", "onnx-ir")
+if TYPE_CHECKING:  # it may not be there
+
+    class FunctionalPass:
+        """That of onnx-ir."""
+
+else:
+    FunctionalPass = base_of("onnx_ir.passes", "FunctionalPass", "onnx-ir", "onnx-ir")
 
 
-class PrunePass(FunctionalPass):  # type: ignore[misc]
+class PrunePass(FunctionalPass):
     """Cut channels out of a model, proved against the masked original.
 
     Parameters
@@ -52,7 +58,7 @@ class PrunePass(FunctionalPass):  # type: ignore[misc]
         return _result(result.model)
 
 
-class SparsifyPass(FunctionalPass):  # type: ignore[misc]
+class SparsifyPass(FunctionalPass):
     """Set weights of a model to zero in a pattern; see `PrunePass`, with the fields of `onnxprune.sparsify`."""
 
     def __init__(self, options: SparseOptions | None = None, **fields: Any) -> None:

@@ -16,7 +16,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from onnxprune import api
 from onnxprune.files.commit import write_text
@@ -27,13 +27,19 @@ from onnxprune.options.sparsity import SparseOptions
 
 __all__ = ["OnnxPrune", "OnnxSparsify", "package_config"]
 
-Pass: Any = base_of("olive.passes", "Pass", "Olive", "olive-ai")
+if TYPE_CHECKING:  # it may not be there
+
+    class Pass:
+        """That of Olive."""
+
+else:
+    Pass = base_of("olive.passes", "Pass", "Olive", "olive-ai")
 
 #: Fields that a step of a workflow has no use for: Olive says itself where the result goes.
 _LEFT_OUT = {"in_place"}
 
 
-class OnnxPrune(Pass):  # type: ignore[misc]
+class OnnxPrune(Pass):
     """Cut channels, heads and neurons out of a model, proved against the masked original."""
 
     kind: Any = Options

@@ -44,6 +44,12 @@ class Staging:
         The input's data files.
     """
 
+    output: Path
+    threshold: int | None
+    taken: list[Path]
+    sha256: str
+    folder: Path
+
     def __init__(self, output: Path, external_threshold: int | None, taken: Iterable[Path] = ()) -> None:
         self.output, self.threshold, self.taken = place_of(output), external_threshold, list(taken)
         self.sha256 = ""

@@ -23,7 +23,7 @@ WHY = {
 }  # fmt: skip
 GATED = ("swiglu", "geglu")
 #: swiglu_fusion -> factors of the rows: units by grains, and both rows of a unit side by side or in halves.
-ROWS = {0: ("j", "w!"), 1: ("j", "w!", "q!"), 2: ("q!", "j", "w!")}
+ROWS: dict[int, tuple[str, ...]] = {0: ("j", "w!"), 1: ("j", "w!", "q!"), 2: ("q!", "j", "w!")}
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,10 @@ class Parsed:
 class NotationError(ValueError):
     """The text of a row does not follow the notation. The message shows the text and points at the place."""
 
+    text: str
+    position: int
+    expected: str
+
     def __init__(self, text: str, position: int, expected: str) -> None:
         super().__init__(f"{text}\n{' ' * position}^ expected {expected}")
         self.text, self.position, self.expected = text, position, expected

@@ -46,6 +46,11 @@ class References:
         Sizes that the original can't be run at, and why.
     """
 
+    analysis: Analysis
+    original: Model
+    twin: Model
+    prepack: bool
+
     def __init__(self, analysis: Analysis, original: Model, twin: Model) -> None:
         self.analysis, self.original, self.twin = analysis, original, twin
         self.prepack = False

@@ -56,6 +56,14 @@ class SizeTrials:
         Sizes that the model can't be run at, and why.
     """
 
+    analysis: Analysis
+    attempt: Attempt
+    axes: Axes
+    bound: dict[str, int]
+    macs: int
+    work: int
+    largest: int
+
     def __init__(self, analysis: Analysis, attempt: Attempt) -> None:
         self.analysis, self.attempt = analysis, attempt
         self.axes = Axes.of(analysis.model.proto.graph, analysis.inputs)

@@ -115,6 +115,9 @@ def _plain(units: int) -> tuple[list[Ints], Matrix]:
 class Together:
     """All layers that read a crowded group: what its units give, added up."""
 
+    units: int
+    sums: Summed
+
     def __init__(self, units: int) -> None:
         self.units, self.sums = units, Summed(units, 3)
 

@@ -184,6 +184,11 @@ class Summed:
         Of rows, such as those for fitting, those that are held out, and all.
     """
 
+    n: list[int]
+    h: list[Matrix]
+    g: list[Matrix]
+    v: list[NDArray[np.float64]]
+
     def __init__(self, units: int, sets: int) -> None:
         size = units + 1
         self.n = [0] * sets

@@ -113,11 +113,11 @@ class Data:
     def __post_init__(self) -> None:
         """Hold out every so many samples."""
         units = np.arange(sum(self.counts) if self.free else len(self.parts))
-        self.held = units[units % HELD == HELD - 1]
-        self.train = np.setdiff1d(units, self.held)
+        self.held: NDArray[np.int64] = units[units % HELD == HELD - 1]
+        self.train: NDArray[np.intp] = np.setdiff1d(units, self.held)
         #: Samples of each unit.
-        self.each = 1 if self.free else max(self.counts, default=1)
-        self.ends = np.cumsum(self.counts)
+        self.each: int = 1 if self.free else max(self.counts, default=1)
+        self.ends: NDArray[Any] = np.cumsum(self.counts)
 
     def lesson(self, units: Sequence[int], rng: np.random.Generator) -> list[dict[str, Array]]:
         """Return the feeds of a step."""
@@ -157,6 +157,11 @@ class Teacher:
     provider : str
         Execution provider.
     """
+
+    targets: dict[str, str]
+    own: Collection[str]
+    take: Callable[[dict[str, Array]], dict[str, Array]]
+    session: Session
 
     def __init__(
         self, model: Model, targets: dict[str, str], own: Collection[str],

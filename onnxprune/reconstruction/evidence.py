@@ -68,6 +68,11 @@ class Draw:
         Samples before those of the first batch.
     """
 
+    samples: int
+    most: int
+    first: int
+    rng: np.random.Generator
+
     def __init__(self, samples: int, most: int, seed: int | Sequence[int], first: int = 0) -> None:
         self.samples, self.most, self.first = samples, most, first
         self.rng = np.random.default_rng(seed)
@@ -189,6 +194,12 @@ class Collector:
         Whether targets aren't kept, see `Evidence`.
     """
 
+    view: View
+    linear: bool
+    tables: list[RowTable]
+    fitting: Stack
+    aside: Stack
+
     def __init__(self, view: View, wide: int = WIDE, *, linear: bool = False) -> None:
         self.view, self.linear = view, linear
         self.tables = [RowTable() for _ in range(view.blocks)] if view.width > wide else []
@@ -262,6 +273,10 @@ def typical(variances: NDArray[np.float64]) -> float:
 
 class Spread:
     """Variance of channels, streamed, of arrays that are read as they lie."""
+
+    n: int
+    square: NDArray[np.float64]
+    sum: NDArray[np.float64]
 
     def __init__(self) -> None:
         self.n = 0

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from onnxprune.model import Model
 from onnxprune.reconstruction.dual import RowStack
 from onnxprune.reconstruction.evidence import Evidence
-from onnxprune.reconstruction.layer import weights_of
+from onnxprune.reconstruction.layer import Settings, weights_of
 from onnxprune.reconstruction.layers import Site, gone
+from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.moment_file import MomentFile
 from onnxprune.reconstruction.moments import Stack
 from onnxprune.reconstruction.narrow import narrowed
@@ -47,7 +48,9 @@ class MomentCalibration(Calibration):
         """Find the layers that can be fitted."""
         super().__post_init__()
         if not self.samples.batches:  # what comes after least squares runs over samples
-            self.settings = replace(self.settings, recovery=replace(self.settings.recovery, together=False))
+            self.settings: Settings = replace(
+                self.settings, recovery=replace(self.settings.recovery, together=False)
+            )
 
     def _layers(self) -> list[Site]:
         known = self.moments.layers(self.analysis)
@@ -65,7 +68,7 @@ class MomentCalibration(Calibration):
         for n, site in enumerate(needed):
             self._tell(f"calibrate {n + 1}/{len(needed)}: {site.name}")
             curves.take(site, self.moments.evidence(site))
-        self.curves = curves.done
+        self.curves: dict[str, Curve] = curves.done
 
     def fit_all(self, removed: Sequence[Mapping[str, Ints]], *, measure: bool = False) -> list[Fitted]:
         """Fit the layers of models, see `Calibration.fit_all`; without samples those alone that lose what they read."""

@@ -106,8 +106,10 @@ class Calibration:
         self.readers: Readers = readers(self.sites, self.groups)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
-        self.alone = {reads[0][0].number: name for name, reads in self.readers.items() if len(reads) == 1}
-        self.settings = Settings(recovery_of(self.recover), seed=self.seed)
+        self.alone: dict[int, str] = {
+            reads[0][0].number: name for name, reads in self.readers.items() if len(reads) == 1
+        }
+        self.settings: Settings = Settings(recovery_of(self.recover), seed=self.seed)
 
     def _layers(self) -> list[Site]:
         model = self.analysis.model
@@ -312,6 +314,8 @@ class Fitting:
 
 class Curves:
     """Loss curves of groups, each taken when the last layer that reads it has been seen."""
+
+    last: dict[str, int]
 
     def __init__(self, calibration: Calibration, done: dict[str, Curve] | None = None) -> None:
         self.of = calibration

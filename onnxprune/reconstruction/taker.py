@@ -22,6 +22,8 @@ Array = NDArray[Any]
 class DenseOutput:
     """What a layer's output is in the original: the tensor, what that was before a clip, or what it follows from."""
 
+    old: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+
     def __init__(self, site: Site, model: Model) -> None:
         self.site = site
         self.old = weights_of(site, model) if site.clipped else None
@@ -61,6 +63,13 @@ class DenseOutput:
 
 class Taker:
     """Takes what the original gives for one layer."""
+
+    site: Site
+    reached: DenseOutput
+    draw: Draw
+    linear: bool
+    spread: Spread
+    collector: Collector
 
     def __init__(self, reached: DenseOutput, draw: Draw, wide: int, *, linear: bool) -> None:
         self.site, self.reached, self.draw, self.linear = reached.site, reached, draw, linear

@@ -50,6 +50,9 @@ class Printable:
         Whether what is written may steer a terminal: what draws on one itself cleans its own texts.
     """
 
+    stream: TextIO
+    steers: bool
+
     def __init__(self, stream: TextIO, steers: bool = False) -> None:
         self.stream, self.steers = stream, steers
 

@@ -52,7 +52,11 @@ FEW, CHECKED, POSITIONS = 256, 16, 256
 #: Added to covariances, as a share of their mean variance, before they are inverted.
 RIDGE = 1e-4
 #: Greatest difference of an output, relative to its greatest value, that rounding may make.
-ROUNDING = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-3, np.dtype(np.float16): 2e-2}
+ROUNDING: dict[np.dtype[Any], float] = {
+    np.dtype(np.float64): 1e-9,
+    np.dtype(np.float32): 1e-3,
+    np.dtype(np.float16): 2e-2,
+}
 
 
 @dataclass

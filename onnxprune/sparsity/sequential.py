@@ -123,9 +123,9 @@ class Fitter:
         layers = [_without_new_bias(s) for s in told if s.weight not in self.spared]
         layers = [s for s in layers if s.view.width <= LARGEST]
         first = next((n for n, s in enumerate(layers) if s.weight in self.targets), len(layers))
-        self.sites = layers[first:]
-        self.method = cast(Method, registry.load("onnxprune.sparsity.methods", self.options.method))
-        self.settings = Settings(seed=self.options.seed, wide=LARGEST)
+        self.sites: list[Site] = layers[first:]
+        self.method: Method = cast(Method, registry.load("onnxprune.sparsity.methods", self.options.method))
+        self.settings: Settings = Settings(seed=self.options.seed, wide=LARGEST)
 
     @property
     def fitted(self) -> list[str]:

@@ -22,6 +22,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 __all__ = ["allowed", "bounds", "attach", "finish", "grow", "is_walled", "limit", "litter", "stage"]
 
@@ -48,6 +49,12 @@ LIMITS = struct.Struct("<dd")  # bytes, seconds of a stage; at 16
 
 class Board:
     """The shared page: 0 open stages, 4 exit code of the finished work, 16 limits; stages; places of litter."""
+
+    page: mmap.mmap
+    depth: int
+    memory: float
+    seconds: float
+    sizes: dict[str, float]
 
     def __init__(self) -> None:
         self.page = mmap.mmap(-1, HEAD + LEVELS * LEVEL + LITTER)
@@ -115,7 +122,7 @@ class _Stage:
             _board.pop()
 
 
-def stage(what: str, *, times: float = 1.0, code: int = 3) -> _Stage:
+def stage(what: str, *, times: float = 1.0, code: int = 3) -> AbstractContextManager[None]:
     """Return a context in which the parent knows what is being done.
 
     Parameters

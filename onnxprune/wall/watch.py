@@ -36,6 +36,14 @@ class Watch:
         The file that its libraries' standard error can be read from.
     """
 
+    board: Board
+    child: int
+    noise: int
+    why: str
+    code: int
+    left: int
+    moved: tuple[float, float]
+
     def __init__(self, board: Board, child: int, noise: int) -> None:
         self.board, self.child, self.noise = board, child, noise
         self.why = ""  # the sentence, once the child is killed from here
