@@ -47,8 +47,11 @@ def seconds(text: str) -> float:
     return value
 
 
+_OF_MODEL = re.compile("[^=]+=.")
+
+
 class ByModel(argparse.Action):
-    """An option that is given once; or several times, each as MODEL=VALUE, which makes a list."""
+    """An option of which the last one counts, as of any; or all of them as a list, where each is MODEL=VALUE."""
 
     def __call__(
         self,
@@ -60,11 +63,11 @@ class ByModel(argparse.Action):
         """Keep the value, or add it to those before."""
         before = getattr(namespace, self.dest, None)
         if before is not None:
-            value = [*([before] if isinstance(before, str) else before), value]
-            for text in value:
-                if not re.match("[^=]+=.", text):
-                    raise argparse.ArgumentError(
-                        self,
-                        f"is given several times, so each must be MODEL=VALUE of a folder's models; got {text!r}",
-                    )
+            named = [*([before] if isinstance(before, str) else before), value]
+            kinds = {_OF_MODEL.match(text) is not None for text in named}
+            if len(kinds) > 1:
+                raise argparse.ArgumentError(
+                    self, f"is MODEL=VALUE each time, or never; got {' and '.join(named)}"
+                )
+            value = named if kinds == {True} else value
         setattr(namespace, self.dest, value)

@@ -194,3 +194,11 @@ def test_what_fits_no_model_is_refused(given: object, words: str) -> None:
     with pytest.raises(CalibrationError) as caught:
         dealt(given, GRAPHS)
     assert words in str(caught.value)
+
+
+def test_samples_with_and_without_a_name_are_refused_together(
+    two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prune", str(two), str(tmp_path / "out"), "--ratio", "0.5", "--calib", "eye=a.npz"]
+    assert main([*words, "--calib", "b.npz"]) == 2
+    assert "MODEL=VALUE each time, or never; got eye=a.npz and b.npz" in capsys.readouterr().err
