@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxprune.report.page.render import render as render
-    from onnxprune.report.page.render import render_compressed as render_compressed
-    from onnxprune.report.page.render import render_family as render_family
-    from onnxprune.report.page.render import render_frontier as render_frontier
-    from onnxprune.report.page.render import render_lossless as render_lossless
-    from onnxprune.report.page.render import render_zeros as render_zeros
+    from onnxprune.report.page.pages import render as render
+    from onnxprune.report.page.pages import render_compressed as render_compressed
+    from onnxprune.report.page.pages import render_family as render_family
+    from onnxprune.report.page.pages import render_frontier as render_frontier
+    from onnxprune.report.page.pages import render_lossless as render_lossless
+    from onnxprune.report.page.pages import render_zeros as render_zeros
 
 __all__ = [
     "render",
@@ -30,4 +30,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.render"), name)
+    return getattr(import_module(f"{__name__}.pages"), name)
