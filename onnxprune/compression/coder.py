@@ -55,16 +55,17 @@ class Input:
     cuts: tuple[int, ...] = ()
 
 
-def _compressor(size: int, apart: bool = False) -> Any:
+def _compressor(size: int, apart: bool = False, short: bool = False) -> Any:
     """Return a compressor; apart: with a table of codes for each weight, and no search for short repetitions.
 
     Steps of a grid repeat by chance. A packer that takes three equal bytes for a repetition spends more on them than on
     the codes of three bytes, and one table for weights of different grids suits none: together 8 % of a ResNet-44.
+    Where names are a large part of the file, short repetitions pay all the same (short).
     """
     import zstandard
 
     level = next(level for most, level in _LEVELS if size <= most)
-    more = {"min_match": 6} if apart else {}
+    more = {"min_match": 3 if short else 6} if apart else {}
     more |= {"strategy": zstandard.STRATEGY_BTULTRA2} if apart and level >= _TRIED else {}
     window = min(max(size.bit_length(), 10), 24)
     parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -104,12 +105,14 @@ def _stream(packing: Packing, inputs: Sequence[Input]) -> Iterator[bytes]:
             yield from _pieces(by_name[part.name])
 
 
-def _code(packing: Packing, inputs: Sequence[Input], into: Any, apart: bool) -> None:
+def _code(packing: Packing, inputs: Sequence[Input], into: Any, apart: bool, short: bool) -> None:
     import zstandard
 
     cuts = {cut for one in inputs for cut in one.cuts} if apart else set()
     done = 0
-    with _compressor(packing.nbytes, apart).stream_writer(into, size=packing.nbytes, closefd=False) as writer:
+    with _compressor(packing.nbytes, apart, short).stream_writer(
+        into, size=packing.nbytes, closefd=False
+    ) as writer:
         for piece in _stream(packing, inputs):
             if done in cuts:
                 writer.flush(zstandard.FLUSH_BLOCK)
@@ -117,18 +120,18 @@ def _code(packing: Packing, inputs: Sequence[Input], into: Any, apart: bool) -> 
             done += len(piece)
 
 
-def _best(packing: Packing, inputs: Sequence[Input]) -> bool:
-    """Whether weights are better coded apart: where there is time for it, both are tried."""
+def _best(packing: Packing, inputs: Sequence[Input]) -> tuple[bool, bool]:
+    """Whether weights are better coded apart, and short repetitions looked for: where there is time, all is tried."""
     if not any(one.cuts for one in inputs) or packing.is_tar:
-        return False
+        return False, False
     if packing.nbytes > _BOTH:
-        return True
-    sizes = []
-    for apart in (False, True):
+        return True, False
+    sizes = {}
+    for way in ((False, False), (True, False), (True, True)):
         counted = _Counted()
-        _code(packing, inputs, counted, apart)
-        sizes.append(counted.size)
-    return sizes[1] < sizes[0]
+        _code(packing, inputs, counted, *way)
+        sizes[way] = counted.size
+    return min(sizes, key=lambda way: sizes[way])
 
 
 class _Counted(io.RawIOBase):
@@ -181,7 +184,7 @@ def pack(inputs: Sequence[Input], output: Path) -> Packing:
 
     def fill(file: IO[bytes]) -> None:
         file.write(packing.frame())
-        _code(packing, inputs, file, _best(packing, inputs))
+        _code(packing, inputs, file, *_best(packing, inputs))
         file.write(END)
 
     with together() as files:

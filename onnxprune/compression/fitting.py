@@ -37,8 +37,9 @@ LARGEST = 12288
 #: Ridge of the moments that rounding is weighed by, as a share of the inputs' mean variance.
 DAMPING = 1e-2
 RIDGES = (1e-3, 1e-2, 1e-1)
-#: Bits of a fitted bias's fraction that are kept: half the bytes, and an error far below that of the weights.
-FRACTION = 11
+#: Bits of a fitted bias's fraction that are kept at most, and what rounding it may add to the error of its output, as a
+#: share: a small net has a third as many bytes of biases as of weights, and most of their bits say nothing.
+FRACTION, ADDED = 11, 0.01
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,10 @@ def _error(problems: list[Problem], matrices: list[Matrix], biases: Matrix, cent
 
 
 def _bias(problem: Problem, w: Matrix) -> Matrix:
-    """Return the bias that makes the means agree, with a short fraction."""
-    part, exponent = np.frexp(problem.my - problem.mx @ w)
-    return np.asarray(np.ldexp(np.rint(np.ldexp(part, FRACTION)), exponent - FRACTION))
+    """Return the bias that makes the means agree, with as short a fraction as its output's error leaves sense in."""
+    exact = problem.my - problem.mx @ w
+    _, exponent = np.frexp(exact)
+    error = error_of(problem, Fit(w, exact))  # of whole steps s that are rounded it is s^2 / 12
+    step = np.floor(np.log2(np.sqrt(12 * ADDED * np.maximum(error, 1e-30))))
+    step = np.maximum(step.astype(np.int64), exponent - FRACTION)
+    return np.asarray(np.ldexp(np.rint(np.ldexp(exact, -step)), step))

@@ -25,8 +25,9 @@ from onnxprune.options.compression import CompressOptions
 
 __all__ = ["Attempt", "GridSearch", "lines"]
 
-#: Rounds of choice, fit and measurement at most, and the share of a budget that must be used for the last one.
-ROUNDS, USED = 4, 0.985
+#: Rounds of choice, fit and measurement, more where none is within the budget yet, and the share of a budget that must
+#: be used for the last one.
+ROUNDS, MORE, USED = 4, 8, 0.985
 #: The same of budgets from so many bytes on, where a round takes minutes.
 LARGE, USED_LARGE = 1 << 26, 0.93
 #: Bytes of nodes and names that a weight on a grid takes besides, coded and as they are; measured in each round.
@@ -120,12 +121,12 @@ class GridSearch:
             rest = self._without_parts()
         weights = self._weights(choices, budget - rest)
         best: Attempt | None = None
-        least = np.inf
-        for number in range(ROUNDS):
-            chosen = choose(choices, budget - rest, weights)
-            if chosen is None:
-                if best is not None:
-                    break
+        least, aim, coarsest = np.inf, budget, False
+        for number in range(MORE):
+            chosen = choose(choices, aim - rest, weights)
+            if (chosen is None and (coarsest or best is not None)) or (number >= ROUNDS and best is not None):
+                break
+            if coarsest := chosen is None:
                 chosen = {name: min(each, key=lambda c: c.nbytes) for name, each in choices.items()}
             chosen = {name: choice for name, choice in chosen.items() if not choice.kept}
             with self.run.stage("fit"):
@@ -140,11 +141,17 @@ class GridSearch:
             if best is not None and best.nbytes >= used * budget:
                 break
             choices, rest = self._corrected(choices, chosen, attempt)
+            aim -= 2 * max(attempt.nbytes - budget, 0.0) if number else 0.0  # estimates are known by now
         self.curve = _curve(choices, rest)
         if best is None:
+            grids = (
+                "the coarsest grids that leave something of every layer"
+                if coarsest
+                else "the grids that were tried"
+            )
             raise NothingToPrune(
-                f"--target {self.run.options.target} can't be met: with the coarsest grids that leave something of "
-                f"every layer the file takes {least:,.0f} bytes; ask for more{self._hint()}."
+                f"--target {self.run.options.target} can't be met: with {grids} the file takes {least:,.0f} bytes; ask "
+                f"for more{self._hint()}."
             )
         return best
 

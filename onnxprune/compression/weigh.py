@@ -23,7 +23,7 @@ from onnxprune.pruning.weighing import Weighing, few_of, search
 __all__ = ["by_depth"]
 
 #: Fits that are tried, and positions that are used of a layer, for each regressor, and in any case.
-TRIALS, ROWS, LEAST = 4, 8, 1 << 12
+TRIALS, ROWS, LEAST = 4, 32, 1 << 15
 
 
 def by_depth(
