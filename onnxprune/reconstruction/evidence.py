@@ -300,7 +300,8 @@ class Spread:
             part = parts[first : first + step] - self.centre[:, None]
             # no products: in pieces of this size they would wait for numpy's threads
             self.sum = self.sum + part.sum(axis=2).sum(axis=0, dtype=np.float64)
-            squares = np.vecdot(part, part) if inner > 1 else np.square(part[:, :, 0])
+            with np.errstate(over="ignore"):  # moments refuse what is so large
+                squares = np.vecdot(part, part) if inner > 1 else np.square(part[:, :, 0])
             self.square = self.square + squares.sum(axis=0, dtype=np.float64)
 
     def merge(self, other: Spread) -> None:

@@ -100,8 +100,9 @@ class Moments:
                 np.subtract(part, rough[columns], out=into, casting="same_kind")
             rows[:, 0] = 1
             x, y = rows[:, : d + 1], rows[:, d + 1 :]
-            square, product = np.square(y).sum(axis=0, dtype=np.float64), x.T @ x
-            cross = x.T @ y
+            with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused
+                square, product = np.square(y).sum(axis=0, dtype=np.float64), x.T @ x
+                cross = x.T @ y
             self._merge_product(len(rows), rough, (product, cross, square))
 
     def merge(self, other: Moments) -> None:
@@ -127,6 +128,7 @@ class Moments:
         product, cross, square = products
         left = np.concatenate([product[0, 1:], cross[0]]).astype(np.float64) / n
         check_finite(left)
+        _check_squares(product.diagonal(), square)
         self._merge(n, mean + left, (product[1:, 1:], cross[1:]), square, left)
 
     def _merge(
@@ -225,12 +227,13 @@ class Stack:
             mean = _mean(rows[:, :-1], -1, rows.dtype)
             rows[:, :-1] -= mean[:, :, None]
             rows[:, -1] = 1
-            product = np.matmul(rows[:, :width], rows.transpose(0, 2, 1)).astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                product = np.matmul(rows[:, :width], rows.transpose(0, 2, 1)).astype(np.float64)
+                squares = np.square(rows[:, width:-1]).sum(axis=-1, dtype=np.float64)
+            _check_squares(np.diagonal(product, axis1=1, axis2=2), squares)
             left = rows[:, :-1].sum(axis=-1, dtype=np.float64) / count
             gram = product[:, :, :-1] - count * left[:, :width, None] * left[:, None, :]
-            square = (
-                np.square(rows[:, width:-1]).sum(axis=-1, dtype=np.float64) - count * left[:, width:] ** 2
-            )
+            square = squares - count * left[:, width:] ** 2
             self._merge(count, mean + left, gram, square)
 
     def merge(self, other: Stack) -> None:
@@ -275,4 +278,18 @@ def check_finite(values: NDArray[Any]) -> None:
         raise CalibrationError(
             "An activation holds NaN or infinity on the calibration samples; look for broken samples, "
             "or for preprocessing that the model doesn't expect."
+        )
+
+
+def _check_squares(*squares: NDArray[Any]) -> None:
+    """Refuse values whose squares aren't finite, though they are.
+
+    Raises
+    ------
+    CalibrationError
+    """
+    if not all(np.isfinite(each).all() for each in squares):
+        raise CalibrationError(
+            "An activation is so large on the calibration samples, above 1e18, that its square has no value in floats; "
+            "look for broken weights or samples, or for preprocessing that the model doesn't expect."
         )

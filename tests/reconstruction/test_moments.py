@@ -133,3 +133,17 @@ def test_refits_of_blocks_are_those_of_each():
         alone = refit(given[0], given[1], 0.1, given[2])
         np.testing.assert_allclose(found.w, alone.w, rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(found.b, alone.b, rtol=1e-12)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("column", [0, 2, 3])  # a regressor, the last one, a target
+def test_values_whose_squares_are_not_finite_are_refused(
+    blocks: int, column: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Sums of them would be infinite, and what is fitted by these no number."""
+    rows = np.random.default_rng(0).standard_normal((blocks, 9, 4)).astype(np.float32)
+    Stack.empty(blocks, 3, 1).add(rows[..., :3], rows[..., 3:])
+    rows[..., column] *= np.float32(1e30)
+    with pytest.raises(CalibrationError, match="above 1e18"):
+        Stack.empty(blocks, 3, 1).add(rows[..., :3], rows[..., 3:])
+    assert not recwarn.list
