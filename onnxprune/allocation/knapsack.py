@@ -47,35 +47,41 @@ def allocate(
         return None
     unit = max(room, 0.0) / buckets
     best = np.zeros(buckets + 1)
-    choices: list[NDArray[np.int32]] = []
+    tables: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]] = []
     for cost, error, low in zip(costs, errors, least, strict=True):
         over = cost - low
         steps = np.ceil(over / unit - 1e-9) if unit > 0 else np.where(over <= slack, 0.0, np.inf)
-        new = np.full(buckets + 1, np.inf)
-        choice = np.full(buckets + 1, -1, np.int32)
-        for level in _worth_trying(steps, error, buckets):
-            step = int(steps[level])
-            trial = best[: buckets + 1 - step] + error[level]
-            better = trial < new[step:]
-            np.copyto(new[step:], trial, where=better)
-            np.copyto(choice[step:], level, where=better)
-        best = new
-        choices.append(choice)
+        levels = _worth_trying(steps, error, buckets)
+        taken = steps[levels].astype(np.int64)
+        tables.append((best, levels, taken))
+        best = _with(best, taken, error[levels])
     if not np.isfinite(best[buckets]):
         return None
     chosen_levels: list[int] = []
     at = buckets
-    for n in range(len(costs) - 1, -1, -1):
-        chosen = int(choices[n][at])
-        chosen_levels.append(chosen)
-        extra = float(costs[n][chosen]) - least[n]
-        at -= int(np.ceil(extra / unit - 1e-9)) if unit > 0 else 0
+    for (before, levels, taken), error in zip(tables[::-1], errors[::-1], strict=True):
+        within = taken <= at  # which level gave the least is asked along one path, not kept for every bucket
+        totals = before[at - taken[within]] + error[levels[within]]
+        chosen = int(np.argmin(totals))
+        chosen_levels.append(int(levels[within][chosen]))
+        at -= int(taken[within][chosen])
     return chosen_levels[::-1]
 
 
-def _worth_trying(steps: NDArray[np.float64], error: NDArray[np.float64], buckets: int) -> list[int]:
+def _with(
+    best: NDArray[np.float64], taken: NDArray[np.int64], losses: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the least error within each number of buckets, with one group more: its levels take so many, and lose."""
+    new, trial = np.full(len(best), np.inf), np.empty(len(best))
+    for step, loss in zip(taken.tolist(), losses.tolist(), strict=True):
+        into = new[step:]
+        np.minimum(into, np.add(best[: len(into)], loss, out=trial[: len(into)]), out=into)
+    return new
+
+
+def _worth_trying(steps: NDArray[np.float64], error: NDArray[np.float64], buckets: int) -> NDArray[np.int64]:
     """Return the levels within the budget; of those that cost the same number of steps the one of least error."""
     levels = np.flatnonzero((steps <= buckets) & np.isfinite(error))
     order = levels[np.lexsort((error[levels], steps[levels]))]
     first = np.unique(steps[order], return_index=True)[1]
-    return sorted(order[first].tolist())
+    return np.sort(order[first])

@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 
 #: Buckets of the dynamic program: in a search, and for the last word.
 COARSE, FINE = 800, 4000
+#: The first steps of a search are this part of the levels long.
+NEAR = 8
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def choose(
         return solution[1] if np.isfinite(solution[0]) else None
     index = {g.name: _nearest(levels[g.name], (start or {}).get(g.name, 0)) for g in shared}
     best = solve(index)
+    seen = {tuple(index.values())}
     for share in np.linspace(0.05, 1, 20):  # go down together until the budget can be met
         if np.isfinite(best[0]):
             break
@@ -83,15 +86,17 @@ def choose(
     if not np.isfinite(best[0]):
         best = solve(index, buckets)  # the coarse program rounds costs up by more
         return best[1] if np.isfinite(best[0]) else None
-    for step in (4, 2, 1):
+    longest = max(len(levels[g.name].counts) for g in shared) // NEAR
+    for step in (1 << n for n in range(max(longest.bit_length() - 1, 2), -1, -1)):
         improved = True
         while improved:
             improved = False
             for g in shared:
                 for move in (step, -step):
                     trial = {**index, g.name: index[g.name] + move}
-                    if not 0 <= trial[g.name] < len(levels[g.name].counts):
+                    if not 0 <= trial[g.name] < len(levels[g.name].counts) or tuple(trial.values()) in seen:
                         continue
+                    seen.add(tuple(trial.values()))
                     result = solve(trial)
                     if result[0] < best[0] * (1 - 1e-6):
                         best, index, improved = result, trial, True

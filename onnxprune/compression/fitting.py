@@ -22,6 +22,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Evidence, moments_of
 from onnxprune.reconstruction.few_rows import steadied
+from onnxprune.reconstruction.grouped import loss_of
 from onnxprune.reconstruction.layer import Settings, weights_of, write
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit, Problem, error_of, ridge_of
@@ -197,13 +198,13 @@ def _fit(site: Site, evidence: Evidence, model: Model, choice: Choice) -> Gridde
     fits = [Fit(w, _bias(p, w) if centred else b) for p, w, b in zip(whole, matrices, biases, strict=True)]
     write(model, site, fits)
     model.put(site.weight, values)
-    loss = sum(float(error_of(p, fit).sum()) for p, fit in zip(unseen, fits, strict=True))
+    loss = loss_of(unseen, fits)
     return Gridded(steps, counts(whole_steps), loss / (evidence.spread or 1.0))
 
 
 def _error(problems: list[Problem], matrices: list[Matrix], biases: Matrix, centred: bool) -> float:
     each = zip(problems, matrices, biases, strict=True)
-    return sum(float(error_of(p, Fit(w, p.my - p.mx @ w if centred else b)).sum()) for p, w, b in each)
+    return loss_of(problems, [Fit(w, p.my - p.mx @ w if centred else b) for p, w, b in each])
 
 
 def _bias(problem: Problem, w: Matrix) -> Matrix:

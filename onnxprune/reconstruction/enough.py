@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.reconstruction.evidence import Collector, Evidence, Rows
-from onnxprune.reconstruction.grouped import refits
-from onnxprune.reconstruction.least_squares import Fit, error_of
+from onnxprune.reconstruction.grouped import loss_of, refits
+from onnxprune.reconstruction.least_squares import Fit
 
 __all__ = ["Enough"]
 
@@ -79,9 +79,6 @@ class Enough:
         train, held_out = evidence.train(), evidence.held_out()
         every, none = np.arange(width), np.zeros((width, evidence.view.outputs))
         fits = refits(train, [every] * len(train), RIDGE, [none] * len(train))
-        before, now = (
-            sum(float(error_of(p, fit).sum()) for p, fit in zip(held_out, some, strict=True))
-            for some in (self._fits or fits, fits)
-        )
+        before, now = (loss_of(held_out, some) for some in (self._fits or fits, fits))
         self.still = bool(self._fits) and before - now < STILL * before
         self._fits = fits

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import WIDE, Evidence
-from onnxprune.reconstruction.grouped import refits
+from onnxprune.reconstruction.grouped import loss_of, refits
 from onnxprune.reconstruction.layers import Site
-from onnxprune.reconstruction.least_squares import Fit, Regression, bias_only, error_of
+from onnxprune.reconstruction.least_squares import Fit, Regression, bias_only
 from onnxprune.reconstruction.narrow import Narrow
 from onnxprune.reconstruction.recover import RECOVERIES, STRONG, Recovery
 from onnxprune.reconstruction.rounding import rounded
@@ -56,7 +56,8 @@ class Settings:
     most : int
         Output positions that are used of a layer, for each regressor; a third of them to rank units.
     least : int
-        Output positions that are used of a layer in any case, where there are as many.
+        Output positions that are used of a layer in any case, where there are as many; of one of many blocks, such as a
+        depthwise convolution, at least an eighth of them.
     seed : int
     wide : int
         Regressors from which rows are kept instead of moments.
@@ -81,7 +82,8 @@ class Settings:
         """Return how many positions of a layer are used, or a share of them: one in so many."""
         if view.width > self.wide:
             return self.sheet // share
-        return max(self.most // share * view.width, self.least // min(share, 2))
+        least = self.least // min(view.blocks, 8)  # every position is a row of each block
+        return max(self.most // share * view.width, least // min(share, 2))
 
 
 @dataclass
@@ -196,7 +198,7 @@ def fit_blocks(
     ways = _ways(recovery, kept, (prior, old[1]), free=centred, enough=enough)
 
     def error(fits: Sequence[Fit]) -> float:
-        return sum(float(error_of(h, fit).sum()) for h, fit in zip(held_out, fits, strict=True))
+        return loss_of(held_out, fits)
 
     errors = _tried(lambda name: error(ways[name](train)), list(ways))
     if storable.weights or storable.bias is not None:

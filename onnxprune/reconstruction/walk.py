@@ -180,9 +180,7 @@ class Walk:
         goals: dict[int, list[_Goal]] = {}
         room = float(sum(goal.nbytes for each in self.targets.values() for goal in each))
         for site in sites if self.lasting else ():
-            each = [
-                _Goal(DenseOutput(use, self.dense.model), self._draw(site, use), None) for use in site.uses
-            ]
+            each = [self._goal(site, use, None) for use in site.uses]
             room += sum(goal.room for goal in each)
             if room > self.lasting:
                 break
@@ -225,12 +223,7 @@ class Walk:
         goals: dict[int, list[_Goal]] = {}
         room, size = 0.0, 0.0
         for other in self.todo[first : first + ABREAST]:
-            uses = [
-                _Goal(
-                    DenseOutput(use, self.dense.model), self._draw(other, use), Spread() if spread else None
-                )
-                for use in other.uses
-            ]
+            uses = [self._goal(other, use, Spread() if spread else None) for use in other.uses]
             room += sum(use.room for use in uses)
             size += sum(self.sizes.get(name, np.inf) for use in uses for name in use.reached.wanted[:1])
             if goals and (room > AHEAD_BYTES or size > ABREAST_BYTES or other.number in self.targets):
@@ -263,16 +256,32 @@ class Walk:
     def _valid(self) -> Sequence[Array | None]:
         return self.valid or [None] * len(self.counts)
 
+    def _goal(self, site: Site, use: Site, spread: Spread | None) -> _Goal:
+        reached = DenseOutput(use, self.dense.model)
+        every = self.sizes.get(reached.wanted[0], np.inf) * sum(self.counts) / max(self.counts, default=1)
+        return _Goal(reached, self._draw(site, use), spread, every)
+
     def _draw(self, site: Site, use: Site, share: int = 1) -> Draw:
         most = self.settings.rows(site.view, share) // len(site.uses)
         return Draw(sum(self.counts), most, self.settings.seed + use.number)
 
 
 class _Goal:
-    """Takes, at one node that uses a layer's weight, what the original gives at the positions that are used."""
+    """Takes, at one node that uses a layer's weight, what the original gives at the positions that are used.
 
-    def __init__(self, reached: DenseOutput, draw: Draw, spread: Spread | None) -> None:
+    Parameters
+    ----------
+    reached : DenseOutput
+    draw : Draw
+    spread : Spread or None
+        What takes the variance of the outputs as well.
+    every : float
+        Bytes of the outputs at all positions of all samples.
+    """
+
+    def __init__(self, reached: DenseOutput, draw: Draw, spread: Spread | None, every: float) -> None:
         self.site, self.reached, self.draw, self.spread = reached.site, reached, draw, spread
+        self.every = every
         self.wanted = list(dict.fromkeys([*reached.wanted, self.site.x]))
         self.rows: list[Rows | None] = []  # None: the node is in a branch that the batch doesn't take
         self.y: list[Array] = []
@@ -281,7 +290,8 @@ class _Goal:
     def room(self) -> float:
         """The most bytes that will be held."""
         view = self.site.view
-        return 4.0 * self.draw.most * (view.width if self.site.lean else view.blocks * view.outputs)
+        drawn = 4.0 * self.draw.most * (view.width if self.site.lean else view.blocks * view.outputs)
+        return min(drawn, self.every)
 
     @property
     def nbytes(self) -> int:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Evidence, moments_of
+from onnxprune.reconstruction.grouped import loss_of
 from onnxprune.reconstruction.layer import Storable, weights_of
 from onnxprune.reconstruction.layers import Site
-from onnxprune.reconstruction.least_squares import Fit, Problem, error_of
+from onnxprune.reconstruction.least_squares import Fit, Problem
 from onnxprune.reconstruction.recover import STRONG
 from onnxprune.sparsity.refit import is_exact, masked_refit
 from onnxprune.sparsity.task import Mask
@@ -101,10 +102,7 @@ def fit_layer(
     def made(name: str, problems: Sequence[Problem]) -> list[Fit]:
         return storable.put(problems, [makers[name](b, p) for b, p in enumerate(problems)])
 
-    errors = {
-        name: sum(float(error_of(h, fit).sum()) for h, fit in zip(unseen, made(name, train), strict=True))
-        for name in makers
-    }
+    errors = {name: loss_of(unseen, made(name, train)) for name in makers}
     best = min(errors, key=lambda n: errors[n])
     whole = moments_of(evidence.whole(centred=centred))
     variance = max(sum(p.variance for p in unseen), 1e-30)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import CalibrationError
-from onnxprune.reconstruction.grouped import refits
-from onnxprune.reconstruction.least_squares import Problem, refit
+from onnxprune.reconstruction.grouped import loss_of, refits
+from onnxprune.reconstruction.least_squares import Fit, Problem, error_of, refit
 from onnxprune.reconstruction.moments import Moments, Stack
 
 
@@ -133,6 +133,10 @@ def test_refits_of_blocks_are_those_of_each():
         alone = refit(given[0], given[1], 0.1, given[2])
         np.testing.assert_allclose(found.w, alone.w, rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(found.b, alone.b, rtol=1e-12)
+    fits = [Fit(rng.standard_normal((6, 2)), rng.standard_normal(2)) for _ in problems]
+    alone_errors = [float(error_of(p, fit).sum()) for p, fit in zip(problems, fits, strict=True)]
+    np.testing.assert_allclose(loss_of(problems, fits), sum(alone_errors), rtol=1e-10)
+    np.testing.assert_allclose(loss_of(problems[:1], fits[:1]), alone_errors[0], rtol=1e-10)
 
 
 @pytest.mark.parametrize("blocks", [1, 4])
