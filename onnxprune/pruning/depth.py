@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxprune.calibration.samples import Samples
 from onnxprune.cut.depth import Shallow, shallow
-from onnxprune.cut.put_back import Failed
+from onnxprune.cut.put_back import Failed, most
 from onnxprune.errors import NothingToPrune, UsageError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.depth import Branch, Depth
@@ -38,7 +38,7 @@ from onnxprune.reconstruction.aim import Aim, renamed
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.runtime.inputs import Trial
 
-__all__ = ["Candidates", "Shallowed", "candidates", "dropped", "planned_with", "shallowed", "tell"]
+__all__ = ["Candidates", "Shallowed", "candidates", "dropped", "inexact", "planned_with", "shallowed", "tell"]
 
 #: Costs of which parameters are what a branch saves; of others its MACs are.
 OF_WEIGHTS = ("params", "bytes")
@@ -97,6 +97,12 @@ class Candidates:
     def without(self, count: int) -> Shallowed:
         """Return a run on the model without the first so many."""
         return _without(self.run, self.depth, self.first(count), self.worths)
+
+    def but(self, kept: Mapping[str, str]) -> Candidates:
+        """Return the others, where law 1 doesn't hold without some branches; a note says why these stay."""
+        self.run.notes += [f"depth: {name!r} stays, since without it {why}" for name, why in kept.items()]
+        self.depth.refused.update(kept)
+        return dataclasses.replace(self, worths=[w for w in self.worths if w.branch.name not in kept])
 
 
 def branches_of(run: Run[Options]) -> Depth:
@@ -207,7 +213,17 @@ def dropped(run: Run[Options]) -> Run[Options]:
         if not hits:
             raise UsageError(_no_branch(depth, pattern))
         names |= dict.fromkeys(hits)
-    return shallowed(_without(run, depth, list(names)))
+    asked = _without(run, depth, list(names))
+    try:
+        return shallowed(asked)
+    except VerificationError as error:
+        kept = inexact(asked) if isinstance(error.__cause__, Failed) and len(asked.gone) > 1 else {}
+        if not kept:
+            raise
+        name, why = next(iter(kept.items()))
+        raise VerificationError(
+            f"--drop: without the branch {name!r} the result isn't exact: {why.rstrip('.')}; name others."
+        ) from error
 
 
 def _no_branch(depth: Depth, pattern: str) -> str:
@@ -271,12 +287,33 @@ def shallowed(run: Shallowed) -> Shallowed:
             gone = {name for b in run.gone for name in (*b.inputs, *b.outputs)}
             proof = proved(source, run.whole, {}, run.model, masked, gone=gone)
         except Failed as failure:
+            named = ", ".join(repr(b.name) for b in run.gone[:3]) + ", ..." * (len(run.gone) > 3)
             raise VerificationError(
-                f"The branches' cut isn't exact: {str(failure).rstrip('.')}."
+                f"Without the branches {named} the result isn't exact: {str(failure).rstrip('.')}."
             ) from failure
     run.law1, run.checks = proof.law1(), list(proof.checks)
     run.notes += [f"depth: {note}" for note in proof.notes]
     return run
+
+
+def inexact(run: Shallowed) -> dict[str, str]:
+    """Return the branches that a run's model must have for law 1 to hold, each with what differs without it.
+
+    Raises
+    ------
+    VerificationError
+        If law 1 holds without none of them.
+    """
+
+    def attempt(names: Sequence[str]) -> Shallowed:
+        try:
+            return shallowed(_without(dataclasses.replace(run, model=run.original), run.depth, names))
+        except VerificationError as error:
+            if isinstance(error.__cause__, Failed):
+                raise error.__cause__ from error
+            raise
+
+    return most([b.name for b in run.gone], attempt)[1]
 
 
 def planned_with(run: Run[Options], plan: Plan) -> Plan:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune.calibration.agreement import Outputs, distance
-from onnxprune.cut.put_back import Removed
-from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError
+from onnxprune.cut.put_back import Failed, Removed
+from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
@@ -25,7 +25,7 @@ from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.decision import Decision, decide, limit_of
-from onnxprune.pruning.depth import Candidates, Shallowed, candidates, dropped, shallowed
+from onnxprune.pruning.depth import Candidates, Shallowed, candidates, dropped, inexact, shallowed
 from onnxprune.pruning.saliency import Candidate
 from onnxprune.pruning.speed import Speed, speed_of
 from onnxprune.pruning.targets import parse_target
@@ -61,8 +61,33 @@ def shallower(run: Run[Options], analysis_of: AnalysisOf) -> Run[Options]:
     if isinstance(run, Shallowed) or not options.depth or options.ratio == 0:
         return _fitted(run) if isinstance(run, Shallowed) and not run.alone and options.fitted else run
     found = candidates(run)
-    if options.ratio is not None:
-        chosen = found.without(round(options.ratio * len(found.worths)))
+    most = len(found.worths)
+    while True:
+        chosen = _chosen(found, most, analysis_of)
+        if not chosen.gone:
+            return found.run
+        try:
+            proved = shallowed(chosen)
+            return proved if proved.alone else _fitted(proved)
+        except VerificationError as error:
+            if not isinstance(error.__cause__, Failed):
+                raise
+            found = found.but(inexact(chosen))
+
+
+def _chosen(found: Candidates, most: int, analysis_of: AnalysisOf) -> Shallowed:
+    """Return the run without as many branches as are to go, of so many that there were at first.
+
+    Raises
+    ------
+    NothingToPrune
+        If there is none that can go, or targets can't be met by them alone.
+    """
+    options = found.run.options
+    if not found.worths and not options.others:
+        raise NothingToPrune("No residual branch can go: law 1 holds without none of them.")
+    if options.ratio is not None or not found.worths:
+        chosen = found.without(round((options.ratio or 0.0) * most))
     elif not options.others:
         share = _Share(found, analysis_of)
         chosen = share.without(share.fewest())
@@ -70,12 +95,9 @@ def shallower(run: Run[Options], analysis_of: AnalysisOf) -> Run[Options]:
         chosen = _Share(found, analysis_of).best()
     if not chosen.gone and not options.others:
         raise NothingToPrune(
-            f"No residual branch goes at --ratio {options.ratio:g}: there are {len(found.worths)}; ask for more."
+            f"No residual branch goes at --ratio {options.ratio:g}: there are {most}; ask for more."
         )
-    if not chosen.gone:
-        return found.run
-    proved = shallowed(chosen)
-    return proved if proved.alone else _fitted(proved)
+    return chosen
 
 
 def refitted(run: Shallowed, analysis: Analysis) -> Candidate:

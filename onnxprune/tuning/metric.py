@@ -135,9 +135,11 @@ class Script:
         Raises
         ------
         UsageError
-            If the function fails, ends its process, takes too long, or returns no number; a sentence says which.
+            If the function fails, ends its process, takes too long, returns no number, or changes the model's file; a
+            sentence says which.
         """
         start, said = time.perf_counter(), f"--metric {self.script}:{self.function}"
+        before = _state_of(path)
         try:
             kind, value = call(evaluated, str(self.script), self.function, str(path), self.longest)
         except OnnxPruneError as error:
@@ -149,11 +151,24 @@ class Script:
             raise UsageError(
                 f"{said} ends its process before it returns a number: {str(error).rstrip('.')}."
             ) from error
+        if _state_of(path) != before:
+            raise UsageError(
+                f"{said} changes or removes the file that it is given, {str(path)!r}; let it work on a copy."
+            )
         if kind != "number":
             raise UsageError(f"{said} {value}.")
         items = [float(v) for v in value] if isinstance(value, list) else None
         mean = float(np.mean(items)) if items else float(value)
         return Score(mean, items, time.perf_counter() - start)
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file; nothing of one that isn't there."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return ()
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns
 
 
 def script_of(text: str, longest: float | None) -> Script:

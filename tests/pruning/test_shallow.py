@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -135,6 +136,47 @@ def test_a_ratio_of_both(source: Path) -> None:
     assert len(gone(result)) == 2
     widths = [g for g in result.report.groups if g["kind"] != "depth"]
     assert any(0 < g["removed"] < g["units"] for g in widths)
+
+
+@pytest.fixture
+def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no model without the second block be what the original is with it masked."""
+    from onnxprune.pruning import depth
+
+    def masked(found: Depth, names: list[str], real: Any = depth.multiplied) -> Model:
+        return real(found, [name for name in names if name != "blocks.1"])
+
+    monkeypatch.setattr(depth, "multiplied", masked)
+
+
+@pytest.mark.usefixtures("stubborn")
+@pytest.mark.parametrize("more", [{"ratio": 0.75}, {"target": ("macs=0.6",)}])
+@pytest.mark.parametrize("kinds", ["depth", "depth,channels"])
+def test_a_branch_that_law_1_does_not_hold_without_stays(
+    pictures: Path, kinds: str, more: dict[str, Any]
+) -> None:
+    """Others go in its place, and a note says why."""
+    out = pictures.with_name("out.onnx")
+    result = onnxprune.prune(
+        pictures, out, granularity=kinds, calib=PICTURES, recover="lstsq", align=1, **more
+    )
+    names = [branch["name"] for branch in result.report.to_json().get("depth", {"gone": ()})["gone"]]
+    assert "blocks.1" not in names
+    if "ratio" in more:
+        assert names == ["blocks.0", "blocks.2", "blocks.3"]
+        assert any(
+            "'blocks.1' stays, since without it law 1 doesn't hold" in note for note in result.report.notes
+        )
+    else:
+        assert result.report.targets[0]["holds"]
+
+
+@pytest.mark.usefixtures("stubborn")
+def test_a_branch_by_name_that_law_1_does_not_hold_without_is_named(pictures: Path) -> None:
+    out = pictures.with_name("out.onnx")
+    with pytest.raises(VerificationError, match=r"--drop: without the branch 'blocks.1' the result isn't"):
+        onnxprune.prune(pictures, out, drop=r"blocks\.[012]")
+    assert not out.exists()
 
 
 def test_heads_alone() -> None:

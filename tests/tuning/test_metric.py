@@ -28,6 +28,8 @@ def text(path): return "good"
 def leaving(path): sys.exit(3)
 def dying(path): os._exit(0)
 def slow(path): time.sleep(60)
+def deleting(path): os.remove(path); return 0.5
+def rewriting(path): open(path, "ab").write(b"x"); return 0.5
 constant = 3
 """
 
@@ -65,6 +67,8 @@ def test_a_path_is_given_where_no_session_is_asked_for(script: Path) -> None:
         ("raising", "fails with ValueError: no data at all"),
         ("dying", "ends its process before it returns"),
         ("slow", "takes longer than 2 s"),
+        ("deleting", "changes or removes the file that it is given"),
+        ("rewriting", "changes or removes the file that it is given"),
     ],
 )
 def test_anything_else_is_a_sentence(script: Path, name: str, said: str) -> None:
