@@ -42,6 +42,19 @@ _LAST = (
     518, 600, 1000, 1024, 2000, 2048, 4000, 4096,
 )  # fmt: skip
 
+#: The same, where some inputs are states: before those.
+_BESIDE_STATES = (512, 256, 1024, 128, 64, 32, 16)
+
+
+def _states(axes: Axes) -> frozenset[str]:
+    """Return the axes without a name that count the sequences of a state, ``[layers, sequences, width]``, as far as one
+    can tell: the only dynamic axis of its input, between fixed ones.
+    """
+    only = ([a for a in own if isinstance(a, str)] for own in axes.axes_of.values() if len(own) > 2)
+    inner = {a for own in axes.axes_of.values() for a in own[1:-1] if isinstance(a, str)}
+    alone = {found[0] for found in only if len(found) == 1}
+    return frozenset((alone & inner & axes.sizes.keys()) - axes.batch)
+
 
 @dataclass
 class Feasible:
@@ -157,13 +170,26 @@ class Feasible:
             if inputs is not None and inputs not in done and self.at(inputs).whole:
                 done.append(inputs)
                 yield inputs
-        for size in _LAST:
-            for start in guesses[:2]:
-                axes = Axes.of(self.graph, start)
-                shapes = axes.shapes({a: s if a in axes.batch else size for a, s in axes.sizes.items()})
-                if shapes is not None and shapes not in done and self.at(shapes).whole:
-                    done.append(shapes)
-                    yield shapes
+        for shapes in self._others(guesses[:2]):
+            if shapes not in done and self.at(shapes).whole:
+                done.append(shapes)
+                yield shapes
+
+    def _others(self, starts: Sequence[Mapping[str, Shape]]) -> Iterator[dict[str, Shape]]:
+        """Yield sizes that are tried at last, with each start's batch; first beside states of as many sequences."""
+        for sizes, beside in ((_BESIDE_STATES, True), (_LAST, False)):
+            for size in sizes:
+                for axes in (Axes.of(self.graph, start) for start in starts):
+                    states = _states(axes) if beside else frozenset[str]()
+                    batch = min((axes.sizes[a] for a in axes.batch), default=1)
+                    shapes = axes.shapes(
+                        {
+                            a: s if a in axes.batch else batch if a in states else size
+                            for a, s in axes.sizes.items()
+                        }
+                    )
+                    if shapes is not None and (states or not beside):
+                        yield shapes
 
     def _ignore(self, guesses: Sequence[Mapping[str, Shape]]) -> None:
         """Leave alone what fails its row in the same way whatever the sizes: the row is too strict there."""

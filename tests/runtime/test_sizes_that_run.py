@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph.analysis import analyse
@@ -70,3 +73,34 @@ def test_a_padded_signal_may_be_shorter_than_its_kernel() -> None:
     found = analyse(model, input_shapes={"x": (1, 1, 2)})
     assert found.inputs["x"] == (1, 1, 2)
     open_session(model).run({"x": np.zeros((1, 1, 2), np.float32)})
+
+
+def _beside_a_state(name: str = "") -> onnx.ModelProto:
+    """A recurrence over a signal, with one state for each; what it does isn't known by shapes."""
+    axes = [None, None] if not name else ["batch", "samples"]
+    values = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, axes),
+        helper.make_tensor_value_info("state", TensorProto.FLOAT, [2, None, 8]),
+    ]
+    nodes = [helper.make_node("Recurrence", ["x", "state"], ["y"], "recurrence", domain="another")]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", values, outputs)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("another", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("name", ["", "named"])
+@pytest.mark.parametrize("length", [512, 256, 64])
+def test_a_state_is_for_as_many_sequences_as_the_batch_has(length: int, name: str) -> None:
+    """The axis has no name; only runs tell, and they are few."""
+    asked = []
+
+    def runs(shapes: Mapping[str, tuple[int, ...]]) -> str:
+        asked.append(shapes)
+        sound = shapes["x"][0] == shapes["state"][1] and shapes["x"][1] == length
+        return "" if sound else "the state is for other sequences, or the signal has another length"
+
+    inputs = analyse(Model.load(_beside_a_state(name)), runs=runs).inputs
+    assert inputs["x"][0] == inputs["state"][1] < 12
+    assert inputs["x"][1] == length
+    assert len(asked) <= 24
