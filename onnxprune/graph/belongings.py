@@ -212,7 +212,12 @@ class Kinds:
     def __init__(self, coupling: Coupling, solution: Solution) -> None:
         self.kind = np.zeros(solution.inexact.size, np.int64)
         space = coupling.space
+        fixed = set[str]()  # made of weights alone, which is no activation
         for applied in coupling.nodes:
+            node = applied.node
+            given = [c or not n or n in fixed for n, c in zip(node.inputs, node.constant, strict=True)]
+            if given and all(given):
+                fixed.update(node.outputs)
             if applied.row is None or not applied.macs:
                 continue
             letters = applied.letters
@@ -220,7 +225,7 @@ class Kinds:
                 self._mark(space, solution, [letters[applied.row.attrs["group"]]], 1)
             elif (
                 len(applied.ins) >= 2
-                and not any(applied.node.constant[:2])
+                and not any(given[:2])
                 and applied.ins[0]
                 and applied.ins[1]
             ):

@@ -245,6 +245,19 @@ def test_two_heads_are_too_coarse() -> None:
     assert {g.kind for g in groups(attention(2, 6)).values()} == {"head width"}
 
 
+def test_a_weight_that_is_reshaped_on_the_way_is_no_activation() -> None:
+    """A classifier whose weight is kept as pictures: no heads, though both sides of the product are computed."""
+    text = """g (float[5,3] x) => (float[5,6] y) {
+        shape = Constant<value = int64[2] {8, 6}>()
+        a = MatMul(x, w1)
+        b = Relu(a)
+        flat = Reshape(w2, shape)
+        y = MatMul(b, flat)
+    }"""
+    (group,) = groups(study(text, w1=(3, 8), w2=(8, 2, 3))).values()
+    assert (group.kind, group.units) == ("channels", 8)
+
+
 def test_layer_norm_freezes_the_residual_width_unless_inexact_is_allowed() -> None:
     text = """g (float[1,5,3] x) => (float[1,5,4] y) {
         a = MatMul(x, w1)
