@@ -143,7 +143,7 @@ def _weights(lines: Sequence[Values]) -> str:
     )
     return (
         '<section id="weights" aria-labelledby="weights-h"><h2 id="weights-h">Weights</h2>'
-        f'<p class="hint">{hint}</p><div class="wide" tabindex="0" role="region" aria-labelledby="weights-h">'
+        f'<p class="hint">{hint}</p><div class="wide" tabindex="0" role="region" aria-label="Table of weights">'
         f'<table class="zeros"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{rest}</section>'
     )
 
