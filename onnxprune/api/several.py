@@ -185,7 +185,8 @@ def calibrate(
     source, options, progress
         As for `prune`.
     output : path
-        An ``.npz``: for ``moments`` of `prune`, or, where it is of a share (``shard="2/8"``), for `merge`.
+        An ``.npz``: for ``moments`` of `prune`, or, where it is of a share (``shard="2/8"``, ``layers="1/4"``), for
+        `merge`.
     **fields
         The fields of `CalibrateOptions`.
 
@@ -199,7 +200,10 @@ def calibrate(
 
     settings = settings_of(CalibrateOptions, options, fields)
     return sharded.calibrate(
-        journey.open_run(source, settings.as_pruning(), progress or None), Path(output), settings.shard
+        journey.open_run(source, settings.as_pruning(), progress or None),
+        Path(output),
+        settings.shard,
+        settings.layers,
     )
 
 

@@ -37,13 +37,13 @@ M = TypeVar("M", bound=Mergeable)
 
 @dataclass(frozen=True)
 class Shard:
-    """One share of the samples: the ``number``-th, from 1, ``of`` so many."""
+    """One share of the samples, or of the layers: the ``number``-th, from 1, ``of`` so many."""
 
     number: int = 1
     of: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Shard:
+    def parse(cls, text: str, flag: str = "--shard") -> Shard:
         """Read ``2/8``.
 
         Raises
@@ -58,7 +58,7 @@ class Shard:
         """
         match = re.fullmatch(r"\s*([0-9]{1,4})\s*/\s*([0-9]{1,4})\s*", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise UsageError(f"--shard must be a share such as 2/8, from 1/8 to 8/8; got {text!r}.")
+            raise UsageError(f"{flag} must be a share such as 2/8, from 1/8 to 8/8; got {text!r}.")
         return cls(int(match[1]), int(match[2]))
 
     def span(self, pieces: int) -> Span:

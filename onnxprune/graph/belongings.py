@@ -223,12 +223,7 @@ class Kinds:
             letters = applied.letters
             if "group" in applied.row.attrs:
                 self._mark(space, solution, [letters[applied.row.attrs["group"]]], 1)
-            elif (
-                len(applied.ins) >= 2
-                and not any(given[:2])
-                and applied.ins[0]
-                and applied.ins[1]
-            ):
+            elif len(applied.ins) >= 2 and not any(given[:2]) and applied.ins[0] and applied.ins[1]:
                 left, right = ({space.find(d) for d in dims or ()} for dims in applied.ins[:2])
                 out = {space.find(d) for d in applied.outs[0] or ()}
                 self._mark(space, solution, (left ^ right) | ((left & right) - out), 2)

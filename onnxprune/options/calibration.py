@@ -32,6 +32,14 @@ class CalibrateOptions(SharedOptions):
         commands="calibrate",
         metavar="I/N",
     )
+    layers: str | None = option(
+        None,
+        "take the moments of this share of the layers only, such as 1/4, dealt by what they cost, of all samples or of "
+        "a --shard; 'onnxprune merge' puts all together",
+        stage="calibrate",
+        commands="calibrate",
+        metavar="I/N",
+    )
     input_shapes: Shapes = like(Options, "input_shapes", "calibrate")
     seed: int = option(
         0, "seed of the positions that are drawn", stage="calibrate", commands="calibrate", metavar="N"
@@ -54,5 +62,6 @@ class CalibrateFields(SharedFields, total=False):
     """The fields of `CalibrateOptions`, as keyword arguments."""
 
     shard: str | None
+    layers: str | None
     input_shapes: Shapes
     seed: int

@@ -42,6 +42,8 @@ class MomentFacts(Facts):
     path : str
     shard : str
         Such as ``"2/8"``; ``"1/1"`` of all samples.
+    part : str
+        The share of the layers, ``"1/1"`` of all.
     samples : int
         In all shards.
     pieces : int
@@ -53,6 +55,7 @@ class MomentFacts(Facts):
 
     path: str
     shard: str
+    part: str
     samples: int
     pieces: int
     layers: int
@@ -61,7 +64,8 @@ class MomentFacts(Facts):
     @classmethod
     def of(cls, header: Header, path: Path, nbytes: int) -> MomentFacts:
         """Describe a file."""
-        return cls(str(path), str(header.shard), header.samples, header.pieces, len(header.layers), nbytes)
+        shares = str(header.shard), str(header.part)
+        return cls(str(path), *shares, header.samples, header.pieces, len(header.layers), nbytes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -70,6 +74,7 @@ class MomentFacts(Facts):
     def brief(self) -> str:
         """Return what the file holds, in a sentence."""
         share = "" if self.shard == "1/1" else f", shard {self.shard}"
+        share += "" if self.part == "1/1" else f", layers {self.part}"
         return (
             f"{self.path}: moments of {self.layers:,} layers over {self.samples:,} samples{share} "
             f"({amount(self.nbytes)} bytes)"
@@ -80,7 +85,7 @@ class MomentFacts(Facts):
         print(self.brief(), file=printed_on(stream))
 
 
-def calibrate(run: Run[Options], output: Path, shard: str | None) -> MomentFacts:
+def calibrate(run: Run[Options], output: Path, shard: str | None, layers: str | None = None) -> MomentFacts:
     """Take the moments over the share of the samples that fits may see, and write them.
 
     Parameters
@@ -89,28 +94,32 @@ def calibrate(run: Run[Options], output: Path, shard: str | None) -> MomentFacts
     output : Path
     shard : str or None
         Such as ``"2/8"``; all of them where it is None.
+    layers : str or None
+        The share of the layers, the same.
 
     Raises
     ------
     UsageError
-        If there are more shards than pieces of the samples.
+        If there are more shards than pieces of the samples, or than stretches of layers.
     CalibrationError
         If the samples don't fit the model, or a layer finds no room.
     NothingToPrune
         If the model has no layer that can be fitted.
     """
     _check(output)
-    part = Shard() if shard is None else Shard.parse(shard)
+    share = Shard() if shard is None else Shard.parse(shard)
+    part = Shard() if layers is None else Shard.parse(layers, "--layers")
     analysis = analysis_of(run)
     with run.stage("samples"):
         samples, _ = read_samples(analysis, run.options, run.progress).set_aside()
         dealt = Dealt.of(analysis, samples, Settings(seed=run.options.seed))
-    waves = dealt.waves(part)
+    waves = dealt.waves(share)
     if not dealt.layers:
         raise NothingToPrune("The model has no layer that can be fitted on samples.")
     admit(dealt.layers, dealt.settings)
     header = Header(
         facts_of(run.sha256(), dealt.samples, [], seed=run.options.seed),
+        share,
         part,
         len(dealt.pieces),
         dealt.samples.count,
@@ -119,14 +128,14 @@ def calibrate(run: Run[Options], output: Path, shard: str | None) -> MomentFacts
     )
     with run.stage("calibrate"):
         if len(waves) == 1:
-            size = _save(output, lambda file: write(file, header, _sums(dealt, waves[0], run)))
+            size = _save(output, lambda file: write(file, header, _sums(dealt, waves[0], run, part)))
         else:
             size = _in_waves(run, dealt, waves, header, output)
     return MomentFacts.of(header, output, size)
 
 
-def _sums(dealt: Dealt, wave: Span, run: Run[Options]) -> Iterator[list[tuple[Span, Gathered]]]:
-    for _, nodes in dealt.gather(wave, run.say):
+def _sums(dealt: Dealt, wave: Span, run: Run[Options], part: Shard) -> Iterator[list[tuple[Span, Gathered]]]:
+    for _, nodes in dealt.gather(wave, run.say, part):
         yield nodes
 
 
@@ -137,7 +146,7 @@ def _in_waves(run: Run[Options], dealt: Dealt, waves: Sequence[Span], header: He
         for number, wave in enumerate(waves):
             path = Path(folder) / f"{number}.npz"
             with path.open("wb") as file:
-                write(file, header, _sums(dealt, wave, run))
+                write(file, header, _sums(dealt, wave, run, header.part))
             parts.append(MomentFile(path, header))
         return _save(output, lambda file: write(file, header, added(parts)))
 

@@ -8,7 +8,7 @@ Outputs aren't kept: they are what a layer's own weights give (`Evidence.linear`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +16,7 @@ from onnxprune.calibration.frontier import sizes, stream_bytes
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.shards import PIECES, Piece, Shard, Span, Tree, in_pieces
 from onnxprune.calibration.stream import stream_of
+from onnxprune.errors import UsageError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.reconstruction.evidence import Draw, Evidence, Spread
 from onnxprune.reconstruction.layer import Settings
@@ -28,6 +29,8 @@ __all__ = ["Dealt", "Gathered"]
 
 #: Pieces at a time where the sizes of activations aren't known.
 UNKNOWN = 4
+#: The part of who has all layers.
+ALL = Shard()
 
 
 @dataclass
@@ -107,8 +110,33 @@ class Dealt:
         edges = sorted({first, stop, *(n for n in range(first, stop) if n % size == 0)})
         return list(pairwise(edges))
 
+    def own(self, part: Shard, stretches: Sequence[Sequence[Site]]) -> set[int]:
+        """Return the numbers of the stretches of layers that are a part's: dealt in turn to who has the least to do.
+
+        Raises
+        ------
+        UsageError
+            If there are more parts than stretches.
+        """
+        if part.of > len(stretches):
+            raise UsageError(
+                f"The layers are looked at in {len(stretches)} stretches, so {part.of} machines can't share them; ask "
+                f"for {len(stretches)} at most."
+            )
+        costs = [sum(self._cost(site) for site in stretch) for stretch in stretches]
+        loads, dealt = [0.0] * part.of, [set[int]() for _ in range(part.of)]
+        for number in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):
+            least = loads.index(min(loads))
+            loads[least] += costs[number]
+            dealt[least].add(number)
+        return dealt[part.number - 1]
+
+    def _cost(self, site: Site) -> float:
+        """Return about what the moments of a layer cost: a product of rows for each pair of inputs."""
+        return float(site.view.blocks * self.settings.rows(site.view) * site.view.width**2)
+
     def gather(
-        self, wave: Span, say: Callable[[str], None]
+        self, wave: Span, say: Callable[[str], None], part: Shard = ALL
     ) -> Iterator[tuple[Site, list[tuple[Span, Gathered]]]]:
         """Yield layer by layer what some neighbouring pieces tell of it.
 
@@ -117,17 +145,23 @@ class Dealt:
         wave : Span
         say : callable
             Is told of each layer.
+        part : Shard
+            Of the layers. The model runs over the others as well, in the same pieces: where it began elsewhere
+            onnxruntime would fuse other nodes, and the last digits would hang on how many machines there are.
 
         Yields
         ------
         site : Site
         nodes : list of (Span, Gathered)
-            Sums over neighbouring pieces, see `Tree`; one where the wave is all samples.
+            Sums over neighbouring pieces, see `Tree`; one where the wave is all samples, none of a layer that is
+            another part's.
 
         Raises
         ------
         CalibrationError
             If onnxruntime fails on the samples.
+        UsageError
+            If there are more parts than stretches of layers.
         """
         own = self.pieces[slice(*wave)]
         start = own[0].batches.start
@@ -138,7 +172,15 @@ class Dealt:
         walk.sizes = sizes(self.analysis, self.samples)  # stretches are those of any shard
         draws = {p.batches.start - start: self._drawing(p) for p in own}
         done = 0
-        for stretch in walk.stretches(self.layers):
+        stretches = walk.stretches(self.layers)
+        dealt = self.own(part, stretches)
+        for at, stretch in enumerate(stretches):
+            if at not in dealt:
+                done += len(stretch)
+                for _ in walk.pieces(stretch, {}) if at < max(dealt) else ():
+                    pass
+                yield from ((site, []) for site in stretch)
+                continue
             say(f"calibrate {done + 1}/{len(self.layers)}: {stretch[0].name}")
             done += len(stretch)
             trees: list[Tree[Gathered]] = [Tree(len(self.pieces)) for _ in stretch]

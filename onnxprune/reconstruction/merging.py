@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import IO
 
@@ -50,7 +51,7 @@ def join(
     """
     parts = [MomentFile.open(path) for path in paths]
     whole = _checked(parts)
-    parts.sort(key=lambda part: part.header.shard.number)
+    parts.sort(key=lambda part: (part.header.shard.number, part.header.part.number))
 
     def layers() -> Iterator[list[tuple[Span, Gathered]]]:
         for number, nodes in enumerate(added(parts)):
@@ -81,7 +82,7 @@ def added(parts: Sequence[MomentFile]) -> Iterator[list[tuple[Span, Gathered]]]:
 def _usual(parts: Sequence[MomentFile]) -> MomentFile:
     """Return a shard of the run that most of them are of: one that isn't is the one that errors name."""
     runs = [
-        repr((sorted(map(str, h.facts.items())), h.pieces, h.samples, h.shard.of))
+        repr((sorted(map(str, h.facts.items())), h.pieces, h.samples, h.shard.of, h.part.of))
         for h in (part.header for part in parts)
     ]
     most = max(runs, key=runs.count)
@@ -91,8 +92,8 @@ def _usual(parts: Sequence[MomentFile]) -> MomentFile:
 def _checked(parts: Sequence[MomentFile]) -> Header:
     """Return the header of shards that are put together, or refuse them, see `join`."""
     first = _usual(parts)
-    of = first.header.shard.of
-    at: dict[int, MomentFile] = {}
+    of, layers = first.header.shard.of, first.header.part.of
+    at: dict[tuple[int, int], MomentFile] = {}
     for part in parts:
         header = part.header
         for name in {**first.header.facts, **header.facts}:
@@ -111,15 +112,32 @@ def _checked(parts: Sequence[MomentFile]) -> Header:
             raise CalibrationError(
                 f"{part.name} is shard {header.shard}, and {first.name} is one of {of}; give the shards of one run."
             )
-        if header.shard.number in at:
+        if header.part.of != layers:
             raise CalibrationError(
-                f"{part.name} and {at[header.shard.number].name} are both shard {header.shard}; give each shard once."
+                f"{part.name} is of layers {header.part}, and {first.name} of one of {layers} shares of them; give the "
+                "files of one run."
             )
-        at[header.shard.number] = part
-    lost = [str(Shard(n, of)) for n in range(1, of + 1) if n not in at]
+        place = header.shard.number, header.part.number
+        if place in at:
+            raise CalibrationError(
+                f"{part.name} and {at[place].name} are both {header.share}; give each shard once."
+            )
+        at[place] = part
+    if layers > 1:
+        gaps = product(range(1, of + 1), range(1, layers + 1))
+        gone = [
+            replace(first.header, shard=Shard(n, of), part=Shard(k, layers))
+            for n, k in gaps
+            if (n, k) not in at
+        ]
+        if gone:
+            raise CalibrationError(
+                f"{'; '.join(header.share for header in gone)} missing; give the files of all shares of one run."
+            )
+    lost = [str(Shard(n, of)) for n in range(1, of + 1) if (n, 1) not in at]
     if lost:
         what, are = ("Shard", "is") if len(lost) == 1 else ("Shards", "are")
         raise CalibrationError(
             f"{what} {', '.join(lost)} of the samples {are} missing; give all shards of one run."
         )
-    return replace(first.header, shard=Shard())
+    return replace(first.header, shard=Shard(), part=Shard())

@@ -45,7 +45,7 @@ __all__ = ["Header", "Layer", "MomentFile", "reading", "write"]
 
 Array = NDArray[Any]
 #: Of the file's form, and what an archive says of the time of each array.
-FORMAT, EPOCH = 2, (1980, 1, 1, 0, 0, 0)
+FORMAT, EPOCH = 3, (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Header:
     facts : dict
         What moments depend on: model, samples, program, seed.
     shard : Shard
+    part : Shard
+        Of the layers, dealt by what they cost.
     pieces : int
         Into which all samples fall.
     samples : int
@@ -93,14 +95,24 @@ class Header:
 
     facts: Mapping[str, Any]
     shard: Shard
+    part: Shard
     pieces: int
     samples: int
     inputs: Mapping[str, Sequence[int]]
     layers: tuple[Layer, ...]
 
+    @property
+    def share(self) -> str:
+        """What it is the share of, for sentences."""
+        shares = [f"shard {self.shard}"] if self.shard.of > 1 or self.part.of == 1 else []
+        return " and ".join([*shares, *([f"layers {self.part}"] if self.part.of > 1 else [])])
+
     def dumps(self) -> bytes:
         """Return it as JSON."""
-        values = {"format": FORMAT, **asdict(self), "shard": [self.shard.number, self.shard.of]}
+        shares = {
+            name: [share.number, share.of] for name, share in (("shard", self.shard), ("part", self.part))
+        }
+        values = {"format": FORMAT, **asdict(self), **shares}
         return json.dumps(values, sort_keys=True, indent=1).encode()
 
     @classmethod
@@ -116,10 +128,10 @@ class Header:
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, and this version reads {FORMAT}")
         layers = tuple(Layer(**{**layer, "uses": tuple(layer["uses"])}) for layer in values["layers"])
-        number, of = values["shard"]
+        shard, part = (Shard.parse(f"{number}/{of}") for number, of in (values["shard"], values["part"]))
         inputs = {str(name): tuple(map(int, shape)) for name, shape in values["inputs"].items()}
         return cls(
-            dict(values["facts"]), Shard.parse(f"{number}/{of}"), int(values["pieces"]), int(values["samples"]),
+            dict(values["facts"]), shard, part, int(values["pieces"]), int(values["samples"]),
             inputs, layers,
         )  # fmt: skip
 
@@ -213,15 +225,15 @@ class MomentFile:
         return repr(str(self.path))
 
     def check_whole(self, sha256: str) -> None:
-        """Refuse moments of a share of the samples, or of another model.
+        """Refuse moments of a share of the samples or of the layers, or of another model.
 
         Raises
         ------
         CalibrationError
         """
-        if self.header.shard != Shard():
+        if (self.header.shard, self.header.part) != (Shard(), Shard()):
             raise CalibrationError(
-                f"{self.name} holds the moments of shard {self.header.shard} alone; put all of them together with "
+                f"{self.name} holds the moments of {self.header.share} alone; put all of them together with "
                 "'onnxprune merge', and give what that writes."
             )
         if self.header.facts.get("model") != sha256:
