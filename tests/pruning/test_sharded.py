@@ -9,37 +9,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_models import Builder, residual
+from sharded_models import kinds
+from small_models import residual
 
 import onnxprune
 from onnxprune.api import calibrate, merge, sensitivity
 from onnxprune.calibration import shards
-from onnxprune.calibration.samples import Samples, load_samples
+from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.shards import Shard, Tree, in_pieces
 from onnxprune.cli import main
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.files.seal import sealed
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.reconstruction import gather, walk
+from onnxprune.reconstruction import gather
 from onnxprune.reconstruction.evidence import Collector, Rows
 from onnxprune.reconstruction.from_moments import reached
-from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import sites
-
-
-def kinds() -> onnx.ModelProto:
-    """A weight that two nodes use, a depthwise convolution, a layer whose rows are kept, and one with many outputs."""
-    b = Builder(3)
-    b.weight("shared", 6, 6, 3, 3)
-    x = "x"
-    for name in ("one", "two"):
-        x = b.op("Relu", [b.op("Conv", [x, "shared"], name, pads=[1] * 4)], f"{name}.relu")
-    x = b.op("Conv", [x, b.weight("deep", 6, 1, 3, 3)], "depthwise", group=6, pads=[1] * 4)
-    x = b.op("Flatten", [b.op("Relu", [b.conv(x, "wide", 6, 73)], "wide.relu")], "flat")
-    x = b.op("Relu", [b.linear(x, "narrow", 73 * 64, 24)], "narrow.relu")
-    return b.model({"x": ["N", 6, 8, 8]}, b.linear(x, "many", 24, 3000))
-
 
 MODELS = {"residual": residual, "kinds": kinds}
 
@@ -70,57 +56,6 @@ def test_merged_shards_have_the_bytes_of_one_run(folder: Path, tmp_path: Path, o
     parts = [shard(folder, tmp_path, n, of) for n in range(1, of + 1)]
     merge(parts[::-1], tmp_path / "merged.npz")
     assert (tmp_path / "merged.npz").read_bytes() == (folder / "all.npz").read_bytes()
-
-
-@pytest.fixture
-def one_by_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """Moments where each layer is a stretch of its own."""
-    monkeypatch.setattr(walk, "ABREAST", 1)
-    calibrate(folder / "in.onnx", tmp_path / "whole.npz", calib=str(folder / "s.npz"))
-    return (tmp_path / "whole.npz").read_bytes()
-
-
-@pytest.mark.parametrize(("shares", "parts"), [(1, 2), (1, 4), (3, 2), (2, 3)])
-def test_layers_that_are_dealt_have_the_bytes_of_one_run(
-    folder: Path, tmp_path: Path, one_by_one: bytes, shares: int, parts: int
-) -> None:
-    files = []
-    for n in range(1, shares + 1):
-        for k in range(1, parts + 1):
-            path = tmp_path / f"{n}-{k}.npz"
-            given = {"shard": f"{n}/{shares}"} if shares > 1 else {}
-            calibrate(folder / "in.onnx", path, calib=str(folder / "s.npz"), layers=f"{k}/{parts}", **given)
-            files.append(path)
-    merge(files[::-1], tmp_path / "merged.npz")
-    assert (tmp_path / "merged.npz").read_bytes() == one_by_one
-    weights = [{name.split("/")[0] for name in np.load(path).files if "/" in name} for path in files[:parts]]
-    assert sum(map(len, weights)) == len(set.union(*weights)) > parts / 2
-    lost, *others = files
-    with pytest.raises(CalibrationError, match=f"layers 1/{parts} missing"):
-        merge(others, tmp_path / "lost.npz")
-    with pytest.raises(CalibrationError, match="give each shard once"):
-        merge([lost, *files], tmp_path / "twice.npz")
-    with pytest.raises(CalibrationError, match=f"layers 1/{parts} alone"):
-        onnxprune.prune(folder / "in.onnx", tmp_path / "o.onnx", ratio=0.5, moments=str(lost))
-
-
-def test_dear_layers_are_dealt_apart(one_by_one: bytes, folder: Path) -> None:
-    analysis = analyse(Model.load(folder / "in.onnx"))
-    samples = load_samples(analysis.model.proto.graph, str(folder / "s.npz"))
-    dealt = gather.Dealt.of(analysis, samples, Settings())
-    stretches = [[site] for site in dealt.layers]
-    parts = [dealt.own(Shard(k, 2), stretches) for k in (1, 2)]
-    assert parts[0] | parts[1] == set(range(len(stretches)))
-    costs = [sum(dealt._cost(dealt.layers[n]) for n in part) for part in parts]
-    assert max(costs) - min(costs) <= max(dealt._cost(site) for site in dealt.layers)
-
-
-def test_more_machines_than_stretches_of_layers_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"The layers are looked at in .* 99 machines can't share them"):
-        calibrate(folder / "in.onnx", tmp_path / "p.npz", calib=str(folder / "s.npz"), layers="1/99")
-    with pytest.raises(UsageError, match="--layers must be a share"):
-        calibrate(folder / "in.onnx", tmp_path / "p.npz", calib=str(folder / "s.npz"), layers="3/2")
-    assert not (tmp_path / "p.npz").exists()
 
 
 def test_moments_differ_with_the_seed_of_the_positions_and_with_the_samples(
