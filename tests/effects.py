@@ -142,7 +142,7 @@ EFFECTS = {
         "--labels": ("--calib t.npz", "--calib t.npz --labels truth"),
         "--calib-provider": ("", "--calib-provider nonsense"),
         "--shard": ("", "--shard 1/2"),
-        "--layers": ("--layers 1/1", "--layers 2/2"),
+        "--layers": ("", "--layers 1/2"),
         "--input-shape": ("", "--input-shape x:1,9,12"),
         "--seed": ("", "--seed 1"),
         "--output": ("", "-o n.npz"),

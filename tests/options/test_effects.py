@@ -31,6 +31,7 @@ from onnxprune.latency.clock import Bench, Race
 from onnxprune.latency.profile import Timed
 from onnxprune.model import Model
 from onnxprune.pruning import layer_times, speed
+from onnxprune.reconstruction import walk
 from onnxprune.tuning import explore, members
 
 #: A metric of the user's own.
@@ -178,6 +179,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members, "race_apart", lambda a, b, bench: Apart([race(a, b, bench).to_json()]))
     monkeypatch.setattr(layer_times, "profile", lambda models, makers, bench: [Timed(1.0, {0: 0.5}, 0.1)])
     monkeypatch.setattr(speed.Speed, "confirm", lambda *_: None)
+    monkeypatch.setattr(walk, "ABREAST", 1)  # so that even these few layers can be dealt
     monkeypatch.setattr(explore, "levers", lambda aim: [])
     monkeypatch.setattr(explore, "ladders", lambda aim: [explore.Ladder("macs", 1)])
     monkeypatch.setattr(explore, "STEPS", 2)
