@@ -77,8 +77,8 @@ def _by_texts(given: Any, known: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
         return {}
     pairs = [text.partition("=") for text in texts]
-    if len(pairs) == 1 and pairs[0][0] not in known:  # a path, perhaps
-        return {}
+    if len(pairs) == 1 and (pairs[0][0] not in known) and (not pairs[0][1] or Path(texts[0]).exists()):
+        return {}  # a path, or a script and its function
     named: dict[str, Any] = {}
     for text, (name, equals, samples) in zip(texts, pairs, strict=True):
         if not equals or not samples:

@@ -172,6 +172,8 @@ def prune_models(
     files = [_File.open(name, run, options.fitted) for name, run in _opened(runs, options).items()]
     results: dict[str, Result] = {}
     for kin in _networks(files):
+        if options.fitted and not any(file.run.options.fitted for file in kin):
+            kin[0].run.notes.append("there are no samples for it; it is cut by its weights alone")
         results |= _cut(kin, outputs)
     opened = [name for name, result in results.items() if result.report.interface]
     if len({n for n, kin in enumerate(_networks(files)) for file in kin if file.name in opened}) > 1:
@@ -195,8 +197,7 @@ def _with_samples(runs: Mapping[str, Run[Options]], options: Options) -> dict[st
     given: dict[str, Run[Options]] = {}
     for name, run in runs.items():
         own = dataclasses.replace(options, calib=shares[name]) if name in shares else plain
-        notes = [] if name in shares else ["there are no samples for it; it is cut by its weights alone"]
-        given[name] = dataclasses.replace(run, options=own, notes=[*run.notes, *notes])
+        given[name] = dataclasses.replace(run, options=own)
     return given
 
 

@@ -46,6 +46,7 @@ def test_a_token_is_the_same_by_both_decoders_after_a_fit(
     )
     follower = results[NEXT].report.to_json()
     assert f"layers have the weights that were fitted in {FIRST}" in follower["notes"]
+    assert not [note for note in follower["notes"] if "no samples" in note]
     assert follower["law1"]["max_relative_error"] < 1e-5
     one, two = (sorted(w.tobytes() for w in weights(tmp_path / "out" / n).values()) for n in (FIRST, NEXT))
     assert one == two
@@ -183,6 +184,7 @@ def test_synthetic_ones_are_made_for_each() -> None:
             "names 'lost', but the folder's models are a/model.onnx, b/model.onnx, last.onnx",
         ),
         (["a=x", "lasst=y"], "Did you mean 'last'?"),
+        ("lasst=y.npz", "Did you mean 'last'?"),
         (["a=x", "y.npz"], "each MODEL=SAMPLES; got 'y.npz'"),
         (["a=x", "a=y"], "there twice"),
         ({"tokens": IDS}, "The samples have tokens, which are the inputs of no model in the folder"),
@@ -202,3 +204,6 @@ def test_samples_with_and_without_a_name_are_refused_together(
     words = ["prune", str(two), str(tmp_path / "out"), "--ratio", "0.5", "--calib", "eye=a.npz"]
     assert main([*words, "--calib", "b.npz"]) == 2
     assert "MODEL=VALUE each time, or never; got eye=a.npz and b.npz" in capsys.readouterr().err
+    words[1] = str(two / "eye.onnx")
+    assert main([*words, "--calib", "mouth=b.npz"]) == 8
+    assert "is given 2 times, for the models of a folder, and this is one model" in capsys.readouterr().err
