@@ -35,6 +35,8 @@ Ints = NDArray[np.int64]
 ENOUGH, TRUSTED = 20, 1.2
 #: As shares of the regressors' mean variance: of the comparison, and those that are tried.
 LEAST = 1e-4
+#: Targets whose error is this share of their variance are what the layer's own weights give.
+EXACT = 1e-9
 RIDGES = (1e-2, 1e-1, 1.0, 10.0)
 
 
@@ -64,19 +66,21 @@ def steadied(sets: list[Problem], rows: Sequence[Ints], w: Matrix) -> tuple[Prob
     sets.clear()
     if not held_out.n:
         return whole, 1.0
-    kept, every = _half(whole, rows, w), np.arange(len(w))
+    kept = _half(whole, rows, w)
+    exact = _error(train, _own(train, w)) <= EXACT * train.variance  # no fit on all regressors is better
     if train.n >= ENOUGH * len(w):
-        without, fit = (_pulled_fit(train, units, w, LEAST) for units in (kept, every))
+        without, fit = _pulled_fit(train, kept, w, LEAST), _whole_fit(train, w, LEAST, exact)
         if _error(held_out, without) - _error(held_out, fit) <= TRUSTED * (
             _error(train, without) - _error(train, fit)
         ):
             return whole, 1.0
     errors = [_error(held_out, _pulled_fit(train, kept, w, share)) for share in RIDGES]
     share = RIDGES[int(np.argmin(errors))]
-    rise = min(errors) - _error(held_out, _pulled_fit(train, every, w, share))
+    rise = min(errors) - _error(held_out, _whole_fit(train, w, share, exact))
     del train, held_out
     pulled = _pulled(whole, share, w)
-    predicted = _left(pulled, kept) - _left(pulled, every)
+    left = _error(pulled, _own(pulled, w)) if exact else _left(pulled, np.arange(len(w)))
+    predicted = _left(pulled, kept) - left
     return pulled, max(rise / predicted, 1.0) if predicted > 0 else 1.0
 
 
@@ -85,6 +89,16 @@ def _pulled_fit(train: Problem, kept: Ints, w: Matrix, share: float) -> Fit:
     prior = np.zeros_like(w)
     prior[kept] = w[kept]
     return refit(train, kept, share, prior)
+
+
+def _own(problem: Problem, w: Matrix) -> Fit:
+    """Return the weights that the layer has, with the bias that makes the means agree."""
+    return Fit(w, problem.my - problem.mx @ w)
+
+
+def _whole_fit(train: Problem, w: Matrix, share: float, exact: bool) -> Fit:
+    """Return the fit on all regressors; exact: the layer's own weights explain all targets, so they are it."""
+    return _own(train, w) if exact else _pulled_fit(train, np.arange(len(w)), w, share)
 
 
 def _error(rows: Problem, fit: Fit) -> float:
