@@ -14,12 +14,13 @@ from typing import Any
 
 from onnxprune.calibration.agreement import Outputs, distance
 from onnxprune.cut.put_back import Failed, Removed
-from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError, VerificationError
+from onnxprune.errors import NotFaster, NothingToPrune, OnnxPruneError, UsageError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
 from onnxprune.latency.clock import Race, race, session_of
 from onnxprune.model import Model
+from onnxprune.options.granularity import EXPERTS
 from onnxprune.options.kinds import texts_of
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
@@ -51,6 +52,8 @@ def shallower(run: Run[Options], analysis_of: AnalysisOf) -> Run[Options]:
 
     Raises
     ------
+    UsageError
+        If experts are to go, too, and no ratio says how many.
     NothingToPrune
         If there is none that can go, or targets can't be met by them alone.
     VerificationError
@@ -60,6 +63,11 @@ def shallower(run: Run[Options], analysis_of: AnalysisOf) -> Run[Options]:
     options = run.options
     if isinstance(run, Shallowed) or not options.depth or options.ratio == 0:
         return _fitted(run) if isinstance(run, Shallowed) and not run.alone and options.fitted else run
+    if EXPERTS in options.kinds and options.ratio is None:
+        raise UsageError(
+            "How many residual branches and how many experts meet a --target isn't tried together; give --ratio, or "
+            "take one kind first and the other from the result."
+        )
     found = candidates(run)
     most = len(found.worths)
     while True:

@@ -15,6 +15,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import uses_of
 from onnxprune.graph.group_types import Group, Member
 from onnxprune.model import Model
+from onnxprune.reconstruction.chosen import chosen_rows
 from onnxprune.reconstruction.seen import Around, as_floats, weight_slot
 from onnxprune.reconstruction.stored import Codec
 from onnxprune.reconstruction.views import View
@@ -70,6 +71,8 @@ class Site:
         Later nodes that use the same weight in the same way: one fit serves all.
     lean : bool
         Whether its outputs are never read, since they follow from what it reads, see `onnxprune.reconstruction.narrow`.
+    chosen : bool
+        Whether the model itself chooses its rows, see `onnxprune.reconstruction.chosen`.
     """
 
     number: int
@@ -87,6 +90,7 @@ class Site:
     given: Vector | None = None
     more: tuple[Site, ...] = ()
     lean: bool = False
+    chosen: bool = False
 
     @property
     def weight(self) -> str:
@@ -140,7 +144,12 @@ def sites(analysis: Analysis) -> list[Site]:
             site = None
         if site is not None:
             layers.append(site)
-    return layers
+    rows = chosen_rows(analysis)
+    return (
+        [replace(s, chosen=True) if any(u.x in rows for u in s.uses) else s for s in layers]
+        if rows
+        else layers
+    )
 
 
 def around(analysis: Analysis) -> Around:
@@ -155,13 +164,13 @@ def seen(layers: Sequence[Site], runs: Runs) -> list[Site]:
     """Return the layers that samples tell of: without nodes in branches that none takes, and without steps of a Loop.
 
     What a layer is fitted to in one branch serves another that uses the same weight alike; for each step of a Loop
-    there is no such thing.
+    there is no such thing, nor for rows that a model chooses by what it computes.
     """
     untaken, many = runs.hidden()
     told = []
     for site in layers:
         part = using(site, [use for use in site.uses if use.y not in untaken])
-        if part is not None and not any(use.y in many for use in site.uses):
+        if part is not None and not site.chosen and not any(use.y in many for use in site.uses):
             told.append(part)
     return told
 

@@ -128,7 +128,7 @@ class _Work:
     def run(self) -> list[SegmentReport]:
         """Fit all segments in order."""
         self.analysis = self.beside.analysis
-        parts = segments(self.analysis, sites(self.analysis))
+        parts = segments(self.analysis, [site for site in sites(self.analysis) if not site.chosen])
         made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
         dense = stream_of(self.original.model, self.samples, self.original.types, STREAM_BYTES)
         small = stream_of(self.cut, self.beside.left, self.analysis.types, STREAM_BYTES)

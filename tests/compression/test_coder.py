@@ -10,6 +10,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -113,12 +114,21 @@ def test_bombs_are_refused_before_they_grow(tmp_path: Path) -> None:
     "name", ["../o", "/etc/o", "a/../b", "", ".", "a\\b", "C:o", "a\nb", "a//b", 7, None]
 )
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: object) -> None:
-    data = b"x"
-    values = record(data)
-    values["files"].append({"name": name, "bytes": 1, "sha256": hashlib.sha256(data).hexdigest()})  # type: ignore[attr-defined]
-    with pytest.raises(ModelError, match="record can't be read"):
-        unpack(crafted(tmp_path, values, zstandard.compress(data)), tmp_path / "o" / "m.onnx")
-    assert not (tmp_path / "o").exists()
+    data, digest = b"x", hashlib.sha256(b"x").hexdigest()
+    size = Packing((PackedFile("m.onnx", 1, digest), PackedFile("o", 1, digest)), digest).nbytes
+    for one, says in (("w.data", "isn't what zstd|ends too early|tar"), (name, "record can't be read")):
+        values = record(data, bytes=size)
+        values["files"].append({"name": one, "bytes": 1, "sha256": digest})  # type: ignore[attr-defined]
+        with pytest.raises(ModelError, match=says):
+            unpack(crafted(tmp_path, values, zstandard.compress(data)), tmp_path / "o" / "m.onnx")
+        assert not (tmp_path / "o" / "m.onnx").exists()
+
+
+def test_more_than_one_piece_comes_out_whole(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 3, 3 * (1 << 20) + 17, dtype=np.uint8).tobytes()
+    path = packed(tmp_path, data)
+    unpack(path, tmp_path / "out" / "m.onnx")
+    assert (tmp_path / "out" / "m.onnx").read_bytes() == data
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from depth_models import WIDTH, decoder, images, no_branches, transformer
+from expert_models import mixture
 from nets import attention as two_heads
 
 import onnxprune
@@ -177,6 +178,19 @@ def test_a_branch_by_name_that_law_1_does_not_hold_without_is_named(pictures: Pa
     with pytest.raises(VerificationError, match=r"--drop: without the branch 'blocks.1' the result isn't"):
         onnxprune.prune(pictures, out, drop=r"blocks\.[012]")
     assert not out.exists()
+
+
+def test_branches_and_experts_take_a_ratio() -> None:
+    """Each block of these is a mixture, and half of the experts of what is left go."""
+    given: dict[str, Any] = {
+        "calib": {"x": np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)},
+        "granularity": "depth,experts",
+    }
+    result = onnxprune.prune(mixture(layers=4), ratio=0.5, **given)
+    assert len(gone(result)) == 2
+    assert [len(g.removed_units) for g in result.plan.groups] == [3, 3]
+    with pytest.raises(UsageError, match="isn't tried together; give --ratio"):
+        onnxprune.prune(mixture(layers=4), target="macs=0.5", **given)
 
 
 def test_heads_alone() -> None:
