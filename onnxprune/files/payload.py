@@ -47,9 +47,12 @@ _SUB_BYTE: dict[int, int] = {
 }
 
 
+_KNOWN = frozenset(_T.DataType.values()) - {_T.UNDEFINED, _T.STRING}
+
+
 def known_type(elem_type: int) -> bool:
     """Whether the installed onnx knows an element type, and it has a size (strings have none)."""
-    return elem_type not in (_T.UNDEFINED, _T.STRING) and elem_type in _T.DataType.values()
+    return elem_type in _KNOWN
 
 
 def bits(elem_type: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 
@@ -136,7 +136,7 @@ def members_of(
     members: list[list[Member]] = [[] for _ in count]
     names = [("", "")] * len(count)
     named = np.zeros(len(count), int)  # 1: by any weight, 2: by one of a layer
-    params = np.zeros(group_of.size)
+    params: list[tuple[Indices, float]] = []
     for instance in weights.instances:
         shape = [space.sizes[d] for d in instance.dims]
         for axis, dim in enumerate(instance.dims):
@@ -150,12 +150,13 @@ def members_of(
             slice_size = prod(shape) // shape[axis]
             for g, at in per_group(unit, group_of):
                 summed = contracted and (parts is None or g in part_of)
-                members[g].append(Member(instance.tensor, axis, at, local[unit[at]], role, summed))
-                np.add.at(params, unit[at], slice_size)
+                own = unit[at]
+                members[g].append(Member(instance.tensor, axis, at, local[own], role, summed))
+                params.append((own, slice_size))
                 if named[g] < 1 + dense:
                     named[g] = 1 + dense
                     names[g] = f"{weights.title(instance)}:{axis}", f"{instance.tensor}:{axis}"
-    return members, names, params
+    return members, names, _summed(params, group_of.size)
 
 
 def _groups_on(
@@ -189,14 +190,25 @@ def extents_of(
 
 def macs_of(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.float64]:
     """Return the multiply-accumulates that go when only that unit goes."""
-    space, macs = coupling.space, np.zeros(units)
+    space = coupling.space
+    gone: list[tuple[Indices, float]] = []
     for applied in coupling.nodes:
         for dims in applied.macs:
-            total = float(prod(space.sizes[d] for d in dims))
+            total = float(prod([space.sizes[d] for d in dims]))
             for root in open_roots(space, solution, dims):
-                unit = solution.units_of(root, space.sizes[root])
-                np.add.at(macs, unit[unit >= 0], total / space.sizes[root])
-    return macs
+                size = space.sizes[root]
+                gone.append((solution.units_of(root, size), total / size))
+    return _summed(gone, units)
+
+
+def _summed(values: Sequence[tuple[Indices, float]], units: int) -> NDArray[np.float64]:
+    """Return what comes together for each unit, added in the order in which it is given; -1 is no unit."""
+    sums = np.zeros(units)
+    if values:
+        unit = np.concatenate([own for own, _ in values])
+        value = np.repeat([value for _, value in values], [own.size for own, _ in values])
+        np.add.at(sums, unit[unit >= 0], value[unit >= 0])
+    return sums
 
 
 def open_roots(space: Space, solution: Solution, dims: Iterable[int]) -> list[int]:

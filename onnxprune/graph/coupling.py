@@ -279,11 +279,14 @@ class _Row:
                 self.space.lock(self.letters[name], why, soft=lock == "~")
         self.applied.contracted = facts.contracted
         macs = self.row.macs or facts.macs
-        self.applied.macs = tuple(tuple(self.dim(Letter(n), 1) for n in names) for names in macs)
+        own = self.letters
+        self.applied.macs = tuple(
+            [tuple([own[n] if n in own else self.dim(Letter(n), 1) for n in names]) for names in macs]
+        )
 
     def bind(self, axis: Axis, dim: int) -> None:
         """Say that an operand's axis is this dim."""
-        axis = self.simple(axis)
+        axis = axis if isinstance(axis, Letter) else self.simple(axis)
         if isinstance(axis, Letter):
             known = self.letters.get(axis.name)
             self.letters[axis.name] = dim if known is None else self.space.tie(known, dim)
@@ -297,7 +300,7 @@ class _Row:
 
     def dim(self, axis: Axis, size: int) -> int:
         """Return the dim of an output's axis."""
-        axis = self.simple(axis)
+        axis = axis if isinstance(axis, Letter) else self.simple(axis)
         if isinstance(axis, Letter):
             if axis.name not in self.letters:
                 self.letters[axis.name] = self.space.new(self.sizes.get(axis.name, size))

@@ -268,10 +268,15 @@ def _by_signature(
     """Number the groups; return the group of each unit (-1: none), its place in the group, and the groups' sizes."""
     rng = np.random.default_rng(0)
     signature = np.zeros(owned.size, np.uint64)
+    marks: list[np.uint64] = []
+    marked: list[Indices] = []
     for root, first in solution.start.items():
         unit = solution.unit[first : first + space.sizes[root]]
-        mark = rng.integers(1, 1 << 63, dtype=np.uint64)
-        np.add.at(signature, unit[unit >= 0], mark)  # wraps around: a random hash of the multiset of axes
+        marks.append(rng.integers(1, 1 << 63, dtype=np.uint64))
+        marked.append(unit)
+    if marked:  # wraps around: a random hash of the multiset of axes
+        unit, mark = np.concatenate(marked), np.repeat(marks, [u.size for u in marked])
+        np.add.at(signature, unit[unit >= 0], mark[unit >= 0])
     group_of = np.full(owned.size, -1, np.int64)
     if owned.any():
         _, first_at, inverse = np.unique(signature[owned], return_index=True, return_inverse=True)

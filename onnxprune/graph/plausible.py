@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ def out_of_reach(
     return "" if -size <= low and high < size else f"its indices {low} to {high} don't fit an axis of {size}"
 
 
+@cache
 def element_size(elem: int) -> float:
     """Return the bytes of one value of an element type; 1 where it is unknown."""
     return payload.bits(elem) / 8 if payload.known_type(elem) else 1.0

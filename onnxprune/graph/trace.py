@@ -21,7 +21,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 from onnxprune.files.protowalk import describe, subgraphs
 from onnxprune.graph.plausible import element_size, implausible, out_of_reach
 from onnxprune.graph.values import MAX_ELEMENTS, evaluate
-from onnxprune.ops import Elem, Node, Refusal, lookup
+from onnxprune.ops import Elem, Node, Refusal, Trait, lookup, traits_of
 from onnxprune.ops.resolve import Misfit, out_shapes
 from onnxprune.runtime.binding import Shape, Typed
 from onnxprune.wall import board as wall
@@ -143,16 +143,18 @@ class Tracer:
 
     def _follow_squares(self, proto: NodeProto) -> None:
         """Note averages, what they are taken off, and squares of anything else."""
+        op = proto.op_type
+        same, mean = op in ("Cast", "Identity"), op in ("ReduceMean", "GlobalAveragePool")
+        if not (same or mean or op in ("Sub", "Mul", "Pow")):
+            return
         read = [n for n in proto.input if n]
-        same = proto.op_type in ("Cast", "Identity")
-        averages = proto.op_type in ("ReduceMean", "GlobalAveragePool") or (same and read[0] in self._means)
-        if averages:
+        if mean or (same and read[0] in self._means):
             self._means.update(proto.output)
-        off = proto.op_type == "Sub" and any(n in self._means or n in self._deviations for n in read)
+        off = op == "Sub" and any(n in self._means or n in self._deviations for n in read)
         if off or (same and read[0] in self._deviations):
             self._deviations.update(proto.output)
-        twice = proto.op_type == "Mul" and len(read) == 2 and read[0] == read[1]
-        power = self.values.get(read[1]) if proto.op_type == "Pow" and len(read) == 2 else None
+        twice = op == "Mul" and len(read) == 2 and read[0] == read[1]
+        power = self.values.get(read[1]) if op == "Pow" and len(read) == 2 else None
         squared = twice or (power is not None and power.size == 1 and power.item() == 2)
         if squared and read[0] not in self._deviations:
             self._squares.update(proto.output)
@@ -176,11 +178,12 @@ class Tracer:
 
     def _check_size(self, proto: NodeProto, name: str, typed: Typed) -> None:
         elem, shape = typed
-        count = prod(
-            max(size, 1) for size in shape or ()
-        )  # also the other axes of a tensor without values are long
+        if shape is None:
+            return
+        # also the other axes of a tensor without values are long
+        count = prod(shape) or prod(max(size, 1) for size in shape)
         most = wall.allowed() * LARGEST
-        if shape is not None and count * element_size(elem) > most:
+        if count * element_size(elem) > most:
             size = count * element_size(elem) / 1e6
             raise Unsound(
                 f"The tensor {name!r} of {describe(proto)} would take {size:,.0f} MB, "
@@ -195,35 +198,40 @@ class Tracer:
 
     def _node(self, proto: NodeProto, attrs: dict[str, Any], outputs: list[Typed]) -> Node:
         none: Typed = (0, None)
-        names = tuple(proto.input)
+        names, made = tuple(proto.input), tuple(proto.output)
+        domain = "" if proto.domain in _ONNX_DOMAINS else proto.domain
+        typed = [self.types.get(n, none) if n else none for n in names]
         return Node(
             op=proto.op_type,
-            domain="" if proto.domain in _ONNX_DOMAINS else proto.domain,
-            opset=self.opsets.get("" if proto.domain in _ONNX_DOMAINS else proto.domain, 1),
-            name=proto.name or (proto.output[0] if proto.output else ""),
+            domain=domain,
+            opset=self.opsets.get(domain, 1),
+            name=proto.name or (made[0] if made else ""),
             attrs=attrs,
-            shapes=tuple(self.types.get(n, none)[1] if n else None for n in names),
-            out_shapes=tuple(shape for _, shape in outputs),
-            values=tuple(self.values.get(n) if n else None for n in names),
-            constant=tuple(n in self.weights for n in names),
+            shapes=tuple([shape for _, shape in typed]),
+            out_shapes=tuple([shape for _, shape in outputs]),
+            values=tuple([self.values.get(n) if n else None for n in names]),
+            constant=tuple([n in self.weights for n in names]),
             inputs=names,
-            outputs=tuple(proto.output),
-            elems=tuple(self.types.get(n, none)[0] if n else 0 for n in names),
-            squares=tuple(n in self._squares for n in names),
+            outputs=made,
+            elems=tuple([elem for elem, _ in typed]),
+            squares=tuple([n in self._squares for n in names]),
         )
 
     def _outputs(self, proto: NodeProto, attrs: dict[str, Any]) -> list[Typed]:
         if self.measured:
             return [self.hints.get(n, (0, None)) for n in proto.output]
-        typed = [self.types.get(n, (0, None)) for n in proto.input]
-        small = {n: self.values[n] for n in proto.input if n and n in self.values}
+        names, op, domain = list(proto.input), proto.op_type, proto.domain
+        small = {n: self.values[n] for n in names if n and n in self.values}
         small = {n: v for n, v in small.items() if v.size <= MAX_ELEMENTS}
+        if small and Trait.ELEMENTWISE in traits_of(op, domain):
+            small = {}  # of which no shape hangs on
         key = (
-            proto.op_type, proto.domain, len(proto.output), tuple(bool(n) for n in proto.input), tuple(typed),
-            tuple(a.SerializeToString() for a in proto.attribute if a.type != AttributeProto.GRAPH),
-            tuple(v.tobytes() if (v := small.get(n)) is not None else None for n in proto.input),
+            op, domain, len(proto.output), tuple([bool(n) for n in names]),
+            tuple([self.types.get(n, (0, None)) for n in names]),
+            tuple([a.SerializeToString() for a in proto.attribute if a.type != AttributeProto.GRAPH]),
+            tuple([small[n].tobytes() if n in small else None for n in names]) if small else (),
         )  # fmt: skip
-        outs = None if any(True for _ in subgraphs(proto)) else self.inferred.get(key)
+        outs = None if proto.attribute and any(True for _ in subgraphs(proto)) else self.inferred.get(key)
         if outs is None:
             outs = self._infer(proto, attrs, small)
             self.inferred[key] = outs

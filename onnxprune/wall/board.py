@@ -17,6 +17,7 @@ Limits grow with the model (`grow`), unless they are asked for (`limit`). In a p
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import struct
@@ -189,6 +190,7 @@ def allowed() -> float:
     return _machine() if _board is None else _board.memory
 
 
+@functools.cache
 def _machine() -> float:
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
