@@ -279,10 +279,7 @@ class _Row:
                 self.space.lock(self.letters[name], why, soft=lock == "~")
         self.applied.contracted = facts.contracted
         macs = self.row.macs or facts.macs
-        own = self.letters
-        self.applied.macs = tuple(
-            [tuple([own[n] if n in own else self.dim(Letter(n), 1) for n in names]) for names in macs]
-        )
+        self.applied.macs = tuple(tuple(self.dim(Letter(n), 1) for n in names) for names in macs)
 
     def bind(self, axis: Axis, dim: int) -> None:
         """Say that an operand's axis is this dim."""
