@@ -23,7 +23,8 @@ from onnxprune.reconstruction.moments import Stack
 from onnxprune.reconstruction.views import View, channels_last
 
 __all__ = [
-    "HELD", "WIDE", "Collector", "Draw", "Evidence", "Rows", "Spread", "moments_of", "positions_of", "typical",
+    "HELD", "WIDE", "Collector", "Draw", "Evidence", "Rows", "Spread", "evened", "moments_of", "positions_of",
+    "typical",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -36,6 +37,8 @@ WIDE = 4608
 CACHED = 1 << 16
 #: A channel whose variance is this small a part of the largest never changes; one so many times the median's is strong.
 DEAD, STRONG = 1e-9, 10.0
+#: A position whose squares are so many times the median's counts as if they were no more.
+LOUD = 10.0
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ class Collector:
             size = view.blocks, view.width, 0 if linear else view.outputs
             self.fitting, self.aside = Stack.empty(*size), Stack.empty(*size)
 
-    def add(self, x: Array, targets: Array, rows: Rows) -> None:
+    def add(self, x: Array, targets: Array, rows: Rows, even: Array | None = None) -> None:
         """Add one batch.
 
         Parameters
@@ -218,6 +221,8 @@ class Collector:
         targets : array [rows, blocks * outputs]
             Its targets at the drawn positions, [rows, 0] where they aren't kept.
         rows : Rows
+        even : float[rows, 1], optional
+            Factors of the rows, see `evened`.
 
         Raises
         ------
@@ -228,13 +233,17 @@ class Collector:
         outputs = 0 if self.linear else view.outputs
         if x.dtype != np.float64:
             targets = targets.astype(np.float32, copy=False)
+        if even is not None:
+            targets = targets * even
         wanted = targets.reshape(count, view.blocks, outputs).transpose(1, 0, 2)
         if self.tables:
             for table, regressors, goal in zip(self.tables, view.x(x, rows.index), wanted, strict=True):
-                table.add(regressors, goal)
+                table.add(regressors if even is None else regressors * even, goal)
             self.held_out.append(np.arange(count) >= rows.fitting)
             return
         regressors = view.read(x, rows.index).reshape(view.blocks, count, view.width)
+        if even is not None:
+            regressors = regressors * even
         for part, into in (
             (slice(rows.fitting), self.fitting),
             (slice(rows.fitting, None), self.aside),
@@ -258,6 +267,30 @@ class Collector:
         order = np.append(view.order, np.arange(view.width, stack.mean.shape[1]))
         gram = stack.gram[:, view.order[:, None], order]
         return Stack(stack.n, stack.mean[:, order], gram, stack.square)
+
+
+def evened(rows: Array) -> Array | None:
+    """Return factors of rows with which none has more than `LOUD` times the squares of the median row.
+
+    In decoders the first position of a text is often a hundred times as loud as the others, in a few channels
+    ("massive activations", arXiv 2402.17762). Norms behind the stream take that away; in sums of squares nothing else
+    would count.
+
+    Parameters
+    ----------
+    rows : float[rows, channels]
+        Of the stream.
+
+    Returns
+    -------
+    float[rows, 1] or None
+        None where no row is that loud. Rows of a regression may be multiplied by them where it has no bias.
+    """
+    squares = np.vecdot(rows, rows)
+    most = LOUD * float(np.median(squares)) if len(squares) else 0.0
+    if not 0 < most < squares.max():
+        return None
+    return np.asarray(np.sqrt(np.minimum(most / np.maximum(squares, most), 1.0))[:, None])
 
 
 def typical(variances: NDArray[np.float64]) -> float:

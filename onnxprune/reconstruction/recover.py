@@ -7,7 +7,7 @@ place of its old ``W`` and ``b``:
 none     nothing: the layer keeps them
 bias     a new ``b``: what the removed channels gave on average
 stats    each output scaled and shifted to the mean and variance that it had (`onnxprune.reconstruction.statistics`)
-lstsq    ``W`` and ``b`` of least squares, near the old ones by a ridge (`onnxprune.reconstruction.least_squares`)
+lstsq    ``W`` and ``b`` of least squares, near what the layer alone needs by a ridge (`onnxprune.reconstruction.layer`)
 blocks   lstsq, and then a few layers together, by descent (`onnxprune.reconstruction.segments`)
 distill  blocks, and then all layers together, toward the original's states (`onnxprune.reconstruction.distill`)
 finetune distill with true labels (`onnxprune.reconstruction.finetune`)
@@ -38,7 +38,7 @@ from onnxprune.reconstruction.least_squares import Fit, Regression
 __all__ = ["RECOVERIES", "STRONG", "Recovery", "recovery_of"]
 
 #: Of least squares, as shares of the regressors' mean variance.
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 #: Where there are fewer than two rows for each regressor: near the old weights.
 STRONG = (0.1, 1.0, 10.0)
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.model import Model
-from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Rows, Spread
+from onnxprune.reconstruction.evidence import Collector, Draw, Evidence, Rows, Spread, evened
 from onnxprune.reconstruction.layer import weights_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.moments import check_finite
 
-__all__ = ["DenseOutput", "Taker", "together", "unit_of"]
+__all__ = ["DenseOutput", "Taker", "factors_of", "together", "unit_of"]
 
 Array = NDArray[Any]
 
@@ -82,19 +82,34 @@ class Taker:
             return
         x = batch[site.x]
         rows = self.draw.take(x, self.reached.positions(batch, site.y), count, valid)
+        even = None
         if not site.lean:
-            self.spread.add(view.y(batch[site.goal[0]], rows.index), 1, x, None)
+            whole = view.y(batch[site.goal[0]], rows.index)
+            even = factors_of(site, whole)
+            self.spread.add(whole if even is None else whole * even, 1, x, None)
         if self.linear:
-            self.collector.add(x, np.zeros((len(rows.index), 0), np.float32), rows)
+            self.collector.add(x, np.zeros((len(rows.index), 0), np.float32), rows, even)
             return
         y = self.reached.rows(batch, site.y, rows)
-        self.collector.add(x, y if site.given is None else y - site.given, rows)
+        self.collector.add(x, y if site.given is None else y - site.given, rows, even)
 
     def evidence(self) -> Evidence:
         """Return what was added."""
         spread = self.spread.variance / unit_of(self.site)
         check_finite(np.array(spread))
         return self.collector.evidence(spread)
+
+
+def factors_of(site: Site, whole: Array) -> Array | None:
+    """Return the factors of rows of a layer that feeds a residual sum, and may have no bias; see `evened`.
+
+    Parameters
+    ----------
+    site : Site
+    whole : float[rows, channels]
+        Of the sum, in the original.
+    """
+    return evened(whole) if site.total is not None and site.adder is None else None
 
 
 def together(parts: Sequence[Evidence]) -> Evidence:

@@ -28,7 +28,7 @@ from onnxprune.reconstruction.layer import Settings
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.narrow import Narrow, narrowed
 from onnxprune.reconstruction.room import kept, lasting
-from onnxprune.reconstruction.taker import DenseOutput, Taker, together, unit_of
+from onnxprune.reconstruction.taker import DenseOutput, Taker, factors_of, together, unit_of
 
 __all__ = ["MOST_BYTES", "Targets", "Walk"]
 
@@ -285,6 +285,7 @@ class _Goal:
         self.wanted = list(dict.fromkeys([*reached.wanted, self.site.x]))
         self.rows: list[Rows | None] = []  # None: the node is in a branch that the batch doesn't take
         self.y: list[Array] = []
+        self.even: list[Array | None] = []  # factors of rows
 
     @property
     def room(self) -> float:
@@ -303,13 +304,16 @@ class _Goal:
         if not batch.keys() >= set(self.wanted):
             self.rows.append(None)
             self.y.append(np.zeros(0))
+            self.even.append(None)
             return
         x = batch[site.x]
         rows = self.draw.take(x, self.reached.positions(batch, site.goal[0]), count, valid)
         self.rows.append(rows)
         self.y.append(np.array(self.reached.rows(batch, site.goal[0], rows)))
+        self.even.append(factors_of(site, self.y[-1]))
         if self.spread is not None and not site.lean:
-            self.spread.add(view.y(batch[site.goal[0]], rows.index), 1, x, None)
+            whole, even = view.y(batch[site.goal[0]], rows.index), self.even[-1]
+            self.spread.add(whole if even is None else whole * even, 1, x, None)
 
 
 class _Use:
@@ -324,7 +328,7 @@ class _Use:
     def add(self, number: int, batches: Sequence[Mapping[str, Array]], count: int) -> None:
         """Add a batch, by its number."""
         site, view, total = self.site, self.site.view, self.site.total
-        rows, y = self.goal.rows[number], self.goal.y[number]
+        rows, y, even = self.goal.rows[number], self.goal.y[number], self.goal.even[number]
         if rows is None or not all(batch.keys() >= set(self.wanted) for batch in batches):
             return
         for collector, test, batch in zip(self.collectors, self.tests, batches, strict=True):
@@ -335,7 +339,8 @@ class _Use:
             if total:
                 reach = (reach - view.y(batch[total.other], own.index) - total.offset) / total.gain
             own_bias = site.given is not None and not site.lean
-            collector.add(batch[site.x], reach - site.given if own_bias else reach, own)
+            reach = reach - site.given if own_bias else reach
+            collector.add(batch[site.x], reach, own, None if even is None else even[at])
             if not collector.tables:
                 test.look(collector, count)
 
