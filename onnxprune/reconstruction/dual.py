@@ -26,7 +26,7 @@ contributions of channels).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -167,11 +167,14 @@ class DualProblem:
     index : int64[n]
     centred : bool
         Whether rows are taken about their means; else about zero, where no bias can be given.
+    given : float64[n, O] or None
+        Targets instead of those of the table.
     """
 
     table: RowTable
     index: Ints
     centred: bool = True
+    given: Matrix | None = None
 
     @property
     def n(self) -> int:
@@ -190,7 +193,7 @@ class DualProblem:
     @cached_property
     def y(self) -> Matrix:
         """float64[n, O], the targets."""
-        return self.table.targets(self.index)
+        return self.table.targets(self.index) if self.given is None else self.given
 
     @cached_property
     def my(self) -> Matrix:
@@ -214,6 +217,10 @@ class DualProblem:
         for columns, block in self._blocks(self.mx):
             result[columns] = np.square(block).mean(axis=0, dtype=np.float64)
         return result
+
+    def through(self, w: Matrix) -> DualProblem:
+        """Return the same with the targets that weights give, see `Problem.through`."""
+        return replace(self, given=self.carried(w) + self.mx @ w)
 
     def solve(self, kept: Ints, share: float, prior: Matrix | None) -> Matrix:
         """Return the ridge regression on the kept regressors, see `Problem.solve`."""

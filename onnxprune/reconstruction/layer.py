@@ -37,7 +37,7 @@ from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.few_rows import ENOUGH
 from onnxprune.reconstruction.grouped import loss_of, refits
 from onnxprune.reconstruction.layers import Site
-from onnxprune.reconstruction.least_squares import Fit, Problem, Regression, bias_only
+from onnxprune.reconstruction.least_squares import Fit, Regression, bias_only
 from onnxprune.reconstruction.narrow import Narrow
 from onnxprune.reconstruction.recover import RECOVERIES, STRONG, Recovery
 from onnxprune.reconstruction.rounding import rounded
@@ -271,16 +271,15 @@ class _Local:
     last: tuple[Sequence[Regression], list[Matrix]] | None = None
 
     def weights(self, problems: Sequence[Regression]) -> list[Matrix]:
-        """Return them by the moments of the blocks; the old ones where nothing goes, or where there are rows alone."""
+        """Return them by what is known of the blocks' inputs; the old ones where nothing goes."""
         if self.last is None or self.last[0] is not problems:
             self.last = problems, self._fitted(problems)
         return self.last[1]
 
     def _fitted(self, problems: Sequence[Regression]) -> list[Matrix]:
-        own = [p.through(w) for p, w in zip(problems, self.old, strict=True) if isinstance(p, Problem)]
-        whole = all(len(rows) == len(w) for rows, w in zip(self.kept, self.old, strict=True))
-        if whole or len(own) < len(problems):
+        if all(len(rows) == len(w) for rows, w in zip(self.kept, self.old, strict=True)):
             return list(self.prior)
+        own = [problem.through(w) for problem, w in zip(problems, self.old, strict=True)]
         return [fit.w for fit in refits(own, self.kept, LOCAL, list(self.prior))]
 
     def pulled(self, problems: Sequence[Regression], share: float) -> list[Fit]:

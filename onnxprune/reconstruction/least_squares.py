@@ -65,6 +65,9 @@ class Regression(Protocol):
     def variance(self) -> float:
         """Sum of the targets' variances."""
 
+    def through(self, w: Matrix) -> Regression:
+        """Return the same with the targets that weights float64[d, O] give, whose bias is zero."""
+
     def solve(self, kept: Ints, share: float, prior: Matrix | None) -> Matrix:
         """Return float64[d, O], the ridge regression on the kept regressors, see `refit`."""
 

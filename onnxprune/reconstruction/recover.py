@@ -54,7 +54,7 @@ class Recovery:
     ridges : tuple of float
         Of the refits that are tried, as shares of the regressors' mean variance; none: there is no refit.
     variants : tuple of str
-        What a layer may get, as its report calls it: ``"kept"``, ``"bias"``, ``"lstsq"``, or the name of ``alone``.
+        What a layer may get, as its report calls it: ``"kept"``, ``"bias"``, ``"local"``, ``"lstsq"``, or the name of ``alone``.
     alone : callable, optional
         (problem, kept regressors int64[k], old weights float64[d, outputs]) -> fit, for every layer, whatever the
         held-out error says.
@@ -79,10 +79,12 @@ RECOVERIES = {
     "none": Recovery((), ("kept",)),
     "bias": Recovery((), ("kept", "bias")),
     "stats": Recovery((), ("stats",), alone=statistics.fit),
-    "lstsq": Recovery(RIDGES, ("kept", "bias", "lstsq")),
-    "blocks": Recovery(RIDGES, ("kept", "bias", "lstsq"), together=True),
-    "distill": Recovery(RIDGES, ("kept", "bias", "lstsq"), together=True, whole=True),
-    "finetune": Recovery(RIDGES, ("kept", "bias", "lstsq"), together=True, whole=True, labelled=True),
+    "lstsq": Recovery(RIDGES, ("kept", "bias", "local", "lstsq")),
+    "blocks": Recovery(RIDGES, ("kept", "bias", "local", "lstsq"), together=True),
+    "distill": Recovery(RIDGES, ("kept", "bias", "local", "lstsq"), together=True, whole=True),
+    "finetune": Recovery(
+        RIDGES, ("kept", "bias", "local", "lstsq"), together=True, whole=True, labelled=True
+    ),
 }
 
 
