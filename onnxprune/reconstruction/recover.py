@@ -54,7 +54,8 @@ class Recovery:
     ridges : tuple of float
         Of the refits that are tried, as shares of the regressors' mean variance; none: there is no refit.
     variants : tuple of str
-        What a layer may get, as its report calls it: ``"kept"``, ``"bias"``, ``"local"``, ``"lstsq"``, or the name of ``alone``.
+        What a layer may get, as its report calls it: ``"kept"``, ``"bias"``, ``"local"``, ``"lstsq"``, or the name of
+        ``alone``.
     alone : callable, optional
         (problem, kept regressors int64[k], old weights float64[d, outputs]) -> fit, for every layer, whatever the
         held-out error says.
