@@ -286,9 +286,10 @@ def evened(rows: Array) -> Array | None:
     float[rows, 1] or None
         None where no row is that loud. Rows of a regression may be multiplied by them where it has no bias.
     """
-    squares = np.vecdot(rows, rows)
-    most = LOUD * float(np.median(squares)) if len(squares) else 0.0
-    if not 0 < most < squares.max():
+    with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused by the moments
+        squares = np.vecdot(rows, rows)
+    most = LOUD * float(np.median(squares)) if len(squares) and np.isfinite(squares).all() else 0.0
+    if not 0 < most < squares.max(initial=0.0):
         return None
     return np.asarray(np.sqrt(np.minimum(most / np.maximum(squares, most), 1.0))[:, None])
 
