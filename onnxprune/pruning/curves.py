@@ -102,8 +102,8 @@ def _by_norm(
 ) -> dict[str, Curve]:
     """Return curves from weights alone, for groups that are read by what can't be fitted (Einsum, LSTM, other data).
 
-    Nothing makes up for their loss: half of one costs as much as half of the group that the samples show to be the
-    dearest.
+    Nothing makes up for their loss: half of one costs as much, in each layer that reads it, as half of the group that
+    the samples show to be the dearest. A residual stream has a hundred such layers.
     """
     ranked = ranked_by_weights(model, groups, options)
 
@@ -113,7 +113,8 @@ def _by_norm(
     dear = [half(c.error) for c in measured.values() if 0 < half(c.error) < np.inf]
     own = [half(r.error) for r in ranked.values() if 0 < half(r.error) < np.inf]
     factor = max(dear) / float(np.median(own)) if dear and own else 1.0
-    return {name: Curve(r.order, r.error * factor) for name, r in ranked.items()}
+    layers = {g.name: len({m.tensor for m in g.members if m.contracted}) for g in groups}
+    return {name: Curve(r.order, r.error * factor * max(layers[name], 1)) for name, r in ranked.items()}
 
 
 def _curves(run: Run[Options], calibration: Calibration, rotated: Rotated) -> dict[str, Curve]:
