@@ -47,7 +47,9 @@ def test_a_fit_comes_nearer_to_the_original(name):
     model = made(name)
     alone = onnxprune.prune(model, ratio=0.5, recover="none", **QUICK)
     fitted = onnxprune.prune(model, ratio=0.5, recover="lstsq", **QUICK)
-    assert all(line["variant"][:5] in ("lstsq", "local") for line in fitted.report.calibration["layers"][1:-1])
+    assert all(
+        line["variant"][:5] in ("lstsq", "local") for line in fitted.report.calibration["layers"][1:-1]
+    )
     assert error(fitted) < 0.9 * error(alone)
 
 
