@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.calibration.samples import Samples, load_samples
-from onnxprune.errors import CalibrationError, NotFaster, UsageError
+from onnxprune.errors import CalibrationError, NotFaster, OnnxPruneError, UsageError
 from onnxprune.files import cache
 from onnxprune.graph.analysis import Analysis
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
@@ -169,7 +169,11 @@ def _floor(run: Run[TuneOptions], metric: Metric, state: State) -> Floor:
     if entry is None:
         run.say(f"{metric.name} of the input")
         assert run.model.path is not None
-        score = metric.of(run.model.path)
+        try:
+            score = metric.of(run.model.path)
+        except OnnxPruneError:
+            state.discard()
+            raise
         entry = state.keep("input", {"metric": score.value, "items": score.items, "took": score.seconds})
     score = Score(entry["metric"], entry["items"], entry["took"])
     floor = Floor.of(score, options.max_drop, options.metric is not None, options.lower_is_better)

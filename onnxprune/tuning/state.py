@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ class State:
         if not (folder / "search.json").exists():
             write_text(folder / "search.json", json.dumps(facts, indent=1, default=str))
         return cls(folder)
+
+    def discard(self) -> None:
+        """Remove the folder where nothing is in it yet but what the search is."""
+        if [one.name for one in self.folder.iterdir()] == ["search.json"]:
+            (self.folder / "search.json").unlink()
+            self.folder.rmdir()
+            with suppress(OSError):  # another search's
+                self.folder.parent.rmdir()
 
     def model(self, name: str) -> Path:
         """Return where a member's model goes."""
