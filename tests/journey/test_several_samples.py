@@ -172,6 +172,11 @@ def test_files_of_a_folder_are_known_by_name(tmp_path: Path) -> None:
     }
 
 
+def test_a_model_gets_arrays_of_which_none_is_missing() -> None:
+    """The last one takes the same words, and a cache that nobody gives."""
+    assert list(dealt({"input_ids": IDS}, GRAPHS)) == ["a/model.onnx"]
+
+
 def test_synthetic_ones_are_made_for_each() -> None:
     assert dealt("synthetic", GRAPHS) == dict.fromkeys(GRAPHS, "synthetic")
 
@@ -185,6 +190,7 @@ def test_synthetic_ones_are_made_for_each() -> None:
         ),
         (["a=x", "lasst=y"], "Did you mean 'last'?"),
         ("lasst=y.npz", "Did you mean 'last'?"),
+        (["a=x", "model=y"], "names 'model', but the folder's models are"),
         (["a=x", "y.npz"], "each MODEL=SAMPLES; got 'y.npz'"),
         (["a=x", "a=y"], "there twice"),
         ({"tokens": IDS}, "The samples have tokens, which are the inputs of no model in the folder"),
