@@ -316,7 +316,7 @@ def main() -> int:
     args = parser.parse_args()
     known, texts = rows(), sources(ROOT)
     chosen = [m for m in known if args.only in m.file or args.only in m.old]
-    for mutant in known:
+    for mutant in chosen:  # without --only all of them
         where = place(mutant, texts)
         broken(mutant, texts[where])
         if args.list:
