@@ -117,6 +117,11 @@ def test_one_that_does_more_the_second_time_is() -> None:
 def test_what_is_no_branch() -> None:
     assert depth_of(no_branches()).branches == []
     assert depth_of(images("alike")).branches == []
+    net = Net()  # two layers on the one side and three on the other: neither is a stream
+    x = net.linear("x", "embed", WIDTH, WIDTH)
+    longer = net.linear(net.forward(x, "long"), "longer", WIDTH, WIDTH)
+    net.linear(net.add(net.forward(x, "short"), longer, name="both"), "head", WIDTH, 3)
+    assert depth_of(net.graph({"head.add_out": ["N", "T", 3]})).branches == []
 
 
 def test_a_branch_that_gives_an_output_stays() -> None:
