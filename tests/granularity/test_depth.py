@@ -122,6 +122,12 @@ def test_what_is_no_branch() -> None:
     longer = net.linear(net.forward(x, "long"), "longer", WIDTH, WIDTH)
     net.linear(net.add(net.forward(x, "short"), longer, name="both"), "head", WIDTH, 3)
     assert depth_of(net.graph({"head.add_out": ["N", "T", 3]})).branches == []
+    net = Net()  # what comes from two values is no stream that a branch forks from
+    x = net.linear("x", "embed", WIDTH, WIDTH)
+    gate = net.linear(x, "gate", WIDTH, WIDTH)
+    y = net.add(net.op("Mul", [x, gate], "gated"), net.forward(x, "part"), name="sum")
+    net.linear(net.op("Mul", [y, gate], "again"), "head", WIDTH, 3)
+    assert depth_of(net.graph({"head.add_out": ["N", "T", 3]})).branches == []
 
 
 def test_a_branch_that_gives_an_output_stays() -> None:

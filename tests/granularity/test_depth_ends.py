@@ -116,7 +116,7 @@ def test_law_1_for_every_set_of_branches(net: str) -> None:
                 np.testing.assert_allclose(left[name], value, atol=1e-5)
                 moved = max(moved, float(np.abs(dense[name] - value).max()))
         assert moved > 1e-3
-    proof = verify(depth.analysis, {}, shallow(depth, names).model, masked=multiplied(depth, names))
+    proof = verify(depth.original, {}, shallow(depth, names).model, masked=multiplied(depth, names))
     assert proof.passed, proof.failures
 
 
