@@ -87,6 +87,20 @@ def test_nodes_and_weights_of_a_branch_disappear(net: str) -> None:
         onnx.checker.check_model(cut.to_proto(), full_check=True)
 
 
+def test_weights_that_stay_with_others_do_not_count() -> None:
+    """Two branches with the same weights: without one of them no weight goes."""
+    net = Net()
+    x = net.linear("x", "embed", WIDTH, WIDTH)
+    up, down = net.weight("up", WIDTH, 12), net.weight("down", 12, WIDTH)
+    for n in range(2):
+        wide = net.op("Relu", [net.op("MatMul", [x, up], f"up.{n}")], f"act.{n}")
+        x = net.add(x, net.op("MatMul", [wide, down], f"down.{n}"), name=f"sum.{n}")
+    net.linear(x, "head", WIDTH, 3)
+    depth = depth_of(net.graph({"head.add_out": ["N", "T", 3]}))
+    assert [b.params for b in depth.branches] == [0, 0]
+    assert "up" in shallow(depth, [depth.branches[0].name]).model
+
+
 def test_an_activation_is_not_applied_twice() -> None:
     """relu(relu(s)) is relu(s): the sum before a block that is gone stands for the one behind it."""
     depth = depth_of(images())
