@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 from decoder_files import FIRST, NEXT, gap, one_block, renamed, weights
-from deployed_models import WORDS, decoder, detector
+from deployed_models import WORDS, decoder, detector, encoder
 from onnx import numpy_helper
+from onnxruntime import InferenceSession
 
 from onnxprune import api
 from onnxprune.calibration.dealt import dealt
@@ -60,6 +61,21 @@ def test_the_fit_is_that_of_the_file_alone(causal: Path, tmp_path: Path, ids: Pa
         center_norms=False, rotate=False,
     )  # fmt: skip
     assert (tmp_path / "out" / FIRST).read_bytes() == (tmp_path / "alone" / FIRST).read_bytes()
+
+
+def test_files_keep_the_basis_that_they_have_in_common(tmp_path: Path) -> None:
+    """Alone each would have its heads turned; two files of one encoder give the same all the same."""
+    (tmp_path / "in").mkdir()
+    onnx.save(encoder(), tmp_path / "in" / "a.onnx")
+    onnx.save(renamed(encoder()), tmp_path / "in" / "b.onnx")
+    feeds = {"input_ids": IDS, "attention_mask": np.ones_like(IDS)}
+    given = {"ratio": 0.5, "align": None, "recover": "lstsq"}
+    results = api.prune_folder(tmp_path / "in", tmp_path / "out", calib={"a": feeds}, **given)  # type: ignore[arg-type]
+    one, two = (
+        InferenceSession(str(tmp_path / "out" / name)).run(None, feeds)[0] for name in ("a.onnx", "b.onnx")
+    )
+    assert np.abs(one - two).max() < 1e-5 * np.abs(one).max()
+    assert not results["a.onnx"].report.to_json()["calibration"]["rotated"]["groups"]
 
 
 def without_bias(model: onnx.ModelProto) -> onnx.ModelProto:
