@@ -1,5 +1,6 @@
 """Groups that calibration must be able to cut: shared weights, both axes in one group, readers that can't be fitted."""
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -9,7 +10,10 @@ import onnxprune
 from onnxprune.api import sensitivity
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.options.pruning import Options
+from onnxprune.pruning.curves import _by_norm
 from onnxprune.reconstruction.layers import readers, sites
+from onnxprune.reconstruction.least_squares import Curve
 
 QUICK = {"calib": "synthetic", "samples": 32, "align": "none"}
 #: groups that are read by what can't be fitted, and by fits alone
@@ -127,3 +131,16 @@ def test_what_is_read_and_made_by_one_layer_is_not_turned():
     model = made("linear_residual")
     result = onnxprune.prune(model, ratio=0.5, recover="lstsq", **QUICK)
     assert result.report.calibration["rotated"] == {"groups": [], "refused": {}}
+
+
+def test_a_group_that_nobody_can_measure_costs_in_each_layer_that_reads_it():
+    """Half of it as much, in each, as half of the dearest group that was measured."""
+    analysis = analyse(Model.load(made("two_readers")))
+    groups = [g for g in analysis.grouping.groups if not g.alternative]
+    several = [g for g in groups if len({m.tensor for m in g.members if m.contracted}) > 1]
+    assert several
+    known = {"known": Curve(np.arange(4), np.array([0.0, 0.1, 0.2, 0.4, 0.8]))}
+    for group in several:
+        readers = len({m.tensor for m in group.members if m.contracted})
+        curve = _by_norm(analysis.model, [group], Options(ratio=0.5, criterion="l2"), known)[group.name]
+        assert curve.error[(len(curve.error) - 1) // 2] == pytest.approx(0.2 * readers)
