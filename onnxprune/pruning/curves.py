@@ -131,6 +131,7 @@ def _curves(run: Run[Options], calibration: Calibration, rotated: Rotated) -> di
     )
     kept = curves_of(facts)
     if kept:
+        calibration.untaken = True
         return kept
     with run.stage("calibrate"):
         calibration.measure_curves()

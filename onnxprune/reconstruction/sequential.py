@@ -98,6 +98,7 @@ class Calibration:
     products: dict[str, ProductCurve] = field(default_factory=dict)
     by_norm: list[str] = field(default_factory=list)
     targets: Targets = field(default_factory=dict)  # of fits on the same samples
+    untaken: bool = False  # whether curves were read, so that no run has taken targets of fits beside them
     aim: Aim | None = None
 
     def __post_init__(self) -> None:
@@ -135,7 +136,7 @@ class Calibration:
         sheet = old.sheet * ROUGH // old.least
         calibration.settings = replace(old, most=most, least=ROUGH, sheet=sheet, careful=False, rough=True)
         calibration.samples, calibration.say = samples, None
-        calibration.targets = {}
+        calibration.targets, calibration.untaken = {}, False
         return calibration
 
     def measure_curves(self) -> None:
@@ -154,11 +155,7 @@ class Calibration:
             scores = self.measure.scores(probe)
             self.curves = {name: curve_of(values, self._least(name)) for name, values in scores.items()}
             return
-        read = {s.number for reads in self.readers.values() for s, _ in reads}
-        needed = [s for s in self.sites if s.number in read]
-        admit(needed, self.settings)
-        known = self.targets if self.aim is None else {}
-        walk = Walk.of(self.analysis, [], self.samples, self.settings, needed, known)
+        walk, needed = self._past_readers()
         curves = Curves(self)
         costs = [self._cost(site) for site in needed]
         seen = 0
@@ -170,6 +167,27 @@ class Calibration:
                 curves.take(site, evidence)
                 seen += 1
         self.curves = curves.done
+
+    def take_targets(self) -> None:
+        """Take what taking curves takes besides, where these are known: the targets of fits, from the same runs.
+
+        Other runs would give them with other roundings, and a second run of the tool other bytes than the first.
+        """
+        self.untaken = False
+        if self.readers and self.measure.scores is None:
+            walk, needed = self._past_readers()
+            for stretch in walk.stretches(needed):
+                self._tell(f"calibrate {stretch[0].name}")
+                for _ in walk.pieces(stretch, {}):
+                    pass
+
+    def _past_readers(self) -> tuple[Walk, list[Site]]:
+        """Return a walk through the original alone, past all layers that read a group, and these."""
+        read = {s.number for reads in self.readers.values() for s, _ in reads}
+        needed = [s for s in self.sites if s.number in read]
+        admit(needed, self.settings)
+        known = self.targets if self.aim is None else {}
+        return Walk.of(self.analysis, [], self.samples, self.settings, needed, known), needed
 
     def _least(self, name: str) -> int:
         units = next(g.units for g in self.groups if g.name == name)
@@ -192,6 +210,8 @@ class Calibration:
         measure : bool
             Take the loss curves of the groups again, from the inputs that layers have by now.
         """
+        if self.untaken:
+            self.take_targets()
         members = [Fitting.of(self, units, whole=measure) for units in removed]
         for first in sorted({m.first for m in members}):
             todo = [s for s in self.sites if s.number >= first]
