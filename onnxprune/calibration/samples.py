@@ -230,7 +230,7 @@ def load_samples(
     CalibrationError
         If they can't be read, or a name, a rank, a size or a type doesn't fit the model.
     """
-    if isinstance(given, list) and given and all(isinstance(one, str) for one in given):
+    if isinstance(given, list) and given and all(isinstance(one, str) and "=" in one for one in given):
         raise CalibrationError(
             f"--calib is given {len(given)} times, for the models of a folder, and this is one model; give it once."
         )

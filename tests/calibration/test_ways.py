@@ -100,7 +100,9 @@ def test_layers_in_branches_are_fitted(shared: bool) -> None:
     fitted = onnxprune.prune(original, ratio=0.5, align=1, calib={"x": x})
     assert {then for way in fitted.report.law1["branches"] for then in way.values()} == {True, False}
     layers = {
-        line["layer"] for line in fitted.report.calibration["layers"] if line["variant"].startswith("lstsq")
+        line["layer"]
+        for line in fitted.report.calibration["layers"]
+        if line["variant"].startswith(("lstsq", "local"))
     }
     assert len(layers) == (1 if shared else 2)
     for then in (True, False):
