@@ -77,7 +77,6 @@ def choose(
         return solution[1] if np.isfinite(solution[0]) else None
     index = {g.name: _nearest(levels[g.name], (start or {}).get(g.name, 0)) for g in shared}
     best = solve(index)
-    seen = {tuple(index.values())}
     for share in np.linspace(0.05, 1, 20):  # go down together until the budget can be met
         if np.isfinite(best[0]):
             break
@@ -86,6 +85,7 @@ def choose(
     if not np.isfinite(best[0]):
         best = solve(index, buckets)  # the coarse program rounds costs up by more
         return best[1] if np.isfinite(best[0]) else None
+    seen = {tuple(index.values())}
     longest = max(len(levels[g.name].counts) for g in shared) // NEAR
     for step in (1 << n for n in range(max(longest.bit_length() - 1, 2), -1, -1)):
         improved = True

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from decoder_files import FIRST, NEXT, OTHER, gap, one_block, renamed, weights
+from decoder_files import FIRST, NEXT, OTHER, gap, renamed, weights
 from deployed_models import DIM, HEADS, decoder, detector, encoder
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
@@ -18,11 +18,6 @@ from onnxprune.errors import UsageError
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.folder import _File
 from onnxprune.pruning.journey import open_run
-
-
-@pytest.fixture
-def causal(tmp_path: Path) -> Path:
-    return one_block(tmp_path / "one")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from decoder_files import FIRST, NEXT, gap, one_block, renamed, weights
+from decoder_files import FIRST, NEXT, gap, renamed, weights
 from deployed_models import WORDS, decoder, detector, encoder
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
@@ -17,11 +17,6 @@ from onnxprune.errors import CalibrationError, VerificationError
 
 IDS = np.random.default_rng(5).integers(0, WORDS, (40, 6))
 PICTURES = np.random.default_rng(6).standard_normal((24, 3, 32, 32)).astype(np.float32)
-
-
-@pytest.fixture
-def causal(tmp_path: Path) -> Path:
-    return one_block(tmp_path / "one")
 
 
 @pytest.fixture
