@@ -23,7 +23,14 @@ from typing import IO, TypeVar
 
 from onnxprune.errors import OutputError
 from onnxprune.files.disk import claim, resemble, send, status_of, sync, take_back
-from onnxprune.files.holding import PREFIX, cleaning, locked, signals_deferred, temporary
+from onnxprune.files.holding import (
+    PREFIX,
+    cleaning,
+    locked,
+    remove_orphans,
+    signals_deferred,
+    temporary,
+)
 from onnxprune.files.target import check, place_of, stream_of
 from onnxprune.wall import board as wall
 
@@ -75,6 +82,7 @@ class Commit:
         self._stack = contextlib.ExitStack()
         self._temporaries: list[Path] = []
         self._folders: set[Path] = set()
+        self._cleared: set[Path] = set()
         self._fresh: list[tuple[Path, Path]] = []
         self._sides: list[tuple[Path, Path]] = []
         self._models: list[tuple[Path, Path]] = []
@@ -91,6 +99,9 @@ class Commit:
         if not self._temporaries:
             self._stack.enter_context(cleaning())
         self.folder(folder)
+        if folder not in self._cleared:
+            self._cleared.add(folder)
+            remove_orphans(folder)
         path = temporary(folder)
         self._stack.enter_context(wall.litter(path))
         self._temporaries.append(path)

@@ -56,9 +56,12 @@ def path_of(source: str | os.PathLike[str]) -> Path:
 
 
 def models_in(folder: Path) -> list[Path]:
-    """Return the models of a folder: the .onnx files in it, or those one level below."""
-    models = sorted(folder.glob("*.onnx")) or sorted(folder.glob("*/*.onnx"))
-    return [m for m in models if m.is_file()] or sorted(folder.glob("*/*.onnx"))
+    """Return the models of a folder: all .onnx files in it at any depth, as a repository of Triton has them.
+
+    What lies in hidden folders, such as caches, is none. A link that leads nowhere is one, so that it is told.
+    """
+    models = (path for path in folder.rglob("*") if path.suffix.lower() == ".onnx" and not path.is_dir())
+    return sorted(m for m in models if not any(p.startswith(".") for p in m.relative_to(folder).parts))
 
 
 def plain(source: Any) -> Any:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
+import hashlib
 import os
 import secrets
+import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,16 +20,69 @@ from typing import Any
 
 from onnxprune.wall import board as wall
 
-__all__ = ["PREFIX", "cleaning", "locked", "scratch", "signals_deferred", "temporary"]
+__all__ = [
+    "PREFIX",
+    "cleaning",
+    "locked",
+    "remove_orphans",
+    "scratch",
+    "signals_deferred",
+    "temporary",
+]
 
 #: How the names of all temporary files and folders begin; the number of the process follows.
 PREFIX = ".onnxprune-"
 _ALL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
+@functools.cache
+def _here() -> str:
+    """Return a mark of where numbers of processes count: this boot of this machine, and this container; else empty.
+
+    A number means another process on the other machines that write into a shared folder.
+    """
+    if not sys.platform.startswith("linux"):
+        return ""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot}{namespace}".encode()).hexdigest()[:12]
+
+
 def temporary(folder: Path, pid: int | None = None) -> Path:
     """Return a name in a folder that nothing has, for a file that will not stay."""
-    return folder / f"{PREFIX}{pid or os.getpid()}-{secrets.token_hex(6)}.tmp"
+    return folder / f"{PREFIX}{pid or os.getpid()}-{_here()}{secrets.token_hex(6)}.tmp"
+
+
+def remove_orphans(folder: Path, prefix: str = PREFIX) -> None:
+    """Remove what processes of this machine that were killed have left in a folder; what can't go stays.
+
+    Parameters
+    ----------
+    folder : Path
+    prefix : str
+        How the names begin; the process and the mark of the machine follow.
+    """
+    here = _here()
+    if not here:
+        return
+    for path in folder.glob(f"{glob.escape(prefix)}*-{here}*"):
+        number = path.name.removeprefix(prefix).partition("-")[0]
+        if number.isdecimal() and not _alive(int(number)):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True
 
 
 def _swapped(numbers: tuple[int, ...], handler: Any, only_default: bool = False) -> dict[int, Any]:
@@ -75,11 +133,11 @@ def cleaning() -> Iterator[None]:
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """A temporary folder where the platform has them, gone at the end, also after SIGTERM and SIGHUP."""
+    remove_orphans(Path(tempfile.gettempdir()), PREFIX[1:])
+    prefix = f"{PREFIX[1:]}{os.getpid()}-{_here()}"
     with (
         cleaning(),
-        tempfile.TemporaryDirectory(
-            prefix=f"{PREFIX[1:]}{os.getpid()}-", ignore_cleanup_errors=True
-        ) as folder,
+        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder,
         wall.litter(folder),
     ):
         yield Path(folder)

@@ -11,6 +11,7 @@ from small_models import chain
 
 import onnxprune
 from onnxprune.errors import ModelError
+from onnxprune.files.foreign import models_in
 from onnxprune.model import Model
 
 
@@ -54,6 +55,15 @@ def test_folders_of_none_or_several_are_refused(tmp_path: Path) -> None:
     onnx.save(chain(), place / "decoder.onnx")
     with pytest.raises(ModelError, match=r"there are 'decoder\.onnx', 'model\.onnx'\."):
         Model.load(place)
+
+
+def test_models_are_looked_for_at_any_depth(tmp_path: Path) -> None:
+    for name in ("a.onnx", "deep/b.ONNX", "net/1/model.onnx/c.onnx", ".cache/d.onnx", "deep/.e.onnx"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(chain(), tmp_path / name, format="protobuf")
+    (tmp_path / "gone.onnx").symlink_to("nowhere")
+    names = [p.relative_to(tmp_path).as_posix() for p in models_in(tmp_path)]
+    assert names == ["a.onnx", "deep/b.ONNX", "gone.onnx", "net/1/model.onnx/c.onnx"]
 
 
 @pytest.mark.parametrize("file", [io.StringIO("text"), io.BytesIO(b"none")])

@@ -97,3 +97,40 @@ def test_a_config_that_names_what_has_shrunk_is_not_copied(tmp_path: Path, named
     assert (tmp_path / "out").exists() != named
     assert main(words) == 0  # nothing of its interface changes
     assert (tmp_path / "out" / "config.pbtxt").read_text() == CONFIG + entry
+
+
+def test_a_repository_of_triton_is_cut_as_it_is(tmp_path: Path) -> None:
+    """Its models are two levels down, and one of them has its weights beside it in a folder called like a model."""
+    root = tmp_path / "repository"
+    for name, version in (("one", "1"), ("one", "2"), ("two", "1")):
+        place = root / name / version
+        place.mkdir(parents=True)
+        (place.parent / "config.pbtxt").write_text(CONFIG)
+        if name == "one":
+            onnx.save(residual(), place / "model.onnx")
+        else:
+            (place / "model.onnx").mkdir()
+            onnx.save(
+                decoder(), place / "model.onnx" / "model.onnx", save_as_external_data=True, location="w"
+            )
+    words = ["prune", str(root), str(tmp_path / "out"), "--ratio", "0.5", "--align", "none", "-q"]
+    assert main([*words, "--report", str(tmp_path / "r.json")]) == 0
+    new = tree(tmp_path / "out")
+    assert new == {p.replace("model.onnx/w", "model.onnx/model.onnx.data") for p in tree(root)}
+    for name in (n for n in new if n.endswith(".onnx")):
+        InferenceSession(tmp_path / "out" / name)
+        before, after = (
+            sum(p.stat().st_size for p in (d / name).parent.iterdir()) for d in (root, tmp_path / "out")
+        )
+        assert after < 0.9 * before, name
+    assert len(list(tmp_path.glob("r-*.json"))) == 3
+
+
+def test_models_below_a_models_folder_are_cut_too(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    (root / "onnx").mkdir(parents=True)
+    onnx.save(residual(), root / "model.onnx")
+    onnx.save(decoder(), root / "onnx" / "model.onnx")
+    assert main(["prune", str(root), str(tmp_path / "out"), "--ratio", "0.5", "--align", "none", "-q"]) == 0
+    for name in ("model.onnx", "onnx/model.onnx"):
+        assert (tmp_path / "out" / name).stat().st_size < 0.9 * (root / name).stat().st_size
