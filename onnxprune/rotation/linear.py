@@ -20,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,6 +37,9 @@ from onnxprune.reconstruction.products import Mixable, Side
 __all__ = ["find", "widths_for_heads"]
 
 Ints = NDArray[np.int64]
+
+#: Of the MACs that go with heads this share goes with their widths, or heads stay.
+NEARLY = 0.9
 
 
 class _Unmixable(ValueError):
@@ -76,7 +80,8 @@ def widths_for_heads(
 ) -> list[Group]:
     """Return the groups with whole heads exchanged for head widths, where these can be mixed.
 
-    Mixed, the width of all heads can be cut with less loss than whole heads.
+    Mixed, the width of all heads can be cut with less loss than whole heads. Where a part of the heads has a width that
+    stays, such as values that are normalised within each head, heads stay, since widths would leave too much.
 
     Parameters
     ----------
@@ -97,8 +102,17 @@ def widths_for_heads(
     mixable = {m.group for m in find(analysis, allowed, layers, readers(layers, allowed))}
     wide = {g.name for g in allowed if g.units >= 2 * align and g.kind == "head width"}
     kept = {g.component for g in beside if g.name not in mixable & wide}
-    swapped = {g.component for g in beside} - kept
+    whole, widths = _macs([g for g in groups if not g.alternative]), _macs(beside)
+    swapped = {c for c in widths if c not in kept and widths[c] >= NEARLY * whole[c]}
     return [g for g in groups if g.component not in swapped] + [g for g in beside if g.component in swapped]
+
+
+def _macs(groups: Sequence[Group]) -> Counter[int]:
+    """Return component -> MACs that go with its groups."""
+    total = Counter[int]()
+    for group in groups:
+        total[group.component] += int(group.macs.sum())
+    return total
 
 
 class _Look:

@@ -45,11 +45,12 @@ def attention(
     bias: bool = False,
     rank: int | None = None,
     turned: bool = False,
+    after: str = "",
 ) -> onnx.ModelProto:
     """Attention over x, then a layer; fewer heads of keys and values are repeated.
 
-    ``between`` is an op that queries go through; ``rank`` limits what queries and keys depend on; ``turned`` gives keys
-    and values to the heads of queries in another order.
+    ``between`` is an op that queries go through, ``after`` one of values; ``rank`` limits what queries and keys
+    depend on; ``turned`` gives keys and values to the heads of queries in another order.
     """
     keys = keys or heads
     weights: Weights = {"o": normal(heads * units, WIDTH, seed=3), "join": np.array([0, 0, heads * units])}
@@ -77,6 +78,9 @@ def attention(
         weights["other"] = np.arange(heads)[::-1].copy()
         nodes.append(node("Gather", f"{k} other", "k6", axis=1))
         k = "k6"
+    if after:
+        nodes.append(node(after, v, "v7"))
+        v = "v7"
     if between == "Mul":
         weights["angle"] = normal(units)
         nodes.append(node("Mul", f"{q} angle", "q6"))
@@ -311,6 +315,7 @@ def test_head_widths_take_the_place_of_heads_where_they_can_be_turned() -> None:
     assert kinds(attention(4, 8), 8) == {"heads"}
     assert kinds(attention(4, 8, between="Relu")) == {"heads"}
     assert kinds(attention(4, 8), ignore=("^v$",)) == set()
+    assert kinds(attention(4, 8, after="LogSoftmax")) == {"heads"}  # the width of queries alone is little
 
 
 def test_a_comparison_that_says_nothing_turns_nothing() -> None:
