@@ -75,7 +75,8 @@ class TuneOptions(SharedOptions):
     )
     minutes: float | None = option(
         None,
-        "begin nothing that would end later than this; without it the search ends by itself",
+        "end by then: begin nothing that would end later, and stop a trial that takes longer than was to be known; "
+        "without it the search ends by itself",
         stage="decide",
         commands="tune",
         metavar="M",

@@ -7,6 +7,7 @@ only on what came of those before, so a search that was stopped goes the same wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, log
 
@@ -21,6 +22,8 @@ __all__ = ["Explorer", "Ladder", "best_of", "ladders", "most"]
 LEAST, FIRST, STEPS, NEAR = 0.04, 0.5, 6, 1.07
 #: The same where it is known about where the share is: by how much it is moved, and the steps.
 CLOSE, FEWER = 0.8, 4
+#: The share that is tried where nothing held with a quicker fit.
+ALMOST = 0.9
 #: The share at which ladders are compared, which the first bisection comes to as well; and what counts as no loss, as a
 #: share of what may be lost.
 PROBED, LITTLE = 0.707, 0.2
@@ -67,14 +70,17 @@ class Explorer:
         What is made least.
     refused : dict
         Lever -> why it is of no use here.
-    last : str
-        How layers of the best are fitted once more, when all else is done; nothing where it is empty.
+    quick : str
+        How layers are fitted while ways to be narrow are looked for; as the options say where it is empty.
+    deeper : sequence of str
+        How layers are fitted after that, each time from where the best ended; empty for as the options say.
     """
 
     members: Members
     aim: str
     refused: dict[str, str] = field(default_factory=dict)
-    last: str = ""
+    quick: str = ""
+    deeper: Sequence[str] = ()
 
     def all(self) -> None:
         """Try what there is, the cheapest first.
@@ -87,23 +93,33 @@ class Explorer:
             Where a member is all that was asked for.
         """
         useful = [lever for lever in levers(self.aim) if self.alone(lever)]
-        first, *others = self.by_promise(ladders(self.aim))
+        ways = [replace(ladder, recover=self.quick) for ladder in ladders(self.aim)]
+        first, *others = self.by_promise(ways)
         self.members.whole.steps = len(levers(self.aim)) + _steps(len(useful), self.aim)
         share = self.narrowest(first, None)
         for lever in useful:
             self.narrowest(first, lever, share)
         best = best_of(self.members, self.aim)
-        chosen = next((one for one in useful if best is not None and best["lever"] == one.name), None)
         for ladder in others:
             of_time = best is not None and ladder.kind == "latency"
-            self.narrowest(ladder, chosen, 1 / best["speedup"] if best is not None and of_time else share)
+            near = 1 / best["speedup"] if best is not None and of_time else share
+            self.narrowest(ladder, self._lever_of(best), near)
+        for recover in self.deeper:
+            self.deepen([first, *others], recover)
+
+    def deepen(self, ways: Sequence[Ladder], recover: str) -> None:
+        """Follow the best once more with layers fitted another way, which is dear, so nothing else is."""
         best = best_of(self.members, self.aim)
-        if (
-            self.last and best is not None and best["ladder"]
-        ):  # dear, so only where the best is to be bettered
-            ladder = next(one for one in (first, *others) if one.at(1.0).ladder == best["ladder"])
-            chosen = next((one for one in useful if best["lever"] == one.name), None)
-            self.narrowest(replace(ladder, recover=self.last), chosen, CLOSE * best["share"])
+        if best is None:  # nothing holds as it was fitted so far, so less has to go
+            self.narrowest(replace(ways[0], recover=recover), None, ALMOST)
+        elif best["ladder"]:
+            same = [replace(one, recover=fit) for one in ways for fit in {self.quick, *self.deeper}]
+            ladder = next(one for one in same if one.at(1.0).ladder == best["ladder"])
+            self.narrowest(replace(ladder, recover=recover), self._lever_of(best), CLOSE * best["share"])
+
+    def _lever_of(self, entry: Entry | None) -> Lever | None:
+        """Return the lever that a member has beside its width."""
+        return next((one for one in levers(self.aim) if entry and entry["lever"] == one.name), None)
 
     def alone(self, lever: Lever) -> bool:
         """Try a lever on the whole model; return whether it is of any use."""
@@ -170,7 +186,7 @@ def most(aim: str) -> int:
 
 def _steps(useful: int, aim: str) -> int:
     """Return the most steps of all bisections, what comes before them and the last look."""
-    return 1 + len(ladders(aim)) + STEPS + FEWER + FEWER * (useful + len(ladders(aim)) - 1)
+    return 1 + len(ladders(aim)) + STEPS + 2 * FEWER + FEWER * (useful + len(ladders(aim)) - 1)
 
 
 def value_of(entry: Entry, aim: str) -> float:

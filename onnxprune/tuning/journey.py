@@ -32,8 +32,9 @@ from onnxprune.tuning.state import State
 
 __all__ = ["find"]
 
-#: How layers of the best are fitted in the end.
-DEEPEST = "distill"
+#: How layers are fitted while the search looks around, and then for the best, each from where the last ended: the first
+#: costs a quarter of the second, the second of the third.
+QUICK, DEEPER = "lstsq", ("", "distill")
 #: Options that members don't depend on.
 APART = (
     "max_drop",
@@ -84,7 +85,9 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     )  # fmt: skip
     members.better = lambda entry: _look(members, writer, options.minimize)
     explorer, complete = Explorer(members, options.minimize), True
-    explorer.last = DEEPEST if options.recover == TuneOptions.recover else ""
+    if options.recover == TuneOptions.recover:
+        explorer.quick, explorer.deeper = QUICK, DEEPER
+    run.progress = deadline.bound(whole)
     try:
         explorer.all()
     except OutOfTime:
@@ -273,7 +276,7 @@ def _report(
         complete=complete,
         notes=list(run.notes) + _notes(run, complete),
         options=options.to_json(),
-        seconds=run.seconds,
+        seconds=run.seconds | members.spent,
     )
 
 
@@ -308,8 +311,10 @@ def _nothing(report: TuneReport) -> str:
     )
     better = "faster than the input" if report.aim == "latency" else "smaller than the input"
     why = "; ".join(f"{what}: {text.rstrip('.')}" for what, text in report.refused.items())
+    advice = (
+        "allow a larger --max-drop" if report.complete else "the same command goes on, or give more --minutes"
+    )
     return (
         f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} is {better} "
-        f"({tried or 'nothing could be made'}{'; ' + why if why else ''}), so nothing was written; allow a "
-        "larger --max-drop."
+        f"({tried or 'nothing could be made'}{'; ' + why if why else ''}), so nothing was written; {advice}."
     )

@@ -30,6 +30,8 @@ __all__ = ["Deadline", "Lever", "Recipe", "Members", "OutOfTime", "levers"]
 Entry = dict[str, Any]
 #: How many times longer a fit may take that there was none of yet.
 DEARER = 4.0
+#: What members without a cut count as.
+WHOLE = "no cut"
 
 
 class OutOfTime(Exception):
@@ -62,6 +64,15 @@ class Deadline:
         """
         if self.minutes is not None and time.monotonic() - self.start + seconds > 60 * self.minutes:
             raise OutOfTime
+
+    def bound(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """Return what tells of work, and ends it where the time is over: some take longer than anyone could know."""
+
+        def told(text: str) -> None:
+            self.check(0.0)
+            say(text)
+
+        return told
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,8 @@ class Members:
         Is told what is done.
     better : callable
         Is given each entry that has just been made.
+    spent : dict
+        What was done to members -> seconds, in this run.
     """
 
     source: Path
@@ -151,7 +164,9 @@ class Members:
     whole: Whole
     better: Callable[[Entry], None] = lambda entry: None
     entries: dict[str, Entry] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
+    _since: tuple[str, float] = ("", 0.0)
     _original: Session | None = None
 
     def make(self, member: Recipe) -> Entry:
@@ -175,6 +190,7 @@ class Members:
             took = time.monotonic() - start
             if "refused" not in entry:
                 self._seconds[_effort(member)] = took
+            self._turn("")
             with alone():
                 entry = self.state.keep(name, {**entry, "seconds": round(took, 3)})
         fresh = name not in self.entries
@@ -185,13 +201,21 @@ class Members:
 
     def _expected(self, member: Recipe) -> float:
         """Return about how long a member takes, from the last of its kind."""
-        return self._seconds.get(_effort(member), DEARER * self._seconds.get("", 0.0))
+        cuts = [seconds for effort, seconds in self._seconds.items() if effort != WHOLE]
+        return self._seconds.get(_effort(member), DEARER * max(cuts, default=0.0))
 
     def tell(self, name: str, text: str) -> None:
-        """Tell what is done to a member."""
+        """Tell what is done to a member from now on."""
+        self._turn(text)
         if name != self.whole.what:
             self.whole.at(self.whole.step + 1, name, self.deadline.done)
         self.whole(text)
+
+    def _turn(self, what: str) -> None:
+        """Count the time since the last turn for what was done, and begin with something else."""
+        (before, start), self._since = self._since, (what, time.monotonic())
+        if before:
+            self.spent[before] = self.spent.get(before, 0.0) + self._since[1] - start
 
     def _made(self, member: Recipe) -> Entry:
         path = self.state.model(member.name)
@@ -258,6 +282,7 @@ class Members:
                 "speedup": round(apart.ratio, 4),
                 "speed_interval": list(apart.interval),
             }
+            self._turn("")
             self.entries[entry["name"]] = entry = self.state.keep(entry["name"], entry)
         return entry
 
@@ -280,4 +305,4 @@ def _figures(size: Size) -> Entry:
 
 def _effort(member: Recipe) -> str:
     """Return what tells members apart that take very different times."""
-    return "no cut" if member.width is None else member.width.recover
+    return WHOLE if member.width is None else member.width.recover

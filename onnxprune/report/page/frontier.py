@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from math import floor, log10
 from typing import Any
 
 from onnxprune.report.page.sections import FOOTER, run, why
@@ -20,11 +21,11 @@ WIDTH, HEIGHT, LEFT, BELOW = 520, 320, 64, 44
 def all_of(values: Values) -> Iterator[str]:
     """Yield the sections of `onnxprune.tuning.report.TuneReport.to_json`."""
     names = [("curve", "Curve"), ("members", "Members"), ("left", "Left out"), ("run", "Run")]
-    yield head(values, names, "report", escape("; ".join(values["lines"])) + ".")
+    yield head(values, names, "report", escape("; ".join(values["lines"]).replace("->", "→")) + ".")
     yield '<main id="main">'
     yield _curves(values)
     yield _table(values)
-    left = [(line["what"], line["reason"]) for line in values["refused"]]
+    left = [(line["what"], f"{line['what']}: {line['reason']}") for line in values["refused"]]
     yield why("left", "Left out, and why", left, "levers or members were of no use")
     yield run(values)
     yield "</main>"
@@ -63,9 +64,8 @@ def _plot(points: Sequence[tuple[float, Values]], what: str, values: Values) -> 
         _, at = place(0, y)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH}" y1="{at:.1f}" y2="{at:.1f}" stroke="{colour}"/>')
         parts.append(_text(LEFT - 6, at + 4, f"{y:.3g}", "end"))
-    for part in (0.25, 0.5, 0.75, 1.0):
-        at, _ = place(part * right, 0)
-        parts.append(_text(at, HEIGHT - BELOW + 18, f"{part * right:.3g}", "middle"))
+    for x in _ticks(right):
+        parts.append(_text(place(x, 0)[0], HEIGHT - BELOW + 18, f"{x:.3g}", "middle"))
     parts.append(_text((WIDTH + LEFT) / 2, HEIGHT - 6, what, "middle"))
     parts.append(_text(4, 12, f"lost of {metric['name']}", "start"))
     for x, member in points:
@@ -82,6 +82,13 @@ def _plot(points: Sequence[tuple[float, Values]], what: str, values: Values) -> 
             f'<circle cx="{at:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"><title>{said}</title></circle>'
         )
     return "".join([*parts, "</svg>"])
+
+
+def _ticks(end: float) -> list[float]:
+    """Return round numbers up to what is a little before the end of a scale, four to eight of them."""
+    tenth = 10.0 ** floor(log10(end / 4))
+    step = max(size for size in (tenth, 2 * tenth, 5 * tenth) if size <= end / 4)
+    return [step * n for n in range(1, int(0.97 * end / step) + 1)]
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
