@@ -1,0 +1,90 @@
+"""Which members a search tries, over members that are made up."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from onnxprune.tuning import explore, members
+from onnxprune.tuning.demand import Demand
+from onnxprune.tuning.floor import Floor
+from onnxprune.tuning.metric import Score
+from onnxprune.tuning.report import on_frontier
+
+
+def test_the_ladder_that_pays_most_goes_first() -> None:
+    """At the same share one loses less for its speed; one that can't be had is the last."""
+    made = {
+        "macs0.707": {"speedup": 1.2, "metric": 90.0, "items": None},
+        "macs0.707-by8": {"speedup": 1.3, "metric": 99.0, "items": None},
+        "latency0.707": {"refused": "too far"},
+    }
+    floor = Floor(Score(100.0), 1.0)
+    fake = SimpleNamespace(
+        make=lambda recipe: made[recipe.name],
+        floor=floor,
+        demand=Demand(),
+        score=lambda e: Score(e["metric"], e["items"]),
+    )
+    explorer = explore.Explorer(fake, "latency")  # type: ignore[arg-type]
+    several = [explore.Ladder("latency", "auto"), explore.Ladder("macs", "auto"), explore.Ladder("macs", 8)]
+    assert [ladder.at(0.5).name for ladder in explorer.by_promise(several)] == [
+        "macs0.5-by8",
+        "macs0.5",
+        "latency0.5",
+    ]
+
+
+class Fits:
+    """Members whose loss depends on the share and on how they were fitted."""
+
+    def __init__(self, loss: dict[str, float]) -> None:
+        self.loss, self.floor, self.demand, self.entries = loss, Floor(Score(100.0), 1.0), Demand(), {}
+        self.whole = SimpleNamespace(steps=0)
+
+    def make(self, recipe: members.Recipe) -> dict:
+        width = recipe.width
+        assert width is not None
+        self.entries[recipe.name] = entry = {
+            "ladder": width.ladder, "share": width.share, "lever": None, "items": None,
+            "metric": 100 - self.loss[width.recover] * (1 - width.share),
+            "speedup": 1 / width.share, "speed_interval": [0.99 / width.share, 1.01 / width.share],
+        }  # fmt: skip
+        return entry
+
+    def score(self, entry: dict) -> Score:
+        return Score(entry["metric"], None)
+
+    def holds(self, entry: dict) -> bool:
+        return self.floor.holds(self.score(entry))
+
+    good = holds
+
+
+@pytest.mark.parametrize("loss", [{"lstsq": 4, "": 3, "distill": 2}, {"lstsq": 900, "": 8, "distill": 7}])
+def test_dear_fits_begin_where_cheap_ones_ended(monkeypatch: pytest.MonkeyPatch, loss: dict) -> None:
+    """Most members are fitted quickly; the best is of the deepest fit, as narrow as that one may be."""
+    monkeypatch.setattr(explore, "levers", lambda aim: [])
+    fits = Fits(loss)
+    explorer = explore.Explorer(fits, "latency", quick="lstsq", deeper=("", "distill"))  # type: ignore[arg-type]
+    explorer.all()
+    best = explore.best_of(fits, "latency")  # type: ignore[arg-type]
+    assert best is not None
+    assert best["ladder"].endswith("-distill")
+    least = 1 - 1 / loss["distill"]
+    assert least <= best["share"] < 1.2 * least
+    names = [entry["ladder"] for entry in fits.entries.values()]
+    dear = [name for name in names if not name.endswith("-lstsq")]
+    assert len(dear) <= 2 * explore.FEWER < len(names)
+    assert len(names) <= explore.most("latency")
+
+
+def test_the_frontier_is_what_nothing_beats() -> None:
+    lines = [
+        {"lost": 0.0, "speedup": 1.0},
+        {"lost": 1.0, "speedup": 2.0},
+        {"lost": 1.5, "speedup": 1.9},
+        {"lost": 2.0, "speedup": 3.0},
+    ]
+    assert on_frontier(lines, "speedup") == [True, True, False, True]
+    sizes = [{"lost": 0.0, "bytes": 10}, {"lost": 1.0, "bytes": 12}, {"lost": 1.0, "bytes": 5}]
+    assert on_frontier(sizes, "bytes") == [True, False, True]
