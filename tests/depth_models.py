@@ -113,6 +113,27 @@ def decoder(shared: bool = False) -> onnx.ModelProto:
     return model
 
 
+def merged(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model twice in the bodies of an If, on the same weights."""
+    bodies = {}
+    for branch in ("then_branch", "else_branch"):
+        body = bodies[branch] = onnx.GraphProto(name=branch, node=model.graph.node, output=model.graph.output)
+        made = {name for node in body.node for name in node.output}
+        for node in body.node:
+            node.name = f"{node.name}@{branch}" if node.name else ""
+            for names in (node.input, node.output):
+                names[:] = [f"{name}@{branch}" if name in made else name for name in names]
+        for value in body.output:
+            value.name = f"{value.name}@{branch}"
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    del whole.graph.node[:]
+    outputs = [value.name for value in model.graph.output]
+    whole.graph.node.append(helper.make_node("If", ["cached"], outputs, "choice", **bodies))
+    whole.graph.input.append(helper.make_tensor_value_info("cached", TensorProto.BOOL, [1]))
+    return whole
+
+
 def fused(layers: int = 2) -> onnx.ModelProto:
     """As `transformer`, with sums that are fused with the norms behind them, and with biases of the parts."""
     net = Net()

@@ -14,7 +14,7 @@ import onnx
 from onnxprune.errors import UsageError
 from onnxprune.runtime import binding
 
-__all__ = ["NONE", "Openings", "closed", "openings"]
+__all__ = ["NONE", "Openings", "closed", "given_by_bodies", "openings"]
 
 #: Input or output -> its axes that may shrink.
 Openings = Mapping[str, frozenset[int]]
@@ -57,3 +57,11 @@ def openings(graph: onnx.GraphProto, patterns: Iterable[str]) -> dict[str, froze
 def closed(opened: Openings, name: str, dims: Sequence[int]) -> tuple[int, ...]:
     """Return the dims of an input or output that must stay as they are."""
     return tuple(dim for axis, dim in enumerate(dims) if axis not in opened.get(name, ()))
+
+
+def given_by_bodies(graph: onnx.GraphProto, opened: Iterable[str]) -> list[str]:
+    """Return those of these outputs that a node with bodies gives, such as the If of a merged decoder."""
+    names = {
+        name for node in graph.node for name in node.output if any(a.HasField("g") for a in node.attribute)
+    }
+    return sorted(names.intersection(opened))

@@ -22,6 +22,7 @@ from onnxprune.errors import NothingToPrune, UsageError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.depth import Branch, Depth
 from onnxprune.graph.inline import inline
+from onnxprune.graph.openings import given_by_bodies
 from onnxprune.graph.select import near_names
 from onnxprune.journey.given_shapes import bound
 from onnxprune.journey.run import Run
@@ -127,6 +128,12 @@ def branches_of(run: Run[Options]) -> Depth:
                 f", and so on for {more} more" if (more := len(depth.refused) - 1) else ""
             )
         raise NothingToPrune(f"The model has no residual branch that can go: {why}.")
+    if stay := given_by_bodies(run.model.proto.graph, analysis.coupling.opened):
+        more = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
+        run.notes.append(
+            f"depth: --open-io names {stay[0]!r}{more}, which a node with bodies gives (an If, such as a merged "
+            "decoder's); they stay, with the layers that make them. Of decoders that aren't merged they go."
+        )
     return depth
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from depth_models import WIDTH, Net
+from depth_models import WIDTH, Net, decoder, merged
 from onnx import TensorProto, helper
 
+import onnxprune
 from onnxprune.cut.depth import shallow
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.depth import Depth
@@ -131,3 +132,15 @@ def test_a_branch_is_not_kept_for_the_stream_behind_it() -> None:
     depth = Depth.of(analyse(Model.load(net.graph({"head.add_out": ["N", "T", 5]}))))
     assert [b.name for b in depth.branches] == ["attn"]
     assert depth.refused == {}
+
+
+def test_a_cache_that_an_if_gives_is_told_to_stay() -> None:
+    """Its layers go in both branches, while what makes keys and values stays, although it was opened."""
+    names = []
+    for model in (decoder(), merged(decoder())):
+        result = onnxprune.prune(model, drop=("layers.0.attn",), open_io=("past|present",))
+        names.append([value.name for value in result.model.graph.output])
+        told = [note for note in result.report.notes if "--open-io names" in note]
+        assert bool(told) == (len(names[-1]) == 5)
+        assert all("and 3 more, which a node with bodies gives" in note for note in told)
+    assert [len(n) for n in names] == [3, 5]
