@@ -95,7 +95,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except OnnxPruneError as error:
         return _fail(str(error), error.exit_code, verbose)
     except KeyboardInterrupt:
-        names = ", ".join(repr(path.name) for path in written()[before:])
+        names = ", ".join(dict.fromkeys(repr(path.name) for path in written()[before:]))
         done = f"{names} had been written, whole" if names else "nothing was written"
         return _fail(f"interrupted; {done}.", 130, False)
     except BrokenPipeError:  # the reader of our output has gone, as in `onnxprune inspect m.onnx | head`

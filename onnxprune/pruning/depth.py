@@ -129,9 +129,9 @@ def branches_of(run: Run[Options]) -> Depth:
             )
         raise NothingToPrune(f"The model has no residual branch that can go: {why}.")
     if stay := given_by_bodies(run.model.proto.graph, analysis.coupling.opened):
-        more = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
+        others = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
         run.notes.append(
-            f"depth: --open-io names {stay[0]!r}{more}, which a node with bodies gives (an If, such as a merged "
+            f"depth: --open-io names {stay[0]!r}{others}, which a node with bodies gives (an If, such as a merged "
             "decoder's); they stay, with the layers that make them. Of decoders that aren't merged they go."
         )
     return depth

@@ -297,7 +297,20 @@ def test_interrupt(
 
     monkeypatch.setattr("onnxprune.pruning.journey.prune", stop)
     assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "interrupted; nothing was written." in capsys.readouterr().err
+
+
+def test_what_was_written_over_and_over_is_named_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    told = iter([[], [tmp_path / "best.onnx"] * 3])
+    monkeypatch.setattr("onnxprune.cli.main.written", lambda: next(told))
+    monkeypatch.setattr("onnxprune.pruning.journey.prune", stop)
+    assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 130
+    assert "interrupted; 'best.onnx' had been written, whole." in capsys.readouterr().err
 
 
 def test_run_passes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
