@@ -307,7 +307,7 @@ def test_what_was_written_over_and_over_is_named_once(
         raise KeyboardInterrupt
 
     told = iter([[], [tmp_path / "best.onnx"] * 3])
-    monkeypatch.setattr("onnxprune.cli.main.written", lambda: next(told))
+    monkeypatch.setattr(sys.modules["onnxprune.cli.main"], "written", lambda: next(told))
     monkeypatch.setattr("onnxprune.pruning.journey.prune", stop)
     assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 130
     assert "interrupted; 'best.onnx' had been written, whole." in capsys.readouterr().err
