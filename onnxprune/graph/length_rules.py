@@ -301,10 +301,7 @@ def _resize(own: Stretches, node: Node, slot: int) -> Lengths | None:
         return None
     axes = [int(a) % len(data) for a in node.attr("axes") or range(len(data))]
     sizes = own.value(node.inputs[3]) if node.has(3) else None
-    scales = (
-        own.value(node.inputs[2 if node.op == "Resize" and node.has(2) else 1]) if sizes is None else None
-    )
-    given = sizes if sizes is not None and sizes.size else scales
+    given = sizes if sizes is not None and sizes.size else _scales(own, node)
     if given is None or given.size != len(axes):
         return None
     lengths = list(data)
@@ -316,6 +313,15 @@ def _resize(own: Stretches, node: Node, slot: int) -> Lengths | None:
         elif entry != 1.0:
             lengths[axis] = own.fresh(node, axis) if _large(entry) else floor(data[axis] * Fraction(entry))
     return tuple(lengths)
+
+
+def _scales(own: Stretches, node: Node) -> Any:
+    """Return how much longer each axis becomes; up to version 7 of Upsample it is an attribute."""
+    slot = 2 if node.op == "Resize" and node.has(2) else 1
+    if node.has(slot):
+        return own.value(node.inputs[slot])
+    given = node.attr("scales")
+    return None if given is None else np.array([float(scale) for scale in given], object)
 
 
 def _crop(own: Stretches, node: Node, slot: int) -> Lengths | None:

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from nets import build, node, normal
 from onnx import numpy_helper
 
 import onnxprune
@@ -95,3 +96,29 @@ def test_a_fixed_length_is_cut_as_before() -> None:
     cuts, found = errors(case, case.model(time=12))
     assert max(found) <= TOLERANCE
     assert ("pos", 1) in {(cut.tensor, cut.axis) for cut in cuts}  # rows that nobody can read
+
+
+@pytest.mark.parametrize("version", [7, 8, 9])
+def test_scales_are_an_attribute_in_old_models(version: int) -> None:
+    """Pictures of any size, made larger as versions 7 and 8 say it, and as 9 does."""
+    weights = {"a": normal(16, 3, 3, 3), "b": normal(5, 16, 3, 3), "scales": np.float32([1, 1, 2, 2])}
+    model = build(
+        [
+            node("Conv", "x a", "c", pads=[1] * 4),
+            node("Relu", "c", "r"),
+            node("Identity", "r", "u"),
+            node("Conv", "u b", "y"),
+        ],
+        weights,
+        ("N", 3, "H", "W"),
+    )
+    given = {"scales": [1.0, 1.0, 2.0, 2.0]} if version < 9 else {}
+    model.graph.node[2].CopyFrom(node("Upsample", "r" if given else "r scales", "u", **given))
+    del model.graph.value_info[:]
+    model.opset_import[0].version, model.ir_version = version, 4
+    result = onnxprune.prune(model, ratio=0.5, align=1)
+    assert result.report.after.parameters < 0.6 * result.report.before.parameters
+    twin = masked(model, result.report.cuts)
+    for height, width in ((8, 8), (5, 11)):
+        x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
+        np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
