@@ -41,6 +41,7 @@ def reduced(
     reduce: Reduce,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
+    seeds: Seeds | None = None,
 ) -> Iterator[dict[Wanted, Matrix]]:
     """Yield what gradients are reduced to, batch by batch.
 
@@ -56,6 +57,8 @@ def reduced(
         Of the draws: the same seed and samples give the same bits.
     say : callable, optional
         Told of progress.
+    seeds : Seeds, optional
+        Draws the gradients of the output, where what that is needs no look at it; ``seed`` isn't used then.
 
     Yields
     ------
@@ -73,14 +76,14 @@ def reduced(
     except NoGradient as error:
         raise CalibrationError(f"The gradients fail on the samples: {error}.") from error
     outputs = (np.asarray(values[output]) for values in stream_of(analysis.model, samples).each([output]))
-    first = _first(outputs, samples.counts)
-    seeds = Seeds.of(first, seed)
+    first = [] if seeds is not None else _first(outputs, samples.counts)
+    drawn = Seeds.of(first, seed) if seeds is None else seeds
 
     def seeded() -> Iterator[dict[str, Array]]:
         for number, y in enumerate(chain(first, outputs), 1):
             if say is not None:
                 say(f"gradients {number}/{len(samples.batches)}")
-            yield {extended.seed: seeds.draw(y)}
+            yield {extended.seed: drawn.draw(y)}
 
     backward = stream_of(extended.model, samples, what="The model's gradient")
     for values in backward.each(beside=seeded()):

@@ -21,9 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Seeds", "kind_of", "probabilities"]
+__all__ = ["LOGITS", "Seeds", "kind_of", "probabilities"]
 
 Array = NDArray[Any]
+
+#: Kind and axis of an output that is known to be logits at each position.
+LOGITS = "logits", -1
 
 
 def kind_of(y: Array) -> tuple[str, int]:

@@ -23,12 +23,34 @@ from onnxprune.graph.lookups import IDS, Read, elements_of, fed, opened, reads_o
 from onnxprune.model import Model
 from onnxprune.runtime.binding import real_inputs
 
-__all__ = ["PREFIX", "Vocabulary", "put_nodes"]
+__all__ = ["PREFIX", "Vocabulary", "most_ids", "put_nodes", "says_ids"]
 
 Ints = NDArray[np.int64]
 
 #: Begins the names of what is put into a graph.
 PREFIX = "onnxprune/vocabulary"
+
+
+def most_ids(analysis: Analysis) -> tuple[list[Read], int] | None:
+    """Return all lookups in the tables of the vocabulary, and how many ids there are; None without such a table."""
+    space, nodes, elements = analysis.coupling.space, analysis.coupling.nodes, elements_of(analysis.coupling)
+    every, given = [r for r in reads_of(analysis.coupling) if r.root in elements], fed(analysis)
+    outside = {read.root for read in every if nodes[read.number].node.inputs[read.slot] in given}
+    if not outside:
+        return None
+    size = space.sizes[max(outside, key=lambda root: (elements[root], -root))]
+    roots = {root for root in outside if space.sizes[root] == size}
+    return [read for read in every if read.root in roots], size
+
+
+def says_ids(analysis: Analysis) -> bool:
+    """Whether the first output is logits of the ids that the model reads, at each position of a text."""
+    first = analysis.model.proto.graph.output[0].name
+    elem, shape = analysis.tracer.types.get(first, (0, None))
+    if elem != onnx.TensorProto.FLOAT or shape is None or len(shape) < 3:
+        return False
+    ids = most_ids(analysis)
+    return ids is not None and shape[-1] == ids[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +74,8 @@ class Vocabulary:
     @classmethod
     def of(cls, analysis: Analysis) -> Vocabulary | None:
         """Find the vocabulary of a model; None where no table is looked up by ids from an integer input."""
-        space, nodes, elements = (
-            analysis.coupling.space,
-            analysis.coupling.nodes,
-            elements_of(analysis.coupling),
-        )
-        every, given = [r for r in reads_of(analysis.coupling) if r.root in elements], fed(analysis)
-        outside = {read.root for read in every if nodes[read.number].node.inputs[read.slot] in given}
-        if not outside:
-            return None
-        size = space.sizes[max(outside, key=lambda root: (elements[root], -root))]
-        roots = {root for root in outside if space.sizes[root] == size}
-        reads = [read for read in every if read.root in roots]
-        return cls(opened(analysis, reads, size), reads, size)
+        most = most_ids(analysis)
+        return None if most is None else cls(opened(analysis, *most), *most)
 
     @cached_property
     def weights(self) -> list[str]:

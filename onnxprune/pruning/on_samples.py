@@ -31,6 +31,7 @@ from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
 from onnxprune.pruning.source import Reduced, read_of
 from onnxprune.pruning.speed import finer_steps
 from onnxprune.pruning.weighing import Weighing, by_trials, weights
+from onnxprune.pruning.worth import priced
 from onnxprune.reconstruction.distill import distill, pace_of
 from onnxprune.reconstruction.finetune import finetune
 from onnxprune.reconstruction.least_squares import Curve
@@ -70,6 +71,8 @@ class FromSamples:
         See `Candidate`.
     weighing : Weighing or None
         How errors of different groups weigh, once that was tried.
+    worth : dict or None
+        Group -> what its errors cost at the output of a language model, once that was asked; see `priced`.
     dense : list of Outputs
         The original's, on the samples set aside, once they were needed.
     more : dict
@@ -86,6 +89,7 @@ class FromSamples:
     rotated: Rotated
     restored: Callable[[Model], Model]
     weighing: Weighing | None = None
+    worth: dict[str, float] | None = None
     dense: list[Outputs] = field(default_factory=list)
     more: dict[str, Ranking] = field(default_factory=dict)
 
@@ -169,6 +173,8 @@ class FromSamples:
             return {name: ranked_by_curve(curve) for name, curve in curves.items()}
         if self.weighing is None and not self.fit_on.batches:  # trial fits run over samples
             return {name: ranked_by_curve(curve) for name, curve in curves.items()}
+        if self.worth is None:
+            self.worth = priced(self.run, self.calibration, self.fit_on)
         if self.weighing is None:
             self.weighing = by_trials(
                 self.run, self.calibration, self.fit_on, lambda weighing: self._removed(limit, weighing)
@@ -188,6 +194,7 @@ class FromSamples:
     def _weighed(self, weighing: Weighing) -> dict[str, Ranking]:
         made = self.calibration
         weight = weights(made.places, [s.number for s in made.sites], weighing)
+        weight = {name: each * (self.worth or {}).get(name, 1.0) for name, each in weight.items()}
         dearest = max(weight.values(), default=1.0)  # of groups whose loss nobody could measure
         return {n: ranked_by_curve(c, weight.get(n, dearest)) for n, c in made.curves.items()}
 

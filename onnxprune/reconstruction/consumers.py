@@ -40,8 +40,9 @@ def crowded(reads: Sequence[tuple[Site, Sequence[Sequence[Ints]]]], settings: Se
 
 
 def consumers_of(
-    site: Site, evidence: Evidence, rows: Sequence[Sequence[Ints]], model: Model, unit: float | None = None
-) -> list[Consumer]:
+    site: Site, evidence: Evidence, rows: Sequence[Sequence[Ints]], model: Model, unit: float | None = None,
+    *, texts: bool = False,
+) -> list[Consumer]:  # fmt: skip
     """Return one consumer for each block of a layer, on all samples; steadied where they are few.
 
     Parameters
@@ -54,6 +55,8 @@ def consumers_of(
         That holds the weights.
     unit : float, optional
         Errors are divided by it; by the spread of the evidence otherwise.
+    texts : bool
+        Whether rows are positions of texts, see `steadied`.
     """
     if site.lean:
         site = narrowed(site, model)
@@ -69,7 +72,7 @@ def consumers_of(
             problems, units, w = _scaled(wide, units, w, exact=not evidence.linear)
         elif evidence.linear:
             problems = [p.through(w) for p in problems]
-        problem, factor = steadied(problems, units, w)
+        problem, factor = steadied(problems, units, w, texts=texts)
         consumers.append(Consumer(problem, units, w, unit / factor))
     return consumers
 

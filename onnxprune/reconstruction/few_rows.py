@@ -14,6 +14,10 @@ it is; else two things mend it. For moments H (d, d), G (d, O), v (O,) and the l
 - The errors are scaled up so that the one at that cut is at least the error on the held-out samples:
 
       error' = error * max((e_held(half) - e_held(all)) / (e'(half) - e'(all)), 1).
+
+Rows of texts are as different as they are many, and where the layer's own weights explain its targets there is no noise
+to be learnt. There, from `TEXTS` rows on, the errors are scaled by what held-out samples say, and no ridge is added: in
+a language model of 135 million weights it made errors 2 to 9 times as large as they are, in each layer otherwise.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ Ints = NDArray[np.int64]
 #: Rows for each regressor from which a curve on the fitted rows is near that on others, if they are as different as
 #: they are many: in convolutional nets a cut then costs .9 to 1.17 times as much on others.
 ENOUGH, TRUSTED = 20, 1.2
+#: Rows of texts for each regressor from which the samples that are held out are believed.
+TEXTS = 2
 #: As shares of the regressors' mean variance: of the comparison, and those that are tried.
 LEAST = 1e-4
 #: Targets whose error is this share of their variance are what the layer's own weights give.
@@ -40,7 +46,9 @@ EXACT = 1e-9
 RIDGES = (1e-2, 1e-1, 1.0, 10.0)
 
 
-def steadied(sets: list[Problem], rows: Sequence[Ints], w: Matrix) -> tuple[Problem, float]:
+def steadied(
+    sets: list[Problem], rows: Sequence[Ints], w: Matrix, *, texts: bool = False
+) -> tuple[Problem, float]:
     """Return moments for a loss curve, and the factor of its errors.
 
     Parameters
@@ -52,6 +60,8 @@ def steadied(sets: list[Problem], rows: Sequence[Ints], w: Matrix) -> tuple[Prob
         Regressors of each unit.
     w : float64[d, O]
         The layer's weights.
+    texts : bool
+        Whether rows are positions of texts.
 
     Returns
     -------
@@ -68,12 +78,14 @@ def steadied(sets: list[Problem], rows: Sequence[Ints], w: Matrix) -> tuple[Prob
         return whole, 1.0
     kept = _half(whole, rows, w)
     exact = _error(train, _own(train, w)) <= EXACT * train.variance  # no fit on all regressors is better
-    if train.n >= ENOUGH * len(w):
+    believed = texts and exact and train.n >= TEXTS * len(w)
+    if train.n >= ENOUGH * len(w) or believed:
         without, fit = _pulled_fit(train, kept, w, LEAST), _whole_fit(train, w, LEAST, exact)
-        if _error(held_out, without) - _error(held_out, fit) <= TRUSTED * (
-            _error(train, without) - _error(train, fit)
-        ):
+        rise = _error(held_out, without) - _error(held_out, fit)
+        if rise <= TRUSTED * (_error(train, without) - _error(train, fit)):
             return whole, 1.0
+        if believed:
+            return whole, max(rise / _error(whole, _pulled_fit(whole, kept, w, LEAST)), 1.0)
     errors = [_error(held_out, _pulled_fit(train, kept, w, share)) for share in RIDGES]
     share = RIDGES[int(np.argmin(errors))]
     rise = min(errors) - _error(held_out, _whole_fit(train, w, share, exact))

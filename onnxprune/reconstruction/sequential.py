@@ -23,6 +23,7 @@ from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
+from onnxprune.graph.vocabulary import says_ids
 from onnxprune.model import Model
 from onnxprune.progress import Milestone
 from onnxprune.reconstruction.aim import Aim
@@ -111,6 +112,7 @@ class Calibration:
             reads[0][0].number: name for name, reads in self.readers.items() if len(reads) == 1
         }
         self.settings: Settings = Settings(recovery_of(self.recover), seed=self.seed)
+        self.texts: bool = says_ids(self.analysis)
 
     def _layers(self) -> list[Site]:
         model = self.analysis.model
@@ -279,7 +281,7 @@ class Calibration:
     def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
         """Choose the units of a group once more, on the inputs as they are by now."""
         rows = self.readers[name][0][1]
-        consumers = consumers_of(site, evidence, rows, model, 1.0)
+        consumers = consumers_of(site, evidence, rows, model, 1.0, texts=self.texts)
         units = len(rows[0])
         assert self.measure.curve is not None
         curve = self.measure.curve(consumers, units - count)
@@ -366,7 +368,7 @@ class Curves:
         if name in self.crowded:
             self.crowded[name].add(site, evidence, rows, model)
         else:
-            known += consumers_of(site, evidence, rows, model)
+            known += consumers_of(site, evidence, rows, model, texts=self.of.texts)
 
 
 def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:

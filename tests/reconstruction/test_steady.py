@@ -96,14 +96,31 @@ def test_errors_are_scaled_up_to_those_on_held_out_samples_and_never_down():
     assert factor(400.0) == pytest.approx(10 * factor(40.0))
 
 
+def test_few_rows_of_texts_cost_what_held_out_ones_say():
+    """Where a layer's own weights explain its targets a weak ridge is enough, and errors are as large as elsewhere."""
+    w = np.random.default_rng(0).standard_normal((UNITS, OUTPUTS))
+    train, held, fresh = problem(3 * UNITS, w, 1), problem(60, w, 2), problem(5000, w, 99)
+    whole = problem(3 * UNITS + 60, w, 3)
+    found, factor = steadied([train, held, whole], ROWS, w, texts=True)
+    assert found is whole
+    told, kept = half(found, factor, w)
+    seen = float(error_of(fresh, refit(whole, kept, 1e-4)).sum())
+    assert told == pytest.approx(seen, rel=0.3)
+    assert factor > 1.2
+    pulled, _ = half(*steadied([train, held, problem(3 * UNITS + 60, w, 3)], ROWS, w), w)
+    assert pulled > 1.3 * seen
+    few = steadied([problem(UNITS, w, 1), held, problem(UNITS + 60, w, 3)], ROWS, w, texts=True)[0]
+    assert few.h[0, 0] > problem(UNITS + 60, w, 3).h[0, 0]  # a ridge
+
+
 @pytest.mark.parametrize("where", ["channels", "zeros"])
 def test_the_journeys_scale_their_curves_by_it(where, monkeypatch):
     """Twice the factor is twice the curve, in both journeys: what it says isn't lost on the way."""
     seen = []
     for times in (1.0, 2.0):
 
-        def doubled(*given, times=times):
-            found, factor = steadied(*given)
+        def doubled(*given, times=times, **more):
+            found, factor = steadied(*given, **more)
             return found, factor * times
 
         monkeypatch.setattr(_consumers, "steadied", doubled)
