@@ -7,13 +7,9 @@ least squared error on the held-out ones wins,
 
 and is fitted again on all samples.
 
-A layer has two things to make up for: its own units that go, and what those in front of it have lost. The first it can
-explain: with its old weights W0 (d, O) and the moments H (d, d) of its present inputs, on those that stay, S,
-
-    W_S = (H_SS + lam I)^-1 ((H W0)_S + lam W0_S)
-
-gives what it gave with all of them (``local``). The second is noise to it for the most part, and a regression on few
-rows learns that noise. So a refit to what the original gives (``lstsq``) is pulled to ``local``, and not to W0.
+A layer makes up for its own units that go, and for what those in front of it have lost. The second is noise to it for
+the most part, and a regression on few rows learns that noise. So a refit to what the original gives (``lstsq``) is
+pulled to what the layer alone needs (``local``, `onnxprune.reconstruction.local`), and not to its old weights.
 
 The model keeps its shape: rows of a weight that read removed channels become zero,
 everything else is refitted. Cutting those channels afterwards is exact, so the proof of the cut holds for the refitted
@@ -35,9 +31,10 @@ from numpy.typing import NDArray
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.few_rows import ENOUGH
-from onnxprune.reconstruction.grouped import loss_of, refits
+from onnxprune.reconstruction.grouped import loss_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit, Regression, bias_only
+from onnxprune.reconstruction.local import Local
 from onnxprune.reconstruction.narrow import Narrow
 from onnxprune.reconstruction.recover import RECOVERIES, STRONG, Recovery
 from onnxprune.reconstruction.rounding import rounded
@@ -50,8 +47,6 @@ __all__ = [
 
 #: The ridge of rough fits.
 PLAIN = 1e-2
-#: Of what a layer needs alone.
-LOCAL = 1e-3
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -208,7 +203,9 @@ def fit_blocks(
         prior[block][np.setdiff1d(np.arange(site.view.width), rows)] = 0.0
     plenty = settings.sheet // 2 if site.view.width > settings.wide else np.inf
     enough = evidence.fitting.n >= min(2 * max(len(k) for k in kept), plenty)
-    local = _Local(kept, old[0], prior)
+    local = Local(kept, old[0], prior)
+    if recovery.ridges and evidence.fitting.n < ENOUGH * max(len(k) for k in kept):
+        local.settle(train, held_out)
     ways = _ways(recovery, kept, (prior, old[1]), local, free=centred, enough=enough)
 
     def error(fits: Sequence[Fit]) -> float:
@@ -247,48 +244,10 @@ def _rough(
     """Fit on all samples with one ridge, a strong one where rows are few; nothing is judged."""
     whole = evidence.whole(centred=site.adder is not None)
     share = PLAIN if whole[0].n >= ENOUGH * max(len(k) for k in kept) else STRONG[len(STRONG) // 2]
-    fits = storable.put(whole, _Local(kept, old, old).pulled(whole, share))
+    fits = storable.put(whole, Local(kept, old, old).pulled(whole, share))
     size = sum(len(k) for k in kept) // site.view.taps, site.view.channels * site.view.blocks
     rows, nothing = sum(p.n for p in whole), float("nan")
     return fits, LayerReport(site.name, *size, rows, nothing, nothing, f"lstsq {share:g}")
-
-
-@dataclass
-class _Local:
-    """The weights with which a layer gives on what stays, as nearly as it can, what it gives on all that it reads.
-
-    Attributes
-    ----------
-    kept : sequence of int64
-        Regressors that stay, for each block.
-    old, prior : float64[blocks, width, outputs]
-        Its weights, and the same, zero outside of ``kept``.
-    """
-
-    kept: Sequence[Ints]
-    old: Matrix
-    prior: Matrix
-    last: tuple[Sequence[Regression], list[Matrix]] | None = None
-
-    def weights(self, problems: Sequence[Regression]) -> list[Matrix]:
-        """Return them by what is known of the blocks' inputs; the old ones where nothing goes."""
-        if self.last is None or self.last[0] is not problems:
-            self.last = problems, self._fitted(problems)
-        return self.last[1]
-
-    def _fitted(self, problems: Sequence[Regression]) -> list[Matrix]:
-        if all(len(rows) == len(w) for rows, w in zip(self.kept, self.old, strict=True)):
-            return list(self.prior)
-        own = [problem.through(w) for problem, w in zip(problems, self.old, strict=True)]
-        return [fit.w for fit in refits(own, self.kept, LOCAL, list(self.prior))]
-
-    def pulled(self, problems: Sequence[Regression], share: float) -> list[Fit]:
-        """Return refits that a ridge pulls to them."""
-        return refits(problems, self.kept, share, self.weights(problems))
-
-    def fits(self, problems: Sequence[Regression]) -> list[Fit]:
-        """Return them with biases that make the means agree."""
-        return [Fit(w, p.my - p.mx @ w) for p, w in zip(problems, self.weights(problems), strict=True)]
 
 
 def _tried(error: Callable[[str], float], names: Sequence[str]) -> dict[str, float]:
@@ -312,7 +271,7 @@ def _tried(error: Callable[[str], float], names: Sequence[str]) -> dict[str, flo
 
 
 def _ways(
-    recovery: Recovery, kept: Sequence[Ints], prior: tuple[Matrix, Matrix], local: _Local, *,
+    recovery: Recovery, kept: Sequence[Ints], prior: tuple[Matrix, Matrix], local: Local, *,
     free: bool, enough: bool,
 ) -> dict[str, Way]:  # fmt: skip
     """Return variant -> (problems of the blocks) -> fits; what is to be kept first, so that it wins among equals.
@@ -324,7 +283,7 @@ def _ways(
         Regressors that stay, for each block.
     prior : pair of float64
         Old matrices [blocks, width, outputs], zero outside ``kept``, and biases [blocks, outputs].
-    local : _Local
+    local : Local
     free : bool
         Whether the layer can have a bias.
     enough : bool

@@ -11,6 +11,7 @@ from onnxprune.reconstruction import evidence as evidences
 from onnxprune.reconstruction.evidence import LOUD, Collector, Evidence, Rows, evened
 from onnxprune.reconstruction.layer import Settings, fit_blocks
 from onnxprune.reconstruction.layers import Site, sites
+from onnxprune.reconstruction.local import RIDGES, Local
 
 WIDTH, OUTPUTS = 48, 12
 
@@ -69,6 +70,26 @@ def test_a_refit_from_few_rows_does_not_learn_what_others_lost(noise: float) -> 
         learned = np.linalg.lstsq(x[:, kept], y, rcond=None)[0]
         assert error(learned) > 1.3 * error(fit.w[kept])
         assert error(w[kept]) > 1.3 * error(fit.w[kept])
+
+
+def test_where_rows_are_few_held_out_samples_choose_the_ridge_of_what_a_layer_needs() -> None:
+    site, _, w = layer()
+    kept = np.arange(0, WIDTH, 2)
+    fresh = inputs(4000, 2)
+
+    def error(rows: int, settle: bool) -> tuple[float, float]:
+        found = told(site, inputs(rows, 1), np.zeros((rows, OUTPUTS), np.float32))
+        prior = np.where(np.isin(np.arange(WIDTH), kept)[:, None], w, 0.0)
+        local = Local([kept], w[None].astype(np.float64), prior[None])
+        if settle:
+            local.settle(found.train(centred=False), found.held_out(centred=False))
+        (weights,) = local.weights(found.whole(centred=False))
+        return float(np.square(fresh[:, kept] @ weights[kept] - fresh @ w).mean()), local.share
+
+    (few, strong), (plain, first) = error(40, True), error(40, False)
+    assert strong > first == RIDGES[0]
+    assert few < 0.9 * plain
+    assert error(4000, True)[1] <= RIDGES[1]  # many rows tell the weights by themselves
 
 
 def test_where_nothing_goes_and_nothing_was_lost_the_weights_stay() -> None:
