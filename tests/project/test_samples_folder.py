@@ -98,3 +98,18 @@ def test_an_edited_plan_is_what_gets_applied(tmp_path: Path) -> None:
 )
 def test_the_other_samples_run(name: str, said: str, tmp_path: Path) -> None:
     assert said in run(name, tmp_path)
+
+
+def test_back_to_the_trainer_and_into_the_file_again(tmp_path: Path) -> None:
+    """Training wins back what a hard cut lost, in the file itself, and zeros stay zero."""
+    pytest.importorskip("torch")
+    assert "module and file, both cut by the plan" in run("09_retrain_in_pytorch", tmp_path)
+    cut, trained = accuracy(tmp_path / "small.onnx"), accuracy(tmp_path / "trained.onnx")
+    assert cut < 0.8 < 0.95 < trained
+    zeros, final = onnx.load(tmp_path / "zeros.onnx"), onnx.load(tmp_path / "final.onnx")
+    for before, after in zip(zeros.graph.initializer, final.graph.initializer, strict=True):
+        empty = onnx.numpy_helper.to_array(before) == 0
+        assert before.name == after.name
+        if len(before.dims) > 1:
+            assert (onnx.numpy_helper.to_array(after)[empty] == 0).all()
+    assert accuracy(tmp_path / "final.onnx") > accuracy(tmp_path / "zeros.onnx")
