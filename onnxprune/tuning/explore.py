@@ -99,23 +99,26 @@ class Explorer:
         share = self.narrowest(first, None)
         for lever in useful:
             self.narrowest(first, lever, share)
+        for recover in self.deeper[:1]:
+            self.deepen([first, *others], recover)
         best = best_of(self.members, self.aim)
+        fit = self.deeper[0] if self.deeper else self.quick  # as the best is, or others couldn't come near it
         for ladder in others:
             of_time = best is not None and ladder.kind == "latency"
-            near = 1 / best["speedup"] if best is not None and of_time else share
-            self.narrowest(ladder, self._lever_of(best), near)
-        for recover in self.deeper:
+            near = 1 / best["speedup"] if best is not None and of_time else (best and best["share"]) or share
+            self.narrowest(replace(ladder, recover=fit), self._lever_of(best), near)
+        for recover in self.deeper[1:]:
             self.deepen([first, *others], recover)
 
     def deepen(self, ways: Sequence[Ladder], recover: str) -> None:
         """Follow the best once more with layers fitted another way, which is dear, so nothing else is."""
         best = best_of(self.members, self.aim)
-        if best is None:  # nothing holds as it was fitted so far, so less has to go
-            self.narrowest(replace(ways[0], recover=recover), None, ALMOST)
-        elif best["ladder"]:
+        ladder, near = ways[0], ALMOST  # where nothing narrower than the input holds as it was fitted so far
+        if best is not None and best["ladder"]:
             same = [replace(one, recover=fit) for one in ways for fit in {self.quick, *self.deeper}]
             ladder = next(one for one in same if one.at(1.0).ladder == best["ladder"])
-            self.narrowest(replace(ladder, recover=recover), self._lever_of(best), CLOSE * best["share"])
+            near = CLOSE * best["share"]
+        self.narrowest(replace(ladder, recover=recover), self._lever_of(best), near)
 
     def _lever_of(self, entry: Entry | None) -> Lever | None:
         """Return the lever that a member has beside its width."""
