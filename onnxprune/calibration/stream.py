@@ -129,6 +129,16 @@ class _Part:
     wanted: list[str]
 
 
+def _advice(error: RunError) -> str:
+    """Return what to do where onnxruntime has no kernel, such as for bfloat16 on a CPU."""
+    if "Could not find an implementation" not in str(error):
+        return ""
+    return (
+        "; the runtime here has no kernel for this type of numbers: choose another with --calib-provider, or give the "
+        "model in fp32"
+    )
+
+
 class Stream:
     """A model on its way through the samples, in this process: a backend of `Runs`.
 
@@ -232,7 +242,7 @@ class Stream:
                 feeds = {n: a for n, a in {**batch, **more}.items() if n in session.shapes}
                 yield session.run(feeds, list(wanted) or None)
         except RunError as error:
-            raise CalibrationError(f"{self.what} fails on the samples: {error}.") from error
+            raise CalibrationError(f"{self.what} fails on the samples: {error}{_advice(error)}.") from error
 
     def hidden(self) -> tuple[set[str], set[str]]:
         """Tell what can't be asked for, see `Runs.hidden`."""
@@ -263,7 +273,7 @@ class Stream:
         try:
             return {**batch, **session.run(feeds)}
         except RunError as error:
-            raise CalibrationError(f"{self.what} fails on the samples: {error}.") from error
+            raise CalibrationError(f"{self.what} fails on the samples: {error}{_advice(error)}.") from error
 
     def _unfolded(self, nodes: Sequence[NodeProto]) -> list[NodeProto]:
         """Return the nodes that give weights in another form: never held, since weights may be edited."""

@@ -31,7 +31,7 @@ from onnxprune.model import Model
 from onnxprune.ops import Trait, moved, traits_of
 from onnxprune.wall import board as wall
 
-__all__ = ["Known", "settle"]
+__all__ = ["Certain", "settle"]
 
 Array = NDArray[Any]
 Part = tuple[Array, NDArray[np.bool_]]  # a value, and which of its elements are known
@@ -61,7 +61,7 @@ def _decided(model: Model) -> dict[str, bool]:
     wanted = {n.input[0] for n in model.proto.graph.node if _is_if(n)}
     if not wanted:
         return {}
-    known = Known(model)
+    known = Certain(model)
     conditions = {name: known.of(name) for name in sorted(wanted)}
     return {
         n: bool(p[0].ravel()[0])
@@ -74,7 +74,7 @@ def _is_if(node: NodeProto) -> bool:
     return node.op_type == "If" and node.domain in ("", "ai.onnx") and len(node.input) == 1
 
 
-class Known:
+class Certain:
     """Values that are the same for all sizes of the dynamic axes, found backwards from what is asked for."""
 
     def __init__(self, model: Model) -> None:

@@ -20,7 +20,7 @@ from onnx import NodeProto, helper
 
 from onnxprune.files.bodies import fresh_name
 from onnxprune.files.protowalk import all_names
-from onnxprune.graph.branches import Known
+from onnxprune.graph.branches import Certain
 from onnxprune.graph.live import names_of, needed, remove
 from onnxprune.graph.trace import attributes
 from onnxprune.model import Model
@@ -54,7 +54,7 @@ def dissolved(model: Model) -> Model:
 
 class _Dissolving:
     def __init__(self, model: Model) -> None:
-        self.model, self.known = model, Known(model)
+        self.model, self.known = model, Certain(model)
         self.version = next(o.version for o in model.proto.opset_import if o.domain in ("", "ai.onnx"))
         self.parts: dict[str, list[str]] = {}  # sequence -> its tensors
         self.given: dict[str, str] = {}  # optional -> what it was given

@@ -116,3 +116,21 @@ def test_what_fails_is_named() -> None:
     broken = Stream(stream.model, stream.samples, what="A segment")
     with pytest.raises(CalibrationError, match=r"^A segment fails on the samples: "):
         list(broken.each())
+
+
+def test_a_type_that_has_no_kernels_here_is_told() -> None:
+    """onnxruntime has no sums of bfloat16 on a CPU."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.BFLOAT16),
+        helper.make_node("MatMul", ["h", "w"], ["m"]),
+        helper.make_node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy"]
+    weight = helper.make_tensor("w", TensorProto.BFLOAT16, [4, 4], np.ones(16))
+    graph = helper.make_graph(nodes, "halves", ends[:1], ends[1:], [weight])
+    model = Model.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    samples = load_samples(model.proto.graph, {"x": np.ones((8, 4), np.float32)})
+    with pytest.raises(
+        CalibrationError, match=r"no kernel for this type of numbers: .* the model in fp32\.$"
+    ):
+        list(Stream(model, samples).each())
