@@ -8,12 +8,13 @@ of which only one factor does (batch x heads): then the others are free.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import numpy as np
 
 from onnxprune.graph.coupling import Applied, Coupling, Dims
+from onnxprune.graph.equal_sizes import Declared, renamed
 from onnxprune.graph.lengths import Lengths, Number, leaves, over
 from onnxprune.graph.sizes import Sizes
 from onnxprune.ops import Node, Trait
@@ -32,7 +33,7 @@ _COUNTED = {
 }
 
 
-def follow(coupling: Coupling, sizes: Sizes, declared: Mapping[str, Sequence[int | str] | None]) -> None:
+def follow(coupling: Coupling, sizes: Sizes, declared: Declared) -> None:
     """Derive which lengths and values of a coupled graph follow the sizes of dynamic axes, and lock what they touch.
 
     Parameters
@@ -43,9 +44,13 @@ def follow(coupling: Coupling, sizes: Sizes, declared: Mapping[str, Sequence[int
     declared : mapping
         Input -> its axes, a size or the name of a dynamic one; None where even the rank is open.
     """
-    sizes.declare(declared)
-    for applied in coupling.nodes:
-        sizes.visit(applied.node, applied.row)
+    given: Declared | None = declared
+    while given is not None:
+        sizes.forget()
+        sizes.declare(given)
+        for applied in coupling.nodes:
+            sizes.visit(applied.node, applied.row)
+        given = renamed(coupling.nodes, sizes, given)
     if sizes.lengths:
         _Locks(coupling, sizes).run()
 

@@ -51,6 +51,15 @@ class Sizes(Stretches):
     def __post_init__(self) -> None:
         self.free |= set(self.tracer.weights)
 
+    def forget(self) -> None:
+        """Forget all that was derived."""
+        for known in (self.lengths, self.entries, self.members):
+            known.clear()
+        for numbers in (self.natural, self.unplain, self.pinned, self.loose, self.free):
+            numbers.clear()
+        self.by_run = False
+        self.__post_init__()
+
     def declare(self, declared: Mapping[str, Sequence[int | str] | None]) -> None:
         """Take the inputs' axes: a size, or a name for a dynamic one (axes of equal names are equally long)."""
         for name, axes in declared.items():
