@@ -3,10 +3,14 @@
 A function that is called twice can't be cut in two ways, so functions are inlined before the analysis. `Model.load` has
 refused recursive functions and those that inline to more nodes than it allows. Sequences and optionals whose tensors
 are known go (`onnxprune.graph.sequences`), and so does an `If` that always takes the same branch
-(`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`).
+(`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Weights that are stored
+sparse become dense. Weights that are stored sparse become dense.
 """
 
 from __future__ import annotations
+
+import numpy as np
+from onnx import numpy_helper
 
 from onnxprune.graph.branches import settle
 from onnxprune.graph.sequences import dissolved
@@ -16,7 +20,25 @@ from onnxprune.wall import board as wall
 
 def inline(model: Model) -> Model:
     """Return a model of one graph: the same one if it is one, else a fork."""
-    return settle(dissolved(inline_functions(model))).unfold()
+    return settle(dissolved(dense(inline_functions(model)))).unfold()
+
+
+def dense(model: Model) -> Model:
+    """Return a model whose weights are stored dense: the same one if none of its main graph is sparse, else a fork."""
+    if not model.proto.graph.sparse_initializer:
+        return model
+    fork = model.fork()
+    del fork.proto.graph.sparse_initializer[:]
+    for sparse in model.to_proto().graph.sparse_initializer:
+        values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        array = np.zeros(tuple(sparse.dims), values.dtype)
+        if places.ndim == 1:
+            array.reshape(-1)[places] = values
+        else:
+            array[tuple(places.T)] = values
+        fork.proto.graph.initializer.append(numpy_helper.from_array(array, sparse.values.name))
+    fork.refresh()
+    return fork
 
 
 def inline_functions(model: Model) -> Model:

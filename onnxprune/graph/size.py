@@ -33,9 +33,10 @@ class Size:
 
 def count_parameters(model: Model) -> int:
     """Return the number of parameters: elements of floating-point and quantised weights, each weight once, those of
-    bodies (If, Loop, Scan) too.
+    bodies (If, Loop, Scan) too, and zeros that aren't stored.
     """
-    total = 0
+    sparse = (t for t in model.proto.graph.sparse_initializer if t.values.data_type in _COUNTED)
+    total = sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in sparse)
     for name in model.names():
         info = model.info(name)
         if info.elem_type in _COUNTED:

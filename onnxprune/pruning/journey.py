@@ -171,6 +171,8 @@ def analysis_of(run: Run[Options], fit: bool | None = None, *, centred: bool = T
         )
         analysis = bound(run, lambda shapes: analyse_at(model, input_shapes=shapes))
         run.notes += analysis.notes
+        if sparse := len(run.model.proto.graph.sparse_initializer):
+            run.notes.append(f"{sparse} weights that were stored sparse are dense now")
         if centred and options.center_norms and CHANNELS in options.kinds:
             widened = open_widths(
                 analysis,

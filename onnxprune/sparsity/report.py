@@ -126,7 +126,8 @@ class SparseReport(Record):
 
         Weights that the form makes larger, or that can't have it, are counted dense.
         """
-        dense = self.bytes_after if not self.sparse else self.bytes_before
+        written = [line.sizes for line in self.lines if line.tensor in self.sparse]
+        dense = self.bytes_after + sum(sizes.dense - sizes.sparse for sizes in written)
         saved = 0
         for line in self.lines:
             size = getattr(line.sizes, form)
