@@ -182,12 +182,19 @@ def _result_quant(shape: Shape, whole: Shape, axes: list[str]) -> str:
     traits=Trait.GEMM,
 )
 def fused_matmul(node: Node) -> Row | Refusal:
-    """Matmul with transposed operands, a scale and an activation (and GemmFastGelu's bias)."""
-    if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
-        return Refusal(f"{node.op}: transposed batch axes are not described")
+    """Matmul with transposed operands, a scale and an activation (and GemmFastGelu's bias).
+
+    With ``transBatchA`` the first axis of A goes behind the batch axes, and so with B: sequences before batches.
+    """
+    turned = [bool(node.attr(f"transBatch{x}", 0)) and node.rank(n) > 2 for n, x in enumerate("AB")]
     left = "k m" if node.attr("transA", 0) else "m k"
     right = "n k" if node.attr("transB", 0) else "k n"
-    a, b, y = product(node.shape(0), node.shape(1), left, right)
+    one, two = (
+        (*shape[1:-1], shape[0], shape[-1]) if turn else shape
+        for turn, shape in zip(turned, (node.shape(0), node.shape(1)), strict=True)
+    )
+    a, b, y = product(one, two, left, right)
+    a, b = ([x[-2], *x[:-2], x[-1]] if turn else x for turn, x in zip(turned, (a, b), strict=True))
     return Row(
         join([text(a), text(b)] + ["n?"] * (len(node.inputs) > 2), [text(y)]),
         roles=(*_sides(node, 0, 1), "bias"),

@@ -71,6 +71,17 @@ def convolutions() -> Iterator[Case]:
 def products() -> Iterator[Case]:
     yield case("FusedGemm", f(3, 6), f(8, 6), f(8), activation="Relu", transB=1)
     yield case("FusedMatMul", f(2, 5, 6), f(6, 8), alpha=0.5)
+    for turned in ({"transBatchA": 1}, {"transBatchB": 1, "transB": 1}, {"transBatchA": 1, "transBatchB": 1}):
+        a = f(5, 2, 3, 6) if "transBatchA" in turned else f(2, 3, 5, 6)
+        b = (
+            f(2, 3, 6, 8)
+            if "transBatchB" not in turned
+            else f(8, 2, 3, 6)
+            if "transB" in turned
+            else f(6, 2, 3, 8)
+        )
+        yield case(f"FusedMatMul {' '.join(turned)}", a, b, **turned)
+    yield case("FusedMatMul transBatchA transA", f(6, 2, 5), f(2, 6, 8), transBatchA=1, transA=1)
     yield case("FusedMatMul transposed", f(2, 6, 5), f(2, 8, 6), transA=1, transB=1)
     yield case("TransposeMatMul", f(2, 5, 6), f(2, 8, 6), transB=1)
     packed = RNG.integers(0, 255, (8, 2, 8)).astype(np.uint8)
