@@ -170,6 +170,23 @@ FORMS: dict[str, Callable[[Builder, str, str, str], str]] = {
 }  # fmt: skip
 
 
+def switch(by: str = "ReduceMax") -> onnx.ModelProto:
+    """A mixture in which each token goes to one expert, weighed by the greatest of the shares."""
+    b = Builder(3)
+    x = b.op("Relu", [b.linear("x", "stem", 5, WIDTH)], "stem.relu")
+    shares = b.op("Softmax", [b.linear(x, "router", WIDTH, EXPERTS)], "shares", axis=-1)
+    last = b.constant("last", np.array([-1], np.int64))
+    weight = b.op(by, [shares, last], "of.all", keepdims=1)
+    number = b.op("ArgMax", [shares], "where", axis=-1, keepdims=0)
+    up = b.op("Gather", [b.weight("up", EXPERTS, WIDTH, INNER), number], "up.of", axis=0)
+    down = b.op("Gather", [b.weight("down", EXPERTS, INNER, WIDTH), number], "down.of", axis=0)
+    middle = b.constant("middle", np.array([1], np.int64))
+    y = b.op("MatMul", [b.op("Unsqueeze", [x, middle], "row"), up], "first")
+    y = b.op("MatMul", [b.op("Relu", [y], "relu"), down], "second")
+    y = b.op("Mul", [b.op("Squeeze", [y, middle], "flat"), weight], "mul")
+    return b.model({"x": ["T", 5]}, b.linear(b.op("Add", [x, y], "residual"), "head", WIDTH, 3), opset=18)
+
+
 def mixture(form: str = "stacked", kind: str = "softmax, choice", layers: int = 1) -> onnx.ModelProto:
     """Tokens go through a layer, mixtures of experts beside it, and a head."""
     b = Builder(3)

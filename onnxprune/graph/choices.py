@@ -253,9 +253,9 @@ def _spared(
     space: Space, lock: tuple[int, object, bool, str], spared: Counter[tuple[int, str]], near: set[int]
 ) -> bool:
     """Whether a lock is one that an op put on an axis which it can do without elements of."""
-    dim, _, soft, why = lock
+    dim, _, _, why = lock
     key = (space.find(dim), why)
-    if soft or key[0] not in near or spared[key] <= 0:
+    if key[0] not in near or spared[key] <= 0:
         return False
     spared[key] -= 1
     return True

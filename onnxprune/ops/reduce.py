@@ -36,7 +36,11 @@ def reduce(node: Node) -> Row:
         return Row("*s -> *s")
     axes = {normal(axis, rank) for axis in given} if given else set(range(rank))
     rms = node.op == "ReduceMean" and node.is_square(0)
-    return _over(node, axes, "" if rms else LOCKS[node.op])
+    row = _over(node, axes, "" if rms else LOCKS[node.op])
+    # the greatest of several is that of the others, if one of them is the least number
+    return (
+        replace(row, lowest={names(rank)[min(axes)]: 0}) if node.op == "ReduceMax" and len(axes) == 1 else row
+    )
 
 
 @emitter("ReduceMean")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from expert_models import CHOSEN, EXPERTS, FORMS, ROUTERS, mixture
+from expert_models import CHOSEN, EXPERTS, FORMS, ROUTERS, mixture, switch
 
 import onnxprune
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
@@ -270,3 +270,18 @@ def test_a_choice_that_picks_no_weights_is_no_router() -> None:
     model.graph.output[0].name = "best"
     analysis = opened(analyse(Model.load(onnx.shape_inference.infer_shapes(model))))
     assert [g.name for g in analysis.grouping.groups if g.kind == "experts"] == ["layers.0.router.weight:1"]
+
+
+def test_one_expert_for_each_token_weighed_by_the_greatest_share() -> None:
+    """The greatest of several shares is that of the others where one is none; the least isn't."""
+    analysis = analyse(Model.load(switch()))
+    (group,) = experts.groups(analysis)
+    assert (group.units, group.least) == (EXPERTS, 1)
+    gone = {group.name: np.array([0, 2, 3, 5])}
+    masked, cut = experts.masked(analysis, gone), experts.cut(analysis, gone)
+    for tokens in LENGTHS:
+        assert compare(run(masked, tokens), run(cut.model, tokens)).error < 1e-5
+        assert compare(run(analysis.model, tokens), run(cut.model, tokens)).error > 1e-3 or tokens == 1
+    assert verify(analysis, cut.dead, cut.model, masked=masked).passed
+    with pytest.raises(NothingToPrune, match="a minimum is taken over it"):
+        onnxprune.prune(switch("ReduceMin"), ratio=0.5, granularity="experts")
