@@ -96,7 +96,7 @@ class Samples:
         return replace(self, batches=self.batches[first:stop], counts=self.counts[first:stop], labels=None)
 
     def few(self, most: int) -> Samples:
-        """Return the first samples, about so many at most."""
+        """Return a few samples, about so many at most, spread over all."""
         return self if self.count <= most else self.split(1 - most / self.count)[0]
 
     def cut_into(self, size: int) -> Samples:
@@ -129,7 +129,9 @@ class Samples:
         return self.split(ASIDE) if self.count >= FROM else (self, None)
 
     def split(self, share: float) -> tuple[Samples, Samples | None]:
-        """Set the last samples aside, about this share; whole batches only where the model fixes their size.
+        """Set samples aside, about this share, spread over all: sets are often sorted, by class, length or time.
+
+        Whole batches where the model fixes their size.
 
         Returns
         -------
@@ -137,27 +139,36 @@ class Samples:
             None where there are too few to set any aside.
         """
         wanted = max(round(share * self.count), 1)
-        number, aside = len(self.batches), 0
-        while number > 1 and aside + self.counts[number - 1] <= wanted:
-            number -= 1
-            aside += self.counts[number]
-        first, second = self.batches[:number], self.batches[number:]
-        if self._can_be_cut and aside < wanted < self.count and self.counts[number - 1] > wanted - aside:
-            cut = self.counts[number - 1] - (wanted - aside)
-            whole = first[-1]
-            first = [*first[:-1], taken(whole, slice(cut))]
-            second = [taken(whole, slice(cut, None)), *second]
-        if not second:
+        aside = self._spread(wanted) if self._can_be_cut and wanted < self.count else self._whole(wanted)
+        if not aside.any():
             return self, None
-        counts = [count_of(b) for b in first], [count_of(b) for b in second]
-        labels = (
-            (None, None)
-            if self.labels is None
-            else (self.labels[: sum(counts[0])], self.labels[sum(counts[0]) :])
-        )
-        return (
-            replace(self, batches=first, counts=counts[0], labels=labels[0]),
-            replace(self, batches=second, counts=counts[1], labels=labels[1]),
+        return self._picked(~aside), self._picked(aside)
+
+    def _spread(self, wanted: int) -> NDArray[np.bool_]:
+        """Return which samples are so many, evenly spread."""
+        which = np.zeros(self.count, np.bool_)
+        which[((np.arange(wanted) + 0.5) * self.count / wanted).astype(np.int64)] = True
+        return which
+
+    def _whole(self, wanted: int) -> NDArray[np.bool_]:
+        """Return the samples of whole batches, evenly spread, that are so many at most and not all there are."""
+        number = len(self.batches)
+        most = min(int(wanted * number / self.count), number - 1)
+        chosen, left = np.zeros(number, np.bool_), wanted
+        for place in ((np.arange(most) + 0.5) * number / max(most, 1)).astype(np.int64):
+            if self.counts[place] <= left:
+                chosen[place], left = True, left - self.counts[place]
+        return np.repeat(chosen, self.counts)
+
+    def _picked(self, which: NDArray[np.bool_]) -> Samples:
+        """Return some samples; batches that are whole are not copied."""
+        batches, counts = [], []
+        for batch, part in zip(self.batches, np.split(which, np.cumsum(self.counts)[:-1]), strict=True):
+            if part.any():
+                batches.append(batch if part.all() else taken(batch, part))
+                counts.append(int(part.sum()))
+        return replace(
+            self, batches=batches, counts=counts, labels=None if self.labels is None else self.labels[which]
         )
 
 

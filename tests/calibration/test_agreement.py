@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from pruning.test_calibrated import images, residual
 
 import onnxprune
@@ -109,3 +109,34 @@ def test_outputs_are_held_while_there_is_room(room):
     again = list(given)
     assert all(a is b for a, b in zip(first, again, strict=True)) == (room > 0)
     np.testing.assert_array_equal(np.concatenate(again), given.whole())
+
+
+def masked(shape, spoilt=()):
+    """States of positions, or one number for each, from which the positions in `spoilt` are made far off."""
+    far = np.zeros((shape[1], *[1] * (len(shape) - 2)), np.float32)
+    far[list(spoilt)] = 100.0
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "far"], ["y"])],
+        "masked",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape[1:]]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["N", shape[1]]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(far, "far")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(("shape", "heeded"), [((6, 5, 3), True), ((6, 5), False)])
+def test_states_of_padding_count_nothing(shape, heeded):
+    """What stands at padding is read by nobody; a number for each position may be the score of a class."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    mask = np.ones(shape[:2], np.int64)
+    mask[:, 3:] = 0
+    whole, padding, real = (Model.load(masked(shape, spoilt)) for spoilt in ((), (3, 4), (2,)))
+    types = {"x": (1, *shape[1:]), "attention_mask": (1, shape[1])}
+    samples = load_samples(whole.proto.graph, {"x": x, "attention_mask": mask}, types=types).cut_into(2)
+    dense = Outputs(whole, samples)
+    assert (distance(dense, Outputs(padding, samples)) == 0) is heeded
+    assert distance(dense, Outputs(real, samples)) > 1

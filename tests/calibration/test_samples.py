@@ -58,11 +58,22 @@ def forms(folder):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
-def test_what_is_set_aside_are_the_last_samples(share):
+def test_what_is_set_aside_is_spread_over_all_samples(share):
     """A batch is cut in two where the model leaves its size free, and no sample is lost or given twice."""
     first, rest = load_samples(FREE, {"x": ROWS}).split(share)
     assert rest.count == round(share * len(ROWS))
-    assert np.array_equal(np.concatenate([values(first), values(rest)]), ROWS)
+    both = np.concatenate([values(first), values(rest)])
+    assert np.array_equal(both[np.argsort(both[:, 0, 0])], ROWS)
+    assert np.array_equal(values(rest), ROWS[{0.1: [5], 0.3: [1, 5, 8], 0.5: [1, 3, 5, 7, 9]}[share]])
+
+
+def test_of_samples_in_order_of_their_classes_each_class_is_set_aside():
+    """Sorted sets are frequent; the last of one would be a class that no fit sees, and the only one that is judged."""
+    x = np.zeros((40, *ROWS.shape[1:]), np.float32)
+    for model in (FREE, graph(2, 3, 2)):
+        samples = load_samples(model, {"x": x, "y": np.repeat(np.arange(4), 10)}, labels="y")
+        for fit, aside in (samples.split(0.2), samples.few(24).split(0.34)):
+            assert set(fit.labels) == set(aside.labels) == {0, 1, 2, 3}
 
 
 def test_every_form_gives_the_same_samples(tmp_path):
