@@ -250,7 +250,12 @@ class Members:
 
     def _measured(self, entry: Entry, name: str, path: Path) -> Entry:
         self.tell(name, "time")
-        timing = self.race(path)
+        try:
+            timing = self.race(path)
+        except (
+            UsageError
+        ) as error:  # what a lever of a library wrote; the input ran, so it isn't what was asked for
+            raise OnnxPruneError(str(error)) from error
         original = {
             "seconds": timing["before"]["p50_ms"] / 1e3,
             "bytes": size_in_bytes(Model.load(self.source)),

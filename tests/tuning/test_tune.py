@@ -307,6 +307,24 @@ def test_levers_join_cuts_and_what_is_remembered_is_all_there(
     assert {name.removesuffix("-int8-dynamic") for name in both} <= names[0]
 
 
+def test_a_lever_whose_file_does_not_run_is_left_out(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantisers write files that onnxruntime then refuses; the search goes on without them."""
+    real = Members.race
+
+    def race(self: Members, path: Path) -> dict:
+        if "int8" in path.name:
+            raise UsageError("The model can't be timed on CPUExecutionProvider.")
+        return real(self, path)
+
+    monkeypatch.setattr(Members, "race", race)
+    monkeypatch.setattr(explore, "levers", lambda aim: [Lever("int8", "dynamic")])
+    monkeypatch.setattr(Lever, "apply", lambda self, source, output, samples: shutil.copy(source, output))
+    given = {"max_drop": 20.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", **FAST}
+    report = tune("in.onnx", "out.onnx", **given)
+    assert report.refused == {"int8-dynamic": "The model can't be timed on CPUExecutionProvider."}
+    assert report.chosen() is not None
+
+
 @pytest.mark.parametrize(("setting", "op"), [("static", "DequantizeLinear"), ("dynamic", "MatMulInteger")])
 def test_onnxruntimes_quantiser_is_a_lever(place: Path, setting: str, op: str) -> None:
     samples = load_samples(onnx.load("in.onnx").graph, "s.npz", labels="y")
