@@ -35,7 +35,7 @@ def test_what_nobody_could_measure_weighs_as_the_dearest() -> None:
         sites=[SimpleNamespace(number=0), SimpleNamespace(number=1)],
         curves=dict.fromkeys(("first", "last", "norm"), curve),
     )
-    rankings = FromSamples._weighed(SimpleNamespace(calibration=made), Weighing(2.0))  # type: ignore[arg-type]
+    rankings = FromSamples._weighed(SimpleNamespace(calibration=made, worth=None), Weighing(2.0))  # type: ignore[arg-type]
     assert rankings["norm"].error[1] == pytest.approx(rankings["last"].error[1])
     assert rankings["last"].error[1] == pytest.approx(np.exp(2.0) * rankings["first"].error[1])
 

@@ -107,8 +107,11 @@ def test_where_looks_are_dear_what_turns_the_stream_least_is_looked_at(
     assert [worth.branch.name for worth in order[2:]] == least[2:]
     assert [worth.after for worth in order[2:]] == [None, None]
     session = open_session(depth.analysis.model, ["blocks.0.conv2_out", "blocks.0.add_out"])
-    values = session.run(read.few(influence.LEAST).batches[0])
-    added, whole = (np.square(values[n]).sum(-1) for n in ("blocks.0.conv2_out", "blocks.0.add_out"))
+    values = [session.run(batch) for batch in read.few(influence.LEAST).batches]
+    added, whole = (
+        np.concatenate([np.square(v[n]).sum(-1) for v in values])
+        for n in ("blocks.0.conv2_out", "blocks.0.add_out")
+    )
     assert turned["blocks.0"] == pytest.approx((added / whole).mean(), rel=1e-4)
 
 

@@ -81,7 +81,7 @@ def test_biases_of_each_use_stay_as_they_are():
     (shared,) = [s for s in sites(analyse(Model.load(model))) if s.weight == "w"]
     assert [use.given is None for use in shared.uses] == [False] * 3
     fitted = onnxprune.prune(model, ratio=0.5, recover="lstsq", **QUICK)
-    assert {line["variant"][:5] for line in fitted.report.calibration["layers"]} == {"lstsq"}
+    assert {line["variant"][:5] for line in fitted.report.calibration["layers"]} <= {"lstsq", "local"}
     old, new = (
         {t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, fitted.model)
     )
