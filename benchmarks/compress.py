@@ -20,7 +20,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxprune.api import compress, sparsify
+from onnxprune.calibration.samples import load_samples
 from onnxprune.compression.forms import HALF, Stored, step_of
 from onnxprune.compression.parts import parts_of
 from onnxprune.compression.rounding import MOST
@@ -67,45 +69,38 @@ def plain(model: Model, ends: tuple[int, int]) -> Model:
     return made
 
 
-def rows(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Model, int | None]]:
-    """Yield name, model, and bytes where they aren't those of the packed model."""
-    source, given = (
-        Model.load(args.model),
-        {"calib": args.calib, "labels": args.labels, "samples": args.samples},
-    )
-    yield "floats", source, None
-    yield "int8", plain(source, (-MOST, MOST)), None
-    yield "int4", plain(source, (-HALF[1], HALF[1])), None
-    for setting in ("dynamic", "static"):
+Made = tuple[Model, int | None]
+
+
+def rows(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[], Made]]:
+    """Return by name what makes a model, and its bytes where they aren't those of the packed model."""
+    source = Model.load(args.model)
+    given = {"calib": args.calib, "labels": args.labels, "samples": args.samples}
+
+    def quantised(setting: str) -> Made:
         out = folder / f"{setting}.onnx"
-        from onnxprune.calibration.samples import load_samples
-
-        samples = load_samples(source.proto.graph, args.calib, labels=args.labels)
-        int8.apply(Path(args.model), out, setting, samples)
-        yield f"ort {setting}", Model.load(out), None
-    for share in ZEROS:
-        yield (
-            f"zeros {share:g}",
-            sparsify(source, pattern="unstructured", sparsity=share, **given).sparse,
-            None,
+        int8.apply(
+            Path(args.model), out, setting, load_samples(source.proto.graph, args.calib, labels=args.labels)
         )
-    for form in ("onnx", "zst"):
-        for ratio in args.ratios:
-            if form == "zst" or ratio <= 7:
-                result = compress(source, to=form, target=f"bytes={1 / ratio:.6g}", **given)
-                yield f"{form} {ratio:g}", result.compressed, result.report.bytes_after
+        return Model.load(out), None
 
+    def zeros(share: float) -> Made:
+        return sparsify(source, pattern="unstructured", sparsity=share, **given).sparse, None
 
-def wanted(names: Iterator[tuple[str, Model, int | None]]) -> Iterator[tuple[str, Model, int | None]]:
-    """Yield what can be made; what can't says why."""
-    while True:
-        try:
-            yield next(names)
-        except StopIteration:
-            return
-        except OnnxPruneError as error:
-            print(f"not made: {error}", file=sys.stderr)
-            return
+    def compressed(form: str, ratio: float) -> Made:
+        result = compress(source, to=form, target=f"bytes={1 / ratio:.6g}", **given)
+        return result.compressed, result.report.bytes_after
+
+    made: dict[str, Callable[[], Made]] = {
+        "floats": lambda: (source, None),
+        "int8": lambda: (plain(source, (-MOST, MOST)), None),
+        "int4": lambda: (plain(source, (-HALF[1], HALF[1])), None),
+    }
+    made |= {f"ort {setting}": partial(quantised, setting) for setting in ("dynamic", "static")}
+    made |= {f"zeros {share:g}": partial(zeros, share) for share in ZEROS}
+    made |= {f"onnx {ratio:g}": partial(compressed, "onnx", ratio) for ratio in args.ratios if ratio <= 7}
+    made |= {f"zst {ratio:g}": partial(compressed, "zst", ratio) for ratio in args.ratios}
+    return made
 
 
 def main() -> None:
@@ -124,8 +119,13 @@ def main() -> None:
     dense = outputs(Path(args.model).read_bytes(), data)
     whole, lines = Path(args.model).stat().st_size, []
     with tempfile.TemporaryDirectory() as name:
-        start = time.process_time()
-        for row, model, size in wanted(rows(args, Path(name))):
+        for row, make in rows(args, Path(name)).items():
+            start = time.process_time()
+            try:
+                model, size = make()
+            except OnnxPruneError as error:
+                print(f"{row}: not made: {error}", file=sys.stderr)
+                continue
             size = size or compress(model, to="zst").report.bytes_after
             out = outputs(model.serialize(), data)
             line: dict[str, Any] = {"row": row, "bytes": size, "times": round(whole / size, 2)}
@@ -133,7 +133,6 @@ def main() -> None:
             if truth is not None:
                 line["accuracy"] = round(100 * float((out.argmax(1) == truth.reshape(-1)).mean()), 2)
             line["seconds"] = round(time.process_time() - start, 1)
-            start = time.process_time()
             lines.append(line)
             print(json.dumps(line), flush=True)
     columns = list(lines[0])
