@@ -153,7 +153,7 @@ class Samples:
     def _whole(self, wanted: int) -> NDArray[np.bool_]:
         """Return the samples of whole batches, evenly spread, that are so many at most and not all there are."""
         number = len(self.batches)
-        most = min(int(wanted * number / self.count), number - 1)
+        most = min(max(int(wanted * number / self.count), 1), number - 1)
         chosen, left = np.zeros(number, np.bool_), wanted
         for place in ((np.arange(most) + 0.5) * number / max(most, 1)).astype(np.int64):
             if self.counts[place] <= left:

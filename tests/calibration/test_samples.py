@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.calibration.samples import load_samples
+from onnxprune.calibration.samples import Samples, load_samples
 from onnxprune.errors import CalibrationError
 
 ROWS = np.arange(10 * 3 * 2, dtype=np.float32).reshape(10, 3, 2)
@@ -74,6 +74,14 @@ def test_of_samples_in_order_of_their_classes_each_class_is_set_aside():
         samples = load_samples(model, {"x": x, "y": np.repeat(np.arange(4), 10)}, labels="y")
         for fit, aside in (samples.split(0.2), samples.few(24).split(0.34)):
             assert set(fit.labels) == set(aside.labels) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("counts", "aside"), [([4, 1], [1]), ([1, 4], None), ([2, 2, 2, 2], [2])])
+def test_whole_batches_are_set_aside_where_they_cannot_be_cut(counts, aside):
+    samples = Samples([{"x": np.zeros((n, 2), np.float32)} for n in counts], counts)
+    first, rest = samples.split(0.25)
+    assert (None if rest is None else rest.counts) == aside
+    assert sum(first.counts) + sum(aside or ()) == sum(counts)
 
 
 def test_every_form_gives_the_same_samples(tmp_path):
