@@ -97,7 +97,10 @@ class Samples:
 
     def few(self, most: int) -> Samples:
         """Return a few samples, about so many at most, spread over all."""
-        return self if self.count <= most else self.split(1 - most / self.count)[0]
+        if self.count <= most:
+            return self
+        aside = self._aside(1 - most / self.count)
+        return self._picked(~aside) if aside.any() else self
 
     def cut_into(self, size: int) -> Samples:
         """Return the same samples in batches of at most this size, where the model leaves it free."""
@@ -138,11 +141,13 @@ class Samples:
         tuple of Samples, and Samples or None
             None where there are too few to set any aside.
         """
+        aside = self._aside(share)
+        return (self._picked(~aside), self._picked(aside)) if aside.any() else (self, None)
+
+    def _aside(self, share: float) -> NDArray[np.bool_]:
+        """Return which samples `split` sets aside."""
         wanted = max(round(share * self.count), 1)
-        aside = self._spread(wanted) if self._can_be_cut and wanted < self.count else self._whole(wanted)
-        if not aside.any():
-            return self, None
-        return self._picked(~aside), self._picked(aside)
+        return self._spread(wanted) if self._can_be_cut and wanted < self.count else self._whole(wanted)
 
     def _spread(self, wanted: int) -> NDArray[np.bool_]:
         """Return which samples are so many, evenly spread."""

@@ -22,6 +22,7 @@ from onnxprune.wall import board as wall
 
 __all__ = [
     "PREFIX",
+    "alive",
     "cleaning",
     "locked",
     "remove_orphans",
@@ -70,12 +71,13 @@ def remove_orphans(folder: Path, prefix: str = PREFIX) -> None:
         return
     for path in folder.glob(f"{glob.escape(prefix)}*-{here}*"):
         number = path.name.removeprefix(prefix).partition("-")[0]
-        if number.isdecimal() and not _alive(int(number)):
+        if number.isdecimal() and not alive(int(number)):
             with contextlib.suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is a process of this number, as far as one can tell; posix only."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

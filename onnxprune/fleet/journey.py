@@ -18,7 +18,7 @@ from typing import Any
 from onnxprune.errors import OnnxPruneError, OutputError
 from onnxprune.files.cache import digest_of, key_of
 from onnxprune.files.commit import sweep
-from onnxprune.files.holding import PREFIX
+from onnxprune.files.holding import PREFIX, alive
 from onnxprune.fleet.spec import PATHS, Job, jobs_of
 from onnxprune.fleet.table import FleetTable
 from onnxprune.fleet.work import DONE, FAILED, LOST, apart, work
@@ -146,12 +146,8 @@ def _clear(folder: Path) -> None:
         return
     numbers = {p.name.removeprefix(PREFIX).partition("-")[0] for p in folder.glob(f"{PREFIX}*.tmp")}
     for number in (int(n) for n in numbers if n.isdecimal()):
-        try:
-            os.kill(number, 0)
-        except ProcessLookupError:
+        if not alive(number):
             sweep(folder, number)
-        except OSError:  # it is somebody else's
-            continue
 
 
 @contextlib.contextmanager

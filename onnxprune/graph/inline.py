@@ -4,7 +4,7 @@ A function that is called twice can't be cut in two ways, so functions are inlin
 refused recursive functions and those that inline to more nodes than it allows. Sequences and optionals whose tensors
 are known go (`onnxprune.graph.sequences`), and so does an `If` that always takes the same branch
 (`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Weights that are stored
-sparse become dense. Weights that are stored sparse become dense.
+sparse become dense.
 """
 
 from __future__ import annotations

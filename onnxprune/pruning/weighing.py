@@ -179,6 +179,5 @@ def few_of(samples: Samples) -> tuple[Samples, Samples] | None:
     wanted = min(2 * TRIAL_SAMPLES, max(samples.count // 2, 32))
     if samples.count < wanted:
         return None
-    few = samples.split(1 - wanted / samples.count)[0]
-    quick, judge = few.split(0.5)
+    quick, judge = samples.few(min(wanted, samples.count - 1)).split(0.5)
     return None if judge is None else (quick, judge)

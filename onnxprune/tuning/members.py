@@ -252,9 +252,7 @@ class Members:
         self.tell(name, "time")
         try:
             timing = self.race(path)
-        except (
-            UsageError
-        ) as error:  # what a lever of a library wrote; the input ran, so it isn't what was asked for
+        except UsageError as error:  # of a lever's file: the input ran, so what was asked for is right
             raise OnnxPruneError(str(error)) from error
         original = {
             "seconds": timing["before"]["p50_ms"] / 1e3,
