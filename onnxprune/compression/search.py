@@ -25,9 +25,8 @@ from onnxprune.options.compression import CompressOptions
 
 __all__ = ["Attempt", "GridSearch", "lines"]
 
-#: Rounds of choice, fit and measurement, more where none is within the budget yet, and the share of a budget that must
-#: be used for the last one.
-ROUNDS, MORE, USED = 4, 8, 0.985
+#: Rounds of choice, fit and measurement, more until FAIR of the budget is used; USED ends them earlier.
+ROUNDS, MORE, USED, FAIR = 4, 8, 0.985, 0.95
 #: The same of budgets from so many bytes on, where a round takes minutes.
 LARGE, USED_LARGE = 1 << 26, 0.93
 #: Bytes of nodes and names that a weight on a grid takes besides, coded and as they are; measured in each round.
@@ -71,6 +70,50 @@ class Attempt:
     def kind(self, name: str) -> int:
         """Return the type of a weight's numbers of steps, ONNX's."""
         return self.model.info(self.data[name]).elem_type
+
+
+@dataclass
+class Aims:
+    """Estimates that were aimed at and the bytes that came of them: the next one lies between too few and too many.
+
+    Attributes
+    ----------
+    budget : float
+    goal : float
+        The bytes that are wanted, a little below the budget.
+    low, high : (aim, bytes) or None
+        Nearest to the budget, on either side.
+    row : int
+        How often in a row there were too many bytes, negative for too few. From the second time on the next aim is
+        moved farther from there, else one end might never move (the Illinois rule).
+    """
+
+    budget: float
+    goal: float
+    low: tuple[float, float] | None = None
+    high: tuple[float, float] | None = None
+    row: int = 0
+
+    def add(self, aim: float, nbytes: float) -> None:
+        """Learn what came of an aim."""
+        if nbytes <= self.budget:
+            self.low, self.row = max(self.low or (-np.inf, 0.0), (aim, nbytes)), min(self.row, 0) - 1
+        else:
+            self.high, self.row = min(self.high or (np.inf, 0.0), (aim, nbytes)), max(self.row, 0) + 1
+
+    def next(self) -> float:
+        """Return what to aim at."""
+        if self.low is None and self.high is None:
+            return self.budget
+        if self.high is None:
+            aim, nbytes = self.low or (0.0, 0.0)
+            return aim + (1 << (-self.row - 1)) * (self.goal - nbytes)
+        if self.low is None:
+            return self.high[0] - (1 << self.row) * (self.high[1] - self.budget)
+        below, above = self.goal - self.low[1], self.high[1] - self.goal
+        below, above = below / (1 << max(self.row - 1, 0)), above / (1 << max(-self.row - 1, 0))
+        share = below / max(below + above, 1.0)
+        return self.low[0] + min(max(share, 0.1), 0.9) * (self.high[0] - self.low[0])
 
 
 @dataclass
@@ -121,14 +164,24 @@ class GridSearch:
             rest = self._without_parts()
         weights = self._weights(choices, budget - rest)
         best: Attempt | None = None
-        least, aim, coarsest = np.inf, budget, False
+        used = USED if budget < LARGE else USED_LARGE
+        least, coarsest, aims = np.inf, False, Aims(budget, budget * (1 + used) / 2)
+        seen: list[tuple[dict[str, Choice], int]] = []
         for number in range(MORE):
+            enough = used if number < ROUNDS else FAIR
+            if best is not None and best.nbytes >= enough * budget:
+                break
+            aim = aims.next()
             chosen = choose(choices, aim - rest, weights)
-            if (chosen is None and (coarsest or best is not None)) or (number >= ROUNDS and best is not None):
+            if chosen is None and (coarsest or best is not None):
                 break
             if coarsest := chosen is None:
                 chosen = {name: min(each, key=lambda c: c.nbytes) for name, each in choices.items()}
             chosen = {name: choice for name, choice in chosen.items() if not choice.kept}
+            known = next((nbytes for each, nbytes in seen if each == chosen), None)
+            if known is not None:
+                aims.add(aim, known)
+                continue
             with self.run.stage("fit"):
                 attempt = self._attempt(chosen)
             with self.run.stage("code"):
@@ -137,11 +190,12 @@ class GridSearch:
             least = min(least, attempt.nbytes)
             if attempt.nbytes <= budget and (best is None or attempt.nbytes > best.nbytes):
                 best = attempt
-            used = USED if budget < LARGE else USED_LARGE
-            if best is not None and best.nbytes >= used * budget:
-                break
-            choices, rest = self._corrected(choices, chosen, attempt)
-            aim -= 2 * max(attempt.nbytes - budget, 0.0) if number else 0.0  # estimates are known by now
+            if number:
+                seen.append((chosen, attempt.nbytes))
+            else:  # what each weight takes is known by now; from here on only the aim moves
+                choices, rest = self._corrected(choices, chosen, attempt)
+                aim = attempt.nbytes
+            aims.add(aim, attempt.nbytes)
         self.curve = _curve(choices, rest)
         if best is None:
             grids = (

@@ -1,5 +1,7 @@
 """The search for a budget: what is measured differs from what is estimated, and biases take no more than they say."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +12,31 @@ from onnxprune.compression import coder
 from onnxprune.compression.coder import Input, pack
 from onnxprune.compression.curves import Choice
 from onnxprune.compression.fitting import ADDED, _bias
-from onnxprune.compression.search import Attempt, GridSearch
+from onnxprune.compression.search import FAIR, Aims, Attempt, GridSearch
 from onnxprune.errors import NothingToPrune
 from onnxprune.journey.run import Run
 from onnxprune.options.compression import CompressOptions
 from onnxprune.reconstruction.least_squares import Fit, Problem, error_of
 
+Grids = dict[str, list[Choice]]
 
-def stubborn(monkeypatch: pytest.MonkeyPatch, finest: int, coarsest: int) -> GridSearch:
-    """Return a search whose files take 1 % more than is estimated, however often they are measured."""
-    grids = [Choice(float(n), 1.0 / n, 1.0, 0.0) for n in range(finest, coarsest - 1, -1)]
+
+def more(nbytes: float) -> float:
+    return 1.01 * nbytes
+
+
+def stubborn(
+    monkeypatch: pytest.MonkeyPatch, finest: int, coarsest: int, taken: Callable[[float], float] = more
+) -> GridSearch:
+    """Return a search whose files take 1 % more than is estimated, or what else, however often they are measured."""
+    grids = [Choice(float(n), 1.0 / n, 1.0, 0.0) for n in range(coarsest, finest + 1, 10)]
     monkeypatch.setattr(GridSearch, "_choices", lambda self: {"w": grids})
     monkeypatch.setattr(GridSearch, "_without_parts", lambda self: 0.0)
     monkeypatch.setattr(GridSearch, "_weights", lambda self, choices, budget: {})
     monkeypatch.setattr(
         GridSearch,
         "_attempt",
-        lambda self, chosen: Attempt(self.base, nbytes=round(1.01 * chosen["w"].nbytes)),
+        lambda self, chosen: Attempt(self.base, nbytes=round(taken(chosen["w"].nbytes))),
     )
     monkeypatch.setattr(GridSearch, "measured", lambda self, attempt: attempt)
     monkeypatch.setattr(GridSearch, "_corrected", lambda self, choices, chosen, attempt: (choices, 0.0))
@@ -37,6 +47,47 @@ def stubborn(monkeypatch: pytest.MonkeyPatch, finest: int, coarsest: int) -> Gri
 def test_a_budget_that_estimates_miss_each_time_is_met_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = stubborn(monkeypatch, 9000, 1000).within(4000.0)
     assert 0.97 * 4000 < attempt.nbytes <= 4000
+
+
+@pytest.mark.parametrize("power", [0.3, 0.6, 2.0, 5.0])
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.5])
+def test_one_is_used_up_where_files_grow_otherwise_than_estimates(
+    monkeypatch: pytest.MonkeyPatch, power: float, factor: float
+) -> None:
+    """Small nets, coarse grids: the finer half of a curve takes more, or less, than the coarser half told."""
+    search = stubborn(monkeypatch, 20000, 100, lambda n: factor * 4000 * (n / 4000) ** power)
+    scale = [1.0]
+
+    def corrected(
+        _: GridSearch, choices: Grids, chosen: dict[str, Choice], attempt: Attempt
+    ) -> tuple[Grids, float]:
+        scale.append(attempt.nbytes / chosen["w"].nbytes)
+        return {"w": [replace(c, nbytes=c.nbytes * scale[-1]) for c in choices["w"]]}, 0.0
+
+    monkeypatch.setattr(GridSearch, "_corrected", corrected)
+    attempt = GridSearch._attempt
+    monkeypatch.setattr(
+        GridSearch,
+        "_attempt",
+        lambda self, chosen: attempt(
+            self, {"w": replace(chosen["w"], nbytes=chosen["w"].nbytes / scale[-1])}
+        ),
+    )
+    assert FAIR * 4000 <= search.within(4000.0).nbytes <= 4000
+
+
+def test_an_end_that_would_never_move_is_moved_away_from() -> None:
+    def taken(aim: float) -> float:
+        return 4000 * (aim / 10000) ** 0.1
+
+    aims = Aims(3000.0, 2980.0)
+    for aim in (100.0, 10000.0):
+        aims.add(aim, taken(aim))
+    for _ in range(4):
+        aim = aims.next()
+        aims.add(aim, taken(aim))
+    assert aims.low is not None
+    assert 0.97 * 3000 <= aims.low[1] <= 3000
 
 
 def test_one_that_the_coarsest_grids_miss_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
