@@ -1,6 +1,6 @@
 """Bytes of a packed model against what it still can: `onnxprune compress` beside plain rounding, onnxruntime and zeros.
 
-    python benchmarks/compress.py MODEL.onnx CALIB.npz EVAL.npz [--labels KEY] [--ratios 4 8 16 25]
+    python benchmarks/compress.py MODEL.onnx CALIB.npz EVAL.npz [--labels KEY] [--ratios 4 8 16 25] [--rows REGEX]
 
 One JSON line a row, and a table at the end. Every row is packed by the same zstd. EVAL's samples are seen by no fit;
 with labels in it under KEY the accuracy is told, else how far the outputs are from the input's. Rows:
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -113,13 +114,15 @@ def main() -> None:
     parser.add_argument("--labels")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--ratios", type=float, nargs="*", default=[4, 8, 16, 25])
+    parser.add_argument("--rows", default="", help="rows whose name matches, such as 'floats|zst'")
     args = parser.parse_args()
     data = dict(np.load(args.eval))
     truth = data.pop(args.labels) if args.labels else None
     dense = outputs(Path(args.model).read_bytes(), data)
     whole, lines = Path(args.model).stat().st_size, []
     with tempfile.TemporaryDirectory() as name:
-        for row, make in rows(args, Path(name)).items():
+        wanted = {row: make for row, make in rows(args, Path(name)).items() if re.search(args.rows, row)}
+        for row, make in wanted.items():
             start = time.process_time()
             try:
                 model, size = make()
