@@ -194,14 +194,22 @@ class _Figures:
     @classmethod
     def of(cls, original: Array, pruned: Array, classes: bool) -> _Figures:
         one, two = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (original, pruned))
+        if np.isnan(one).any() or np.isposinf(one).any():
+            raise CalibrationError(
+                "The original gives NaN or infinity on the samples; look for broken samples, or for preprocessing that "
+                "the model doesn't expect."
+            )
+        chosen, kl = np.zeros((2, 0), np.int64), np.zeros(0)
+        if classes:
+            chosen = np.stack([one.argmax(axis=1), two.argmax(axis=1)])
+            p, q = _log_shares(one), _log_shares(two)
+            apart = np.subtract(p, q, out=np.zeros_like(p), where=~np.isneginf(p))
+            kl = (np.exp(p) * apart).sum(axis=1)
+        ruled_out = np.isneginf(one) & np.isneginf(two)
+        one, two = np.where(ruled_out, 0, one), np.where(ruled_out, 0, two)
         lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
         cosine = (one * two).sum(axis=1) / np.maximum(lengths, 1e-30)
-        gap, size = float(np.linalg.norm(two - one)), float(np.linalg.norm(one))
-        if not classes:
-            return cls(gap, size, cosine, np.zeros((2, 0), np.int64), np.zeros(0))
-        p, q = _log_shares(one), _log_shares(two)
-        chosen = np.stack([one.argmax(axis=1), two.argmax(axis=1)])
-        return cls(gap, size, cosine, chosen, (np.exp(p) * (p - q)).sum(axis=1))
+        return cls(float(np.linalg.norm(two - one)), float(np.linalg.norm(one)), cosine, chosen, kl)
 
 
 def _figures(parts: Sequence[_Figures], labels: Array | None, classes: bool) -> dict[str, Any]:
@@ -219,7 +227,7 @@ def _figures(parts: Sequence[_Figures], labels: Array | None, classes: bool) -> 
         figures["agreement"] = same
         figures["agreement_interval"] = list(wilson(same, n))
         figures["kl"] = float(np.concatenate([part.kl for part in parts]).mean())
-        if labels is not None and len(labels) == n:
+        if labels is not None and labels.size == n:
             truth = np.asarray(labels).reshape(n)
             figures["accuracy"] = _accuracy(before == truth, after == truth)
     return figures

@@ -121,6 +121,10 @@ def parts(
     for part, at in _cut(axes, feed, most, seed, is_free(inputs)):
         for name, array in part.items():
             _check_shape(name, array, axes[name])
+        if labels is not None and at is not None and len(labels) != count_of(feed):
+            raise CalibrationError(
+                f"There are {len(labels)} labels for {count_of(feed)} samples; give one for each."
+            )
         yield part, None if labels is None else (labels if at is None else labels[at])
 
 

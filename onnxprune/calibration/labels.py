@@ -9,13 +9,34 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
 
-__all__ = ["check_labels"]
+__all__ = ["check_labels", "numbers"]
 
 #: Shares of samples on which the original is right, at most, and would be if the labels were moved by one, at least,
 #: for them to be refused.
 WRONG, SHIFTED = 0.25, 0.5
 #: A share of right samples that is less likely than this for an original that guesses is worth a word.
 UNLIKELY = 1e-3
+
+
+def numbers(labels: Any, key: str) -> NDArray[Any]:
+    """Return labels as they were given, if they are numbers of classes at all.
+
+    Raises
+    ------
+    CalibrationError
+        If they are texts, have fractions, or hold NaN or infinity.
+    """
+    array = np.atleast_1d(np.asarray(labels))
+    if array.dtype.kind not in "biuf":
+        raise CalibrationError(
+            f"The labels {key!r} are {array.dtype}, and not numbers; give the number of each sample's class, from 0 on."
+        )
+    odd = array[~np.isfinite(array) | (array != np.floor(array))]
+    if odd.size:
+        raise CalibrationError(
+            f"The labels {key!r} hold {odd.flat[0]}, which is the number of no class; give whole numbers from 0 on."
+        )
+    return array
 
 
 def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:

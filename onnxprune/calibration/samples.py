@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.feeds import check, count_of, is_free, parts, taken
 from onnxprune.calibration.given import InOrder, each, source_of
+from onnxprune.calibration.labels import numbers
 from onnxprune.calibration.reading import admits, bounded, call
 from onnxprune.calibration.synthetic import synthetic
 from onnxprune.errors import CalibrationError
@@ -261,13 +262,13 @@ def load_samples(
     admit = admits(inputs, labels)
     for feed in bounded(each(given, lambda path: read_path(path, seed, admit), "Samples"), most):
         feed = feed.named(inputs, labels) if isinstance(feed, InOrder) else feed
-        mark = feed.pop(labels, None) if labels else None
+        mark = numbers(feed.pop(labels), labels) if labels and labels in feed else None
         check(inputs, feed)
         for batch, label in list(parts(inputs, feed, None if most is None else most - count, seed, mark)):
             batches.append(batch)
             count += count_of(batch)
             if label is not None:
-                marks.append(np.atleast_1d(label))
+                marks.append(label)
         if most is not None and count >= most:
             break
     if not batches:

@@ -68,11 +68,12 @@ def _truth(original: Analysis, samples: Samples) -> Truth:
     """Return the logits and what they should be, after checks."""
     logits, classes = _logits(original)
     labels = np.asarray(samples.labels)
-    if labels.shape != (samples.count,) or not np.array_equal(labels, np.floor(labels)):
+    if labels.size != samples.count:
         raise CalibrationError(
             f"--recover finetune takes one number of a class for each of the {samples.count} samples, but the labels "
-            f"have the shape {labels.shape} and the type {labels.dtype}; give such labels, or use --recover distill."
+            f"have the shape {labels.shape}; give such labels, or use --recover distill."
         )
+    labels = labels.reshape(-1)
     if labels.min() < 0 or labels.max() >= classes:
         raise CalibrationError(
             f"The labels run from {labels.min()} to {labels.max()}, but {logits!r} has {classes} classes, from 0 on; "

@@ -35,6 +35,25 @@ def test_integers_are_numbers_of_classes():
     assert distance(a, a) == 0 < distance(a, b) < distance(a, a + 1)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nothing_is_said_of_outputs_that_are_no_numbers(value):
+    a = np.random.default_rng(0).standard_normal((20, 5))
+    b = np.where(np.arange(20)[:, None] == 3, value, a)
+    with pytest.raises(CalibrationError, match="NaN or infinity on the samples"):
+        compare(b, a)
+
+
+def test_classes_that_are_ruled_out_count_nothing():
+    a = np.random.default_rng(0).standard_normal((20, 5))
+    b = a + 0.1 * np.random.default_rng(1).standard_normal((20, 5))
+    lost = np.full((20, 1), -np.inf)
+    found = compare(np.hstack([a, lost]), np.hstack([b, lost]))
+    expected = compare(a, b)
+    assert {k: found[k] for k in ("relative_error", "cosine", "kl", "agreement")} == pytest.approx(
+        {k: expected[k] for k in ("relative_error", "cosine", "kl", "agreement")}
+    )
+
+
 def test_the_interval_of_a_drop_comes_from_the_items_that_differ() -> None:
     same = paired(0, 0, 1000)
     assert same[0] == -same[1]

@@ -1,9 +1,13 @@
 """Labels that aren't the model's classes are refused or named, and right ones aren't."""
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from onnxprune.calibration.agreement import compare
 from onnxprune.calibration.labels import check_labels
+from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 
 RNG = np.random.default_rng(0)
@@ -38,3 +42,41 @@ def test_labels_of_something_else_are_named() -> None:
 def test_labels_of_another_shape_are_named(scores: np.ndarray) -> None:
     (note,) = check_labels(scores, CLASSES)
     assert "no accuracy was measured" in note
+
+
+def graph(batch: int | str) -> onnx.GraphProto:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])
+    return helper.make_graph([], "g", [x], [])
+
+
+def given(**more: object) -> dict[str, object]:
+    return {"x": RNG.standard_normal((40, 3, 8, 8)).astype(np.float32), **more}
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.full(40, "cat"), "'y' are <U3, and not numbers"),
+        (np.where(np.arange(40) == 7, np.nan, 1.0), "'y' hold nan"),
+        (np.where(np.arange(40) == 7, np.inf, 1.0), "'y' hold inf"),
+        (np.arange(40) % 3 + 0.5, "'y' hold 0.5"),
+        (np.arange(30) % 3, "30 labels for 40 samples"),
+        (np.arange(50) % 3, "50 labels for 40 samples"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_as_they_are_read(labels: np.ndarray, text: str) -> None:
+    with pytest.raises(CalibrationError, match=text):
+        load_samples(graph("n"), given(y=labels), labels="y")
+
+
+def test_a_label_for_one_sample_may_be_a_number() -> None:
+    batches = [{"x": given()["x"][i : i + 1], "y": i % 3} for i in range(9)]  # type: ignore[index]
+    found = load_samples(graph("n"), batches, labels="y").labels
+    assert found is not None
+    assert found.tolist() == [0, 1, 2] * 3
+
+
+def test_labels_of_another_shape_measure_no_accuracy() -> None:
+    found = compare(SCORES, SCORES + 0.01, labels=np.eye(10)[CLASSES])
+    assert found["agreement"] == 1.0
+    assert "accuracy" not in found
