@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
@@ -95,8 +96,38 @@ class Outputs:
         self.held = rows if size <= self.room else []
 
     def whole(self) -> Array:
-        """Return array [samples, ...]."""
+        """Return array [samples, ...].
+
+        Raises
+        ------
+        CalibrationError
+            If their shapes differ from batch to batch, as those of positions do where texts are of several lengths.
+        """
+        if len(shapes := self.shapes()) > 1:
+            raise CalibrationError(
+                f"The model's outputs on the samples have several shapes, such as {shapes[0]} and {shapes[1]} for one "
+                "sample; give samples of one size."
+            )
         return np.concatenate(list(self))
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes that there are of one sample."""
+        return list(dict.fromkeys(rows.shape[1:] for rows in self))
+
+    def flat(self) -> Array:
+        """Return array [entries]."""
+        return np.concatenate([rows.reshape(-1) for rows in self])
+
+    def doubts(self, labels: Array | None) -> list[str]:
+        """Hold labels against the classes that these are, see `check_labels`."""
+        if labels is None:
+            return []
+        if len(shapes := self.shapes()) > 1:
+            sizes = f"{list(shapes[0])} and {list(shapes[1])}"
+            return [
+                f"the labels aren't one class for each sample (outputs are {sizes}): no accuracy was measured"
+            ]
+        return check_labels(self.whole(), labels)
 
 
 def _first(values: Sequence[Array]) -> Array:
@@ -145,9 +176,8 @@ def compare(
     classes = False
     for one, two in _in_pieces(pairs):
         if one.dtype.kind == "i":
-            ones, twos = zip((one, two), *pairs, strict=True)
-            return _compare_numbers(np.concatenate(ones), np.concatenate(twos), labels)
-        classes = sum(size > 1 for size in one.shape[1:]) == 1
+            return _compare_numbers([(one, two), *pairs], labels)
+        classes = (classes or not parts) and sum(size > 1 for size in one.shape[1:]) == 1
         parts.append(_Figures.of(one, two, classes))
     return _figures(parts, labels, classes)
 
@@ -261,9 +291,9 @@ def paired(lost: int, won: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def _compare_numbers(original: Array, pruned: Array, labels: Array | None) -> dict[str, Any]:
-    n = len(original)
-    original, pruned = original.reshape(n, -1), pruned.reshape(n, -1)
+def _compare_numbers(pairs: Sequence[tuple[Array, Array]], labels: Array | None) -> dict[str, Any]:
+    n = sum(len(one) for one, _ in pairs)
+    original, pruned = (np.concatenate([pair[at].reshape(-1) for pair in pairs]) for at in (0, 1))
     same = float((original == pruned).mean())
     figures: dict[str, Any] = {
         "samples": n,
@@ -273,7 +303,7 @@ def _compare_numbers(original: Array, pruned: Array, labels: Array | None) -> di
         "agreement_interval": list(wilson(same, n)),
     }
     if labels is not None and labels.size == original.size:
-        truth = np.asarray(labels).reshape(original.shape)
+        truth = np.asarray(labels).reshape(-1)
         figures["accuracy"] = _accuracy(original == truth, pruned == truth)
     return figures
 

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import check, count_of, is_free, parts, taken
+from onnxprune.calibration.feeds import check, count_of, is_free, lie_first, parts, taken
 from onnxprune.calibration.given import InOrder, each, source_of
 from onnxprune.calibration.labels import numbers
 from onnxprune.calibration.reading import admits, bounded, call
@@ -257,6 +257,7 @@ def load_samples(
     inputs = {v.name: v for v in real_inputs(graph)}
     batches: list[Batch] = []
     marks: list[Array] = []
+    counts: list[int] = []
     count = 0
     wall.grow(samples=1)
     admit = admits(inputs, labels)
@@ -266,7 +267,9 @@ def load_samples(
         check(inputs, feed)
         for batch, label in list(parts(inputs, feed, None if most is None else most - count, seed, mark)):
             batches.append(batch)
-            count += count_of(batch)
+            # elsewhere than along axis 0 the labels alone say how many there are
+            counts.append(count_of(batch) if label is None or lie_first(inputs) else len(label))
+            count += counts[-1]
             if label is not None:
                 marks.append(label)
         if most is not None and count >= most:
@@ -277,7 +280,11 @@ def load_samples(
         raise CalibrationError(
             f"The samples have no array {labels!r} of labels; name the key that holds them."
         )
-    counts = [count_of(b) for b in batches]
+    if len(shapes := list(dict.fromkeys(mark.shape[1:] for mark in marks))) > 1:
+        raise CalibrationError(
+            f"The labels {labels!r} have several shapes for one sample, such as {shapes[0]} and {shapes[1]}; give one "
+            "number for each."
+        )
     label_array = np.concatenate(marks) if marks else None
     if label_array is not None and len(label_array) != sum(counts):
         raise CalibrationError(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.calibration.agreement import Outputs, compare
-from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples, samples_for
 from onnxprune.calibration.stream import stream_of
 from onnxprune.compression.fitting import LARGEST, Layers
@@ -174,7 +173,7 @@ def _agreement(
         return None
     with run.stage("compare"):
         original = Outputs(base, aside)
-        run.notes += [] if aside.labels is None else check_labels(original.whole(), aside.labels)
+        run.notes += original.doubts(aside.labels)
         return compare(original, Outputs(made, aside, room=0), aside.labels)
 
 

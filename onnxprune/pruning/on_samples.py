@@ -14,7 +14,6 @@ from onnxprune import granularity
 from onnxprune.allocation.alignment import FLOOR
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.calibration.agreement import Outputs, compare
-from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
@@ -313,8 +312,7 @@ def agreement(
         if not dense:
             teacher = run.teacher if isinstance(run, Reduced) else run.model
             dense.append(Outputs(teacher, aside, opened))
-            if aside.labels is not None:
-                run.notes += check_labels(dense[0].whole(), aside.labels)
+            run.notes += dense[0].doubts(aside.labels)
         return compare(dense[0], Outputs(cut.model, aside.taken(kept.take), opened, room=0), aside.labels)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration.agreement import outputs
+from onnxprune.calibration.agreement import Outputs
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.cut.put_back import Failed, most
@@ -125,7 +125,7 @@ def rotate(
     moments = _moments(analysis, few, mixables.values(), say)
     turns = {name: _turn(analysis.model, mixable, moments) for name, mixable in mixables.items()}
     check = samples.few(CHECKED)
-    before = outputs(analysis.model, check)
+    before = Outputs(analysis.model, check).flat()
 
     def attempt(names: Sequence[str]) -> Model:
         model = analysis.model.fork()
@@ -133,7 +133,7 @@ def rotate(
             _apply(model, mixables[name], turns[name])
         if not names:
             return model
-        gap = compare(before, outputs(model, check))
+        gap = compare(before, Outputs(model, check).flat())
         if gap.void:
             raise Failed(f"the output on the samples is {gap.void}, so nothing can be compared")
         most_error = _rounding(analysis.model, mixables, names)

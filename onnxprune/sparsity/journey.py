@@ -15,7 +15,6 @@ import numpy as np
 
 from onnxprune import registry
 from onnxprune.calibration.agreement import Outputs, compare
-from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import Samples, samples_for
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.analysis import analyse
@@ -154,7 +153,7 @@ def _agreement(
         return None
     with run.stage("compare"):
         original = Outputs(model, aside)
-        run.notes += [] if aside.labels is None else check_labels(original.whole(), aside.labels)
+        run.notes += original.doubts(aside.labels)
         return compare(original, Outputs(sparse, aside, room=0), aside.labels)
 
 

@@ -159,3 +159,89 @@ def test_states_of_padding_count_nothing(shape, heeded):
     dense = Outputs(whole, samples)
     assert (distance(dense, Outputs(padding, samples)) == 0) is heeded
     assert distance(dense, Outputs(real, samples)) > 1
+
+
+def positions(kind):
+    """A class for each position of texts of any length; as scores, or as their numbers."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("MatMul", ["e", "w1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["scores"]),
+        helper.make_node("ArgMax", ["scores"], ["numbers"], axis=-1, keepdims=0),
+    ]
+    weights = {"table": (50, 12), "w1": (12, 16), "w2": (16, 5)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", "length"])],
+        [
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", "length", 5])
+            if kind == "scores"
+            else helper.make_tensor_value_info("numbers", TensorProto.INT64, ["n", "length"])
+        ],
+        [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def texts(count=30, of=2, **more):
+    rng = np.random.default_rng(1)
+    return [
+        {"ids": rng.integers(0, 50, (of, 1 + k % 4))} | {n: f(rng, of, 1 + k % 4) for n, f in more.items()}
+        for k in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["scores", "numbers"])
+def test_texts_of_several_lengths_are_compared(kind):
+    result = onnxprune.prune(positions(kind), target="macs=0.6", calib=texts(60), align=None, recover="lstsq")
+    found = result.report.calibration["original"]
+    assert found["samples"] == 12
+    assert ("agreement" in found) is (kind == "numbers")
+
+
+def test_labels_of_texts_of_several_lengths_measure_nothing():
+    given = texts(60, y=lambda rng, n, length: rng.integers(0, 5, n))
+    model = positions("scores")
+    result = onnxprune.prune(model, ratio=0.5, calib=given, labels="y", align=None, recover="lstsq")
+    assert "accuracy" not in result.report.calibration["original"]
+    assert any("no accuracy was measured" in note for note in result.report.notes)
+    samples = load_samples(model.graph, given, labels="y")
+    with pytest.raises(CalibrationError, match="several shapes, such as"):
+        outputs(Model.load(model), samples)
+
+
+def test_labels_of_several_lengths_are_refused():
+    given = texts(y=lambda rng, n, length: rng.integers(0, 5, (n, length)))
+    with pytest.raises(CalibrationError, match="several shapes for one sample"):
+        load_samples(positions("numbers").graph, given, labels="y")
+
+
+def test_outputs_of_which_some_alone_are_classes_are_none():
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((2, length, 5)) for length in (3, 1)]
+    for order in (parts, parts[::-1]):
+        found = compare(iter(order), iter(order), labels=np.zeros(4))
+        assert found["samples"] == 4
+        assert not {"agreement", "accuracy"} & set(found)
+
+
+def test_labels_say_how_many_samples_lie_along_a_later_axis():
+    rng = np.random.default_rng(0)
+    inputs = [
+        helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["time", "n", 6]),
+        helper.make_tensor_value_info("state", TensorProto.FLOAT, ["n", 5]),
+    ]
+    graph = helper.make_graph([], "g", inputs, [])
+    given = [
+        {
+            "frames": np.zeros((7, 4, 6), np.float32),
+            "state": np.zeros((4, 5), np.float32),
+            "y": rng.integers(0, 3, 4),
+        }
+        for _ in range(5)
+    ]
+    samples = load_samples(graph, given, labels="y")
+    assert samples.counts == [4] * 5
