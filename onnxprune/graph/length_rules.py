@@ -72,7 +72,8 @@ def _gathered(own: Stretches, node: Node, slot: int, first: int) -> Lengths | No
     axes = node.attr("scan_output_axes")
     carried = len(node.inputs) - first - len(node.outputs)
     at = 0 if axes is None else int(axes[slot - carried]) % (len(inner) + 1)
-    return (*inner[:at], own.fresh(node, slot, at), *inner[at:])
+    known = own.steps.of(own, node)
+    return (*inner[:at], own.fresh(node, slot, at) if known is None else known, *inner[at:])
 
 
 def _reshape(own: Stretches, node: Node, slot: int) -> Lengths | None:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.graph.steps import Steps
 from onnxprune.graph.trace import Tracer
 from onnxprune.ops import Node, Row
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, Unit, letters_of
@@ -72,6 +73,8 @@ class Stretches:
         wherever the model runs.
     members : dict
         Stand-in for the widest of several -> those.
+    steps : Steps
+        How often bodies run.
     """
 
     tracer: Tracer
@@ -81,6 +84,7 @@ class Stretches:
     unplain: set[Number] = field(default_factory=set)
     pinned: set[Number] = field(default_factory=set)
     members: dict[Number, frozenset[Number]] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the traced shape of a tensor."""

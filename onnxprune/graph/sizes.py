@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from onnxprune.files.protowalk import outer_names
 from onnxprune.graph.length_rules import lengths_of
 from onnxprune.graph.lengths import Number, Stretches, Values, stand_in
+from onnxprune.graph.steps import Steps
 from onnxprune.graph.values import evaluate
 from onnxprune.ops import Node, Row, Trait
+from onnxprune.ops.bodies import DOMAIN
 
 __all__ = ["Sizes"]
 
@@ -57,7 +59,7 @@ class Sizes(Stretches):
             known.clear()
         for numbers in (self.natural, self.unplain, self.pinned, self.loose, self.free):
             numbers.clear()
-        self.by_run = False
+        self.by_run, self.steps = False, Steps()
         self.__post_init__()
 
     def declare(self, declared: Mapping[str, Sequence[int | str] | None]) -> None:
@@ -105,7 +107,10 @@ class Sizes(Stretches):
             n in self.tracer.hints for n in node.outputs
         )
         self.by_run |= by_run
-        if not by_run and not any(self.varies(n) or self.shape(n) is None for n in read):
+        self.steps.visit(self, node)
+        # what a body gives in each step is as long as there are steps, whatever the body reads
+        gathers = node.domain == DOMAIN and node.op in ("Loop", "Scan")
+        if not by_run and not gathers and not any(self.varies(n) or self.shape(n) is None for n in read):
             return
         for slot, name in enumerate(node.outputs):
             shape = self.shape(name)
