@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from fractions import Fraction
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from onnxprune.ops import Node
 from onnxprune.ops.base import normal
 from onnxprune.ops.bodies import DOMAIN
 
-if TYPE_CHECKING:
-    from onnxprune.graph.lengths import Number, Stretches
-
 __all__ = ["Steps"]
+
+
+class ToldSizes(Protocol):
+    """What is known of sizes: `onnxprune.graph.lengths`."""
+
+    def length(self, name: str) -> tuple[int | Fraction, ...] | None:
+        """Return the lengths of a tensor."""
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        """Return the entries of a tensor."""
 
 
 @dataclass
@@ -27,10 +37,10 @@ class Steps:
         Values that are true in each step.
     """
 
-    known: dict[str, Number] = field(default_factory=dict)
+    known: dict[str, int | Fraction] = field(default_factory=dict)
     going: set[str] = field(default_factory=set)
 
-    def visit(self, own: Stretches, node: Node) -> None:
+    def visit(self, own: ToldSizes, node: Node) -> None:
         """Follow one node."""
         if node.op == "Identity" and not node.domain and node.inputs[0] in self.going:
             self.going.update(node.outputs)
@@ -49,7 +59,7 @@ class Steps:
                 axis = node.attr("scan_input_axes", [0])[0]
                 self.known[_number(node)] = lengths[normal(axis, len(lengths))]
 
-    def of(self, own: Stretches, joint: Node) -> Number | None:
+    def of(self, own: ToldSizes, joint: Node) -> int | Fraction | None:
         """Return how often the body before a joint has run, None where data may end it or nothing is known."""
         ended = joint.op == "Loop" and not (joint.inputs[0] in self.going or _is_true(own, joint.inputs[0]))
         return None if ended else self.known.get(_number(joint))
@@ -60,6 +70,6 @@ def _number(node: Node) -> str:
     return number.decode() if isinstance(number, bytes) else str(number)
 
 
-def _is_true(own: Stretches, name: str) -> bool:
+def _is_true(own: ToldSizes, name: str) -> bool:
     value = own.value(name)
     return value is not None and value.size == 1 and value.item() is True
