@@ -34,7 +34,7 @@ from onnxprune.sparsity.masks import holds
 from onnxprune.sparsity.order import arrange
 from onnxprune.sparsity.report import SparseReport, line_of
 from onnxprune.sparsity.selection import Selection, select
-from onnxprune.sparsity.sequential import Fitter
+from onnxprune.sparsity.sequential import LARGE, Fitter
 from onnxprune.sparsity.storage import CANT_READ, to_sparse
 from onnxprune.sparsity.weights import SparseWeight
 
@@ -131,6 +131,11 @@ def _on_samples(
         fit_on, aside = samples_for(analysis.interface(), options, analysis.inputs).set_aside()
     fitter = Fitter(analysis, fit_on, {t.name: t for t in targets}, spared, options, run.say)
     others = [t for t in targets if t.name not in fitter.fitted]
+    if fitter.dear:
+        run.notes.append(
+            f"{len(fitter.dear)} weights ({fitter.dear[0]!r} first) got their zeros by {LARGE}: by {options.method} "
+            "all would take too long together."
+        )
     with run.stage("fit"):
         sparse = fitter.run(pattern, options.sparsity or 0.0)
     if others:

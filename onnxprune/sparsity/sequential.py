@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -30,7 +31,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
-from onnxprune.options.pattern import Pattern
+from onnxprune.options.pattern import Pattern, parse_pattern
 from onnxprune.options.sparsity import SparseOptions
 from onnxprune.reconstruction.evidence import Evidence, moments_of
 from onnxprune.reconstruction.few_rows import steadied
@@ -48,8 +49,9 @@ Matrix = NDArray[np.float64]
 LEVELS = np.concatenate([np.arange(0, 0.9, 0.025), np.arange(0.9, 0.99, 0.01)])
 #: Regressors of the widest layer that is fitted: its moments take 2 GB, and a method works on several copies.
 LARGEST = 12288
-#: The method of layers that are too large for the one that is asked for.
-LARGE = "sparsegpt"
+#: The method of layers that are too large for the one that is asked for, or would take too long in it with all others:
+#: their outputs times regressors to its power, in sum. That many are done in five to ten minutes of a processor.
+LARGE, MOST = "sparsegpt", 4e12
 
 
 def cubic(step: int, steps: int) -> float:
@@ -77,11 +79,16 @@ def nearer(pattern: Pattern, share: float) -> Pattern:
     return Pattern(f"{keep}:{pattern.of}", "n:m", keep, pattern.of)
 
 
+def method_of(name: str) -> Method:
+    """Return a method that reads moments."""
+    return cast(Method, registry.load("onnxprune.sparsity.methods", name))
+
+
 def solver_of(method: Method, task: Task) -> Solver:
     """Return what solves a task by a method; a layer that is too large for it goes to `LARGE`."""
     solver = method.solve(task)
     if solver is None:
-        solver = cast(Method, registry.load("onnxprune.sparsity.methods", LARGE)).solve(task)
+        solver = method_of(LARGE).solve(task)
     assert solver is not None, "it refuses no layer"
     return solver
 
@@ -124,8 +131,24 @@ class Fitter:
         layers = [s for s in layers if s.view.width <= LARGEST]
         first = next((n for n, s in enumerate(layers) if s.weight in self.targets), len(layers))
         self.sites: list[Site] = layers[first:]
-        self.method: Method = cast(Method, registry.load("onnxprune.sparsity.methods", self.options.method))
+        self.method: Method = method_of(self.options.method)
         self.settings: Settings = Settings(seed=self.options.seed, wide=LARGEST)
+
+    @cached_property
+    def dear(self) -> list[str]:
+        """Targets that go to another method, or all of them would take too long: those that take longest."""
+        pattern, power = parse_pattern(self.options.pattern), self.method.WORK
+        if power <= method_of(LARGE).WORK or not (pattern.fixed or pattern.kind == "unstructured"):
+            return []
+        views = {s.weight: s.view for s in self.sites if s.weight in self.targets}
+        work = {n: float(v.blocks * v.outputs) * float(v.width) ** power for n, v in views.items()}
+        left, taken = sum(work.values()), list[str]()
+        for name in sorted(work, key=lambda name: -work[name]):
+            if left <= MOST:
+                break
+            left -= work[name]
+            taken.append(name)
+        return taken
 
     @property
     def fitted(self) -> list[str]:
@@ -148,6 +171,7 @@ class Fitter:
     ) -> list[tuple[Solver, float]]:
         """Return what chooses the zeros of each block, and the factor of its errors."""
         view, matrices = site.view, weights_of(site, model)[0]
+        method = method_of(LARGE) if site.weight in self.dear else self.method
         alone = list(np.arange(view.width)[:, None])
         centred, solvers = site.adder is not None, []
         sets = evidence.train, evidence.held_out, evidence.whole
@@ -155,7 +179,7 @@ class Fitter:
         for matrix, *problems in zip(matrices, *parts, strict=True):
             problem, factor = steadied(problems, alone, matrix)
             task = Task(problem, matrix, view.channels, view.taps, pattern)
-            solvers.append((solver_of(self.method, task), factor))
+            solvers.append((solver_of(method, task), factor))
         return solvers
 
     def originals(self) -> Iterator[tuple[Site, Evidence]]:

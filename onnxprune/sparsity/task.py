@@ -99,9 +99,12 @@ class Method(Protocol):
     ----------
     READS : str
         What it looks at.
+    WORK : int
+        What it does with a layer of d regressors and O outputs, weight by weight, grows as O d^WORK.
     """
 
     READS: str
+    WORK: int
 
     def solve(self, task: Task) -> Solver | None:
         """Return what solves a task; None where the layer is too large for this method, which is no error."""

@@ -13,6 +13,7 @@ from onnxprune import cli
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.model import Model
 from onnxprune.options.pattern import parse_pattern
+from onnxprune.sparsity import sequential
 from onnxprune.sparsity.sequential import cubic, nearer
 
 from .models import graph, quantised, run, values
@@ -115,6 +116,25 @@ def test_without_refit_the_weights_are_the_methods():
     old, new = weight(model, "w0a"), weight(plain.model, "w0a")
     assert np.array_equal(new[new != 0], old[new != 0])
     assert distance(model, refitted.model) < distance(model, plain.model)
+
+
+def test_what_takes_longest_goes_by_another_method_where_all_would_take_too_long(monkeypatch):
+    def made(most, method="obs"):
+        monkeypatch.setattr(sequential, "MOST", most)
+        result = onnxprune.sparsify(net(), pattern="2:4", method=method, calib={"x": images()})
+        weights = {n: result.sparse.weight(n) for n in ("w0", "w0a", "w0b", "w1a", "w1b", "wg", "wf")}
+        return weights, [note for note in result.report.notes if "too long" in note]
+
+    whole, notes = made(np.inf)
+    assert notes == []
+    other, _ = made(np.inf, "sparsegpt")
+    some, notes = made(8 * 27.0**3 + 2 * 8 * 12**3 + 2 * 4 * 4**3 + 5 * 8**3)
+    assert notes == [
+        "2 weights ('w0a' first) got their zeros by sparsegpt: by obs all would take too long together."
+    ]
+    assert np.array_equal(some["w0a"], other["w0a"])
+    assert not np.array_equal(some["w0a"], whole["w0a"])
+    assert [(w != 0).sum() for w in some.values()] == [(w != 0).sum() for w in whole.values()]
 
 
 def test_a_schedule():

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from onnxprune.sparsity.task import Curved, Mask, Matrix, Solver, Task, mask_of
 
-__all__ = ["READS", "score", "solve"]
+__all__ = ["READS", "WORK", "score", "solve"]
 
 #: What it looks at.
 READS = "weights"
+#: An output of d regressors takes about d to this power.
+WORK = 1
 
 
 def score(magnitude: NDArray[Any]) -> NDArray[Any]:

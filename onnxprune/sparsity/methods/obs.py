@@ -28,10 +28,12 @@ from onnxprune.reconstruction.obs import obs as structured
 from onnxprune.sparsity.refit import masked_refit
 from onnxprune.sparsity.task import Curved, Ints, Mask, Matrix, Solver, Task, mask_of
 
-__all__ = ["LARGEST", "READS", "solve"]
+__all__ = ["LARGEST", "READS", "WORK", "solve"]
 
 #: What it looks at.
 READS = "moments"
+#: An output of d regressors takes about d to this power.
+WORK = 3
 #: More regressors take too long: another method does those layers.
 LARGEST = 1200
 LAZY = 32

@@ -24,10 +24,12 @@ from onnxprune.sparsity.masks import lowest
 from onnxprune.sparsity.task import Curved, Ints, Mask, Matrix, Solver, Task, mask_of
 from onnxprune.sparsity.triangular import factor_of_inverse
 
-__all__ = ["READS", "solve"]
+__all__ = ["READS", "WORK", "solve"]
 
 #: What it looks at.
 READS = "moments"
+#: An output of d regressors takes about d to this power.
+WORK = 2
 #: Rows whose mask is chosen at once, and blocks that there are at least: rows at the end of a block look dearer, since
 #: fewer rows are left to make up for them, so in one large block too many of the first would go.
 BLOCK, LEAST = 128, 8

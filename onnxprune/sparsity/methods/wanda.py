@@ -15,10 +15,12 @@ import numpy as np
 
 from onnxprune.sparsity.task import Curved, Mask, Matrix, Solver, Task, mask_of
 
-__all__ = ["READS", "solve"]
+__all__ = ["READS", "WORK", "solve"]
 
 #: What it looks at.
 READS = "moments"
+#: An output of d regressors takes about d to this power.
+WORK = 1
 
 
 class _Wanda(Curved):
