@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from onnxprune.calibration.samples import Samples, load_samples
@@ -171,9 +172,13 @@ def _floor(run: Run[TuneOptions], metric: Metric, state: State) -> Floor:
     options, entry = run.options, state.read("input")
     if entry is None:
         run.say(f"{metric.name} of the input")
-        assert run.model.path is not None
         try:
-            score = metric.of(run.model.path)
+            with TemporaryDirectory(
+                dir=state.folder
+            ) as folder:  # a script may do what it likes with the file
+                copy = Path(folder) / "input.onnx"
+                run.model.save(copy)
+                score = metric.of(copy)
         except OnnxPruneError:
             state.discard()
             raise

@@ -256,8 +256,11 @@ def test_a_metric_of_ones_own_and_the_smallest_file(place: Path) -> None:
     line = "tune in.onnx out.onnx --max-drop 5 --calib s.npz --metric m.py:evaluate --minimize bytes --recover lstsq"
     (place / "s.npz").unlink()
     np.savez("s.npz", x=np.load("e.npz")["x"])
-    Path("bad.py").write_text("def evaluate(path): return None\n", encoding="utf-8")
-    assert cli.main([*line.replace("m.py", "bad.py").split(), "-q"]) == UsageError.exit_code
+    source = Path("in.onnx").read_bytes()
+    for body in ("return None", "__import__('os').remove(path)", "open(path, 'w').close()"):
+        Path("bad.py").write_text(f"def evaluate(path): {body}\n", encoding="utf-8")
+        assert cli.main([*line.replace("m.py", "bad.py").split(), "-q"]) == UsageError.exit_code
+    assert Path("in.onnx").read_bytes() == source, "a script gets a copy"
     assert not Path("out.tune").exists(), "nothing was found that another search could go on from"
     assert cli.main([*line.split(), "--report", "r.json", "-q"]) == 0
     report = json.loads(Path("r.json").read_text(encoding="utf-8"))
