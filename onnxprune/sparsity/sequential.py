@@ -50,8 +50,8 @@ LEVELS = np.concatenate([np.arange(0, 0.9, 0.025), np.arange(0.9, 0.99, 0.01)])
 #: Regressors of the widest layer that is fitted: its moments take 2 GB, and a method works on several copies.
 LARGEST = 12288
 #: The method of layers that are too large for the one that is asked for, or would take too long in it with all others:
-#: their outputs times regressors to its power, in sum. That many are done in five to ten minutes of a processor.
-LARGE, MOST = "sparsegpt", 4e12
+#: their outputs times regressors to its power, in sum. So much takes about ten minutes of a processor.
+LARGE, MOST = "sparsegpt", 2e12
 
 
 def cubic(step: int, steps: int) -> float:
