@@ -103,13 +103,12 @@ class Aims:
 
     def next(self) -> float:
         """Return what to aim at."""
-        if self.low is None and self.high is None:
+        if self.low is None and self.high is not None:
+            return self.high[0] - (1 << self.row) * (self.high[1] - self.budget)
+        if self.low is None:
             return self.budget
         if self.high is None:
-            aim, nbytes = self.low or (0.0, 0.0)
-            return aim + (1 << (-self.row - 1)) * (self.goal - nbytes)
-        if self.low is None:
-            return self.high[0] - (1 << self.row) * (self.high[1] - self.budget)
+            return self.low[0] + (1 << (-self.row - 1)) * (self.goal - self.low[1])
         below, above = self.goal - self.low[1], self.high[1] - self.goal
         below, above = below / (1 << max(self.row - 1, 0)), above / (1 << max(-self.row - 1, 0))
         share = below / max(below + above, 1.0)

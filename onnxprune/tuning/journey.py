@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from onnxprune.calibration.samples import Samples, load_samples
 from onnxprune.errors import CalibrationError, NotFaster, OnnxPruneError, UsageError
 from onnxprune.files import cache
+from onnxprune.files.holding import scratch
 from onnxprune.graph.analysis import Analysis
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.run import Run
@@ -167,18 +167,24 @@ def _facts(run: Run[TuneOptions]) -> dict[str, Any]:
     }
 
 
+def _of_input(run: Run[TuneOptions], metric: Metric) -> Score:
+    """Judge the input; a script, which may do what it likes with the file, gets a copy."""
+    assert run.model.path is not None
+    if run.options.metric is None:
+        return metric.of(run.model.path)
+    with scratch() as folder:
+        copy = folder / run.model.path.name
+        run.model.save(copy)
+        return metric.of(copy)
+
+
 def _floor(run: Run[TuneOptions], metric: Metric, state: State) -> Floor:
     """Judge the input, or remember what it was judged."""
     options, entry = run.options, state.read("input")
     if entry is None:
         run.say(f"{metric.name} of the input")
         try:
-            with TemporaryDirectory(
-                dir=state.folder
-            ) as folder:  # a script may do what it likes with the file
-                copy = Path(folder) / "input.onnx"
-                run.model.save(copy)
-                score = metric.of(copy)
+            score = _of_input(run, metric)
         except OnnxPruneError:
             state.discard()
             raise
