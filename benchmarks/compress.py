@@ -1,9 +1,11 @@
 """Bytes of a packed model against what it still can: `onnxprune compress` beside plain rounding, onnxruntime and zeros.
 
-    python benchmarks/compress.py MODEL.onnx CALIB.npz EVAL.npz [--labels KEY] [--ratios 4 8 16 25] [--rows REGEX]
+    python benchmarks/compress.py MODEL.onnx CALIB.npz EVAL.npz [--labels KEY | --metric SCRIPT.py:FUNCTION]
+        [--ratios 4 8 16 25] [--rows REGEX]
 
 One JSON line a row, and a table at the end. Every row is packed by the same zstd. EVAL's samples are seen by no fit;
-with labels in it under KEY the accuracy is told, else how far the outputs are from the input's. Rows:
+how far the outputs are from the input's is told, and with labels in it under KEY the accuracy, or what the metric
+says (as `onnxprune tune --metric` has it). Rows:
 
 - floats: the input as it is
 - int8, int4: nearest steps, one step for each output, no samples
@@ -37,6 +39,7 @@ from onnxprune.compression.rounding import MOST
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Model
 from onnxprune.tuning.levers import int8
+from onnxprune.tuning.metric import Accuracy, script_of
 
 ZEROS = (0.5, 0.8, 0.9)
 
@@ -112,12 +115,18 @@ def main() -> None:
     for name in ("model", "calib", "eval"):
         parser.add_argument(name)
     parser.add_argument("--labels")
+    parser.add_argument("--metric")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--ratios", type=float, nargs="*", default=[4, 8, 16, 25])
     parser.add_argument("--rows", default="", help="rows whose name matches, such as 'floats|zst'")
     args = parser.parse_args()
     data = dict(np.load(args.eval))
-    truth = data.pop(args.labels) if args.labels else None
+    judge = script_of(args.metric, None) if args.metric else None
+    if args.labels:
+        data.pop(args.labels)
+        graph = Model.load(args.model).proto.graph
+        judge = judge or Accuracy(load_samples(graph, args.eval, labels=args.labels))
+        judge.of(Path(args.model))  # labels are held against the original, which comes first
     dense = outputs(Path(args.model).read_bytes(), data)
     whole, lines = Path(args.model).stat().st_size, []
     with tempfile.TemporaryDirectory() as name:
@@ -133,8 +142,9 @@ def main() -> None:
             out = outputs(model.serialize(), data)
             line: dict[str, Any] = {"row": row, "bytes": size, "times": round(whole / size, 2)}
             line["error"] = round(float(np.linalg.norm(out - dense) / np.linalg.norm(dense)), 4)
-            if truth is not None:
-                line["accuracy"] = round(100 * float((out.argmax(1) == truth.reshape(-1)).mean()), 2)
+            if judge:
+                model.save(Path(name) / "judged.onnx")
+                line[judge.name] = round(judge.of(Path(name) / "judged.onnx").value, 2)
             line["seconds"] = round(time.process_time() - start, 1)
             lines.append(line)
             print(json.dumps(line), flush=True)
