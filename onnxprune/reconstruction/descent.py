@@ -22,7 +22,7 @@ fixed).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,13 @@ from numpy.typing import NDArray
 
 from onnxprune.gradient.loss import LossModel
 from onnxprune.model import Model
+from onnxprune.progress import Milestone
 from onnxprune.reconstruction.evidence import HELD
+from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.views import View
 from onnxprune.runtime.session import CPU, Session, open_session
 
-__all__ = ["Basis", "Data", "Pace", "Taught", "Teacher", "descend"]
+__all__ = ["Basis", "Data", "Taught", "Teacher", "descend"]
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -53,40 +55,6 @@ TOLD = 10
 #: Along a coordinate in which a layer's inputs are this small (second moment, as a share of the mean over coordinates)
 #: steps are half as long, and shorter still below.
 UNSEEN = 1e-3
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How far a descent goes.
-
-    Attributes
-    ----------
-    steps : int
-    passes : int
-        Every sample is seen about so often, where batches allow it.
-    batch : pair of int
-        Samples of a step: at least, at most.
-    rate : float
-        Length of the first steps, as a share of the root mean square of a tensor; it falls to nothing along a cosine.
-    looks : int
-        How often held-out samples are asked; 0: never, and the last weights are returned.
-    """
-
-    steps: int = 200
-    passes: int = 6
-    batch: tuple[int, int] = (4, 32)
-    rate: float = 0.015
-    looks: int = 4
-
-    def part(self, share: float, rate: float) -> Pace:
-        """Return the pace of a share of the steps, at a rate."""
-        steps, passes = (max(round(share * n), 1) for n in (self.steps, self.passes))
-        return replace(self, steps=steps, passes=passes, rate=rate)
-
-    def size(self, samples: int) -> int:
-        """Return the samples of a step."""
-        low, high = self.batch
-        return min(max(-(-samples * self.passes // self.steps), low), high, samples)
 
 
 @dataclass
@@ -365,7 +333,8 @@ def descend(
             if loss < least:
                 best, least = weights, loss
         if say is not None and (step + 1) % TOLD == 0 and step + 1 < pace.steps:
-            say(f"descend {step + 2}/{pace.steps}: error {least:.4f}, {before:.4f} before")
+            text = f"error {least:.4f}, {before:.4f} before"
+            say(Milestone.of("descend", text, step + 1, [1.0] * pace.steps))
     return (best, before, least) if pace.looks else (dict(found.settle(adam.weights())), before, least)
 
 

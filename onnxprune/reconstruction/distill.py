@@ -35,9 +35,10 @@ from onnxprune.gradient.tape import float_type
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
 from onnxprune.reconstruction.beside import Beside, covers, in_units, mixable
-from onnxprune.reconstruction.descent import Basis, Pace, Taught, Teacher, descend
+from onnxprune.reconstruction.descent import Basis, Taught, Teacher, descend
 from onnxprune.reconstruction.evidence import HELD, positions_of
 from onnxprune.reconstruction.layers import Site, sites
+from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.pictures import admitted
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.runtime.session import RunError

@@ -21,8 +21,8 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
-from onnxprune.reconstruction.descent import Pace
 from onnxprune.reconstruction.distill import Truth, distill
+from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.reconstruct import SegmentReport
 
 __all__ = ["finetune"]

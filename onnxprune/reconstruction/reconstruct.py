@@ -30,10 +30,13 @@ from onnxprune.files.bodies import DOMAIN, body_of
 from onnxprune.gradient.loss import LossModel, loss_model, part_model
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
+from onnxprune.graph.size import count_macs
+from onnxprune.progress import Milestone
 from onnxprune.reconstruction.beside import Beside, alike, covers, in_units, together
-from onnxprune.reconstruction.descent import Basis, Data, Pace, descend
+from onnxprune.reconstruction.descent import Basis, Data, descend
 from onnxprune.reconstruction.evidence import HELD, WIDE, positions_of
 from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.room import TOGETHER, abreast
 from onnxprune.reconstruction.segments import Segment, segments
 from onnxprune.runtime.session import RunError
@@ -129,14 +132,19 @@ class _Work:
         """Fit all segments in order."""
         self.analysis = self.beside.analysis
         parts = segments(self.analysis, [site for site in sites(self.analysis) if not site.chosen])
+        each = count_macs(self.analysis.coupling) / max(self.samples.counts, default=1)
+        pace = self.pace.within(self.samples.count, each)
+        if pace is None:
+            why = f"a sample takes {each / 1e9:.3g} G multiply-accumulates; each of its layers keeps its own fit"
+            return [SegmentReport([site.name for site in part.sites], why=why) for part in parts]
+        self.pace = pace
         made = {n: k for k, a in enumerate(self.original.coupling.nodes) for n in a.node.outputs}
         dense = stream_of(self.original.model, self.samples, self.original.types, STREAM_BYTES)
         small = stream_of(self.cut, self.beside.left, self.analysis.types, STREAM_BYTES)
         dense.keep |= {goal for part in parts for goal in part.goals}
         found = []
         for number, part in enumerate(parts):
-            if self.say:
-                self.say(f"reconstruct {number + 1}/{len(parts)}: {part.sites[0].name}")
+            say = self._told(parts, number)
             report = SegmentReport([site.name for site in part.sites])
             found.append(report)
             if not any(site.free for site in part.sites):
@@ -165,10 +173,25 @@ class _Work:
             )
             dense.keep -= set(part.goals)
             try:
-                self._fit(part, pairs, report, self.seed + number)
+                self._fit(part, pairs, report, self.seed + number, say)
             except (CalibrationError, RunError) as error:
                 report.why = str(error)
         return found
+
+    def _told(self, parts: Sequence[Segment], number: int) -> Callable[[str], None] | None:
+        """Say that a segment begins; return what its steps are told to."""
+        if self.say is None:
+            return None
+        say, costs = self.say, [float(len(part.sites)) for part in parts]
+        begins = Milestone.of("reconstruct", parts[number].sites[0].name, number, costs)
+        say(begins)
+
+        def tell(step: str) -> None:
+            text = Milestone(f"{begins}, {step}")
+            text.done = begins.done + getattr(step, "done", 0.0) * costs[number] / sum(costs)
+            say(text)
+
+        return tell
 
     def _pairs(self, part: Segment, given: Any, goals: Any) -> list[tuple[Batch, Batch]]:
         """Return what the segment reads and shall give, batch by batch, as many as there is room for."""
@@ -184,7 +207,10 @@ class _Work:
                 found.append(pair)
         return found
 
-    def _fit(self, part: Segment, pairs: list[tuple[Batch, Batch]], report: SegmentReport, seed: int) -> None:
+    def _fit(
+        self, part: Segment, pairs: list[tuple[Batch, Batch]], report: SegmentReport, seed: int,
+        say: Callable[[str], None] | None,
+    ) -> None:  # fmt: skip
         names = [n for s in part.sites if part.holds(s) for n in s.free if n in self.beside.once]
         counts, valid = self.samples.counts[: len(pairs)], self.samples.valid[: len(pairs)]
         masked = [
@@ -208,7 +234,7 @@ class _Work:
             report.why = f"fewer than {HELD} samples, or batches of the model's own size"
             return
         best, report.before, report.after = descend(
-            found, start, data, bases, self.pace, seed, self.samples.provider
+            found, start, data, bases, self.pace, seed, self.samples.provider, say
         )
         report.samples = sum(counts)
         for name, weight in best.items():

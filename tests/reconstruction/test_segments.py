@@ -16,8 +16,9 @@ from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.reconstruction import reconstruct as _reconstruct
 from onnxprune.reconstruction import room as _room
-from onnxprune.reconstruction.descent import Basis, Data, Pace, _Adam, descend
+from onnxprune.reconstruction.descent import Basis, Data, _Adam, descend
 from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.segments import FEWEST, segments
 from onnxprune.runtime.session import open_session
 
@@ -242,6 +243,34 @@ def test_layers_without_room_together_keep_the_fit_that_each_has(monkeypatch):
     monkeypatch.setattr(_reconstruct, "TOGETHER", max(needs))
     found = prune(net(), ratio=0.5, calib={"x": images(60)}, align=1)
     assert not any("keeps its own" in line["why"] for line in found.report.calibration["segments"])
+
+
+def test_descent_is_bounded_by_its_work():
+    """Long samples are seen fewer at a time first, and then in fewer steps; pictures as ever."""
+    pace = Pace()
+    assert pace.within(60, 1e8) is pace
+    small = pace.within(60, 5e9)
+    assert (small.steps, small.size(48)) == (200, 3)
+    few = pace.within(60, 2e10)
+    assert (few.steps, few.size(48)) == (150, 1)
+    assert pace.within(60, 1e12) is None
+
+
+def test_samples_too_long_for_descent_leave_each_layer_its_own_fit(monkeypatch):
+    alone = prune(net(), ratio=0.5, calib={"x": images(60)}, align=1, recover="lstsq").model
+    sizes = []
+    within = Pace.within
+    monkeypatch.setattr(
+        Pace, "within", lambda pace, count, macs: sizes.append((count, macs)) or within(pace, count, 1e12)
+    )
+    found = prune(net(), ratio=0.5, calib={"x": images(60)}, align=1)
+    assert all(
+        "each of its layers keeps its own fit" in line["why"] for line in found.report.calibration["segments"]
+    )
+    assert [t.raw_data for t in found.model.graph.initializer] == [
+        t.raw_data for t in alone.graph.initializer
+    ]
+    assert sizes == [(54, found.report.after.macs / 2)]  # of one sample; the report is of two
 
 
 def test_wide_layers_go_down_in_their_own_coordinates(monkeypatch):
