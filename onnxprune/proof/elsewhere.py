@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.proof.branches import MOST, choices, decided
-from onnxprune.proof.compare import worst
+from onnxprune.proof.compare import Difference, worst
 from onnxprune.proof.interior import compare_any, steps
 from onnxprune.proof.sizes import SizeTrials
 from onnxprune.runtime.binding import Shape
@@ -19,8 +20,9 @@ __all__ = ["apart", "resized"]
 
 
 def apart(
-    analysis: Analysis, one: Model, other: Model, feeds: Callable[[Mapping[str, Shape]], Feeds]
-) -> tuple[float, str]:
+    analysis: Analysis, one: Model, other: Model, feeds: Callable[[Mapping[str, Shape]], Feeds],
+    differ: Callable[[Any, Any, float], Difference] = compare_any,
+) -> tuple[float, str]:  # fmt: skip
     """Return the greatest relative difference of two models' outputs, and at which sizes it is.
 
     Parameters
@@ -30,6 +32,8 @@ def apart(
     one, other : Model
     feeds : callable
         Makes inputs of these shapes.
+    differ : callable
+        (an output of the first, the same of the second, what it may differ by besides) -> how far they are apart.
 
     Raises
     ------
@@ -48,7 +52,7 @@ def apart(
         except RunError as reason:
             return str(reason)
         have = sessions[1].run(given)
-        error = worst(compare_any(want[name], have[name], own.get(name, 0.0)) for name in want).error
+        error = worst(differ(want[name], have[name], own.get(name, 0.0)) for name in want).error
         if not error <= greatest:
             greatest, where = error, ", ".join(f"{axis} {size}" for axis, size in sizes.items())
         return ""

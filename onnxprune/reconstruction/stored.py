@@ -194,6 +194,29 @@ class Quantised:
         )
         self.put(model, np.clip(np.rint(steps) + zero, *self.ends(model)))
 
+    def reach(self, model: Model) -> tuple[int, int]:
+        """Return how many steps below and above zero are in use; seven bits may be, where the type has eight."""
+        steps = self.integers(model) - self._step(model)[1]
+        return max(-int(steps.min(initial=0)), 0), max(int(steps.max(initial=0)), 0)
+
+    def stretch(self, model: Model, values: Array) -> None:
+        """Give a model scales with which values lie between the ends that are in use, see `reach`; neither may be 0."""
+        below, above = self.reach(model)
+        values = np.asarray(values, np.float64).reshape(self.shape(model))
+        need = np.maximum(values / above, -values / below) / self.unit
+        old = np.asarray(model.weight(self.scale))
+        new = self._most(need, model).reshape(old.shape)
+        model.put(self.scale, np.where(new > 0, new, old).astype(old.dtype))
+
+    def _most(self, values: Matrix, model: Model) -> Matrix:
+        """Return the largest of the values that share a scale."""
+        size = int(np.prod(model.info(self.scale).dims))
+        if size == 1:
+            return np.asarray(values.max(initial=0.0))
+        if self.block:
+            return np.maximum.reduceat(values, range(0, values.shape[self.axis], self.block), axis=self.axis)
+        return np.asarray(values.max(axis=tuple(n for n in range(values.ndim) if n != self.axis)))
+
     def _step(self, model: Model) -> tuple[Matrix, Array]:
         """Return the step of the grid and the zero point, broadcast against the values."""
         dims = self.shape(model)
@@ -263,6 +286,9 @@ class Packed(Quantised):
         if name == self.zero and self.bits < 8:
             value = _unpacked(value.reshape(rows, -1), self.bits)[:, :blocks]
         return value.reshape(rows, blocks, 1)
+
+    def _most(self, values: Matrix, model: Model) -> Matrix:
+        return np.asarray(values.max(axis=2))
 
     def _step(self, model: Model) -> tuple[Matrix, Array]:
         scale = self.beside(model, self.scale).astype(np.float64)

@@ -31,8 +31,10 @@ from onnxprune.graph.coupling import Applied
 from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.select import pick
 from onnxprune.ops import Trait
-from onnxprune.reconstruction.layers import Readers, Site, readers, sites
+from onnxprune.reconstruction.layers import Readers, Site, around, readers, sites
 from onnxprune.reconstruction.products import Mixable, Side
+from onnxprune.reconstruction.seen import Around
+from onnxprune.reconstruction.stored import Quantised
 
 __all__ = ["find", "widths_for_heads"]
 
@@ -59,13 +61,13 @@ def find(analysis: Analysis, groups: Sequence[Group], layers: Sequence[Site], re
     read : dict
         Group -> layers that read it.
     """
-    plain = (s for s in layers if s.view.blocks == 1 and not s.more and not s.view.factors and s.exact)
-    by_weight = {s.weight: s for s in plain}
+    graph = around(analysis)
+    by_weight = {s.weight: s for s in layers if not s.more and _settable(s, graph)}
     result: list[Mixable] = []
     taken: set[tuple[str, int]] = set()
     for group in groups:
         try:
-            mixables = _Look(analysis, group, by_weight, read).mixable()
+            mixables = _Look(analysis, group, by_weight, read, graph).mixable()
         except _Unmixable:
             continue
         made = {(s.site.weight, int(c)) for m in mixables for s in m.makers for c in s.at.flat}
@@ -119,7 +121,7 @@ class _Look:
     """One group, from its layers to what lies between them."""
 
     def __init__(
-        self, analysis: Analysis, group: Group, by_weight: Mapping[str, Site], read: Readers
+        self, analysis: Analysis, group: Group, by_weight: Mapping[str, Site], read: Readers, graph: Around
     ) -> None:
         self.model, self.coupling, self.group = analysis.model, analysis.coupling, group
         try:  # what the loss of one unit touches is what belongs to the group
@@ -134,13 +136,14 @@ class _Look:
         self.readers = [
             Side(site, _at_rows(rows[0], site.view.taps))
             for site, rows in read.get(group.name, ())
-            if site.view.blocks == 1 and not site.view.factors and site.exact
+            if _settable(site, graph)
         ]
+        self.graph = graph
 
     def mixable(self) -> list[Mixable]:
         """Return the group as a stream, a product, or both."""
-        ours = {*self.makers, *(_bias(s.site) for s in self.makers.values())}
-        theirs = {s.site.weight for s in self.readers}
+        ours = {n for s in self.makers.values() for n in (*s.site.codec.tensors, _bias(s.site))}
+        theirs = {n for s in self.readers for n in s.site.codec.tensors}
         if any(m.tensor not in (theirs if m.contracted else ours) for m in self.group.members):
             raise _Unmixable
         both = {(m.tensor, m.axis) for m in self.group.members if m.tensor in theirs}
@@ -169,15 +172,17 @@ class _Look:
 
     def _between(self) -> list[int]:
         """Check all nodes that the group touches; return those that multiply two sides of it."""
-        ends = {s.site.number for s in self.readers}
-        makers = {n for s in self.makers.values() for n in (s.site.number, s.site.end)}
+        ends = {s.site.number: set(s.site.codec.tensors) for s in self.readers}
+        makers = {n for s in self.makers.values() for n in _within(s.site, s.site.y, self.graph)}
+        stored = {n for s in self.readers for n in _within(s.site, s.site.y, self.graph)} - ends.keys()
         products = []
         for number, applied in enumerate(self.coupling.nodes):
             inside, outside = [self._in(d) for d in applied.ins], any(self._in(d) for d in applied.outs)
-            if number in makers or not (any(inside) or outside):
+            if number in makers | stored or not (any(inside) or outside):
                 continue
             if number in ends:
-                if inside != [True, True, False][: len(inside)]:
+                rest = {n for n, i in zip(applied.node.inputs[2:], inside[2:], strict=True) if i}
+                if inside[:2] != [True, True] or not rest <= ends[number]:
                     raise _Unmixable
             elif applied.node.op == "MatMul" and inside == [True, True] and not outside:
                 products.append(number)
@@ -212,6 +217,33 @@ class _Look:
                 ]
             seen.add(name)
         return sources
+
+
+def _settable(site: Site, graph: Around) -> bool:
+    """Whether any matrix can take the place of a layer's weight: floats, or integers whose scales are its own."""
+    if site.view.blocks != 1 or site.view.factors:
+        return False
+    codec = site.codec
+    if site.exact or not isinstance(codec, Quantised):
+        return site.exact
+    own = all(graph.alone(name) for name in codec.tensors if name != codec.zero)
+    return (
+        own
+        and not site.clipped
+        and (site.bias is None or site.bias.exact)
+        and min(codec.reach(graph.model)) > 0
+    )
+
+
+def _within(site: Site, name: str, graph: Around) -> set[int]:
+    """Return the nodes between what a layer reads and a tensor that it makes, with those that store its weight."""
+    found, todo = set[int](), [name]
+    while todo:
+        made = graph.maker.get(name := todo.pop())
+        if name != site.x and made is not None and made not in found:
+            found.add(made)
+            todo += graph.nodes[made].node.inputs
+    return found
 
 
 def _bias(site: Site) -> str:
