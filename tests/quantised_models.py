@@ -157,3 +157,41 @@ def deep(form: str) -> onnx.ModelProto:
     y = b.op("Relu", [quantiser.linear("x", "up", WIDTH, INNER)], "relu1")
     y = b.op("Relu", [quantiser.linear(y, "middle", INNER, INNER)], "relu2")
     return b.model({"x": ["N", WIDTH]}, quantiser.linear(y, "down", INNER, OUT), 21)
+
+
+def attending(form: str, *, rank: int = 0, crossed: bool = False) -> onnx.ModelProto:
+    """Two heads of 16 over x [N, 6, 32] and a layer behind them.
+
+    ``rank``: of what queries and keys depend on; ``crossed``: each head asks with its queries and the other's keys.
+    """
+    b = Builder(4)
+    quantiser, heads, units = Quantiser(b, form), 2, 16
+    b.constant("split", np.array([0, 0, heads, units]))
+    parts = {}
+    for name in "qkv":
+        if rank and name == "q":
+            few = b.rng.normal(size=(WIDTH, rank)) @ b.rng.normal(size=(rank, heads * units))
+            w = (few / few.std() * 0.4).astype(np.float32)
+            y = b.op(
+                "Add",
+                [getattr(quantiser, form)("x", name, w), b.weight(f"{name}_b", heads * units)],
+                f"{name}_add",
+            )
+        else:
+            y = quantiser.linear("x", name, WIDTH, heads * units)
+        y = b.op("Reshape", [y, "split"], f"{name}_split")
+        parts[name] = b.op("Transpose", [y], f"{name}_heads", perm=[0, 2, 1, 3])
+    keys = parts["k"]
+    if crossed:
+        keys = b.op("Gather", [keys, b.constant("other", np.array([1, 0]))], "cross", axis=1)
+    keys = b.op("Transpose", [keys], "turned_keys", perm=[0, 1, 3, 2])
+    scaled = b.op("Mul", [parts["q"], b.constant("small", np.float32(0.1))], "scaled")
+    asked = b.op("Softmax", [b.op("MatMul", [scaled, keys], "asked")], "soft", axis=-1)
+    given = b.op("Transpose", [b.op("MatMul", [asked, parts["v"]], "given")], "back", perm=[0, 2, 1, 3])
+    joined = b.op("Reshape", [given, b.constant("join", np.array([0, 0, heads * units]))], "joined")
+    model = b.model(
+        {"x": ["N", 6, WIDTH]}, quantiser.linear(joined, "o", heads * units, OUT), 21, "com.microsoft"
+    )
+    model.ir_version = IR
+    del model.graph.value_info[:]
+    return model

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 __all__ = ["Pace"]
 
-#: Multiply-accumulates, forward, of all that a descent sees: about five minutes of a core, with the way back. A minute
-#: of speech takes as many as ten thousand small pictures.
-WORK = 3e12
+#: Multiply-accumulates, forward, of all that a descent sees: with the way back, some minutes of a core. Half a minute
+#: of speech takes as many as hundreds of small pictures.
+WORK = 1.5e12
 #: Fewer steps than this aren't worth their while.
 FEWEST = 40
 

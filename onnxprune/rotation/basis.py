@@ -257,7 +257,11 @@ def _moments(
 
 
 def _in_axis(analysis: Analysis, side: Side) -> int:
-    ((_, axis),) = [c for c in analysis.coupling.nodes[side.site.number].contracted if c[0] == 0]
+    """Return the axis of what a layer reads that its weight reads, too."""
+    applied, find = analysis.coupling.nodes[side.site.number], analysis.coupling.space.find
+    own = {find(applied.ins[1][axis]) for slot, axis in applied.contracted if slot == 1 and applied.ins[1]}
+    data = applied.ins[0] or ()
+    (axis,) = [at for slot, at in applied.contracted if slot == 0 and find(data[at]) in own]
     return axis
 
 

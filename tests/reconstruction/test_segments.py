@@ -249,9 +249,9 @@ def test_descent_is_bounded_by_its_work():
     """Long samples are seen fewer at a time first, and then in fewer steps; pictures as ever."""
     pace = Pace()
     assert pace.within(60, 1e8) is pace
-    small = pace.within(60, 5e9)
+    small = pace.within(60, 2.5e9)
     assert (small.steps, small.size(48)) == (200, 3)
-    few = pace.within(60, 2e10)
+    few = pace.within(60, 1e10)
     assert (few.steps, few.size(48)) == (150, 1)
     assert pace.within(60, 1e12) is None
 

@@ -271,7 +271,7 @@ def test_a_stream_with_something_between_stays() -> None:
 def test_heads_that_are_paired_otherwise_are_found_out(sizes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the samples already; those of another form than the inputs' aren't tried at other sizes."""
     if sizes == "given":
-        monkeypatch.setattr(basis, "_elsewhere", lambda *_: None)
+        monkeypatch.setattr(basis._Same, "_elsewhere", lambda *_: (0.0, ""))
     analysis, samples, rotated = turned(attention(2, 8, turned=True))
     assert len(rotated.refused) == 1
     assert "differs by" in next(iter(rotated.refused.values()))
