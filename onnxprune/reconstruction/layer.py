@@ -38,13 +38,15 @@ from onnxprune.reconstruction.local import Local
 from onnxprune.reconstruction.narrow import Narrow
 from onnxprune.reconstruction.recover import RECOVERIES, STRONG, Recovery
 from onnxprune.reconstruction.rounding import rounded
-from onnxprune.reconstruction.stored import Grid
+from onnxprune.reconstruction.stored import Grid, Quantised
 from onnxprune.reconstruction.views import View
 
 __all__ = [
     "LayerReport", "Settings", "Storable", "fit_blocks", "weights_of", "write",
 ]  # fmt: skip
 
+#: Behind the name of a variant that is stored with other scales.
+STRETCHED = ", new scales"
 #: The ridge of rough fits.
 PLAIN = 1e-2
 
@@ -108,7 +110,7 @@ class LayerReport:
     before, after : float
         Mean squared error relative to the variance of the layer's target, with the old weights and with the new.
     variant : str
-        ``"kept"``, ``"bias"``, ``"local"`` or ``"lstsq 0.001"``.
+        ``"kept"``, ``"bias"``, ``"local"`` or ``"lstsq 0.001"``, the last with ``", new scales"`` where that holds.
     too_few : bool
         Whether there were fewer than two rows for each regressor, so that only strong ridges were tried.
     """
@@ -181,7 +183,8 @@ def fit_blocks(
 ) -> tuple[list[Fit], LayerReport]:
     """Choose among the old weights, a new bias and refits by held-out error, then fit on all samples.
 
-    Quantised weights are judged as they can be stored; of several refits only the best is rounded.
+    Quantised weights are judged as they can be stored; of several refits only the best is rounded, to the scales that
+    are there and, where they are the layer's own, to new ones. Those are put into the model where they are better.
 
     Parameters
     ----------
@@ -219,6 +222,10 @@ def fit_blocks(
             for name in dict.fromkeys(["kept", "bias", best])
             if name in ways
         }
+        stretched = _stretched(site, model, ways[best](train))
+        if stretched is not None:
+            given = Storable.of(site, stretched, careful=settings.careful)
+            errors[f"{best}{STRETCHED}"] = error(given.put(train, ways[best](train)))
     best = recovery.variants[0] if recovery.alone is not None else min(errors, key=lambda n: errors[n])
     whole = evidence.whole(centred=centred)
     variance = max(sum(p.variance for p in held_out), 1e-30)
@@ -232,7 +239,23 @@ def fit_blocks(
         best,
         bool(recovery.ridges) and not enough,
     )
-    return storable.put(whole, ways[best](whole)), report
+    fits = ways[best.removesuffix(STRETCHED)](whole)
+    stretched = _stretched(site, model, fits) if best.endswith(STRETCHED) else None
+    if stretched is not None:
+        for name in site.codec.tensors:
+            model.put(name, stretched.weight(name))
+        storable = Storable.of(site, model, careful=settings.careful)
+    return storable.put(whole, fits), report
+
+
+def _stretched(site: Site, model: Model, fits: Sequence[Fit]) -> Model | None:
+    """Return a model in which the scales of a layer hold a fit; None where they can't change."""
+    codec = site.codec
+    if not (site.scalable and isinstance(codec, Quantised) and min(codec.reach(model)) > 0):
+        return None
+    fork = model.fork()
+    codec.stretch(fork, site.view.pack(np.stack([fit.w for fit in fits])))
+    return fork
 
 
 Way = Callable[[Sequence[Regression]], list[Fit]]

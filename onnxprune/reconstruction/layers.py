@@ -17,7 +17,7 @@ from onnxprune.graph.group_types import Group, Member
 from onnxprune.model import Model
 from onnxprune.reconstruction.chosen import chosen_rows
 from onnxprune.reconstruction.seen import Around, as_floats, weight_slot
-from onnxprune.reconstruction.stored import Codec
+from onnxprune.reconstruction.stored import Codec, Quantised
 from onnxprune.reconstruction.views import View
 
 __all__ = ["Readers", "Site", "ResidualSum", "around", "gone", "readers", "sites", "using"]
@@ -73,6 +73,8 @@ class Site:
         Whether its outputs are never read, since they follow from what it reads, see `onnxprune.reconstruction.narrow`.
     chosen : bool
         Whether the model itself chooses its rows, see `onnxprune.reconstruction.chosen`.
+    scalable : bool
+        Whether its weight is of integers whose scales nothing else reads, and no bias follows them.
     """
 
     number: int
@@ -91,6 +93,7 @@ class Site:
     more: tuple[Site, ...] = ()
     lean: bool = False
     chosen: bool = False
+    scalable: bool = False
 
     @property
     def weight(self) -> str:
@@ -246,7 +249,11 @@ class _LayerGraph:
         title = self.model.proto.graph.node[self.model.order[number]].name or seen.codec.name
         total = self.residual(number, y, view)
         own = bias is not None and self.around.alone(bias.name) and self.around.alone(name)
-        site = Site(number, title, view, seen.x, y, seen.codec, end, bias, own, adder, total, seen.clipped)
+        own_scales = isinstance(seen.codec, Quantised) and all(map(self.around.alone, seen.codec.tensors[:2]))
+        site = Site(
+            number, title, view, seen.x, y, seen.codec, end, bias, own, adder, total, seen.clipped,
+            scalable=own_scales and not seen.clipped and (bias is None or bias.exact),
+        )  # fmt: skip
         return site if bias is None or bias.exact or (own and self.fills(bias, view)) else self.plain(site)
 
     def fills(self, bias: Codec, view: View) -> bool:

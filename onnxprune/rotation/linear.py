@@ -30,6 +30,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.select import pick
+from onnxprune.model import Model
 from onnxprune.ops import Trait
 from onnxprune.reconstruction.layers import Readers, Site, around, readers, sites
 from onnxprune.reconstruction.products import Mixable, Side
@@ -62,7 +63,7 @@ def find(analysis: Analysis, groups: Sequence[Group], layers: Sequence[Site], re
         Group -> layers that read it.
     """
     graph = around(analysis)
-    by_weight = {s.weight: s for s in layers if not s.more and _settable(s, graph)}
+    by_weight = {s.weight: s for s in layers if not s.more and _settable(s, analysis.model)}
     result: list[Mixable] = []
     taken: set[tuple[str, int]] = set()
     for group in groups:
@@ -136,7 +137,7 @@ class _Look:
         self.readers = [
             Side(site, _at_rows(rows[0], site.view.taps))
             for site, rows in read.get(group.name, ())
-            if _settable(site, graph)
+            if _settable(site, analysis.model)
         ]
         self.graph = graph
 
@@ -219,20 +220,12 @@ class _Look:
         return sources
 
 
-def _settable(site: Site, graph: Around) -> bool:
+def _settable(site: Site, model: Model) -> bool:
     """Whether any matrix can take the place of a layer's weight: floats, or integers whose scales are its own."""
     if site.view.blocks != 1 or site.view.factors:
         return False
     codec = site.codec
-    if site.exact or not isinstance(codec, Quantised):
-        return site.exact
-    own = all(graph.alone(name) for name in codec.tensors if name != codec.zero)
-    return (
-        own
-        and not site.clipped
-        and (site.bias is None or site.bias.exact)
-        and min(codec.reach(graph.model)) > 0
-    )
+    return site.exact or (site.scalable and isinstance(codec, Quantised) and min(codec.reach(model)) > 0)
 
 
 def _within(site: Site, name: str, graph: Around) -> set[int]:
