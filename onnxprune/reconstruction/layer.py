@@ -42,7 +42,7 @@ from onnxprune.reconstruction.stored import Grid, Quantised
 from onnxprune.reconstruction.views import View
 
 __all__ = [
-    "LayerReport", "Settings", "Storable", "fit_blocks", "weights_of", "write",
+    "LayerReport", "Settings", "Storable", "fit_blocks", "stretch", "weights_of", "write",
 ]  # fmt: skip
 
 #: Behind the name of a variant that is stored with other scales.
@@ -242,20 +242,40 @@ def fit_blocks(
     fits = ways[best.removesuffix(STRETCHED)](whole)
     stretched = _stretched(site, model, fits) if best.endswith(STRETCHED) else None
     if stretched is not None:
-        for name in site.codec.tensors:
+        for name in (*site.codec.tensors, *(site.bias.tensors if site.bias is not None else ())):
             model.put(name, stretched.weight(name))
         storable = Storable.of(site, model, careful=settings.careful)
     return storable.put(whole, fits), report
 
 
+def stretch(model: Model, site: Site, matrices: Matrix) -> bool:
+    """Give a model scales that hold a layer's weight, where it is of integers and they can change; say whether.
+
+    Those of a bias are products with what the layer reads, so they change by as much.
+
+    Parameters
+    ----------
+    model : Model
+    site : Site
+    matrices : float64[blocks, width, outputs]
+        See `weights_of`.
+    """
+    codec, bias = site.codec, site.bias
+    if not (site.scalable and isinstance(codec, Quantised) and min(codec.reach(model)) > 0):
+        return False
+    before = np.asarray(model.weight(codec.scale), np.float64)
+    codec.stretch(model, site.view.pack(matrices))
+    if isinstance(bias, Quantised):
+        old = np.asarray(model.weight(bias.scale))
+        new = np.divide(model.weight(codec.scale), before, out=np.ones(before.shape), where=before != 0)
+        model.put(bias.scale, (old * new).astype(old.dtype))
+    return True
+
+
 def _stretched(site: Site, model: Model, fits: Sequence[Fit]) -> Model | None:
     """Return a model in which the scales of a layer hold a fit; None where they can't change."""
-    codec = site.codec
-    if not (site.scalable and isinstance(codec, Quantised) and min(codec.reach(model)) > 0):
-        return None
     fork = model.fork()
-    codec.stretch(fork, site.view.pack(np.stack([fit.w for fit in fits])))
-    return fork
+    return fork if stretch(fork, site, np.stack([fit.w for fit in fits])) else None
 
 
 Way = Callable[[Sequence[Regression]], list[Fit]]

@@ -74,7 +74,7 @@ class Site:
     chosen : bool
         Whether the model itself chooses its rows, see `onnxprune.reconstruction.chosen`.
     scalable : bool
-        Whether its weight is of integers whose scales nothing else reads, and no bias follows them.
+        Whether its weight is of integers whose scales nothing else reads, and those of its bias can follow.
     """
 
     number: int
@@ -249,12 +249,20 @@ class _LayerGraph:
         title = self.model.proto.graph.node[self.model.order[number]].name or seen.codec.name
         total = self.residual(number, y, view)
         own = bias is not None and self.around.alone(bias.name) and self.around.alone(name)
-        own_scales = isinstance(seen.codec, Quantised) and all(map(self.around.alone, seen.codec.tensors[:2]))
         site = Site(
             number, title, view, seen.x, y, seen.codec, end, bias, own, adder, total, seen.clipped,
-            scalable=own_scales and not seen.clipped and (bias is None or bias.exact),
+            scalable=not seen.clipped and self.scales(seen.codec, bias, own=own),
         )  # fmt: skip
         return site if bias is None or bias.exact or (own and self.fills(bias, view)) else self.plain(site)
+
+    def scales(self, codec: Codec, bias: Codec | None, *, own: bool) -> bool:
+        """Whether the scales of a weight can change, and with them those of its bias."""
+        if not (isinstance(codec, Quantised) and all(map(self.around.alone, codec.tensors[:2]))):
+            return False
+        if bias is None or bias.exact:
+            return True
+        both = isinstance(bias, Quantised) and self.around.alone(bias.scale) and own
+        return both and self.model.info(codec.scale).dims == self.model.info(bias.tensors[1]).dims
 
     def fills(self, bias: Codec, view: View) -> bool:
         """Whether a bias has one value for each output."""
