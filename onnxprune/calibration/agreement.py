@@ -27,6 +27,8 @@ ENTRIES = 1 << 23
 def outputs(model: Model, samples: Samples, but: Collection[str] = ()) -> Array:
     """Return the first floating-point output over all samples, samples along axis 0; else the first of integers.
 
+    It is computed as users have it: their sums of 8-bit integers may saturate.
+
     Parameters
     ----------
     model : Model
@@ -43,11 +45,11 @@ def outputs(model: Model, samples: Samples, but: Collection[str] = ()) -> Array:
     CalibrationError
         If the model fails on them, or has no such output.
     """
-    return Outputs(model, samples, but).whole()
+    return Outputs(model, samples, but, served=True).whole()
 
 
-def _rows(model: Model, samples: Samples, but: Collection[str]) -> Iterator[Array]:
-    runs = stream_of(model, samples).each()
+def _rows(model: Model, samples: Samples, but: Collection[str], served: bool) -> Iterator[Array]:
+    runs = stream_of(model, samples, served=served).each()
     for values, count, valid in zip(runs, samples.counts, samples.valid, strict=True):
         array = _first([v for n, v in values.items() if n not in but and isinstance(v, np.ndarray)])
         whole = array.ndim > 0 and array.shape[0] == count
@@ -71,14 +73,22 @@ class Outputs:
     but : collection of str
     room : int
         Bytes.
+    served : bool
+        Compute as users have it: for what they are told, not for what is chosen by.
     """
 
     room: int
 
     def __init__(
-        self, model: Model, samples: Samples, but: Collection[str] = (), room: int = 1 << 28
+        self,
+        model: Model,
+        samples: Samples,
+        but: Collection[str] = (),
+        room: int = 1 << 28,
+        *,
+        served: bool = False,
     ) -> None:
-        self._given, self.room = (model, samples, but), room
+        self._given, self.room = (model, samples, but, served), room
         self.held: list[Array] = []
 
     def __iter__(self) -> Iterator[Array]:

@@ -114,9 +114,10 @@ def stream_of(
     most_bytes: int = 1 << 30,
     *,
     what: str = "The model",
+    served: bool = False,
 ) -> Runs:
     """Return a model's runs over samples; here a backend is chosen. See `Stream` for the parameters."""
-    return Stream(model, samples, types, most_bytes, what=what)
+    return Stream(model, samples, types, most_bytes, what=what, served=served)
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ class Stream:
         Largest frontier that is held over all batches.
     what : str
         What the model is, for errors.
+    served : bool
+        Compute as users have it, for what they are told.
 
     Attributes
     ----------
@@ -176,9 +179,10 @@ class Stream:
         most_bytes: int = 1 << 30,
         *,
         what: str = "The model",
+        served: bool = False,
     ) -> None:
         self.model, self.samples, self.types, self.most_bytes = model, samples, types or {}, most_bytes
-        self.what = what
+        self.what, self.served = what, served
         self.position = 0
         self.batches: list[Batch] = [dict(b) for b in samples.batches]
         self.keep: set[str] = set()
@@ -263,7 +267,12 @@ class Stream:
         """Open a session; where weights are large it reads them where they lie, and makes no others of them."""
         light = sum(model.info(name).nbytes for name in model.names()) <= HEAVY
         return open_session(
-            model, extra_outputs, provider=self.samples.provider, prepack=light, optimise=light
+            model,
+            extra_outputs,
+            provider=self.samples.provider,
+            prepack=light,
+            optimise=light,
+            mode="served" if self.served else "exact",
         )
 
     def _run(self, session: Session | None, names: Sequence[str], batch: Batch) -> Batch:

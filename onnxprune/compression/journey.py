@@ -172,9 +172,9 @@ def _agreement(
     if aside is None:
         return None
     with run.stage("compare"):
-        original = Outputs(base, aside)
+        original = Outputs(base, aside, served=True)
         run.notes += original.doubts(aside.labels)
-        return compare(original, Outputs(made, aside, room=0), aside.labels)
+        return compare(original, Outputs(made, aside, room=0, served=True), aside.labels)
 
 
 def _finished(

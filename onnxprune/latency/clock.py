@@ -74,7 +74,7 @@ class Bench:
             If onnxruntime doesn't take the model.
         """
         return open_session(
-            model, (), self.threads, self.provider, prepack=True, optimise=True, profile=profile, timed=True
+            model, (), self.threads, self.provider, prepack=True, optimise=True, profile=profile, mode="timed"
         )
 
 

@@ -311,9 +311,10 @@ def agreement(
         kept = Kept(analysis.coupling, analysis.grouping.dead(removed))
         if not dense:
             teacher = run.teacher if isinstance(run, Reduced) else run.model
-            dense.append(Outputs(teacher, aside, opened))
+            dense.append(Outputs(teacher, aside, opened, served=True))
             run.notes += dense[0].doubts(aside.labels)
-        return compare(dense[0], Outputs(cut.model, aside.taken(kept.take), opened, room=0), aside.labels)
+        small = Outputs(cut.model, aside.taken(kept.take), opened, room=0, served=True)
+        return compare(dense[0], small, aside.labels)
 
 
 def _left_out(options: Options) -> list[str]:

@@ -7,13 +7,12 @@ models comparable) and no repacked copies of weights.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -29,6 +28,8 @@ __all__ = ["CPU", "FROM_NUMPY", "Feeds", "RunError", "Session", "light_proto", "
 
 Array: TypeAlias = NDArray[Any]
 Feeds: TypeAlias = Mapping[str, Array]
+#: How far a session computes as users have it, see `open_session`.
+Mode: TypeAlias = Literal["exact", "served", "timed"]
 
 # Element types that onnxruntime takes from numpy as they are, and those that it takes under another name.
 _PLAIN = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13})
@@ -139,7 +140,7 @@ def open_session(
     prepack: bool = False,
     optimise: bool = False,
     profile: str | None = None,
-    timed: bool = False,
+    mode: Mode = "exact",
 ) -> Session:  # fmt: skip
     """Open a session for a run or two.
 
@@ -159,10 +160,11 @@ def open_session(
         Let onnxruntime optimise the graph.
     profile : str, optional
         Where the file of a profile begins, see `Session.end_profiling`.
-    timed : bool
-        Leave onnxruntime's defaults as users have them: threads wait busily between ops, which is quicker and in the
-        way of everything else that has threads, numpy's products above all; memory that was used stays, and goes with
-        the last output; floats may lose bits (see `EXACT`).
+    mode : str
+        ``exact``; ``served``, which leaves sums of u8 times s8 as users have them: they saturate where x86 has no
+        VNNI; or ``timed``, which leaves all of onnxruntime's defaults as users have them: threads wait busily between
+        ops, which is quicker and in the way of everything else that has threads, numpy's products above all; memory
+        that was used stays, and goes with the last output; floats may lose bits (see `EXACT`).
 
     Raises
     ------
@@ -176,22 +178,43 @@ def open_session(
         raise RunError(str(error)) from error
     known = {v.name for v in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted if n not in known)
-    config = _Config(threads, provider, prepack, optimise, profile, timed)
-    try:
-        if not optimise and any(_INTEGER.fullmatch(n.op_type) for n in proto.graph.node):
-            # Only its optimiser makes onnxruntime add up u8 times s8 without saturation where x86 has no VNNI; sums
-            # that saturate hang on what stands beside what. It fails on zero points that nodes share.
-            with contextlib.suppress(Exception):
-                return _copying(proto, dict(arrays), replace(config, optimise=True))
-        if not optimise:  # optimisations read weights where the proto says that they are
-            try:
-                return _sharing(proto, arrays, config)
-            except Exception:  # onnxruntime's errors have no common base but this
-                if not arrays:
-                    raise
-        return _copying(proto, arrays, config)
-    except Exception as error:
-        raise RunError(_line(error)) from error
+    config = _Config(threads, provider, prepack, optimise, profile, mode)
+    integers = [n for n in proto.graph.node if _INTEGER.fullmatch(n.op_type)]
+    if mode == "exact":
+        _unshare(proto.graph, integers, arrays)
+    # Only its optimiser makes onnxruntime add up u8 times s8 without saturation where x86 has no VNNI; sums that
+    # saturate hang on what stands beside what. Optimisations read weights where the proto says that they are.
+    ways = [(_copying, replace(config, optimise=True))] if optimise or (integers and mode == "exact") else []
+    if not (optimise and mode == "timed"):  # or what is timed isn't what users have
+        plain = replace(config, optimise=False)
+        ways += [(_sharing, plain), (_copying, plain)][: 2 if arrays else 1]
+    failure: Exception | None = None
+    for way, settings in ways:
+        try:
+            return way(proto, arrays, settings)
+        except Exception as error:  # onnxruntime's errors have no common base but this
+            failure = error
+    raise RunError(_line(failure or RuntimeError())) from failure
+
+
+def _unshare(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], arrays: dict[str, Array]) -> None:
+    """Give each of the nodes weights and zero points of 8 bits that no other has.
+
+    What adds up without saturation (see `_Config.options`) writes them anew as u8, node by node, and fails where one
+    has been written before.
+    """
+    tensors = {t.name: t for t in graph.initializer if t.data_type == TensorProto.INT8}
+    taken: set[str] = set()
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if name in taken:
+                own = graph.initializer.add()
+                own.CopyFrom(tensors[name])
+                node.input[i] = own.name = f"{name} of {node.output[0]}"
+                if name in arrays:
+                    arrays[own.name] = arrays[name]
+            elif name in tensors:
+                taken.add(name)
 
 
 @dataclass(frozen=True)
@@ -201,7 +224,7 @@ class _Config:
     prepack: bool
     optimise: bool
     profile: str | None = None
-    timed: bool = False
+    mode: Mode = "exact"
 
     def options(self) -> Any:
         import onnxruntime as ort
@@ -214,8 +237,9 @@ class _Config:
             options.intra_op_num_threads = self.threads
         if self.profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, self.profile
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        if not self.timed:
+        if self.mode == "exact":
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        if self.mode != "timed":
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             # each output would keep the whole arena of its session: all activations that were there at once
             options.enable_cpu_mem_arena = False
@@ -226,7 +250,7 @@ class _Config:
     def session(self, proto: onnx.ModelProto, options: Any) -> Any:
         import onnxruntime as ort
 
-        settings = {} if self.timed else EXACT.get(self.provider, {})
+        settings = {} if self.mode == "timed" else EXACT.get(self.provider, {})
         with wall.stage("Loading the model into onnxruntime"):
             session = ort.InferenceSession(
                 proto.SerializeToString(), options, providers=[(self.provider, settings)], enable_fallback=0

@@ -157,9 +157,9 @@ def _agreement(
     if aside is None:
         return None
     with run.stage("compare"):
-        original = Outputs(model, aside)
+        original = Outputs(model, aside, served=True)
         run.notes += original.doubts(aside.labels)
-        return compare(original, Outputs(sparse, aside, room=0), aside.labels)
+        return compare(original, Outputs(sparse, aside, room=0, served=True), aside.labels)
 
 
 def _check(model: Model, targets: Sequence[SparseWeight], pattern: Pattern) -> None:

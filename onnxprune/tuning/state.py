@@ -21,7 +21,7 @@ from onnxprune.files.commit import write_text
 __all__ = ["State"]
 
 #: Changes where what members are made of changes.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

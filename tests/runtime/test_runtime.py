@@ -225,3 +225,54 @@ def test_a_model_that_no_inputs_can_be_drawn_for_is_not_said_to_fail() -> None:
     node = helper.make_node("StringNormalizer", ["x"], ["y"])
     proto = model_of([node], [("x", TensorProto.STRING, ["N"])], [("y", TensorProto.STRING, None)])
     assert "whether onnxruntime runs it can't be seen" in verdict(Model.load(proto), {"x": (3,)})
+
+
+def integer_chain(form: str) -> onnx.ModelProto:
+    """Two products with one weight of 8 bits between them, of values whose sums of two don't fit 16 bits."""
+    zero = {"w": np.full((40, 40), 127, np.int8), "z": np.int8(0), "one": np.float32(1), "xz": np.uint8(0)}
+    nodes, x = [], "x"
+    for i in ("1", "2"):
+        if form == "integer":
+            nodes += [
+                helper.make_node("MatMulInteger", [x, "w", "xz", "z"], ["i" + i]),
+                helper.make_node("Clip", ["i" + i, "", "top"], ["c" + i]),
+                helper.make_node("Cast", ["c" + i], ["y" + i], to=TensorProto.UINT8),
+            ]
+        else:
+            nodes += [
+                helper.make_node("DequantizeLinear", [x, "one", "xz"], ["d" + i]),
+                helper.make_node("DequantizeLinear", ["w", "small", "z"], ["v" + i]),
+                helper.make_node("MatMul", ["d" + i, "v" + i], ["m" + i]),
+                helper.make_node("QuantizeLinear", ["m" + i, "one", "xz"], ["y" + i]),
+            ]
+        x = "y" + i
+    zero |= {"top": np.int32(255)} if form == "integer" else {"small": np.float32(255 / (40 * 255 * 127))}
+    kind = TensorProto.UINT8
+    return model_of(nodes, [("x", kind, ["N", 40])], [("y1", kind, ["N", 40]), ("y2", kind, ["N", 40])], zero)
+
+
+@pytest.mark.parametrize("form", ["integer", "dequantised"])
+@pytest.mark.parametrize("optimise", [False, True])
+def test_weights_of_8_bits_that_nodes_share_are_optimised_too(form: str, optimise: bool) -> None:
+    """onnxruntime writes them anew for sums that don't saturate, and fails on the second node."""
+    x = np.full((2, 40), 255, np.uint8)
+    got = open_session(integer_chain(form), ["i1"] if form == "integer" else (), optimise=optimise).run(
+        {"x": x}
+    )
+    assert (got["y2"] == 255).all()
+    if form == "integer":
+        assert (got["i1"] == 40 * 255 * 127).all(), "sums were cut at 16 bits"
+
+
+def test_what_is_timed_is_what_users_have() -> None:
+    """Sums that don't saturate take longer where the processor has no VNNI, and are no default of onnxruntime."""
+    entry = "session.x64quantprecision"
+    exact = open_session(matmul(), optimise=True)._raw.get_session_options()
+    assert exact.get_session_config_entry(entry) == "1"
+    for mode in ("timed", "served"):
+        theirs = open_session(matmul(), optimise=True, mode=mode)._raw.get_session_options()
+        with pytest.raises(RuntimeError):  # it isn't there
+            theirs.get_session_config_entry(entry)
+    with pytest.raises(RunError):  # and a model that users can't open isn't timed in another form
+        open_session(model_of([helper.make_node("Strange", ["x"], ["y"])], [("x", 1, [2])], [("y", 1, [2])]),
+                     optimise=True, mode="timed")  # fmt: skip

@@ -328,15 +328,6 @@ def test_a_lever_whose_file_does_not_run_is_left_out(place: Path, monkeypatch: p
     assert report.chosen() is not None
 
 
-@pytest.mark.parametrize(("setting", "op"), [("static", "DequantizeLinear"), ("dynamic", "MatMulInteger")])
-def test_onnxruntimes_quantiser_is_a_lever(place: Path, setting: str, op: str) -> None:
-    samples = load_samples(onnx.load("in.onnx").graph, "s.npz", labels="y")
-    Lever("int8", setting).apply(Path("in.onnx"), Path("int8.onnx"), samples)
-    made = onnx.load("int8.onnx")
-    assert op in {node.op_type for node in made.graph.node}
-    onnx.checker.check_model(made)
-
-
 def test_depth_is_a_lever(tmp_path: Path) -> None:
     onnx.save(images(blocks=4), tmp_path / "in.onnx")
     x = np.random.default_rng(0).standard_normal((160, 4, 6, 6)).astype(np.float32)
@@ -370,19 +361,6 @@ def test_grids_are_a_lever_for_bytes_alone(tmp_path: Path) -> None:
     grids = {Lever("grids", "third"), Lever("grids", "sixth")}
     assert grids <= set(members.levers("bytes"))
     assert not grids & set(members.levers("latency"))
-
-
-def test_a_quantiser_that_fails_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime.quantization as ort
-
-    def failing(*_: object, **__: object) -> None:
-        raise ValueError("no such type")
-
-    monkeypatch.setattr(ort, "quantize_dynamic", failing)
-    samples = load_samples(onnx.load("in.onnx").graph, "s.npz", labels="y")
-    with pytest.raises(OnnxPruneError, match=r"doesn't take the model \(ValueError: no such type\)"):
-        Lever("int8", "dynamic").apply(Path("in.onnx"), Path("int8.onnx"), samples)
-    assert not Path("int8.onnx").exists()
 
 
 def test_the_best_is_fitted_more_deeply_at_the_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

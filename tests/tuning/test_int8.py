@@ -1,0 +1,61 @@
+"""Integers of eight bits by onnxruntime's quantiser, as a lever."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from small_models import Builder
+
+from onnxprune.calibration.samples import load_samples
+from onnxprune.errors import OnnxPruneError
+from onnxprune.tuning.levers import int8
+from onnxprune.tuning.members import Lever
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    b = Builder(3)
+    h = b.op("Relu", [b.linear("x", "first", 12, 24)], "relu")
+    onnx.save(b.model({"x": ["N", 12]}, b.linear(h, "head", 24, 5)), "in.onnx")
+    x = np.random.default_rng(0).standard_normal((200, 12)).astype(np.float32)
+    np.savez("s.npz", x=x, y=np.arange(200) % 5)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("setting", "op"), [("static", "DequantizeLinear"), ("dynamic", "MatMulInteger")])
+def test_onnxruntimes_quantiser_is_a_lever(place: Path, setting: str, op: str) -> None:
+    samples = load_samples(onnx.load("in.onnx").graph, "s.npz", labels="y")
+    Lever("int8", setting).apply(Path("in.onnx"), Path("int8.onnx"), samples)
+    made = onnx.load("int8.onnx")
+    assert op in {node.op_type for node in made.graph.node}
+    onnx.checker.check_model(made)
+
+
+@pytest.mark.parametrize("setting", ["static", "dynamic"])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_weights_have_seven_bits_where_sums_saturate(
+    place: Path, monkeypatch: pytest.MonkeyPatch, setting: str, narrow: bool
+) -> None:
+    """Two products of u8 and s8 don't fit 16 bits: onnxruntime's default cuts such sums on x86 without VNNI."""
+    monkeypatch.setattr(int8, "saturates", lambda: narrow)
+    samples = load_samples(onnx.load("in.onnx").graph, "s.npz", labels="y")
+    Lever("int8", setting).apply(Path("in.onnx"), Path("int8.onnx"), samples)
+    weights = [numpy_helper.to_array(t) for t in onnx.load("int8.onnx").graph.initializer if t.data_type == 3]
+    most = max(abs(int(w.min())) for w in weights if w.size > 1)
+    assert most in ((63, 64) if narrow else (127, 128))
+
+
+def test_a_quantiser_that_fails_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime.quantization as ort
+
+    def failing(*_: object, **__: object) -> None:
+        raise ValueError("no such type")
+
+    monkeypatch.setattr(ort, "quantize_dynamic", failing)
+    samples = load_samples(onnx.load("in.onnx").graph, "s.npz", labels="y")
+    with pytest.raises(OnnxPruneError, match=r"doesn't take the model \(ValueError: no such type\)"):
+        Lever("int8", "dynamic").apply(Path("in.onnx"), Path("int8.onnx"), samples)
+    assert not Path("int8.onnx").exists()
