@@ -69,6 +69,8 @@ def _option_rows(kind: Any) -> list[str]:
 
     lines = ["| command line | Python | default | unit | |", "|---|---|---|---|---|"]
     for spec in specs(kind):
+        if getattr(kind, "COMMAND", "fleet") not in spec.metadata["commands"]:
+            continue
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         factory = spec.default_factory is not dataclasses.MISSING
         default = "required" if required else "`{}`" if factory else f"`{spec.default!r}`"

@@ -75,6 +75,7 @@ __all__ = [
     "Result",
     "apply",
     "compress",
+    "decompress",
     "explain",
     "family",
     "inspect",
@@ -90,10 +91,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "api":  # the functions that make several models, or none, are there alone
+        return import_module("onnxprune.api")
+    if name not in _HOME:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
     value = getattr(import_module(f"onnxprune.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -22,6 +22,7 @@ from onnxprune.files.commit import Commit, refusal, together
 from onnxprune.files.disk import status_of
 from onnxprune.files.pair import equal
 from onnxprune.files.target import check, place_of, same
+from onnxprune.journey.output import refuse_suffix
 
 __all__ = ["Input", "coded_size", "pack", "rough_size", "unpack"]
 
@@ -220,6 +221,7 @@ def unpack(source: Path, output: Path) -> Packing:
     what = f"The output {str(output)!r}"
     if same(source, output):
         raise OutputError(f"{what} is the input itself; give another name.")
+    refuse_suffix(output)
     check(output, what, probe=True)
     refuse_data(output, what)
     with file, together() as files:

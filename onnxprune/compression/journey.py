@@ -61,7 +61,7 @@ def compress(run: Run[CompressOptions], output: Path | None) -> CompressResult:
     """
     options = run.options
     place = None if output is None else options.place(output)
-    refuse_overwrite(run.model, place, False)
+    refuse_overwrite(run.model, place, None, packed=options.packed(output))
     if options.target is None and output is not None and not options.packed(output):
         raise UsageError(
             "Without --target this would leave the file as it is; give a budget such as bytes=0.25, or pack it with "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnxprune.compression.coder import Input, pack, rough_size
 from onnxprune.compression.record import Packing
+from onnxprune.errors import OutputError
 from onnxprune.files.commit import alone, refusal, together
 from onnxprune.files.disk import resemble, status_of
 from onnxprune.files.holding import scratch
@@ -50,16 +51,35 @@ class Drafts:
     folder : Path
     name : str
         Of the model inside.
+    output : Path or None
+        What a draft becomes, for errors.
     """
 
     folder: Path
     name: str
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, output: Path | None = None) -> None:
         self.folder, self.name, self._count = folder, name, 0
+        self._what = "(a packed draft)" if output is None else repr(str(output))
 
     def write(self, model: Model) -> Draft:
-        """Pack a model."""
+        """Pack a model.
+
+        Raises
+        ------
+        OutputError
+            If it can't be written, such as where the disk is full.
+        """
+        try:
+            return self._write(model)
+        except OSError as error:
+            raise refusal(self._what, error) from error
+        except OutputError as error:  # of a file that nobody knows of
+            if isinstance(error.__cause__, OSError):
+                raise refusal(self._what, error.__cause__) from error
+            raise
+
+    def _write(self, model: Model) -> Draft:
         self._count += 1
         path = self.folder / f"{self._count}{SUFFIX}"
         inner = self.folder / "inner"
@@ -116,7 +136,7 @@ def drafts(output: Path | None, name: str) -> Iterator[Drafts]:
             folder.mkdir(mode=0o700)
         except OSError as error:
             raise refusal(repr(str(output)), error) from error
-        yield Drafts(folder, name)
+        yield Drafts(folder, name, output)
 
 
 def keep(draft: Draft, output: Path) -> None:

@@ -83,6 +83,10 @@ def _from_bytes(data: NDArray[np.uint8], what: str, folder: Folder | None) -> Op
         light, spans = wire.split(data.data, DETACH_ABOVE, lambda _: new_token().encode())
         proto = onnx.ModelProto.FromString(light)
     except (wire.WireError, DecodeError) as error:
+        if (by := _unpacked_by(data)) is not None:
+            raise ModelError(
+                f"{what} is packed; unpack it by {by}, and go on with what that gives."
+            ) from error
         raise ModelError(
             f"{what} isn't an ONNX model{_looks_like(data)}, or is truncated ({error}); give a "
             "complete .onnx file."
@@ -163,6 +167,16 @@ def _map_file(path: Path) -> NDArray[np.uint8]:
         raise ModelError(
             f"{str(path)!r} can't be read: {error.strerror or error}; give a .onnx file."
         ) from error
+
+
+def _unpacked_by(data: NDArray[np.uint8]) -> str | None:
+    """Return the command that unpacks a file: a zstd frame, behind one with our record or alone, or a gzip."""
+    head = data[:4].tobytes()
+    if head[1:] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:
+        return "'onnxprune decompress'"
+    if head == b"\x28\xb5\x2f\xfd":
+        return "'zstd -d'"
+    return "'gunzip'" if head.startswith(b"\x1f\x8b\x08") else None
 
 
 def _looks_like(data: NDArray[np.uint8]) -> str:

@@ -25,6 +25,7 @@ from onnxprune.files.target import (
     stream_of,
 )
 from onnxprune.model import Model
+from onnxprune.options.compression import SUFFIX
 from onnxprune.report.forms import form_of
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "declared",
     "refuse_overwrite",
     "refuse_sides",
+    "refuse_suffix",
     "same",
     "size_in_bytes",
     "size_of_output",
@@ -132,7 +134,12 @@ def _ignores_case(folder: Path) -> bool:
 
 
 def refuse_overwrite(
-    model: Model, output: Path | None, in_place: bool, external_threshold: int | None = None
+    model: Model,
+    output: Path | None,
+    in_place: bool | None,
+    external_threshold: int | None = None,
+    *,
+    packed: bool = False,
 ) -> None:
     """Refuse to write over the input, or over what others need, before any work is done.
 
@@ -140,29 +147,51 @@ def refuse_overwrite(
     ----------
     model : Model
     output : Path or None
-    in_place : bool
+    in_place : bool or None
+        None where the command can't do it.
     external_threshold : int or None
         See `Model.save`.
+    packed : bool
+        Whether a packed file is to be written, not a model.
 
     Raises
     ------
     OutputError
-        If the output is the input under any name, its data, another model's data, or can't be a file.
+        If the output is the input under any name, its data, another model's data, can't be a file, or a model
+        with the name of a packed file, which neither onnxruntime nor `decompress` would take for what it is.
     """
     refuse_sides(model)
     if output is None:
         return
     what = f"The output {str(output)!r}"
     if model.path is not None and not in_place and alike(output, model.path):
-        raise OutputError(f"{what} is the input itself; give another name, or --in-place to replace it.")
+        replaced = "" if in_place is None else ", or --in-place to replace it"
+        raise OutputError(f"{what} is the input itself; give another name{replaced}.")
     if any(alike(output, path) for path in data_files(model)):
         raise OutputError(f"{what} is the input's external data; give another name.")
+    if not packed:
+        refuse_suffix(output)
     check(output, what, probe=True)
     has_data = bool(data_files(model)) or external_threshold is not None
     if has_data:
         check_data(output)
     check_link(output, has_data)
     refuse_data(output, what)
+
+
+def refuse_suffix(output: Path) -> None:
+    """Refuse a model in a file whose name says that it is packed.
+
+    Raises
+    ------
+    OutputError
+        If it is.
+    """
+    if output.suffix == SUFFIX:
+        raise OutputError(
+            f"The output {str(output)!r} is to be a model, and its name that of a packed file; give a name that ends "
+            "in .onnx, and pack that by 'onnxprune compress'."
+        )
 
 
 def refuse_sides(model: Model) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, like, option
@@ -23,6 +23,8 @@ class CalibrateOptions(SharedOptions):
     UsageError
         If a value is out of range; the sentence names the option.
     """
+
+    COMMAND: ClassVar[str] = "calibrate"
 
     shard: str | None = option(
         None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, option, patterns
@@ -26,6 +27,8 @@ class CompressOptions(SharedOptions):
     UsageError
         If a value is out of range; the sentence names the option.
     """
+
+    COMMAND: ClassVar[str] = "compress"
 
     target: str | None = option(
         None,

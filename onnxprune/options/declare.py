@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, Self, TypedDict, TypeVar, cast
 
 from onnxprune import registry
 from onnxprune.errors import UsageError, did_you_mean
@@ -155,7 +155,15 @@ def default_of(spec: dataclasses.Field[Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedOptions:
-    """Samples, and the file that is written."""
+    """Samples, and the file that is written.
+
+    Attributes
+    ----------
+    COMMAND : str
+        The command that the options are of; others' are refused.
+    """
+
+    COMMAND: ClassVar[str] = "prune"
 
     calib: Any = option(
         None,
@@ -209,6 +217,11 @@ class SharedOptions:
 
     def __post_init__(self) -> None:
         """Refuse what needs samples where there are none, and check the range of ``samples``."""
+        for spec in self._given():
+            if self.COMMAND not in spec.metadata["commands"]:
+                raise UsageError(
+                    f"{flag(spec)} ({spec.name}) is no option of {self.COMMAND!r}; leave it out."
+                )
         self._refuse_idle(["calibrated", "fitted"])
         bring_to_kinds(self)
         if getattr(self, "seed", 0) < 0:

@@ -203,7 +203,8 @@ class Plan(Shown):
                 raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
             text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise PlanError(f"The plan {str(path)!r} can't be read: {error}.") from error
+            why = getattr(error, "strerror", None) or error
+            raise PlanError(f"The plan {str(path)!r} can't be read: {why}.") from error
         return cls.loads(text, f"The plan {str(path)!r}")
 
     def check_model(self, sha256: str, file_sha256: str = "") -> None:

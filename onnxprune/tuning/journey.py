@@ -66,7 +66,7 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
         See `onnxprune.errors`.
     """
     options = run.options
-    refuse_overwrite(run.model, output, False)
+    refuse_overwrite(run.model, output, None)
     demand = Demand.of(options.target)
     if run.model.path is None:
         raise UsageError("'tune' needs a model in a file; save it first.")
