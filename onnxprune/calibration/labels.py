@@ -19,7 +19,7 @@ UNLIKELY = 1e-3
 
 
 def numbers(labels: Any, key: str) -> NDArray[Any]:
-    """Return labels as they were given, if they are numbers of classes at all.
+    """Return labels, if they are numbers of classes at all; whole ones as int64, as others overflow when moved.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def numbers(labels: Any, key: str) -> NDArray[Any]:
         raise CalibrationError(
             f"The labels {key!r} hold {odd.flat[0]}, which is the number of no class; give whole numbers from 0 on."
         )
-    return array
+    return array if array.dtype.kind == "f" else array.astype(np.int64)
 
 
 def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:

@@ -80,3 +80,22 @@ def test_labels_of_another_shape_measure_no_accuracy() -> None:
     found = compare(SCORES, SCORES + 0.01, labels=np.eye(10)[CLASSES])
     assert found["agreement"] == 1.0
     assert "accuracy" not in found
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint64, np.int32, np.float32, bool])
+def test_labels_of_any_type_are_read(kind: type) -> None:
+    """Image sets come with labels of uint8, and one less than 0 of those is no number."""
+    scores = SCORES[:, :2] if kind is bool else SCORES
+    classes = scores.argmax(axis=1)
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])
+    graph = helper.make_graph([], "g", [value], [])
+    given = {"x": np.zeros((200, 3), np.float32), "y": classes.astype(kind)}
+    labels = load_samples(graph, given, labels="y").labels
+    assert labels is not None
+    assert check_labels(scores, labels) == []
+    assert compare(scores, scores, labels)["accuracy"]["before"] == 100
+    if kind is not bool:
+        with pytest.raises(CalibrationError, match="one below"):
+            check_labels(
+                scores, load_samples(graph, {**given, "y": (classes - 1).astype(kind)}, labels="y").labels
+            )
