@@ -24,6 +24,7 @@ from onnxprune.cut.put_back import Failed
 from onnxprune.cut.vocabulary import renumbered, shortened
 from onnxprune.errors import ModelError, NothingToPrune, OutputError, PlanError, UsageError, VerificationError
 from onnxprune.files.commit import write_text
+from onnxprune.files.target import same
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.inline import inline
 from onnxprune.graph.vocabulary import Vocabulary
@@ -147,7 +148,14 @@ def _refuse_ids(run: Narrowed, output: Path | None) -> None:
     beside, other = output.with_name(IDS), "" if run.options.remap else ", or give --remap"
     if output.name.casefold() == IDS:
         raise OutputError(f"{str(output)!r} is where ids are told of; choose another name for OUT{other}.")
-    if beside.exists() and beside.read_bytes() != run.numbers.encode() and not _is_of(beside, output):
+    if not beside.exists() or beside.read_bytes() == run.numbers.encode():
+        return
+    if run.original.path is not None and same(output, run.original.path):
+        raise OutputError(
+            f"{str(beside)!r} says how the ids of the input count, or another model's, and would be lost; choose "
+            f"another folder for OUT{other}."
+        )
+    if not _is_of(beside, output):
         raise OutputError(
             f"{str(beside)!r} is of another model, or may be; choose another folder for OUT{other}."
         )

@@ -219,6 +219,16 @@ def test_ids_of_another_model_are_not_replaced(source: Path) -> None:
     assert source.with_name("ids.json").read_text() == "{}"
 
 
+def test_in_place_the_ids_of_the_input_are_not_lost(source: Path) -> None:
+    """They lead from the words to what the input takes; those of the second cut alone lead nowhere."""
+    onnxprune.prune(source, source, keep_tokens=KEEP, in_place=True)
+    first, model = source.with_name("ids.json").read_text(), source.read_bytes()
+    with pytest.raises(OutputError, match="says how the ids of the input count"):
+        onnxprune.prune(source, source, keep_tokens=[0, 2, 3], in_place=True)
+    assert source.with_name("ids.json").read_text() == first
+    assert source.read_bytes() == model
+
+
 @pytest.mark.parametrize("remap", [False, True])
 def test_a_result_has_another_name_than_its_ids(source: Path, remap: bool) -> None:
     out = source.with_name("ids.json")
