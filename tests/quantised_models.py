@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from small_models import Builder
 
 WIDTH, INNER, OUT = 32, 64, 8
@@ -148,6 +148,25 @@ def clipped_net() -> onnx.ModelProto:
     bias = b.constant("b", (b.rng.normal(size=6) * 900).astype(np.int32))
     y = b.op("QLinearConv", [x, step, zero, *w, *end, bias], "layer", pads=[1] * 4)
     return b.model({"x": ["N", 8, 6, 6]}, b.op("DequantizeLinear", [y, *end], "dq"))
+
+
+def convolved() -> onnx.ModelProto:
+    """A convolution whose units are nearly sums of each other, and one in QDQ with a bias of int32."""
+    b = Builder(5)
+    mix = b.rng.normal(size=(16, 4)) @ b.rng.normal(size=(4, 8))
+    x = b.op("Conv", ["x", b.constant("mix", mix.reshape(16, 8, 1, 1).astype(np.float32))], "first")
+    x = b.op("LeakyRelu", [x], "act", alpha=0.9)
+    step, zero = b.constant("xs", np.float32(0.1)), b.constant("xz", np.uint8(128))
+    x = b.op("DequantizeLinear", [b.op("QuantizeLinear", [x, step, zero], "q"), step, zero], "dq")
+    q, scale, zeros = Quantiser(b, "").numbers("w", b.rng.normal(size=(6, 16, 3, 3)).astype(np.float32), 0)
+    w = b.op("DequantizeLinear", [q, scale, zeros], "w_dq", axis=0)
+    scales = numpy_helper.to_array(next(t for t in b.weights if t.name == scale))
+    b.constant("b_q", np.rint(b.rng.normal(size=6) / (0.1 * scales)).astype(np.int32))
+    bias = b.op("DequantizeLinear", ["b_q", b.constant("b_scale", np.float32(0.1) * scales)], "b_dq", axis=0)
+    y = b.op("Conv", [x, w, bias], "layer", pads=[1] * 4)
+    model = b.model({"x": ["N", 8, 6, 6]}, y, 21)
+    del model.graph.value_info[:]
+    return model
 
 
 def deep(form: str) -> onnx.ModelProto:

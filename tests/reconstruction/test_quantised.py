@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from quantised_models import FORMS, WIDTH, Quantiser, clipped_net, net
+from quantised_models import FORMS, WIDTH, Quantiser, clipped_net, convolved, net
 from small_models import Builder
 
 import onnxprune
@@ -13,6 +13,7 @@ from onnxprune.calibration.stream import Stream
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.reconstruction import layer as _layer
 from onnxprune.reconstruction.evidence import Rows
 from onnxprune.reconstruction.layer import weights_of, write
 from onnxprune.reconstruction.layers import sites
@@ -240,3 +241,34 @@ def test_criteria_that_ask_for_gradients_refuse_what_is_rounded():
         net("blocked"), ratio=0.5, calib={"x": samples(40)}, criterion="taylor", recover="none"
     )
     assert result.report.calibration
+
+
+@pytest.mark.parametrize("form", ["qdq", "dynamic", "blocked", "nbits"])
+def test_a_fit_gets_new_scales_where_they_are_better(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that make up for others lie beyond the ends of the old grid, and one of it is coarser than it must be."""
+    x = np.random.default_rng(1).normal(size=(600, WIDTH)).astype(np.float32)
+
+    def cut() -> tuple[float, str]:
+        found = onnxprune.prune(
+            net(form, 3), ratio=0.6, calib={"x": x}, align=1, recover="lstsq"
+        ).report.to_json()
+        (line,) = found["calibration"]["layers"]
+        return found["calibration"]["original"]["relative_error"], line["variant"]
+
+    new, variant = cut()
+    assert variant.endswith(", new scales")
+    monkeypatch.setattr(_layer, "stretch", lambda *_: False)
+    old, variant = cut()
+    assert not variant.endswith("scales")
+    assert new < 0.9 * old
+
+
+def test_the_scales_of_a_bias_go_with_those_of_its_weight() -> None:
+    """A runtime that fuses the two takes the products for granted."""
+    x = np.random.default_rng(1).normal(size=(200, 8, 6, 6)).astype(np.float32)
+    result = onnxprune.prune(convolved(), ratio=0.5, calib={"x": x}, align=1, recover="lstsq")
+    (line,) = result.report.to_json()["calibration"]["layers"]
+    assert line["variant"].endswith(", new scales")
+    made = {t.name: onnx.numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    np.testing.assert_allclose(made["b_scale"], made["xs"] * made["w_scale"], rtol=1e-6)
+    assert line["after"] < line["before"]
