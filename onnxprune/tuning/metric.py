@@ -141,7 +141,10 @@ class Script:
         start, said = time.perf_counter(), f"--metric {self.script}:{self.function}"
         before = _state_of(path)
         try:
-            kind, value = call(evaluated, str(self.script), self.function, str(path), self.longest)
+            kind, value = call(
+                evaluated, str(self.script), self.function, str(path), self.longest,
+                max_memory=wall.allowed(),  # what it holds is the user's own, however small the model is
+            )  # fmt: skip
         except OnnxPruneError as error:
             if time.perf_counter() - start >= self.longest:
                 raise UsageError(

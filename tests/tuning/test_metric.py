@@ -1,5 +1,6 @@
 """A metric is the user's own code: whatever it does, the answer is a number or one sentence."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def text(path): return "good"
 def leaving(path): sys.exit(3)
 def dying(path): os._exit(0)
 def slow(path): time.sleep(60)
+def large(path): return float(np.ones(110_000_000).mean())
 def deleting(path): os.remove(path); return 0.5
 def rewriting(path): open(path, "ab").write(b"x"); return 0.5
 constant = 3
@@ -54,6 +56,12 @@ def test_what_it_prints_goes_nowhere(script: Path, capfd: pytest.CaptureFixture[
     score = script_of(f"{script}:items", None).of(script.with_name("m.onnx"))
     assert (score.value, score.items) == (0.75, [1, 0, 1, 1])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits hold on Linux")
+def test_what_a_script_holds_is_its_own(script: Path) -> None:
+    """Data and libraries of a metric take more than a small model; 880 MB here."""
+    assert script_of(f"{script}:large", None).of(script.with_name("m.onnx")).value == 1.0
 
 
 def test_a_path_is_given_where_no_session_is_asked_for(script: Path) -> None:
