@@ -55,7 +55,7 @@ def call(
     OnnxPruneError
         What the function raises, or what the wall says.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder, wall.litter(folder):
         place = Path(folder, "call")
         place.write_bytes(pickle.dumps((function, args, fields, max_memory, max_seconds)))
         paths = os.pathsep.join(path for path in sys.path if path)

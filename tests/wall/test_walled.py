@@ -3,13 +3,15 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
 import small_models
 
 import onnxprune
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, OnnxPruneError
+from onnxprune.wall import board, process
 from onnxprune.wall.process import call
 from wall.test_wall import endless
 
@@ -41,3 +43,19 @@ def test_limits_become_errors(limit: dict[str, float], says: str, tmp_path: Path
 def test_a_crash_becomes_an_error() -> None:
     with pytest.raises(ModelError, match=r"crashes the process \(SIGABRT\)"):
         call(os.abort)
+
+
+def test_what_a_call_writes_goes_if_the_caller_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+
+    def run(*_: object, **__: object) -> SimpleNamespace:
+        assert board._board is not None
+        seen.extend(board._board.litter)
+        return SimpleNamespace(returncode=1, stderr=b"onnxprune: error: stopped")
+
+    monkeypatch.setattr(process.subprocess, "run", run)
+    with board.bounds(), pytest.raises(OnnxPruneError, match="stopped"):
+        call(len, [])
+    (folder,) = seen
+    assert "onnxprune-" in folder.decode()
+    assert not os.path.exists(folder)
