@@ -6,7 +6,8 @@ In a product ``q . k`` the bases are those of the singular vectors of ``Cq^1/2 C
 products by the squares of their singular values, if ``q`` and ``k`` are independent. ``Ck`` is taken about the mean,
 since what all keys share moves all products of a query alike and a Softmax doesn't see it.
 
-Nothing is lost: the model computes what it did, which is checked in onnxruntime; what fails is left as it was.
+Nothing is lost: the model computes what it did, which is checked in onnxruntime; what fails is left as it was. Integers
+are rounded again, on scales that hold them, which loses as little as their grid allows.
 
 References
 ----------
@@ -103,8 +104,9 @@ def _groups(count: int) -> str:
 
 
 def rotate(
-    analysis: Analysis, groups: list[Group], samples: Samples, say: Callable[[str], None] | None = None
-) -> Rotated:
+    analysis: Analysis, groups: list[Group], samples: Samples, say: Callable[[str], None] | None = None, *,
+    integers: bool = True,
+) -> Rotated:  # fmt: skip
     """Turn the units of the groups that can be mixed.
 
     Parameters
@@ -115,13 +117,15 @@ def rotate(
         Of which a few hundred are taken.
     say : callable, optional
         Told of progress.
+    integers : bool
+        Whether to turn what lies on a grid, too, which is rounded again.
 
     Raises
     ------
     CalibrationError
         If onnxruntime fails on the samples.
     """
-    result, layers = Rotated(analysis), sites(analysis)
+    result, layers = Rotated(analysis), [s for s in sites(analysis) if s.exact or integers]
     mixables = {m.name: m for m in find(analysis, groups, layers, readers(layers, groups))}
     if not mixables:
         return result

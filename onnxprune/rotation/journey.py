@@ -45,7 +45,7 @@ def turn(run: Run[Options]) -> Outcome[LosslessReport]:
     with run.stage("rotate"):
         groups = pick(analysis.grouping, options.ignore, options.only)
         wide = widths_for_heads(analysis, groups, options.ignore, 1)
-        rotated = rotate(analysis, wide, samples, run.progress)
+        rotated = rotate(analysis, wide, samples, run.progress, integers=False)
     units = {group.name: group.units for group in wide}
     names = dict.fromkeys(mixable.group for mixable in rotated.mixed)
     report = LosslessReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,16 @@ def test_integers_are_turned_on_scales_of_their_own(form: str, kinds: list[bool]
             assert old.dtype == new.dtype
             assert not np.array_equal(old, new)
             assert codec.reach(rotated.analysis.model) <= codec.reach(analysis.model)
+
+
+def test_a_lossless_pass_leaves_integers_as_they_are(tmp_path: Path) -> None:
+    model = attending("dynamic")
+    np.savez(tmp_path / "x.npz", x=samples(40))
+    found = onnxprune.run(model, passes=f"rotate{{calib={tmp_path / 'x.npz'}}}").model
+    before = {t.name: t.raw_data for t in model.graph.initializer}
+    assert {t.name: t.raw_data for t in found.graph.initializer} == before
+    analysis, given = study(model)
+    assert not rotate(analysis, analysis.grouping.groups, given, integers=False).mixed
 
 
 def test_heads_that_are_paired_otherwise_are_found_out() -> None:
