@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, like, option
@@ -24,7 +24,7 @@ class CalibrateOptions(SharedOptions):
         If a value is out of range; the sentence names the option.
     """
 
-    COMMAND: ClassVar[str] = "calibrate"
+    COMMAND = "calibrate"
 
     shard: str | None = option(
         None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, option, patterns
@@ -28,7 +27,7 @@ class CompressOptions(SharedOptions):
         If a value is out of range; the sentence names the option.
     """
 
-    COMMAND: ClassVar[str] = "compress"
+    COMMAND = "compress"
 
     target: str | None = option(
         None,

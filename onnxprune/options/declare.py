@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypedDict, TypeVar, cast
+from typing import Any, Self, TypedDict, TypeVar, cast
 
 from onnxprune import registry
 from onnxprune.errors import UsageError, did_you_mean
@@ -163,7 +163,7 @@ class SharedOptions:
         The command that the options are of; others' are refused.
     """
 
-    COMMAND: ClassVar[str] = "prune"
+    COMMAND = "prune"
 
     calib: Any = option(
         None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, option, patterns
@@ -25,7 +25,7 @@ class SparseOptions(SharedOptions):
         If a value is out of range; the sentence names the option.
     """
 
-    COMMAND: ClassVar[str] = "sparsify"
+    COMMAND = "sparsify"
 
     pattern: str = option(
         dataclasses.MISSING,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, like, option, patterns
@@ -30,7 +30,7 @@ class TuneOptions(SharedOptions):
         If a value is out of range; the sentence names the option.
     """
 
-    COMMAND: ClassVar[str] = "tune"
+    COMMAND = "tune"
 
     max_drop: float = option(
         dataclasses.MISSING,

@@ -175,7 +175,8 @@ class _Same:
         self.before = Outputs(analysis.model, samples).flat()
         sides = [s for m in mixables for s in (*m.left, *m.right)]
         types = {analysis.model.weight(s.site.weight).dtype for s in sides}
-        self.most = max(ROUNDING.get(t, ROUNDING[np.dtype(np.float32)]) for t in types)
+        plain = ROUNDING[np.dtype(np.float32)]
+        self.most = max((ROUNDING.get(t, plain) for t in types), default=plain)
         codecs = {s.site.weight: s.site.codec for s in sides}
         stored = [codec for codec in codecs.values() if isinstance(codec, Quantised)]
         self.differ = _distance if stored else compare_any

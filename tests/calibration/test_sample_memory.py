@@ -130,8 +130,8 @@ def test_targets_stay_as_far_as_the_largest_fit_leaves_room(monkeypatch: pytest.
     assert room.lasting(layers, settings) == 0
 
 
-@pytest.mark.parametrize("timed", [False, True])
-def test_an_output_keeps_no_more_than_itself(timed: bool) -> None:
+@pytest.mark.parametrize("mode", ["exact", "served", "timed"])
+def test_an_output_keeps_no_more_than_itself(mode: _session.Mode) -> None:
     """What comes from an arena keeps all of it; only what is timed runs as users run it."""
-    options = _session._Config(None, _session.CPU, prepack=True, optimise=True, timed=timed).options()
-    assert options.enable_cpu_mem_arena is timed
+    options = _session._Config(None, _session.CPU, prepack=True, optimise=True, mode=mode).options()
+    assert options.enable_cpu_mem_arena is (mode == "timed")

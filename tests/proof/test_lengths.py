@@ -260,9 +260,10 @@ def test_another_basis_is_compared_at_other_sizes() -> None:
     analysis = analyse(Model.load(sliced()))
     graph = analysis.model.proto.graph
     samples = load_samples(graph, "synthetic", most=8, types=analysis.inputs)
-    basis._elsewhere(analysis, analysis.model.fork(), samples, 1e-3)
+    same = basis._Same(analysis, samples, [])
+    same.check(analysis.model.fork())
     with pytest.raises(Failed, match=f"T {ROWS}"):
-        basis._elsewhere(analysis, _damaged(analysis.model), samples, 1e-3)
+        same.check(_damaged(analysis.model))
 
 
 def test_another_order_is_compared_at_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
