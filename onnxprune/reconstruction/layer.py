@@ -42,7 +42,7 @@ from onnxprune.reconstruction.stored import Grid, Quantised
 from onnxprune.reconstruction.views import View
 
 __all__ = [
-    "LayerReport", "Settings", "Storable", "fit_blocks", "stretch", "weights_of", "write",
+    "LayerReport", "Settings", "Storable", "fit_blocks", "stretch", "stretchable", "weights_of", "write",
 ]  # fmt: skip
 
 #: Behind the name of a variant that is stored with other scales.
@@ -222,10 +222,11 @@ def fit_blocks(
             for name in dict.fromkeys(["kept", "bias", best])
             if name in ways
         }
-        stretched = _stretched(site, model, ways[best](train))
-        if stretched is not None:
-            given = Storable.of(site, stretched, careful=settings.careful)
-            errors[f"{best}{STRETCHED}"] = error(given.put(train, ways[best](train)))
+        if stretchable(site, model):
+            fork, fits = model.fork(), ways[best](train)
+            stretch(fork, site, np.stack([fit.w for fit in fits]))
+            given = Storable.of(site, fork, careful=settings.careful)
+            errors[f"{best}{STRETCHED}"] = error(given.put(train, fits))
     best = recovery.variants[0] if recovery.alone is not None else min(errors, key=lambda n: errors[n])
     whole = evidence.whole(centred=centred)
     variance = max(sum(p.variance for p in held_out), 1e-30)
@@ -240,16 +241,20 @@ def fit_blocks(
         bool(recovery.ridges) and not enough,
     )
     fits = ways[best.removesuffix(STRETCHED)](whole)
-    stretched = _stretched(site, model, fits) if best.endswith(STRETCHED) else None
-    if stretched is not None:
-        for name in (*site.codec.tensors, *(site.bias.tensors if site.bias is not None else ())):
-            model.put(name, stretched.weight(name))
+    if best.endswith(STRETCHED):
+        stretch(model, site, np.stack([fit.w for fit in fits]))
         storable = Storable.of(site, model, careful=settings.careful)
     return storable.put(whole, fits), report
 
 
-def stretch(model: Model, site: Site, matrices: Matrix) -> bool:
-    """Give a model scales that hold a layer's weight, where it is of integers and they can change; say whether.
+def stretchable(site: Site, model: Model) -> bool:
+    """Whether a layer's weight is of integers, on both sides of zero, whose scales can change."""
+    codec = site.codec
+    return site.scalable and isinstance(codec, Quantised) and min(codec.reach(model)) > 0
+
+
+def stretch(model: Model, site: Site, matrices: Matrix) -> None:
+    """Give a model scales that hold a layer's weight, which is `stretchable`.
 
     Those of a bias are products with what the layer reads, so they change by as much.
 
@@ -261,21 +266,13 @@ def stretch(model: Model, site: Site, matrices: Matrix) -> bool:
         See `weights_of`.
     """
     codec, bias = site.codec, site.bias
-    if not (site.scalable and isinstance(codec, Quantised) and min(codec.reach(model)) > 0):
-        return False
+    assert isinstance(codec, Quantised)
     before = np.asarray(model.weight(codec.scale), np.float64)
     codec.stretch(model, site.view.pack(matrices))
     if isinstance(bias, Quantised):
         old = np.asarray(model.weight(bias.scale))
         new = np.divide(model.weight(codec.scale), before, out=np.ones(before.shape), where=before != 0)
         model.put(bias.scale, (old * new).astype(old.dtype))
-    return True
-
-
-def _stretched(site: Site, model: Model, fits: Sequence[Fit]) -> Model | None:
-    """Return a model in which the scales of a layer hold a fit; None where they can't change."""
-    fork = model.fork()
-    return fork if stretch(fork, site, np.stack([fit.w for fit in fits])) else None
 
 
 Way = Callable[[Sequence[Regression]], list[Fit]]

@@ -36,7 +36,7 @@ from onnxprune.proof.compare import Difference
 from onnxprune.proof.elsewhere import apart, resized
 from onnxprune.proof.interior import compare_any
 from onnxprune.reconstruction.evidence import positions_of
-from onnxprune.reconstruction.layer import stretch, weights_of, write
+from onnxprune.reconstruction.layer import stretch, stretchable, weights_of, write
 from onnxprune.reconstruction.layers import readers, sites
 from onnxprune.reconstruction.least_squares import Fit
 from onnxprune.reconstruction.moments import Moments
@@ -367,5 +367,6 @@ def _by_head(side: Side, turns: Matrix) -> Iterable[tuple[Matrix, NDArray[Any]]]
 
 def _write(model: Model, side: Side, matrix: Matrix, bias: Matrix) -> None:
     site = side.site if side.site.bias is not None else replace(side.site, adder=None)  # none is added
-    stretch(model, site, matrix[None])
+    if stretchable(site, model):
+        stretch(model, site, matrix[None])
     write(model, site, [Fit(matrix, bias)])

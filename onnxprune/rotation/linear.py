@@ -32,10 +32,10 @@ from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.select import pick
 from onnxprune.model import Model
 from onnxprune.ops import Trait
+from onnxprune.reconstruction.layer import stretchable
 from onnxprune.reconstruction.layers import Readers, Site, around, readers, sites
 from onnxprune.reconstruction.products import Mixable, Side
 from onnxprune.reconstruction.seen import Around
-from onnxprune.reconstruction.stored import Quantised
 
 __all__ = ["find", "widths_for_heads"]
 
@@ -174,12 +174,12 @@ class _Look:
     def _between(self) -> list[int]:
         """Check all nodes that the group touches; return those that multiply two sides of it."""
         ends = {s.site.number: set(s.site.codec.tensors) for s in self.readers}
-        makers = {n for s in self.makers.values() for n in _within(s.site, s.site.y, self.graph)}
-        stored = {n for s in self.readers for n in _within(s.site, s.site.y, self.graph)} - ends.keys()
+        layers = (s.site for s in (*self.makers.values(), *self.readers))
+        own = {n for site in layers for n in _within(site, self.graph)} - ends.keys()
         products = []
         for number, applied in enumerate(self.coupling.nodes):
             inside, outside = [self._in(d) for d in applied.ins], any(self._in(d) for d in applied.outs)
-            if number in makers | stored or not (any(inside) or outside):
+            if number in own or not (any(inside) or outside):
                 continue
             if number in ends:
                 rest = {n for n, i in zip(applied.node.inputs[2:], inside[2:], strict=True) if i}
@@ -222,15 +222,13 @@ class _Look:
 
 def _settable(site: Site, model: Model) -> bool:
     """Whether any matrix can take the place of a layer's weight: floats, or integers whose scales are its own."""
-    if site.view.blocks != 1 or site.view.factors:
-        return False
-    codec = site.codec
-    return site.exact or (site.scalable and isinstance(codec, Quantised) and min(codec.reach(model)) > 0)
+    plain = site.view.blocks == 1 and not site.view.factors
+    return plain and (site.exact or stretchable(site, model))
 
 
-def _within(site: Site, name: str, graph: Around) -> set[int]:
-    """Return the nodes between what a layer reads and a tensor that it makes, with those that store its weight."""
-    found, todo = set[int](), [name]
+def _within(site: Site, graph: Around) -> set[int]:
+    """Return the nodes between what a layer reads and what it makes, with those that store its weight."""
+    found, todo = set[int](), [site.y]
     while todo:
         made = graph.maker.get(name := todo.pop())
         if name != site.x and made is not None and made not in found:

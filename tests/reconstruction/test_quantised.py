@@ -257,7 +257,7 @@ def test_a_fit_gets_new_scales_where_they_are_better(form: str, monkeypatch: pyt
 
     new, variant = cut()
     assert variant.endswith(", new scales")
-    monkeypatch.setattr(_layer, "stretch", lambda *_: False)
+    monkeypatch.setattr(_layer, "stretchable", lambda *_: False)
     old, variant = cut()
     assert not variant.endswith("scales")
     assert new < 0.9 * old
