@@ -42,7 +42,7 @@ from onnxprune.reconstruction.stored import Grid, Quantised
 from onnxprune.reconstruction.views import View
 
 __all__ = [
-    "LayerReport", "Settings", "Storable", "fit_blocks", "stretch", "stretchable", "weights_of", "write",
+    "LayerReport", "Settings", "Storable", "fit_blocks", "stretch", "stretchable", "tried", "weights_of", "write",
 ]  # fmt: skip
 
 #: Behind the name of a variant that is stored with other scales.
@@ -214,7 +214,7 @@ def fit_blocks(
     def error(fits: Sequence[Fit]) -> float:
         return loss_of(held_out, fits)
 
-    errors = _tried(lambda name: error(ways[name](train)), list(ways))
+    errors = tried(lambda name: error(ways[name](train)), list(ways))
     if storable.weights or storable.bias is not None:
         best = min(errors, key=lambda n: errors[n])
         errors = {
@@ -290,7 +290,7 @@ def _rough(
     return fits, LayerReport(site.name, *size, rows, nothing, nothing, f"lstsq {share:g}")
 
 
-def _tried(error: Callable[[str], float], names: Sequence[str]) -> dict[str, float]:
+def tried(error: Callable[[str], float], names: Sequence[str]) -> dict[str, float]:
     """Return the errors of variants; of the ridges, which are ascending, from the middle as long as it gets better."""
     ridges = [n for n in names if n.startswith("lstsq")]
     errors = {n: error(n) for n in names if n not in ridges}

@@ -2,7 +2,8 @@
 
 Of several weights with the same mask the one with the least ``E |y - W^T x - b|^2`` on held-out positions is taken: the
 old weights under the mask, the same with the best bias ``b = E y - W^T E x``, the method's own, and ridge regressions
-on the mask (`onnxprune.sparsity.refit`) with some ridges. Then it is computed once more from all positions.
+on the mask (`onnxprune.sparsity.refit`) with a ridge, weaker or stronger as long as it gets better. Then it is computed
+once more from all positions.
 
 Shapes: ``W`` (d, O), ``b`` (O), see `onnxprune.sparsity.task`; a grouped layer has one of each per block.
 """
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Evidence, moments_of
 from onnxprune.reconstruction.grouped import loss_of
-from onnxprune.reconstruction.layer import Storable, weights_of
+from onnxprune.reconstruction.layer import Storable, tried, weights_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit, Problem
 from onnxprune.reconstruction.recover import STRONG
-from onnxprune.sparsity.refit import is_exact, masked_refit
+from onnxprune.sparsity.refit import is_exact, masked_refit, work_of
 from onnxprune.sparsity.task import Mask
 
 __all__ = ["LayerFit", "fit_layer"]
@@ -30,7 +31,7 @@ __all__ = ["LayerFit", "fit_layer"]
 Matrix = NDArray[np.float64]
 #: The one ridge where a refit is costly.
 ONE = (1e-2,)
-COSTLY = 4e10  # multiplications
+COSTLY = 1e11  # multiplications
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,15 @@ def fit_layer(
     if centred:
         makers["bias"] = lambda b, p: _with_bias(p, prior[b])
     rows, most = evidence.fitting.n, max(int(k.sum(axis=0).max()) for k in keep)
-    cost = sum(float((k.sum(axis=0, dtype=np.float64) ** 3).sum()) for k in keep)
     if ridges and rows < 2 * most:
         ridges = STRONG
-    for share in ridges if cost < COSTLY or not ridges else ONE:
+    for share in ridges if sum(map(work_of, keep)) < COSTLY or not ridges else ONE:
         makers[f"lstsq {share:g}"] = _refit(share, keep, prior)
 
     def made(name: str, problems: Sequence[Problem]) -> list[Fit]:
         return storable.put(problems, [makers[name](b, p) for b, p in enumerate(problems)])
 
-    errors = {name: loss_of(unseen, made(name, train)) for name in makers}
+    errors = tried(lambda name: loss_of(unseen, made(name, train)), list(makers))
     best = min(errors, key=lambda n: errors[n])
     whole = moments_of(evidence.whole(centred=centred))
     variance = max(sum(p.variance for p in unseen), 1e-30)

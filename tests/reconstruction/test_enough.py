@@ -12,7 +12,7 @@ from onnxprune.reconstruction import room as _room
 from onnxprune.reconstruction import walk as _walk
 from onnxprune.reconstruction.enough import CHECKS, THIN, Enough
 from onnxprune.reconstruction.evidence import Collector, Rows, typical
-from onnxprune.reconstruction.layer import Settings, _tried
+from onnxprune.reconstruction.layer import Settings, tried
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.walk import Walk
 
@@ -129,8 +129,8 @@ def test_ridges_are_tried_from_the_middle(best):
         asked.append(name)
         return 9.0 if not name.startswith("lstsq") else abs(int(name[-1]) - best) + 1.0
 
-    errors = _tried(error, names)
+    errors = tried(error, names)
     assert min(errors, key=errors.get) == f"lstsq {best}"
     assert set(asked) == set(errors)
     assert len(asked) == len(errors) <= 6 - (best != 3) * (best != 2) * (best != 0)
-    assert set(_tried(error, ["kept"])) == {"kept"}
+    assert set(tried(error, ["kept"])) == {"kept"}
