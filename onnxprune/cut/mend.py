@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.cut.writer import Writer
+from onnxprune.graph.averages import Averages
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import Kept, NodeCut
 from onnxprune.graph.trace import TraceError, Tracer, Weight
@@ -52,7 +53,10 @@ class Mender:
             same = before is not None and before.shape == tuple(info.dims)
             value = before.value if same and before is not None else self._small(name, before)
             weights[name] = Weight(info.elem_type, tuple(info.dims), value)
-        self.new = Tracer(tracer.opsets, weights, hints=self._hints(tracer), types=dict(self._inputs(tracer)))
+        self.new = Tracer(
+            tracer.opsets, weights, hints=self._hints(tracer), types=dict(self._inputs(tracer)),
+            averages=Averages(tracer.averages.minuends),
+        )  # fmt: skip
         self.new.measured = tracer.measured
 
     def _small(self, name: str, before: Weight | None) -> NDArray[Any] | None:

@@ -17,6 +17,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.cut.writer import Writer
+from onnxprune.ops import Trait, traits_of
 
 __all__ = ["fold_shares"]
 
@@ -34,7 +35,7 @@ def fold_shares(writer: Writer) -> None:
     """
     norms = _Norms(writer)
     for number, nodes in list(writer.before.items()):
-        if writer.protos[number].op_type == "ReduceMean":
+        if Trait.MEAN in traits_of(writer.protos[number].op_type, writer.protos[number].domain):
             for product in [n for n in nodes if n.output[0] == writer.protos[number].input[0]]:
                 norms.fold(number, product)
 

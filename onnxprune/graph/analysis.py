@@ -17,6 +17,7 @@ from onnx import NodeProto
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.agree import walk
+from onnxprune.graph.averages import Averages, minuends
 from onnxprune.graph.computed import Finder
 from onnxprune.graph.contradictions import most_open
 from onnxprune.graph.coupling import Applied, Coupling, couple
@@ -395,5 +396,6 @@ def _tracer(
         if value.name in inputs and value.type.HasField("tensor_type"):
             types[value.name] = (value.type.tensor_type.elem_type, inputs[value.name])
     return Tracer(
-        opsets_of(model), weights, types=types, hints=hints, inferred={} if inferred is None else inferred
-    )
+        opsets_of(model), weights, types=types, hints=hints, inferred={} if inferred is None else inferred,
+        averages=Averages(minuends(model.proto.graph.node)),
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from onnxprune.files.protowalk import describe, subgraphs
+from onnxprune.graph.averages import Averages
 from onnxprune.graph.plausible import element_size, implausible, out_of_reach
 from onnxprune.graph.values import MAX_ELEMENTS, evaluate
 from onnxprune.ops import Elem, Node, Refusal, Trait, lookup, traits_of
@@ -100,6 +101,8 @@ class Tracer:
         The hints say everything: inference is wrong about this model, which runs.
     inferred : dict
         What inference gave, for traces of one model to share.
+    averages : Averages
+        Which averages it has seen; it must be told what they may be taken off.
     """
 
     opsets: Mapping[str, int]
@@ -109,9 +112,7 @@ class Tracer:
     hints: Mapping[str, Typed] = field(default_factory=dict)
     measured: bool = False
     inferred: dict[Any, list[Typed]] = field(default_factory=dict, repr=False)
-    _means: set[str] = field(default_factory=set, repr=False)
-    _deviations: set[str] = field(default_factory=set, repr=False)  # what an average was taken off
-    _squares: set[str] = field(default_factory=set, repr=False)
+    averages: Averages = field(default_factory=Averages, repr=False)
     _schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -138,26 +139,12 @@ class Tracer:
                 self._check_size(proto, name, typed)
                 self.types[name] = typed
         self._value(proto, attrs)
-        self._follow_squares(proto)
+        self._follow_averages(proto)
         return self._node(proto, attrs, outputs)
 
-    def _follow_squares(self, proto: NodeProto) -> None:
-        """Note averages, what they are taken off, and squares of anything else."""
-        op = proto.op_type
-        same, mean = op in ("Cast", "Identity"), op in ("ReduceMean", "GlobalAveragePool")
-        if not (same or mean or op in ("Sub", "Mul", "Pow")):
-            return
-        read = [n for n in proto.input if n]
-        if mean or (same and read[0] in self._means):
-            self._means.update(proto.output)
-        off = op == "Sub" and any(n in self._means or n in self._deviations for n in read)
-        if off or (same and read[0] in self._deviations):
-            self._deviations.update(proto.output)
-        twice = op == "Mul" and len(read) == 2 and read[0] == read[1]
-        power = self.values.get(read[1]) if op == "Pow" and len(read) == 2 else None
-        squared = twice or (power is not None and power.size == 1 and power.item() == 2)
-        if squared and read[0] not in self._deviations:
-            self._squares.update(proto.output)
+    def _follow_averages(self, proto: NodeProto) -> None:
+        power = self.values.get(proto.input[1]) if proto.op_type == "Pow" and len(proto.input) == 2 else None
+        self.averages.follow(proto, squares=power is not None and power.size == 1 and power.item() == 2)
 
     def _check(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
         """Refuse a node that crashes or exhausts those who compute with it."""
@@ -214,7 +201,8 @@ class Tracer:
             inputs=names,
             outputs=made,
             elems=tuple([elem for elem, _ in typed]),
-            squares=tuple([n in self._squares for n in names]),
+            squares=tuple([self.averages.is_square(n) for n in names]),
+            centred=tuple([self.averages.is_centred(n) for n in names]),
         )
 
     def _outputs(self, proto: NodeProto, attrs: dict[str, Any]) -> list[Typed]:

@@ -126,10 +126,15 @@ class Node:
     outputs: tuple[str, ...]
     elems: tuple[int, ...] = ()
     squares: tuple[bool, ...] = ()
+    centred: tuple[bool, ...] = ()
 
     def is_square(self, slot: int) -> bool:
         """Whether an input is known to hold squares of what no average was taken off, as in an RMS."""
         return slot < len(self.squares) and self.squares[slot]
+
+    def is_centred(self, slot: int) -> bool:
+        """Whether an average was taken off an input, or may be: then zeros before are something else behind."""
+        return slot < len(self.centred) and self.centred[slot]
 
     def elem(self, slot: int) -> int:
         """Return the element type of an input, by its ONNX number; 0 where it isn't known."""

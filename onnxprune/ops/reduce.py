@@ -1,5 +1,6 @@
-"""Reductions: a sum contracts; a mean or a maximum of fewer channels is another number, which may be asked for; the
-rest looks at all elements. A mean of squares (an RMS) contracts too: how many there were can be put right.
+"""Reductions: a sum contracts; a maximum of fewer channels is another number, which may be asked for; the rest looks
+at all elements. A mean contracts too, since how many there were can be put right; but not where it is, or was, taken
+off what it is a mean of, as in a LayerNorm.
 """
 
 from __future__ import annotations
@@ -7,16 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
+from onnx import TensorProto
+
 from onnxprune.ops.axes import join, mark, names, text
 from onnxprune.ops.base import Cut, Edit, Multiplied, Node, Row, emitter, normal, op
 from onnxprune.ops.traits import Trait
 
 LOCKS = {
     "ReduceSum": "", "ReduceSumSquare": "", "ReduceL1": "", "ReduceL2": "", "ReduceLogSum": "", "ReduceMean": "~",
-    "ReduceMax": "~", "ReduceMin": "~", "ReduceProd": "!", "ReduceLogSumExp": "!",
+    "GlobalAveragePool": "~", "ReduceMax": "~", "ReduceMin": "~", "ReduceProd": "!", "ReduceLogSumExp": "!",
 }  # fmt: skip
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 WHY = {
     "ReduceMean": "averaged over",
+    "GlobalAveragePool": "averaged over",
     "ReduceMax": "a maximum is taken over it",
     "ReduceMin": "a minimum is taken over it",
 }
@@ -25,32 +30,44 @@ WHY = {
 @op("ReduceSumSquare", "ReduceL1", "ReduceL2", traits=Trait.ZEROS)
 @op("ReduceLogSum", "ReduceProd", "ReduceLogSumExp")
 @op("ReduceSum", traits=Trait.LINEAR | Trait.ZEROS)
-@op("ReduceMean", traits=Trait.LINEAR | Trait.MEAN)
+@op("ReduceMean", "GlobalAveragePool", traits=Trait.LINEAR | Trait.MEAN)
 @op("ReduceMax", "ReduceMin", traits=Trait.MEAN)
 def reduce(node: Node) -> Row:
     """Zeros add nothing to sums and norms, so that cutting equals masking."""
     rank = node.rank()
+    if node.op == "GlobalAveragePool":
+        return _over(node, set(range(2, rank)), _lock(node))
     given = node.ints("axes", 1, 13 if node.op == "ReduceSum" else 18)
     if not given and node.attr("noop_with_empty_axes", 0):
         # still applied element by element: |x|, x * x, log(x)
         return Row("*s -> *s")
     axes = {normal(axis, rank) for axis in given} if given else set(range(rank))
-    rms = node.op == "ReduceMean" and node.is_square(0)
-    row = _over(node, axes, "" if rms else LOCKS[node.op])
+    row = _over(
+        node, axes, "" if Trait.MEAN | Trait.LINEAR in node.traits and _counts(node) else LOCKS[node.op]
+    )
     # the greatest of several is that of the others, if one of them is the least number
     return (
         replace(row, lowest={names(rank)[min(axes)]: 0}) if node.op == "ReduceMax" and len(axes) == 1 else row
     )
 
 
-@emitter("ReduceMean")
-def mean_of_squares(node: Node, cut: Cut) -> list[Edit]:
-    """The mean of n squares of which the masked ones are zero is n' / n times that of the n' which are left."""
-    if not node.is_square(0):
+@emitter("ReduceMean", "GlobalAveragePool")
+def mean_of_all(node: Node, cut: Cut) -> list[Edit]:
+    """The mean of n numbers of which the masked ones are zero is n' / n times that of the n' which are left."""
+    if not _counts(node):
         return []
     left = prod(cut.new_shape(0)) / prod(cut.new_out_shape(0))
     share = left * prod(node.out_shape()) / prod(node.shape(0))
     return [] if share == 1 else [Multiplied(0, share)]
+
+
+def _lock(node: Node) -> str:
+    return "" if Trait.MEAN | Trait.LINEAR in node.traits and _counts(node) else LOCKS[node.op]
+
+
+def _counts(node: Node) -> bool:
+    """Whether a masked element counts as a zero in a mean, and the mean isn't rounded to a whole number."""
+    return node.elem(0) in _FLOATS and (node.is_square(0) or not node.is_centred(0))
 
 
 @op("ArgMax", "ArgMin", traits=Trait.CHOICE)

@@ -21,7 +21,6 @@ COUNTED = {**WINDOW, **dict.fromkeys("nc", "indices count through it")}
 literal("n! c! *s!, n! c! *s! -> n! c! *t!", ["MaxUnpool"], why=COUNTED)
 
 
-@op("GlobalAveragePool", traits=Trait.LINEAR | Trait.MEAN)
 @op("GlobalMaxPool", traits=Trait.MEAN)
 @op("GlobalLpPool", traits=Trait.ZEROS)
 def global_pool(node: Node) -> Row | Refusal:

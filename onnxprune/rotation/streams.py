@@ -8,7 +8,8 @@ shifted by a number. Where all that reads a stream does so, the mean may be take
 Rules:
 
 1. A *norm* normalises the last axis alone: LayerNormalization, SkipLayerNormalization (with the sum in front of it), or
-   a mean and the difference to it, spelled out. Statistics that are outputs make it none.
+   a mean and the difference to it, spelled out. Statistics that are outputs make it none. Where the mean itself is read
+   again, as in ``x s + (b - mean s)`` of Keras, the norm takes it as a sum of products.
 2. A stream is followed from what a norm reads, back and forth: through sums and differences of parts of it, movements
    that keep its channels on one axis, Cast, Where, means over other axes, products and quotients with numbers that all
    channels share.
@@ -56,12 +57,15 @@ class Norm:
         Whether it makes the sum that it normalises.
     root : int
         Dim of the channels.
+    alone : bool
+        Whether nothing else reads the mean that is spelled out.
     """
 
     number: int
     difference: int
     skip: bool
     root: int
+    alone: bool = True
 
 
 @dataclass
@@ -154,24 +158,34 @@ class _Finder:
                 last = node.axis(-1) == len(dims) - 1
                 if last and not node.gives(1) and not node.gives(2) and node.has(1):
                     yield Norm(number, -1, False, root)
-            elif node.op == "ReduceMean" and node.attr("keepdims", 1) and not node.is_square(0):
-                difference = self._difference(applied, len(dims))
+            elif Trait.MEAN | Trait.LINEAR in node.traits and not node.is_square(0):
+                difference, alone = self._difference(applied, len(dims))
                 if difference >= 0:
-                    yield Norm(number, difference, False, root)
+                    yield Norm(number, difference, False, root, alone)
 
     def _same_shape(self, applied: Applied) -> bool:
         return applied.node.shapes[0] == applied.node.shapes[1]
 
-    def _difference(self, applied: Applied, rank: int) -> int:
-        """Return the node that alone reads a mean over the last axis, and takes it off its own input; else -1."""
+    def _difference(self, applied: Applied, rank: int) -> tuple[int, bool]:
+        """Return the node that takes a mean over the last axis off its own input, and whether nothing else reads it.
+
+        -1 where there is none.
+        """
         node = applied.node
-        axes = node.ints("axes", 1, 18) or []
-        reader = self.around.sole(node.outputs[0])
-        if [axis % rank for axis in axes] != [rank - 1] or reader is None:
-            return -1
-        other = self.nodes[reader].node
-        takes = other.op == "Sub" and list(other.inputs) == [node.inputs[0], node.outputs[0]]
-        return reader if takes and other.outputs[0] not in self.around.outer else -1
+        pool = node.op == "GlobalAveragePool"  # as tf2onnx writes a mean over the last of three axes
+        axes = range(2, rank) if pool else node.ints("axes", 1, 18) or []
+        if [axis % rank for axis in axes] != [rank - 1] or not (pool or node.attr("keepdims", 1)):
+            return -1, False
+        reads, both = self.uses.get(node.outputs[0], ()), [node.inputs[0], node.outputs[0]]
+        takes = [
+            n
+            for n, _ in reads
+            if self.nodes[n].node.op == "Sub" and self.nodes[n].node.inputs[:2] == tuple(both)
+        ]
+        if not takes:
+            return -1, False
+        sole = self.around.sole(node.outputs[0]) == takes[0]
+        return takes[0], sole and self.nodes[takes[0]].node.outputs[0] not in self.around.outer
 
     def type_of(self, name: str) -> int:
         return self.analysis.tracer.types.get(name, (0, None))[0]
@@ -243,6 +257,8 @@ class _Walk:
             return
         self.stream.norms.append(norm)
         slots = self.of.parts(norm.number, self.root) if norm.skip else [0]
+        if not norm.alone:
+            self.stream.broken = "the mean of a norm is read again"
         if not slots:
             self.stream.broken = "what a norm adds up has other channels"
         self.todo += [(norm.number, slot) for slot in slots]

@@ -1,0 +1,74 @@
+"""Averages over channels: of which of them it is known how they change when some channels are zero.
+
+Of n channels let all but n' be zero. Then the mean is n' / n times that of the n' which are left, and so is a mean of
+their squares. It isn't where an average was taken off before: what was zero is then something else, as in a LayerNorm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from onnx import NodeProto
+
+from onnxprune.ops import Trait, traits_of
+
+__all__ = ["Averages", "minuends"]
+
+
+def minuends(nodes: Iterable[NodeProto]) -> frozenset[str]:
+    """Return the tensors that something is taken off: of these an average may be, further down."""
+    return frozenset(node.input[0] for node in nodes if node.op_type == "Sub" and node.input)
+
+
+@dataclass
+class Averages:
+    """What a trace has seen of averages, of what they were taken off, and of squares.
+
+    Attributes
+    ----------
+    minuends : frozenset of str
+        The tensors of the graph that something is taken off.
+    """
+
+    minuends: frozenset[str] = frozenset()
+    _means: set[str] = field(default_factory=set, repr=False)
+    _deviations: set[str] = field(default_factory=set, repr=False)  # what an average was taken off
+    _after: set[str] = field(default_factory=set, repr=False)  # what follows from that, element by element
+    _squares: set[str] = field(default_factory=set, repr=False)
+
+    def follow(self, proto: NodeProto, *, squares: bool) -> None:
+        """Note averages, what they are taken off, and squares of anything else.
+
+        Parameters
+        ----------
+        proto : NodeProto
+        squares : bool
+            Whether its first input is raised to the power of two, by a number that is known.
+        """
+        op = proto.op_type
+        read = [n for n in proto.input if n]
+        if not read:
+            return
+        same = op in ("Cast", "Identity")
+        if op in ("ReduceMean", "GlobalAveragePool") or (same and read[0] in self._means):
+            self._means.update(proto.output)
+        off = op == "Sub" and any(n in self._means or n in self._deviations for n in read)
+        if off or (same and read[0] in self._deviations):
+            self._deviations.update(proto.output)
+        if off or (
+            not self._after.isdisjoint(read)
+            and traits_of(op, proto.domain) & (Trait.ELEMENTWISE | Trait.MOVEMENT)
+        ):
+            self._after.update(proto.output)
+        twice = op == "Mul" and len(read) == 2 and read[0] == read[1]
+        if (twice or (op == "Pow" and squares)) and read[0] not in self._deviations:
+            self._squares.update(proto.output)
+
+    def is_square(self, name: str) -> bool:
+        """Whether a tensor is known to hold squares of what no average was taken off."""
+        return name in self._squares
+
+    def is_centred(self, name: str) -> bool:
+        """Whether an average was taken off what a tensor comes from, or may be taken off the tensor itself."""
+        return name in self.minuends or name in self._after
