@@ -203,7 +203,10 @@ class References:
         if self._how:
             scale, ones = _ATTEMPTS[self._how]
             how = "integer inputs were all one" if ones else f"random inputs were scaled by {scale:g}"
-            self.notes.append(f"{how}, since the original gives NaN, infinity or nothing otherwise")
+            if not ones or any(
+                isinstance(a, np.ndarray) and a.dtype.kind in "iu" for a in case.feeds.values()
+            ):
+                self.notes.append(f"{how}, since the original gives NaN, infinity or nothing otherwise")
         return case
 
 

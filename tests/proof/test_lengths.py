@@ -13,6 +13,7 @@ import pytest
 from deployed_models import POSITIONS, encoder
 from nets import F, build, node, normal
 from onnx import TensorProto, helper
+from small_models import Builder
 
 import onnxprune
 from onnxprune.calibration.samples import load_samples
@@ -290,3 +291,14 @@ def test_indices_may_have_fewer_axes_than_the_axis_they_pick_along() -> None:
     result = onnxprune.prune(proto, ratio=0.5)
     tried = {sizes["sequence"] for sizes in result.report.to_json()["law1"]["sizes"]}
     assert {1, POSITIONS} <= tried
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nothing_is_said_of_integers_where_there_are_none(seed: int) -> None:
+    """A label of few rows is often the same; other floats are tried, until the label varies."""
+    b = Builder(17)
+    y = b.linear(b.op("Relu", [b.linear("x", "first", 4, 16)], "act"), "head", 16, 3)
+    model = b.model({"x": ["N", 4]}, b.op("ArgMax", [y], "label", axis=1))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    result = onnxprune.prune(model, ratio=0.5, align=None, seed=seed)
+    assert not any("integer inputs" in note for note in result.report.notes)
