@@ -53,10 +53,10 @@ def _rows(model: Model, samples: Samples, but: Collection[str], served: bool) ->
     for values, count, valid in zip(runs, samples.counts, samples.valid, strict=True):
         array = _first([v for n, v in values.items() if n not in but and isinstance(v, np.ndarray)])
         whole = array.ndim > 0 and array.shape[0] == count
-        yield _read(array, valid) if whole else array[None]
+        yield of_positions(array, valid) if whole else array[None]
 
 
-def _read(array: Array, valid: Array | None) -> Array:
+def of_positions(array: Array, valid: Array | None) -> Array:
     """Return states of positions with those of padding set to zero, which nobody reads: they agree in all models."""
     if valid is None or array.ndim < 3 or array.dtype.kind != "f" or array.shape[: valid.ndim] != valid.shape:
         return array

@@ -1,4 +1,4 @@
-"""How much a loss counts by its depth, found by trials on few samples, as for channels (`onnxprune.pruning.weighing`).
+"""How much a loss counts by its depth, found by trials on few samples.
 
 A layer's loss at depth ``d`` (0 at the first layer that can be fitted, 1 at the last) counts ``exp(tilt d)``: layers
 that are refitted afterwards absorb part of an early loss.
@@ -6,7 +6,7 @@ that are refitted afterwards absorb part of an early loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -18,12 +18,18 @@ from onnxprune.compression.fitting import Layers
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.compression import CompressOptions
-from onnxprune.pruning.weighing import Weighing, few_of, search
+from onnxprune.pruning.weighing import few_of
 
-__all__ = ["by_depth"]
+__all__ = ["by_depth", "search"]
 
 #: Fits that are tried, and positions that are used of a layer, for each regressor, and in any case.
 TRIALS, ROWS, LEAST = 4, 32, 1 << 15
+#: First step of the search; half of it is the last.
+STEP = 1.5
+#: Samples are few, so a step must come this much nearer to be taken.
+CLEAR = 0.95
+#: No tilt is steeper.
+STEEPEST = 4.5
 
 
 def by_depth(
@@ -57,14 +63,47 @@ def by_depth(
     def weights(tilt: float) -> dict[str, float]:
         return {site.weight: float(np.exp(tilt * n / last)) for n, site in enumerate(layers.sites)}
 
-    def tried(weighing: Weighing) -> float:
+    def tried(tilt: float) -> float:
         run.say(f"weigh {next(numbers)}/{TRIALS}: trial fit")
-        chosen = choose(choices, budget, weights(weighing.tilt)) or {}
+        chosen = choose(choices, budget, weights(tilt)) or {}
         model = base.fork()
         rough.carry(model, {name: choice for name, choice in chosen.items() if not choice.kept})
         return distance(dense, Outputs(model, judge, room=0))
 
     with run.stage("weigh"):
-        best = search(tried, TRIALS, many=False)
-    run.notes.append(f"losses of the deepest layer count {np.exp(best.tilt):.3g} times those of the first")
-    return weights(best.tilt) if best.tilt else {}
+        best = search(tried, TRIALS)
+    run.notes.append(f"losses of the deepest layer count {np.exp(best):.3g} times those of the first")
+    return weights(best) if best else {}
+
+
+def search(distance: Callable[[float], float], trials: int) -> float:
+    """Return the tilt of least distance, by steps uphill from none and then half a step.
+
+    Parameters
+    ----------
+    distance : callable
+        Tilt -> how far a trial's output is from the original's.
+    trials : int
+        Calls at most.
+
+    Examples
+    --------
+    >>> search(lambda tilt: (tilt - 2.0) ** 2, 8)
+    2.25
+    """
+    seen: dict[float, float] = {}
+
+    def better(asked: float, than: float) -> bool:
+        for one in (than, asked):
+            if one not in seen:
+                if len(seen) >= trials or abs(one) > STEEPEST:
+                    return False
+                seen[one] = distance(one)
+        return seen[asked] < CLEAR * seen[than]
+
+    best = 0.0
+    for step in (STEP, STEP / 2):
+        for way in (step, -step):
+            while better(best + way, best):
+                best += way
+    return best

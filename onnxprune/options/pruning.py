@@ -157,9 +157,9 @@ class Options(GranularityOptions):
         needs="calibrated",
     )
     trials: int = option(
-        4,
-        "with --calib and --target: fits on few samples, at most so many to find how much errors matter at each depth "
-        "of the model, and again in groups that many layers read; 0 for none",
+        12,
+        "with --calib and --target: fits on few samples, at most so many, each with one group cut alone (or a few "
+        "neighbours), to find how much its errors matter at the model's outputs; 0 for none",
         stage="calibrate",
         metavar="N",
         needs="calibrated by_budget",

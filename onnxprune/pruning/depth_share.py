@@ -278,7 +278,7 @@ class _Share:
             "steps": 1,
             "check_speed": False,
             "samples": min(self.options.samples or ROUGH, ROUGH),
-            "trials": min(self.options.trials, 1),
+            "trials": 0,
         }
         rough = dataclasses.replace(self.options, **quiet) if self.options.recover != "none" else self.options
         less = self.without(count)

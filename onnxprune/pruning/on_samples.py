@@ -29,8 +29,7 @@ from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
 from onnxprune.pruning.source import Reduced, read_of
 from onnxprune.pruning.speed import finer_steps
-from onnxprune.pruning.weighing import Weighing, by_trials, weights
-from onnxprune.pruning.worth import priced
+from onnxprune.pruning.weighing import weights_of
 from onnxprune.reconstruction.distill import distill, pace_of
 from onnxprune.reconstruction.finetune import finetune
 from onnxprune.reconstruction.least_squares import Curve
@@ -68,10 +67,8 @@ class FromSamples:
     rotated : Rotated
     restored : callable
         See `Candidate`.
-    weighing : Weighing or None
-        How errors of different groups weigh, once that was tried.
-    worth : dict or None
-        Group -> what its errors cost at the output of a language model, once that was asked; see `priced`.
+    weights : dict or None
+        Group -> what its errors weigh at the model's end, once that was asked; see `weights_of`.
     dense : list of Outputs
         The original's, on the samples set aside, once they were needed.
     more : dict
@@ -87,8 +84,7 @@ class FromSamples:
     measured: dict[str, Curve]
     rotated: Rotated
     restored: Callable[[Model], Model]
-    weighing: Weighing | None = None
-    worth: dict[str, float] | None = None
+    weights: dict[str, float] | None = None
     dense: list[Outputs] = field(default_factory=list)
     more: dict[str, Ranking] = field(default_factory=dict)
 
@@ -153,7 +149,7 @@ class FromSamples:
         return 0 if self.aside is None else self.aside.count
 
     def rankings(self, limit: Limit) -> dict[str, Ranking]:
-        """Rank units by the loss curves; under targets errors are weighed by trial fits first, once.
+        """Rank units by the loss curves; under targets errors are weighed first, once.
 
         Raises
         ------
@@ -170,19 +166,17 @@ class FromSamples:
             return FromWeights(self.run, self.analysis, self.groups).rankings(limit)
         if not limit.targets:
             return {name: ranked_by_curve(curve) for name, curve in curves.items()}
-        if self.weighing is None and not self.fit_on.batches:  # trial fits run over samples
+        if self.weights is None and not self.fit_on.batches:  # looks run over samples
             return {name: ranked_by_curve(curve) for name, curve in curves.items()}
-        if self.worth is None:
-            self.worth = priced(self.run, self.calibration, self.fit_on)
-        if self.weighing is None:
-            self.weighing = by_trials(
-                self.run, self.calibration, self.fit_on, lambda weighing: self._removed(limit, weighing)
+        if self.weights is None:
+            self.weights = weights_of(
+                self.run, self.calibration, self.fit_on, lambda weights: self._removed(limit, weights)
             )
-        return self._weighed(self.weighing)
+        return self._weighed(self.weights)
 
-    def _removed(self, limit: Limit, weighing: Weighing) -> dict[str, NDArray[Any]]:
+    def _removed(self, limit: Limit, weights: Mapping[str, float]) -> dict[str, NDArray[Any]]:
         """Return what goes if errors weigh so much."""
-        rankings, budgets = self._weighed(weighing) | self.more, limit.budgets
+        rankings, budgets = self._weighed(weights) | self.more, limit.budgets
         if limit.timed:
             removed = budgets.choose(rankings, limit.targets)
         else:
@@ -190,12 +184,9 @@ class FromSamples:
             removed = budgets.on_steps(rankings, limit.targets, steps)[1]
         return {name: units for name, units in removed.items() if name not in self.more}
 
-    def _weighed(self, weighing: Weighing) -> dict[str, Ranking]:
-        made = self.calibration
-        weight = weights(made.places, [s.number for s in made.sites], weighing)
-        weight = {name: each * (self.worth or {}).get(name, 1.0) for name, each in weight.items()}
-        dearest = max(weight.values(), default=1.0)  # of groups whose loss nobody could measure
-        return {n: ranked_by_curve(c, weight.get(n, dearest)) for n, c in made.curves.items()}
+    def _weighed(self, weights: Mapping[str, float]) -> dict[str, Ranking]:
+        dearest = max(weights.values(), default=1.0)  # of groups whose loss nobody could measure
+        return {n: ranked_by_curve(c, weights.get(n, dearest)) for n, c in self.calibration.curves.items()}
 
     def remeasure(self, decision: Decision) -> None:
         """Take the loss curves again, from a rough fit without the units that go."""

@@ -1,51 +1,52 @@
-"""How much an error in each group matters: by its depth, and by whether many layers read it; found by trials.
+"""How much an error in each group matters at the model's end, found by looks.
 
-A loss curve says what a cut costs at the layers that read the group. What it costs at the model's output depends on
-what follows: layers that are refitted afterwards absorb part of an early error, and nothing absorbs a late one (or, in
-a plain chain, early errors grow on their way). So the error of a group at depth ``d`` (0 at the first layer that can be
-fitted, 1 at the last) weighs ``exp(tilt * d)``. And the errors of a group that many layers read, such as a residual
-stream, are summed over them, though they are one error seen many times: they weigh ``shared`` times as much.
+A loss curve says what a cut costs at the layers that read the group. What it costs at the model's outputs depends on
+what follows: layers that are refitted afterwards absorb part of an early error, nothing absorbs a late one, and the
+errors of a residual stream are summed over all that read it, though they are one error seen many times. So each group
+is looked at: it alone is cut, about as far as the curves by themselves would cut it, the layers from there on are
+fitted on few samples, and the squared relative error of the outputs is taken on as many others, see
+`onnxprune.calibration.ends`. Where it lost r units its errors weigh
 
-Both are what makes the output of a trial fit come nearest to the original's, on samples that the trial's fits have not
-seen. Trials need no labels.
+    w = d / e(r),    d = |f'(x) - f(x)|^2 / |f(x)|^2,    e = its curve,
 
-Random search over one weight for each group, as in SPDY (arXiv 2201.13096), was tried from there and found nothing
-better in 24 trials; see docs/decisions/0007-tilt.md.
+so that the sum of weighed errors is, to the second order, what the whole cut costs at the end. Looks need no labels.
+Where there are more groups than looks, neighbours in depth are looked at together, those of the smallest errors first.
+
+What this gives beside a weight that grows with depth: docs/decisions/0007-tilt.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from onnxprune.calibration.ends import Ends
 from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NothingToPrune
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
+from onnxprune.pruning.worth import priced
 
 if TYPE_CHECKING:
     from onnxprune.calibration.samples import Samples
+    from onnxprune.reconstruction.least_squares import Curve
     from onnxprune.reconstruction.sequential import Calibration
 
-__all__ = ["SHARED", "Weighing", "by_trials", "depths", "few_of", "search", "weights"]
+__all__ = ["SHARED", "bundles", "depths", "few_of", "looked", "weights_of"]
 
-#: What errors of groups that many layers read weigh, to begin with: they reach everything after them. It was found on
-#: convolutional residual nets; in transformers a fraction of it is better.
+Ints = NDArray[np.int64]
+
+#: What errors of groups that many layers read weigh, before anything was looked at: they reach everything after them.
 SHARED = 4.0
-#: Each step of its search divides it by this.
-FEWER = 4.0
-#: Samples of a trial fit, and as many again to judge it; and positions used of a layer, for each regressor.
-TRIAL_SAMPLES, TRIAL_ROWS = 128, 8
-#: First step of the search; half of it is the last.
-STEP = 1.5
-#: Samples are few, so a step must come this much nearer to be taken.
-CLEAR = 0.95
-#: No tilt is steeper.
-STEEPEST = 4.5
+#: Samples of a rough fit, and as many again to judge it; and positions used of a layer, for each regressor.
+LOOK_SAMPLES, LOOK_ROWS = 128, 8
+#: A look takes at least this share of a group's units.
+LEAST = 0.1
+#: No group weighs more times the mean, or less: what few samples can tell.
+MOST = 16.0
 
 
 def depths(readers: Mapping[str, Sequence[int]], layers: Sequence[int]) -> dict[str, float]:
@@ -62,122 +63,127 @@ def depths(readers: Mapping[str, Sequence[int]], layers: Sequence[int]) -> dict[
     return {name: float(np.mean([place[n] for n in numbers])) for name, numbers in readers.items()}
 
 
-@dataclass(frozen=True)
-class Weighing:
-    """What errors weigh.
-
-    Attributes
-    ----------
-    tilt : float
-        Errors at the deepest layer weigh ``exp(tilt)`` times those at the first.
-    shared : float
-        Those of groups that several layers read weigh this much more.
-    """
-
-    tilt: float = 0.0
-    shared: float = SHARED
-
-
-def weights(
-    readers: Mapping[str, Sequence[int]], layers: Sequence[int], weighing: Weighing
-) -> dict[str, float]:
-    """Return the weight of each group's errors."""
-    deep = depths(readers, layers)
-    return {
-        n: (weighing.shared if len(numbers) > 1 else 1.0) * float(np.exp(weighing.tilt * deep[n]))
-        for n, numbers in readers.items()
-    }
-
-
-def search(distance: Callable[[Weighing], float], trials: int, *, many: bool) -> Weighing:
-    """Return the weighing of least distance: first its tilt, by steps uphill from none and then half a step.
-
-    Parameters
-    ----------
-    distance : callable
-        Weighing -> how far a trial's output is from the original's; infinite where it can't be tried.
-    trials : int
-        Calls at most for the tilt, and as many for what is shared; with none nothing is tried.
-    many : bool
-        Whether several layers read any group.
-
-    Examples
-    --------
-    >>> search(lambda w: (w.tilt - 2.0) ** 2, 8, many=False)
-    Weighing(tilt=2.25, shared=4.0)
-    >>> search(lambda w: (w.tilt + 1.0) ** 2 + w.shared, 3, many=True)
-    Weighing(tilt=-1.5, shared=0.25)
-    """
-    if trials <= 0:
-        return Weighing()
-    seen: dict[Weighing, float] = {}
-
-    def better(asked: Weighing, than: Weighing, most: int) -> bool:
-        for one in (than, asked):
-            if one not in seen:
-                if len(seen) >= most or abs(one.tilt) > STEEPEST:
-                    return False
-                seen[one] = distance(one)
-        return seen[asked] < CLEAR * seen[than]
-
-    best = Weighing()
-    for step in (STEP, STEP / 2):
-        for way in (step, -step):
-            while better(next_ := replace(best, tilt=best.tilt + way), best, trials):
-                best = next_
-    most = len(seen) + trials - 1
-    while many and better(next_ := replace(best, shared=best.shared / FEWER), best, most):
-        best = next_
-    return best
-
-
-def by_trials(
-    run: Run[Options], calibration: Calibration, samples: Samples, choose: Callable[[Weighing], Removed]
-) -> Weighing:
-    """Return how errors of different groups weigh: that under which trial fits on few samples come nearest.
+def weights_of(
+    run: Run[Options], calibration: Calibration, samples: Samples, choose: Callable[[dict[str, float]], Removed]
+) -> dict[str, float]:  # fmt: skip
+    """Return what the errors of each group weigh: by gradients in a language model, else by looks.
 
     Parameters
     ----------
     run : Run
         Learns it as a note.
     calibration : Calibration
+        With a curve for each group.
     samples : Samples
         That fits may see.
     choose : callable
-        Weighing -> units that go.
+        Weights -> units that go.
     """
-    from onnxprune.calibration.agreement import Outputs, distance
-
-    trials, few = run.options.trials, few_of(samples)
-    if trials == 0 or few is None or len(calibration.curves) < 2:
-        return Weighing()
+    weights = {n: SHARED if len(layers) > 1 else 1.0 for n, layers in calibration.places.items()}
+    if worth := priced(run, calibration, samples):
+        return {name: weight * worth.get(name, 1.0) for name, weight in weights.items()}
+    few = few_of(samples)
+    if not run.options.trials or few is None or len(calibration.curves) < 2:
+        return weights
     quick, judge = few
-    rough = calibration.on(quick, TRIAL_ROWS)
-    many = any(len(layers) > 1 for layers in rough.places.values())
-    most = 2 * trials - 1 if many else trials
+    rough, dense = calibration.on(quick, LOOK_ROWS), Ends(run.model, judge)
+    try:
+        removed = choose(weights)
+    except NothingToPrune:
+        return weights
+    cuts = {
+        name: cut
+        for name, curve in calibration.curves.items()
+        if name in weights and len(cut := _cut(curve, len(removed.get(name, ()))))
+    }
+    errors = {
+        name: weights[name] * float(calibration.curves[name].error[len(cut)]) for name, cut in cuts.items()
+    }
+    places = {name: calibration.places[name] for name in cuts}
+    parts = bundles(errors, depths(places, [s.number for s in calibration.sites]), run.options.trials)
+
+    def far(names: Sequence[str]) -> float:
+        return dense.distance(rough.fit({name: cuts[name] for name in names}).model)
+
     with run.stage("weigh"):
-        dense, numbers = Outputs(run.model, judge), count(1)
+        factors = looked(errors, parts, far, run.say)
+    if factors:
+        low, high = (pick(factors, key=lambda n: factors[n]) for pick in (min, max))
+        run.notes.append(
+            f"Errors at {high!r} weigh {factors[high] / factors[low]:.3g} times those at {low!r}, by what each does to "
+            f"the outputs ({len(parts)} looks)."
+        )
+    return {name: weight * factors.get(name, 1.0) for name, weight in weights.items()}
 
-        def tried(weighing: Weighing) -> float:
-            run.say(f"weigh {next(numbers)}/{most}: trial fit")
-            try:
-                fitted = rough.fit(choose(weighing))
-            except NothingToPrune:
-                return np.inf
-            return distance(dense, Outputs(fitted.model, judge, room=0))
 
-        best = search(tried, trials, many=many)
-    shared = f", those of groups that many layers read {best.shared:g} times others" if many else ""
-    run.notes.append(
-        f"Errors of the deepest layer weigh {np.exp(best.tilt):.3g} times those of the first{shared}."
-    )
-    return best
+def looked(
+    errors: Mapping[str, float], parts: Sequence[Sequence[str]], far: Callable[[Sequence[str]], float],
+    say: Callable[[str], None],
+) -> dict[str, float]:  # fmt: skip
+    """Return by how much the errors of each name are more at the end than they seem, about the mean.
+
+    Parameters
+    ----------
+    errors : mapping
+        Name -> what its cut seems to cost.
+    parts : sequence of sequences of str
+        What is looked at together.
+    far : callable
+        Names -> how far the outputs are without what is cut of these; NaN where that can't be told.
+    say : callable
+        Told before each look.
+
+    Examples
+    --------
+    >>> true = {"a": 2.0, "b": 8.0, "c": 0.5}
+    >>> looked(dict.fromkeys("abc", 1.0), ["a", "b"], lambda names: sum(true[n] for n in names), print)
+    weigh 1/2: a
+    weigh 2/2: b
+    {'a': 0.5, 'b': 2.0}
+    """
+    found: dict[str, float] = {}
+    for number, names in enumerate(parts, 1):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        say(f"weigh {number}/{len(parts)}: {names[0]}{more}")
+        distance = far(names)
+        if np.isfinite(distance):
+            found |= dict.fromkeys(names, max(distance, 1e-300) / sum(errors[n] for n in names))
+    if not found:
+        return {}
+    mean = float(np.exp(np.mean(np.log([*found.values()]))))
+    return {name: float(np.clip(each / mean, 1 / MOST, MOST)) for name, each in found.items()}
+
+
+def bundles(errors: Mapping[str, float], depth: Mapping[str, float], most: int) -> list[list[str]]:
+    """Return names in at most so many parts, each of neighbours in depth, those of small errors together.
+
+    Examples
+    --------
+    >>> bundles({"a": 1.0, "b": 1.0, "c": 9.0}, {"c": 1.0, "b": 0.5, "a": 0.0}, 2)
+    [['a', 'b'], ['c']]
+    """
+    parts = [[name] for name in sorted(errors, key=lambda n: depth[n])]
+    while len(parts) > max(most, 1):
+        sums = [sum(errors[n] for n in part) for part in parts]
+        at = min(range(len(parts) - 1), key=lambda n: sums[n] + sums[n + 1])
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def few_of(samples: Samples) -> tuple[Samples, Samples] | None:
-    """Return few samples for trial fits and as many to judge them by; None where there aren't enough."""
-    wanted = min(2 * TRIAL_SAMPLES, max(samples.count // 2, 32))
+    """Return few samples for rough fits and as many to judge them by; None where there aren't enough."""
+    wanted = min(2 * LOOK_SAMPLES, max(samples.count // 2, 32))
     if samples.count < wanted:
         return None
     quick, judge = samples.few(min(wanted, samples.count - 1)).split(0.5)
     return None if judge is None else (quick, judge)
+
+
+def _cut(curve: Curve, chosen: int) -> Ints:
+    """Return the units that a look takes, of which the curve knows an error; none if there are none."""
+    known = np.flatnonzero(np.isfinite(curve.error) & (curve.error > 0))
+    if not known.size:
+        return np.zeros(0, np.int64)
+    wanted = max(chosen, round(LEAST * len(curve.order)), 1)
+    at = min(int(np.searchsorted(known, wanted)), known.size - 1)
+    return np.sort(curve.order[: int(known[at])])

@@ -97,7 +97,7 @@ class Cuts:
 
     def _weigh(self, width: Width) -> None:
         """Weigh groups against each other, once, at a share that is always the same."""
-        for share in WEIGHED if self._known is None or self._known.weighing is None else ():
+        for share in WEIGHED if self._known is None or self._known.weights is None else ():
             _, saliency, limit = self._opened(
                 dataclasses.replace(width, kind="macs", share=share, recover="")
             )
@@ -106,7 +106,7 @@ class Cuts:
             except NothingToPrune:
                 continue
             assert self._known is not None
-            self._known.weighing = saliency.weighing
+            self._known.weights = saliency.weights
             return
 
     def make(self, width: Width, output: Path) -> Result:

@@ -1,0 +1,140 @@
+"""What errors of groups weigh at a model's end, found by looks."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxprune
+from onnxprune.calibration.ends import Ends
+from onnxprune.calibration.samples import load_samples
+from onnxprune.model import Model
+from onnxprune.pruning import weighing
+from onnxprune.pruning.on_samples import FromSamples
+from onnxprune.pruning.weighing import bundles, depths, looked
+from onnxprune.reconstruction.least_squares import Curve
+
+
+def test_depth_is_the_mean_over_readers() -> None:
+    readers = {"first": [3], "last": [9], "stream": [3, 9]}
+    assert depths(readers, [3, 5, 9]) == {"first": 0.0, "last": 1.0, "stream": 0.5}
+
+
+def test_what_nobody_could_measure_weighs_as_the_dearest() -> None:
+    """Else weights that make late errors dear let all go that is known from norms alone."""
+    curve = Curve(np.arange(3), np.array([0.0, 1.0, 2.0, np.inf]))
+    made = SimpleNamespace(curves=dict.fromkeys(("first", "last", "norm"), curve))
+    weights = {"first": 0.5, "last": 3.0}
+    rankings = FromSamples._weighed(SimpleNamespace(calibration=made), weights)  # type: ignore[arg-type]
+    assert rankings["norm"].error[1] == pytest.approx(rankings["last"].error[1])
+    assert rankings["last"].error[1] == pytest.approx(6 * rankings["first"].error[1])
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1)), min_size=1, max_size=30), st.integers(1, 12))
+def test_bundles_are_neighbours_in_depth_and_hold_each_name_once(
+    found: list[tuple[float, float]], most: int
+) -> None:
+    errors, depth = ({str(n): pair[i] for n, pair in enumerate(found)} for i in (0, 1))
+    parts = bundles(errors, depth, most)
+    assert sorted(name for part in parts for name in part) == sorted(errors)
+    assert len(parts) == min(most, len(errors))
+    row = [depth[name] for part in parts for name in part]
+    assert row == sorted(row)
+
+
+def test_the_dearest_are_looked_at_alone() -> None:
+    depth = {name: float(n) for n, name in enumerate("abcdef")}
+    parts = bundles({"a": 1, "b": 9, "c": 1, "d": 1, "e": 9, "f": 1}, depth, 4)
+    assert ["c", "d"] in parts
+    assert sum(len(part) for part in parts if {"b", "e"} & {*part}) <= 4
+
+
+def test_looks_find_what_errors_cost_about_their_mean_within_bounds() -> None:
+    true = {"a": 1.0, "b": 4.0, "c": 1e9, "d": 0.0, "e": np.nan}
+
+    def far(names: Sequence[str]) -> float:
+        return sum(true[n] for n in names)
+
+    told: list[str] = []
+    found = looked(dict.fromkeys("ab", 2.0), [["a"], ["b"]], far, told.append)
+    assert found == {"a": pytest.approx(0.5), "b": pytest.approx(2.0)}
+    assert told == ["weigh 1/2: a", "weigh 2/2: b"]
+    together = looked(dict.fromkeys("ab", 2.0), [["a", "b"]], far, told.append)
+    assert together == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}
+    assert told[-1] == "weigh 1/1: a and 1 more"
+    wild = looked(dict.fromkeys("acd", 1.0), [["a"], ["c"], ["d"]], far, told.append)
+    assert wild["c"] == weighing.MOST
+    assert wild["d"] == 1 / weighing.MOST
+    assert looked({"e": 1.0}, [["e"]], far, told.append) == {}
+    assert looked({"a": 1.0, "e": 1.0}, [["a"], ["e"]], far, told.append) == {"a": pytest.approx(1.0)}
+
+
+def net(
+    outputs: Sequence[str], *parts: tuple[str, Sequence[str], str, dict[str, Any]], **arrays: Any
+) -> onnx.ModelProto:
+    nodes = [helper.make_node(op, list(reads), [gives], **more) for op, reads, gives, more in parts]
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 12])]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs]
+    weights = [numpy_helper.from_array(np.asarray(a, np.float32), n) for n, a in arrays.items()]
+    graph = helper.make_graph(nodes, "g", values, ends, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def two_branches() -> onnx.ModelProto:
+    """Two branches of equal layers; what one gives counts a hundredth of the other in the sum."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{name}{n}": rng.standard_normal((12, 16) if n == 1 else (16, 12)) for name in "pq" for n in (1, 2)
+    }
+    parts = [
+        part
+        for name in "pq"
+        for part in (
+            ("MatMul", ["x", f"{name}1"], f"{name}h", {}),
+            ("Relu", [f"{name}h"], f"{name}r", {}),
+            ("MatMul", [f"{name}r", f"{name}2"], f"{name}o", {}),
+            ("Tanh", [f"{name}o"], f"{name}t", {}),
+        )
+    ]
+    rest = [("Mul", ["qt", "small"], "qs", {}), ("Add", ["pt", "qs"], "y", {})]
+    return net(["y"], *parts, *rest, **arrays, small=0.1)
+
+
+def test_what_hardly_counts_at_the_end_goes_first() -> None:
+    """The curves of both branches are alike; only the outputs say which of them matters."""
+    x = np.random.default_rng(1).standard_normal((200, 12)).astype(np.float32)
+    asked: dict[str, Any] = {"target": "macs=0.7", "align": None, "calib": {"x": x}, "recover": "lstsq"}
+
+    def gone(trials: int) -> dict[str, int]:
+        report = onnxprune.prune(two_branches(), trials=trials, **asked).report
+        return {name: sum(g["removed"] for g in report.groups if g["name"].startswith(name)) for name in "pq"}
+
+    blind, seen = gone(0), gone(12)
+    assert abs(blind["p"] - blind["q"]) <= 3
+    assert seen["q"] >= seen["p"] + 6
+
+
+def test_all_outputs_count_and_those_of_other_shapes_do_not() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 12, 3)).astype(np.float32)
+    x = rng.standard_normal((40, 12)).astype(np.float32)
+
+    def model(left: Any, right: Any) -> Model:
+        return Model.load(
+            net(["y", "z"], ("MatMul", ["x", "a"], "y", {}), ("MatMul", ["x", "b"], "z", {}), a=left, b=right)
+        )
+
+    whole = model(a, b)
+    ends = Ends(whole, load_samples(whole.proto.graph, {"x": x}))
+    assert ends.distance(whole) == 0.0
+    assert ends.distance(model(a, 0.9 * b)) == pytest.approx(0.5 * 0.01, rel=1e-4)
+    assert ends.distance(model(1.2 * a, 0.9 * b)) == pytest.approx(0.5 * (0.04 + 0.01), rel=1e-4)
+    assert ends.distance(model(a[:, :2], 0.9 * b)) == pytest.approx(0.01, rel=1e-4)
+    assert np.isnan(ends.distance(model(a[:, :2], b[:, :2])))
