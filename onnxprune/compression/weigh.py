@@ -6,30 +6,25 @@ that are refitted afterwards absorb part of an early loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
 import numpy as np
 
+from onnxprune.allocation.moves import moved
 from onnxprune.calibration.agreement import Outputs, distance
 from onnxprune.compression.curves import Choice, choose
 from onnxprune.compression.fitting import Layers
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.compression import CompressOptions
-from onnxprune.pruning.weighing import few_of
+from onnxprune.pruning.weighing import STEEPEST, TILTS, few_of
 
-__all__ = ["by_depth", "search"]
+__all__ = ["by_depth"]
 
 #: Fits that are tried, and positions that are used of a layer, for each regressor, and in any case.
 TRIALS, ROWS, LEAST = 4, 32, 1 << 15
-#: First step of the search; half of it is the last.
-STEP = 1.5
-#: Samples are few, so a step must come this much nearer to be taken.
-CLEAR = 0.95
-#: No tilt is steeper.
-STEEPEST = 4.5
 
 
 def by_depth(
@@ -63,7 +58,8 @@ def by_depth(
     def weights(tilt: float) -> dict[str, float]:
         return {site.weight: float(np.exp(tilt * n / last)) for n, site in enumerate(layers.sites)}
 
-    def tried(tilt: float) -> float:
+    def tried(point: tuple[float, ...]) -> float:
+        (tilt,) = point
         run.say(f"weigh {next(numbers)}/{TRIALS}: trial fit")
         chosen = choose(choices, budget, weights(tilt)) or {}
         model = base.fork()
@@ -71,39 +67,6 @@ def by_depth(
         return distance(dense, Outputs(model, judge, room=0))
 
     with run.stage("weigh"):
-        best = search(tried, TRIALS)
+        (best,) = moved(tried, (0.0,), [(tilt,) for tilt in TILTS], [(-STEEPEST, STEEPEST)], TRIALS)
     run.notes.append(f"losses of the deepest layer count {np.exp(best):.3g} times those of the first")
     return weights(best) if best else {}
-
-
-def search(distance: Callable[[float], float], trials: int) -> float:
-    """Return the tilt of least distance, by steps uphill from none and then half a step.
-
-    Parameters
-    ----------
-    distance : callable
-        Tilt -> how far a trial's output is from the original's.
-    trials : int
-        Calls at most.
-
-    Examples
-    --------
-    >>> search(lambda tilt: (tilt - 2.0) ** 2, 8)
-    2.25
-    """
-    seen: dict[float, float] = {}
-
-    def better(asked: float, than: float) -> bool:
-        for one in (than, asked):
-            if one not in seen:
-                if len(seen) >= trials or abs(one) > STEEPEST:
-                    return False
-                seen[one] = distance(one)
-        return seen[asked] < CLEAR * seen[than]
-
-    best = 0.0
-    for step in (STEP, STEP / 2):
-        for way in (step, -step):
-            while better(best + way, best):
-                best += way
-    return best

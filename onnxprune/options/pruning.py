@@ -157,9 +157,10 @@ class Options(GranularityOptions):
         needs="calibrated",
     )
     trials: int = option(
-        12,
+        24,
         "with --calib and --target: fits on few samples, at most so many, each with one group cut alone (or a few "
-        "neighbours), to find how much its errors matter at the model's outputs; 0 for none",
+        "neighbours), to find how much its errors matter at the model's outputs, and a quarter as many of whole cuts; "
+        "0 for none",
         stage="calibrate",
         metavar="N",
         needs="calibrated by_budget",

@@ -12,17 +12,22 @@ fitted on few samples, and the squared relative error of the outputs is taken on
 so that the sum of weighed errors is, to the second order, what the whole cut costs at the end. Looks need no labels.
 Where there are more groups than looks, neighbours in depth are looked at together, those of the smallest errors first.
 
+What layers absorb of one cut they don't absorb of many at once. So a few trial fits of whole cuts say how far looks are
+to be believed, and whether errors weigh more with depth besides: ``w^a exp(tilt * depth)`` in the place of ``w``.
+
 What this gives beside a weight that grows with depth: docs/decisions/0007-tilt.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.allocation.moves import moved
 from onnxprune.calibration.ends import Ends
 from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NothingToPrune
@@ -35,18 +40,25 @@ if TYPE_CHECKING:
     from onnxprune.reconstruction.least_squares import Curve
     from onnxprune.reconstruction.sequential import Calibration
 
-__all__ = ["SHARED", "bundles", "depths", "few_of", "looked", "weights_of"]
+__all__ = ["SHARED", "STEEPEST", "TILTS", "bundles", "depths", "few_of", "looked", "weights_of"]
 
 Ints = NDArray[np.int64]
 
 #: What errors of groups that many layers read weigh, before anything was looked at: they reach everything after them.
 SHARED = 4.0
-#: Samples of a rough fit, and as many again to judge it; and positions used of a layer, for each regressor.
-LOOK_SAMPLES, LOOK_ROWS = 128, 8
+#: Samples of looks, of which a quarter is fitted on and the rest judges (half, where they are few); and positions used
+#: of a layer, for each regressor.
+LOOK_SAMPLES, LOOK_ROWS = 256, 8
 #: A look takes at least this share of a group's units.
 LEAST = 0.1
 #: No group weighs more times the mean, or less: what few samples can tell.
 MOST = 16.0
+#: Looks for each trial fit of a whole cut.
+EACH = 4
+#: Steps by which errors weigh more with depth, and the steepest slope of that.
+TILTS, STEEPEST = (1.5, -1.5, 0.75, -0.75), 4.5
+#: A step by which looks are believed less.
+LESS = -0.5
 
 
 def depths(readers: Mapping[str, Sequence[int]], layers: Sequence[int]) -> dict[str, float]:
@@ -82,7 +94,7 @@ def weights_of(
     weights = {n: SHARED if len(layers) > 1 else 1.0 for n, layers in calibration.places.items()}
     if worth := priced(run, calibration, samples):
         return {name: weight * worth.get(name, 1.0) for name, weight in weights.items()}
-    few = few_of(samples)
+    few = few_of(samples, LOOK_SAMPLES // 4)
     if not run.options.trials or few is None or len(calibration.curves) < 2:
         return weights
     quick, judge = few
@@ -99,21 +111,43 @@ def weights_of(
     errors = {
         name: weights[name] * float(calibration.curves[name].error[len(cut)]) for name, cut in cuts.items()
     }
-    places = {name: calibration.places[name] for name in cuts}
-    parts = bundles(errors, depths(places, [s.number for s in calibration.sites]), run.options.trials)
+    deep = depths(calibration.places, [s.number for s in calibration.sites])
+    parts = bundles(errors, deep, run.options.trials)
 
     def far(names: Sequence[str]) -> float:
         return dense.distance(rough.fit({name: cuts[name] for name in names}).model)
 
+    numbers, most = count(1), run.options.trials // EACH
+
+    def tell(what: str) -> None:
+        run.say(f"weigh {next(numbers)}/{len(parts) + most}: {what}")
+
     with run.stage("weigh"):
-        factors = looked(errors, parts, far, run.say)
-    if factors:
-        low, high = (pick(factors, key=lambda n: factors[n]) for pick in (min, max))
-        run.notes.append(
-            f"Errors at {high!r} weigh {factors[high] / factors[low]:.3g} times those at {low!r}, by what each does to "
-            f"the outputs ({len(parts)} looks)."
-        )
-    return {name: weight * factors.get(name, 1.0) for name, weight in weights.items()}
+        factors = looked(errors, parts, far, tell)
+
+        def weighed(point: tuple[float, ...]) -> dict[str, float]:
+            belief, tilt = point
+            return {
+                name: weight * factors.get(name, 1.0) ** belief * float(np.exp(tilt * deep[name]))
+                for name, weight in weights.items()
+            }
+
+        def whole(point: tuple[float, ...]) -> float:
+            tell("trial fit")
+            try:
+                return dense.distance(rough.fit(choose(weighed(point))).model)
+            except NothingToPrune:
+                return np.inf
+
+        moves = [(LESS, 0.0), *((0.0, tilt) for tilt in TILTS)]
+        best = moved(whole, (1.0, 0.0), moves, [(0.0, 1.0), (-STEEPEST, STEEPEST)], most)
+    found = weighed(best)
+    low, high = (pick(found, key=lambda n: found[n]) for pick in (min, max))
+    run.notes.append(
+        f"Errors at {high!r} weigh {found[high] / found[low]:.3g} times those at {low!r}, by {len(parts)} looks at the "
+        "outputs without one group or a few."
+    )
+    return found
 
 
 def looked(
@@ -131,20 +165,19 @@ def looked(
     far : callable
         Names -> how far the outputs are without what is cut of these; NaN where that can't be told.
     say : callable
-        Told before each look.
+        Told of what is looked at before each look.
 
     Examples
     --------
     >>> true = {"a": 2.0, "b": 8.0, "c": 0.5}
     >>> looked(dict.fromkeys("abc", 1.0), ["a", "b"], lambda names: sum(true[n] for n in names), print)
-    weigh 1/2: a
-    weigh 2/2: b
+    a
+    b
     {'a': 0.5, 'b': 2.0}
     """
     found: dict[str, float] = {}
-    for number, names in enumerate(parts, 1):
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        say(f"weigh {number}/{len(parts)}: {names[0]}{more}")
+    for names in parts:
+        say(names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
         distance = far(names)
         if np.isfinite(distance):
             found |= dict.fromkeys(names, max(distance, 1e-300) / sum(errors[n] for n in names))
@@ -170,12 +203,20 @@ def bundles(errors: Mapping[str, float], depth: Mapping[str, float], most: int) 
     return parts
 
 
-def few_of(samples: Samples) -> tuple[Samples, Samples] | None:
-    """Return few samples for rough fits and as many to judge them by; None where there aren't enough."""
-    wanted = min(2 * LOOK_SAMPLES, max(samples.count // 2, 32))
+def few_of(samples: Samples, fitted: int | None = None) -> tuple[Samples, Samples] | None:
+    """Return few samples for rough fits and others to judge them by; None where there aren't enough.
+
+    Parameters
+    ----------
+    samples : Samples
+    fitted : int, optional
+        At most so many are fitted on; half of them without it, and never more.
+    """
+    wanted = min(LOOK_SAMPLES, max(samples.count // 2, 32))
     if samples.count < wanted:
         return None
-    quick, judge = samples.few(min(wanted, samples.count - 1)).split(0.5)
+    few = samples.few(min(wanted, samples.count - 1))
+    quick, judge = few.split(1 - min(0.5, (fitted or few.count) / few.count))
     return None if judge is None else (quick, judge)
 
 

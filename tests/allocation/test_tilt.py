@@ -1,41 +1,50 @@
-"""How losses at different depths count in compression, and how far outputs are apart."""
+"""A search of few calls, and how far outputs are apart."""
 
 import numpy as np
 import pytest
 
+from onnxprune.allocation.moves import moved
 from onnxprune.calibration.agreement import compare, distance
-from onnxprune.compression.weigh import STEP, search
+
+TILTS = [(1.5,), (-1.5,), (0.75,), (-0.75,)]
+ENDS = [(-4.5, 4.5)]
 
 
 @pytest.mark.parametrize("best", [-2.3, -0.4, 0.0, 0.9, 3.1])
 def test_search_comes_within_half_a_step(best: float) -> None:
-    asked: list[float] = []
+    asked: list[tuple[float, ...]] = []
 
-    def far(tilt: float) -> float:
-        asked.append(tilt)
-        return 0.1 + (tilt - best) ** 2
+    def far(point: tuple[float, ...]) -> float:
+        asked.append(point)
+        return 0.1 + (point[0] - best) ** 2
 
-    assert abs(search(far, 20) - best) <= STEP / 2
+    assert abs(moved(far, (0.0,), TILTS, ENDS, 20)[0] - best) <= 0.75
     assert len(asked) == len(set(asked)) <= 9  # nothing is tried twice
 
 
-def test_search_stays_where_nothing_is_clearly_better_and_within_its_trials() -> None:
-    calls: list[float] = []
+def test_search_stays_within_its_calls_and_its_ends() -> None:
+    calls: list[tuple[float, ...]] = []
 
-    def level(tilt: float) -> float:
-        calls.append(tilt)
-        return 1.0 - 0.001 * tilt
+    def level(point: tuple[float, ...]) -> float:
+        calls.append(point)
+        return 1.0 - 0.001 * point[0]
 
-    assert search(level, 3) == 0.0
+    assert moved(level, (0.0,), TILTS, ENDS, 3) == (0.0,)
     assert len(calls) == 3
-    assert search(lambda tilt: np.inf, 5) == 0.0
-    assert search(lambda tilt: 1 / 0, 0) == 0.0
+    assert moved(lambda point: np.inf, (0.0,), TILTS, ENDS, 5) == (0.0,)
+    assert moved(lambda point: 1 / 0, (0.0,), TILTS, ENDS, 1) == (0.0,)
+    assert moved(lambda point: float(np.exp(-point[0])), (0.0,), TILTS, ENDS, 20) == (4.5,)
 
 
-@pytest.mark.parametrize(("gain", "found"), [(0.04, 0.0), (0.06, STEP)])
+@pytest.mark.parametrize(("gain", "found"), [(0.04, 0.0), (0.06, 1.5)])
 def test_a_step_must_come_a_twentieth_nearer(gain: float, found: float) -> None:
     """Few samples judge, so what is nearer by less than they can tell is left alone."""
-    assert search(lambda tilt: 1.0 - gain if tilt == STEP else 1.0, 8) == found
+    assert moved(lambda point: 1.0 - gain if point[0] == 1.5 else 1.0, (0.0,), TILTS, ENDS, 8) == (found,)
+
+
+def test_moves_along_one_axis_after_another() -> None:
+    far = lambda point: 0.1 + (point[0] - 0.5) ** 2 + (point[1] - 1.5) ** 2  # noqa: E731
+    assert moved(far, (1.0, 0.0), [(-0.5, 0.0), (0.0, 1.5)], [(0.0, 1.0), (-4.5, 4.5)], 9) == (0.5, 1.5)
 
 
 def test_distance_orders_candidates() -> None:

@@ -64,10 +64,10 @@ def test_looks_find_what_errors_cost_about_their_mean_within_bounds() -> None:
     told: list[str] = []
     found = looked(dict.fromkeys("ab", 2.0), [["a"], ["b"]], far, told.append)
     assert found == {"a": pytest.approx(0.5), "b": pytest.approx(2.0)}
-    assert told == ["weigh 1/2: a", "weigh 2/2: b"]
+    assert told == ["a", "b"]
     together = looked(dict.fromkeys("ab", 2.0), [["a", "b"]], far, told.append)
     assert together == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}
-    assert told[-1] == "weigh 1/1: a and 1 more"
+    assert told[-1] == "a and 1 more"
     wild = looked(dict.fromkeys("acd", 1.0), [["a"], ["c"], ["d"]], far, told.append)
     assert wild["c"] == weighing.MOST
     assert wild["d"] == 1 / weighing.MOST
