@@ -33,7 +33,6 @@ from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NothingToPrune
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
-from onnxprune.pruning.worth import priced
 
 if TYPE_CHECKING:
     from onnxprune.calibration.samples import Samples
@@ -91,6 +90,8 @@ def weights_of(
     choose : callable
         Weights -> units that go.
     """
+    from onnxprune.pruning.worth import priced  # gradients are loaded where they are asked for
+
     weights = {n: SHARED if len(layers) > 1 else 1.0 for n, layers in calibration.places.items()}
     if worth := priced(run, calibration, samples):
         return {name: weight * worth.get(name, 1.0) for name, weight in weights.items()}
