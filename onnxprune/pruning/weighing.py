@@ -48,6 +48,8 @@ SHARED = 4.0
 #: Samples of looks, of which a quarter is fitted on and the rest judges (half, where they are few); and positions used
 #: of a layer, for each regressor.
 LOOK_SAMPLES, LOOK_ROWS = 256, 8
+#: Fewer samples than this tell nothing of that kind.
+ENOUGH = 32
 #: A look takes at least this share of a group's units.
 LEAST = 0.1
 #: No group weighs more times the mean, or less: what few samples can tell.
@@ -213,10 +215,9 @@ def few_of(samples: Samples, fitted: int | None = None) -> tuple[Samples, Sample
     fitted : int, optional
         At most so many are fitted on; half of them without it, and never more.
     """
-    wanted = min(LOOK_SAMPLES, max(samples.count // 2, 32))
-    if samples.count < wanted:
+    if samples.count < ENOUGH:
         return None
-    few = samples.few(min(wanted, samples.count - 1))
+    few = samples.few(LOOK_SAMPLES)
     quick, judge = few.split(1 - min(0.5, (fitted or few.count) / few.count))
     return None if judge is None else (quick, judge)
 

@@ -17,7 +17,7 @@ from onnxprune.calibration.samples import load_samples
 from onnxprune.model import Model
 from onnxprune.pruning import weighing
 from onnxprune.pruning.on_samples import FromSamples
-from onnxprune.pruning.weighing import bundles, depths, looked
+from onnxprune.pruning.weighing import bundles, depths, few_of, looked
 from onnxprune.reconstruction.least_squares import Curve
 
 
@@ -138,3 +138,26 @@ def test_all_outputs_count_and_those_of_other_shapes_do_not() -> None:
     assert ends.distance(model(1.2 * a, 0.9 * b)) == pytest.approx(0.5 * (0.04 + 0.01), rel=1e-4)
     assert ends.distance(model(a[:, :2], 0.9 * b)) == pytest.approx(0.01, rel=1e-4)
     assert np.isnan(ends.distance(model(a[:, :2], b[:, :2])))
+
+
+@pytest.mark.parametrize(
+    ("count", "fitted", "found"),
+    [
+        (31, None, None),
+        (32, None, (16, 16)),
+        (60, 64, (30, 30)),
+        (200, 64, (64, 136)),
+        (900, 64, (64, 192)),
+        (900, None, (128, 128)),
+    ],
+)
+def test_few_samples_are_all_used_and_what_is_fitted_on_does_not_judge(
+    count: int, fitted: int | None, found: tuple[int, int] | None
+) -> None:
+    model = Model.load(two_branches())
+    x = np.arange(12 * count, dtype=np.float32).reshape(count, 12)
+    parts = few_of(load_samples(model.proto.graph, {"x": x}), fitted)
+    assert (None if parts is None else tuple(part.count for part in parts)) == found
+    if parts is not None:
+        rows = [{float(row[0]) for batch in part.batches for row in batch["x"]} for part in parts]
+        assert not rows[0] & rows[1]
