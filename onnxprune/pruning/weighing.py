@@ -111,6 +111,8 @@ def weights_of(
         for name, curve in calibration.curves.items()
         if name in weights and len(cut := _cut(curve, len(removed.get(name, ()))))
     }
+    if not cuts:
+        return weights
     errors = {
         name: weights[name] * float(calibration.curves[name].error[len(cut)]) for name, cut in cuts.items()
     }

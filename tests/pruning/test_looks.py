@@ -17,7 +17,7 @@ from onnxprune.calibration.samples import load_samples
 from onnxprune.model import Model
 from onnxprune.pruning import weighing
 from onnxprune.pruning.on_samples import FromSamples
-from onnxprune.pruning.weighing import bundles, depths, few_of, looked
+from onnxprune.pruning.weighing import bundles, depths, few_of, looked, weights_of
 from onnxprune.reconstruction.least_squares import Curve
 
 
@@ -62,8 +62,10 @@ def test_looks_find_what_errors_cost_about_their_mean_within_bounds() -> None:
         return sum(true[n] for n in names)
 
     told: list[str] = []
-    found = looked(dict.fromkeys("ab", 2.0), [["a"], ["b"]], far, told.append)
+    found = looked({"a": 3.0, "b": 3.0}, [["a"], ["b"]], far, told.append)
     assert found == {"a": pytest.approx(0.5), "b": pytest.approx(2.0)}
+    seeming = looked({"a": 0.5, "b": 8.0}, [["a"], ["b"]], far, lambda what: None)
+    assert seeming == {"a": pytest.approx(2.0), "b": pytest.approx(0.5)}
     assert told == ["a", "b"]
     together = looked(dict.fromkeys("ab", 2.0), [["a", "b"]], far, told.append)
     assert together == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}
@@ -161,3 +163,22 @@ def test_few_samples_are_all_used_and_what_is_fitted_on_does_not_judge(
     if parts is not None:
         rows = [{float(row[0]) for batch in part.batches for row in batch["x"]} for part in parts]
         assert not rows[0] & rows[1]
+
+
+def test_nothing_is_looked_at_where_no_group_has_a_curve_that_layers_gave() -> None:
+    model = Model.load(two_branches())
+    samples = load_samples(model.proto.graph, {"x": np.zeros((40, 12), np.float32)})
+    run = SimpleNamespace(model=model, options=SimpleNamespace(trials=8), notes=[])
+    curve = Curve(np.arange(2), np.array([0.0, np.inf, np.inf]))
+    made = SimpleNamespace(
+        analysis=None,
+        measure=SimpleNamespace(curve=None),
+        sites=[],
+        on=lambda *_: None,
+        curves={"a": curve, "b": curve},
+    )
+    for places in ({}, {"a": [0], "b": [0, 1]}):
+        made.places = places
+        found = weights_of(run, made, samples, lambda weights: {})  # type: ignore[arg-type]
+        assert found == {name: weighing.SHARED if len(read) > 1 else 1.0 for name, read in places.items()}
+    assert not run.notes
