@@ -368,7 +368,7 @@ def _couple(
     hints = {**declared_types(model, inputs, unknown), **probe_types(model, inputs, unknown)}
     if not hints:
         return coupling, tracer
-    again = _tracer(model, tracer.weights, inputs, hints, {})
+    again = _tracer(model, tracer.weights, inputs, hints)
     applied = [Applied(again.visit(proto), proto) for proto in nodes]
     return couple(again, applied, inputs, outputs, opened), again
 
@@ -382,18 +382,18 @@ def _measured(
     types = probe_types(model, inputs, [n for node in nodes for n in node.output if n and n not in weights])
     if not types:
         return None
-    tracer = _tracer(model, weights, inputs, types, {})
+    tracer = _tracer(model, weights, inputs, types)
     tracer.measured = True
     return tracer
 
 
 def _tracer(
     model: Model, weights: Mapping[str, Weight], inputs: Mapping[str, Shape], hints: Mapping[str, Typed],
-    inferred: dict[Any, list[Typed]],
+    inferred: dict[Any, list[Typed]] | None = None,
 ) -> Tracer:  # fmt: skip
     types: dict[str, Typed] = {}
     for value in binding.real_inputs(model.proto.graph):
         if value.name in inputs and value.type.HasField("tensor_type"):
             types[value.name] = (value.type.tensor_type.elem_type, inputs[value.name])
-    averages = Averages(minuends(model.proto.graph.node))
-    return Tracer(opsets_of(model), weights, types=types, hints=hints, inferred=inferred, averages=averages)
+    averages, shared = Averages(minuends(model.proto.graph.node)), {} if inferred is None else inferred
+    return Tracer(opsets_of(model), weights, types=types, hints=hints, inferred=shared, averages=averages)
