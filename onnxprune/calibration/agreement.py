@@ -16,7 +16,7 @@ from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
 
-__all__ = ["Outputs", "compare", "distance", "outputs", "paired", "wilson"]
+__all__ = ["Outputs", "compare", "distance", "of_positions", "outputs", "paired", "wilson"]
 
 Array = NDArray[Any]
 

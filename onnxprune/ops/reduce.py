@@ -42,9 +42,7 @@ def reduce(node: Node) -> Row:
         # still applied element by element: |x|, x * x, log(x)
         return Row("*s -> *s")
     axes = {normal(axis, rank) for axis in given} if given else set(range(rank))
-    row = _over(
-        node, axes, "" if Trait.MEAN | Trait.LINEAR in node.traits and _counts(node) else LOCKS[node.op]
-    )
+    row = _over(node, axes, _lock(node))
     # the greatest of several is that of the others, if one of them is the least number
     return (
         replace(row, lowest={names(rank)[min(axes)]: 0}) if node.op == "ReduceMax" and len(axes) == 1 else row
