@@ -2,35 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxprune.calibration.agreement import of_positions
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
+from onnxprune.files.bodies import DOMAIN
+from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 
-__all__ = ["Ends"]
+__all__ = ["Ends", "ends_of"]
 
 Array = NDArray[Any]
+FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 #: Outputs that are held, in bytes; larger ones are computed each time.
 ROOM = 1 << 28
 
 
+def ends_of(analysis: Analysis, layers: Collection[int]) -> list[str]:
+    """Return the last tensors of a model that change little where its layers do.
+
+    Those are its outputs, as far as they are floats which no positions (int64) chose behind the last layer. Many models
+    end in classes (ArgMax), boxes in the order of their scores (TopK) or those that are left of many
+    (NonMaxSuppression): a small error changes nothing there, or which entries are compared. There it is what these are
+    made of.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    layers : collection of int
+        Positions of the layers in topological order.
+
+    Returns
+    -------
+    list of str
+        Empty where there is none.
+    """
+    nodes, types = [applied.node for applied in analysis.coupling.nodes], analysis.types
+    read: set[str] = set()  # by a layer, or by what leads to one
+    for number in reversed(range(len(nodes))):
+        if number in layers or read.intersection(nodes[number].outputs):
+            read.update(nodes[number].inputs)
+    made: set[str] = set()  # of what a layer gives
+    chosen: set[str] = set()
+    for number, node in enumerate(nodes):
+        if number in layers or made.intersection(node.inputs):
+            made.update(node.outputs)
+            if number not in layers and not read.intersection(node.outputs):
+                whole = {n for n in made.intersection(node.inputs) if types.get(n, 0) == TensorProto.INT64}
+                if chosen.intersection(node.inputs) or whole - analysis.tracer.values.keys():
+                    chosen.update(node.outputs)
+    makers = {name: node for node in nodes for name in node.outputs}
+    todo, found = [v.name for v in analysis.model.proto.graph.output], dict[str, None]()
+    seen = set(todo)
+    while todo:
+        name = todo.pop(0)
+        if name not in makers:
+            continue
+        joint = makers[name].domain == DOMAIN  # what is in branches can't be asked for
+        if joint or (name not in chosen and types.get(name, 0) in FLOATS):
+            found[name] = None
+            continue
+        more = [n for n in makers[name].inputs if n and n not in seen]
+        todo += more
+        seen.update(more)
+    return list(found)
+
+
 class Ends:
-    """What a model gives on samples, all outputs of floats.
+    """What a model gives on samples.
 
     Parameters
     ----------
     model : Model
     samples : Samples
+    names : sequence of str
+        What is looked at; all outputs of floats without it.
     """
 
-    def __init__(self, model: Model, samples: Samples) -> None:
+    def __init__(self, model: Model, samples: Samples, names: Sequence[str] = ()) -> None:
         self._given = model, samples
+        self._names = names
         self._held: list[dict[str, Array]] = []
 
     def _rows(self) -> Iterator[dict[str, Array]]:
@@ -39,7 +96,7 @@ class Ends:
             return
         held: list[dict[str, Array]] = []
         size = 0
-        for made in _ends(*self._given):
+        for made in _ends(*self._given, self._names):
             size += sum(a.nbytes for a in made.values())
             if size <= ROOM:
                 held.append(made)
@@ -47,7 +104,7 @@ class Ends:
         self._held = held if size <= ROOM else []
 
     def distance(self, model: Model) -> float:
-        """Return the squared relative error of another model's outputs, the mean over outputs.
+        """Return the squared relative error of what another model gives, the mean over outputs.
 
         To the second order errors of different causes, which know nothing of each other, add up in it. Unlike the
         divergence of classes it doesn't hang on the few samples of which a model is unsure.
@@ -59,7 +116,7 @@ class Ends:
         """
         gaps: dict[str, float] = {}
         sizes: dict[str, float] = {}
-        for one, two in zip(self._rows(), _ends(model, self._given[1]), strict=True):
+        for one, two in zip(self._rows(), _ends(model, self._given[1], self._names), strict=True):
             for name, array in one.items():
                 if name in two and two[name].shape == array.shape:
                     gap = two[name].astype(np.float64) - array
@@ -73,8 +130,8 @@ class Ends:
         return float(np.mean(shares)) if shares else np.nan
 
 
-def _ends(model: Model, samples: Samples) -> Iterator[dict[str, Array]]:
-    runs = stream_of(model, samples).each()
+def _ends(model: Model, samples: Samples, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+    runs = stream_of(model, samples).each(names)
     for values, valid in zip(runs, samples.valid, strict=True):
         arrays = {n: v for n, v in values.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
         yield {n: of_positions(a, valid) for n, a in arrays.items()}

@@ -12,7 +12,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis
 
-__all__ = ["in_batches", "largest", "sizes", "stream_bytes"]
+__all__ = ["in_batches", "largest", "mean_size", "sizes", "stream_bytes"]
 
 #: Bytes of the activations of a batch that are there at once.
 BATCH_BYTES = 1 << 27
@@ -69,8 +69,13 @@ def stream_bytes(analysis: Analysis, samples: Samples, stops: Sequence[int]) -> 
     stops : sequence of int
         Where the stream stops.
     """
+    return largest(analysis, stops) * samples.count * mean_size(analysis, samples)
+
+
+def mean_size(analysis: Analysis, samples: Samples) -> float:
+    """Return how large one sample is beside the analysed inputs, whatever batch those are."""
     whole = sum(max((a.size for a in batch.values()), default=0) for batch in samples.batches)
-    return largest(analysis, stops) * whole / _entries(analysis)
+    return whole / max(samples.count, 1) / _entries(analysis)
 
 
 def _bytes(analysis: Analysis, name: str) -> float:

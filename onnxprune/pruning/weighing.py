@@ -28,14 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.allocation.moves import moved
-from onnxprune.calibration.ends import Ends
+from onnxprune.calibration.ends import Ends, ends_of
+from onnxprune.calibration.frontier import mean_size
 from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NothingToPrune
+from onnxprune.graph.size import count_macs
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
 
 if TYPE_CHECKING:
     from onnxprune.calibration.samples import Samples
+    from onnxprune.graph.analysis import Analysis
     from onnxprune.reconstruction.least_squares import Curve
     from onnxprune.reconstruction.sequential import Calibration
 
@@ -45,9 +48,11 @@ Ints = NDArray[np.int64]
 
 #: What errors of groups that many layers read weigh, before anything was looked at: they reach everything after them.
 SHARED = 4.0
-#: Samples of looks, of which a quarter is fitted on and the rest judges (half, where they are few); and positions used
-#: of a layer, for each regressor.
-LOOK_SAMPLES, LOOK_ROWS = 256, 8
+#: Samples of looks, of which a quarter is fitted on and the rest judges (half, where they are few); fewer, but the
+#: least, where one pass of them through the model would take more multiplications than this.
+LOOK_SAMPLES, LEAST_SAMPLES, LOOK_MACS = 256, 64, 1 << 36
+#: Positions used of a layer, for each regressor.
+LOOK_ROWS = 8
 #: Fewer samples than this tell nothing of that kind.
 ENOUGH = 32
 #: A look takes at least this share of a group's units.
@@ -97,11 +102,8 @@ def weights_of(
     weights = {n: SHARED if len(layers) > 1 else 1.0 for n, layers in calibration.places.items()}
     if worth := priced(run, calibration, samples):
         return {name: weight * worth.get(name, 1.0) for name, weight in weights.items()}
-    few = few_of(samples, LOOK_SAMPLES // 4)
-    if not run.options.trials or few is None or len(calibration.curves) < 2:
+    if not run.options.trials or len(calibration.curves) < 2:
         return weights
-    quick, judge = few
-    rough, dense = calibration.on(quick, LOOK_ROWS), Ends(run.model, judge)
     try:
         removed = choose(weights)
     except NothingToPrune:
@@ -113,9 +115,17 @@ def weights_of(
     }
     if not cuts:
         return weights
+    base = calibration.analysis
+    most = _bearable(base, samples)
+    few = few_of(samples, max(most // 4, ENOUGH), most)
+    if few is None:
+        return weights
     errors = {
         name: weights[name] * float(calibration.curves[name].error[len(cut)]) for name, cut in cuts.items()
     }
+    quick, judge = few
+    layers = {use.number for s in calibration.sites for use in s.uses}
+    rough, dense = calibration.on(quick, LOOK_ROWS), Ends(base.model, judge, ends_of(base, layers))
     deep = depths(calibration.places, [s.number for s in calibration.sites])
     parts = bundles(errors, deep, run.options.trials)
 
@@ -208,7 +218,9 @@ def bundles(errors: Mapping[str, float], depth: Mapping[str, float], most: int) 
     return parts
 
 
-def few_of(samples: Samples, fitted: int | None = None) -> tuple[Samples, Samples] | None:
+def few_of(
+    samples: Samples, fitted: int | None = None, most: int = LOOK_SAMPLES
+) -> tuple[Samples, Samples] | None:
     """Return few samples for rough fits and others to judge them by; None where there aren't enough.
 
     Parameters
@@ -216,12 +228,20 @@ def few_of(samples: Samples, fitted: int | None = None) -> tuple[Samples, Sample
     samples : Samples
     fitted : int, optional
         At most so many are fitted on; half of them without it, and never more.
+    most : int
+        Of all.
     """
     if samples.count < ENOUGH:
         return None
-    few = samples.few(LOOK_SAMPLES)
+    few = samples.few(most)
     quick, judge = few.split(1 - min(0.5, (fitted or few.count) / few.count))
     return None if judge is None else (quick, judge)
+
+
+def _bearable(analysis: Analysis, samples: Samples) -> int:
+    """Return how many samples looks may take, by what one pass of them costs."""
+    each = count_macs(analysis.coupling) * mean_size(analysis, samples)
+    return int(np.clip(LOOK_MACS / max(each, 1.0), LEAST_SAMPLES, LOOK_SAMPLES))
 
 
 def _cut(curve: Curve, chosen: int) -> Ints:

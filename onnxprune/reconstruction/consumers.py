@@ -98,15 +98,17 @@ def _scaled(
 ) -> tuple[list[Problem], list[Ints], Matrix]:
     """Return the regressions of a wide layer on what its units give, each a regressor whose weight is one.
 
-    Exact: targets were kept. Taps that are summed over are cheaper the one way, single regressors the other.
+    Exact: targets were kept; else they are what the layer itself gives. Taps that are summed over are cheaper the one
+    way, single regressors the other.
     """
     d, outputs = w.shape
     n, count = problems[-1].n, len(units) + 1
-    if not exact or d * d * (n + outputs) < count * count * n * outputs:
+    if d * d * (n + outputs) < count * count * n * outputs:
         found = of_products(problems, units, Outgoing.of(w.astype(np.float32)))
     else:
-        parts = [contributions(p, units, w) for p in problems[:2]]
-        found = [*(p for p, _ in parts), merged(parts, [p.my for p in problems[:2]])]
+        known = [p if exact else p.through(w) for p in problems[:2]]
+        parts = [contributions(p, units, w) for p in known]
+        found = [*(p for p, _ in parts), merged(parts, [p.my for p in known])]
     return found, *_plain(len(units))
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.calibration.ends import Ends
+from onnxprune.calibration.ends import Ends, ends_of
 from onnxprune.calibration.samples import load_samples
+from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.pruning import weighing
 from onnxprune.pruning.on_samples import FromSamples
@@ -140,6 +141,107 @@ def test_all_outputs_count_and_those_of_other_shapes_do_not() -> None:
     assert ends.distance(model(1.2 * a, 0.9 * b)) == pytest.approx(0.5 * (0.04 + 0.01), rel=1e-4)
     assert ends.distance(model(a[:, :2], 0.9 * b)) == pytest.approx(0.01, rel=1e-4)
     assert np.isnan(ends.distance(model(a[:, :2], b[:, :2])))
+
+
+def ended(
+    outputs: Sequence[tuple[str, int]], *rest: tuple[str, Sequence[str], Sequence[str], dict[str, Any]]
+) -> Any:
+    """Two branches, and nodes behind them; the outputs are asked for with their types."""
+    made = two_branches()
+    graph = made.graph
+    del graph.output[:]
+    graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in outputs)
+    graph.node.extend(
+        helper.make_node(op, list(reads), list(gives), **more) for op, reads, gives, more in rest
+    )
+    graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value, np.int64), name)
+        for name, value in (("k", [3]), ("last", [1]), ("shape", [0, 3, 4]))
+    )
+    return onnx.shape_inference.infer_shapes(made)
+
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rest", "found"),
+    [
+        ([("y", FLOAT)], [], ["y"]),
+        ([("c", INT64)], [("ArgMax", ["y"], ["c"], {"axis": 1})], ["y"]),
+        (
+            [("c", INT64), ("s", FLOAT)],
+            [("ArgMax", ["s"], ["c"], {"axis": 1}), ("Softmax", ["y"], ["s"], {"axis": 1})],
+            ["s"],
+        ),
+        (  # boxes in the order of their scores
+            [("b", FLOAT)],
+            [
+                ("Sigmoid", ["y"], ["s"], {}),
+                ("TopK", ["s", "k"], ["v", "i"], {}),
+                ("Exp", ["y"], ["e"], {}),
+                ("GatherElements", ["e", "i"], ["g"], {"axis": 1}),
+                ("Neg", ["g"], ["b"], {}),
+            ],
+            ["e", "s"],
+        ),
+        (  # the mask of an activation, and sizes: integers that choose nothing
+            [("z", FLOAT)],
+            [
+                ("Shape", ["y"], ["n"], {}),
+                ("Reshape", ["y", "n"], ["r"], {}),
+                ("Greater", ["r", "small"], ["m"], {}),
+                ("Where", ["m", "r", "small"], ["z"], {}),
+            ],
+            ["z"],
+        ),
+    ],
+)
+def test_looks_are_at_what_changes_little_where_layers_do(outputs: Any, rest: Any, found: list[str]) -> None:
+    analysis = analyse(Model.load(ended(outputs, *sorted(rest, key=lambda node: node[0] == "ArgMax"))))
+    layers = [n for n, a in enumerate(analysis.coupling.nodes) if a.proto.op_type == "MatMul"]
+    assert sorted(ends_of(analysis, layers)) == found
+
+
+def test_integers_that_a_layer_reads_choose_nothing_at_the_end() -> None:
+    """As where experts are chosen: what they give is compared all the same."""
+    rest = [
+        ("TopK", ["pt", "k"], ["v", "i"], {}),
+        ("GatherElements", ["y", "i"], ["g"], {"axis": 1}),
+        ("MatMul", ["g", "w3"], ["z"], {}),
+    ]
+    made = ended([("z", FLOAT)], *rest)
+    made.graph.initializer.append(numpy_helper.from_array(np.ones((3, 3), np.float32), "w3"))
+    analysis = analyse(Model.load(made))
+    layers = [n for n, a in enumerate(analysis.coupling.nodes) if a.proto.op_type == "MatMul"]
+    assert ends_of(analysis, layers) == ["z"]
+    assert sorted(ends_of(analysis, layers[:-1])) == ["pt", "y"]  # were the last one no layer
+
+
+def test_a_model_that_gives_classes_is_looked_at_too() -> None:
+    x = np.random.default_rng(1).standard_normal((200, 12)).astype(np.float32)
+    made = ended([("c", INT64)], ("ArgMax", ["y"], ["c"], {"axis": 1}))
+    asked: dict[str, Any] = {"target": "macs=0.7", "align": None, "calib": {"x": x}, "recover": "lstsq"}
+
+    def gone(trials: int) -> dict[str, int]:
+        report = onnxprune.prune(made, trials=trials, **asked).report
+        return {name: sum(g["removed"] for g in report.groups if g["name"].startswith(name)) for name in "pq"}
+
+    assert gone(12)["q"] >= gone(0)["q"] + 3
+
+
+@pytest.mark.parametrize(
+    ("macs", "expected"), [(1 << 20, 256), (1 << 28, 256), (1 << 29, 128), (1 << 40, 64)]
+)
+def test_looks_take_fewer_samples_of_a_model_that_costs_more(
+    monkeypatch: pytest.MonkeyPatch, macs: int, expected: int
+) -> None:
+    """By what a sample takes, whatever batch was analysed."""
+    model = Model.load(two_branches())
+    analysis = analyse(model, input_shapes={"x": (5, 12)})
+    samples = load_samples(model.proto.graph, {"x": np.zeros((40, 12), np.float32)})
+    monkeypatch.setattr(weighing, "count_macs", lambda coupling: 5 * macs)
+    assert weighing._bearable(analysis, samples) == expected
 
 
 @pytest.mark.parametrize(

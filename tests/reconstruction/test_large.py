@@ -75,6 +75,37 @@ def test_contributions_are_those_of_their_definition(monkeypatch, linear):
         np.testing.assert_allclose(one.g[:, 0], g, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("outputs", [1, 400])
+@pytest.mark.parametrize("exact_targets", [False, True])
+def test_a_wide_layer_has_the_same_curve_whichever_way_is_cheaper(monkeypatch, outputs, exact_targets):
+    """Rows without targets are those that the layer itself gives; the cheaper way is taken for them as well."""
+    taken = []
+    for name in ("of_products", "contributions"):
+        way = getattr(_consumers, name)
+        monkeypatch.setattr(_consumers, name, lambda *a, way=way, name=name: taken.append(name) or way(*a))
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((90, D)) @ rng.standard_normal((D, D)) + 3
+    w = rng.standard_normal((D, outputs))
+    y = x @ w + (0.1 * rng.standard_normal((90, outputs)) - 1 if exact_targets else 0)
+    table = RowTable()
+    table.add(x, y if exact_targets else y[:, :0])
+    sets = [DualProblem(table, half) for half in (np.arange(30), np.arange(30, 90), np.arange(90))]
+    found, units, ones = _consumers._scaled(sets, UNITS, w, exact=exact_targets)
+    assert set(taken) == ({"of_products"} if outputs > 1 else {"contributions"})
+    assert [u.tolist() for u in units] == [[n] for n in range(len(UNITS))]
+    assert ones.shape == (len(UNITS) + 1, 1)
+    for part, one in zip((slice(30), slice(30, 90), slice(90)), found, strict=True):
+        goal = y[part] - y[part].mean(axis=0)
+        rest = np.setdiff1d(np.arange(D), np.concatenate(UNITS))
+        centred = x[part] - x[part].mean(axis=0)
+        given = np.stack([(centred[:, own] @ w[own]).ravel() for own in [*UNITS, rest]])
+        n = len(goal)
+        scale = np.abs(given @ given.T).max() / n
+        np.testing.assert_allclose(one.h, given @ given.T / n, rtol=0, atol=1e-6 * scale)  # floats of 32 bits
+        np.testing.assert_allclose(one.g[:, 0], given @ goal.ravel() / n, rtol=0, atol=1e-6 * scale)
+        np.testing.assert_allclose(one.v, np.square(goal).sum() / n, rtol=1e-6)
+
+
 def many(readers=6, width=12, outputs=40):
     """A stream that several products read, each with many outputs."""
     b = Builder(3)
