@@ -208,7 +208,8 @@ def test_integers_that_a_layer_reads_choose_nothing_at_the_end() -> None:
     rest = [
         ("TopK", ["pt", "k"], ["v", "i"], {}),
         ("GatherElements", ["y", "i"], ["g"], {"axis": 1}),
-        ("MatMul", ["g", "w3"], ["z"], {}),
+        ("MatMul", ["g", "w3"], ["m"], {}),
+        ("Add", ["m", "g"], ["z"], {}),
     ]
     made = ended([("z", FLOAT)], *rest)
     made.graph.initializer.append(numpy_helper.from_array(np.ones((3, 3), np.float32), "w3"))
