@@ -85,18 +85,18 @@ class RowTable:
         self.x.append(np.ascontiguousarray(x, kind))
         self.y.append(np.ascontiguousarray(y, kind))
 
-    def columns(self, index: Ints, columns: Ints | slice) -> Array:
-        """Return float array [len(index), columns], some columns of some rows, ascending."""
+    def columns(self, index: Ints, columns: Ints) -> Array:
+        """Return float array [len(index), columns], some columns of some rows, ascending; a copy."""
+        run = len(columns) > 0 and bool((np.diff(columns) == 1).all())
+        some = slice(int(columns[0]), int(columns[-1]) + 1) if run else columns  # a sixth of the time
         ends = np.cumsum([len(part) for part in self.x])
         parts, first = [], 0
         for part, end in zip(self.x, ends, strict=True):
             inside = index[(index >= first) & (index < end)] - first
             if len(inside):
-                parts.append(
-                    part[inside][:, columns] if isinstance(columns, slice) else part[np.ix_(inside, columns)]
-                )
+                parts.append(part[inside, some] if isinstance(some, slice) else part[np.ix_(inside, some)])
             first = end
-        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)[:, columns]
+        return np.concatenate(parts) if parts else np.zeros((0, len(columns)), np.float32)
 
     def targets(self, index: Ints) -> Matrix:
         """Return float64[len(index), O]."""

@@ -70,7 +70,7 @@ def test_contributions_are_those_of_the_rows_and_merge(monkeypatch):
     ]  # the last channel is nobody's
     halves = [DualProblem(problem.table, part) for part in np.array_split(problem.index, [25])]
     whole, _ = contributions(problem, units, w)
-    x = problem.table.columns(problem.index, slice(None)) - problem.mx
+    x = problem.table.columns(problem.index, np.arange(problem.table.width)) - problem.mx
     rows = np.stack([x[:, own] @ w[own] for own in [*units, np.arange(D - TAPS, D)]]).reshape(
         len(units) + 1, -1
     )
@@ -180,7 +180,7 @@ def test_broken_rows_are_refused_and_tables_merge():
     stack = RowStack([one], np.array([0, 2]))
     stack.merge(RowStack([two], np.array([1])))
     table, index = stack.parts[0]
-    np.testing.assert_array_equal(table.columns(index, slice(None)), [[0, 1], [4, 5], [8, 9]])
+    np.testing.assert_array_equal(table.columns(index, np.arange(table.width)), [[0, 1], [4, 5], [8, 9]])
     np.testing.assert_array_equal(table.targets(index)[:, 0], [0, 0, 1])
 
 
@@ -210,7 +210,7 @@ def test_rows_of_uses_of_one_weight_are_kept_once():
         assert one.n == two.n
         (table, index), (known, *_) = two.parts[0], one.parts
         np.testing.assert_allclose(
-            table.columns(index, slice(None)).mean(axis=0), known.mean[: view.width], atol=1e-5
+            table.columns(index, np.arange(table.width)).mean(axis=0), known.mean[: view.width], atol=1e-5
         )
         np.testing.assert_allclose(
             np.square(table.targets(index)).sum(),
