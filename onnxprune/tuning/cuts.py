@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,10 +71,13 @@ class Cuts:
     run : Run
     labelled : bool
         Whether the samples hold labels.
+    once : float
+        Seconds that went into what all cuts share.
     """
 
     run: Run[TuneOptions]
     labelled: bool
+    once: float = 0.0
     _known: FromSamples | None = None
     _speed: Speed | None = None
     _weighed: set[str] = field(default_factory=set)
@@ -117,7 +121,9 @@ class Cuts:
         NothingToPrune
             If there is no such cut.
         """
+        start = time.monotonic()
         self._weigh(width)
+        self.once += time.monotonic() - start
         run, saliency, limit = self._opened(width)
         if width.recover:
             made = saliency.calibration

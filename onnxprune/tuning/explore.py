@@ -27,6 +27,8 @@ ALMOST = 0.9
 #: The share at which ladders are compared, which the first bisection comes to as well; and what counts as no loss, as a
 #: share of what may be lost.
 PROBED, LITTLE = 0.707, 0.2
+#: The most that comparing ladders may take of all the time there is; else the first is followed, and others after it.
+COMPARED = 0.25
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,19 @@ class Explorer:
         return lever.name not in self.refused
 
     def by_promise(self, several: list[Ladder]) -> list[Ladder]:
-        """Return the ladders, the one first whose model at the same share pays most in speed for what it loses."""
+        """Return the ladders, the one first whose model at the same share pays most in speed for what it loses.
+
+        Where one such model takes too long to make all of them, they stay as they are.
+        """
         if len(several) < 2:
+            return several
+        share, minutes = self.members.demand.share or PROBED, self.members.deadline.minutes
+        seconds = self.members.make(Recipe(several[0].at(share))).get("seconds", 0.0)
+        if minutes is not None and seconds * (len(several) - 1) > COMPARED * 60 * minutes:
             return several
 
         def pays(ladder: Ladder) -> float:
-            entry = self.members.make(Recipe(ladder.at(self.members.demand.share or PROBED)))
+            entry = self.members.make(Recipe(ladder.at(share)))
             if "refused" in entry:
                 return -inf
             floor = self.members.floor

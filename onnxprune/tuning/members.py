@@ -183,11 +183,11 @@ class Members:
         entry = self.entries.get(name) or self.state.read(name)
         if entry is None:
             self.deadline.check(self._expected(member))
-            start = time.monotonic()
+            start, once = time.monotonic(), self.cuts.once
             self.tell(name, "make")
             with alone():  # what is told of a search that was stopped is its output, not each member
                 entry = self._made(member)
-            took = time.monotonic() - start
+            took = time.monotonic() - start - (self.cuts.once - once)
             if "refused" not in entry:
                 self._seconds[_effort(member)] = took
             self._turn("")

@@ -23,6 +23,7 @@ def test_the_ladder_that_pays_most_goes_first() -> None:
         make=lambda recipe: made[recipe.name],
         floor=floor,
         demand=Demand(),
+        deadline=members.Deadline(None),
         score=lambda e: Score(e["metric"], e["items"]),
     )
     explorer = explore.Explorer(fake, "latency")  # type: ignore[arg-type]
@@ -34,12 +35,31 @@ def test_the_ladder_that_pays_most_goes_first() -> None:
     ]
 
 
+@pytest.mark.parametrize(("seconds", "compared"), [(60.0, 3), (90.0, 1)])
+def test_ladders_are_not_compared_where_that_takes_most_of_the_time(seconds: float, compared: int) -> None:
+    """Two others in a search of ten minutes: they may take two and a half."""
+    made = []
+
+    def make(recipe: members.Recipe) -> dict:
+        made.append(recipe.name)
+        return {"speedup": len(made), "metric": 100.0, "items": None, "seconds": seconds}
+
+    fake = SimpleNamespace(
+        make=make, floor=Floor(Score(100.0), 1.0), demand=Demand(), deadline=members.Deadline(10.0),
+        score=lambda e: Score(e["metric"], e["items"]),
+    )  # fmt: skip
+    several = [explore.Ladder("macs", step) for step in ("auto", 8, 1)]
+    order = explore.Explorer(fake, "latency").by_promise(several)  # type: ignore[arg-type]
+    assert len(set(made)) == compared
+    assert order == (several[::-1] if compared > 1 else several)
+
+
 class Fits:
     """Members whose loss depends on the share and on how they were fitted."""
 
     def __init__(self, loss: dict[str, float]) -> None:
         self.loss, self.floor, self.demand, self.entries = loss, Floor(Score(100.0), 1.0), Demand(), {}
-        self.whole = SimpleNamespace(steps=0)
+        self.whole, self.deadline = SimpleNamespace(steps=0), members.Deadline(None)
 
     def make(self, recipe: members.Recipe) -> dict:
         width = recipe.width
