@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.labels import check_labels
+from onnxprune.calibration.replayed import ROOM, Replayed
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
@@ -77,33 +78,21 @@ class Outputs:
         Compute as users have it: for what they are told, not for what is chosen by.
     """
 
-    room: int
-
     def __init__(
         self,
         model: Model,
         samples: Samples,
         but: Collection[str] = (),
-        room: int = 1 << 28,
+        room: int = ROOM,
         *,
         served: bool = False,
     ) -> None:
-        self._given, self.room = (model, samples, but, served), room
-        self.held: list[Array] = []
+        made = Replayed(lambda: _rows(model, samples, but, served), lambda rows: rows.nbytes, room)
+        self._rows: Replayed[Array] = made
 
     def __iter__(self) -> Iterator[Array]:
         """Yield array [samples of the batch, ...]."""
-        if self.held:
-            yield from self.held
-            return
-        rows: list[Array] = []
-        size = 0
-        for array in _rows(*self._given):
-            size += array.nbytes
-            if size <= self.room:
-                rows.append(array)
-            yield array
-        self.held = rows if size <= self.room else []
+        return iter(self._rows)
 
     def whole(self) -> Array:
         """Return array [samples, ...].

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.calibration.agreement import of_positions
+from onnxprune.calibration.replayed import Replayed
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.files.bodies import DOMAIN
@@ -20,8 +21,6 @@ __all__ = ["Ends", "ends_of"]
 
 Array = NDArray[Any]
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-#: Outputs that are held, in bytes; larger ones are computed each time.
-ROOM = 1 << 28
 
 
 def ends_of(analysis: Analysis, layers: Collection[int]) -> list[str]:
@@ -86,22 +85,10 @@ class Ends:
     """
 
     def __init__(self, model: Model, samples: Samples, names: Sequence[str] = ()) -> None:
-        self._given = model, samples
-        self._names = names
-        self._held: list[dict[str, Array]] = []
-
-    def _rows(self) -> Iterator[dict[str, Array]]:
-        if self._held:
-            yield from self._held
-            return
-        held: list[dict[str, Array]] = []
-        size = 0
-        for made in _ends(*self._given, self._names):
-            size += sum(a.nbytes for a in made.values())
-            if size <= ROOM:
-                held.append(made)
-            yield made
-        self._held = held if size <= ROOM else []
+        self._samples, self._names = samples, names
+        self._rows = Replayed(
+            lambda: _ends(model, samples, names), lambda r: sum(a.nbytes for a in r.values())
+        )
 
     def distance(self, model: Model) -> float:
         """Return the squared relative error of what another model gives, the mean over outputs.
@@ -116,7 +103,7 @@ class Ends:
         """
         gaps: dict[str, float] = {}
         sizes: dict[str, float] = {}
-        for one, two in zip(self._rows(), _ends(model, self._given[1], self._names), strict=True):
+        for one, two in zip(self._rows, _ends(model, self._samples, self._names), strict=True):
             for name, array in one.items():
                 if name in two and two[name].shape == array.shape:
                     gap = two[name].astype(np.float64) - array
