@@ -181,7 +181,8 @@ def _check_lengths(feed: Batch, axes: Axes, size: int) -> None:
         if shared and len(feed[first]) != len(feed[name]):
             raise CalibrationError(
                 f"There are {len(feed[first])} samples of {first!r}, but {len(feed[name])} of {name!r}; give as "
-                "many of each."
+                "many of each, or, where samples don't lie along axis 0 of both, the shapes of one run with "
+                "--input-shape."
             )
     shortest = min((len(a) for a in feed.values() if a.ndim), default=size)
     if shortest < size and all(a and a[0] == size for a in axes.values()):
