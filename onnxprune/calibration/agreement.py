@@ -87,8 +87,7 @@ class Outputs:
         *,
         served: bool = False,
     ) -> None:
-        made = Replayed(lambda: _rows(model, samples, but, served), lambda rows: rows.nbytes, room)
-        self._rows: Replayed[Array] = made
+        self._rows = Replayed(lambda: _rows(model, samples, but, served), lambda rows: rows.nbytes, room)
 
     def __iter__(self) -> Iterator[Array]:
         """Yield array [samples of the batch, ...]."""

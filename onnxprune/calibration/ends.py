@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from onnxprune.calibration.agreement import of_positions
 from onnxprune.calibration.replayed import Replayed
@@ -16,18 +15,18 @@ from onnxprune.calibration.stream import stream_of
 from onnxprune.files.bodies import DOMAIN
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
+from onnxprune.ops import FLOATS, Trait
 
 __all__ = ["Ends", "ends_of"]
 
 Array = NDArray[Any]
-FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 
 
 def ends_of(analysis: Analysis, layers: Collection[int]) -> list[str]:
     """Return the last tensors of a model that change little where its layers do.
 
-    Those are its outputs, as far as they are floats which no positions (int64) chose behind the last layer. Many models
-    end in classes (ArgMax), boxes in the order of their scores (TopK) or those that are left of many
+    Those are its outputs, as far as they are floats and nothing was chosen (`Trait.CHOICE`) behind the last layer. Many
+    models end in classes (ArgMax), boxes in the order of their scores (TopK) or those that are left of many
     (NonMaxSuppression): a small error changes nothing there, or which entries are compared. There it is what these are
     made of.
 
@@ -52,10 +51,9 @@ def ends_of(analysis: Analysis, layers: Collection[int]) -> list[str]:
     for number, node in enumerate(nodes):
         if number in layers or made.intersection(node.inputs):
             made.update(node.outputs)
-            if number not in layers and not read.intersection(node.outputs):
-                whole = {n for n in made.intersection(node.inputs) if types.get(n, 0) == TensorProto.INT64}
-                if chosen.intersection(node.inputs) or whole - analysis.tracer.values.keys():
-                    chosen.update(node.outputs)
+            behind = number not in layers and not read.intersection(node.outputs)
+            if behind and (Trait.CHOICE in node.traits or chosen.intersection(node.inputs)):
+                chosen.update(node.outputs)
     makers = {name: node for node in nodes for name in node.outputs}
     todo, found = [v.name for v in analysis.model.proto.graph.output], dict[str, None]()
     seen = set(todo)

@@ -18,7 +18,7 @@ from onnx import helper
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.model import Model
-from onnxprune.ops import Trait
+from onnxprune.ops import FLOATS, Trait
 
 __all__ = ["Constants", "padded"]
 
@@ -26,9 +26,6 @@ Array: TypeAlias = NDArray[Any]
 Values: TypeAlias = NDArray[np.float64]  # one number a channel, NaN where it isn't constant
 
 _BINARY = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
-_FLOATS = frozenset(
-    {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-)
 
 
 def padded(applied: Applied) -> bool:
@@ -67,7 +64,7 @@ class Constants:
 
     def weight(self, name: str) -> Array | None:
         """Return a float weight, also one that is transposed or cast on the way; None for anything else."""
-        if name in self.changing or self.analysis.tracer.types.get(name, (0, None))[0] not in _FLOATS:
+        if name in self.changing or self.analysis.tracer.types.get(name, (0, None))[0] not in FLOATS:
             return None
         if name in self.model:
             return self.model.weight(name)
@@ -94,7 +91,7 @@ class Constants:
             return
         name, op = node.outputs[0], node.op
         dims = self.dims.get(name)
-        if dims is None or self.analysis.tracer.types[name][0] not in _FLOATS:
+        if dims is None or self.analysis.tracer.types[name][0] not in FLOATS:
             return
         by_axis: dict[int, Values] = {}
         if op in ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"):
@@ -288,7 +285,7 @@ def _evaluate(analysis: Analysis, applied: Applied, values: Values) -> Values:
     elem = tracer.types.get(applied.node.inputs[0], (0, None))[0]
     unknown = np.full(values.shape, np.nan)
     others = [(n, v) for n, v in zip(applied.node.inputs[1:], applied.node.values[1:], strict=True) if n]
-    if elem not in _FLOATS or any(v is None or v.size != 1 for _, v in others):
+    if elem not in FLOATS or any(v is None or v.size != 1 for _, v in others):
         return unknown
     proto.input[0], proto.output[0] = "x", "y"
     weights = [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in others]

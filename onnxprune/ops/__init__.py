@@ -18,6 +18,7 @@ from onnxprune.ops import (  # noqa: F401  fill the table
 )  # fmt: skip
 from onnxprune.ops.base import (
     EMITTERS,
+    FLOATS,
     PACKED,
     TABLE,
     ZEROED,
@@ -39,6 +40,6 @@ from onnxprune.ops.notation import NotationError, parse
 from onnxprune.ops.traits import Trait, moved, traits_of
 
 __all__ = [
-    "EMITTERS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "PACKED", "Pick", "Refusal", "Row",
-    "SetAttr", "SetInput", "Multiplied", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
+    "EMITTERS", "FLOATS", "TABLE", "Cut", "Edit", "Elem", "Map", "Node", "NotationError", "PACKED", "Pick", "Refusal",
+    "Row", "SetAttr", "SetInput", "Multiplied", "Trait", "ZEROED", "emit", "lookup", "moved", "parse", "traits_of",
 ]  # fmt: skip

@@ -46,6 +46,10 @@ class Elem(IntEnum):
     BOOL = TensorProto.BOOL
 
 
+#: Element types of floats.
+FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+
+
 @dataclass(frozen=True, slots=True)
 class Map:
     """An output letter that takes elements of an input letter: ``d[j] = source[index[j]]``; -1 has no source."""

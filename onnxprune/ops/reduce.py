@@ -8,17 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from onnx import TensorProto
-
 from onnxprune.ops.axes import join, mark, names, text
-from onnxprune.ops.base import Cut, Edit, Multiplied, Node, Row, emitter, normal, op
+from onnxprune.ops.base import FLOATS, Cut, Edit, Multiplied, Node, Row, emitter, normal, op
 from onnxprune.ops.traits import Trait
 
 LOCKS = {
     "ReduceSum": "", "ReduceSumSquare": "", "ReduceL1": "", "ReduceL2": "", "ReduceLogSum": "", "ReduceMean": "~",
     "GlobalAveragePool": "~", "ReduceMax": "~", "ReduceMin": "~", "ReduceProd": "!", "ReduceLogSumExp": "!",
 }  # fmt: skip
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 WHY = {
     "ReduceMean": "averaged over",
     "GlobalAveragePool": "averaged over",
@@ -65,7 +62,7 @@ def _lock(node: Node) -> str:
 
 def _counts(node: Node) -> bool:
     """Whether a masked element counts as a zero in a mean, and the mean isn't rounded to a whole number."""
-    return node.elem(0) in _FLOATS and (node.is_square(0) or not node.is_centred(0))
+    return node.elem(0) in FLOATS and (node.is_square(0) or not node.is_centred(0))
 
 
 @op("ArgMax", "ArgMin", traits=Trait.CHOICE)

@@ -23,7 +23,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
-from onnxprune.ops import Node, Trait
+from onnxprune.ops import FLOATS, Node, Trait
 from onnxprune.proof.branches import Choice
 from onnxprune.proof.compare import STEP, Difference, compare, worst
 from onnxprune.runtime.session import Feeds, open_session
@@ -35,7 +35,6 @@ MOST_INSIDE = 8
 #: Share of elements that a jump may put one step off.
 MOST_FLIPPED = 0.01
 
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _STEPS = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
 
 
@@ -154,7 +153,7 @@ def inside(
     look = _Inside(analysis, kept, models)
     names = [
         n for a in reversed(analysis.coupling.nodes) for n in a.node.outputs
-        if look.shared(n) and look.types.get(n, (0, None))[0] in _FLOATS
+        if look.shared(n) and look.types.get(n, (0, None))[0] in FLOATS
     ][:MOST_INSIDE]  # fmt: skip
     if not names:
         return {}
@@ -183,7 +182,7 @@ def _jumps(look: _Inside) -> Iterator[tuple[Applied, str]]:
             yield applied, "choice"
             continue
         requantises = node.op.startswith("QLinear") and made & _STEPS
-        if Trait.JUMP in node.traits or requantises or (read & _FLOATS and made - _FLOATS):
+        if Trait.JUMP in node.traits or requantises or (read & FLOATS and made - FLOATS):
             yield applied, "step"
 
 
@@ -207,7 +206,7 @@ def pieces(
     forced = {o: how for applied, how in jumps for o in applied.node.outputs if o}
     entries = [
         n for applied, _ in jumps for n in applied.node.inputs
-        if n not in forced and look.shared(n) and look.types.get(n, (0, None))[0] in _FLOATS
+        if n not in forced and look.shared(n) and look.types.get(n, (0, None))[0] in FLOATS
     ]  # fmt: skip
     entries += [n for n in also if n not in forced]
     outputs = [v.name for v in analysis.model.proto.graph.output if v.name not in kept.gone]

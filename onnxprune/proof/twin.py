@@ -25,14 +25,13 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied, Dims
 from onnxprune.graph.kept import Kept, NodeCut
 from onnxprune.model import Model
-from onnxprune.ops import PACKED, ZEROED, Pick, SetAttr, SetInput, emit
+from onnxprune.ops import FLOATS, PACKED, ZEROED, Pick, SetAttr, SetInput, emit
 from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import fit
 
 __all__ = ["twin"]
 
 _PREFIX = "onnxprune/twin"
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 
 
 def twin(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]]) -> Model:
@@ -139,11 +138,11 @@ class _Twin:
         keep = keep.reshape([-1 if a == axis else 1 for a in range(len(dims))])
         elem = self.types.get(applied.node.inputs[slot], (0, None))[0]
         nodes: list[onnx.NodeProto] = []
-        if name in self.model and elem in _FLOATS and _role(applied, slot) == "quant":
+        if name in self.model and elem in FLOATS and _role(applied, slot) == "quant":
             # kernels of quantised weights differ by whether their scales are at rest
             weight = self.model.weight(name)
             masked = self.constant(weight * keep.astype(weight.dtype))
-        elif elem in _FLOATS:
+        elif elem in FLOATS:
             dtype = helper.tensor_dtype_to_np_dtype(elem)
             nodes, masked = self.nodes_of(("Mul", name, self.constant(keep.astype(dtype))))
         else:  # onnxruntime has no Where for every integer type, but for int32

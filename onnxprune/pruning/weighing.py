@@ -102,7 +102,7 @@ def weights_of(
     weights = {n: SHARED if len(layers) > 1 else 1.0 for n, layers in calibration.places.items()}
     if worth := priced(run, calibration, samples):
         return {name: weight * worth.get(name, 1.0) for name, weight in weights.items()}
-    if not run.options.trials or len(calibration.curves) < 2:
+    if not run.options.trials or samples.count < ENOUGH or len(calibration.curves) < 2:
         return weights
     try:
         removed = choose(weights)

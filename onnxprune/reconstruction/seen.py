@@ -29,11 +29,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from onnxprune.graph.coupling import Applied
 from onnxprune.model import Model
-from onnxprune.ops import Node
+from onnxprune.ops import FLOATS, Node
 from onnxprune.reconstruction.stored import INTEGERS, Codec, Floats, Packed, Quantised, Rounded
 from onnxprune.reconstruction.views import View, view_of
 
@@ -42,7 +41,6 @@ __all__ = ["Around", "FloatLayer", "as_floats", "weight_slot"]
 Array = NDArray[Any]
 Uses = Mapping[str, Sequence[tuple[int, int]]]
 
-FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _SLOTS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
 _PLAIN = {"MatMulInteger": "MatMul", "ConvInteger": "Conv", "DynamicQuantizeMatMul": "MatMul",
           "MatMulIntegerToFloat": "MatMul", "MatMulNBits": "MatMul", "QLinearConv": "Conv", "QLinearMatMul": "MatMul",
