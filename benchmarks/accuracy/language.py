@@ -40,6 +40,7 @@ from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.depth import Branch, Depth
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.inline import inline
+from onnxprune.graph.interface import interface
 from onnxprune.graph.size import count_macs, count_parameters
 from onnxprune.model import Model
 from onnxprune.reconstruction.layers import Site, readers, sites
@@ -310,7 +311,7 @@ def main() -> None:
         with np.load(args.calib) as file:
             shape = {name: (1, file[name].shape[1]) for name in file.files}
         analysis = analyse(inline(Model.load(args.model)), input_shapes=shape)
-        task = Task(analysis, load_samples(analysis.interface(), args.calib).cut_into(8))
+        task = Task(analysis, load_samples(interface(analysis), args.calib).cut_into(8))
         for recipe, target in itertools.product(args.recipe, args.target):
             model, params, macs = cut_by(recipe, task, target)
             row = {"recipe": recipe, "target": target, "params": round(params, 4), "macs": round(macs, 4)}

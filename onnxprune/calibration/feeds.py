@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,34 +17,51 @@ from onnxprune.errors import CalibrationError
 from onnxprune.runtime.binding import declared
 from onnxprune.runtime.session import FROM_NUMPY
 
-__all__ = ["check", "count_of", "is_free", "lie_first", "parts", "taken"]
+__all__ = ["check", "count_of", "lie_first", "parts", "sample_axes", "taken"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
 Inputs = Mapping[str, onnx.ValueInfoProto]
 Axes = Mapping[str, tuple[int | str, ...] | None]
+#: Input -> the axis along which its samples lie.
+Along = Mapping[str, int]
 
 #: Samples to a batch where the model leaves the batch free.
 BATCH = 64
 
-
-def count_of(batch: Batch) -> int:
-    """Return how many samples a batch holds."""
-    return max((a.shape[0] for a in batch.values() if a.ndim), default=1)
+#: What a batch is called, wherever it lies.
+_BATCH = re.compile(r"batch|^bs?$", re.IGNORECASE)
 
 
-def taken(batch: Batch, at: Any) -> Batch:
-    """Return some samples of a batch whose inputs have them along axis 0; numbers without axes are for all of them."""
-    return {n: a[at] if a.ndim else a for n, a in batch.items()}
+def count_of(batch: Batch, along: Along | None = None) -> int:
+    """Return how many samples a batch holds: where it isn't known along which axes they lie, along axis 0."""
+    return max((a.shape[along[n] if along else 0] for n, a in batch.items() if a.ndim), default=1)
 
 
-def is_free(inputs: Inputs) -> bool:
-    """Whether the model takes batches of any size: samples lie along a dynamic axis 0 in all of its inputs."""
-    axes = [declared(v) for v in inputs.values()]
-    known = [a for a in axes if a]
-    return (
-        bool(known) and None not in axes and lie_first(inputs) and all(isinstance(a[0], str) for a in known)
-    )
+def taken(batch: Batch, at: Any, along: Along | None = None) -> Batch:
+    """Return some samples of a batch; numbers without axes are for all of them."""
+    return {
+        n: a[(slice(None),) * along[n] + (at,)] if along and a.ndim else a[at] if a.ndim else a
+        for n, a in batch.items()
+    }
+
+
+def sample_axes(inputs: Inputs) -> dict[str, int] | None:
+    """Return along which axis of each input samples lie; None where the model doesn't take batches of any size.
+
+    Along the one axis that all inputs call the batch, such as that of ``[time, batch, width]`` beside a state
+    ``[layers, batch, width]``, else along axis 0 where that is dynamic in all of them. Numbers have no axes.
+    """
+    axes = {n: declared(v) for n, v in inputs.items()}
+    known = {n: a for n, a in axes.items() if a}
+    if not known or None in axes.values():
+        return None
+    shared = set.intersection(*({s for s in a if isinstance(s, str)} for a in known.values()))
+    called = [s for s in shared if _BATCH.search(s) and all(a.count(s) == 1 for a in known.values())]
+    if len(called) == 1:
+        return {n: a.index(called[0]) for n, a in known.items()}
+    first = lie_first(inputs) and all(isinstance(a[0], str) for a in known.values())
+    return dict.fromkeys(known, 0) if first else None
 
 
 def lie_first(inputs: Inputs) -> bool:
@@ -118,73 +136,70 @@ def parts(
         If their lengths or shapes don't fit.
     """
     axes = {n: declared(v) for n, v in inputs.items()}
-    for part, at in _cut(axes, feed, most, seed, is_free(inputs)):
+    along = sample_axes(inputs)
+    for part, at in _cut(axes, feed, most, seed, along):
         for name, array in part.items():
             _check_shape(name, array, axes[name])
-        if labels is not None and at is not None and len(labels) != count_of(feed):
-            raise CalibrationError(
-                f"There are {len(labels)} labels for {count_of(feed)} samples; give one for each."
-            )
+        if labels is not None and at is not None and len(labels) != (count := count_of(feed, along)):
+            raise CalibrationError(f"There are {len(labels)} labels for {count} samples; give one for each.")
         yield part, None if labels is None else (labels if at is None else labels[at])
 
 
 def _cut(
-    axes: Axes, feed: Batch, most: int | None, seed: int, free: bool
+    axes: Axes, feed: Batch, most: int | None, seed: int, along: Along | None
 ) -> Iterator[tuple[Batch, NDArray[np.int64] | None]]:
     """Yield batches, each with the numbers of its samples; None where all is one batch."""
     stacked = {n for n, a in axes.items() if a is not None and feed[n].ndim == len(a) + 1}
     fixed = {a[0] for a in axes.values() if a and isinstance(a[0], int)}
-    size = BATCH if free else next(iter(fixed)) if len(fixed) == 1 else 0
+    size = BATCH if along else next(iter(fixed)) if len(fixed) == 1 else 0
+    lie = {n: 0 if n in stacked or not along else along[n] for n, a in feed.items() if a.ndim}
     if stacked:
         size = 1
         if len(stacked) < len(feed):
-            _check_beside(axes, feed, stacked, free)
+            _check_beside(axes, feed, stacked, lie)
     else:
-        _check_lengths(feed, axes, size)
-    lengths = {len(a) for n, a in feed.items() if a.ndim}
+        _check_lengths(feed, axes, size, lie)
+    lengths = {feed[n].shape[axis] for n, axis in lie.items()}
     if size == 0 or len(lengths) != 1:
         yield feed, None
         return
-    step = 1 if stacked or free else size
+    step = 1 if stacked or along else size
     total = lengths.pop() // step * step
     picked = _pick(total, most, seed, step)
     for i in range(0, len(picked), size):
         at = picked[i : i + size]
-        if stacked:
-            one = {
-                n: np.asarray(a[at[0]] if n in stacked else a[at] if a.ndim else a) for n, a in feed.items()
-            }
-            yield one, at
-        else:
-            yield taken(feed, at), at
+        one = taken(feed, at, lie)
+        yield {n: np.asarray(a[0]) if n in stacked else a for n, a in one.items()}, at
 
 
-def _check_beside(axes: Axes, feed: Batch, stacked: set[str], free: bool) -> None:
+def _check_beside(axes: Axes, feed: Batch, stacked: set[str], lie: Along) -> None:
     """Refuse arrays of which some have an axis of samples in front, and others can't be cut along theirs."""
     first = min(stacked)
-    for name in axes:
-        array = feed[name]
-        fits = name in stacked or not array.ndim or free or (axes[name] or (0,))[0] == 1
-        if not fits or (array.ndim and len(array) != len(feed[first])):
+    for name, array in feed.items():
+        own = axes[name]
+        fits = (
+            name in stacked or not array.ndim or own is None or isinstance(own[lie[name]], str) or own[0] == 1
+        )
+        if not fits or (array.ndim and array.shape[lie[name]] != len(feed[first])):
             raise CalibrationError(
                 f"The samples' {first!r} have an axis more than the model's input, one entry for each sample, but "
                 f"{name!r} have the shape {array.shape}; give {len(feed[first])} of each, along an axis in front."
             )
 
 
-def _check_lengths(feed: Batch, axes: Axes, size: int) -> None:
+def _check_lengths(feed: Batch, axes: Axes, size: int, lie: Along) -> None:
     """Refuse arrays of one batch axis that hold different numbers of samples, and those that fill no batch."""
-    first, *others = (n for n in feed if feed[n].ndim) if any(a.ndim for a in feed.values()) else ("",)
+    first, *others = lie or ("",)
     for name in others:
         own, other = axes[first], axes[name]
-        shared = own and other and own[0] == other[0]
-        if shared and len(feed[first]) != len(feed[name]):
+        shared = own and other and own[lie[first]] == other[lie[name]]
+        count, counted = feed[first].shape[lie[first]], feed[name].shape[lie[name]]
+        if shared and count != counted:
             raise CalibrationError(
-                f"There are {len(feed[first])} samples of {first!r}, but {len(feed[name])} of {name!r}; give as "
-                "many of each, or, where samples don't lie along axis 0 of both, the shapes of one run with "
-                "--input-shape."
+                f"There are {count} samples of {first!r}, but {counted} of {name!r}; give as many of each, or, where "
+                "samples don't lie along axis 0 of both, the shapes of one run with --input-shape."
             )
-    shortest = min((len(a) for a in feed.values() if a.ndim), default=size)
+    shortest = min((feed[n].shape[axis] for n, axis in lie.items()), default=size)
     if shortest < size and all(a and a[0] == size for a in axes.values()):
         raise CalibrationError(
             f"There are {shortest} samples, but the model takes {size} at a time; give at least one batch."

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import check, count_of, is_free, lie_first, parts, taken
+from onnxprune.calibration.feeds import Along, check, count_of, lie_first, parts, sample_axes, taken
 from onnxprune.calibration.given import InOrder, each, source_of
 from onnxprune.calibration.labels import numbers
 from onnxprune.calibration.reading import admits, bounded, call
@@ -56,8 +56,8 @@ class Samples:
         One for each sample, where a key for them was named.
     source : str
         Where they come from, for people.
-    free : bool
-        Whether the model takes batches of any size.
+    along : mapping or None
+        Input -> the axis along which its samples lie; None where the model doesn't take batches of any size.
     provider : str
         onnxruntime's name of the execution provider that runs them.
     """
@@ -66,8 +66,13 @@ class Samples:
     counts: list[int]
     labels: Array | None = None
     source: str = ""
-    free: bool = False
+    along: Along | None = None
     provider: str = CPU
+
+    @property
+    def free(self) -> bool:
+        """Whether batches may have any size, and samples lie along axis 0 of all inputs."""
+        return self.along is not None and not any(self.along.values())
 
     @property
     def valid(self) -> list[Array | None]:
@@ -84,9 +89,11 @@ class Samples:
 
     @property
     def _can_be_cut(self) -> bool:
-        """Whether all inputs have their samples along axis 0, but for numbers that serve all of them."""
-        pairs = zip(self.batches, self.counts, strict=True)
-        return self.free and all(not a.ndim or len(a) == n for b, n in pairs for a in b.values())
+        """Whether all inputs have their samples along their axis, but for numbers that serve all of them."""
+        along, pairs = self.along, zip(self.batches, self.counts, strict=True)
+        return along is not None and all(
+            not a.ndim or a.shape[along[name]] == n for b, n in pairs for name, a in b.items()
+        )
 
     def taken(self, take: Callable[[Batch], Batch]) -> Samples:
         """Return the samples with another form of each batch, such as what is left of inputs that were cut."""
@@ -109,7 +116,9 @@ class Samples:
         if not self._can_be_cut:
             return self
         parts = [
-            (taken(b, slice(i, i + size)), min(size, c - i)) for b, c in pairs for i in range(0, c, size)
+            (taken(b, slice(i, i + size), self.along), min(size, c - i))
+            for b, c in pairs
+            for i in range(0, c, size)
         ]
         return replace(self, batches=[b for b, _ in parts], counts=[c for _, c in parts])
 
@@ -171,7 +180,7 @@ class Samples:
         batches, counts = [], []
         for batch, part in zip(self.batches, np.split(which, np.cumsum(self.counts)[:-1]), strict=True):
             if part.any():
-                batches.append(batch if part.all() else taken(batch, part))
+                batches.append(batch if part.all() else taken(batch, part, self.along))
                 counts.append(int(part.sum()))
         return replace(
             self, batches=batches, counts=counts, labels=None if self.labels is None else self.labels[which]
@@ -255,6 +264,7 @@ def load_samples(
     if is_synthetic(given):
         given = synthetic(graph, types or {}, most or 256, seed)
     inputs = {v.name: v for v in real_inputs(graph)}
+    along = sample_axes(inputs)
     batches: list[Batch] = []
     marks: list[Array] = []
     counts: list[int] = []
@@ -267,8 +277,9 @@ def load_samples(
         check(inputs, feed)
         for batch, label in list(parts(inputs, feed, None if most is None else most - count, seed, mark)):
             batches.append(batch)
-            # elsewhere than along axis 0 the labels alone say how many there are
-            counts.append(count_of(batch) if label is None or lie_first(inputs) else len(label))
+            # where it isn't known along which axes they lie the labels alone say how many there are
+            unknown = along is None and not lie_first(inputs)
+            counts.append(len(label) if label is not None and unknown else count_of(batch, along))
             count += counts[-1]
             if label is not None:
                 marks.append(label)
@@ -291,7 +302,7 @@ def load_samples(
             f"There are {len(label_array)} labels in {labels!r} for {sum(counts)} samples."
         )
     _log.info("%d samples in %d batches", sum(counts), len(batches))
-    return Samples(batches, counts, label_array, source, is_free(inputs))
+    return Samples(batches, counts, label_array, source, along)
 
 
 def _mask(batch: Batch) -> Array | None:

@@ -22,6 +22,7 @@ from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.files.protowalk import body_weights
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.inline import inline
+from onnxprune.graph.interface import interface
 from onnxprune.journey.given_shapes import bound
 from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.run import Run
@@ -142,7 +143,7 @@ def _layers(run: Run[CompressOptions], base: Model) -> tuple[Layers, Samples | N
     """Return the layers that can be fitted on samples, and the samples that no fit sees."""
     analysis = _analysed(run, base)
     with run.stage("samples"):
-        fit_on, aside = samples_for(analysis.interface(), run.options, analysis.inputs).set_aside()
+        fit_on, aside = samples_for(interface(analysis), run.options, analysis.inputs).set_aside()
     told = seen(sites(analysis), stream_of(base, fit_on))
     fitted = [_without_new_bias(s) for s in told if isinstance(s.codec, Floats) and s.view.width <= LARGEST]
     return Layers(analysis, fit_on, fitted, Settings(seed=run.options.seed, wide=LARGEST), run.say), aside

@@ -126,7 +126,7 @@ class Analysis:
         if not binding.is_dynamic(graph, {}):
             return None
         for inputs in binding.others(graph, self.given):
-            if inputs != self.inputs and (tracer := self._fitting(inputs)) is not None:
+            if inputs != self.inputs and (tracer := self.traced(inputs)) is not None:
                 return tracer
         return self._trace_partly()
 
@@ -138,30 +138,12 @@ class Analysis:
         for axis, size in axes.sizes.items():
             for value in (size + 1, 2 * size, size // 2):
                 shapes = axes.shapes({**sizes, axis: value}) if value else None
-                if shapes is not None and (tracer := self._fitting(shapes)) is not None:
+                if shapes is not None and (tracer := self.traced(shapes)) is not None:
                     last, sizes[axis] = tracer, value
                     break
         return last
 
-    def interface(self) -> onnx.GraphProto:
-        """Return the graph for samples to be held against: a batch that takes one size only is declared so."""
-        graph = self.model.proto.graph
-        axes = binding.Axes.of(graph, self.inputs)
-        for more in (1, 2) if axes.batch else ():
-            shapes = axes.shapes({**axes.sizes, **{a: more * axes.sizes[a] + 1 for a in axes.batch}})
-            if shapes is None or (self._fitting(shapes) and not (self.runs and self.runs(shapes))):
-                return graph
-        if not axes.batch:
-            return graph
-        interface = onnx.GraphProto()
-        interface.CopyFrom(graph)
-        for value in interface.input:
-            own = axes.axes_of.get(value.name, ())
-            if own and own[0] in axes.batch and binding.declared(value) is not None:
-                value.type.tensor_type.shape.dim[0].dim_value = self.inputs[value.name][0]
-        return interface
-
-    def _fitting(self, inputs: dict[str, Shape]) -> Tracer | None:
+    def traced(self, inputs: dict[str, Shape]) -> Tracer | None:
         """Trace under these shapes; None where the model can't be run on them."""
         tracer = _tracer(self.model, self.tracer.weights, inputs, {}, self.tracer.inferred)
         nodes = [applied.proto for applied in self.coupling.nodes]

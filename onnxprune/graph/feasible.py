@@ -46,7 +46,7 @@ _LAST = (
 _BESIDE_STATES = (512, 256, 1024, 128, 64, 32, 16)
 
 
-def _states(axes: Axes) -> frozenset[str]:
+def states_of(axes: Axes) -> frozenset[str]:
     """Return the axes without a name that count the sequences of a state, ``[layers, sequences, width]``, as far as one
     can tell: the only dynamic axis of its input, between fixed ones.
     """
@@ -180,7 +180,7 @@ class Feasible:
         for sizes, beside in ((_BESIDE_STATES, True), (_LAST, False)):
             for size in sizes:
                 for axes in (Axes.of(self.graph, start) for start in starts):
-                    states = _states(axes) if beside else frozenset[str]()
+                    states = states_of(axes) if beside else frozenset[str]()
                     batch = min((axes.sizes[a] for a in axes.batch), default=1)
                     shapes = axes.shapes(
                         {

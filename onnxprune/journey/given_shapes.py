@@ -63,7 +63,7 @@ def _shapes(graph: onnx.GraphProto, options: Any) -> dict[str, Shape]:
         return {}
     samples = load_samples(graph, calib, labels=options.labels)
     first = samples.batches[0]
-    return _sizes(taken(first, slice(FEW)) if samples.free else first)
+    return _sizes(taken(first, slice(FEW), samples.along) if samples.along else first)
 
 
 def _sizes(feed: Mapping[str, Any]) -> dict[str, Shape]:

@@ -31,6 +31,7 @@ from onnxprune.calibration.samples import Asked, Samples, is_synthetic, samples_
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.interface import interface
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.views import channels_last
 from onnxprune.runtime.inputs import id_limits
@@ -68,7 +69,7 @@ def read_samples(analysis: Analysis, asked: Asked, say: Callable[[str], None] | 
     CalibrationError
         If they can't be read, or don't fit the model.
     """
-    samples = in_batches(analysis, samples_for(analysis.interface(), asked, analysis.inputs))
+    samples = in_batches(analysis, samples_for(interface(analysis), asked, analysis.inputs))
     return plausible(analysis, samples, asked.seed, say) if is_synthetic(asked.calib) else samples
 
 

@@ -19,6 +19,7 @@ from onnxprune.calibration.samples import Samples, samples_for
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.folding import restored
+from onnxprune.graph.interface import interface
 from onnxprune.journey.given_shapes import bound
 from onnxprune.journey.output import refuse_overwrite
 from onnxprune.journey.run import Run
@@ -128,7 +129,7 @@ def _on_samples(
     with run.stage("analyse"):
         analysis = bound(run, lambda shapes: analyse(model, input_shapes=shapes, runs=Trial(model)))
     with run.stage("samples"):
-        fit_on, aside = samples_for(analysis.interface(), options, analysis.inputs).set_aside()
+        fit_on, aside = samples_for(interface(analysis), options, analysis.inputs).set_aside()
     fitter = Fitter(analysis, fit_on, {t.name: t for t in targets}, spared, options, run.say)
     others = [t for t in targets if t.name not in fitter.fitted]
     if fitter.dear:

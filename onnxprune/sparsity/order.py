@@ -25,6 +25,7 @@ from onnxprune.calibration.samples import samples_for
 from onnxprune.errors import NothingToPrune
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.folding import restored
+from onnxprune.graph.interface import interface
 from onnxprune.journey.given_shapes import bound
 from onnxprune.journey.run import Run
 from onnxprune.journey.save import Outcome, save
@@ -120,7 +121,7 @@ def _weighed(model: Model, targets: dict[str, SparseWeight], run: Run[SparseOpti
     """Return how much each weight of the layers that can be fitted matters, from their inputs in the model as it is."""
     options = run.options
     analysis = bound(run, lambda shapes: analyse(model, input_shapes=shapes, runs=Trial(model)))
-    samples = samples_for(analysis.interface(), options, analysis.inputs)
+    samples = samples_for(interface(analysis), options, analysis.inputs)
     fitter, saliencies = Fitter(analysis, samples, targets, set(), options, run.say), {}
     for site, evidence in fitter.originals():
         weight = _matters(model, site, evidence, targets[site.weight], options)

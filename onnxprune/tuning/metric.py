@@ -216,7 +216,11 @@ def answer(script: str, name: str, model: str) -> tuple[str, Any]:
     except SystemExit as ended:
         return "fault", f"ends its process (sys.exit({ended.code!r})) instead of returning a number"
     except BaseException as error:  # anything can go wrong in a user's script
-        return "fault", f"fails with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return "fault", f"fails with {type(error).__name__}: {' '.join(str(error).split())[:300]}" + (
+            " (it is called with the model's path; a parameter named session is given onnxruntime's session)"
+            if isinstance(error, AttributeError) and error.obj == model
+            else ""
+        )
 
 
 class _Absent(Exception):

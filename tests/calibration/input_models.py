@@ -119,6 +119,15 @@ def time_first() -> onnx.ModelProto:
     return net.layers(net.op("Add", x, h), rank=3)
 
 
+def streaming() -> onnx.ModelProto:
+    """Frames, a recurrent state ``[layers, batch, width]`` and a rate; no axis has a name."""
+    net = Net()
+    x, h = net.input("x", T.FLOAT, [None, None]), net.input("state", T.FLOAT, [2, None, 16])
+    net.input("rate", T.INT64, [])
+    last = net.op("Squeeze", net.op("Slice", h, *map(net.constant, ([1], [2], [0]))), net.constant([0]))
+    return net.layers(net.op("Add", x, last))
+
+
 def flags() -> onnx.ModelProto:
     net = Net()
     keep, x = net.input("keep", T.BOOL, ["N", 16]), net.input("x", T.FLOAT, ["N", 16])

@@ -261,7 +261,11 @@ def test_time_first_is_calibrated_and_never_cut_along_time() -> None:
         assert result.report.law1["inputs"] >= 1
     alike = load_samples(time_first().graph, {"x": rows(64).reshape(8, 8, 16), "h": rows(8)})  # T equals B
     assert [b["x"].shape for b in alike.batches] == [(8, 8, 16)]
-    assert alike.split(0.5)[1] is None
+    one, other = alike.split(0.5)
+    assert other is not None
+    assert [(s.count, s.batches[0]["x"].shape, s.batches[0]["h"].shape) for s in (one, other)] == [
+        (4, (8, 4, 16), (4, 16))
+    ] * 2
 
 
 def kinds_without_numpy() -> Iterator[tuple[str, onnx.ValueInfoProto]]:

@@ -30,7 +30,7 @@ def products() -> tuple[Analysis, Samples]:
     for name in ("one", "two"):
         model.put(name, model.weight(name) * 1)  # lies where numbers may begin, as external data does
     x = np.random.default_rng(0).standard_normal((6, WIDTH)).astype(np.float32)
-    return analyse(model), Samples([{"x": x}], [6], free=True)
+    return analyse(model), Samples([{"x": x}], [6], along={"x": 0})
 
 
 def allocated(work: Callable[[], object]) -> int:

@@ -12,6 +12,7 @@ import onnxprune
 from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import analyse
+from onnxprune.graph.interface import interface
 from onnxprune.graph.vocabulary import says_ids
 from onnxprune.model import Model
 from onnxprune.pruning import worth
@@ -46,7 +47,7 @@ def ids(count):
 def worths(proto, count=worth.FEW):
     analysis = opened(proto)
     layers = [site for site in sites(analysis) if site.total is not None]
-    found = worth.of_layers(analysis, layers, load_samples(analysis.interface(), ids(count)))
+    found = worth.of_layers(analysis, layers, load_samples(interface(analysis), ids(count)))
     return [found[site.number] for site in layers]
 
 

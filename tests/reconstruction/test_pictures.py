@@ -41,7 +41,7 @@ def reader(weights: np.ndarray, last: bool = False) -> Model:
 
 
 def samples(x: np.ndarray) -> Samples:
-    return Samples([{"x": x}], [len(x)], free=True)
+    return Samples([{"x": x}], [len(x)], along={"x": 0})
 
 
 RAMP = np.linspace(-1, 1, SIZE)

@@ -16,6 +16,7 @@ import onnxprune
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
 from onnxprune.graph.analysis import analyse
+from onnxprune.graph.interface import interface
 from onnxprune.model import Model
 from onnxprune.runtime.binding import Axes, bindings, said_in_values, terms
 from onnxprune.runtime.inputs import Trial, random_inputs
@@ -71,9 +72,9 @@ def test_synthetic_samples_have_the_batch_that_a_model_takes(name: str) -> None:
 
 def test_a_batch_of_any_size_stays_free() -> None:
     analysis = analyse(Model.load(MODELS["unet"][0]()))
-    assert analysis.interface().input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    assert interface(analysis).input[0].type.tensor_type.shape.dim[0].dim_param == "N"
     fixed = analyse(Model.load(MODELS["patches_of_a_whole_batch"][0]()))
-    assert fixed.interface().input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert interface(fixed).input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
 def test_given_shapes_that_do_not_run_are_mended_and_told() -> None:

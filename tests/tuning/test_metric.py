@@ -22,6 +22,7 @@ def items(path): print("noise"); return [1.0, 0.0, 1.0, 1.0]
 def of_session(session): return len(session.get_inputs())
 def of_path(model): return os.path.getsize(model)
 def raising(path): raise ValueError("no data\\nat all")
+def of_other_name(model): return model.run(None, {})
 def nothing(path): pass
 def nan(path): return float("nan")
 def matrix(path): return np.ones((2, 3))
@@ -73,6 +74,7 @@ def test_a_path_is_given_where_no_session_is_asked_for(script: Path) -> None:
     ("name", "said"),
     [
         ("raising", "fails with ValueError: no data at all"),
+        ("of_other_name", "a parameter named session is given onnxruntime's session"),
         ("dying", "ends its process before it returns"),
         ("slow", "takes longer than 2 s"),
         ("deleting", "changes or removes the file that it is given"),
@@ -85,6 +87,7 @@ def test_anything_else_is_a_sentence(script: Path, name: str, said: str) -> None
     text = str(caught.value)
     assert said in text
     assert "\n" not in text
+    assert ("parameter named session" in text) == (name == "of_other_name")
     assert text.startswith(f"--metric {script}:{name} ")
 
 
