@@ -27,6 +27,8 @@ ALMOST = 0.9
 #: The share at which ladders are compared, which the first bisection comes to as well; and what counts as no loss, as a
 #: share of what may be lost.
 PROBED, LITTLE = 0.707, 0.2
+#: The share of the aim that a lever leaves by itself, at most, to be used beside all that is tried first.
+LEADING = 0.8
 #: The most that comparing ladders may take of all the time there is; else the first is followed, and others after it.
 COMPARED = 0.25
 
@@ -96,11 +98,13 @@ class Explorer:
         """
         useful = [lever for lever in levers(self.aim) if self.alone(lever)]
         ways = [replace(ladder, recover=self.quick) for ladder in ladders(self.aim)]
-        first, *others = self.by_promise(ways)
+        base = self.leading(useful)
+        first, *others = self.by_promise(ways, base)
         self.members.whole.steps = len(levers(self.aim)) + _steps(len(useful), self.aim)
-        share = self.narrowest(first, None)
-        for lever in useful:
-            self.narrowest(first, lever, share)
+        share = self.narrowest(first, base)
+        for lever in [None, *useful]:
+            if lever != base:
+                self.narrowest(first, lever, share)
         for recover in self.deeper[:1]:
             self.deepen([first, *others], recover)
         best = best_of(self.members, self.aim)
@@ -138,7 +142,13 @@ class Explorer:
             self.refused[lever.name] = f"loses {lost:.4g} of the metric by itself"
         return lever.name not in self.refused
 
-    def by_promise(self, several: list[Ladder]) -> list[Ladder]:
+    def leading(self, useful: Sequence[Lever]) -> Lever | None:
+        """Return the lever that by itself wins so much of the aim that all else is best looked for beside it."""
+        left = {lever: _left(self.members.make(Recipe(None, lever)), self.aim) for lever in useful}
+        base = min(left, key=left.__getitem__, default=None)
+        return base if base is not None and left[base] < LEADING else None
+
+    def by_promise(self, several: list[Ladder], lever: Lever | None = None) -> list[Ladder]:
         """Return the ladders, the one first whose model at the same share pays most in speed for what it loses.
 
         Where one such model takes too long to make all of them, they stay as they are.
@@ -151,7 +161,7 @@ class Explorer:
             return several
 
         def pays(ladder: Ladder) -> float:
-            entry = self.members.make(Recipe(ladder.at(share)))
+            entry = self.members.make(Recipe(ladder.at(share), lever))
             if "refused" in entry:
                 return -inf
             floor = self.members.floor
@@ -204,6 +214,12 @@ def _steps(useful: int, aim: str) -> int:
 def value_of(entry: Entry, aim: str) -> float:
     """Return what is made least, of one member."""
     return 1 / float(entry["speedup"]) if aim == "latency" else float(entry.get(aim) or float("inf"))
+
+
+def _left(entry: Entry, aim: str) -> float:
+    """Return the share of what is made least that one member leaves."""
+    whole = 1.0 if aim == "latency" else entry["original"].get(aim)
+    return value_of(entry, aim) / whole if whole else inf
 
 
 def best_of(members: Members, aim: str) -> Entry | None:

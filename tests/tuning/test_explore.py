@@ -57,17 +57,20 @@ def test_ladders_are_not_compared_where_that_takes_most_of_the_time(seconds: flo
 class Fits:
     """Members whose loss depends on the share and on how they were fitted."""
 
-    def __init__(self, loss: dict[str, float]) -> None:
+    def __init__(self, loss: dict[str, float], levers: dict[str, tuple[float, float]] | None = None) -> None:
+        self.levers = levers or {}
         self.loss, self.floor, self.demand, self.entries = loss, Floor(Score(100.0), 1.0), Demand(), {}
         self.whole, self.deadline = SimpleNamespace(steps=0), members.Deadline(None)
 
     def make(self, recipe: members.Recipe) -> dict:
-        width = recipe.width
-        assert width is not None
+        width, lever = recipe.width, recipe.lever
+        factor, less = self.levers[lever.name] if lever else (1.0, 0.0)
+        lost = self.loss[width.recover] * (1 - width.share) if width else 0.0
+        speed = factor / (width.share if width else 1.0)
         self.entries[recipe.name] = entry = {
-            "ladder": width.ladder, "share": width.share, "lever": None, "items": None,
-            "metric": 100 - self.loss[width.recover] * (1 - width.share),
-            "speedup": 1 / width.share, "speed_interval": [0.99 / width.share, 1.01 / width.share],
+            "ladder": width and width.ladder, "share": width and width.share, "lever": lever and lever.name,
+            "items": None, "metric": 100 - lost - less, "speedup": speed,
+            "speed_interval": [0.99 * speed, 1.01 * speed],
         }  # fmt: skip
         return entry
 
@@ -98,6 +101,28 @@ def test_dear_fits_begin_where_cheap_ones_ended(monkeypatch: pytest.MonkeyPatch,
     assert order[-1] == "distill"
     assert fits_in_turn.count("distill") <= explore.FEWER
     assert len(fits_in_turn) <= explore.most("latency")
+
+
+@pytest.mark.parametrize(
+    ("factor", "leads"), [(2.0, True), (1.1, False)], ids=["doubles the speed", "wins little"]
+)
+def test_what_wins_most_by_itself_is_beside_all_that_is_tried_first(
+    monkeypatch: pytest.MonkeyPatch, factor: float, leads: bool
+) -> None:
+    both = [members.Lever("int8", "dynamic"), members.Lever("int8", "static")]
+    monkeypatch.setattr(explore, "levers", lambda aim: both)
+    fits = Fits({"lstsq": 4, "": 3}, {"int8-static": (factor, 0.3), "int8-dynamic": (0.5, 0.0)})
+    explorer = explore.Explorer(fits, "latency", quick="lstsq", deeper=("",))  # type: ignore[arg-type]
+    explorer.all()
+    narrow = [entry["lever"] for entry in fits.entries.values() if entry["share"] is not None]
+    tried = narrow[1 : explore.STEPS]  # the first tells how long a cut takes
+    assert tried == ["int8-static" if leads else None] * len(tried)
+    best = explore.best_of(fits, "latency")  # type: ignore[arg-type]
+    assert best is not None
+    assert best["lever"] == ("int8-static" if leads else None)
+    assert best["speedup"] > 1.2 * factor
+    assert {None, "int8-static"} <= set(narrow), "both with it and without"
+    assert "int8-dynamic" in explorer.refused
 
 
 def test_the_frontier_is_what_nothing_beats() -> None:
