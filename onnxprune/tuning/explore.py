@@ -16,7 +16,7 @@ from onnxprune.pruning.speed import finer_steps
 from onnxprune.tuning.cuts import Width
 from onnxprune.tuning.members import Entry, Lever, Members, Recipe, levers
 
-__all__ = ["Explorer", "Ladder", "best_of", "ladders", "most"]
+__all__ = ["Explorer", "Ladder", "best_of", "is_doubtful", "ladders", "most"]
 
 #: Least share of a budget that is tried, the first share, steps of one bisection, and shares that are near enough.
 LEAST, FIRST, STEPS, NEAR = 0.04, 0.5, 6, 1.07
@@ -133,10 +133,15 @@ class Explorer:
     def alone(self, lever: Lever) -> bool:
         """Try a lever on the whole model; return whether it is of any use."""
         entry = self.members.make(Recipe(None, lever))
+        if self.aim == "latency" and is_doubtful(entry):
+            entry = self.members.settle(entry)
         if "refused" in entry:
             self.refused[lever.name] = entry["refused"]
         elif self.aim == "latency" and entry["speed_interval"][0] <= 1:
-            self.refused[lever.name] = f"{entry['speedup']:.2f} times as fast as the input here"
+            low, high = entry["speed_interval"]
+            self.refused[lever.name] = (
+                f"{entry['speedup']:.2f} times as fast as the input here ({low:.2f} to {high:.2f})"
+            )
         elif not self.members.holds(entry):
             lost = self.members.floor.lost(self.members.score(entry))
             self.refused[lever.name] = f"loses {lost:.4g} of the metric by itself"
@@ -220,6 +225,13 @@ def _left(entry: Entry, aim: str) -> float:
     """Return the share of what is made least that one member leaves."""
     whole = 1.0 if aim == "latency" else entry["original"].get(aim)
     return value_of(entry, aim) / whole if whole else inf
+
+
+def is_doubtful(entry: Entry) -> bool:
+    """Whether one race alone leaves open if a member is faster than the input: others in other processes may tell."""
+    return (
+        "refused" not in entry and "apart" not in entry and entry["speed_interval"][0] <= 1 < entry["speedup"]
+    )
 
 
 def best_of(members: Members, aim: str) -> Entry | None:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from onnxprune.tuning import explore, members
+from onnxprune.tuning import explore, journey, members
 from onnxprune.tuning.demand import Demand
 from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.metric import Score
@@ -123,6 +123,39 @@ def test_what_wins_most_by_itself_is_beside_all_that_is_tried_first(
     assert best["speedup"] > 1.2 * factor
     assert {None, "int8-static"} <= set(narrow), "both with it and without"
     assert "int8-dynamic" in explorer.refused
+
+
+@pytest.mark.parametrize(("sure", "refused"), [(1.3, False), (0.9, True)])
+def test_what_one_race_leaves_open_is_timed_in_other_processes(sure: float, refused: bool) -> None:
+    """A race beside other work: 1.44 times as fast, between .8 and 2."""
+    timed = []
+
+    class Open(Fits):
+        def make(self, recipe: members.Recipe) -> dict:
+            entry = super().make(recipe) | {"name": "lever", "speed_interval": [0.8, 2.0]}
+            self.entries = {"lever": entry}
+            return entry
+
+        def settle(self, entry: dict) -> dict:
+            timed.append(entry["name"])
+            told = {"apart": [1], "speedup": sure, "speed_interval": [sure - 0.1, sure + 0.1]}
+            self.entries["lever"] = entry | told
+            return self.entries["lever"]
+
+    lever = members.Lever("int8", "dynamic")
+    fits = Open({}, {lever.name: (1.44, 0.0)})
+    explorer = explore.Explorer(fits, "latency")  # type: ignore[arg-type]
+    assert explorer.alone(lever) is not refused
+    assert timed == ["lever"]
+    assert ("0.90 times as fast as the input here (0.80 to 1.00)" in explorer.refused.values()) is refused
+    assert journey._settled(fits, "latency") == (None if refused else fits.entries["lever"])  # type: ignore[arg-type]
+    assert timed == ["lever"], "once is enough"
+
+    fresh = Open({}, {lever.name: (1.44, 0.0)})
+    fresh.make(members.Recipe(None, lever))
+    best = journey._settled(fresh, "latency")  # type: ignore[arg-type]
+    assert (best is None) is refused
+    assert timed == ["lever", "lever"]
 
 
 def test_the_frontier_is_what_nothing_beats() -> None:
