@@ -34,6 +34,16 @@ def test_onnxruntimes_quantiser_is_a_lever(place: Path, setting: str, op: str) -
     onnx.checker.check_model(made)
 
 
+def test_what_onnxruntime_warns_of_is_kept_to_itself(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a weight that nothing reads, which a quantiser's own session removes."""
+    proto = onnx.load("in.onnx")
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "unread"))
+    onnx.save(proto, "in.onnx")
+    samples = load_samples(proto.graph, "s.npz", labels="y")
+    Lever("int8", "static").apply(Path("in.onnx"), Path("int8.onnx"), samples)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("setting", ["static", "dynamic"])
 @pytest.mark.parametrize("narrow", [False, True])
 def test_weights_have_seven_bits_where_sums_saturate(

@@ -27,6 +27,8 @@ AIMS = ("latency", "bytes")
 SETTINGS = ("static", "dynamic")
 #: Samples that ranges of activations are taken from.
 MOST = 256
+#: Levels of onnxruntime's log.
+WARNING, FATAL = 2, 4
 #: From this opset on a weight may have a scale for each channel.
 PER_CHANNEL = 13
 
@@ -92,11 +94,15 @@ def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the quantiser prints and warns of to itself."""
+    """Keep what the quantiser, and the sessions that it opens, print and warn of to themselves."""
+    import onnxruntime
+
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    onnxruntime.set_default_logger_severity(FATAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        onnxruntime.set_default_logger_severity(WARNING)  # its own default: what was set before can't be asked
         logging.disable(before)
