@@ -7,14 +7,14 @@ only on what came of those before, so a search that was stopped goes the same wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, log
 
 from onnxprune.allocation.alignment import FLOOR
 from onnxprune.pruning.speed import finer_steps
 from onnxprune.tuning.cuts import Width
-from onnxprune.tuning.members import Entry, Lever, Members, Recipe, levers
+from onnxprune.tuning.members import Entry, Lever, Members, Recipe, graded, levers
 
 __all__ = ["Explorer", "Ladder", "best_of", "is_doubtful", "ladders", "most"]
 
@@ -97,6 +97,7 @@ class Explorer:
             Where a member is all that was asked for.
         """
         useful = [lever for lever in levers(self.aim) if self.alone(lever)]
+        shares = {leaf: self.coarsest(leaf, least) for leaf, least in graded(self.aim).items()}
         ways = [replace(ladder, recover=self.quick) for ladder in ladders(self.aim)]
         base = self.leading(useful)
         first, *others = self.by_promise(ways, base)
@@ -105,6 +106,9 @@ class Explorer:
         for lever in [None, *useful]:
             if lever != base:
                 self.narrowest(first, lever, share)
+        for leaf, coarse in shares.items():  # half of the way with widths, the rest with what goes by shares
+            if share and coarse:
+                self.coarsest(leaf, graded(self.aim)[leaf], first.at(share**0.5), coarse)
         for recover in self.deeper[:1]:
             self.deepen([first, *others], recover)
         best = best_of(self.members, self.aim)
@@ -128,7 +132,7 @@ class Explorer:
 
     def _lever_of(self, entry: Entry | None) -> Lever | None:
         """Return the lever that a member has beside its width."""
-        return next((one for one in levers(self.aim) if entry and entry["lever"] == one.name), None)
+        return Lever.named(entry["lever"]) if entry and entry["lever"] else None
 
     def alone(self, lever: Lever) -> bool:
         """Try a lever on the whole model; return whether it is of any use."""
@@ -185,10 +189,19 @@ class Explorer:
         near : float, optional
             A share that is thought to be near it.
         """
-        low, high, share = LEAST, 1.0, near or max(self.members.demand.share or FIRST, LEAST)
+        return self._bisect(lambda share: Recipe(ladder.at(share), lever), LEAST, near)
+
+    def coarsest(
+        self, leaf: str, least: float, width: Width | None = None, near: float | None = None
+    ) -> float | None:
+        """Look for the least share of a lever that holds, by itself or beside a width; None where none does."""
+        return self._bisect(lambda share: Recipe(width, Lever(leaf, f"{share:.3g}")), least, near)
+
+    def _bisect(self, recipe: Callable[[float], Recipe], least: float, near: float | None) -> float | None:
+        low, high, share = least, 1.0, near or max(self.members.demand.share or FIRST, least)
         factor, steps = (CLOSE, FEWER) if near else (FIRST, STEPS)
         for _ in range(steps):
-            entry = self.members.make(Recipe(ladder.at(share), lever))
+            entry = self.members.make(recipe(share))
             if self.members.holds(entry) or (
                 entry.get("none") and share > FIRST
             ):  # so little that no unit has to go
@@ -197,8 +210,8 @@ class Explorer:
                 low = share
             if high / low < NEAR:
                 break
-            if low == LEAST:
-                share = max(high * factor, LEAST)
+            if low == least:
+                share = max(high * factor, least)
             elif high == 1.0:
                 share = min(low / factor, low**0.5)
             else:
@@ -213,7 +226,8 @@ def most(aim: str) -> int:
 
 def _steps(useful: int, aim: str) -> int:
     """Return the most steps of all bisections, what comes before them and the last look."""
-    return 1 + len(ladders(aim)) + STEPS + 2 * FEWER + FEWER * (useful + len(ladders(aim)) - 1)
+    shared = len(graded(aim)) * (STEPS + FEWER)
+    return 1 + len(ladders(aim)) + STEPS + 2 * FEWER + FEWER * (useful + len(ladders(aim)) - 1) + shared
 
 
 def value_of(entry: Entry, aim: str) -> float:

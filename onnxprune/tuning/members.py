@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,32 @@ class Lever:
         """Short, for a file."""
         return f"{self.leaf}-{self.setting}"
 
+    @classmethod
+    def named(cls, name: str) -> Lever:
+        """Return the lever of this name."""
+        leaf, _, setting = name.partition("-")
+        return cls(leaf, setting)
+
     def apply(self, source: Path, output: Path, samples: Samples) -> None:
         """Turn one file into another."""
         registry.load("onnxprune.tuning.levers", self.leaf).apply(source, output, self.setting, samples)
 
 
 def levers(aim: str) -> list[Lever]:
-    """Return what could make this less."""
-    found = []
+    """Return what could make this less, of levers with a few settings."""
+    return [Lever(name, one) for name, leaf in _leaves(aim) for one in getattr(leaf, "SETTINGS", ())]
+
+
+def graded(aim: str) -> dict[str, float]:
+    """Return what could make this less by any share: leaf -> the least of it."""
+    return {name: leaf.LEAST for name, leaf in _leaves(aim) if hasattr(leaf, "LEAST")}
+
+
+def _leaves(aim: str) -> Iterator[tuple[str, Any]]:
     for name in registry.names("onnxprune.tuning.levers"):
         leaf = registry.load("onnxprune.tuning.levers", name)
-        found += [Lever(name, setting) for setting in leaf.SETTINGS if aim in leaf.AIMS]
-    return found
+        if aim in leaf.AIMS:
+            yield name, leaf
 
 
 @dataclass(frozen=True)

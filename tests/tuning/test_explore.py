@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from onnxprune.tuning import explore, journey, members
@@ -156,6 +157,38 @@ def test_what_one_race_leaves_open_is_timed_in_other_processes(sure: float, refu
     best = journey._settled(fresh, "latency")  # type: ignore[arg-type]
     assert (best is None) is refused
     assert timed == ["lever", "lever"]
+
+
+def test_what_goes_by_shares_is_bisected_by_itself_and_beside_half_of_the_widths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bytes fall with both; at half of its way each loses a quarter of what it does at the end."""
+    monkeypatch.setattr(explore, "levers", lambda aim: [])
+    monkeypatch.setattr(explore, "graded", lambda aim: {"grids": 0.1})
+
+    class Bytes(Fits):
+        def make(self, recipe: members.Recipe) -> dict:
+            share, grid = (recipe.width.share if recipe.width else 1.0), 1.0
+            if recipe.lever is not None:
+                grid = float(recipe.lever.setting)
+            lost = np.log(share) ** 2 / np.log(0.5) ** 2 + np.log(grid) ** 2 / np.log(0.25) ** 2
+            self.entries[recipe.name] = entry = {
+                "name": recipe.name, "lever": recipe.lever and recipe.lever.name, "share": share, "items": None,
+                "ladder": recipe.width and recipe.width.ladder, "metric": 100 - lost, "bytes": 1000 * share * grid,
+            }  # fmt: skip
+            return entry
+
+    fits = Bytes({})
+    explorer = explore.Explorer(fits, "bytes", quick="lstsq", deeper=("",))  # type: ignore[arg-type]
+    explorer.all()
+    alone = min(e["bytes"] for e in fits.entries.values() if e["ladder"] is None and fits.holds(e))
+    assert 250 <= alone < 270
+    best = explore.best_of(fits, "bytes")  # type: ignore[arg-type]
+    assert best is not None
+    assert best["lever"].startswith("grids-0.")
+    assert best["ladder"]
+    assert best["bytes"] < 0.9 * alone  # the least there is takes 212, alone 250
+    assert len(fits.entries) <= explore.most("bytes")
 
 
 def test_the_frontier_is_what_nothing_beats() -> None:

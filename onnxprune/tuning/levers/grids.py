@@ -9,11 +9,10 @@ from onnxprune.compression.journey import compress
 from onnxprune.journey.run import Run
 from onnxprune.options.compression import CompressOptions
 
-__all__ = ["AIMS", "SETTINGS", "apply"]
+__all__ = ["AIMS", "LEAST", "apply"]
 
 AIMS = ("bytes",)
-SETTINGS = ("third", "sixth")
-SHARES = {"third": 1 / 3, "sixth": 1 / 6}
+LEAST = 0.08
 
 
 def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
@@ -23,7 +22,7 @@ def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
     ----------
     source, output : Path
     setting : str
-        The share of the bytes that stays.
+        The share of the bytes that stays, such as 0.4.
     samples : Samples
         That grids are chosen by, and layers fitted on.
 
@@ -33,6 +32,6 @@ def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
         If no weight of the model may lie on a grid, or the share can't be met.
     """
     options = CompressOptions(
-        target=f"bytes={SHARES[setting]!r}", to="onnx", calib=samples.batches, calib_provider=samples.provider
+        target=f"bytes={setting}", to="onnx", calib=samples.batches, calib_provider=samples.provider
     )
     compress(Run.open(source, options, None), output)

@@ -104,5 +104,7 @@ def _quiet() -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        onnxruntime.set_default_logger_severity(WARNING)  # its own default: what was set before can't be asked
+        onnxruntime.set_default_logger_severity(
+            WARNING
+        )  # its own default: what was set before can't be asked
         logging.disable(before)
