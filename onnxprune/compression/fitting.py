@@ -35,6 +35,8 @@ Matrix = NDArray[np.float64]
 
 #: Inputs of the widest layer that is fitted: its moments take 2 GB.
 LARGEST = 12288
+#: Sum of the cubes of all layers' inputs from where on a fit of all takes over a minute of one processor.
+DEAR = 2.5e11
 #: Ridge of the moments that rounding is weighed by, as a share of the inputs' mean variance.
 DAMPING = 1e-2
 RIDGES = (1e-3, 1e-2, 1e-1)
@@ -132,6 +134,11 @@ class Layers:
     settings: Settings
     say: Callable[[str], None]
     fits: dict[str, Gridded] = field(default_factory=dict)
+
+    @property
+    def dear(self) -> bool:
+        """Whether fitting all layers once takes minutes."""
+        return sum(site.view.blocks * float(site.view.width) ** 3 for site in self.sites) > DEAR
 
     def originals(self) -> Iterator[tuple[Site, Matrix, Rounder, float]]:
         """Yield layers with their weights [B, d, O], what rounds them, and the unit of their loss, in the original."""

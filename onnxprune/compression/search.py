@@ -27,7 +27,7 @@ __all__ = ["Attempt", "GridSearch", "lines"]
 
 #: Rounds of choice, fit and measurement, more until FAIR of the budget is used; USED ends them earlier.
 ROUNDS, MORE, USED, FAIR = 4, 8, 0.985, 0.95
-#: The same of budgets from so many bytes on, where a round takes minutes.
+#: The same of budgets from so many bytes on, or of layers so wide, that a round takes minutes.
 LARGE, USED_LARGE = 1 << 26, 0.93
 #: Bytes of nodes and names that a weight on a grid takes besides, coded and as they are; measured in each round.
 BESIDE_CODED, BESIDE, BESIDE_PAIRS = 60, 220, 900
@@ -163,7 +163,8 @@ class GridSearch:
             rest = self._without_parts()
         weights = self._weights(choices, budget - rest)
         best: Attempt | None = None
-        used = USED if budget < LARGE else USED_LARGE
+        dear = budget >= LARGE or (self.layers is not None and self.layers.dear)
+        used = USED_LARGE if dear else USED
         least, coarsest, aims = np.inf, False, Aims(budget, budget * (1 + used) / 2)
         seen: list[tuple[dict[str, Choice], int]] = []
         for number in range(MORE):

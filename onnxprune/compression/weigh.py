@@ -50,6 +50,11 @@ def by_depth(
     few, last = few_of(layers.samples), len(layers.sites) - 1
     if few is None or last < 1 or choose(choices, budget) is None:
         return {}
+    if layers.dear:
+        run.notes.append(
+            "losses of deep layers count as those of the first: trial fits of layers so wide take too long"
+        )
+        return {}
     quick, judge = few
     settings = replace(layers.settings, most=ROWS, least=LEAST)
     rough = Layers(layers.analysis, quick, layers.sites, settings, lambda _: None)
