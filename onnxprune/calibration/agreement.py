@@ -16,6 +16,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
+from onnxprune.runtime.binding import declared, real_inputs
 
 __all__ = ["Outputs", "compare", "distance", "of_positions", "outputs", "paired", "wilson"]
 
@@ -50,11 +51,25 @@ def outputs(model: Model, samples: Samples, but: Collection[str] = ()) -> Array:
 
 
 def _rows(model: Model, samples: Samples, but: Collection[str], served: bool) -> Iterator[Array]:
-    runs = stream_of(model, samples, served=served).each()
+    runs, along = stream_of(model, samples, served=served).each(), _along(model, samples)
     for values, count, valid in zip(runs, samples.counts, samples.valid, strict=True):
-        array = _first([v for n, v in values.items() if n not in but and isinstance(v, np.ndarray)])
+        arrays = {n: v for n, v in values.items() if n not in but and isinstance(v, np.ndarray)}
+        array = _first([np.moveaxis(v, along.get(n, 0), 0) if v.ndim else v for n, v in arrays.items()])
         whole = array.ndim > 0 and array.shape[0] == count
         yield of_positions(array, valid) if whole else array[None]
+
+
+def _along(model: Model, samples: Samples) -> dict[str, int]:
+    """Return along which axis of each output samples lie, where that has the name of the axis of inputs."""
+    graph = model.proto.graph
+    axes = {v.name: own for v in real_inputs(graph) if (own := declared(v))}
+    names = {axes[n][at] for n, at in (samples.along or {}).items() if n in axes}
+    found = {}
+    for value in graph.output:
+        places = [n for n, own in enumerate(declared(value) or ()) if isinstance(own, str) and own in names]
+        if len(places) == 1:
+            found[value.name] = places[0]
+    return found
 
 
 def of_positions(array: Array, valid: Array | None) -> Array:

@@ -17,7 +17,7 @@ from onnxprune.errors import CalibrationError
 from onnxprune.runtime.binding import declared
 from onnxprune.runtime.session import FROM_NUMPY
 
-__all__ = ["check", "count_of", "lie_first", "parts", "sample_axes", "taken"]
+__all__ = ["check", "count_of", "counted_axes", "lie_first", "parts", "sample_axes", "taken"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -29,13 +29,34 @@ Along = Mapping[str, int]
 #: Samples to a batch where the model leaves the batch free.
 BATCH = 64
 
-#: What a batch is called, wherever it lies.
+#: What a batch is called, wherever it lies; and where inputs differ along axis 0, as points may be called so, too.
 _BATCH = re.compile(r"batch|^bs?$", re.IGNORECASE)
+_BATCH_BEHIND = re.compile(r"batch|^(bs?|n)$", re.IGNORECASE)
 
 
 def count_of(batch: Batch, along: Along | None = None) -> int:
     """Return how many samples a batch holds: where it isn't known along which axes they lie, along axis 0."""
     return max((a.shape[along[n] if along else 0] for n, a in batch.items() if a.ndim), default=1)
+
+
+def counted_axes(inputs: Inputs) -> Along | None:
+    """Return along which axis of each input one run's samples are counted; None where that isn't known.
+
+    Where samples can be cut, that is along these axes (`sample_axes`). Else it is what all inputs have in common, a
+    name or a size: the 1 of ``[1, time, width]`` beside a state ``[2, 1, width]`` of two layers.
+    """
+    if (along := sample_axes(inputs)) is not None:
+        return along
+    axes = {n: declared(v) for n, v in inputs.items()}
+    known = {n: a for n, a in axes.items() if a}
+    if not known or None in axes.values():
+        return None
+    first, *others = (
+        [a if isinstance(a, str) or n < len(own) - 1 else None for n, a in enumerate(own)]
+        for own in known.values()
+    )  # a size that comes last is a width
+    common = next((a for a in first if a is not None and all(a in other for other in others)), None)
+    return None if common is None else {n: a.index(common) for n, a in known.items()}
 
 
 def taken(batch: Batch, at: Any, along: Along | None = None) -> Batch:
@@ -57,7 +78,8 @@ def sample_axes(inputs: Inputs) -> dict[str, int] | None:
     if not known or None in axes.values():
         return None
     shared = set.intersection(*({s for s in a if isinstance(s, str)} for a in known.values()))
-    called = [s for s in shared if _BATCH.search(s) and all(a.count(s) == 1 for a in known.values())]
+    name = _BATCH if len({a[0] for a in known.values()}) == 1 else _BATCH_BEHIND
+    called = [s for s in shared if name.search(s) and all(a.count(s) == 1 for a in known.values())]
     if len(called) == 1:
         return {n: a.index(called[0]) for n, a in known.items()}
     first = lie_first(inputs) and all(isinstance(a[0], str) for a in known.values())
@@ -136,23 +158,23 @@ def parts(
         If their lengths or shapes don't fit.
     """
     axes = {n: declared(v) for n, v in inputs.items()}
-    along = sample_axes(inputs)
-    for part, at in _cut(axes, feed, most, seed, along):
+    for part, at, given in _cut(axes, feed, most, seed, sample_axes(inputs)):
         for name, array in part.items():
             _check_shape(name, array, axes[name])
-        if labels is not None and at is not None and len(labels) != (count := count_of(feed, along)):
-            raise CalibrationError(f"There are {len(labels)} labels for {count} samples; give one for each.")
+        if labels is not None and at is not None and len(labels) != given:
+            raise CalibrationError(f"There are {len(labels)} labels for {given} samples; give one for each.")
         yield part, None if labels is None else (labels if at is None else labels[at])
 
 
 def _cut(
     axes: Axes, feed: Batch, most: int | None, seed: int, along: Along | None
-) -> Iterator[tuple[Batch, NDArray[np.int64] | None]]:
-    """Yield batches, each with the numbers of its samples; None where all is one batch."""
+) -> Iterator[tuple[Batch, NDArray[np.int64] | None, int]]:
+    """Yield batches, each with the numbers of its samples, None where all is one batch, and how many are given."""
     stacked = {n for n, a in axes.items() if a is not None and feed[n].ndim == len(a) + 1}
-    fixed = {a[0] for a in axes.values() if a and isinstance(a[0], int)}
+    held = None if stacked or along else _held(axes, feed)
+    lie = {n: 0 if n in stacked else (along or held or {}).get(n, 0) for n, a in feed.items() if a.ndim}
+    fixed = {own for n, at in lie.items() if (a := axes[n]) and isinstance(own := a[at], int)}
     size = BATCH if along else next(iter(fixed)) if len(fixed) == 1 else 0
-    lie = {n: 0 if n in stacked or not along else along[n] for n, a in feed.items() if a.ndim}
     if stacked:
         size = 1
         if len(stacked) < len(feed):
@@ -161,15 +183,32 @@ def _cut(
         _check_lengths(feed, axes, size, lie)
     lengths = {feed[n].shape[axis] for n, axis in lie.items()}
     if size == 0 or len(lengths) != 1:
-        yield feed, None
+        yield feed, None, 0
         return
-    step = 1 if stacked or along else size
-    total = lengths.pop() // step * step
-    picked = _pick(total, most, seed, step)
+    step, given = 1 if stacked or along else size, lengths.pop()
+    picked = _pick(given // step * step, most, seed, step)
     for i in range(0, len(picked), size):
         at = picked[i : i + size]
         one = taken(feed, at, lie)
-        yield {n: np.asarray(a[0]) if n in stacked else a for n, a in one.items()}, at
+        yield {n: np.asarray(a[0]) if n in stacked else a for n, a in one.items()}, at, given
+
+
+def _held(axes: Axes, feed: Batch) -> Along | None:
+    """Return where arrays hold many batches of a fixed size: each along the one axis where it is too long.
+
+    So does a state ``[2, 1, width]`` of two layers hold those of 40 runs as ``[2, 40, width]``.
+    """
+    known = {n: a for n, a in axes.items() if a}
+    pairs = {n: list(zip(feed[n].shape, a, strict=True)) for n, a in known.items()}
+    longer = {
+        n: [i for i, (size, axis) in enumerate(p) if isinstance(axis, int) and axis != size]
+        for n, p in pairs.items()
+    }
+    if None in axes.values() or any(len(at) != 1 for at in longer.values()):
+        return None
+    lie = {n: at[0] for n, at in longer.items()}
+    sizes = {pairs[n][at] for n, at in lie.items()}
+    return lie if len(sizes) == 1 and all(size > int(axis) for size, axis in sizes) else None
 
 
 def _check_beside(axes: Axes, feed: Batch, stacked: set[str], lie: Along) -> None:
@@ -195,8 +234,11 @@ def _check_lengths(feed: Batch, axes: Axes, size: int, lie: Along) -> None:
         shared = own and other and own[lie[first]] == other[lie[name]]
         count, counted = feed[first].shape[lie[first]], feed[name].shape[lie[name]]
         if shared and count != counted:
+            alone = name if counted == 1 else first if count == 1 else ""
+            again = f"np.repeat(array, {max(count, counted)}, axis={lie[alone]})" if alone else ""
+            way = f"give {alone!r} for each of them, as by {again}" if alone else "give as many of each"
             raise CalibrationError(
-                f"There are {count} samples of {first!r}, but {counted} of {name!r}; give as many of each, or, where "
+                f"There are {count} samples of {first!r}, but {counted} of {name!r}; {way}, or, where "
                 "samples don't lie along axis 0 of both, the shapes of one run with --input-shape."
             )
     shortest = min((feed[n].shape[axis] for n, axis in lie.items()), default=size)
@@ -221,6 +263,12 @@ def _check_shape(name: str, array: Array, axes: tuple[int | str, ...] | None) ->
     for size, axis in itertools.zip_longest(array.shape, axes if axes is not None else array.shape):
         if isinstance(axis, int) and size != axis:
             shape = ",".join(map(str, axes or ()))
+            many = isinstance(size, int) and size > axis == 1
+            way = (
+                "; where these are many runs, give each input an axis in front, an entry for each"
+                if many
+                else ""
+            )
             raise CalibrationError(
-                f"The samples' {name!r} have the shape {array.shape}, but the model's input has ({shape})."
+                f"The samples' {name!r} have the shape {array.shape}, but the model's input has ({shape}){way}."
             )

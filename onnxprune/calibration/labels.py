@@ -14,6 +14,8 @@ __all__ = ["check_labels", "numbers"]
 #: Shares of samples on which the original is right, at most, and would be if the labels were moved by one, at least,
 #: for them to be refused.
 WRONG, SHIFTED = 0.25, 0.5
+#: So many of few labels may be right after a move by chance, if that is likelier than this.
+CHANCE = 0.01
 #: A share of right samples that is less likely than this for an original that guesses is worth a word.
 UNLIKELY = 1e-3
 
@@ -68,8 +70,9 @@ def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:
     classes, chosen = scores.shape[1], scores.argmax(axis=1)
     right = float(np.mean(chosen == truth))
     for by, where in ((1, "below"), (-1, "above")):
-        moved = float(np.mean(chosen == truth + by))
-        if right <= WRONG and moved >= SHIFTED:
+        hits = int(np.sum(chosen == truth + by))
+        moved, by_chance = hits / n, 1 - _at_most(hits - 1, n, 1 / classes)
+        if right <= WRONG and moved >= SHIFTED and by_chance < CHANCE:
             raise CalibrationError(
                 f"The labels are one {where} the model's classes: the original is right on {right:.1%} of them as they "
                 f"are, and on {moved:.1%} with {by:+d}; give labels from 0 to {classes - 1} in the model's order."

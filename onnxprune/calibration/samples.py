@@ -20,7 +20,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import Along, check, count_of, lie_first, parts, sample_axes, taken
+from onnxprune.calibration.feeds import (
+    Along,
+    check,
+    count_of,
+    counted_axes,
+    lie_first,
+    parts,
+    sample_axes,
+    taken,
+)
 from onnxprune.calibration.given import InOrder, each, source_of
 from onnxprune.calibration.labels import numbers
 from onnxprune.calibration.reading import admits, bounded, call
@@ -264,7 +273,7 @@ def load_samples(
     if is_synthetic(given):
         given = synthetic(graph, types or {}, most or 256, seed)
     inputs = {v.name: v for v in real_inputs(graph)}
-    along = sample_axes(inputs)
+    along, counted = sample_axes(inputs), counted_axes(inputs)
     batches: list[Batch] = []
     marks: list[Array] = []
     counts: list[int] = []
@@ -279,7 +288,7 @@ def load_samples(
             batches.append(batch)
             # where it isn't known along which axes they lie the labels alone say how many there are
             unknown = along is None and not lie_first(inputs)
-            counts.append(len(label) if label is not None and unknown else count_of(batch, along))
+            counts.append(len(label) if label is not None and unknown else count_of(batch, counted))
             count += counts[-1]
             if label is not None:
                 marks.append(label)

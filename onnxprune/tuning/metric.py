@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -235,9 +235,11 @@ def _function(script: str, name: str) -> Callable[[str], Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    function = getattr(module, name, None)
+    function: Any = getattr(module, name, None)
     if not callable(function):
         raise _Absent
+    if inspect.isclass(function) and any("__call__" in vars(base) for base in function.__mro__):
+        function = function()  # what is called is an instance
     taken = next(iter(inspect.signature(function).parameters.values()), None)
     said = "" if taken is None else f"{taken.name} {taken.annotation}".lower()
     if "sess" not in said:
@@ -255,6 +257,11 @@ def _number(value: Any) -> tuple[str, Any]:
     """Return what a function gave as a number, or as one for each item."""
     if value is None:
         return "fault", "returns nothing; it must return a number"
+    if isinstance(value, tuple):  # (accuracy, loss), (score, count): their mean says nothing
+        return "fault", (
+            "returns a tuple; it must return the one number that models are judged by, or a list of one for each item"
+        )
+    value = list(value) if isinstance(value, Iterator) else value
     try:
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, dtype=np.float64)
     except (TypeError, ValueError):

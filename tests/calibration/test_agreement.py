@@ -270,3 +270,22 @@ def test_what_is_told_is_what_users_have() -> None:
     theirs = ort.InferenceSession(model.SerializeToString()).run(None, {"x": samples.batches[0]["x"]})[0]
     np.testing.assert_array_equal(next(iter(Outputs(Model.load(model), samples, served=True))), theirs)
     assert (theirs != next(iter(Outputs(Model.load(model), samples)))).any() == saturates()
+
+
+def test_samples_behind_other_axes_of_an_output_are_told_apart():
+    """Time first, as speech has it; there are as many samples as steps, so that lengths don't say which is which."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["T", "N", 4])
+    kernel = np.random.default_rng(0).standard_normal((4, 4, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Transpose", ["c"], ["y"], perm=[2, 0, 1]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(kernel, "w")])
+    model = Model.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    given = np.random.default_rng(1).standard_normal((8, 4, 8)).astype(np.float32)
+    found = outputs(model, load_samples(graph, {"x": given}))
+    alone = outputs(model, load_samples(graph, {"x": given[2:3]}))
+    assert found.shape == (8, 8, 4)
+    assert np.allclose(found[2:3], alone, atol=1e-6)
+    assert compare(found, found + 1)["samples"] == 8

@@ -27,6 +27,13 @@ def test_labels_that_are_off_by_one_are_refused(by: int, where: str) -> None:
         check_labels(SCORES, CLASSES + by)
 
 
+def test_few_labels_that_are_off_by_chance_pass() -> None:
+    scores = np.eye(4)[[2, 2, 1, 0]]
+    assert check_labels(scores, np.array([3, 3, 3, 3])) == []  # two of four, as one pair of guesses in four
+    with pytest.raises(CalibrationError, match="one above"):
+        check_labels(scores, np.array([3, 3, 2, 1]))
+
+
 def test_numbers_beyond_the_classes_are_refused() -> None:
     with pytest.raises(CalibrationError, match="0 to 9"):
         check_labels(SCORES, np.where(CLASSES == 3, 11, CLASSES))

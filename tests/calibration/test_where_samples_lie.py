@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
 import onnxprune
-from onnxprune.calibration.feeds import count_of, sample_axes, taken
+from onnxprune.calibration.feeds import count_of, counted_axes, sample_axes, taken
 from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import analyse
@@ -38,6 +39,9 @@ def inputs(**shapes: list[Any]) -> dict[str, Any]:
         ({"x": ["N", 8], "y": ["M", 8]}, {"x": 0, "y": 0}),
         ({"x": [1, "T", 8], "mask": [1, "T"]}, None),  # time steps are no samples
         ({"x": [1, "N", 3]}, None),  # nor points
+        ({"x": [1, "N", 3], "f": [1, "N", 6]}, None),
+        ({"x": ["N", "T", 8], "h": [2, "N", 8]}, {"x": 0, "h": 1}),
+        ({"x": ["T", "N", 8], "h": [2, "N", 8], "c": [2, "N", 8]}, {"x": 1, "h": 1, "c": 1}),
         ({"x": ["batch", "T"], "table": [5, 8]}, None),
         ({"x": ["T", "batch", 8], "y": ["batch", "batch"]}, None),
         ({"t": []}, None),
@@ -45,6 +49,25 @@ def inputs(**shapes: list[Any]) -> dict[str, Any]:
 )  # fmt: skip
 def test_axes_are_read_off_names(shapes: dict[str, list[Any]], along: dict[str, int] | None) -> None:
     assert sample_axes(inputs(**shapes)) == along
+
+
+@pytest.mark.parametrize(
+    ("shapes", "counted"),
+    [
+        ({"x": ["T", "batch", 8], "h": [1, "batch", 8]}, {"x": 1, "h": 1}),
+        ({"x": [1, 5, 8], "h": [2, 1, 8], "t": []}, {"x": 0, "h": 1}),
+        ({"x": [1, "T", 8], "h": [2, 1, 8]}, {"x": 0, "h": 1}),
+        ({"x": [1, 257, 1, 2], "c": [2, 1, 16, 3], "h": [2, 3, 1, 1, 6]}, {"x": 0, "c": 1, "h": 2}),
+        ({"x": ["T", "Q", 8], "h": [2, "Q", 8]}, {"x": 1, "h": 1}),
+        ({"x": ["T", 8], "h": [2, 8]}, None),  # widths are no samples
+        ({"x": ["T", 5], "h": ["T", "T"]}, {"x": 0, "h": 0}),
+        ({"t": []}, None),
+    ],
+)  # fmt: skip
+def test_samples_of_a_run_are_counted_along_what_inputs_share(
+    shapes: dict[str, list[Any]], counted: dict[str, int] | None
+) -> None:
+    assert counted_axes(inputs(**shapes)) == counted
 
 
 def test_a_batch_is_cut_along_the_axis_of_each_input() -> None:
@@ -104,3 +127,53 @@ def test_many_samples_of_states_are_set_aside_and_cut() -> None:
     assert (max(cut.counts), sum(cut.counts)) == (30, 135)
     assert [b["state"].shape for b in cut.batches] == [(2, n, 16) for n in cut.counts]
     assert not samples.free
+
+
+def recurrent() -> onnx.ModelProto:
+    """Frames one by one, with a state of two layers: the batch is one, and lies behind the layers."""
+    model = streaming()
+    x, state, _ = model.graph.input
+    for value, at in ((x, 0), (state, 1)):
+        value.type.tensor_type.shape.dim[at].dim_value = 1
+    x.type.tensor_type.shape.dim[1].dim_value = 16
+    return model
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"x": X, "state": STATE, "rate": RATE},
+        {"x": X[:, None], "state": STATE.transpose(1, 0, 2)[:, :, None], "rate": RATE},
+        [{"x": X[i : i + 1], "state": STATE[:, i : i + 1], "rate": RATE} for i in range(COUNT)],
+    ],
+    ids=["batch", "stacked", "one by one"],
+)
+def test_a_run_of_one_sample_is_one_whatever_its_state_has(given: Any) -> None:
+    samples = load_samples(recurrent().graph, given)
+    assert samples.counts == [1] * COUNT
+    assert [b["state"].shape for b in samples.batches] == [(2, 1, 16)] * COUNT
+    assert all(np.array_equal(b["state"][:, 0], STATE[:, i]) for i, b in enumerate(samples.batches))
+    told = onnxprune.prune(
+        recurrent(), ratio=0.5, align="none", calib=given, recover="lstsq"
+    ).report.to_json()
+    assert told["calibration"]["samples"] + told["calibration"]["original"]["samples"] == COUNT
+
+
+def test_runs_that_do_not_go_together_are_refused_with_what_to_do() -> None:
+    alone = {"x": X, "state": STATE[:, :1], "rate": RATE}
+    with pytest.raises(CalibrationError, match="an axis in front, an entry for each"):
+        load_samples(recurrent().graph, alone)
+    with pytest.raises(
+        CalibrationError, match=r"'state' for each of them, as by np.repeat\(array, 40, axis=1\)"
+    ):
+        onnxprune.prune(streaming(), ratio=0.5, align="none", calib=alone)
+
+
+def test_labels_of_sequences_one_by_one_are_as_many_as_there_are() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", "batch", 16])
+    graph = helper.make_graph([], "g", [x], [])
+    feed = {"x": rows(7 * COUNT).reshape(COUNT, 7, 1, 16), "y": np.arange(COUNT) % 3}
+    samples = load_samples(graph, feed, labels="y")
+    assert samples.counts == [1] * COUNT
+    assert samples.labels is not None
+    assert samples.labels.tolist() == feed["y"].tolist()

@@ -33,6 +33,11 @@ def slow(path): time.sleep(60)
 def large(path): return float(np.ones(110_000_000).mean())
 def deleting(path): os.remove(path); return 0.5
 def rewriting(path): open(path, "ab").write(b"x"); return 0.5
+def several(path): return 0.9, 30
+def one_by_one(path): yield from (1.0, 0.0, 1.0, 1.0)
+class Judge:
+    def __call__(self, session): return len(session.get_inputs())
+judge = Judge()
 constant = 3
 """
 
@@ -47,8 +52,9 @@ def script(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("number", 0.5), ("zero_d", 0.25), ("items", [1, 0, 1, 1]), ("of_session", 1)],
-)
+    [("number", 0.5), ("zero_d", 0.25), ("items", [1, 0, 1, 1]), ("of_session", 1),
+     ("one_by_one", [1, 0, 1, 1]), ("judge", 1), ("Judge", 1)],
+)  # fmt: skip
 def test_a_number_comes_back(script: Path, name: str, value: object) -> None:
     assert answer(str(script), name, str(script.with_name("m.onnx"))) == ("number", value)
 
@@ -96,6 +102,7 @@ def test_anything_else_is_a_sentence(script: Path, name: str, said: str) -> None
     [
         ("nothing", "returns nothing"),
         ("nan", "returns NaN"),
+        ("several", "returns a tuple; it must return the one number"),
         ("matrix", "returns an array of shape [2, 3]"),
         ("text", "returns a str"),
         ("leaving", "ends its process (sys.exit(3))"),
