@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,18 @@ _BATCH_BEHIND = re.compile(r"batch|^(bs?|n)$", re.IGNORECASE)
 
 
 def count_of(batch: Batch, along: Along | None = None) -> int:
-    """Return how many samples a batch holds: where it isn't known along which axes they lie, along axis 0."""
-    return max((a.shape[along[n] if along else 0] for n, a in batch.items() if a.ndim), default=1)
+    """Return how many samples a batch holds, see `counted_axes`: where nothing is known, as many as along axis 0."""
+    if along is None:
+        return max((len(a) for a in batch.values() if a.ndim), default=1)
+    return max((a.shape[along[n]] for n, a in batch.items() if a.ndim and n in along), default=1)
 
 
-def counted_axes(inputs: Inputs) -> Along | None:
+def counted_axes(inputs: Inputs, outputs: Iterable[onnx.ValueInfoProto] = ()) -> Along | None:
     """Return along which axis of each input one run's samples are counted; None where that isn't known.
 
     Where samples can be cut, that is along these axes (`sample_axes`). Else it is what all inputs have in common, a
-    name or a size: the 1 of ``[1, time, width]`` beside a state ``[2, 1, width]`` of two layers.
+    name or a size: the 1 of ``[1, time, width]`` beside a state ``[2, 1, width]`` of two layers. Where that is a size
+    which no output has, such as the colours of a picture without a batch, a run is one sample, and no axis counts.
     """
     if (along := sample_axes(inputs)) is not None:
         return along
@@ -56,7 +59,18 @@ def counted_axes(inputs: Inputs) -> Along | None:
         for own in known.values()
     )  # a size that comes last is a width
     common = next((a for a in first if a is not None and all(a in other for other in others)), None)
-    return None if common is None else {n: a.index(common) for n, a in known.items()}
+    if common is None:
+        return None
+    ends = [declared(value) for value in outputs]
+    known_ends = bool(ends) and all(end is not None and all(isinstance(a, int) for a in end) for end in ends)
+    if (
+        common != 1
+        and isinstance(common, int)
+        and known_ends
+        and not any(common in (end or ()) for end in ends)
+    ):
+        return {}
+    return {n: a.index(common) for n, a in known.items()}
 
 
 def taken(batch: Batch, at: Any, along: Along | None = None) -> Batch:
@@ -141,16 +155,18 @@ def _checked(name: str, value: onnx.ValueInfoProto, given: Array) -> Array:
         raise CalibrationError(f"The samples' {name!r} must be texts, but some are not; convert them.")
     if axes is not None and array.ndim not in (len(axes), len(axes) + 1):
         shape = ",".join(map(str, axes))
+        alone = array.ndim == len(axes) - 1
+        way = f"; where {array.shape} is one sample, give it an axis in front, array[None]" if alone else ""
         raise CalibrationError(
-            f"The samples' {name!r} have {array.ndim} axes, but the model's has ({shape})."
+            f"The samples' {name!r} have {array.ndim} axes, but the model's has ({shape}){way}."
         )
     return array
 
 
 def parts(
-    inputs: Inputs, feed: Batch, most: int | None, seed: int, labels: Array | None
+    inputs: Inputs, feed: Batch, most: int | None, seed: int, labels: Array | None, counted: Along | None
 ) -> Iterator[tuple[Batch, Array | None]]:
-    """Cut arrays of many samples into batches of the model's size.
+    """Cut arrays of many samples, counted along these axes, into batches of the model's size.
 
     Raises
     ------
@@ -158,7 +174,7 @@ def parts(
         If their lengths or shapes don't fit.
     """
     axes = {n: declared(v) for n, v in inputs.items()}
-    for part, at, given in _cut(axes, feed, most, seed, sample_axes(inputs)):
+    for part, at, given in _cut(axes, feed, most, seed, counted if counted == {} else sample_axes(inputs)):
         for name, array in part.items():
             _check_shape(name, array, axes[name])
         if labels is not None and at is not None and len(labels) != given:
@@ -169,12 +185,15 @@ def parts(
 def _cut(
     axes: Axes, feed: Batch, most: int | None, seed: int, along: Along | None
 ) -> Iterator[tuple[Batch, NDArray[np.int64] | None, int]]:
-    """Yield batches, each with the numbers of its samples, None where all is one batch, and how many are given."""
+    """Yield batches, each with the numbers of its samples, None where all is one batch, and how many are given.
+
+    ``along`` is empty where a run has no batch.
+    """
     stacked = {n for n, a in axes.items() if a is not None and feed[n].ndim == len(a) + 1}
-    held = None if stacked or along else _held(axes, feed)
+    held = None if stacked or along is not None else _held(axes, feed)
     lie = {n: 0 if n in stacked else (along or held or {}).get(n, 0) for n, a in feed.items() if a.ndim}
     fixed = {own for n, at in lie.items() if (a := axes[n]) and isinstance(own := a[at], int)}
-    size = BATCH if along else next(iter(fixed)) if len(fixed) == 1 else 0
+    size = BATCH if along else next(iter(fixed)) if len(fixed) == 1 and along is None else 0
     if stacked:
         size = 1
         if len(stacked) < len(feed):

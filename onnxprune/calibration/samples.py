@@ -273,7 +273,7 @@ def load_samples(
     if is_synthetic(given):
         given = synthetic(graph, types or {}, most or 256, seed)
     inputs = {v.name: v for v in real_inputs(graph)}
-    along, counted = sample_axes(inputs), counted_axes(inputs)
+    along, counted = sample_axes(inputs), counted_axes(inputs, graph.output)
     batches: list[Batch] = []
     marks: list[Array] = []
     counts: list[int] = []
@@ -284,10 +284,12 @@ def load_samples(
         feed = feed.named(inputs, labels) if isinstance(feed, InOrder) else feed
         mark = numbers(feed.pop(labels), labels) if labels and labels in feed else None
         check(inputs, feed)
-        for batch, label in list(parts(inputs, feed, None if most is None else most - count, seed, mark)):
+        for batch, label in list(
+            parts(inputs, feed, None if most is None else most - count, seed, mark, counted)
+        ):
             batches.append(batch)
             # where it isn't known along which axes they lie the labels alone say how many there are
-            unknown = along is None and not lie_first(inputs)
+            unknown = along is None and (counted == {} or not lie_first(inputs))
             counts.append(len(label) if label is not None and unknown else count_of(batch, counted))
             count += counts[-1]
             if label is not None:

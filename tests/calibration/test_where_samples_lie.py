@@ -177,3 +177,25 @@ def test_labels_of_sequences_one_by_one_are_as_many_as_there_are() -> None:
     assert samples.counts == [1] * COUNT
     assert samples.labels is not None
     assert samples.labels.tolist() == feed["y"].tolist()
+
+
+@pytest.mark.parametrize("given", ["stacked", "one by one"])
+def test_a_picture_without_a_batch_is_one_sample(given: str) -> None:
+    """Its first axis is that of colours."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, "h", "w"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [6])
+    graph = helper.make_graph([], "g", [x], [y])
+    pictures, labels = rows(30 * 3 * 4).reshape(30, 3, 4, 16), np.arange(30) % 6
+    feed = [{"x": p, "y": c} for p, c in zip(pictures, labels, strict=True)]
+    samples = load_samples(graph, {"x": pictures, "y": labels} if given == "stacked" else feed, labels="y")
+    assert samples.counts == [1] * 30
+    assert samples.labels is not None
+    assert samples.labels.tolist() == labels.tolist()
+
+
+def test_a_sample_without_its_batch_is_refused_with_what_to_do() -> None:
+    with pytest.raises(CalibrationError, match=r"\(25, 3\) is one sample, give it an axis in front"):
+        load_samples(
+            helper.make_graph([], "g", list(inputs(p=[1, "N", 3]).values()), []),
+            {"p": rows(5)[:, :15].reshape(25, 3)},
+        )
