@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibration.given import typed
+from onnxprune.calibration.given import told, typed
 from onnxprune.calibration.reading import name_hint
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime.binding import declared
@@ -124,7 +124,7 @@ def check(inputs: Inputs, feed: Batch) -> None:
             feed[name] = feed.pop(f"input_{i}")
     missing, unknown = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
     if missing or unknown:
-        what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
+        what = told(missing, unknown)
         hint = name_hint(unknown[0], missing or inputs) if unknown else ""
         raise CalibrationError(f"The samples {what}; the model's inputs are {', '.join(inputs)}.{hint}")
     for name, value in inputs.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnxprune.files.arrays import read_folder, read_npz, reading
 from onnxprune.runtime.binding import declared, real_inputs
 from onnxprune.wall import board as wall
 
-__all__ = ["MOST", "InOrder", "Picked", "each", "feeds", "source_of", "typed"]
+__all__ = ["MOST", "InOrder", "Picked", "each", "feeds", "source_of", "told", "typed"]
 
 #: No more feeds than this are made of one file.
 MOST = 16
@@ -194,8 +194,9 @@ def _array(given: Any) -> Any:
 def typed(array: NDArray[Any], elem: int) -> NDArray[Any]:
     """Return an array in the form that onnxruntime takes for an element type, where only the form differs.
 
-    Texts become Python's; a number without axes gets the type if it keeps its value; bytes that numpy knows no type for
-    (bfloat16 in a file of numpy's) are taken for what is asked. Anything else comes back as it is.
+    Texts become Python's; a number without axes gets the type if it keeps its value; numbers in the other order of
+    bytes are turned; bytes that numpy knows no type for (bfloat16 in a file of numpy's) are taken for what is asked.
+    Anything else comes back as it is.
     """
     if elem == onnx.TensorProto.STRING:
         return np.char.decode(array, "utf-8").astype(object) if array.dtype.kind == "S" else _texts(array)
@@ -204,6 +205,8 @@ def typed(array: NDArray[Any], elem: int) -> NDArray[Any]:
     wanted = onnx.helper.tensor_dtype_to_np_dtype(elem)
     if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize == wanted.itemsize:
         return array.view(wanted)
+    if not array.dtype.isnative and array.dtype.newbyteorder("=") == wanted:
+        return array.astype(wanted)
     if array.ndim == 0 and array.dtype.kind in "iuf" and wanted.kind in "iuf" and array.dtype != wanted:
         with np.errstate(all="ignore"):
             there = array.astype(wanted)
@@ -224,10 +227,16 @@ def _read(path: Path, axes: Mapping[str, Any]) -> Feed:
         return read_folder(path, admit) if path.is_dir() else read_npz(path, admit)
 
 
+def told(missing: Sequence[str], unknown: Sequence[str]) -> str:
+    """Return what is wrong with names of given arrays: the first that is no input, and the first that isn't there."""
+    said = [f"have {name!r}, which is no input of the model" for name in unknown[:1]]
+    return ", and ".join([*said, *(f"lack {name!r}" for name in missing[:1])])
+
+
 def _check_known(axes: Mapping[str, Any], names: Collection[str]) -> None:
     unknown, missing = [n for n in names if n not in axes], [n for n in axes if n not in names]
     if missing or unknown:
-        what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which is no input of the model"
+        what = told(missing, unknown)
         hint = did_you_mean(unknown[0], missing or axes) if unknown else ""
         raise CalibrationError(f"The given inputs {what}; the model's inputs are {', '.join(axes)}.{hint}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,23 +80,38 @@ def call(script: Path, name: str) -> Any:
     if spec is None or spec.loader is None or not script.is_file():
         raise CalibrationError(f"There is no script {str(script)!r} to take samples from.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     with _steady(script, name):
         spec.loader.exec_module(module)
         if not hasattr(module, name):
             raise CalibrationError(f"{str(script)!r} has no function {name}() to take samples from.")
-        given = getattr(module, name)()
+        given = getattr(module, name)
+        given = given() if callable(given) else given
+    if (
+        hasattr(given, "__getitem__")
+        and hasattr(given, "__len__")
+        and _is_one(given)
+        and not _is_array(given)
+    ):
+        given = map(given.__getitem__, range(len(given)))  # a data set is read as a reader is
     plain = given is None or isinstance(given, (str, os.PathLike, Mapping, list, tuple)) or _is_one(given)
     return given if plain else _read(given, script, name)
 
 
 def _is_one(given: Any) -> bool:
     """Whether it is no reader: an array, a tensor, a data set or a function."""
-    return hasattr(given, "__array__") or not (hasattr(given, "get_next") or hasattr(given, "__iter__"))
+    return _is_array(given) or not (hasattr(given, "get_next") or hasattr(given, "__iter__"))
+
+
+def _is_array(given: Any) -> bool:
+    return hasattr(given, "__array__")
 
 
 @contextlib.contextmanager
 def _steady(script: Path, name: str) -> Iterator[None]:
-    here = os.getcwd()
+    """Let a script import what lies beside it, and leave the folder and the paths as they were."""
+    here, beside = os.getcwd(), str(script.parent.absolute())
+    sys.path.insert(0, beside)
     try:
         yield
     except CalibrationError:
@@ -104,6 +120,8 @@ def _steady(script: Path, name: str) -> Iterator[None]:
         raise CalibrationError(f"{str(script)!r} gives no samples: {name}() fails with {error!r}.") from error
     finally:
         os.chdir(here)
+        if beside in sys.path:
+            sys.path.remove(beside)
 
 
 def _read(reader: Any, script: Path, name: str) -> Iterator[Any]:

@@ -331,6 +331,10 @@ def read_path(text: str, seed: int, admit: Callable[[list[str]], None]) -> Itera
         yield from each(call(Path(script), name), lambda path: read_path(path, seed, admit), "Samples")
         return
     path = Path(text)
+    if path.suffix == ".py":
+        raise CalibrationError(
+            f"{text!r} is a script; name the function that gives samples, as in {text}:load_data."
+        )
     with reading(text, "samples"):
         batches = list(_folder(path, admit)) if path.is_dir() else [read_npz(path, admit)]
     yield from batches

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import lie_first
+from onnxprune.calibration.feeds import counted_axes, lie_first
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime.binding import declared, real_inputs, said_in_values
 from onnxprune.runtime.inputs import NoValues, texts
@@ -66,9 +66,13 @@ def synthetic(
     whole = {n: (max(count // s[0], 1) * s[0], *s[1:]) if s and s[0] else s for n, s in sizes.items()}
     if _along_first(inputs, whole):
         return [{name: _drawn(graph, value, whole[name], rng, lengths) for name, value in inputs.items()}]
-    number = (
-        max(count // max((s[0] for s in sizes.values() if s), default=1), 1) if any(sizes.values()) else count
-    )
+    along = counted_axes(inputs, graph.output)
+    held = [
+        s[0] if along is None else s[along[n]]
+        for n, s in sizes.items()
+        if s and (along is None or n in along)
+    ]
+    number = max(count // max([*held, 1]), 1)
     return [{n: _drawn(graph, v, sizes[n], rng, lengths) for n, v in inputs.items()} for _ in range(number)]
 
 

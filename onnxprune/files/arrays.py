@@ -55,7 +55,7 @@ def reading(what: str, kind: str) -> Iterator[None]:
         if "allow_pickle" in str(error):
             raise CalibrationError(
                 f"{what!r} can't be read as {kind}: it holds Python objects, which aren't read; save texts as "
-                "array.astype(str)."
+                "array.astype(str), and arrays of several lengths with a script.py:load_data, a dictionary for each."
             ) from error
         raise CalibrationError(
             f"{what!r} can't be read as {kind} ({str(error).rstrip('.') or type(error).__name__}); give an .npz "

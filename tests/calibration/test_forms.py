@@ -95,7 +95,37 @@ class Reader:
         return next(self.parts, None)
 
 
-FILES = (npz, arrays, data_sets, nameless_data_sets, script)
+def script_beside_another(folder):
+    """Its own module beside it, and a class whose module is looked up; the name is that of a data set."""
+    npz(folder)
+    (folder / "own").mkdir()
+    (folder / "own" / "reading.py").write_text("import numpy as np\nfile = np.load('samples.npz')\n")
+    text = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Part:
+    first: int
+    next: Part | None = None
+
+class Data:
+    def __len__(self): return 40
+    def __getitem__(self, n):
+        from reading import file  # only when it is asked for
+        return {name: file[name][n : n + 1] for name in file.files}
+data = Data()
+"""
+    (folder / "own" / "script.py").write_text(text)
+    return "own/script.py:data"
+
+
+def other_byte_order(folder):
+    np.savez(folder / "samples.npz", x=X.astype(">f4"), s=S)
+    return "samples.npz"
+
+
+FILES = (npz, arrays, data_sets, nameless_data_sets, script, script_beside_another, other_byte_order)
 OBJECTS = {
     "dict": lambda size: {"x": X, "s": S},
     "list": lambda size: [{"x": X[n : n + size], "s": S[n : n + size]} for n in range(0, COUNT, size)],
@@ -168,7 +198,8 @@ def test_half_floats():
         ({"x": X[:, :2], "s": S}, "N", r"'x' have the shape \(40, 2, 6, 6\)"),
         ({"x": X, "s": S[:, 0]}, "N", "'s' have 1 axes"),
         ({"x": X, "s": S.astype(int)}, "N", "'s' are int64, but the model's input is float32"),
-        ({"x": X, "scale": S}, "N", "lack 's'"),
+        ({"x": X, "scale": S}, "N", "have 'scale', which is no input of the model, and lack 's'"),
+        ({"x": X}, "N", "samples lack 's'"),
         ({"x": X[:4], "s": S[:4]}, "N", "4 samples only"),
         ({"x": X * np.nan, "s": S}, "N", "NaN or infinity"),
     ],
@@ -186,6 +217,10 @@ def test_a_folder_without_samples_is_said(tmp_path):
     with pytest.raises(CalibrationError, match=r"input_0\.pb' can't be read"):
         onnxprune.prune(net(), ratio=0.5, calib=tmp_path)
     (tmp_path / "script.py").write_text("def load_data():\n    return undefined\n")
+    with pytest.raises(
+        CalibrationError, match=r"name the function that gives samples, as in .*script\.py:load_data"
+    ):
+        onnxprune.prune(net(), ratio=0.5, calib=tmp_path / "script.py")
     with pytest.raises(CalibrationError, match=r"load_data\(\) fails with NameError"):
         onnxprune.prune(net(), ratio=0.5, calib=f"{tmp_path / 'script.py'}:load_data")
     with pytest.raises(CalibrationError, match=r"has no function other\(\)"):

@@ -199,3 +199,9 @@ def test_a_sample_without_its_batch_is_refused_with_what_to_do() -> None:
             helper.make_graph([], "g", list(inputs(p=[1, "N", 3]).values()), []),
             {"p": rows(5)[:, :15].reshape(25, 3)},
         )
+
+
+def test_as_many_samples_are_made_up_as_are_asked_for() -> None:
+    shapes = {"x": (1, 16), "state": (2, 1, 16), "rate": ()}
+    samples = load_samples(recurrent().graph, "synthetic", most=30, types=shapes)
+    assert samples.counts == [1] * 30
