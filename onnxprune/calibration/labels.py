@@ -47,7 +47,8 @@ def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:
     Parameters
     ----------
     original : float64 [samples, ..., classes, ...] or int64
-        Its outputs on the samples of the labels; one axis behind the samples is longer than 1, else nothing is said.
+        Its outputs on the samples of the labels: scores where one axis behind the samples is longer than 1, or numbers
+        of classes; else nothing is said.
     labels : array [samples]
 
     Returns
@@ -62,6 +63,9 @@ def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:
     """
     n = len(original)
     if original.dtype.kind != "f":
+        if labels.size == original.size:
+            chosen, truth = original.reshape(-1), labels.reshape(-1)
+            _refuse_moved(chosen, truth, max(np.unique([chosen, truth]).size, 2), "as the model has them")
         return []
     if sum(size > 1 for size in original.shape[1:]) != 1 or labels.size != n:
         shapes = f"{list(labels.shape)}, the output {list(original.shape)}"
@@ -69,14 +73,7 @@ def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:
     scores, truth = original.reshape(n, -1), labels.reshape(n)
     classes, chosen = scores.shape[1], scores.argmax(axis=1)
     right = float(np.mean(chosen == truth))
-    for by, where in ((1, "below"), (-1, "above")):
-        hits = int(np.sum(chosen == truth + by))
-        moved, by_chance = hits / n, 1 - _at_most(hits - 1, n, 1 / classes)
-        if right <= WRONG and moved >= SHIFTED and by_chance < CHANCE:
-            raise CalibrationError(
-                f"The labels are one {where} the model's classes: the original is right on {right:.1%} of them as they "
-                f"are, and on {moved:.1%} with {by:+d}; give labels from 0 to {classes - 1} in the model's order."
-            )
+    _refuse_moved(chosen, truth, classes, f"from 0 to {classes - 1} in the model's order")
     if truth.min() < 0 or truth.max() >= classes:
         raise CalibrationError(
             f"The labels go from {truth.min()} to {truth.max()}, but the model gives {classes} classes, 0 to "
@@ -88,6 +85,19 @@ def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:
             "they seem to be the labels of something else, and no accuracy can be claimed with them"
         ]
     return []
+
+
+def _refuse_moved(chosen: NDArray[Any], truth: NDArray[Any], classes: int, which: str) -> None:
+    """Refuse labels of which most are right once they are moved by one, and few as they are."""
+    n, right = len(chosen), float(np.mean(chosen == truth))
+    for by, where in ((1, "below"), (-1, "above")):
+        hits = int(np.sum(chosen == truth + by))
+        moved, by_chance = hits / n, 1 - _at_most(hits - 1, n, 1 / classes)
+        if right <= WRONG and moved >= SHIFTED and by_chance < CHANCE:
+            raise CalibrationError(
+                f"The labels are one {where} the model's classes: the original is right on {right:.1%} of them as they "
+                f"are, and on {moved:.1%} with {by:+d}; give labels {which}."
+            )
 
 
 def _at_most(hits: int, n: int, share: float) -> float:

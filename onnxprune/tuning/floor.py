@@ -55,6 +55,11 @@ class Floor:
         """
         a_share = share and 0 <= original.value <= 1
         most = points / 100 if a_share else points
+        if not lower and original.value == 0:
+            raise UsageError(
+                "The input's own metric is 0, so there is nothing to keep; look for labels, data or preprocessing of "
+                "another model, and give --lower-is-better where 0 is best."
+            )
         if not lower and most >= abs(original.value):
             raise UsageError(
                 f"--max-drop {points:g} would let all of the metric go, which is {original.value:.6g} for the input; "

@@ -88,7 +88,8 @@ class Accuracy:
             if doubts:
                 text = doubts[0].partition(": no accuracy")[0]
                 raise CalibrationError(
-                    f"No accuracy can be measured: {text}; give the labels of this model's classes."
+                    f"No accuracy can be measured: {text}; give the labels of this model's classes, or judge by a "
+                    "function of yours with --metric."
                 )
             self._checked = True
         hits = _hits(given, labels)

@@ -27,6 +27,13 @@ def test_labels_that_are_off_by_one_are_refused(by: int, where: str) -> None:
         check_labels(SCORES, CLASSES + by)
 
 
+@pytest.mark.parametrize(("by", "where"), [(1, "above"), (-1, "below")])
+def test_labels_of_numbers_of_classes_that_are_off_by_one_are_refused(by: int, where: str) -> None:
+    assert check_labels(CLASSES, CLASSES) == check_labels(CLASSES, np.roll(CLASSES, 1)) == []
+    with pytest.raises(CalibrationError, match=f"one {where} the model's classes"):
+        check_labels(CLASSES, CLASSES + by)
+
+
 def test_few_labels_that_are_off_by_chance_pass() -> None:
     scores = np.eye(4)[[2, 2, 1, 0]]
     assert check_labels(scores, np.array([3, 3, 3, 3])) == []  # two of four, as one pair of guesses in four

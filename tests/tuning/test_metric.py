@@ -130,6 +130,12 @@ def test_a_point_of_a_share_is_a_hundredth_and_else_one() -> None:
         Floor.of(Score(1.5), 2.0, share=True, lower=False)
 
 
+def test_an_input_that_is_never_right_is_refused_for_what_it_is() -> None:
+    with pytest.raises(UsageError, match="own metric is 0, so there is nothing to keep"):
+        Floor.of(Score(0.0), 1.0, share=False, lower=False)
+    assert Floor.of(Score(0.0), 1.0, share=False, lower=True).most == 1.0
+
+
 def test_lower_may_be_better() -> None:
     up, down = (Floor(Score(10.0), 1.0, lower) for lower in (False, True))
     assert [up.holds(Score(v)) for v in (9.0, 8.9, 12.0)] == [True, False, True]
