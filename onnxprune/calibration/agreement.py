@@ -172,7 +172,8 @@ def compare(
     original, pruned : float or int64 [samples, ...], or iterable of these
         Outputs, whole or batch after batch, so that they need not be in memory at once; they are classes where one
         axis behind the samples is longer than 1, no more. Integers are numbers of classes, as ArgMax gives them, each
-        for one position: they count as one-hot rows.
+        for one position: they count as one-hot rows. Where both give entries of their own number, such as boxes, what
+        one gives and the other doesn't is different.
     labels : int array [samples], optional
         For true accuracy.
 
@@ -184,7 +185,8 @@ def compare(
         ``agreement_interval`` (95 %) and ``kl`` (mean, nats); with labels ``accuracy`` (before,
         after, and the 95 % interval of the drop), in points.
     """
-    pairs = zip(*([a] if isinstance(a, np.ndarray) else a for a in (original, pruned)), strict=True)
+    both = zip(*([a] if isinstance(a, np.ndarray) else a for a in (original, pruned)), strict=True)
+    pairs = (_filled(one, two) for one, two in both)
     parts: list[_Figures] = []
     classes = False
     for one, two in _in_pieces(pairs):
@@ -193,6 +195,22 @@ def compare(
         classes = (classes or not parts) and sum(size > 1 for size in one.shape[1:]) == 1
         parts.append(_Figures.of(one, two, classes))
     return _figures(parts, labels, classes)
+
+
+def _filled(one: Array, two: Array) -> tuple[Array, Array]:
+    """Return both in one shape, where they hold as many entries as models chose, such as boxes.
+
+    What one gives and the other doesn't is different: nothing in place of floats, and of numbers none that is one.
+    """
+    if one.shape == two.shape or one.ndim != two.ndim:
+        return one, two
+    shape = np.maximum(one.shape, two.shape)
+    ends = (0, 0) if one.dtype.kind == "f" else (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
+    filled = (
+        np.pad(a, [(0, most - size) for size, most in zip(a.shape, shape, strict=True)], constant_values=end)
+        for a, end in zip((one, two), ends, strict=True)
+    )
+    return next(filled), next(filled)
 
 
 def _in_pieces(pairs: Iterable[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
@@ -252,6 +270,7 @@ class _Figures:
         one, two = np.where(ruled_out, 0, one), np.where(ruled_out, 0, two)
         lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
         cosine = (one * two).sum(axis=1) / np.maximum(lengths, 1e-30)
+        cosine[~one.any(axis=1) & ~two.any(axis=1)] = 1  # nothing in both is the same
         return cls(float(np.linalg.norm(two - one)), float(np.linalg.norm(one)), cosine, chosen, kl)
 
 

@@ -55,6 +55,13 @@ def test_classes_that_are_ruled_out_count_nothing():
     )
 
 
+def test_samples_of_nothing_in_both_agree():
+    a = np.random.default_rng(0).standard_normal((4, 5))
+    a[1] = 0
+    assert compare(a, a)["cosine"] == pytest.approx(1)
+    assert compare(a, a + (np.arange(4) == 1)[:, None])["cosine"] == pytest.approx(0.75)
+
+
 def test_the_interval_of_a_drop_comes_from_the_items_that_differ() -> None:
     same = paired(0, 0, 1000)
     assert same[0] == -same[1]
@@ -289,3 +296,55 @@ def test_samples_behind_other_axes_of_an_output_are_told_apart():
     assert found.shape == (8, 8, 4)
     assert np.allclose(found[2:3], alone, atol=1e-6)
     assert compare(found, found + 1)["samples"] == 8
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_entries_that_only_one_model_chooses_are_different(kind):
+    """Boxes that are left of many: their number is the model's own."""
+    a = np.arange(1, 22).reshape(1, 7, 3).astype(kind)
+    longer, shorter = compare(a[:, :5], a), compare(a, a[:, :5])
+    same = compare(a, a)
+    assert same["relative_error"] == 0
+    for found in (longer, shorter):
+        assert found["samples"] == 1
+        assert found["relative_error"] > 0.3
+        assert found["cosine"] < 0.95
+    assert distance([a, a[:, :3]], [a[:, :5], a]) > distance([a, a], [a[:, :6], a]) > 0
+    if kind is np.int64:
+        assert shorter["agreement"] == longer["agreement"] == 5 / 7
+
+
+def test_a_detector_whose_boxes_are_chosen_is_cut_and_compared():
+    rng = np.random.default_rng(0)
+    weights = {
+        "c": rng.standard_normal((24, 3, 3, 3)), "b": rng.standard_normal((4, 24, 1, 1)),
+        "s": 0.3 * rng.standard_normal((5, 24, 1, 1)),
+    }  # fmt: skip
+    values = {"to4": np.array([0, 4, -1]), "to5": np.array([0, 5, -1]), "most": np.array([1000]),
+              "iou": np.array([0.5], np.float32), "least": np.array([0.5], np.float32)}  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "c"], ["f"], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["f"], ["r"]),
+        helper.make_node("Conv", ["r", "b"], ["b0"]),
+        helper.make_node("Conv", ["r", "s"], ["s0"]),
+        helper.make_node("Reshape", ["b0", "to4"], ["b1"]),
+        helper.make_node("Transpose", ["b1"], ["boxes"], perm=[0, 2, 1]),
+        helper.make_node("Reshape", ["s0", "to5"], ["s1"]),
+        helper.make_node("Sigmoid", ["s1"], ["scores"]),
+        helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "least"], ["chosen"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("chosen", TensorProto.INT64, ["K", 3])],
+        [numpy_helper.from_array(a.astype(np.float32), n) for n, a in weights.items()]
+        + [numpy_helper.from_array(a, n) for n, a in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    given = rng.standard_normal((40, 3, 16, 16)).astype(np.float32)
+    told = onnxprune.prune(model, ratio=0.5, calib={"x": given}, recover="lstsq").report.to_json()[
+        "calibration"
+    ]
+    assert told["original"]["samples"] == 4
+    assert 0 < told["original"]["agreement"] < 1
