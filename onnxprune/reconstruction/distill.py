@@ -5,9 +5,9 @@ the whole model goes down at once, from the samples on,
 
     L(W) = 1/samples * sum over goals of |goal(x; W) - target|^2 / (goals * var(target)),
 
-where the goals are what each layer gives before its activation, and the outputs, and ``var`` is the mean squared
-distance of a sample's target from the mean one. No label is looked at. What the original gives is computed batch by
-batch as it is needed, so memory is that of one batch.
+where the goals are what each layer gives before its activation, and what the model ends in (what choices at its end are
+made of), and ``var`` is the mean squared distance of a sample's target from the mean one. No label is looked at. What
+the original gives is computed batch by batch as it is needed, so memory is that of one batch.
 
 References
 ----------
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibration.ends import ends_of
 from onnxprune.calibration.frontier import sizes
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
@@ -211,13 +212,13 @@ class _Distillation:
         return {}
 
     def _goals(self) -> list[str]:
-        """Return what layers give before their activations, and the outputs, where the original has them too."""
+        """Return what layers give before their activations, and what the model ends in, where the original has them."""
         analysis = self.beside.analysis
         there = {n for a in self.beside.original.coupling.nodes for n in a.node.outputs}
         wanted = [use.y for site in self.layers for use in site.uses]
         outputs = [v.name for v in analysis.model.proto.graph.output]
         if self.truth is None:
-            wanted += outputs
+            wanted += ends_of(analysis, {use.number for site in self.layers for use in site.uses})
         else:
             wanted = [n for n in wanted if n not in (*outputs, self.truth.logits)]
         types = analysis.tracer.types

@@ -155,6 +155,8 @@ def _distance(own: Mapping[str, Array], other: Mapping[str, Array]) -> float:
     shares = []
     for goal, states in own.items():
         spread = 2 * float(np.square(states - states.mean(axis=0)).sum())
+        if spread > 0 and states.shape != other[goal].shape:
+            return np.inf  # as many as the model chose
         if spread > 0:
             shares.append(float(np.square(states - other[goal]).sum()) / spread)
     return float(np.mean(shares)) if shares else np.inf
