@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import counted_axes, lie_first
+from onnxprune.calibration.feeds import counted_axes, lie_first, sample_axes
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime.binding import declared, real_inputs, said_in_values
 from onnxprune.runtime.inputs import NoValues, texts
@@ -45,9 +45,9 @@ def synthetic(
     Returns
     -------
     list of dict
-        Input -> array: one of all samples, along axis 0, or as many batches as are needed where samples don't lie along
-        axis 0 of all inputs. Images are of mean 0 and variance 1 over the set, which suits inputs that are
-        standardised; other scales can't be known without data.
+        Input -> array: one of all samples, along the batch's axis, or as many batches as are needed where that isn't
+        known. Images are of mean 0 and variance 1 over the set, which suits inputs that are standardised; other scales
+        can't be known without data.
 
     Raises
     ------
@@ -63,8 +63,11 @@ def synthetic(
     rng = np.random.default_rng(seed)
     sizes = {name: shapes[name] for name in inputs}
     lengths = said_in_values(graph, sizes)
-    whole = {n: (max(count // s[0], 1) * s[0], *s[1:]) if s and s[0] else s for n, s in sizes.items()}
-    if _along_first(inputs, whole):
+    lie = sample_axes(inputs)
+    places = {n: (lie or {}).get(n, 0) for n in sizes}
+    whole = {n: _of_all(s, places[n], count) for n, s in sizes.items()}
+    one = len({s[places[n]] for n, s in whole.items() if s}) == 1
+    if one and (lie is not None or _along_first(inputs)):
         return [{name: _drawn(graph, value, whole[name], rng, lengths) for name, value in inputs.items()}]
     along = counted_axes(inputs, graph.output)
     held = [
@@ -76,11 +79,17 @@ def synthetic(
     return [{n: _drawn(graph, v, sizes[n], rng, lengths) for n, v in inputs.items()} for _ in range(number)]
 
 
-def _along_first(inputs: Mapping[str, onnx.ValueInfoProto], whole: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether one array for each input can hold all samples."""
-    first = [axes[0] for v in inputs.values() if (axes := declared(v))]
-    fixed = {a for a in first if isinstance(a, int)}
-    return lie_first(inputs) and len(fixed) <= 1 and len({s[0] for s in whole.values() if s}) == 1
+def _of_all(size: tuple[int, ...], place: int, count: int) -> tuple[int, ...]:
+    """Return the shape of one array for about so many samples, whole batches along this axis."""
+    if not size or not size[place]:
+        return size
+    return (*size[:place], max(count // size[place], 1) * size[place], *size[place + 1 :])
+
+
+def _along_first(inputs: Mapping[str, onnx.ValueInfoProto]) -> bool:
+    """Whether one array for each input can hold all samples along axis 0."""
+    fixed = {axes[0] for v in inputs.values() if (axes := declared(v)) and isinstance(axes[0], int)}
+    return lie_first(inputs) and len(fixed) <= 1
 
 
 def _drawn(

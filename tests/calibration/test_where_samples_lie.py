@@ -205,3 +205,11 @@ def test_as_many_samples_are_made_up_as_are_asked_for() -> None:
     shapes = {"x": (1, 16), "state": (2, 1, 16), "rate": ()}
     samples = load_samples(recurrent().graph, "synthetic", most=30, types=shapes)
     assert samples.counts == [1] * 30
+
+
+def test_samples_are_made_up_along_the_axis_of_the_batch() -> None:
+    declared = inputs(x=["T", "N", 16], h=[1, "N", 8])
+    graph = helper.make_graph([], "g", list(declared.values()), [])
+    samples = load_samples(graph, "synthetic", most=70, types={"x": (2, 2, 16), "h": (1, 2, 8)})
+    assert samples.counts == [64, 6]
+    assert [(b["x"].shape, b["h"].shape) for b in samples.batches][1] == ((2, 6, 16), (1, 6, 8))
