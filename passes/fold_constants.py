@@ -24,17 +24,11 @@ import logging
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.branches import settle
-from onnxprune.graph.computed import Finder
-from onnxprune.graph.folding import fold
+from onnxprune.graph.folding import fold_all
 from onnxprune.graph.inline import inline_functions
-from onnxprune.graph.known import opsets_of, weights_of
-from onnxprune.graph.trace import Tracer
 from onnxprune.model import Model
 
 __all__ = ["run"]
-
-#: Bytes of a result that is folded whatever goes with it.
-SMALL = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -64,17 +58,7 @@ def run(model: Model, *, growth: float = 1.0) -> Model:
     whole = settle(flat)
     if whole is not flat:
         _log.info("branches took the place of Ifs that were decided")
-    finder = Finder(whole, Tracer(opsets_of(whole), weights_of(whole)))
-    outputs = {value.name for value in whole.proto.graph.output}
-    names, grown = [], 0
-    for computed in (finder.of(name) for name in finder.ends() if name not in outputs):
-        if computed.nbytes <= max(SMALL, growth * computed.gone):
-            names.append(computed.name)
-        else:
-            grown += 1
-    folded = fold(whole, finder, names)
-    if grown:
-        _log.info("%d tensors would make the file larger, and are still computed", grown)
+    folded = fold_all(whole, growth)
     if not folded.tensors:
         return model if whole is flat else whole
     gone = len(whole.proto.graph.node) - len(folded.model.proto.graph.node)

@@ -21,6 +21,7 @@ from onnxprune.compression.search import Attempt, GridSearch, lines
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.files.protowalk import body_weights
 from onnxprune.graph.analysis import Analysis, analyse
+from onnxprune.graph.folding import fold_all
 from onnxprune.graph.inline import inline
 from onnxprune.graph.interface import interface
 from onnxprune.journey.given_shapes import bound
@@ -92,7 +93,7 @@ def compress(run: Run[CompressOptions], output: Path | None) -> CompressResult:
 def _within(search: GridSearch, report: CompressReport) -> Attempt:
     """Return a model within the budget, and what was done in the report."""
     run, aside = search.run, None
-    search.base = base = inline(run.model)
+    search.base = base = fold_all(inline(run.model)).model
     if run.options.calib is not None:
         search.layers, aside = _layers(run, base)
     layers = search.layers

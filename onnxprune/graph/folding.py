@@ -7,6 +7,7 @@ that helps (`Folded.names`), and what was left untouched is put back as it was i
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +22,15 @@ from onnx import NodeProto, TensorProto
 
 from onnxprune.files.external import is_external
 from onnxprune.graph.computed import Computed, Finder
+from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.live import needed, remove
+from onnxprune.graph.trace import Tracer
 from onnxprune.model import Model
 
 __all__ = [
     "Folded",
     "fold",
+    "fold_all",
     "merged",
     "restored",
     "weight_protos",
@@ -34,6 +38,10 @@ __all__ = [
 
 Array = NDArray[Any]
 
+_log = logging.getLogger(__name__)
+
+#: Bytes of a result that is folded whatever goes with it.
+SMALL = 1024
 #: Bytes of results that are computed in one run.
 TOGETHER = 1 << 28
 #: Larger results lie in a file, from where they are mapped.
@@ -113,6 +121,25 @@ def fold(model: Model, finder: Finder, names: Iterable[str]) -> Folded:
         fork.put(name, values[name])
     remove(fork, before - needed(fork) - made.keys())
     return Folded(fork, model, made)
+
+
+def fold_all(model: Model, growth: float = 1.0) -> Folded:
+    """Turn all computed tensors into weights, but for outputs and for what would make the file larger.
+
+    Parameters
+    ----------
+    model : Model
+        Of one graph, without local functions.
+    growth : float
+        How many times the bytes of what goes a tensor may have; small ones may always be weights.
+    """
+    finder = Finder(model, Tracer(opsets_of(model), weights_of(model)))
+    outputs = {value.name for value in model.proto.graph.output}
+    ends = [finder.of(name) for name in finder.ends() if name not in outputs]
+    names = [one.name for one in ends if one.nbytes <= max(SMALL, growth * one.gone)]
+    if len(names) < len(ends):
+        _log.info("%d tensors would make the file larger, and are still computed", len(ends) - len(names))
+    return fold(model, finder, names)
 
 
 def _beside(finder: Finder, name: str, wanted: Mapping[str, Computed]) -> list[str]:

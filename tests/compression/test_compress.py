@@ -84,6 +84,29 @@ def test_the_same_words_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.zst").read_bytes() == (tmp_path / "b.zst").read_bytes()
 
 
+def test_weights_that_follow_from_others_are_folded(tmp_path: Path) -> None:
+    """As torch's exporter gives those of an LSTM: gates sliced off and joined in another order."""
+    b = Builder(3)
+    whole = b.weight("whole", 48, 24)
+    gates = [
+        b.op("Slice", [whole, *(b.constant(f"{n}.{at}", np.array([v])) for at, v in ends)], f"gate{n}")
+        for n, ends in enumerate(
+            [(("from", 24), ("to", 48), ("axis", 0)), (("from", 0), ("to", 24), ("axis", 0))]
+        )
+    ]
+    joined = b.op("Transpose", [b.op("Concat", gates, "joined", axis=0)], "turned", perm=[1, 0])
+    h = b.op("Relu", [b.op("MatMul", ["x", joined], "mm")], "relu")
+    proto = b.model({"x": ["N", 24]}, b.linear(h, "head", 48, 6))
+    onnx.save(proto, tmp_path / "in.onnx")
+    x = np.random.default_rng(0).standard_normal((60, 24)).astype(np.float32)
+    out = tmp_path / "out.onnx.zst"
+    report = compress(tmp_path / "in.onnx", out, target="bytes=0.3", calib={"x": x}).report
+    assert {line["tensor"] for line in report.lines} == {"turned_out", "head.weight"}
+    assert out.stat().st_size <= 0.3 * (tmp_path / "in.onnx").stat().st_size
+    decompress(out, tmp_path / "plain.onnx")
+    assert error(run(proto, x), run(tmp_path / "plain.onnx", x)) < 0.1
+
+
 def test_without_a_target_no_weight_changes(tmp_path: Path) -> None:
     onnx.save(net(), tmp_path / "in.onnx")
     result = compress(tmp_path / "in.onnx", tmp_path / "out.onnx", to="zst")
