@@ -18,7 +18,7 @@ from onnxprune.errors import CalibrationError
 from onnxprune.model import Model
 from onnxprune.runtime.binding import declared, real_inputs
 
-__all__ = ["Outputs", "compare", "distance", "of_positions", "outputs", "paired", "wilson"]
+__all__ = ["Judge", "Outputs", "compare", "distance", "of_positions", "outputs", "paired", "wilson"]
 
 Array = NDArray[Any]
 
@@ -141,6 +141,47 @@ class Outputs:
                 f"the labels aren't one class for each sample (outputs are {sizes}): no accuracy was measured"
             ]
         return check_labels(self.whole(), labels)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the original gives on samples that no fit saw.
+
+    Attributes
+    ----------
+    samples : Samples
+    original : Outputs
+    """
+
+    samples: Samples
+    original: Outputs
+
+    @classmethod
+    def of(cls, model: Model, samples: Samples | None, notes: list[str]) -> Judge | None:
+        """Hold the samples' labels against the original, so that wrong ones are refused before the work; None without
+        samples.
+
+        Parameters
+        ----------
+        model : Model
+        samples : Samples or None
+        notes : list of str
+            Gets what there is to say of the labels.
+
+        Raises
+        ------
+        CalibrationError
+            If the labels aren't the model's.
+        """
+        if samples is None:
+            return None
+        original = Outputs(model, samples, served=True)
+        notes += original.doubts(samples.labels)
+        return cls(samples, original)
+
+    def of_other(self, model: Model) -> dict[str, Any]:
+        """Compare another model, see `compare`."""
+        return compare(self.original, Outputs(model, self.samples, room=0, served=True), self.samples.labels)
 
 
 def _first(values: Sequence[Array]) -> Array:

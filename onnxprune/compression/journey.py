@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.calibration.agreement import Outputs, compare
-from onnxprune.calibration.samples import Samples, samples_for
+from onnxprune.calibration.agreement import Judge
+from onnxprune.calibration.samples import samples_for
 from onnxprune.calibration.stream import stream_of
 from onnxprune.compression.fitting import LARGEST, Layers
 from onnxprune.compression.packing import drafts, keep
@@ -92,10 +92,10 @@ def compress(run: Run[CompressOptions], output: Path | None) -> CompressResult:
 
 def _within(search: GridSearch, report: CompressReport) -> Attempt:
     """Return a model within the budget, and what was done in the report."""
-    run, aside = search.run, None
+    run, judge = search.run, None
     search.base = base = fold_all(inline(run.model)).model
     if run.options.calib is not None:
-        search.layers, aside = _layers(run, base)
+        search.layers, judge = _layers(run, base)
     layers = search.layers
     by_weight = {} if layers is None else {site.weight: site for site in layers.sites}
     parts, left = parts_of(base, by_weight)
@@ -119,7 +119,8 @@ def _within(search: GridSearch, report: CompressReport) -> Attempt:
         analysis = _analysed(run, base) if layers is None else layers.analysis
         report.latency = _raced(run, base, attempt.model, analysis)
     if layers is not None:
-        original = _agreement(run, base, attempt.model, aside)
+        with run.stage("compare"):
+            original = None if judge is None else judge.of_other(attempt.model)
         samples = layers.samples
         report.calibration = {"source": samples.source, "samples": samples.count, "original": original}
     return attempt
@@ -140,14 +141,15 @@ def _nothing(search: GridSearch, left: list[Left]) -> str:
     )
 
 
-def _layers(run: Run[CompressOptions], base: Model) -> tuple[Layers, Samples | None]:
-    """Return the layers that can be fitted on samples, and the samples that no fit sees."""
+def _layers(run: Run[CompressOptions], base: Model) -> tuple[Layers, Judge | None]:
+    """Return the layers that can be fitted on samples, and what compares on those that no fit sees."""
     analysis = _analysed(run, base)
     with run.stage("samples"):
         fit_on, aside = samples_for(interface(analysis), run.options, analysis.inputs).set_aside()
+        judge = Judge.of(base, aside, run.notes)
     told = seen(sites(analysis), stream_of(base, fit_on))
     fitted = [_without_new_bias(s) for s in told if isinstance(s.codec, Floats) and s.view.width <= LARGEST]
-    return Layers(analysis, fit_on, fitted, Settings(seed=run.options.seed, wide=LARGEST), run.say), aside
+    return Layers(analysis, fit_on, fitted, Settings(seed=run.options.seed, wide=LARGEST), run.say), judge
 
 
 def _analysed(run: Run[CompressOptions], base: Model) -> Analysis:
@@ -165,18 +167,6 @@ def _raced(run: Run[CompressOptions], base: Model, made: Model, analysis: Analys
 def _without_new_bias(site: Site) -> Site:
     """Return a layer that gets no bias where it had none."""
     return site if site.bias is not None else replace(site, adder=None)
-
-
-def _agreement(
-    run: Run[CompressOptions], base: Model, made: Model, aside: Samples | None
-) -> dict[str, Any] | None:
-    """Say how far the outputs are from the original's, on samples that no fit saw; None where there are none."""
-    if aside is None:
-        return None
-    with run.stage("compare"):
-        original = Outputs(base, aside, served=True)
-        run.notes += original.doubts(aside.labels)
-        return compare(original, Outputs(made, aside, room=0, served=True), aside.labels)
 
 
 def _finished(

@@ -112,12 +112,17 @@ class FromSamples:
                 fit_on, aside = Samples([], [moments.header.samples], source=str(options.moments)), None
             else:
                 fit_on, aside = read_samples(read_of(run, analysis), options, run.progress).set_aside()
+        dense = []
+        if aside is not None and aside.labels is not None:  # wrong ones are refused before the work
+            with run.stage("compare"):
+                dense.append(_original(run, analysis, aside))
         made, rotated = measured(run, analysis, groups, fit_on, moments)
         if isinstance(run, Reduced) and rotated.analysis is analysis and analysis.undo is None:
             made.aim = run.aim  # else tensors inside aren't those of the original
         return cls(
-            run, made.analysis, made.groups, fit_on, aside, made, made.curves, rotated, analysis.restored
-        )
+            run, made.analysis, made.groups, fit_on, aside, made, made.curves, rotated, analysis.restored,
+            dense=dense,
+        )  # fmt: skip
 
     @classmethod
     def of_layers(cls, run: Run[Options], analysis: Analysis) -> FromSamples:
@@ -301,11 +306,17 @@ def agreement(
         cut, opened = granularity.load().cut(analysis, removed), analysis.coupling.opened
         kept = Kept(analysis.coupling, analysis.grouping.dead(removed))
         if not dense:
-            teacher = run.teacher if isinstance(run, Reduced) else run.model
-            dense.append(Outputs(teacher, aside, opened, served=True))
-            run.notes += dense[0].doubts(aside.labels)
+            dense.append(_original(run, analysis, aside))
         small = Outputs(cut.model, aside.taken(kept.take), opened, room=0, served=True)
         return compare(dense[0], small, aside.labels)
+
+
+def _original(run: Run[Options], analysis: Analysis, aside: Samples) -> Outputs:
+    """Return what the original gives on samples set aside, against which their labels are held."""
+    teacher = run.teacher if isinstance(run, Reduced) else run.model
+    given = Outputs(teacher, aside, analysis.coupling.opened, served=True)
+    run.notes += given.doubts(aside.labels)
+    return given
 
 
 def _left_out(options: Options) -> list[str]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune import registry
-from onnxprune.calibration.agreement import Outputs, compare
-from onnxprune.calibration.samples import Samples, samples_for
+from onnxprune.calibration.agreement import Judge
+from onnxprune.calibration.samples import samples_for
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.folding import restored
@@ -130,6 +130,7 @@ def _on_samples(
         analysis = bound(run, lambda shapes: analyse(model, input_shapes=shapes, runs=Trial(model)))
     with run.stage("samples"):
         fit_on, aside = samples_for(interface(analysis), options, analysis.inputs).set_aside()
+        judge = Judge.of(model, aside, run.notes)
     fitter = Fitter(analysis, fit_on, {t.name: t for t in targets}, spared, options, run.say)
     others = [t for t in targets if t.name not in fitter.fitted]
     if fitter.dear:
@@ -146,21 +147,10 @@ def _on_samples(
         run.notes.append(
             f"{len(others)} weights can't be fitted ({others[0].name!r} first), and got their zeros by magnitude."
         )
-    agreement = _agreement(run, model, sparse, aside)
+    with run.stage("compare"):
+        agreement = None if judge is None else judge.of_other(sparse)
     calibration = {"source": fit_on.source, "samples": fit_on.count, "original": agreement}
     return _Zeros(sparse, fitter.fits, calibration)
-
-
-def _agreement(
-    run: Run[SparseOptions], model: Model, sparse: Model, aside: Samples | None
-) -> dict[str, Any] | None:
-    """Say how far the outputs are from the original's, on samples that no fit saw; None where there are none."""
-    if aside is None:
-        return None
-    with run.stage("compare"):
-        original = Outputs(model, aside, served=True)
-        run.notes += original.doubts(aside.labels)
-        return compare(original, Outputs(sparse, aside, room=0, served=True), aside.labels)
 
 
 def _check(model: Model, targets: Sequence[SparseWeight], pattern: Pattern) -> None:

@@ -1,14 +1,21 @@
 """Labels that aren't the model's classes are refused or named, and right ones aren't."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime import InferenceSession
+from small_models import Builder
 
+from onnxprune.api import compress, prune, sparsify
 from onnxprune.calibration.agreement import compare
 from onnxprune.calibration.labels import check_labels
 from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
+from onnxprune.reconstruction.walk import Walk
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.integers(1, 9, 200)
@@ -113,3 +120,34 @@ def test_labels_of_any_type_are_read(kind: type) -> None:
             check_labels(
                 scores, load_samples(graph, {**given, "y": (classes - 1).astype(kind)}, labels="y").labels
             )
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (prune, {"ratio": 0.5, "align": "none", "recover": "lstsq"}),
+        (sparsify, {"pattern": "2:4"}),
+        (compress, {"target": "bytes=0.6", "to": "zst"}),
+    ],
+    ids=["prune", "sparsify", "compress"],
+)
+def test_wrong_labels_are_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    b = Builder(3)
+    h = b.op("Relu", [b.linear("x", "first", 12, 24)], "relu")
+    model = b.model({"x": ["N", 12]}, b.linear(h, "head", 24, 6))
+    x = np.random.default_rng(0).standard_normal((300, 12)).astype(np.float32)
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    chosen = session.run(None, {"x": x})[0].argmax(axis=1)
+    given = {"x": x, "y": chosen}
+    assert command(model, calib=given, labels="y", **options)
+
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("layers are looked at")
+
+    monkeypatch.setattr(Walk, "of", worked)
+    with pytest.raises(CalibrationError, match="labels are one above"):
+        command(model, calib={**given, "y": chosen + 1}, labels="y", **options)
+    with pytest.raises(AssertionError, match="layers are looked at"):
+        command(model, calib=given, labels="y", **options)
