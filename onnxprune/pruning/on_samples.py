@@ -36,6 +36,7 @@ from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.moment_file import MomentFile
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.reconstruction.reconstruct import reconstruct
+from onnxprune.reconstruction.recover import Recovery
 from onnxprune.reconstruction.sequential import Calibration, Fitted, refit_analysis
 from onnxprune.report.sentences import by_norm_lines
 from onnxprune.rotation.basis import Rotated
@@ -45,6 +46,8 @@ __all__ = ["FromSamples", "admitted", "agreement"]
 
 #: Positions used of a layer, for each regressor, in a fit of a step on the way.
 STEP_ROWS = 60
+#: Share of samples on which a model should answer as the original does, or there is more to be done.
+ALIKE = 0.85
 
 
 @dataclass
@@ -228,7 +231,8 @@ class FromSamples:
         removed = {name: units for name, units in fitted.removed.items() if len(units)}
         decision = dataclasses.replace(decision, removed=removed)
         report = self._report(fitted, decision, original)
-        return Candidate(analysis, decision, self.restored, report, self._notes(fitted, decision))
+        notes = self._notes(fitted, decision) + _advice(original, recovery)
+        return Candidate(analysis, decision, self.restored, report, notes)
 
     @property
     def _original(self) -> Analysis:
@@ -317,6 +321,17 @@ def _original(run: Run[Options], analysis: Analysis, aside: Samples) -> Outputs:
     given = Outputs(teacher, aside, analysis.coupling.opened, served=True)
     run.notes += given.doubts(aside.labels)
     return given
+
+
+def _advice(original: dict[str, Any] | None, recovery: Recovery) -> list[str]:
+    """Say what else there is for a model that answers otherwise than the original all too often."""
+    same = 1.0 if original is None else original.get("agreement", 1.0)
+    if same >= ALIKE or not recovery.together or recovery.whole:
+        return []
+    return [
+        f"{1 - same:.0%} of the samples set aside are answered otherwise than by the original: --recover distill, "
+        "which fits all layers together, may win back some of that in a few times the time."
+    ]
 
 
 def _left_out(options: Options) -> list[str]:
