@@ -28,6 +28,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.files.holding import scratch
 from onnxprune.model import Model
 from onnxprune.ops import Trait, traits_of
+from onnxprune.runtime.binding import real_inputs
 from onnxprune.runtime.saturation import saturates
 from onnxprune.runtime.session import open_session
 
@@ -41,6 +42,8 @@ SETTINGS = ("static", "layers", "dynamic")
 MOST = 256
 #: Levels of onnxruntime's log.
 WARNING, FATAL = 2, 4
+#: From this version of the format on weights need not be inputs.
+WEIGHTS_APART = 4
 #: From this opset on a weight may have a scale for each channel.
 PER_CHANNEL = 13
 
@@ -77,7 +80,8 @@ def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
     form: dict[str, Any] = {"weight_type": ort.QuantType.QInt8, "reduce_range": saturates()}
     with scratch() as place, _quiet():
         ready, made = place / "ready.onnx", place / "int8.onnx"
-        recent = _recent(source, place / "recent.onnx", samples.batches[0])
+        closed = _without_defaults(source, place / "closed.onnx")
+        recent = _recent(closed, place / "recent.onnx", samples.batches[0])
         try:
             ort.shape_inference.quant_pre_process(str(recent), str(ready), skip_symbolic_shape=True)
             plain = onnx.load(ready, load_external_data=False)
@@ -100,6 +104,22 @@ def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
 
 def _opset(model: onnx.ModelProto) -> int:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def _without_defaults(source: Path, place: Path) -> Path:
+    """Return a file whose weights are no inputs, as which the quantiser's own runs ask for them; the given one if it is
+    that.
+    """
+    model = onnx.load(source, load_external_data=False)
+    if len(inputs := real_inputs(model.graph)) == len(model.graph.input):
+        return source
+    onnx.load_external_data_for_model(model, str(source.parent))
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, WEIGHTS_APART)
+    onnx.save(model, place)
+    return place
 
 
 def _recent(source: Path, place: Path, batch: dict[str, Any]) -> Path:
