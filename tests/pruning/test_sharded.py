@@ -200,7 +200,7 @@ def test_shares_are_all_pieces_once() -> None:
             assert [n for first, stop in spans for n in range(first, stop)] == list(range(pieces))
     with pytest.raises(UsageError, match="The samples fall into 5 pieces, so 6 shards can't share them"):
         Shard(1, 6).span(5)
-    samples = Samples([{"x": np.zeros((n, 2))} for n in (7, 30, 63)], [7, 30, 63], None, "", True)
+    samples = Samples([{"x": np.zeros((n, 2))} for n in (7, 30, 63)], [7, 30, 63], None, "", {"x": 0})
     cut, parts = in_pieces(samples)
     assert len(parts) <= shards.PIECES
     assert [b for p in parts for b in p.batches] == list(range(len(cut.batches)))

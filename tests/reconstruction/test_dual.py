@@ -91,7 +91,7 @@ def net(channels=6):
 def evidence_of(wide, sheet=1 << 14):
     analysis = analyse(Model.load(net()))
     x = np.random.default_rng(1).standard_normal((40, 3, 5, 4)).astype(np.float32)
-    samples = Samples([{"x": part} for part in np.split(x, 4)], [10] * 4, None, "", True)
+    samples = Samples([{"x": part} for part in np.split(x, 4)], [10] * 4, None, "", {"x": 0})
     todo, settings = sites(analysis)[1:], Settings(wide=wide, sheet=sheet)
     (evidence,) = Walk.of(analysis, [], samples, settings, todo).originals(todo)
     return analysis, todo[0], evidence, settings
@@ -159,7 +159,7 @@ def test_memory_follows_rows_or_inputs_never_outputs_squared(shape, outputs):
         y = b.linear("x", "l", shape[0], outputs)
         x = rng.standard_normal((40, shape[0])).astype(np.float32)
     analysis = analyse(Model.load(b.model({"x": ["n", *x.shape[1:]]}, y)))
-    samples = Samples([{"x": part} for part in np.split(x, 4)], [10] * 4, None, "", True)
+    samples = Samples([{"x": part} for part in np.split(x, 4)], [10] * 4, None, "", {"x": 0})
     todo = sites(analysis)
     walk = Walk.of(analysis, [analysis.model.fork()], samples, Settings(), todo)
     tracemalloc.start()

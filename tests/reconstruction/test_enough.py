@@ -28,7 +28,7 @@ def opened(count=80):
     analysis = analyse(Model.load(net()))
     x = np.random.default_rng(1).standard_normal((count, 3, 5, 4)).astype(np.float32)
     batches = [{"x": part} for part in np.split(x, 8)]
-    return analysis, Samples(batches, [count // 8] * 8, None, "", True)
+    return analysis, Samples(batches, [count // 8] * 8, None, "", {"x": 0})
 
 
 def fed(noise):

@@ -117,7 +117,7 @@ def many(readers=6, width=12, outputs=40):
 def opened(model, n=200):
     analysis = analyse(Model.load(model))
     x = np.random.default_rng(1).standard_normal((n, 5, 7)).astype(np.float32)
-    return analysis, Samples([{"x": part} for part in np.split(x, 4)], [n // 4] * 4, None, "", True)
+    return analysis, Samples([{"x": part} for part in np.split(x, 4)], [n // 4] * 4, None, "", {"x": 0})
 
 
 def test_readers_of_a_crowded_group_are_added_up(monkeypatch):
