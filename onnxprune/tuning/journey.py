@@ -81,7 +81,7 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     floor = _floor(run, metric, state)
     writer = _Best(run, output, state)
     members = Members(
-        run.model.path, Cuts(run, labelled), lambda: samples.set_aside()[0], metric, floor, demand,
+        run.model.path, Cuts(run, labelled), lambda: _seen(options, samples), metric, floor, demand,
         bench_of(run.model, analysis, "cpu", None, options.threads), state, deadline, whole,
     )  # fmt: skip
     members.better = lambda entry: _look(members, writer, options.minimize)
@@ -123,6 +123,12 @@ def _samples(run: Run[TuneOptions], analysis: Analysis, plain: Run[Options]) -> 
             if run.options.held_out is None:
                 raise
     return read_samples(analysis, plain.options, run.progress), False
+
+
+def _seen(options: TuneOptions, samples: Samples) -> Samples:
+    """Return the samples that levers may see: all, unless a part of them is what members are judged on."""
+    judging = options.metric is None and options.held_out is None
+    return samples.set_aside()[0] if judging else samples
 
 
 def _judged_on(run: Run[TuneOptions], samples: Samples) -> Samples:

@@ -46,7 +46,11 @@ def opened(**given):
     x = np.random.default_rng(1).standard_normal((40, 6, 8, 8)).astype(np.float32) + 2
     names = [n for node in analysis.model.proto.graph.node for n in node.output]
     everything = open_session(analysis.model, names).run({"x": x}) | {"x": x}
-    return analysis, Samples([{"x": part} for part in np.split(x, 4)], [10] * 4, None, "", {"x": 0}), everything
+    return (
+        analysis,
+        Samples([{"x": part} for part in np.split(x, 4)], [10] * 4, None, "", {"x": 0}),
+        everything,
+    )
 
 
 @pytest.mark.parametrize("group", [1, 2, 6])

@@ -15,7 +15,7 @@ from small_models import Builder
 
 from onnxprune import cli
 from onnxprune.api import tune
-from onnxprune.calibration.samples import load_samples
+from onnxprune.calibration.samples import Samples, load_samples
 from onnxprune.errors import CalibrationError, NotFaster, OnnxPruneError, UsageError
 from onnxprune.latency.apart import Apart
 from onnxprune.tuning import explore, members
@@ -360,6 +360,28 @@ def test_grids_are_a_lever_for_bytes_alone(tmp_path: Path) -> None:
     }
     assert "grids" in members.graded("bytes")
     assert "grids" not in members.graded("latency")
+
+
+@pytest.mark.parametrize(
+    ("judge", "count"),
+    [({"labels": "y", "held_out": "e.npz"}, 200), ({"metric": "m.py:evaluate"}, 200), ({"labels": "y"}, 180)],
+)
+def test_levers_see_all_samples_that_nobody_judges_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, judge: dict[str, str], count: int
+) -> None:
+    seen = []
+
+    def applied(self: Lever, source: Path, output: Path, samples: Samples) -> None:
+        seen.append(samples.count)
+        onnx.save(onnx.load(source), output)
+
+    monkeypatch.setattr(Lever, "apply", applied)
+    monkeypatch.setattr(explore, "levers", lambda aim: [Lever("int8", "static")])
+    Path("m.py").write_text("def evaluate(path): return 1.0")
+    if "labels" not in judge:
+        np.savez("s.npz", x=np.load("s.npz")["x"])
+    tune("in.onnx", "out.onnx", max_drop=20.0, calib="s.npz", **judge, **FAST)
+    assert set(seen) == {count}
 
 
 def test_the_best_is_fitted_more_deeply_at_the_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
