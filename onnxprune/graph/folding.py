@@ -38,7 +38,7 @@ __all__ = [
 
 Array = NDArray[Any]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("onnxprune.graph")
 
 #: Bytes of a result that is folded whatever goes with it.
 SMALL = 1024

@@ -34,7 +34,7 @@ from onnxprune.runtime.session import open_session
 
 __all__ = ["AIMS", "SETTINGS", "apply"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("onnxprune.tuning")
 
 AIMS = ("latency", "bytes")
 SETTINGS = ("static", "layers", "dynamic")
