@@ -219,7 +219,7 @@ def answer(script: str, name: str, model: str) -> tuple[str, Any]:
     except BaseException as error:  # anything can go wrong in a user's script
         return "fault", f"fails with {type(error).__name__}: {' '.join(str(error).split())[:300]}" + (
             " (it is called with the model's path; a parameter named session is given onnxruntime's session)"
-            if isinstance(error, AttributeError) and error.obj == model
+            if isinstance(error, AttributeError) and error.obj is model
             else ""
         )
 

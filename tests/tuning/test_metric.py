@@ -23,6 +23,7 @@ def of_session(session): return len(session.get_inputs())
 def of_path(model): return os.path.getsize(model)
 def raising(path): raise ValueError("no data\\nat all")
 def of_other_name(model): return model.run(None, {})
+def of_array(path): return np.ones(3).score
 def nothing(path): pass
 def nan(path): return float("nan")
 def matrix(path): return np.ones((2, 3))
@@ -80,6 +81,7 @@ def test_a_path_is_given_where_no_session_is_asked_for(script: Path) -> None:
     ("name", "said"),
     [
         ("raising", "fails with ValueError: no data at all"),
+        ("of_array", "fails with AttributeError: 'numpy.ndarray' object has no attribute 'score'"),
         ("of_other_name", "a parameter named session is given onnxruntime's session"),
         ("dying", "ends its process before it returns"),
         ("slow", "takes longer than 2 s"),
