@@ -50,9 +50,8 @@ def counted_axes(inputs: Inputs, outputs: Iterable[onnx.ValueInfoProto] = ()) ->
     """
     if (along := sample_axes(inputs)) is not None:
         return along
-    axes = {n: declared(v) for n, v in inputs.items()}
-    known = {n: a for n, a in axes.items() if a}
-    if not known or None in axes.values():
+    known = _known(inputs)
+    if not known:
         return None
     first, *others = (
         [a if isinstance(a, str) or n < len(own) - 1 else None for n, a in enumerate(own)]
@@ -76,8 +75,7 @@ def counted_axes(inputs: Inputs, outputs: Iterable[onnx.ValueInfoProto] = ()) ->
 def taken(batch: Batch, at: Any, along: Along | None = None) -> Batch:
     """Return some samples of a batch; numbers without axes are for all of them."""
     return {
-        n: a[(slice(None),) * along[n] + (at,)] if along and a.ndim else a[at] if a.ndim else a
-        for n, a in batch.items()
+        n: a[(slice(None),) * (along[n] if along else 0) + (at,)] if a.ndim else a for n, a in batch.items()
     }
 
 
@@ -87,9 +85,8 @@ def sample_axes(inputs: Inputs) -> dict[str, int] | None:
     Along the one axis that all inputs call the batch, such as that of ``[time, batch, width]`` beside a state
     ``[layers, batch, width]``, else along axis 0 where that is dynamic in all of them. Numbers have no axes.
     """
-    axes = {n: declared(v) for n, v in inputs.items()}
-    known = {n: a for n, a in axes.items() if a}
-    if not known or None in axes.values():
+    known = _known(inputs)
+    if not known:
         return None
     shared = set.intersection(*({s for s in a if isinstance(s, str)} for a in known.values()))
     name = _BATCH if len({a[0] for a in known.values()}) == 1 else _BATCH_BEHIND
@@ -98,6 +95,12 @@ def sample_axes(inputs: Inputs) -> dict[str, int] | None:
         return {n: a.index(called[0]) for n, a in known.items()}
     first = lie_first(inputs) and all(isinstance(a[0], str) for a in known.values())
     return dict.fromkeys(known, 0) if first else None
+
+
+def _known(inputs: Inputs) -> dict[str, tuple[int | str, ...]]:
+    """Return the axes of the inputs that have some; nothing where those of one aren't known."""
+    axes = {n: declared(v) for n, v in inputs.items()}
+    return {} if None in axes.values() else {n: a for n, a in axes.items() if a}
 
 
 def lie_first(inputs: Inputs) -> bool:
@@ -164,9 +167,11 @@ def _checked(name: str, value: onnx.ValueInfoProto, given: Array) -> Array:
 
 
 def parts(
-    inputs: Inputs, feed: Batch, most: int | None, seed: int, labels: Array | None, counted: Along | None
+    inputs: Inputs, feed: Batch, most: int | None, seed: int, labels: Array | None, along: Along | None
 ) -> Iterator[tuple[Batch, Array | None]]:
-    """Cut arrays of many samples, counted along these axes, into batches of the model's size.
+    """Cut arrays of many samples, which lie along these axes, into batches of the model's size.
+
+    ``along`` is None where the model doesn't take batches of any size, and empty where a run has no batch.
 
     Raises
     ------
@@ -174,7 +179,7 @@ def parts(
         If their lengths or shapes don't fit.
     """
     axes = {n: declared(v) for n, v in inputs.items()}
-    for part, at, given in _cut(axes, feed, most, seed, counted if counted == {} else sample_axes(inputs)):
+    for part, at, given in _cut(axes, feed, most, seed, along):
         for name, array in part.items():
             _check_shape(name, array, axes[name])
         if labels is not None and at is not None and len(labels) != given:
@@ -185,10 +190,7 @@ def parts(
 def _cut(
     axes: Axes, feed: Batch, most: int | None, seed: int, along: Along | None
 ) -> Iterator[tuple[Batch, NDArray[np.int64] | None, int]]:
-    """Yield batches, each with the numbers of its samples, None where all is one batch, and how many are given.
-
-    ``along`` is empty where a run has no batch.
-    """
+    """Yield batches, each with the numbers of its samples, None where all is one batch, and how many are given."""
     stacked = {n for n, a in axes.items() if a is not None and feed[n].ndim == len(a) + 1}
     held = None if stacked or along is not None else _held(axes, feed)
     lie = {n: 0 if n in stacked else (along or held or {}).get(n, 0) for n, a in feed.items() if a.ndim}

@@ -274,6 +274,7 @@ def load_samples(
         given = synthetic(graph, types or {}, most or 256, seed)
     inputs = {v.name: v for v in real_inputs(graph)}
     along, counted = sample_axes(inputs), counted_axes(inputs, graph.output)
+    cut = along if counted else counted  # nothing to cut along where a run has no batch
     batches: list[Batch] = []
     marks: list[Array] = []
     counts: list[int] = []
@@ -285,7 +286,7 @@ def load_samples(
         mark = numbers(feed.pop(labels), labels) if labels and labels in feed else None
         check(inputs, feed)
         for batch, label in list(
-            parts(inputs, feed, None if most is None else most - count, seed, mark, counted)
+            parts(inputs, feed, None if most is None else most - count, seed, mark, cut)
         ):
             batches.append(batch)
             # where it isn't known along which axes they lie the labels alone say how many there are

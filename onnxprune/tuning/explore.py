@@ -97,7 +97,8 @@ class Explorer:
             Where a member is all that was asked for.
         """
         useful = [lever for lever in levers(self.aim) if self.alone(lever)]
-        shares = {leaf: self.coarsest(leaf, least) for leaf, least in graded(self.aim).items()}
+        leasts = graded(self.aim)
+        shares = {leaf: self.coarsest(leaf, least) for leaf, least in leasts.items()}
         ways = [replace(ladder, recover=self.quick) for ladder in ladders(self.aim)]
         base = self.leading(useful)
         first, *others = self.by_promise(ways, base)
@@ -108,7 +109,7 @@ class Explorer:
                 self.narrowest(first, lever, share)
         for leaf, coarse in shares.items():  # half of the way with widths, the rest with what goes by shares
             if share and coarse:
-                self.coarsest(leaf, graded(self.aim)[leaf], first.at(share**0.5), coarse)
+                self.coarsest(leaf, leasts[leaf], first.at(share**0.5), coarse)
         for recover in self.deeper[:1]:
             self.deepen([first, *others], recover)
         best = best_of(self.members, self.aim)

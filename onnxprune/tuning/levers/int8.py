@@ -114,9 +114,8 @@ def _without_defaults(source: Path, place: Path) -> Path:
     if len(inputs := real_inputs(model.graph)) == len(model.graph.input):
         return source
     onnx.load_external_data_for_model(model, str(source.parent))
-    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
     del model.graph.input[:]
-    model.graph.input.extend(kept)
+    model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, WEIGHTS_APART)
     onnx.save(model, place)
     return place
@@ -150,7 +149,6 @@ def _quiet() -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        onnxruntime.set_default_logger_severity(
-            WARNING
-        )  # its own default: what was set before can't be asked
+        # its own default: what was set before can't be asked
+        onnxruntime.set_default_logger_severity(WARNING)
         logging.disable(before)
