@@ -115,9 +115,7 @@ class Explorer:
         best = best_of(self.members, self.aim)
         fit = self.deeper[0] if self.deeper else self.quick  # as the best is, or others couldn't come near it
         for ladder in others:
-            of_time = best is not None and ladder.kind == "latency"
-            near = 1 / best["speedup"] if best is not None and of_time else (best and best["share"]) or share
-            self.narrowest(replace(ladder, recover=fit), self._lever_of(best), near)
+            self.narrowest(replace(ladder, recover=fit), self._lever_of(best), self._near(ladder, best) or share)
         for recover in self.deeper[1:]:
             self.deepen([first, *others], recover)
 
@@ -130,6 +128,14 @@ class Explorer:
             ladder = next(one for one in same if one.at(1.0).ladder == best["ladder"])
             near = CLOSE * best["share"]
         self.narrowest(replace(ladder, recover=recover), self._lever_of(best), near)
+
+    def _near(self, ladder: Ladder, best: Entry | None) -> float | None:
+        """Return the share of another ladder that is as narrow as the best; None where that isn't narrow."""
+        if best is None or not best["share"] or ladder.kind != "latency":
+            return best and best["share"]
+        lever = self._lever_of(best)
+        alone = self.members.make(Recipe(None, lever)).get("speedup", 1.0) if lever else 1.0
+        return min(float(alone / best["speedup"]), ALMOST)
 
     def _lever_of(self, entry: Entry | None) -> Lever | None:
         """Return the lever that a member has beside its width."""
