@@ -122,9 +122,6 @@ def check(inputs: Inputs, feed: Batch) -> None:
     CalibrationError
         If a name, a rank or a type doesn't fit.
     """
-    if set(feed) == {f"input_{i}" for i in range(len(inputs))} and not set(feed) & set(inputs):
-        for i, name in enumerate(inputs):  # test data without names is in the order of the inputs
-            feed[name] = feed.pop(f"input_{i}")
     missing, unknown = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
     if missing or unknown:
         what = told(missing, unknown)

@@ -1,66 +1,21 @@
-"""Inputs that the user gives, as dictionaries that fit the model."""
+"""Arrays in every form that people hold them in, brought into one: dictionaries by the names of the inputs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.errors import CalibrationError, OnnxPruneError, did_you_mean
-from onnxprune.files.arrays import read_folder, read_npz, reading
-from onnxprune.runtime.binding import declared, real_inputs
-from onnxprune.wall import board as wall
+from onnxprune.errors import CalibrationError, OnnxPruneError
+from onnxprune.runtime.binding import declared
 
-__all__ = ["MOST", "InOrder", "Picked", "each", "feeds", "source_of", "told", "typed"]
-
-#: No more feeds than this are made of one file.
-MOST = 16
+__all__ = ["Feed", "InOrder", "Picked", "by_name", "each", "source_of", "told", "typed"]
 
 Feed = dict[str, Any]  # arrays, or lists of them for inputs that are sequences
-
-
-def feeds(graph: onnx.GraphProto, given: Any) -> list[Feed]:
-    """Bring given inputs into the form that onnxruntime takes.
-
-    Parameters
-    ----------
-    graph : GraphProto
-        Whose inputs they are for.
-    given : path, dict, array, iterable of these, reader, or function that returns one
-        A path leads to an ``.npz`` file or a folder of ``.npy`` files, one array for each input; arrays that
-        hold several times the model's fixed batch are split into batches. A reader has ``get_next()``, as
-        onnxruntime's ``CalibrationDataReader``.
-
-    Raises
-    ------
-    CalibrationError
-        If names, ranks or sizes don't fit the model, or a file can't be read.
-    """
-    if given is None:
-        return []
-    values = {v.name: v for v in real_inputs(graph)}
-    axes = {name: declared(value) for name, value in values.items()}
-    batches: list[Feed] = []
-    for feed in each(given, lambda path: [_read(Path(path), axes)], "Inputs"):
-        feed = feed.named(values) if isinstance(feed, InOrder) else feed
-        _check_names(axes, feed)
-        _check_values(feed)
-        wall.grow(inputs=sum(a.nbytes for a in feed.values() if isinstance(a, np.ndarray)))
-        for name in feed:
-            feed[name] = _form(values[name], feed[name])
-        batches += _batches(axes, feed)
-        if len(batches) >= MOST:
-            break
-    if not batches:
-        raise CalibrationError(
-            "The given inputs are empty; give at least one array for each input of the model."
-        )
-    return batches[:MOST]
 
 
 def each(given: Any, read: Callable[[str], Iterable[Feed]], what: str) -> Iterator[Feed]:
@@ -219,83 +174,16 @@ def _texts(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def _read(path: Path, axes: Mapping[str, Any]) -> Feed:
-    def admit(names: list[str]) -> None:
-        _check_known(axes, names)
-
-    with reading(str(path), "inputs"):
-        return read_folder(path, admit) if path.is_dir() else read_npz(path, admit)
+def by_name(inputs: Iterable[str], feed: Feed) -> Feed:
+    """Return test data of the onnx package, which has no names (input_0, input_1, ...), by those of the inputs."""
+    names = list(inputs)
+    numbered = [f"input_{i}" for i in range(len(names))]
+    if set(feed) != set(numbered) or set(feed) & set(names):
+        return feed
+    return {name: feed[number] for name, number in zip(names, numbered, strict=True)}
 
 
 def told(missing: Sequence[str], unknown: Sequence[str]) -> str:
     """Return what is wrong with names of given arrays: the first that is no input, and the first that isn't there."""
     said = [f"have {name!r}, which is no input of the model" for name in unknown[:1]]
     return ", and ".join([*said, *(f"lack {name!r}" for name in missing[:1])])
-
-
-def _check_known(axes: Mapping[str, Any], names: Collection[str]) -> None:
-    unknown, missing = [n for n in names if n not in axes], [n for n in axes if n not in names]
-    if missing or unknown:
-        what = told(missing, unknown)
-        hint = did_you_mean(unknown[0], missing or axes) if unknown else ""
-        raise CalibrationError(f"The given inputs {what}; the model's inputs are {', '.join(axes)}.{hint}")
-
-
-def _check_names(axes: Mapping[str, Any], feed: Feed) -> None:
-    _check_known(axes, feed)
-    for name, array in feed.items():
-        if axes[name] is not None and isinstance(array, np.ndarray) and array.ndim != len(axes[name]):
-            shape = ",".join(map(str, axes[name]))
-            raise CalibrationError(
-                f"The given input {name!r} has {array.ndim} axes, but the model's has ({shape})."
-            )
-
-
-def _form(value: onnx.ValueInfoProto, given: Any) -> Any:
-    """Return what onnxruntime takes, and refuse texts for numbers and numbers for texts."""
-    if not value.type.HasField("tensor_type") or not isinstance(given, np.ndarray):
-        return given
-    elem = value.type.tensor_type.elem_type
-    array = typed(given, elem)
-    text = array.dtype == object and all(isinstance(entry, str) for entry in array.ravel())
-    if (elem == onnx.TensorProto.STRING) != text or array.dtype.kind in "USV":
-        known = onnx.TensorProto.DataType.Name(elem).lower()
-        raise CalibrationError(
-            f"The given input {value.name!r} is {given.dtype}, but the model's is {known}; convert it."
-        )
-    return array
-
-
-def _check_values(feed: Feed) -> None:
-    """Refuse inputs of which no value is a number: whatever a model makes of them, it says nothing."""
-    for name, array in feed.items():
-        real = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size
-        if real and not np.isfinite(array).any():
-            raise CalibrationError(
-                f"The given input {name!r} has no finite value, so nothing can be verified on it; give real inputs."
-            )
-
-
-def _batches(axes: Mapping[str, Any], feed: Feed) -> list[Feed]:
-    """Split arrays that hold several batches of a fixed size."""
-    batch = {
-        n: a[0] for n, a in axes.items() if a and isinstance(a[0], int) and isinstance(feed[n], np.ndarray)
-    }
-    counts = {feed[n].shape[0] / size for n, size in batch.items()}
-    count = counts.pop() if len(counts) == 1 and len(batch) == sum(map(bool, axes.values())) else 1.0
-    parts = [feed]
-    if count > 1 and count == int(count):
-        parts = [
-            {n: a[k * batch[n] : (k + 1) * batch[n]] if n in batch else a for n, a in feed.items()}
-            for k in range(min(int(count), MOST))
-        ]
-    for part in parts:
-        for name, array in part.items():
-            for at, axis in enumerate(axes[name] or () if isinstance(array, np.ndarray) else ()):
-                if isinstance(axis, int) and array.shape[at] != axis:
-                    shape = ",".join(map(str, axes[name]))
-                    raise CalibrationError(
-                        f"The given input {name!r} has the shape {array.shape}, "
-                        f"but the model's has ({shape})."
-                    )
-    return parts

@@ -30,7 +30,7 @@ from onnxprune.calibration.feeds import (
     sample_axes,
     taken,
 )
-from onnxprune.calibration.given import InOrder, each, source_of
+from onnxprune.calibration.given import InOrder, by_name, each, source_of
 from onnxprune.calibration.labels import numbers
 from onnxprune.calibration.reading import admits, bounded, call
 from onnxprune.calibration.synthetic import synthetic
@@ -284,6 +284,7 @@ def load_samples(
     for feed in bounded(each(given, lambda path: read_path(path, seed, admit), "Samples"), most):
         feed = feed.named(inputs, labels) if isinstance(feed, InOrder) else feed
         mark = numbers(feed.pop(labels), labels) if labels and labels in feed else None
+        feed = by_name(inputs, feed)
         check(inputs, feed)
         for batch, label in list(
             parts(inputs, feed, None if most is None else most - count, seed, mark, cut)
@@ -325,18 +326,21 @@ def _mask(batch: Batch) -> Array | None:
     return None
 
 
-def read_path(text: str, seed: int, admit: Callable[[list[str]], None]) -> Iterator[Batch]:
+def read_path(
+    text: str, seed: int, admit: Callable[[list[str]], None], what: str = "samples"
+) -> Iterator[Batch]:
     """Yield what a path, or a function of a script, gives; ``admit`` refuses names of arrays before they are read."""
     script, colon, name = text.rpartition(":")
     if colon and script.endswith(".py"):
-        yield from each(call(Path(script), name), lambda path: read_path(path, seed, admit), "Samples")
+        given = call(Path(script), name)
+        yield from each(given, lambda path: read_path(path, seed, admit, what), what.capitalize())
         return
     path = Path(text)
     if path.suffix == ".py":
         raise CalibrationError(
-            f"{text!r} is a script; name the function that gives samples, as in {text}:load_data."
+            f"{text!r} is a script; name the function that gives {what}, as in {text}:load_data."
         )
-    with reading(text, "samples"):
+    with reading(text, what):
         batches = list(_folder(path, admit)) if path.is_dir() else [read_npz(path, admit)]
     yield from batches
 

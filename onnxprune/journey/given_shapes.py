@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnxprune.calibration.feeds import taken
-from onnxprune.calibration.given import feeds
+from onnxprune.calibration.inputs import feeds
 from onnxprune.calibration.samples import is_synthetic, load_samples
 from onnxprune.errors import ModelError
 from onnxprune.journey.run import Run

@@ -223,11 +223,12 @@ class Options(GranularityOptions):
     )
     inputs: Any = option(
         None,
-        "inputs to verify on, beside random ones: an .npz file with one array for each input",
+        "inputs to verify on, beside random ones, in any form that samples may have: an .npz file with one array for "
+        "each input, a folder, script.py:function",
         stage="verify",
         commands="prune apply verify",
         needs="verify",
-        metavar="FILE.npz",
+        metavar="FILE",
     )
     rtol: float | None = option(
         None,

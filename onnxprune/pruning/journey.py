@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune import granularity
-from onnxprune.calibration.given import feeds
+from onnxprune.calibration.inputs import feeds
 from onnxprune.cut.cuts import copies_of, cuts_of
 from onnxprune.cut.put_back import Carried, Failed, Removed, carry
 from onnxprune.cut.rewrite import Rewritten

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxprune.calibration.given import Feed, feeds
+from onnxprune.calibration.given import Feed
+from onnxprune.calibration.inputs import feeds
 from onnxprune.cut.cuts import TensorCut
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.memory import peak_bytes

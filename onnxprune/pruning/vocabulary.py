@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration.given import feeds
+from onnxprune.calibration.inputs import feeds
 from onnxprune.calibration.samples import load_samples
 from onnxprune.calibration.tokens import Tokens, frequent, read_tokens
 from onnxprune.cut.cuts import TensorCut, cuts_of

@@ -115,7 +115,9 @@ class Explorer:
         best = best_of(self.members, self.aim)
         fit = self.deeper[0] if self.deeper else self.quick  # as the best is, or others couldn't come near it
         for ladder in others:
-            self.narrowest(replace(ladder, recover=fit), self._lever_of(best), self._near(ladder, best) or share)
+            self.narrowest(
+                replace(ladder, recover=fit), self._lever_of(best), self._near(ladder, best) or share
+            )
         for recover in self.deeper[1:]:
             self.deepen([first, *others], recover)
 
@@ -131,8 +133,9 @@ class Explorer:
 
     def _near(self, ladder: Ladder, best: Entry | None) -> float | None:
         """Return the share of another ladder that is as narrow as the best; None where that isn't narrow."""
-        if best is None or not best["share"] or ladder.kind != "latency":
-            return best and best["share"]
+        narrow: float | None = best["share"] if best is not None else None
+        if best is None or not narrow or ladder.kind != "latency":
+            return narrow
         lever = self._lever_of(best)
         alone = self.members.make(Recipe(None, lever)).get("speedup", 1.0) if lever else 1.0
         return min(float(alone / best["speedup"]), ALMOST)

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
+from onnxprune.calibration.inputs import feeds
 from onnxprune.calibration.samples import load_samples
 from onnxprune.calibration.synthetic import synthetic
 from onnxprune.errors import CalibrationError, UsageError, VerificationError
@@ -95,7 +96,8 @@ def test_samples_arrive_in_every_form(name: str, form: str, tmp_path: Path) -> N
     given = as_data_sets(tmp_path, feed, step) if form == "data_sets" else FORMS[form](tmp_path, feed)
     found = load_samples(graph, given)
     assert found.count == COUNT
-    for key, array in joined(found.batches).items():
+    runs = feeds(graph, Reader(feed) if form == "reader" else given)  # a reader can be read once
+    for key, array in [*joined(found.batches).items(), *joined(runs).items()]:
         wanted = helper.tensor_dtype_to_np_dtype(elements(graph)[key])
         assert array.dtype == wanted
         assert array.tolist() == np.asarray(feed[key]).tolist()

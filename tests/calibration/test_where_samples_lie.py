@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 import onnxprune
 from onnxprune.calibration.feeds import count_of, counted_axes, sample_axes, taken
+from onnxprune.calibration.inputs import MOST, feeds
 from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import analyse
@@ -153,9 +154,13 @@ def test_a_run_of_one_sample_is_one_whatever_its_state_has(given: Any) -> None:
     assert samples.counts == [1] * COUNT
     assert [b["state"].shape for b in samples.batches] == [(2, 1, 16)] * COUNT
     assert all(np.array_equal(b["state"][:, 0], STATE[:, i]) for i, b in enumerate(samples.batches))
+    runs = feeds(recurrent().graph, given)
+    assert len(runs) == MOST
+    assert all(np.array_equal(run["state"][:, 0], STATE[:, i]) for i, run in enumerate(runs))
     told = onnxprune.prune(
-        recurrent(), ratio=0.5, align="none", calib=given, recover="lstsq"
+        recurrent(), ratio=0.5, align="none", calib=given, recover="lstsq", inputs=given
     ).report.to_json()
+    assert told["law1"]["inputs"] >= MOST
     assert told["calibration"]["samples"] + told["calibration"]["original"]["samples"] == COUNT
 
 

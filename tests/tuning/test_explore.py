@@ -124,7 +124,9 @@ def test_what_wins_most_by_itself_is_beside_all_that_is_tried_first(
     assert best["speedup"] > 1.2 * factor
     assert {None, "int8-static"} <= set(narrow), "both with it and without"
     by_time = [e["share"] for e in fits.entries.values() if e["share"] and e["ladder"].startswith("latency")]
-    assert by_time[1] == pytest.approx(best["share"], abs=0.05), "what the lever won isn't taken for narrowness"
+    assert by_time[1] == pytest.approx(best["share"], abs=0.05), (
+        "what the lever won isn't taken for narrowness"
+    )
     assert "int8-dynamic" in explorer.refused
 
 
