@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, log
+from itertools import combinations
+from math import comb, inf, log
 
 from onnxprune.allocation.alignment import FLOOR
 from onnxprune.pruning.speed import finer_steps
@@ -102,11 +103,13 @@ class Explorer:
         ways = [replace(ladder, recover=self.quick) for ladder in ladders(self.aim)]
         base = self.leading(useful)
         first, *others = self.by_promise(ways, base)
-        self.members.whole.steps = len(levers(self.aim)) + _steps(len(useful), self.aim)
+        self.members.whole.steps = len(levers(self.aim)) + _steps(useful, self.aim)
         share = self.narrowest(first, base)
         for lever in [None, *useful]:
             if lever != base:
                 self.narrowest(first, lever, share)
+        for both in self.joined(useful):
+            self.narrowest(first, both, share)
         for leaf, coarse in shares.items():  # half of the way with widths, the rest with what goes by shares
             if share and coarse:
                 self.coarsest(leaf, leasts[leaf], first.at(share**0.5), coarse)
@@ -166,6 +169,22 @@ class Explorer:
         left = {lever: _left(self.members.make(Recipe(None, lever)), self.aim) for lever in useful}
         base = min(left, key=left.__getitem__, default=None)
         return base if base is not None and left[base] < LEADING else None
+
+    def joined(self, useful: Sequence[Lever]) -> list[Lever]:
+        """Try the best of each kind of levers together; return what of it is of use, and better than either."""
+        best: dict[str, tuple[float, Lever]] = {}
+        for lever in useful:
+            left = _left(self.members.make(Recipe(None, lever)), self.aim)
+            if left < best.get(lever.leaf, (inf, lever))[0]:
+                best[lever.leaf] = left, lever
+        found = []
+        for (left, one), (other_left, other) in combinations(best.values(), 2):
+            both = one.with_other(other)
+            if both is not None and self.alone(both):
+                made = self.members.make(Recipe(None, both))
+                if _left(made, self.aim) < min(left, other_left):
+                    found.append(both)
+        return found
 
     def by_promise(self, several: list[Ladder], lever: Lever | None = None) -> list[Ladder]:
         """Return the ladders, the one first whose model at the same share pays most in speed for what it loses.
@@ -231,13 +250,15 @@ class Explorer:
 
 def most(aim: str) -> int:
     """Return how many members there may be."""
-    return len(levers(aim)) + _steps(len(levers(aim)), aim)
+    return len(levers(aim)) + _steps(levers(aim), aim)
 
 
-def _steps(useful: int, aim: str) -> int:
+def _steps(useful: Sequence[Lever], aim: str) -> int:
     """Return the most steps of all bisections, what comes before them and the last look."""
     shared = len(graded(aim)) * (STEPS + FEWER)
-    return 1 + len(ladders(aim)) + STEPS + 2 * FEWER + FEWER * (useful + len(ladders(aim)) - 1) + shared
+    joined = comb(len({lever.leaf for lever in useful}), 2) * (1 + FEWER)
+    ways = len(ladders(aim))
+    return 1 + ways + STEPS + 2 * FEWER + FEWER * (len(useful) + ways - 1) + joined + shared
 
 
 def value_of(entry: Entry, aim: str) -> float:

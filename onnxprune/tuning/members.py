@@ -82,21 +82,35 @@ class Lever:
     Attributes
     ----------
     leaf, setting : str
+    after : Lever or None
+        What is done to a model before.
     """
 
     leaf: str
     setting: str
+    after: Lever | None = None
 
     @property
     def name(self) -> str:
         """Short, for a file."""
-        return f"{self.leaf}-{self.setting}"
+        own = f"{self.leaf}-{self.setting}"
+        return own if self.after is None else f"{self.after.name}+{own}"
 
     @classmethod
     def named(cls, name: str) -> Lever:
         """Return the lever of this name."""
-        leaf, _, setting = name.partition("-")
-        return cls(leaf, setting)
+        before, _, own = name.rpartition("+")
+        leaf, _, setting = own.partition("-")
+        return cls(leaf, setting, cls.named(before) if before else None)
+
+    def with_other(self, other: Lever) -> Lever | None:
+        """Return both, one after the other; None where they are of one kind, or nothing can be done after either."""
+        first, last = (other, self) if self._ends else (self, other)
+        return None if first._ends or first.leaf == last.leaf else Lever(last.leaf, last.setting, first)
+
+    @property
+    def _ends(self) -> bool:
+        return bool(getattr(registry.load("onnxprune.tuning.levers", self.leaf), "ENDS", False))
 
     def apply(self, source: Path, output: Path, samples: Samples) -> None:
         """Turn one file into another."""
@@ -137,6 +151,13 @@ class Recipe:
     def name(self) -> str:
         """Short, for a file."""
         return "-".join(part.name for part in (self.width, self.lever) if part is not None)
+
+    @property
+    def before(self) -> Recipe | None:
+        """The member that the lever is applied to; None where that is the input, or there is no lever."""
+        if self.lever is None or (self.width is None and self.lever.after is None):
+            return None
+        return Recipe(self.width, self.lever.after)
 
 
 @dataclass
@@ -192,8 +213,8 @@ class Members:
             If it would take longer than there is time.
         """
         name = member.name
-        if member.width is not None and member.lever is not None:
-            self.make(Recipe(member.width))  # also where both are remembered: it is a member itself
+        if (before := member.before) is not None:
+            self.make(before)  # also where both are remembered: it is a member itself
         entry = self.entries.get(name) or self.state.read(name)
         if entry is None:
             self.deadline.check(self._expected(member))
@@ -240,18 +261,23 @@ class Members:
         }
         entry: Entry = {"made": True, **what}
         try:
-            if member.width is None:
-                assert member.lever is not None
-                member.lever.apply(self.source, path, self.samples())
-            elif member.lever is None:
+            if member.lever is None:
+                assert member.width is not None
                 report = self.cuts.make(member.width, path).report
                 entry |= _figures(report.after) | {"original": _figures(report.before)}
+            elif (recipe := member.before) is None:
+                member.lever.apply(self.source, path, self.samples())
             else:
-                wide = self.make(Recipe(member.width))
-                if "refused" in wide:
-                    return {**what, "made": False, **{k: wide[k] for k in ("refused", "none") if k in wide}}
-                member.lever.apply(self.state.model(wide["name"]), path, self.samples())
-                entry |= {key: wide[key] for key in ("macs", "memory", "parameters", "original")}
+                before = self.make(recipe)
+                if "refused" in before:
+                    return {
+                        **what,
+                        "made": False,
+                        **{k: before[k] for k in ("refused", "none") if k in before},
+                    }
+                member.lever.apply(self.state.model(before["name"]), path, self.samples())
+                known = ("macs", "memory", "parameters", "original")
+                entry |= {key: before[key] for key in known if member.width is not None}
             return self._measured(entry, member.name, path)
         except (NothingToPrune, NotFaster) as error:
             return {**what, "made": False, "refused": str(error), "none": True}

@@ -65,7 +65,9 @@ class Fits:
 
     def make(self, recipe: members.Recipe) -> dict:
         width, lever = recipe.width, recipe.lever
-        factor, less = self.levers[lever.name] if lever else (1.0, 0.0)
+        factor, less = 1.0, 0.0
+        for one in lever.name.split("+") if lever else ():
+            factor, less = factor * self.levers[one][0], less + self.levers[one][1]
         lost = self.loss[width.recover] * (1 - width.share) if width else 0.0
         speed = factor / (width.share if width else 1.0)
         self.entries[recipe.name] = entry = {
@@ -128,6 +130,41 @@ def test_what_wins_most_by_itself_is_beside_all_that_is_tried_first(
         "what the lever won isn't taken for narrowness"
     )
     assert "int8-dynamic" in explorer.refused
+
+
+@pytest.mark.parametrize(("lost", "beside"), [(0.2, True), (0.6, False)])
+def test_the_best_of_each_kind_of_levers_go_together(
+    monkeypatch: pytest.MonkeyPatch, lost: float, beside: bool
+) -> None:
+    """Fewer branches first, integers last, and widths beside both where they hold together."""
+    several = [
+        members.Lever(*pair) for pair in (("depth", "eighth"), ("depth", "quarter"), ("int8", "static"))
+    ]
+    monkeypatch.setattr(explore, "levers", lambda aim: several)
+    gains = {"int8-static": (2.0, 0.3), "depth-eighth": (1.1, lost), "depth-quarter": (1.3, 1.5)}
+    fits = Fits({"lstsq": 4, "": 3}, gains)
+    explorer = explore.Explorer(fits, "latency", quick="lstsq", deeper=("",))  # type: ignore[arg-type]
+    explorer.all()
+    both = "depth-eighth+int8-static"
+    assert [name for name in fits.entries if name.startswith("depth") and "+" in name] == [both]
+    best = explore.best_of(fits, "latency")  # type: ignore[arg-type]
+    assert best is not None
+    assert best["lever"] == (both if beside else "int8-static")
+    assert any(e["lever"] == both and e["share"] for e in fits.entries.values())
+    assert len(fits.entries) <= explore.most("latency")
+
+
+def test_levers_that_end_come_last() -> None:
+    int8, depth = members.Lever("int8", "static"), members.Lever("depth", "eighth")
+    for one, other in ((int8, depth), (depth, int8)):
+        both = one.with_other(other)
+        assert both is not None
+        assert both.name == "depth-eighth+int8-static"
+        assert members.Lever.named(both.name) == both
+        assert members.Recipe(None, both).before == members.Recipe(None, depth)
+    assert int8.with_other(members.Lever("int8", "layers")) is None
+    assert int8.with_other(members.Lever("grids", "0.5")) is None
+    assert depth.with_other(members.Lever("depth", "quarter")) is None
 
 
 @pytest.mark.parametrize(("sure", "refused"), [(1.3, False), (0.9, True)])

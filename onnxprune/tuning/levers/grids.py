@@ -9,10 +9,11 @@ from onnxprune.compression.journey import compress
 from onnxprune.journey.run import Run
 from onnxprune.options.compression import CompressOptions
 
-__all__ = ["AIMS", "LEAST", "apply"]
+__all__ = ["AIMS", "ENDS", "LEAST", "apply"]
 
 AIMS = ("bytes",)
 LEAST = 0.08
+ENDS = True
 
 
 def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:

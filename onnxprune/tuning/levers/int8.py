@@ -32,12 +32,13 @@ from onnxprune.runtime.binding import real_inputs
 from onnxprune.runtime.saturation import saturates
 from onnxprune.runtime.session import open_session
 
-__all__ = ["AIMS", "SETTINGS", "apply"]
+__all__ = ["AIMS", "ENDS", "SETTINGS", "apply"]
 
 _log = logging.getLogger("onnxprune.tuning")
 
 AIMS = ("latency", "bytes")
 SETTINGS = ("static", "layers", "dynamic")
+ENDS = True
 #: Samples that ranges of activations are taken from.
 MOST = 256
 #: Levels of onnxruntime's log.
