@@ -214,7 +214,8 @@ def _cut(
 def _held(axes: Axes, feed: Batch) -> Along | None:
     """Return where arrays hold many batches of a fixed size: each along the one axis where it is too long.
 
-    So does a state ``[2, 1, width]`` of two layers hold those of 40 runs as ``[2, 40, width]``.
+    So does a state ``[2, 1, width]`` of two layers hold those of 40 runs as ``[2, 40, width]``. One of them is longer
+    along axis 0, or along one of size 1 behind another, as time; else a picture that is too high would hold several.
     """
     known = {n: a for n, a in axes.items() if a}
     pairs = {n: list(zip(feed[n].shape, a, strict=True)) for n, a in known.items()}
@@ -225,6 +226,8 @@ def _held(axes: Axes, feed: Batch) -> Along | None:
     if None in axes.values() or any(len(at) != 1 for at in longer.values()):
         return None
     lie = {n: at[0] for n, at in longer.items()}
+    if not any(at == 0 or (known[n][at] == 1 and known[n][0] != 1) for n, at in lie.items()):
+        return None
     sizes = {pairs[n][at] for n, at in lie.items()}
     return lie if len(sizes) == 1 and all(size > int(axis) for size, axis in sizes) else None
 

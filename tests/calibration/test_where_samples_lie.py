@@ -164,6 +164,25 @@ def test_a_run_of_one_sample_is_one_whatever_its_state_has(given: Any) -> None:
     assert told["calibration"]["samples"] + told["calibration"]["original"]["samples"] == COUNT
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 9, 8), (1, 3, 9, 8), (1, 3, 16, 8), (1, 3, 8, 9)])
+def test_pictures_of_another_size_are_no_batches(shape: tuple[int, ...]) -> None:
+    declared = inputs(x=[1, 3, 8, 8])
+    graph = helper.make_graph([], "g", list(declared.values()), [])
+    for read in (load_samples, feeds):
+        with pytest.raises(CalibrationError, match="have the shape"):
+            read(graph, {"x": np.zeros(shape, np.float32) + 1})
+
+
+def test_colours_are_no_batch() -> None:
+    two = list(inputs(left=[1, 1, 8, 8], right=[1, 1, 8, 8]).values())
+    one = np.ones((1, 3, 8, 8), np.float32)
+    with pytest.raises(CalibrationError, match="have the shape"):
+        load_samples(helper.make_graph([], "g", two, []), {"left": one, "right": one})
+    late = helper.make_graph([], "g", list(inputs(x=[5, 1, 8], h=[1, 1, 8]).values()), [])
+    frames = {"x": np.ones((5, 7, 8), np.float32), "h": np.ones((1, 7, 8), np.float32)}
+    assert load_samples(late, frames).count == 7
+
+
 def test_runs_that_do_not_go_together_are_refused_with_what_to_do() -> None:
     alone = {"x": X, "state": STATE[:, :1], "rate": RATE}
     with pytest.raises(CalibrationError, match="an axis in front, an entry for each"):

@@ -220,7 +220,7 @@ def test_given_inputs_are_used(tmp_path: Path) -> None:
     [
         ({"z": np.zeros((1, 3, 8, 8), np.float32)}, "lack 'x'"),
         ({"x": np.zeros((3, 8, 8), np.float32)}, "has 3 axes"),
-        ({"x": np.zeros((1, 3, 9, 8), np.float32)}, "has the shape"),
+        ({"x": np.zeros((1, 3, 9, 8), np.float32)}, "have the shape"),
         ([], "are empty"),
         ("nowhere.npz", "can't be read as inputs"),
         (3, "can't be read from a int"),
