@@ -41,7 +41,43 @@ def lengths_of(own: Stretches, node: Node, row: Row | None, slot: int) -> Length
     rule = _RULES.get(node.op) if node.domain in ("", "com.microsoft") else None
     if rule is not None:
         return rule(own, node, slot)
-    return None if row is None else own.by_row(node, row, slot)
+    lengths = None if row is None else own.by_row(node, row, slot)
+    return _windows(own, node, slot, lengths) if lengths and Trait.WINDOW in node.traits else lengths
+
+
+def _windows(own: Stretches, node: Node, slot: int, lengths: Lengths) -> Lengths:
+    """As many positions as windows fit: convolutions and pools alike leave the same of the same length.
+
+    With steps of one that is plain arithmetic; else ``floor((n - 1 + rest) / step) + 1`` has a number of its own.
+    """
+    data, shape, out = own.length(node.inputs[0]), own.shape(node.inputs[0]), own.shape(node.outputs[slot])
+    if data is None or shape is None or out is None or len(shape) != len(lengths):
+        return lengths
+    count = len(shape) - 2
+    kernel = node.attr("kernel_shape") or next(
+        (s[2:] for n in node.inputs[1:] if (s := own.shape(n)) and len(s) == len(shape)), None
+    )
+    if kernel is None:
+        return lengths
+    ones = [1] * count
+    steps, spread = (node.attr(name) or ones for name in ("strides", "dilations"))
+    pads, mode = node.attr("pads") or [0] * 2 * count, node.attr("auto_pad") or "NOTSET"
+    found = list(lengths[:2])
+    for n, step in enumerate(steps):
+        number, rest = data[n + 2], -spread[n] * (kernel[n] - 1)
+        if mode.startswith("SAME"):
+            rest = 0
+        elif mode == "NOTSET":
+            rest += pads[n] + pads[n + count]
+        if number == shape[n + 2]:
+            found.append(out[n + 2])
+        elif step == 1:
+            found.append(number + rest)
+        else:
+            positions = stand_in("windows", number + rest, step, bool(node.attr("ceil_mode", 0)))
+            own.unplain.add(positions)
+            found.append(positions)
+    return tuple(found)
 
 
 def _joined(own: Stretches, node: Node, row: Row | None, slot: int) -> Lengths | None:
