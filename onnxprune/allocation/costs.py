@@ -239,10 +239,10 @@ def instance_terms(analysis: Analysis, weigh: Callable[[str], float]) -> list[Te
 
 
 def node_terms(analysis: Analysis) -> list[Term]:
-    """Return one term for each product of lengths that a node's multiply-accumulates are."""
+    """Return one term for each product of lengths that a node's multiply-accumulates are, of one sample."""
     alone = {number: p.root for p in analysis.coupling.passages for number in p.nodes}
     return [
-        _along(dims, 1.0, alone.get(number), analysis)
+        _along(dims, analysis.coupling.space.share(dims), alone.get(number), analysis)
         for number, applied in enumerate(analysis.coupling.nodes)
         for dims in applied.macs
     ]

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one run at the bound input shapes: ``macs=0.5``, ``macs=200M``."""
+"""Multiply-accumulates of one sample at the bound input shapes: ``macs=0.5``, ``macs=200M``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak memory of one run: activations alive at once, and all weights: ``memory=0.7``, ``memory=50MB``.
+"""Peak memory of one sample: activations alive at once, and all weights: ``memory=0.7``, ``memory=50MB``.
 
 See `onnxprune.graph.memory` for what the estimate counts. The peak is the largest of many sums, one for each moment
 of the run; each is a cost of its own, and all of them must stay within the budget.
@@ -21,10 +21,10 @@ def costs(setting: Setting) -> list[Costs]:
     analysis = setting.analysis
     weights = Costs(setting.losses, instance_terms(analysis, lambda name: element_bytes(analysis, name)))
     weights.fixed += weight_bytes(analysis) - weights.total({})
-    dims = analysis.coupling.dims
+    dims, share = analysis.coupling.dims, analysis.coupling.space.share
     moment_costs = []
     for names in moments(analysis):
-        alive = [Term(dims[name], element_bytes(analysis, name)) for name in names]
+        alive = [Term(dims[n], element_bytes(analysis, n) * share(dims[n])) for n in names]
         moment_costs.append(Costs(setting.losses, [*weights.terms, *alive], weights.fixed))
     return moment_costs
 

@@ -27,6 +27,7 @@ from onnxprune.graph.folding import Folded, fold, restored
 from onnxprune.graph.groups import Grouping, group
 from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.openings import NONE, Openings, openings
+from onnxprune.graph.per_sample import count_one
 from onnxprune.graph.plausible import element_size
 from onnxprune.graph.size_locks import follow
 from onnxprune.graph.sizes import Sizes
@@ -311,6 +312,7 @@ def _analyse(
             wall.grow(values=sum(prod(shape) for _, shape in tracer.types.values() if shape is not None))
             sizes = Sizes(tracer)
             follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
+            count_one(graph, coupling, sizes, inputs)
             elements = {name: weight.elem for name, weight in weights.items()}
             grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
             said = fitting.notes(inputs)

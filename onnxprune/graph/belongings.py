@@ -194,7 +194,7 @@ def macs_of(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.fl
     gone: list[tuple[Indices, float]] = []
     for applied in coupling.nodes:
         for dims in applied.macs:
-            total = float(prod([space.sizes[d] for d in dims]))
+            total = float(prod([space.sizes[d] for d in dims])) * space.share(dims)
             for root in open_roots(space, solution, dims):
                 size = space.sizes[root]
                 gone.append((solution.units_of(root, size), total / size))

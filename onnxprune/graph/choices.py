@@ -214,7 +214,7 @@ def opened(analysis: Analysis, *, allow_inexact: bool = False, keep_blocks: bool
     coupling = analysis.coupling
     old = coupling.space
     choices = _Choices(
-        analysis, Space(old.sizes, old.links, old.products, list(old.locks), list(old._parent))
+        analysis, Space(old.sizes, old.links, old.products, list(old.locks), list(old._parent), old.shares)
     )
     choices.follow()
     choices.own_rows()

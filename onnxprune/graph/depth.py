@@ -345,8 +345,9 @@ class _DepthSearch:
         return {name: prod(weights[name].shape) for name in read if own.issuperset(self.readers[name])}
 
     def _macs_of(self, nodes: Iterable[int]) -> int:
-        sizes = self.analysis.coupling.space.sizes
-        return sum(prod(sizes[d] for d in dims) for n in nodes for dims in self.nodes[n].macs)
+        space = self.analysis.coupling.space
+        every = (dims for n in nodes for dims in self.nodes[n].macs)
+        return round(sum(prod(space.sizes[d] for d in dims) * space.share(dims) for dims in every))
 
     def _names(self, leaves: Sequence[_Leaf]) -> list[str]:
         """Return a unique name for each branch."""

@@ -1,4 +1,4 @@
-"""How much memory one run needs at its peak: an estimate from shapes alone, quick to take again when widths change.
+"""How much memory one sample needs at its peak: an estimate from shapes alone, quick to take again when widths change.
 
 The model is that of a runtime which executes nodes one by one in the file's order:
 
@@ -216,7 +216,7 @@ def weight_bytes(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]] | Non
 
 
 def peak_bytes(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:
-    """Return the estimate of the peak memory of one run at the bound input shapes, in bytes.
+    """Return the estimate of the peak memory of one sample (`onnxprune.graph.per_sample`), in bytes.
 
     Parameters
     ----------
@@ -224,10 +224,12 @@ def peak_bytes(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]] | None 
     dead : mapping, optional
         Root dim -> which of its indices go.
     """
-    kept, dims = Kept(analysis.coupling, dead or {}), analysis.coupling.dims
+    kept, dims, space = Kept(analysis.coupling, dead or {}), analysis.coupling.dims, analysis.coupling.space
 
     def size(name: str) -> float:
-        return prod(kept.shape(dims[name])) * element_bytes(analysis, name) if name in dims else 0.0
+        if name not in dims:
+            return 0.0
+        return prod(kept.shape(dims[name])) * element_bytes(analysis, name) * space.share(dims[name])
 
     plan, _ = activations(analysis)
     return round(plan.peak(size).bytes) + weight_bytes(analysis, dead)

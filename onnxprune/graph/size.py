@@ -1,28 +1,30 @@
-"""The size of a model: parameters, MACs of one run, and what is left of them."""
+"""The size of a model: parameters, MACs of one sample, and what is left of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.files.protowalk import body_weights
 from onnxprune.graph.belongings import PARAMETER_TYPES
-from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.coupling import Coupling, Dims
 from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 
-__all__ = ["Size", "count_macs", "count_parameters"]
+__all__ = ["Size", "count_macs", "count_parameters", "macs_of_run"]
 
 _COUNTED = PARAMETER_TYPES
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model's size: parameters (floats and quantised integers), MACs of one run, bytes of the files, and the bytes
-    that one run needs at its peak (an estimate: `onnxprune.graph.memory`).
+    """A model's size: parameters (floats and quantised integers), MACs of one sample, bytes of the files, and the bytes
+    that one needs at its peak (an estimate: `onnxprune.graph.memory`). Where the batch is fixed, these are of
+    one run.
     """
 
     parameters: int
@@ -48,14 +50,20 @@ def count_parameters(model: Model) -> int:
 
 
 def count_macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:
-    """Return the multiply-accumulates of one run at the bound input shapes, with the dead channels gone."""
-    kept = Kept(coupling, dead or {})
-    total = 0
+    """Return the multiply-accumulates of one sample (`onnxprune.graph.per_sample`), with the dead channels gone."""
+    return round(_macs(coupling, dead or {}, coupling.space.share))
+
+
+def macs_of_run(coupling: Coupling) -> int:
+    """Return the multiply-accumulates of one run at the bound input shapes."""
+    return round(_macs(coupling, {}, lambda dims: 1.0))
+
+
+def _macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]], share: Callable[[Dims], float]) -> float:
+    kept = Kept(coupling, dead)
+    total = 0.0
     gone = {number for passage in kept.passages for number in passage.nodes}
     for number, applied in enumerate(coupling.nodes):
         for dims in applied.macs if number not in gone else ():
-            product = 1
-            for dim in dims:
-                product *= kept.size(dim)
-            total += product
+            total += prod(map(kept.size, dims)) * share(dims)
     return total

@@ -45,7 +45,7 @@ class Factored:
 
 @dataclass
 class Space:
-    """Dims with their sizes, what ties them, and what must not be cut."""
+    """Dims with their sizes, what ties them, what must not be cut, and which hold a dynamic batch."""
 
     sizes: list[int] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
@@ -54,6 +54,7 @@ class Space:
         default_factory=list
     )  # dim, indices, soft, reason
     _parent: list[int] = field(default_factory=list)
+    shares: dict[int, float] = field(default_factory=dict)  # root dim -> 1 / the samples that it holds
 
     def new(self, size: int) -> int:
         """Return a new dim of the given size."""
@@ -70,6 +71,17 @@ class Space:
         while parent[dim] != root:
             parent[dim], dim = root, parent[dim]
         return root
+
+    @property
+    def samples(self) -> int:
+        """The samples of a run, where it may have any number: figures are of one of them."""
+        return round(1 / min(self.shares.values(), default=1.0))
+
+    def share(self, dims: Iterable[int]) -> float:
+        """Return what a product of the lengths of these dims counts: the samples of a run count once."""
+        return (
+            min((self.shares.get(self.find(dim), 1.0) for dim in dims), default=1.0) if self.shares else 1.0
+        )
 
     def tie(self, a: int, b: int) -> int:
         """Make two dims of equal size the same one."""

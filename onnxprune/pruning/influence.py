@@ -28,7 +28,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.cut.depth import shallow
 from onnxprune.graph.depth import Branch, Depth
-from onnxprune.graph.size import count_macs
+from onnxprune.graph.size import macs_of_run
 from onnxprune.progress import Milestone
 
 __all__ = ["Influence", "Worth", "influence"]
@@ -142,7 +142,7 @@ def _macs(depth: Depth, samples: Samples) -> float:
     name, shape = next(iter(depth.analysis.inputs.items()), ("", ()))
     given = samples.batches[0].get(name) if samples.batches else None
     longer = 1.0 if given is None else np.size(given) / samples.counts[0] / max(prod(shape), 1)
-    return max(longer * count_macs(depth.analysis.coupling), 1.0)
+    return max(longer * macs_of_run(depth.analysis.coupling), 1.0)
 
 
 class _Looks:

@@ -52,6 +52,8 @@ class Inspection(Facts):
     left : dict
         What would be left, as shares: ``floor`` if every group kept one unit, ``half`` at ratio 0.5.
     input_shapes : dict
+    samples : int
+        Of a run at them, where it may have any number: MACs and memory are of one.
     layers : list of dict
         See `onnxprune.pruning.outline.layers_of`.
     notes : list of str
@@ -73,6 +75,7 @@ class Inspection(Facts):
     frozen: list[Frozen]
     left: dict[str, dict[str, float]]
     input_shapes: dict[str, list[int]] = field(default_factory=dict)
+    samples: int = 1
     layers: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     source: str = ""
@@ -97,6 +100,7 @@ class Inspection(Facts):
             "bytes": self.size.bytes,
             "memory": self.size.memory,
             "input_shapes": self.input_shapes,
+            "samples": self.samples,
             "left": self.left,
             "outlook": self.outlook,
             "groups": [_group_line(g) for g in self.groups],
@@ -193,7 +197,9 @@ class Inspection(Facts):
         ]
         head = ["", "now", "left at ratio 0.5", "left with one unit a group"]
         show(head, rows, title="Ceiling (without alignment)", stream=stream)
-        stream.writelines(f"{line}\n" for line in (*size_lines(self.input_shapes), *self.next_lines()))
+        stream.writelines(
+            f"{line}\n" for line in (*size_lines(self.input_shapes, self.samples), *self.next_lines())
+        )
         stream.write("\n")
 
     def next_lines(self) -> list[str]:
@@ -246,6 +252,7 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         list(grouping.frozen),
         left_by(analysis, size),
         {name: list(shape) for name, shape in analysis.inputs.items()},
+        coupling.space.samples,
         layers_of(coupling, [g for g in grouping.groups if not g.alternative]),
         list(analysis.notes),
         str(analysis.model.path or ""),

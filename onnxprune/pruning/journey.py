@@ -342,6 +342,7 @@ def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verificati
         align=decision.align,
         inexact=any(g.inexact for g in decision.groups if g.name in names),
         input_shapes={name: list(shape) for name, shape in analysis.inputs.items()},
+        samples=coupling.space.samples,
     )
     report.layers = layers_of(coupling, chosen, {} if carried is None else carried.dead)
     if carried is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.graph.coupling import Applied, Coupling, Instance
+from onnxprune.graph.coupling import Applied, Coupling, Dims, Instance
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.kept import Kept
 
@@ -64,7 +65,7 @@ def layers_of(
                 "weight": main.tensor,
                 "shape": [coupling.space.sizes[d] for d in main.dims],
                 "left": list(kept.shape(main.dims)),
-                "macs": [_macs(applied, Kept(coupling, {})), _macs(applied, kept)],
+                "macs": [_macs(applied, k, coupling.space.share) for k in (Kept(coupling, {}), kept)],
                 "writes": _names(makes, matrices),
                 "reads": _names(sums, matrices),
             }
@@ -85,8 +86,8 @@ def _names(of: Mapping[str, Sequence[str]], instances: Sequence[Instance]) -> li
     return list(dict.fromkeys(name for i in instances for name in of.get(i.tensor, ())))
 
 
-def _macs(applied: Applied, kept: Kept) -> int:
-    return int(sum(np.prod([kept.size(d) for d in dims], dtype=np.int64) for dims in applied.macs))
+def _macs(applied: Applied, kept: Kept, share: Callable[[Dims], float]) -> int:
+    return round(sum(prod(map(kept.size, dims)) * share(dims) for dims in applied.macs))
 
 
 def thinned(error: Sequence[float] | NDArray[np.float64], most: int = POINTS) -> list[list[float]]:

@@ -117,6 +117,8 @@ class Report(Record):
 
     Attributes
     ----------
+    samples : int
+        Of a run at ``input_shapes``, where it may have any number: MACs and memory are of one.
     cuts : list of TensorCut
         For every weight that was sliced: what is gone for all of its uses.
     copies : list of dict
@@ -172,6 +174,7 @@ class Report(Record):
     law1: dict[str, Any] | None = None
     checks: list[str] = field(default_factory=list)
     input_shapes: dict[str, list[int]] = field(default_factory=dict)
+    samples: int = 1
     align: int = 1
     seed: int = 0
     inexact: bool = False
@@ -216,6 +219,7 @@ class Report(Record):
             "align": self.align,
             "seed": self.seed,
             "input_shapes": self.input_shapes,
+            "samples": self.samples,
             **self.run_facts(),
         }
 
@@ -267,7 +271,7 @@ class Report(Record):
             f"cut {removed:,} of {units:,} units, in {len(cut)} of {len(self.groups)} groups"
             + (f", on multiples of {self.align}" if self.align > 1 else "")
         ]
-        lines += size_lines(self.input_shapes)
+        lines += size_lines(self.input_shapes, self.samples)
         lines += vocabulary_lines(self.vocabulary)
         lines += depth_lines(self.depth)
         lines += interface_lines(self.interface)

@@ -32,7 +32,7 @@ from onnxprune.calibration.ends import Ends, ends_of
 from onnxprune.calibration.frontier import mean_size
 from onnxprune.cut.put_back import Removed
 from onnxprune.errors import NothingToPrune
-from onnxprune.graph.size import count_macs
+from onnxprune.graph.size import macs_of_run
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
 
@@ -240,7 +240,7 @@ def few_of(
 
 def _bearable(analysis: Analysis, samples: Samples) -> int:
     """Return how many samples looks may take, by what one pass of them costs."""
-    each = count_macs(analysis.coupling) * mean_size(analysis, samples)
+    each = macs_of_run(analysis.coupling) * mean_size(analysis, samples)
     return int(np.clip(LOOK_MACS / max(each, 1.0), LEAST_SAMPLES, LOOK_SAMPLES))
 
 

@@ -30,7 +30,7 @@ from onnxprune.files.bodies import DOMAIN, body_of
 from onnxprune.gradient.loss import LossModel, loss_model, part_model
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
-from onnxprune.graph.size import count_macs
+from onnxprune.graph.size import macs_of_run
 from onnxprune.progress import Milestone
 from onnxprune.reconstruction.beside import Beside, alike, covers, in_units, together
 from onnxprune.reconstruction.descent import Basis, Data, descend
@@ -132,7 +132,7 @@ class _Work:
         """Fit all segments in order."""
         self.analysis = self.beside.analysis
         parts = segments(self.analysis, [site for site in sites(self.analysis) if not site.chosen])
-        each = count_macs(self.analysis.coupling) / max(self.samples.counts, default=1)
+        each = macs_of_run(self.analysis.coupling) / max(self.samples.counts, default=1)
         pace = self.pace.within(self.samples.count, each)
         if pace is None:
             why = f"a sample takes {each / 1e9:.3g} G multiply-accumulates; each of its layers keeps its own fit"

@@ -51,8 +51,8 @@ def at_sizes(law1: Mapping[str, Any]) -> str:
     return "".join(f"; {text}" for text in texts)
 
 
-def size_lines(shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """Say which sizes of the inputs the figures are for.
+def size_lines(shapes: Mapping[str, Sequence[int]], samples: int = 1) -> list[str]:
+    """Say which sizes of the inputs the figures are for, and that they are of one sample where a run has several.
 
     Examples
     --------
@@ -61,7 +61,8 @@ def size_lines(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """
     named = [f"{name} {' x '.join(map(str, shape)) or 'a number'}" for name, shape in shapes.items()]
     more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-    return [f"sizes: {', '.join(named[:NAMED])}{more}"] if named else []
+    one = f"; MACs and peak memory are of one of {samples} samples" if samples > 1 else ""
+    return [f"sizes: {', '.join(named[:NAMED])}{more}{one}"] if named else []
 
 
 def speed_lines(latency: Mapping[str, Any] | None, targets: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -268,7 +268,7 @@ def _report(
             {
                 "name": name,
                 "metric": entry["metric"],
-                "lost": floor.lost(members.score(entry)),
+                "lost": floor.lost(members.score(entry)) + 0.0,  # no -0
                 "interval": None if between is None else list(between),
                 "holds": members.holds(entry),
                 "speedup": entry["speedup"],
@@ -333,14 +333,18 @@ def _unmet(report: TuneReport, members: Members) -> str:
 
 def _nothing(report: TuneReport) -> str:
     tried = "; ".join(
-        f"{m['name']}: {-m['lost']:+.3g} at {m['speedup']:.2f}x" for m in report.members if m["frontier"]
+        f"{m['name']} loses {m['lost']:.3g} at {m['speedup']:.2f}x" for m in report.members if m["frontier"]
     )
+    begun = "nothing could be made" if report.complete else "no other model was done in the time"
     better = "faster than the input" if report.aim == "latency" else "smaller than the input"
-    why = "; ".join(f"{what}: {text.rstrip('.')}" for what, text in report.refused.items())
+    told: dict[str, list[str]] = {}  # reasons, each once
+    for what, text in report.refused.items():
+        told.setdefault(text.rstrip("."), []).append(what)
+    why = "; ".join(f"{', '.join(names)}: {text}" for text, names in told.items())
     advice = (
         "allow a larger --max-drop" if report.complete else "the same command goes on, or give more --minutes"
     )
     return (
         f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} is {better} "
-        f"({tried or 'nothing could be made'}{'; ' + why if why else ''}), so nothing was written; {advice}."
+        f"({tried or begun}{'; ' + why if why else ''}), so nothing was written; {advice}."
     )

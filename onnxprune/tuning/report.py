@@ -106,6 +106,8 @@ class TuneReport(Record):
         whole = [f"{self.metric['original']:.5g}", "0", "-", "1.00", "-", amount(self.original["bytes"])]
         rows.insert(0, ["(the input)", *whole, amount(self.original.get("macs")), "yes"])
         head = ["member", self.metric["name"], "lost", "95 %", "speed-up", "95 %", "bytes", "MACs", "holds"]
+        if all(row[7] == "-" for row in rows):  # no width was made, which would tell
+            head, rows = [*head[:7], head[8]], [[*row[:7], row[8]] for row in rows]
         show(head, rows, title="Frontier", stream=stream)
         stream.writelines(f"left out: {what}: {why}\n" for what, why in self.refused.items())
         stream.writelines(f"note: {note}\n" for note in self.notes)

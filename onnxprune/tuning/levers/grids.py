@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onnxprune.calibration.samples import Samples
 from onnxprune.compression.journey import compress
+from onnxprune.errors import NothingToPrune
 from onnxprune.journey.run import Run
 from onnxprune.options.compression import CompressOptions
 
@@ -35,4 +36,7 @@ def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
     options = CompressOptions(
         target=f"bytes={setting}", to="onnx", calib=samples.batches, calib_provider=samples.provider
     )
-    compress(Run.open(source, options, None), output)
+    try:
+        compress(Run.open(source, options, None), output)
+    except NothingToPrune as error:  # its advice is about options of another command
+        raise NothingToPrune(f"{str(error).partition('; ask for')[0].rstrip('.')}.") from error
