@@ -7,17 +7,20 @@ times less: lengths whose stand-in (`onnxprune.graph.sizes`) is a multiple of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import onnx
 
 from onnxprune.graph.coupling import Coupling
-from onnxprune.graph.feasible import states_of
 from onnxprune.graph.sizes import Sizes
 from onnxprune.runtime.binding import Axes, Shape
 
 __all__ = ["count_one"]
+
+#: What the first axis may be called where it is no batch, but the length of one sample.
+_STEPS = re.compile(r"^t$|time|seq|len|frame|step", re.IGNORECASE)
 
 
 def count_one(graph: onnx.GraphProto, coupling: Coupling, sizes: Sizes, inputs: Mapping[str, Shape]) -> None:
@@ -44,7 +47,7 @@ def count_one(graph: onnx.GraphProto, coupling: Coupling, sizes: Sizes, inputs: 
 def _batches(graph: onnx.GraphProto, sizes: Sizes, inputs: Mapping[str, Shape]) -> Iterator[tuple[int, int]]:
     """Yield the stand-in of each dynamic batch, and the size that it was bound to."""
     axes = Axes.of(graph, inputs)
-    batches = axes.batch | states_of(axes)
+    batches = {axis for axis in axes.batch if not _STEPS.search(axis)}
     for name, own in axes.axes_of.items():
         numbers = sizes.lengths.get(name, ())
         for axis, number, size in zip(own, numbers, inputs[name], strict=False):
