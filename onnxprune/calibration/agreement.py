@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration.labels import check_labels
+from onnxprune.calibration.labels import all_alike, check_labels
 from onnxprune.calibration.replayed import ROOM, Replayed
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
@@ -118,8 +118,7 @@ class Outputs:
         """
         if len(shapes := self.shapes()) > 1:
             raise CalibrationError(
-                f"The model's outputs on the samples have several shapes, such as {shapes[0]} and {shapes[1]} for one "
-                "sample; give samples of one size."
+                f"The model's outputs have several shapes, such as {shapes[0]} and {shapes[1]}; give samples of one size."
             )
         return np.concatenate(list(self))
 
@@ -132,15 +131,17 @@ class Outputs:
         return np.concatenate([rows.reshape(-1) for rows in self])
 
     def doubts(self, labels: Array | None) -> list[str]:
-        """Hold labels against the classes that these are, see `check_labels`."""
+        """Say what speaks against samples whose answers these are: all are the same, or not those of the labels."""
+        alike = all_alike(self)
         if labels is None:
-            return []
+            return alike
         if len(shapes := self.shapes()) > 1:
             sizes = f"{list(shapes[0])} and {list(shapes[1])}"
-            return [
+            none = (
                 f"the labels aren't one class for each sample (outputs are {sizes}): no accuracy was measured"
-            ]
-        return check_labels(self.whole(), labels)
+            )
+            return [*alike, none]
+        return [*alike, *check_labels(self.whole(), labels)]
 
 
 @dataclass(frozen=True)
@@ -158,15 +159,15 @@ class Judge:
 
     @classmethod
     def of(cls, model: Model, samples: Samples | None, notes: list[str]) -> Judge | None:
-        """Hold the samples' labels against the original, so that wrong ones are refused before the work; None without
-        samples.
+        """Hold the samples' labels against the original, so that wrong ones are refused before the work.
 
         Parameters
         ----------
         model : Model
         samples : Samples or None
+            None: there is nothing to judge by.
         notes : list of str
-            Gets what there is to say of the labels.
+            Gets what there is to say of them.
 
         Raises
         ------

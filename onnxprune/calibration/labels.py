@@ -1,7 +1,8 @@
-"""Whether labels are those of a model's classes: what is measured with others says nothing."""
+"""Whether samples and their labels can tell of a model: what is measured with others says nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
 
-__all__ = ["check_labels", "numbers"]
+__all__ = ["all_alike", "check_labels", "numbers"]
 
 #: Shares of samples on which the original is right, at most, and would be if the labels were moved by one, at least,
 #: for them to be refused.
@@ -18,6 +19,20 @@ WRONG, SHIFTED = 0.25, 0.5
 CHANCE = 0.01
 #: A share of right samples that is less likely than this for an original that guesses is worth a word.
 UNLIKELY = 1e-3
+
+
+def all_alike(answers: Iterable[NDArray[Any]]) -> list[str]:
+    """Say if answers, arrays [samples of a batch, ...], are the same for all samples: then others agree too easily."""
+    first, count = None, 0
+    for rows in answers:
+        first, count = rows[:1] if first is None else first, count + len(rows)
+        if first.shape[1:] != rows.shape[1:] or not np.allclose(rows, first, rtol=1e-4, equal_nan=True):
+            return []
+    if count < 2:
+        return []
+    return [
+        f"the model answers the same on all {count} samples, so what is measured on them says next to nothing"
+    ]
 
 
 def numbers(labels: Any, key: str) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from small_models import Builder
 
 from onnxprune.api import compress, prune, sparsify
 from onnxprune.calibration.agreement import compare
-from onnxprune.calibration.labels import check_labels
+from onnxprune.calibration.labels import all_alike, check_labels
 from onnxprune.calibration.samples import load_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.reconstruction.walk import Walk
@@ -88,6 +88,24 @@ def given(**more: object) -> dict[str, object]:
 def test_labels_that_are_no_classes_are_refused_as_they_are_read(labels: np.ndarray, text: str) -> None:
     with pytest.raises(CalibrationError, match=text):
         load_samples(graph("n"), given(y=labels), labels="y")
+
+
+@pytest.mark.parametrize(
+    ("answers", "alike"),
+    [
+        ([np.ones((4, 3)), np.ones((2, 3))], True),
+        ([np.ones((4, 3)), np.eye(3)], False),
+        ([np.eye(3)], False),
+        ([np.ones((1, 3))], False),  # there is but one
+        ([np.ones((2, 3)), np.ones((2, 4))], False),
+        ([np.full((5, 2), np.nan)], True),
+    ],
+)
+def test_answers_that_are_all_the_same_are_told(answers: list[np.ndarray], alike: bool) -> None:
+    said = all_alike(answers)
+    assert bool(said) is alike
+    if alike:
+        assert f"all {sum(map(len, answers))} samples" in said[0]
 
 
 def test_a_label_for_one_sample_may_be_a_number() -> None:

@@ -196,7 +196,9 @@ def test_a_trial_that_takes_too_long_is_stopped_and_begun_again(
     monkeypatch.setattr(Members, "_made", made)
     given = {"max_drop": 20.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", "minutes": 1.0, **FAST}
     late = [61.0]
-    with pytest.raises(NotFaster, match=r"no other model was done in the time.*goes on, or give more --minutes"):
+    with pytest.raises(
+        NotFaster, match=r"no other model was done in the time.*goes on, or give more --minutes"
+    ):
         tune("in.onnx", "out.onnx", **given)
     assert not list(place.glob("out.tune/*/*.onnx"))
     late[0] = 0.0
