@@ -118,7 +118,7 @@ class Outputs:
         """
         if len(shapes := self.shapes()) > 1:
             raise CalibrationError(
-                f"The model's outputs have several shapes, such as {shapes[0]} and {shapes[1]}; give samples of one size."
+                f"Outputs have several shapes, such as {shapes[0]} and {shapes[1]}; give samples of one size."
             )
         return np.concatenate(list(self))
 
