@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,8 @@ Matrix = NDArray[np.float64]
 
 #: Inputs of the widest layer that is fitted: its moments take 2 GB.
 LARGEST = 12288
-#: Sum of the cubes of all layers' inputs from where on a fit of all takes over a minute of one processor.
+#: Products of numbers, of solving for and of rounding the weights of all layers, from where on a fit of all takes over
+#: a minute of one processor.
 DEAR = 2.5e11
 #: Ridge of the moments that rounding is weighed by, as a share of the inputs' mean variance.
 DAMPING = 1e-2
@@ -138,7 +140,11 @@ class Layers:
     @property
     def dear(self) -> bool:
         """Whether fitting all layers once takes minutes."""
-        return sum(site.view.blocks * float(site.view.width) ** 3 for site in self.sites) > DEAR
+        model, total = self.analysis.model, 0.0
+        for site in self.sites:
+            width, weights = float(site.view.width), prod(model.info(site.weight).dims)
+            total += width * (site.view.blocks * width**2 + 2 * weights)
+        return total > DEAR
 
     def originals(self) -> Iterator[tuple[Site, Matrix, Rounder, float]]:
         """Yield layers with their weights [B, d, O], what rounds them, and the unit of their loss, in the original."""

@@ -52,7 +52,7 @@ def by_depth(
         return {}
     if layers.dear:
         run.notes.append(
-            "losses of deep layers count as those of the first: trial fits of layers so wide take too long"
+            "losses of deep layers count as those of the first: trial fits of layers so large take too long"
         )
         return {}
     quick, judge = few
