@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto
 from onnxprune.graph.known import opsets_of
 from onnxprune.model import Model
 from onnxprune.ops import Trait
-from onnxprune.ops.traits import traits_of
+from onnxprune.ops.traits import moved, traits_of
 from onnxprune.reconstruction.layers import Site
 from onnxprune.runtime.binding import Shape
 from onnxprune.sparsity.products import factors
@@ -142,7 +142,21 @@ class _Readers:
             return slot in (1, 2)
         if Trait.LOOKUP in traits:
             return slot == 0
+        if slot in moved(node.op_type, len(node.input), node.domain):
+            return self._passes(node)
         return any(f.slot == slot and f.zero < 0 for f in factors(node, self._dims, self.opsets))
+
+    def _passes(self, node: NodeProto) -> bool:
+        """Whether products and lookups alone read what a node moves, such as an embedding turned for the head."""
+        name = node.output[0]
+        free = name in self.readers and name not in self.outputs
+        return free and all(self._of_moved(reader, slot) for reader, slot in self.readers[name])
+
+    def _of_moved(self, node: NodeProto, slot: int) -> bool:
+        traits = traits_of(node.op_type, node.domain)
+        if slot in moved(node.op_type, len(node.input), node.domain):
+            return self._passes(node)
+        return slot == 0 if Trait.LOOKUP in traits else Trait.GEMM in traits and slot < 2
 
     def _dims(self, name: str) -> Shape | None:
         return self.model.info(name).dims if name in self.model else None

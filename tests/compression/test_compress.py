@@ -213,6 +213,27 @@ def test_what_may_not_change_stays(tmp_path: Path) -> None:
         compress(model, target="bytes=0.4", to="zst", ignore=("nothing",))
 
 
+@pytest.mark.parametrize("head", ["MatMul", "Gemm", "output"])
+def test_a_table_that_is_turned_for_the_head_lies_on_a_grid(head: str) -> None:
+    """Small language models tie their head to the embedding; whose turned table is an output it stays."""
+    b = Builder(0)
+    x = b.op("Gather", [b.weight("table", 96, 32), "ids"], "x")
+    turned = b.op("Transpose", ["table"], "turned", perm=[1, 0])
+    y = b.op("Reshape", [x, b.constant("flat", np.array([-1, 32], np.int64))], "rows")
+    y = b.op("Gemm" if head == "Gemm" else "MatMul", [y, turned], "y")
+    model = b.model({"ids": ["N"]}, y)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    if head == "output":
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info(turned, FLOAT, [32, 96])
+        )
+        with pytest.raises(NothingToPrune, match="Transpose reads it"):
+            compress(model, target="bytes=0.4", to="onnx")
+        return
+    report = compress(model, target="bytes=0.4", to="onnx").report
+    assert [line["tensor"] for line in report.lines] == ["table"]
+
+
 @pytest.mark.parametrize("opset", [6, 17])
 def test_models_without_weights_that_may_change_say_what_could_be(opset: int) -> None:
     b = Builder()
