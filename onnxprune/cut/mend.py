@@ -117,7 +117,9 @@ class Mender:
                     assert isinstance(edit, SetInput)
                     wanted[edit.slot] = edit.array
         wanted |= self._renumbered(number, node)
-        known = {slot for slot, value in enumerate(node.values) if value is not None}
+        known = {
+            slot for slot, value in enumerate(node.values) if value is not None and slot not in row.packs
+        }
         for slot in sorted(known | wanted.keys()):
             self._mend_input(number, applied, slot, wanted.get(slot))
         for times in scaled:  # in the end: what is multiplied isn't what it was

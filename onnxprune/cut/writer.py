@@ -16,6 +16,7 @@ from onnxprune.files.protowalk import captured
 from onnxprune.graph.coupling import Coupling, Instance
 from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
+from onnxprune.ops.packed import repack
 
 __all__ = ["WeightCut", "Writer"]
 
@@ -63,6 +64,7 @@ class Writer:
         for name, instances in by_name.items():
             if any(self.kept.cut(d) for i in instances for d in i.dims):
                 cuts += self._slice(name, instances)
+        self._repack()
         return cuts
 
     def _slice(self, name: str, instances: list[Instance]) -> list[WeightCut]:
@@ -89,6 +91,25 @@ class Writer:
             nodes = tuple(self.coupling.nodes[n].node.name for n, _ in uses)
             cuts += [WeightCut(name, a, self._removed(name, a, k), copy, nodes) for a, k in axes.items()]
         return cuts
+
+    def _repack(self) -> None:
+        """Pack anew what holds several numbers a byte along an axis that is cut; its own axes are sliced already."""
+        made: dict[tuple[str, int, bytes], str] = {}
+        for number, applied in enumerate(self.coupling.nodes):
+            for slot, (letter, bits) in (applied.row.packs if applied.row is not None else {}).items():
+                dim = applied.letters[letter]
+                if not self.kept.cut(dim):
+                    continue
+                name, index = self.protos[number].input[slot], self.kept.indices(dim)
+                key = (name, bits, index.tobytes())
+                if key not in made:
+                    count = self.coupling.space.sizes[self.kept.root(dim)]
+                    new = repack(self.model.weight(name), bits, count, index)
+                    if self.sole_reader(name):
+                        self.model.put(name, new)
+                        continue
+                    made[key] = self.model.add(f"{name}_{self.kept.word}", new)
+                self.set_input(number, slot, made[key])
 
     def _removed(self, name: str, axis: int, kept: Indices) -> Indices:
         return np.setdiff1d(np.arange(self.source.info(name).dims[axis]), kept)

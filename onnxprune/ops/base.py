@@ -78,6 +78,8 @@ class Row:
         "packed" (a weight of several values a byte: its scales are zeroed in its place).
     kinds : input slot -> kinds of a weight's axes, where other letters than those of a result are made in between:
         b (matrices side by side), o (outputs), i (inputs); empty: a packed weight, whose axes count no numbers.
+    packs : input slot of a constant that holds several numbers a byte -> the letter that these run along, which is
+        none of its axes, and the bits of each: rows of whole bytes, which are packed anew where the letter is cut.
     looked : letter of a table -> the input slot whose values, not known before the run, pick rows along it.
     indexed : as ``looked``, for letters whose other positions are left as they were (Scatter), or are zero (OneHot).
     places : output slot -> the letter on whose axis its numbers are positions, such as those of the chosen.
@@ -98,6 +100,7 @@ class Row:
     roles: tuple[str, ...] = ()
     elems: Mapping[int, int | Elem] = field(default_factory=dict)
     kinds: Mapping[int, str] = field(default_factory=dict)
+    packs: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     looked: Mapping[str, int] = field(default_factory=dict)
     indexed: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[int, str] = field(default_factory=dict)

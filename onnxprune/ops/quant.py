@@ -149,26 +149,28 @@ def dynamic_matmul(node: Node) -> Row | Refusal:
 def matmul_bits(node: Node) -> Row | Refusal:
     """Weights packed along K in blocks: N is free, K by whole blocks (scales may be flat: N times blocks).
 
-    K is locked where its last block isn't whole, where inputs are permuted, or where a byte of the zero points is of
-    two blocks.
+    Zero points are numbers as wide as the weights', packed along the blocks, or one each. K is locked where its last
+    block isn't whole, where inputs are permuted, or where it isn't known what the zero points are.
     """
     width, size, count = int(node.attrs["K"]), int(node.attrs["block_size"]), int(node.attrs["N"])
-    blocks = -(-width // size)
+    blocks, bits = -(-width // size), int(node.attr("bits", 4))
     flat = node.rank(2) == 1
-    zero, each = "()", blocks
+    zero, each, packs = "()", blocks, {}
     if node.has(3):
         each = node.shape(3)[-1] // (count if node.rank(3) == 1 else 1)
         letter = "q" if each == blocks else "z!"
         zero = f"(n {letter})" if node.rank(3) == 1 else f"n {letter}"
+        if each != blocks and node.constant[3] and 8 % bits == 0 and each == -(-blocks * bits // 8):
+            packs = {3: ("q", bits)}
     index = "k!?" if node.has(4) else "()?"
-    whole = width % size == 0 and not node.has(4) and each == blocks
+    whole = width % size == 0 and not node.has(4) and (each == blocks or bool(packs))
     data = "(q w!)" if whole else "k!"
     if not whole:
-        zero = zero.replace("q", "q!")
+        zero, packs = zero.replace("q", "q!"), {}
     block = "q" if whole else "q!"
     scale = f"(n {block})" if flat else f"n {block}"
     row = f"*b {data}, n {block} p!, {scale}, {zero}?, {index}, n? -> *b n"
     sizes = {"q": blocks, "z": each, "w": size}
     roles = ("data", "weight", "quant", "quant", "quant", "bias")
     why = dict.fromkeys("kqwzp", BLOCK)
-    return Row(row, sizes=sizes, attrs={"N": "n"}, why=why, roles=roles, kinds={1: ""})
+    return Row(row, sizes=sizes, attrs={"N": "n"}, why=why, roles=roles, kinds={1: ""}, packs=packs)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.model import Model
+from onnxprune.ops.packed import pack, unpack
 
 __all__ = ["INTEGERS", "Codec", "Floats", "Grid", "Packed", "Quantised", "Rounded", "spread"]
 
@@ -273,18 +274,18 @@ class Packed(Quantised):
 
     def integers(self, model: Model) -> Array:
         """Return the values, one each."""
-        return _unpacked(np.asarray(model.weight(self.name)), self.bits)[..., : self.size].astype(np.int32)
+        return unpack(np.asarray(model.weight(self.name)), self.bits)[..., : self.size].astype(np.int32)
 
     def put(self, model: Model, integers: Array) -> None:
         """Store integers, several in a byte."""
-        model.put(self.name, _packed(integers.astype(np.uint8), self.bits))
+        model.put(self.name, pack(integers.astype(np.uint8), self.bits))
 
     def beside(self, model: Model, name: str) -> Array:
         """Return scales or zero points [N, blocks, 1]; without zero points they are half of the range."""
         rows, blocks, _ = self.shape(model)
         value = np.asarray(model.weight(name))
         if name == self.zero and self.bits < 8:
-            value = _unpacked(value.reshape(rows, -1), self.bits)[:, :blocks]
+            value = unpack(value.reshape(rows, -1), self.bits)[:, :blocks]
         return value.reshape(rows, blocks, 1)
 
     def _most(self, values: Matrix, model: Model) -> Matrix:
@@ -294,17 +295,6 @@ class Packed(Quantised):
         scale = self.beside(model, self.scale).astype(np.float64)
         half = np.full((1, 1, 1), float(1 << (self.bits - 1)))
         return scale * self.unit, self.beside(model, self.zero).astype(np.float64) if self.zero else half
-
-
-def _unpacked(data: Array, bits: int) -> Array:
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return ((data[..., None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(*data.shape[:-1], -1)
-
-
-def _packed(values: Array, bits: int) -> Array:
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    parts = values.reshape(*values.shape[:-1], -1, len(shifts)) << shifts
-    return np.asarray(np.bitwise_or.reduce(parts, axis=-1), np.uint8)
 
 
 def spread(value: Array, dims: tuple[int, ...], axis: int, block: int) -> Array:

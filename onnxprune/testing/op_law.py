@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.ops import PACKED, ZEROED, Multiplied, Node, Pick, Refusal, Row, SetAttr, emit, lookup
 from onnxprune.ops.notation import Axis, Letter, Product, Sum, letters_of
+from onnxprune.ops.packed import repack
 from onnxprune.ops.resolve import FittedRow, Misfit, fit
 from onnxprune.testing.node import differ, node_of, run_node
 
@@ -344,6 +345,9 @@ class _CutNode:
             None if array is None else self._take(array, self.fitted.ins, slot)
             for slot, array in enumerate(self.inputs)
         ]
+        for slot, (letter, bits) in self.row.packs.items():
+            gone = self.dead[letter]
+            inputs[slot] = repack(np.asarray(inputs[slot]), bits, gone.size, np.flatnonzero(~gone))
         for slot, name in enumerate(proto.input):  # one tensor in two slots may be cut differently
             proto.input[slot] = f"{name}@{slot}" if name else ""
         attrs: dict[str, Any] = {

@@ -81,7 +81,7 @@ def test_what_lies_on_the_grid_is_stored_as_it_is(form):
             assert np.array_equal(stored, old) == (turn == 1.0)
 
 
-@pytest.mark.parametrize("form", [f for f in FORMS if f != "nbits_zero"])  # whose K is frozen
+@pytest.mark.parametrize("form", FORMS)
 def test_a_cut_is_made_up_for(form, tmp_path):
     """Half of the units go: refitted on the grid, the layer is much nearer to what it was than with its old weights."""
     path = tmp_path / "m.onnx"

@@ -1,0 +1,150 @@
+"""MatMulNBits with several zero points a byte, as onnxruntime's own quantiser writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+import onnxprune
+from onnxprune.ops.packed import pack, repack, unpack
+from onnxprune.testing import check_row
+
+WIDTH = 64
+
+
+def _weights(name: str, *shape: int, seed: int) -> onnx.TensorProto:
+    values = np.random.default_rng(seed).normal(0.1, shape[0] ** -0.5, shape)
+    return numpy_helper.from_array(values.astype(np.float32), name)
+
+
+def gated(inner: int) -> onnx.ModelProto:
+    """``x + (f(x) * sigmoid(g(x))) w``."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "up.w"], ["up"], "up"),
+        helper.make_node("MatMul", ["x", "gate.w"], ["gate"], "gate"),
+        helper.make_node("Sigmoid", ["gate"], ["open"]),
+        helper.make_node("Mul", ["up", "open"], ["h"]),
+        helper.make_node("MatMul", ["h", "down.w"], ["down"], "down"),
+        helper.make_node("Add", ["x", "down"], ["y"]),
+    ]
+    value = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", value, ["batch", "time", WIDTH])],
+        [helper.make_tensor_value_info("y", value, ["batch", "time", WIDTH])],
+        [
+            _weights("up.w", WIDTH, inner, seed=1),
+            _weights("gate.w", WIDTH, inner, seed=2),
+            _weights("down.w", inner, WIDTH, seed=3),
+        ],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def quantised(inner: int, block: int, symmetric: bool) -> onnx.ModelProto:
+    pytest.importorskip("onnx_ir")
+    quantizer = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
+    made = quantizer.MatMulNBitsQuantizer(gated(inner), block_size=block, is_symmetric=symmetric)
+    made.process()
+    return made.model.model
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})[0]
+
+
+def masked(model: onnx.ModelProto, keep: np.ndarray) -> onnx.ModelProto:
+    """Return the model with what ``down`` reads multiplied by zeros and ones."""
+    twin = onnx.ModelProto.FromString(model.SerializeToString())
+    down = next(i for i, n in enumerate(twin.graph.node) if n.input[0] == "h")
+    twin.graph.node[down].input[0] = "kept"
+    twin.graph.node.insert(down, helper.make_node("Mul", ["h", "keep"], ["kept"]))
+    twin.graph.initializer.append(numpy_helper.from_array(keep.astype(np.float32), "keep"))
+    return twin
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("inner", "block"), [(128, 16), (112, 16), (160, 32), (64, 32), (640, 128), (512, 128)]
+)
+def test_neurons_go_by_whole_blocks_whatever_the_zero_points(
+    tmp_path: Path, inner: int, block: int, symmetric: bool
+) -> None:
+    model = quantised(inner, block, symmetric)
+    onnx.save(model, tmp_path / "in.onnx")
+    result = onnxprune.prune(
+        tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, align="none", criterion="random"
+    )
+    small = onnx.load(tmp_path / "out.onnx")
+    nodes = {n.input[0]: n for n in model.graph.node}
+    assert len(nodes["h"].input) == (3 if symmetric else 4)
+    gone = next(c.removed for c in result.report.cuts if c.tensor == nodes["h"].input[1] and c.axis == 1)
+    blocks = inner // block
+    assert len(gone) in (blocks // 2, -(-blocks // 2))
+    keep = np.repeat(~np.isin(np.arange(blocks), gone), block)
+    for seed, shape in enumerate([(1, 1), (2, 5), (3, 17)]):
+        x = np.random.default_rng(seed).normal(size=(*shape, WIDTH)).astype(np.float32)
+        np.testing.assert_allclose(run(small, x), run(masked(model, keep), x), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_share_packed_zero_points_keep_sharing_them(tmp_path: Path) -> None:
+    """Both read the same weights, so that what they keep is the same; it is packed once."""
+    model = quantised(128, 16, symmetric=False)
+    nodes = model.graph.node
+    down = next(n for n in nodes if n.input[0] == "h")
+    again = onnx.NodeProto.FromString(down.SerializeToString())
+    again.input[0], again.output[0], again.name = "up", "again", "again"
+    nodes.insert(len(nodes) - 1, again)
+    nodes[-1].input[0] = "again"
+    onnx.save(model, tmp_path / "in.onnx")
+    onnxprune.prune(
+        tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, align="none"
+    )  # which checks law 1
+    small = onnx.load(tmp_path / "out.onnx")
+    readers = [n for n in small.graph.node if n.input[0] in ("h", "up") and n.op_type == "MatMulNBits"]
+    assert len({tuple(n.input[1:]) for n in readers}) == 1
+    assert {a.i for n in readers for a in n.attribute if a.name == "K"} == {64}
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("blocks", [2, 3, 5])
+def test_law_two_holds_for_packed_zero_points(bits: int, flat: bool, blocks: int) -> None:
+    rng = np.random.default_rng(0)
+    count, block = 6, 16
+    each = -(-blocks * bits // 8)
+    if each == blocks:
+        pytest.skip("nothing is packed")
+    node = helper.make_node(
+        "MatMulNBits", ["a", "b", "s", "z"], ["y"], domain="com.microsoft",
+        K=block * blocks, N=count, bits=bits, block_size=block,
+    )  # fmt: skip
+    points = rng.integers(0, 255, (count, each)).astype(np.uint8)
+    values = {
+        "a": rng.normal(size=(3, block * blocks)).astype(np.float32),
+        "b": rng.integers(0, 255, (count, blocks, block * bits // 8)).astype(np.uint8),
+        "s": rng.uniform(0.01, 0.05, count * blocks if flat else (count, blocks)).astype(np.float32),
+        "z": points.ravel() if flat else points,
+    }
+    assert check_row(node, values) == []
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_numbers_in_bytes_are_taken_one_by_one(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    for count in range(1, 10):
+        numbers = rng.integers(0, 1 << bits, (3, count)).astype(np.uint8)
+        packed = pack(numbers, bits)
+        assert (unpack(packed, bits)[:, :count] == numbers).all()
+        index = np.flatnonzero(rng.random(count) > 0.4)
+        if index.size:
+            taken = repack(packed, bits, count, index)
+            assert (unpack(taken, bits)[:, : index.size] == numbers[:, index]).all()
+            assert (repack(packed.ravel(), bits, count, index) == taken.ravel()).all()
