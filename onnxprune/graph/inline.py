@@ -4,7 +4,7 @@ A function that is called twice can't be cut in two ways, so functions are inlin
 refused recursive functions and those that inline to more nodes than it allows. Sequences and optionals whose tensors
 are known go (`onnxprune.graph.sequences`), and so does an `If` that always takes the same branch
 (`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Weights that are stored
-sparse become dense.
+sparse become dense. Optional outputs that nothing needs go where they would lock axes (`onnxprune.graph.unread`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from onnx import numpy_helper
 
 from onnxprune.graph.branches import settle
 from onnxprune.graph.sequences import dissolved
+from onnxprune.graph.unread import without_unread
 from onnxprune.model import Model
 from onnxprune.wall import board as wall
 
 
 def inline(model: Model) -> Model:
     """Return a model of one graph: the same one if it is one, else a fork."""
-    return settle(dissolved(dense(inline_functions(model)))).unfold()
+    return without_unread(settle(dissolved(dense(inline_functions(model))))).unfold()
 
 
 def dense(model: Model) -> Model:

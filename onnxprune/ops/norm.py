@@ -122,7 +122,8 @@ def epsilon_of(op_type: str) -> float:
     return _SKIP_EPSILON if op_type.startswith("Skip") else _EPSILON
 
 
-@op("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+@op("LayerNormalization", "SimplifiedLayerNormalization", traits=Trait.ASIDE)
+@op("RMSNormalization")
 @op("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
 def layer_norm(node: Node) -> Row:
     """Normalise the axes from ``axis`` on; outputs 1 and 2 are statistics, with axes of length 1."""

@@ -28,7 +28,7 @@ def global_pool(node: Node) -> Row | Refusal:
     return Row(f"n c *s! -> n c{' 1' * (node.rank() - 2)}", why=WINDOW)
 
 
-@op("MaxPool", traits=Trait.WINDOW | Trait.MEAN)
+@op("MaxPool", traits=Trait.WINDOW | Trait.MEAN | Trait.ASIDE)
 def max_pool(node: Node) -> Row | Refusal:
     """The optional indices count through all images and channels, so that they lock them."""
     if node.gives(1):

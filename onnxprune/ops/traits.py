@@ -39,6 +39,7 @@ class Trait(Flag):
     RECURRENT : weights are used once for each step of a sequence.
     SUM : the output is the sum of all inputs, broadcast.
     IDEMPOTENT : applied to what it gives, with the same other inputs, it gives that.
+    ASIDE : the outputs behind the first are optional, and the first one is the same without them.
     """
 
     ELEMENTWISE = auto()
@@ -62,6 +63,7 @@ class Trait(Flag):
     RECURRENT = auto()
     SUM = auto()
     IDEMPOTENT = auto()
+    ASIDE = auto()
 
     @property
     def names(self) -> list[str]:

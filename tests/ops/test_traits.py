@@ -27,6 +27,7 @@ from .trait_laws import (
     Array,
     Law,
     Run,
+    aside,
     by_data,
     choice,
     comparison,
@@ -91,6 +92,7 @@ def more() -> Iterator[contrib_cases.Case]:
     zeros = [np.asarray(zero)] * 2 + [None] + [np.asarray(zero)] * 2
     yield case("QEmbedLayerNormalization", ids, None, *packed, None, *own, *zeros, outputs=2)
     yield case("GatherBlockQuantized", u8(20, 16), ids, contrib_cases.scale(20, 2), block_size=16)
+    yield case("SimplifiedLayerNormalization", f(2, 3, 6), f(6), domain="", outputs=2, axis=-1)
     yield case("GatherND", f(4, 3, 4), np.array([[0], [2], [3]]))
 
 
@@ -145,6 +147,7 @@ LAWS: dict[Trait, tuple[Law, str]] = {  # with ops that break it
     Trait.RECURRENT: (recurrent, "Relu Softmax CumSum"),
     Trait.SUM: (summed, "Mul Max Sub Mean"),
     Trait.IDEMPOTENT: (idempotent, "Neg Elu Tanh Softmax"),
+    Trait.ASIDE: (aside, "TopK Split"),
 }
 
 

@@ -264,3 +264,16 @@ def idempotent(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | 
     if inputs[0] is None or inputs[0].shape != before.shape or inputs[0].dtype != before.dtype:
         return False
     return same(run([before, *inputs[1:]])[0], before)
+
+
+def aside(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | None:
+    """Whether the node that gives its first output alone is one, and gives the same."""
+    if sum(map(bool, node.output)) < 2:
+        return None
+    alone = NodeProto.FromString(node.SerializeToString())
+    del alone.output[1:]
+    try:
+        results = run_node(alone, inputs, {"": 17, "com.microsoft": 1})
+    except Exception:  # there is no such node
+        return False
+    return same(results[0], run(inputs)[0])

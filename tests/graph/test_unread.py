@@ -1,0 +1,113 @@
+"""Outputs that nothing needs lock nothing: indices of a MaxPool, averages of a LayerNorm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxprune
+from onnxprune.errors import NothingToPrune
+from onnxprune.graph.inline import inline
+from onnxprune.model import Model
+
+RNG = np.random.default_rng(0)
+
+
+def _weight(name: str, *shape: int) -> TensorProto:
+    return numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), name)
+
+
+def _value(name: str, elem: int, shape: list | None = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, elem, shape)
+
+
+def _model(
+    nodes: list[onnx.NodeProto], outputs: list[str], weights: list[TensorProto], shape: list
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes, "g",
+        [_value("x", TensorProto.FLOAT, shape)],
+        [_value(n, TensorProto.INT64 if n == "at" else TensorProto.FLOAT) for n in outputs],
+        weights,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def pooled(reader: str = "", outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("MaxPool", ["r"], ["p", "at"], kernel_shape=[2, 2], strides=[2, 2]),
+        *([helper.make_node(reader, ["at"], ["dead"])] if reader else []),
+        helper.make_node("Conv", ["p", "b"], ["y"]),
+    ]
+    weights = [_weight("a", 16, 8, 1, 1), _weight("b", 3, 16, 1, 1)]
+    return _model(nodes, list(outputs), weights, ["N", 8, "H", "W"])
+
+
+def normed(outputs: int) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["m"]),
+        helper.make_node("LayerNormalization", ["m", "s", "o"], ["l", "mu", "sd"][:outputs]),
+        helper.make_node("MatMul", ["l", "b"], ["y"]),
+    ]
+    weights = [_weight("a", 8, 16), _weight("s", 16), _weight("o", 16), _weight("b", 16, 3)]
+    return _model(nodes, ["y"], weights, ["N", 8])
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    return ort.InferenceSession(model.SerializeToString()).run(["y"], {"x": x})[0]
+
+
+@pytest.mark.parametrize("reader", ["", "Shape", "Neg"])
+def test_indices_that_nothing_needs_lock_no_channels(tmp_path: Path, reader: str) -> None:
+    model = pooled(reader)
+    onnx.save(model, tmp_path / "in.onnx")
+    result = onnxprune.prune(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, align="none")
+    small, masked = onnx.load(tmp_path / "out.onnx"), onnx.ModelProto.FromString(model.SerializeToString())
+    onnx.checker.check_model(small, full_check=True)
+    assert [list(n.output) for n in small.graph.node if n.op_type == "MaxPool"] == [["p"]]
+    gone = next(c.removed for c in result.report.cuts if c.tensor == "b")
+    assert len(gone) == 8
+    weight = numpy_helper.to_array(model.graph.initializer[1]).copy()
+    weight[:, list(gone)] = 0
+    masked.graph.initializer[1].CopyFrom(numpy_helper.from_array(weight, "b"))
+    for shape in [(1, 8, 4, 6), (3, 8, 9, 2), (2, 8, 17, 17)]:
+        x = RNG.normal(size=shape).astype(np.float32)
+        np.testing.assert_allclose(run(small, x), run(masked, x), rtol=1e-4, atol=1e-5)
+
+
+def test_averages_that_nothing_needs_lock_no_width(tmp_path: Path) -> None:
+    left = []
+    for outputs in (1, 3):
+        onnx.save(normed(outputs), tmp_path / "in.onnx")
+        onnxprune.prune(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, align="none")
+        left.append(sum(np.prod(t.dims) for t in onnx.load(tmp_path / "out.onnx").graph.initializer))
+    assert left[0] == left[1] < 224 * 0.6
+
+
+def test_indices_that_are_read_lock_their_channels(tmp_path: Path) -> None:
+    onnx.save(pooled(outputs=("y", "at")), tmp_path / "in.onnx")
+    with pytest.raises(NothingToPrune, match="indices of MaxPool count through this axis"):
+        onnxprune.prune(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, align="none")
+
+
+def test_what_a_body_or_training_reads_stays() -> None:
+    model = Model.load(pooled(outputs=("y", "at")))
+    assert inline(model) is model
+    inner = [helper.make_node("Identity", ["at"], ["i"])]
+    body = helper.make_graph(inner, "then", [], [_value("i", TensorProto.INT64)])
+    read = pooled(outputs=("y",))
+    read.graph.input.append(_value("when", TensorProto.BOOL, []))
+    read.graph.node.append(helper.make_node("If", ["when"], ["z"], then_branch=body, else_branch=body))
+    read.graph.output.append(_value("z", TensorProto.INT64))
+    assert any("at" in n.output for n in inline(Model.load(read)).proto.graph.node)
+    trained = pooled()
+    trained.training_info.add()
+    assert any("at" in n.output for n in inline(Model.load(trained)).proto.graph.node)
