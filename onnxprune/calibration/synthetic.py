@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.feeds import counted_axes, lie_first, sample_axes
 from onnxprune.errors import CalibrationError
-from onnxprune.runtime.binding import declared, real_inputs, said_in_values
+from onnxprune.runtime.binding import declared, real_inputs
 from onnxprune.runtime.inputs import NoValues, texts
+from onnxprune.runtime.said import said_in_values
 
 __all__ = ["synthetic"]
 

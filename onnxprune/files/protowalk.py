@@ -16,6 +16,8 @@ __all__ = [
     "body_weights",
     "describe",
     "is_constant",
+    "sparse_value",
+    "sparse_weights",
     "subgraphs",
     "tensors",
 ]
@@ -109,6 +111,18 @@ def tensors(proto: onnx.ModelProto) -> Iterator[tuple[Place, onnx.TensorProto]]:
     for training in proto.training_info:
         for graph in (training.initialization, training.algorithm):
             yield from _graph_tensors(graph, "training_info")
+
+
+def sparse_value(node: NodeProto) -> onnx.SparseTensorProto | None:
+    """Return what a Constant gives, where it is stored sparse."""
+    one = node.attribute[0] if is_constant(node) and len(node.attribute) == 1 else None
+    return one.sparse_tensor if one is not None and one.type == _SPARSE else None
+
+
+def sparse_weights(graph: onnx.GraphProto) -> Iterator[onnx.SparseTensorProto]:
+    """Every weight that a graph itself stores sparse: initializers, and values of Constant nodes."""
+    yield from graph.sparse_initializer
+    yield from (found for node in graph.node if (found := sparse_value(node)) is not None)
 
 
 def body_weights(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -10,8 +10,9 @@ sparse become dense. Optional outputs that nothing needs go where they would loc
 from __future__ import annotations
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
+from onnxprune.files.protowalk import sparse_value, sparse_weights
 from onnxprune.graph.branches import settle
 from onnxprune.graph.sequences import dissolved
 from onnxprune.graph.unread import without_unread
@@ -26,20 +27,28 @@ def inline(model: Model) -> Model:
 
 def dense(model: Model) -> Model:
     """Return a model whose weights are stored dense: the same one if none of its main graph is sparse, else a fork."""
-    if not model.proto.graph.sparse_initializer:
+    if not any(True for _ in sparse_weights(model.proto.graph)):
         return model
-    fork = model.fork()
+    fork, whole = model.fork(), model.to_proto().graph
     del fork.proto.graph.sparse_initializer[:]
-    for sparse in model.to_proto().graph.sparse_initializer:
-        values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-        array = np.zeros(tuple(sparse.dims), values.dtype)
-        if places.ndim == 1:
-            array.reshape(-1)[places] = values
-        else:
-            array[tuple(places.T)] = values
-        fork.proto.graph.initializer.append(numpy_helper.from_array(array, sparse.values.name))
+    for sparse in whole.sparse_initializer:
+        fork.proto.graph.initializer.append(_dense(sparse, sparse.values.name))
+    for old, node in zip(whole.node, fork.proto.graph.node, strict=True):
+        if (sparse_constant := sparse_value(old)) is not None:
+            value = _dense(sparse_constant, node.output[0])
+            node.attribute[0].CopyFrom(helper.make_attribute("value", value))
     fork.refresh()
     return fork
+
+
+def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), values.dtype)
+    if places.ndim == 1:
+        array.reshape(-1)[places] = values
+    else:
+        array[tuple(places.T)] = values
+    return numpy_helper.from_array(array, name)
 
 
 def inline_functions(model: Model) -> Model:

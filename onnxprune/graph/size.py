@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.files.protowalk import body_weights
+from onnxprune.files.protowalk import body_weights, sparse_weights
 from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.coupling import Coupling, Dims
 from onnxprune.graph.kept import Kept
@@ -37,7 +37,7 @@ def count_parameters(model: Model) -> int:
     """Return the number of parameters: elements of floating-point and quantised weights, each weight once, those of
     bodies (If, Loop, Scan) too, and zeros that aren't stored.
     """
-    sparse = (t for t in model.proto.graph.sparse_initializer if t.values.data_type in _COUNTED)
+    sparse = (t for t in sparse_weights(model.proto.graph) if t.values.data_type in _COUNTED)
     total = sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in sparse)
     for name in model.names():
         info = model.info(name)

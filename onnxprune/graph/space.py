@@ -351,6 +351,7 @@ def _classes(
     """Label of each element's class, and the least reason in its class, under one choice of factors."""
     us, vs, reason = [base[0]], [base[1]], base[2].copy()
     other = whole.number("this axis is cut along its other factor")
+    both = whole.number("both factors of a product are this axis")  # one element would be of two classes
     for product, k in zip(space.products, chosen, strict=True):
         if k < 0:
             continue
@@ -362,7 +363,7 @@ def _classes(
             rest = space.find(f)
             if j != k and rest in start:
                 span = slice(start[rest], start[rest] + space.sizes[rest])
-                reason[span] = np.minimum(reason[span], other)
+                reason[span] = np.minimum(reason[span], both if rest == factor else other)
     label = components(reason.size, _join(us), _join(vs))
     least = np.full(reason.size, NONE, np.int64)
     np.minimum.at(least, label, reason)

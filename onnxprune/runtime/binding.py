@@ -274,50 +274,6 @@ def _evaluated(tree: ast.expr, sizes: Mapping[str, int]) -> int | None:
     return left // right if right else None
 
 
-def said_in_values(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> dict[str, int]:
-    """Return the values of integer inputs that say a size of other inputs: named like an axis, or read as a length.
-
-    Parameters
-    ----------
-    graph : GraphProto
-    inputs : mapping
-        Input -> shape.
-
-    Returns
-    -------
-    dict
-        Input -> the value of all its elements.
-    """
-    sizes: dict[str, int] = {}
-    for name, axes in input_axes(graph).items():
-        for axis, size in zip(axes or (), inputs.get(name, ()), strict=False):
-            if isinstance(axis, str):
-                sizes.setdefault(axis, size)
-    whole = next((s for a, s in sizes.items() if "total" in a or {"past", "seq"} <= _parts(a)), None)
-    past = next((s for a, s in sizes.items() if "past" in a and not terms(a)), 0)
-    new = next((s for a, s in sizes.items() if "seq" in a and not {"past", "total"} & _parts(a)), None)
-    if whole is None and new is not None:
-        whole = past + new
-    names = {v.name: v for v in real_inputs(graph) if v.type.tensor_type.elem_type in _INTEGERS}
-    values = {n: sizes[n] for n in names if n in sizes and all(d == 1 for d in inputs.get(n, ()))}
-    for node in graph.node if whole is not None else ():
-        if node.op_type == "GroupQueryAttention" and len(node.input) > 6:
-            values |= {
-                n: (whole or 0) - less for n, less in zip(node.input[5:7], (1, 0), strict=True) if n in names
-            }
-    return values
-
-
-_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-
-
-def _parts(axis: str) -> set[str]:
-    """Return which of the words past, total and seq a name has; a sum of past and another has both."""
-    return {word for word in ("past", "total", "seq") if word in axis} - (
-        {"seq"} if "past" in axis and not terms(axis) else set()
-    )
-
-
 @dataclass
 class Axes:
     """The dynamic axes of a model's inputs, by name.

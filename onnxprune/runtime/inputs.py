@@ -12,8 +12,9 @@ from onnx import TensorProto
 
 from onnxprune.model import Model
 from onnxprune.ops import moved
-from onnxprune.runtime.binding import Shape, Typed, real_inputs, said_in_values
+from onnxprune.runtime.binding import Shape, Typed, real_inputs
 from onnxprune.runtime.categories import categories
+from onnxprune.runtime.said import said_in_values
 from onnxprune.runtime.session import Array, RunError, Session, open_session
 
 __all__ = ["NoValues", "Trial", "id_limits", "random_inputs", "texts", "verdict"]

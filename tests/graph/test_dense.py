@@ -13,8 +13,8 @@ import onnxprune
 from onnxprune.cli import main
 
 
-def stored(model: onnx.ModelProto, flat: bool) -> onnx.ModelProto:
-    """The model with all but every tenth value of its large weights zero, and stored sparse."""
+def stored(model: onnx.ModelProto, flat: bool, constants: bool = False) -> onnx.ModelProto:
+    """The model with all but every tenth value of its large weights zero, and stored sparse, or as sparse Constants."""
     sparse = onnx.ModelProto.FromString(model.SerializeToString())
     del sparse.graph.initializer[:]
     for tensor in model.graph.initializer:
@@ -26,7 +26,11 @@ def stored(model: onnx.ModelProto, flat: bool) -> onnx.ModelProto:
         places = np.flatnonzero(array) if flat else np.argwhere(array)
         values = numpy_helper.from_array(array[array != 0], tensor.name)
         indices = numpy_helper.from_array(places.astype(np.int64))
-        sparse.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, array.shape))
+        made = helper.make_sparse_tensor(values, indices, array.shape)
+        if constants:
+            sparse.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], sparse_value=made))
+        else:
+            sparse.graph.sparse_initializer.append(made)
     return sparse
 
 
@@ -36,10 +40,11 @@ def ran(model: onnx.ModelProto) -> np.ndarray:
     return np.asarray(session.run(None, {"x": x})[0])
 
 
+@pytest.mark.parametrize("constants", [False, True])
 @pytest.mark.parametrize("flat", [True, False])
-def test_they_are_cut_and_said_to_be_dense(flat: bool) -> None:
-    model = stored(chain(32), flat)
-    assert len(model.graph.sparse_initializer) == 3
+def test_they_are_cut_and_said_to_be_dense(flat: bool, constants: bool) -> None:
+    model = stored(chain(32), flat, constants)
+    assert len(model.graph.sparse_initializer) == (0 if constants else 3)
     result = onnxprune.prune(model, ratio=0.5, align=None)
     whole = onnxprune.prune(chain(32), ratio=0.5, align=None).report
     before, after = result.report.before, result.report.after

@@ -47,6 +47,17 @@ def test_outer_family_cuts_heads_and_inner_family_cuts_width() -> None:
     assert outer.ambiguous == {0}
 
 
+def test_an_axis_times_itself_is_frozen_for_that_reason() -> None:
+    """As in a Gram matrix that is flattened: an element would go with either of two channels."""
+    space = Space()
+    whole, channels = space.new(9), space.new(3)
+    space.product(whole, (channels, channels))
+    for inner_first in (False, True):
+        found = solve(space, inner_first=inner_first)
+        assert (found.units_of(whole, 9) == -1).all()
+        assert found.why(channels) == found.why(whole) == "both factors of a product are this axis"
+
+
 def test_a_locked_factor_leaves_the_other() -> None:
     space, whole, heads, width = heads_and_width()
     space.lock(heads, "averaged")

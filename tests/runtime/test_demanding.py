@@ -18,8 +18,9 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.interface import interface
 from onnxprune.model import Model
-from onnxprune.runtime.binding import Axes, bindings, said_in_values, terms
+from onnxprune.runtime.binding import Axes, bindings, terms
 from onnxprune.runtime.inputs import Trial, random_inputs
+from onnxprune.runtime.said import said_in_values
 from onnxprune.runtime.session import open_session
 
 assert demanding_images.demands is demands
@@ -157,6 +158,25 @@ def test_lengths_that_values_say() -> None:
     feeds = random_inputs(Model.load(MODELS["lengths_in_values"][0]()), shapes, np.random.default_rng(0))
     assert (feeds["seqlens_k"].tolist(), feeds["total_sequence_length"].tolist()) == ([11], 12)
     assert said_in_values(MODELS["unet"][0]().graph, {"x": (2, 3, 8, 8)}) == {}
+
+
+def test_lengths_that_values_say_are_told_by_what_reads_them() -> None:
+    """Nothing has a name that says so: the cache and the tokens are found by the slots of the attention."""
+    model = MODELS["lengths_in_values"][0]()
+    called = {"batch_size": "N", "sequence_length": "T", "past_sequence_length": "P"}
+    called |= {"seqlens_k": "a", "total_sequence_length": "b"}
+    for value in model.graph.input:
+        value.name = called.get(value.name, value.name)
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = called[dim.dim_param]
+    for one in model.graph.node:
+        one.input[:] = [called.get(name, name) for name in one.input]
+    for new, past in ((5, 7), (1, 0), (3, 2)):
+        shapes = {"ids": (1, new), "past_k": (1, 2, past, 8), "past_v": (1, 2, past, 8), "a": (1,), "b": ()}
+        assert said_in_values(model.graph, shapes) == {"a": new + past - 1, "b": new + past}
+    law = onnxprune.prune(model, ratio=0.5, align=1).report.to_json()["law1"]
+    assert law["status"] == "passed"
 
 
 def test_the_smallest_sizes_that_run_are_taken() -> None:
