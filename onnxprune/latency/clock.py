@@ -22,7 +22,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.runtime.binding import declared, real_inputs
 from onnxprune.runtime.inputs import NoValues, random_inputs
-from onnxprune.runtime.session import CPU, Feeds, RunError, Session, open_session, provider_of
+from onnxprune.runtime.session import CPU, Feeds, RunError, Session, Unloadable, open_session, provider_of
 
 __all__ = ["Bench", "Race", "bench_of", "interval", "race", "runs_of", "timed_turn"]
 
@@ -259,6 +259,11 @@ def session_of(model: Model, bench: Bench) -> Session:
     try:
         session = bench.open(model)
         bench.runs(session)()
+    except Unloadable as error:
+        raise UsageError(
+            f"The model can't be timed on {bench.provider}, where onnxruntime doesn't load it ({error}); "
+            f"{Unloadable.advice}: give a --provider that has kernels for it, or time it where it runs."
+        ) from error
     except RunError as error:
         raise UsageError(
             f"The model can't be timed on {bench.provider} ({error}); give --input-shape, or another --provider."

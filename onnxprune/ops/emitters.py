@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.ops.base import Cut, Edit, Node, Pick, SetAttr, SetInput, emitter
-from onnxprune.ops.movement import pads, slices, widest
+from onnxprune.ops.movement import centre, pads, slices, widest
 
 __all__: list[str] = []
 
@@ -178,10 +178,17 @@ def resize(node: Node, cut: Cut) -> list[Edit]:
 
 @emitter("CenterCropPad")
 def center(node: Node, cut: Cut) -> list[Edit]:
-    """The shape names axes that keep their length, too."""
-    shape = node.value(1)
+    """The shape names axes that keep their length, too; what isn't in the centre any more, a Gather picks in front."""
+    shape, old, new = node.value(1), node.shape(0), cut.new_out_shape(0)
     axes = node.attr("axes") or range(node.rank())
-    return _set(node, 1, shape, np.asarray([cut.new_out_shape(0)[a] for a in axes]))
+    edits = _set(node, 1, shape, np.asarray([new[a] for a in axes]))
+    for axis, (size, wide) in enumerate(zip(old, node.out_shape(), strict=True)):
+        if wide < size:
+            kept = cut.kept(0, axis)
+            at = np.searchsorted(kept, centre(size, wide) + cut.kept_out(0, axis))
+            if not np.array_equal(at, np.arange(len(at)) + centre(len(kept), len(at))):
+                edits.append(Pick(0, axis, at))
+    return edits
 
 
 @emitter("Compress")

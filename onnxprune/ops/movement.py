@@ -212,19 +212,26 @@ def range_(node: Node) -> Row | Refusal:
 
 @op("CenterCropPad", traits=Trait.ZEROS)
 def center(node: Node) -> Row:
-    """Axes that keep their length are untouched."""
+    """Crop, or pad with zeros, around the centre; padding stays as it is, so that the centre stays where it was."""
     node.value(1)  # raises where the target is computed at run time
     old, new = node.shape(0), node.out_shape()
-    letters = names(len(old))
-    changed = {axis for axis, size in enumerate(old) if size != new[axis]}
-    left = [name + "!" * (axis in changed) for axis, name in enumerate(letters)]
-    right = [f"t{axis}!" if axis in changed else name for axis, name in enumerate(letters)]
-    why = {
-        name: "cropped or padded around its centre"
-        for axis in changed
-        for name in (letters[axis], f"t{axis}")
-    }
-    return Row(join([text(left)], [text(right)]), why=why)
+    left, right = list(names(len(old))), list(names(len(old)))
+    maps, pinned = {}, {}
+    for axis, (size, wide) in enumerate(zip(old, new, strict=True)):
+        if size == wide:
+            continue
+        right[axis] = f"t{axis}"
+        index = np.arange(wide, dtype=np.int64) + centre(size, wide)
+        index[(index < 0) | (index >= size)] = -1
+        maps[right[axis]] = Map(left[axis], index)
+        if wide > size:
+            pinned[right[axis]] = np.flatnonzero(index < 0)
+    return Row(join([text(left)], [text(right)]), maps=maps, pinned=pinned)
+
+
+def centre(size: int, wide: int) -> int:
+    """Return where the first element of what CenterCropPad makes ``wide`` long was; negative where it is padding."""
+    return (size - wide) // 2 if wide < size else -((wide - size) // 2)
 
 
 @op("EyeLike")

@@ -16,15 +16,15 @@ from onnxprune.proof.interior import Case
 from onnxprune.proof.sizes import SizeTrials
 from onnxprune.runtime.binding import Axes, Shape
 from onnxprune.runtime.inputs import NoValues, random_inputs
-from onnxprune.runtime.session import Feeds, RunError, Session, open_session
+from onnxprune.runtime.session import Feeds, RunError, Session, Unloadable, open_session
 
-__all__ = ["References", "Unloadable"]
+__all__ = ["OriginalUnloadable", "References"]
 
 _ATTEMPTS = ((1.0, False), (0.1, False), (0.01, False), (1.0, True))  # (scale of floats, all integers one)
 
 
-class Unloadable(RunError):
-    """onnxruntime has no kernels for the original, on any input."""
+class OriginalUnloadable(Unloadable):
+    """It is the original that onnxruntime doesn't load."""
 
 
 class References:
@@ -155,7 +155,7 @@ class References:
         try:
             open_session(self.analysis.model)
         except RunError as own:
-            return Unloadable(f"onnxruntime can't load the original: {own}")
+            return OriginalUnloadable(f"onnxruntime can't load the original: {own}")
         return RunError(f"onnxruntime can't load the masked original: {error}")
 
     def _cast(self, feeds: Feeds) -> dict[str, Any]:

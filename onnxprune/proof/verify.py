@@ -36,7 +36,7 @@ from onnxprune.proof import interior, soundness
 from onnxprune.proof.branches import decided
 from onnxprune.proof.compare import NEAR, Difference, worst
 from onnxprune.proof.interior import Case
-from onnxprune.proof.references import References, Unloadable
+from onnxprune.proof.references import OriginalUnloadable, References
 from onnxprune.proof.repeat import Places, left_out, unrepeatable
 from onnxprune.proof.twin import twin
 from onnxprune.proof.widen import DOUBLE, HALF, widen
@@ -234,7 +234,7 @@ class _Law:
         try:
             cases = references.draw(given, rng)
         except RunError as error:
-            result.unloadable = str(error) if isinstance(error, Unloadable) else ""
+            result.unloadable = str(error) if isinstance(error, OriginalUnloadable) else ""
             result.notes += [*references.notes, f"law 1 was not checked: {error}"]
             return
         self.prepack, result.refused = references.prepack, references.refused

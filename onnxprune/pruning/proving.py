@@ -15,7 +15,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.source import feeds_of
 from onnxprune.runtime.binding import option
-from onnxprune.runtime.session import Feeds
+from onnxprune.runtime.session import Feeds, Unloadable
 
 if TYPE_CHECKING:
     from onnxprune.proof.verify import Verification
@@ -52,8 +52,8 @@ def proved(
         raise Failed("; ".join(proof.failures))
     if proof.unloadable:
         raise VerificationError(
-            f"Nothing could be verified on this machine: {proof.unloadable}; no inputs change that. With --no-verify "
-            "the cut is made without this proof: compare the result where the model runs."
+            f"Nothing could be verified on this machine: {proof.unloadable}; {Unloadable.advice}. With "
+            "--no-verify the cut is made without this proof: compare the result where the model runs."
         )
     if not proof.passed:
         why = "; ".join(proof.notes) or "the outputs say nothing"

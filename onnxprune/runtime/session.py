@@ -24,7 +24,17 @@ from onnxprune.files.external import point
 from onnxprune.model import Model
 from onnxprune.wall import board as wall
 
-__all__ = ["CPU", "FROM_NUMPY", "Feeds", "RunError", "Session", "light_proto", "open_session", "provider_of"]
+__all__ = [
+    "CPU",
+    "FROM_NUMPY",
+    "Feeds",
+    "RunError",
+    "Session",
+    "Unloadable",
+    "light_proto",
+    "open_session",
+    "provider_of",
+]
 
 Array: TypeAlias = NDArray[Any]
 Feeds: TypeAlias = Mapping[str, Array]
@@ -65,6 +75,13 @@ _HERE = Path(__file__).resolve()
 
 class RunError(ValueError):
     """onnxruntime doesn't take a model, or fails to run it."""
+
+
+class Unloadable(RunError):
+    """onnxruntime doesn't load a model, so that it runs on no inputs."""
+
+    #: What is to be said with it, wherever.
+    advice = "no inputs change that"
 
 
 class Session:
@@ -169,7 +186,7 @@ def open_session(
     Raises
     ------
     RunError
-        If onnxruntime doesn't take the model.
+        If onnxruntime doesn't take the model; `Unloadable` where it doesn't load.
     """
     wanted = list(dict.fromkeys(extra_outputs))
     try:
@@ -194,7 +211,7 @@ def open_session(
             return way(proto, arrays, settings)
         except Exception as error:  # onnxruntime's errors have no common base but this
             failure = error
-    raise RunError(_line(failure or RuntimeError())) from failure
+    raise Unloadable(_line(failure or RuntimeError())) from failure
 
 
 def _unshare(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], arrays: dict[str, Array]) -> None:

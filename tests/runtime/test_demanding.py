@@ -176,7 +176,8 @@ def test_lengths_that_values_say_are_told_by_what_reads_them() -> None:
         shapes = {"ids": (1, new), "past_k": (1, 2, past, 8), "past_v": (1, 2, past, 8), "a": (1,), "b": ()}
         assert said_in_values(model.graph, shapes) == {"a": new + past - 1, "b": new + past}
     law = onnxprune.prune(model, ratio=0.5, align=1).report.to_json()["law1"]
-    assert law["status"] == "passed"
+    assert law["max_relative_error"] <= 1e-4
+    assert len(law["sizes"]) > 1
 
 
 def test_the_smallest_sizes_that_run_are_taken() -> None:
