@@ -25,6 +25,12 @@ def inline(model: Model) -> Model:
     return without_unread(settle(dissolved(dense(inline_functions(model))))).unfold()
 
 
+def notes_of(model: Model) -> list[str]:
+    """Return what is to be said of a model that was made one graph: what is stored in another way."""
+    sparse = sum(1 for _ in sparse_weights(model.proto.graph))
+    return [f"{sparse} weights that were stored sparse are dense now"] if sparse else []
+
+
 def dense(model: Model) -> Model:
     """Return a model whose weights are stored dense: the same one if none of its main graph is sparse, else a fork."""
     if not any(True for _ in sparse_weights(model.proto.graph)):

@@ -20,10 +20,9 @@ from onnxprune.cut.cuts import copies_of, cuts_of
 from onnxprune.cut.put_back import Carried, Failed, Removed, carry
 from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import ModelError, UsageError, VerificationError
-from onnxprune.files.protowalk import sparse_weights
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.choices import opened as experts_opened
-from onnxprune.graph.inline import inline
+from onnxprune.graph.inline import inline, notes_of
 from onnxprune.graph.memory import peak_bytes
 from onnxprune.graph.select import pick
 from onnxprune.graph.size import Size, count_macs, count_parameters
@@ -172,8 +171,7 @@ def analysis_of(run: Run[Options], fit: bool | None = None, *, centred: bool = T
         )
         analysis = bound(run, lambda shapes: analyse_at(model, input_shapes=shapes))
         run.notes += analysis.notes
-        if sparse := len(list(sparse_weights(run.model.proto.graph))):
-            run.notes.append(f"{sparse} weights that were stored sparse are dense now")
+        run.notes += notes_of(run.model)
         if centred and options.center_norms and CHANNELS in options.kinds:
             widened = open_widths(
                 analysis,
