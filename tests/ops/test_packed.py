@@ -11,7 +11,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxprune
+from onnxprune.cut.writer import Writer
+from onnxprune.graph.analysis import analyse
+from onnxprune.model import Model
 from onnxprune.ops.packed import pack, repack, unpack
+from onnxprune.permutation.symmetry import Order
 from onnxprune.testing import check_row
 
 WIDTH = 64
@@ -111,6 +115,21 @@ def test_layers_that_share_packed_zero_points_keep_sharing_them(tmp_path: Path) 
     readers = [n for n in small.graph.node if n.input[0] in ("h", "up") and n.op_type == "MatMulNBits"]
     assert len({tuple(n.input[1:]) for n in readers}) == 1
     assert {a.i for n in readers for a in n.attribute if a.name == "K"} == {64}
+
+
+def test_blocks_in_another_order_keep_their_zero_points() -> None:
+    model = quantised(80, 16, symmetric=False)
+    analysis = analyse(Model.load(model))
+    coupling = analysis.coupling
+    applied = next(a for a in coupling.nodes if a.node.inputs[0] == "h")
+    neurons = coupling.space.find((applied.ins[0] or ())[-1])
+    blocks = coupling.space.find(applied.letters["q"])
+    order = np.array([3, 0, 4, 2, 1])
+    places = (order[:, None] * 16 + np.arange(16)).ravel()
+    writer = Writer(analysis.model, coupling, Order(coupling, {neurons: places, blocks: order}))
+    writer.slice_weights()
+    x = np.random.default_rng(0).normal(size=(2, 5, WIDTH)).astype(np.float32)
+    np.testing.assert_allclose(run(writer.model.to_proto(), x), run(model, x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
