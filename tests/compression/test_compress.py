@@ -224,9 +224,7 @@ def test_a_table_that_is_turned_for_the_head_lies_on_a_grid(head: str) -> None:
     model = b.model({"ids": ["N"]}, y)
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
     if head == "output":
-        model.graph.output.append(
-            onnx.helper.make_tensor_value_info(turned, FLOAT, [32, 96])
-        )
+        model.graph.output.append(onnx.helper.make_tensor_value_info(turned, FLOAT, [32, 96]))
         with pytest.raises(NothingToPrune, match="Transpose reads it"):
             compress(model, target="bytes=0.4", to="onnx")
         return

@@ -219,4 +219,4 @@ def test_a_model_that_cannot_be_loaded_is_refused_without_useless_advice(tmp_pat
 def test_multiplications_are_those_of_the_chosen_experts(tmp_path: Path) -> None:
     onnx.save(_model("MoE", *floats(bias=False), k=2, activation_type="silu"), tmp_path / "in.onnx")
     seen = onnxprune.inspect(tmp_path / "in.onnx", input_shapes={"x": (3, 6)})
-    assert seen.size.macs == 3 * (6 * EXPERTS + 2 * (2 * 6 * 10))
+    assert seen.size.macs == 6 * EXPERTS + 2 * (2 * 6 * 10), "of one of three rows"
