@@ -200,7 +200,8 @@ def explain(args: Namespace) -> None:
 
 def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
-    source, passes, report = _input(args), args.passes or Path(args.recipe), RunReport()
+    source, report = _input(args), RunReport()
+    passes = Path(args.recipe) if args.passes is None else args.passes
     shapes = shapes_from(getattr(args, "input_shapes", []))
     beside: PassFields = {"input_shapes": shapes, "calib": getattr(args, "calib", None)}
     steps = steps_of(passes, **beside)
@@ -391,6 +392,6 @@ def _file_of(samples: str) -> Path:
 
 
 def _told(args: Namespace, work: Callable[..., T], *given: Any, **more: Any) -> T:
-    """Do the work, with progress on standard error meanwhile."""
-    with showing(quiet=args.quiet, verbose=args.verbose) as tell:
+    """Do the work, with progress on standard error meanwhile, and what scripts of the user's print."""
+    with showing(quiet=args.quiet, verbose=args.verbose) as tell, contextlib.redirect_stdout(sys.stderr):
         return work(*given, progress=tell or False, **more)

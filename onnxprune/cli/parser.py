@@ -120,6 +120,7 @@ class TopParser(CommandParser):
         known, rest = self.parse_known_args(args, namespace)
         if rest:
             self._refuse(known.command, rest)
+        _refuse_empty(self.commands[known.command], known)
         return known
 
     def check_command(self, name: str) -> None:
@@ -146,6 +147,15 @@ class TopParser(CommandParser):
         raise UsageError(
             f"unrecognized arguments: {' '.join(rest)}; see '{self.commands[command].prog} --help'.{hint}"
         )
+
+
+def _refuse_empty(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Refuse empty texts, which are no value of anything: as a path one would be the folder that we are in."""
+    for action in parser._actions:
+        value = getattr(given, action.dest, None)
+        if value == "" or (isinstance(value, list) and "" in value):
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            raise UsageError(f"{name} is given an empty text; is it a variable that the shell doesn't know?")
 
 
 def flags_of(parser: argparse.ArgumentParser) -> list[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
 import time
+from functools import partial
 from typing import Any
 
 from onnxprune.errors import OnnxPruneError
@@ -13,6 +17,8 @@ from onnxprune.pruning import journey
 from onnxprune.wall.process import call
 
 __all__ = ["DONE", "FAILED", "LOST", "apart", "work"]
+
+_log = logging.getLogger("onnxprune.fleet")
 
 Row = dict[str, Any]
 
@@ -55,10 +61,16 @@ def _made(job: Job) -> Row:
     return {**row, "sha256": told["sha256"]["output"]}
 
 
+def _heard(job: Job) -> Row:
+    """Do a job; standard output is the table's, so what a script prints goes where messages do."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return work(job)
+
+
 def apart(job: Job) -> Row:
     """Do a job in a process of its own, behind the wall: a crash is that of this job alone."""
     try:
-        return call(work, job)
+        return call(_heard, job, heard=partial(_log.info, "%s: %s", job.name))
     except OnnxPruneError as error:
         status = LOST if type(error) is OnnxPruneError else FAILED  # the wall has its reasons
         return {"status": status, "exit_code": error.exit_code, "error": str(error)}

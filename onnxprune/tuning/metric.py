@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ from onnxprune.wall import board as wall
 from onnxprune.wall.process import call
 
 __all__ = ["Accuracy", "Metric", "Score", "Script", "script_of"]
+
+_log = logging.getLogger("onnxprune.tuning")
 
 #: Seconds that a metric may take where nobody said how long the search may.
 LONGEST = 3600.0
@@ -140,10 +143,10 @@ class Script:
             sentence says which.
         """
         start, said = time.perf_counter(), f"--metric {self.script}:{self.function}"
-        before = _state_of(path)
+        before, printed = _state_of(path), _Printed()
         try:
             kind, value = call(
-                evaluated, str(self.script), self.function, str(path), self.longest,
+                evaluated, str(self.script), self.function, str(path), self.longest, heard=printed.tell,
                 max_memory=wall.allowed(),  # what it holds is the user's own, however small the model is
             )  # fmt: skip
         except OnnxPruneError as error:
@@ -153,17 +156,28 @@ class Script:
                     "--minutes."
                 ) from error
             raise UsageError(
-                f"{said} ends its process before it returns a number: {str(error).rstrip('.')}."
+                f"{said} ends its process before it returns a number: {str(error).rstrip('.')}{printed.hint}."
             ) from error
         if _state_of(path) != before:
             raise UsageError(
                 f"{said} changes or removes the file that it is given, {str(path)!r}; let it work on a copy."
             )
         if kind != "number":
-            raise UsageError(f"{said} {value}.")
+            raise UsageError(f"{said} {value}{printed.hint}.")
         items = [float(v) for v in value] if isinstance(value, list) else None
         mean = float(np.mean(items)) if items else float(value)
         return Score(mean, items, time.perf_counter() - start)
+
+
+class _Printed:
+    """What a metric prints: told with -v, and where it fails without, that there is something."""
+
+    hint: str = ""
+
+    def tell(self, line: str) -> None:
+        _log.info("%s", line)
+        if not _log.isEnabledFor(logging.INFO):
+            self.hint = "; -v shows what it prints"
 
 
 def _state_of(path: Path) -> tuple[int, ...]:
@@ -185,22 +199,23 @@ def script_of(text: str, longest: float | None) -> Script:
     """
     head, colon, name = text.rpartition(":")
     path, function = (head, name) if colon and head.endswith(".py") else (text, "evaluate")
-    if not path.endswith(".py") or not Path(path).is_file():
+    if not path.endswith(".py") or not function:
         raise UsageError(
             f"--metric must name a function of a script, as in script.py:evaluate; got {text!r}."
         )
+    if not Path(path).is_file():
+        raise UsageError(f"--metric names a function of {path!r}, but there is no such file; check its path.")
     return Script(Path(path).absolute(), function, LONGEST if longest is None else longest)
 
 
 def evaluated(script: str, name: str, model: str, longest: float) -> tuple[str, Any]:
     """Call a script's function on a model, in this process; return ``number`` and what it gives, or ``fault`` and why.
 
-    What it prints goes nowhere, and after so many seconds the process ends.
+    What it prints goes to standard error, and after so many seconds the process ends.
     """
     sys.stdout.flush()
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 1)
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lives to the end
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, longest)
     sys.path.insert(0, str(Path(script).parent))
@@ -264,9 +279,14 @@ def _number(value: Any) -> tuple[str, Any]:
         )
     value = list(value) if isinstance(value, Iterator) else value
     try:
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, dtype=np.float64)
+        given = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if given.dtype.kind in "US" or (
+            given.ndim == 0 and given.dtype.kind == "b"
+        ):  # of items: right or wrong
+            raise TypeError
+        array = given.astype(np.float64)
     except (TypeError, ValueError):
-        return "fault", f"returns a {type(value).__name__}; it must return a number"
+        return "fault", f"returns {value!r:.40}, a {type(value).__name__}; it must return a number"
     if array.ndim > 1 or (array.ndim == 1 and not array.size):
         return "fault", (
             f"returns an array of shape {list(array.shape)}; it must return a number, or one number for each item"

@@ -36,6 +36,7 @@ def call(
     *args: Any,
     max_memory: float | None = None,
     max_seconds: float | None = None,
+    heard: Callable[[str], None] | None = None,
     **fields: Any,
 ) -> T:
     """Call a function in a process of its own, under limits.
@@ -49,6 +50,8 @@ def call(
     max_memory, max_seconds : float, optional
         Bytes, and seconds of one step in a library; see ``--max-memory`` and ``--max-seconds``. By default they grow
         with the model. They hold on Linux; elsewhere the process of its own is all there is.
+    heard : callable, optional
+        Is given each line that the process has written to standard error, at its end.
 
     Raises
     ------
@@ -63,16 +66,21 @@ def call(
             [sys.executable, "-c", _START, str(place)],
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, env={**os.environ, "PYTHONPATH": paths},
         )  # fmt: skip
+        text, mark, sentence = done.stderr.decode("utf-8", "replace").rpartition("onnxprune: error: ")
+        if heard is not None:
+            text, sentence = (text, sentence) if mark else (sentence, "")
+            for line in text.splitlines():
+                heard(line)
         answer = Path(folder, "answer")
         if answer.exists() and done.returncode == 0:
             value, error = pickle.loads(answer.read_bytes())
             if error is not None:
                 raise error
             return value  # type: ignore[no-any-return]
-    text = done.stderr.decode("utf-8", "replace").strip()
-    sentence = text.rpartition("onnxprune: error: ")[2] or f"The process ended with {done.returncode}."
     kinds = {kind.exit_code: kind for kind in OnnxPruneError.__subclasses__()}
-    raise kinds.get(done.returncode, OnnxPruneError)(sentence)
+    raise kinds.get(done.returncode, OnnxPruneError)(
+        sentence.strip() or f"The process ended with {done.returncode}."
+    )
 
 
 def serve(place: str) -> int:

@@ -174,11 +174,13 @@ class Watch:
             )
         if -code in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
             return self._interrupted(-code)
-        return say(
-            f"{what} crashes the process ({name}), so the model can't be used: it is damaged or hostile, or meets a "
-            "bug of the installed onnx or onnxruntime; check that place, or export the model again.",
-            right,
+        cause = (
+            ", so the model can't be used: it is damaged or hostile, or meets a bug of the installed onnx or "
+            "onnxruntime; check that place, or export the model again"
+            if right == 3
+            else "; it is not the model's work: look at that script or file, and at the libraries that it uses"
         )
+        return say(f"{what} crashes the process ({name}){cause}.", right)
 
     def _interrupted(self, number: int) -> int:
         if self.interrupted is not None:

@@ -1,6 +1,7 @@
 """Bad input: one clear sentence, its exit code, the input untouched, no output left."""
 
 import hashlib
+import json
 import re
 import stat
 from pathlib import Path
@@ -122,3 +123,63 @@ def test_output_is_the_input(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["prune", path, path, "--ratio", "0.5"]) == 7
     assert "is the input itself; give another name, or --in-place to replace it." in capsys.readouterr().err
     assert fingerprint(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("prune IN _ --ratio 0.5", "OUT"),
+        ("prune IN OUT --ratio 0.5 --report _", "--report"),
+        ("prune IN OUT --ratio 0.5 --plan _", "--plan"),
+        ("prune IN OUT --ratio 0.5 --only conv1 --only _", "--only"),
+        ("prune IN OUT --ratio 0.5 --calib IN --labels _", "--labels"),
+        ("plan IN --ratio 0.5 -o _", "-o/--output"),
+        ("run IN OUT --passes _", "--passes"),
+        ("run IN OUT --recipe _", "--recipe"),
+        ("compress IN _", "OUT"),
+        ("tune IN OUT --max-drop 1 --labels y --calib _", "--calib"),
+        ("fleet _ out --ratio 0.5", "IN"),
+        ("fleet . _ --ratio 0.5", "OUT"),
+        ("inspect _", "IN"),
+    ],
+)
+def test_an_empty_text_is_no_path(
+    line: str,
+    name: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A path of no letters would be the folder that we are in."""
+    path = _path(folder, small_models.chain())
+    monkeypatch.chdir(folder)
+    before = fingerprint(folder)
+    given = {"_": "", "IN": path, "OUT": "out.onnx"}
+    assert main([given.get(word, word) for word in line.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"onnxprune: error: {name} is given an empty text; ")
+    assert fingerprint(folder) == before
+
+
+PRINTING = """
+import numpy as np
+print("at import")
+def samples():
+    print("in the function")
+    for _ in range(4):
+        print("in between")
+        yield {"x": np.ones((10, 3, 8, 8), np.float32)}
+"""
+
+
+@pytest.mark.parametrize("line", ["--json", "--report -", "--plan -"])
+def test_what_a_script_prints_is_no_result(
+    line: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _path(folder, small_models.chain())
+    (folder / "s.py").write_text(PRINTING, encoding="utf-8")
+    told = ["--calib", f"{folder / 's.py'}:samples", "--recover", "stats", *line.split()]
+    assert main(["prune", path, str(folder / "out.onnx"), "--ratio", "0.5", "--align", "none", *told]) == 0
+    out, err = capsys.readouterr()
+    assert "format" in json.loads(out)
+    for said, times in (("at import", 1), ("in the function", 1), ("in between", 4)):
+        assert err.splitlines().count(said) == times

@@ -27,7 +27,13 @@ def of_array(path): return np.ones(3).score
 def nothing(path): pass
 def nan(path): return float("nan")
 def matrix(path): return np.ones((2, 3))
-def text(path): return "good"
+def text(path): return "0.9"
+def texts(path): return ["0.9", "0.8"]
+def flag(path): return True
+def numpy_flag(path): return np.bool_(True)
+def right(path): return np.array([True, False, True, True])
+def crashing(path): os.kill(os.getpid(), 11)
+def told(path): print("what I see"); raise ValueError("no data")
 def leaving(path): sys.exit(3)
 def dying(path): os._exit(0)
 def slow(path): time.sleep(60)
@@ -54,16 +60,36 @@ def script(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("number", 0.5), ("zero_d", 0.25), ("items", [1, 0, 1, 1]), ("of_session", 1),
-     ("one_by_one", [1, 0, 1, 1]), ("judge", 1), ("Judge", 1)],
+     ("one_by_one", [1, 0, 1, 1]), ("right", [1, 0, 1, 1]), ("judge", 1), ("Judge", 1)],
 )  # fmt: skip
 def test_a_number_comes_back(script: Path, name: str, value: object) -> None:
     assert answer(str(script), name, str(script.with_name("m.onnx"))) == ("number", value)
 
 
-def test_what_it_prints_goes_nowhere(script: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    score = script_of(f"{script}:items", None).of(script.with_name("m.onnx"))
+def test_what_it_prints_is_told_where_all_is(
+    script: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With -v rooms are heard, and so is what a metric prints; standard output is no place for it."""
+    model = script.with_name("m.onnx")
+    score = script_of(f"{script}:items", None).of(model)
     assert (score.value, score.items) == (0.75, [1, 0, 1, 1])
-    assert capfd.readouterr() == ("", "")
+    with pytest.raises(UsageError, match="fails with ValueError: no data; -v shows what it prints"):
+        script_of(f"{script}:told", None).of(model)
+    assert not caplog.messages
+    caplog.set_level("INFO", "onnxprune")
+    script_of(f"{script}:items", None).of(model)
+    with pytest.raises(UsageError, match=r"no data\.$"):
+        script_of(f"{script}:told", None).of(model)
+    assert [r.getMessage() for r in caplog.records if r.name == "onnxprune.tuning"] == ["noise", "what I see"]
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is a wall on Linux only")
+def test_a_metric_that_crashes_is_no_fault_of_the_model(script: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"crashing ends its process .* \(SIGSEGV\); it is not the model's work"
+    ):
+        script_of(f"{script}:crashing", None).of(script.with_name("m.onnx"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits hold on Linux")
@@ -106,7 +132,10 @@ def test_anything_else_is_a_sentence(script: Path, name: str, said: str) -> None
         ("nan", "returns NaN"),
         ("several", "returns a tuple; it must return the one number"),
         ("matrix", "returns an array of shape [2, 3]"),
-        ("text", "returns a str"),
+        ("text", "returns '0.9', a str; it must return a number"),
+        ("texts", "returns ['0.9', '0.8'], a list; it must"),
+        ("flag", "returns True, a bool; it must return a number"),
+        ("numpy_flag", "it must return a number"),
         ("leaving", "ends its process (sys.exit(3))"),
         ("absent", "has no absent()"),
         ("constant", "has no constant()"),
@@ -119,9 +148,12 @@ def test_what_is_no_number_is_said(script: Path, name: str, said: str) -> None:
 
 
 def test_a_script_must_be_there(tmp_path: Path) -> None:
-    for text in ("absent.py:evaluate", "module:evaluate", str(tmp_path)):
+    (tmp_path / "here.py").touch()
+    for text in ("module:evaluate", str(tmp_path), f"{tmp_path / 'here.py'}:"):
         with pytest.raises(UsageError, match=r"script\.py:evaluate"):
             script_of(text, None)
+    with pytest.raises(UsageError, match=r"'nowhere/absent\.py', but there is no such file"):
+        script_of("nowhere/absent.py:evaluate", None)
 
 
 def test_a_point_of_a_share_is_a_hundredth_and_else_one() -> None:

@@ -66,7 +66,7 @@ def test_an_exit_code_is_passed_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ("os.abort()", "A stage crashes the process (SIGABRT), so the model can't be used"),
+        ("os.abort()", "A stage crashes the process (SIGABRT); it is not the model's work: look"),
         ("os.kill(os.getpid(), 11)", "A stage crashes the process (SIGSEGV)"),
         ("os.write(2, b'assertion failed\\n')\nos.abort()", "A stage crashes the process (SIGABRT)"),
         ("os.kill(os.getpid(), 9)", "A stage was killed from outside"),

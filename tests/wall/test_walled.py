@@ -41,7 +41,7 @@ def test_limits_become_errors(limit: dict[str, float], says: str, tmp_path: Path
 
 
 def test_a_crash_becomes_an_error() -> None:
-    with pytest.raises(ModelError, match=r"crashes the process \(SIGABRT\)"):
+    with pytest.raises(ModelError, match=r"crashes the process \(SIGABRT\), so the model can't be used"):
         call(os.abort)
 
 
