@@ -29,7 +29,7 @@ class SparseOptions(SharedOptions):
 
     pattern: str = option(
         dataclasses.MISSING,
-        "where zeros may be: 2:4 (any N:M, N of M stay), unstructured, block:RxC, kernel, vector",
+        "where zeros may be: 2:4 (any N:M, N of M stay, N from 1 to M-1), unstructured, block:RxC, kernel, vector",
         stage="decide",
         commands="sparsify",
         metavar="PATTERN",
@@ -40,7 +40,7 @@ class SparseOptions(SharedOptions):
         stage="decide",
         commands="sparsify",
         metavar="S",
-        unit="0 to 1",
+        unit="0 <= S < 1",
     )
     method: str = option(
         "auto",
@@ -130,6 +130,12 @@ class SparseOptions(SharedOptions):
         """Check ranges, and bring values to their own types."""
         super().__post_init__()
         pattern = parse_pattern(self.pattern)
+        if pattern.fixed and not 0 < pattern.keep < pattern.of:
+            result = "no weight would stay" if pattern.keep == 0 else "no weight would become zero"
+            raise UsageError(
+                f"--pattern {pattern.text} must let more than 0 of {pattern.of} weights stay and fewer than all "
+                f"({result}); give one such as 2:4."
+            )
         if pattern.fixed and self.sparsity is not None:
             raise UsageError(
                 f"--pattern {pattern.text} says itself how many weights go; leave --sparsity out."
@@ -138,8 +144,11 @@ class SparseOptions(SharedOptions):
             raise UsageError(
                 f"--pattern {pattern.text} needs --sparsity, the share of weights that become zero."
             )
-        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
-            raise UsageError(f"--sparsity must be from 0 to 1; got {self.sparsity}.")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise UsageError(
+                f"--sparsity must be at least 0 and below 1, the share of the weights that become zero; got "
+                f"{self.sparsity}."
+            )
         if self.permute and not pattern.fixed:
             raise UsageError(f"--permute is for N:M; the order of channels means nothing to {pattern.text}.")
         self._check_calibration()
