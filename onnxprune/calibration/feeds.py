@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibration.given import told, typed
+from onnxprune.calibration.given import many, told, typed
 from onnxprune.calibration.reading import name_hint
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime.binding import declared
@@ -178,9 +178,12 @@ def parts(
     axes = {n: declared(v) for n, v in inputs.items()}
     for part, at, given in _cut(axes, feed, most, seed, along):
         for name, array in part.items():
-            _check_shape(name, array, axes[name])
+            _check_shape(name, array.shape, axes[name], feed[name].shape, bool(along))
         if labels is not None and at is not None and len(labels) != given:
-            raise CalibrationError(f"There are {len(labels)} labels for {given} samples; give one for each.")
+            raise CalibrationError(
+                f"The labels don't go with the samples: {many(len(labels), 'label')} for {many(given, 'sample')}; give "
+                "one for each."
+            )
         yield part, None if labels is None else (labels if at is None else labels[at])
 
 
@@ -226,7 +229,10 @@ def _held(axes: Axes, feed: Batch) -> Along | None:
     if None in axes.values() or any(len(at) != 1 for at in longer.values()):
         return None
     lie = {n: at[0] for n, at in longer.items()}
-    if not any(at == 0 or (known[n][at] == 1 and known[n][0] != 1) for n, at in lie.items()):
+    inner = {
+        n: known[n][at] == 1 and at < len(known[n]) - 1 for n, at in lie.items()
+    }  # what is last is a width
+    if not any(at == 0 or (inner[n] and known[n][0] != 1) for n, at in lie.items()):
         return None
     sizes = {pairs[n][at] for n, at in lie.items()}
     return lie if len(sizes) == 1 and all(size > int(axis) for size, axis in sizes) else None
@@ -265,7 +271,8 @@ def _check_lengths(feed: Batch, axes: Axes, size: int, lie: Along) -> None:
     shortest = min((feed[n].shape[axis] for n, axis in lie.items()), default=size)
     if shortest < size and all(a and a[0] == size for a in axes.values()):
         raise CalibrationError(
-            f"There are {shortest} samples, but the model takes {size} at a time; give at least one batch."
+            f"There {'is' if shortest == 1 else 'are'} {many(shortest, 'sample')}, but the model "
+            f"takes {size} at a time; give at least one batch."
         )
 
 
@@ -280,16 +287,24 @@ def _pick(total: int, most: int | None, seed: int, size: int) -> NDArray[np.int6
     return np.asarray((chosen[:, None] * size + np.arange(size)).ravel(), np.int64)
 
 
-def _check_shape(name: str, array: Array, axes: tuple[int | str, ...] | None) -> None:
-    for size, axis in itertools.zip_longest(array.shape, axes if axes is not None else array.shape):
+def _check_shape(
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[int | str, ...] | None,
+    given: tuple[int, ...],
+    free: bool,
+) -> None:
+    """Refuse a batch of another shape than the model's, told by that of the array that was given.
+
+    Runs may lie behind each other along an axis in the middle; not where there is one of the batch, nor along widths.
+    """
+    for at, (size, axis) in enumerate(itertools.zip_longest(shape, axes if axes is not None else shape)):
         if isinstance(axis, int) and size != axis:
-            shape = ",".join(map(str, axes or ()))
-            many = isinstance(size, int) and size > axis == 1
-            way = (
-                "; where these are many runs, give each input an axis in front, an entry for each"
-                if many
-                else ""
+            said = ",".join(map(str, axes or ()))
+            runs = (
+                not free and len(given) == len(axes or ()) and at < len(given) - 1 and given[at] > axis == 1
             )
+            way = "; where these are many runs, give each input an axis in front, an entry for each" * runs
             raise CalibrationError(
-                f"The samples' {name!r} have the shape {array.shape}, but the model's input has ({shape}){way}."
+                f"The samples' {name!r} have the shape {given}, but the model's input has ({said}){way}."
             )

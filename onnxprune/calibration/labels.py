@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
+from onnxprune.runtime.binding import declared
 
-__all__ = ["all_alike", "check_labels", "numbers"]
+__all__ = ["all_alike", "check_labels", "classes_of", "numbers"]
 
 #: Shares of samples on which the original is right, at most, and would be if the labels were moved by one, at least,
 #: for them to be refused.
@@ -54,6 +57,20 @@ def numbers(labels: Any, key: str) -> NDArray[Any]:
             f"The labels {key!r} hold {odd.flat[0]}, which is the number of no class; give whole numbers from 0 on."
         )
     return array if array.dtype.kind == "f" else array.astype(np.int64)
+
+
+def classes_of(labels: NDArray[Any], key: str, outputs: Iterable[onnx.ValueInfoProto]) -> NDArray[Any]:
+    """Return the numbers of classes where labels are one-hot rows of them: all 0 but for a 1, as long as an output."""
+    if labels.ndim != 2 or labels.shape[1] < 2 or not np.isin(labels, (0, 1)).all():
+        return labels
+    scores = [[size for size in (declared(value) or ())[1:] if size != 1] for value in outputs]
+    if [labels.shape[1]] not in scores or not (labels.sum(axis=1) == 1).all():
+        return labels
+    warnings.warn(
+        f"the labels {key!r} are a row of 0 and a 1 for each sample, and are taken for the classes that the 1 is at",
+        stacklevel=2,
+    )
+    return np.asarray(labels.argmax(axis=1))
 
 
 def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:

@@ -20,7 +20,7 @@ from onnxprune.errors import CalibrationError, did_you_mean
 from onnxprune.files.arrays import SHARE
 from onnxprune.wall import board as wall
 
-__all__ = ["admits", "bounded", "call", "name_hint"]
+__all__ = ["admits", "bounded", "call", "name_hint", "refuse_key"]
 
 Feed = dict[str, Any]
 
@@ -35,12 +35,29 @@ def admits(inputs: Mapping[str, onnx.ValueInfoProto], labels: str | None) -> Cal
     def admit(names: list[str]) -> None:
         unknown = [name for name in names if name not in known]
         if unknown:
+            if labels:
+                refuse_key(labels, names, inputs)
             raise CalibrationError(
                 f"The samples have {unknown[0]!r}, which is no input of the model; the model's inputs are "
                 f"{', '.join(inputs)}.{name_hint(unknown[0], inputs)}"
             )
 
     return admit
+
+
+def refuse_key(labels: str, names: list[str], inputs: Collection[str]) -> None:
+    """Refuse a key of labels that isn't there where another array is no input, which may be what is meant.
+
+    Raises
+    ------
+    CalibrationError
+    """
+    others = [name for name in names if name not in inputs]
+    if others and labels not in names:
+        raise CalibrationError(
+            f"The samples have no array {labels!r} of labels, as --labels names it, but {', '.join(map(repr, others))}"
+            f", which is no input of the model.{did_you_mean(labels, others)}"
+        )
 
 
 def name_hint(unknown: str, inputs: Collection[str]) -> str:

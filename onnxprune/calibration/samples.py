@@ -30,9 +30,9 @@ from onnxprune.calibration.feeds import (
     sample_axes,
     taken,
 )
-from onnxprune.calibration.given import InOrder, by_name, each, source_of
-from onnxprune.calibration.labels import numbers
-from onnxprune.calibration.reading import admits, bounded, call
+from onnxprune.calibration.given import InOrder, by_name, each, many, source_of
+from onnxprune.calibration.labels import classes_of, numbers
+from onnxprune.calibration.reading import admits, bounded, call, refuse_key
 from onnxprune.calibration.synthetic import synthetic
 from onnxprune.errors import CalibrationError
 from onnxprune.files.arrays import read_folder, read_npz, read_tensor, reading
@@ -146,7 +146,8 @@ class Samples:
         """
         if self.count < LEAST:
             raise CalibrationError(
-                f"There are {self.count} samples only; a fifth is held out of every fit, so give {LEAST} at least."
+                f"There {'is' if self.count == 1 else 'are'} {many(self.count, 'sample')} only; a fifth is held out of "
+                f"every fit, so give {LEAST} at least."
             )
         return self.split(ASIDE) if self.count >= FROM else (self, None)
 
@@ -283,8 +284,12 @@ def load_samples(
     admit = admits(inputs, labels)
     for feed in bounded(each(given, lambda path: read_path(path, seed, admit), "Samples"), most):
         feed = feed.named(inputs, labels) if isinstance(feed, InOrder) else feed
-        mark = numbers(feed.pop(labels), labels) if labels and labels in feed else None
+        mark = None
+        if labels and labels in feed:
+            mark = classes_of(numbers(feed.pop(labels), labels), labels, graph.output)
         feed = by_name(inputs, feed)
+        if labels and mark is None:
+            refuse_key(labels, list(feed), inputs)
         check(inputs, feed)
         for batch, label in list(
             parts(inputs, feed, None if most is None else most - count, seed, mark, cut)
@@ -312,7 +317,8 @@ def load_samples(
     label_array = np.concatenate(marks) if marks else None
     if label_array is not None and len(label_array) != sum(counts):
         raise CalibrationError(
-            f"There are {len(label_array)} labels in {labels!r} for {sum(counts)} samples."
+            f"The labels {labels!r} don't go with the samples: {many(len(label_array), 'label')} for "
+            f"{many(sum(counts), 'sample')}; give one for each."
         )
     _log.info("%d samples in %d batches", sum(counts), len(batches))
     return Samples(batches, counts, label_array, source, along)
@@ -342,7 +348,7 @@ def read_path(
         )
     with reading(text, what):
         batches = list(_folder(path, admit)) if path.is_dir() else [read_npz(path, admit)]
-    yield from batches
+    yield from (InOrder.of(batch[""]) if [*batch] == [""] else batch for batch in batches)
 
 
 def _folder(path: Path, admit: Callable[[list[str]], None]) -> Iterator[Batch]:

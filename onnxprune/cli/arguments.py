@@ -101,6 +101,8 @@ def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -
         action = parser.add_argument(name, action="append", metavar=spec.metadata["metavar"], **shared)
     elif spec.name == "calib":
         action = parser.add_argument(name, action=values.ByModel, metavar="SAMPLES", **shared)
+    elif spec.name == "target":
+        action = parser.add_argument(name, action=values.Once, metavar=spec.metadata["metavar"], **shared)
     else:
         missing = spec.default is dataclasses.MISSING
         more += "" if missing or spec.default is None else f" (default {spec.default})"

@@ -30,12 +30,13 @@ def add_small(top: TopParser, commands: Any) -> None:
     helping = _add(commands, "help", "show the help of a command, or of all")
     helping.add_argument("topic", metavar="COMMAND", nargs="?", help="a command; all of them otherwise")
     version = _add(commands, "version", "print the version")
+    version.add_argument("--json", action="store_true", help="print JSON")
     completing = _add(
         commands, "completion", "print what completes commands and options in a shell", _COMPLETION
     )
     completing.add_argument("shell", metavar="|".join(SHELLS), help="the shell")
     helping.set_defaults(at_once=lambda args: _help(top, args.topic))
-    version.set_defaults(at_once=lambda args: _version())
+    version.set_defaults(at_once=lambda args: _version(args.json))
     completing.set_defaults(at_once=lambda args: _complete(top, args.shell))
 
 
@@ -63,10 +64,10 @@ def _help(top: TopParser, topic: str | None) -> None:
     top.commands[topic].print_help()
 
 
-def _version() -> None:
+def _version(as_json: bool = False) -> None:
     from onnxprune.version import __version__
 
-    print(f"onnxprune {__version__}")
+    print(f'{{"onnxprune": "{__version__}"}}' if as_json else f"onnxprune {__version__}")
 
 
 def _complete(top: TopParser, shell: str) -> None:

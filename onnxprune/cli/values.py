@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-__all__ = ["ByModel", "number", "seconds", "size", "whole"]
+__all__ = ["ByModel", "Once", "number", "seconds", "size", "whole"]
 
 
 def whole(text: str) -> int:
@@ -70,4 +70,22 @@ class ByModel(argparse.Action):
                     self, f"is MODEL=VALUE each time, or never; got {' and '.join(named)}"
                 )
             value = named if kinds == {True} else value
+        setattr(namespace, self.dest, value)
+
+
+class Once(argparse.Action):
+    """An option that is refused a second time, where people who know it repeatable would take both to hold."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        flag: str | None = None,
+    ) -> None:
+        """Keep the value."""
+        if hasattr(namespace, self.dest):
+            raise argparse.ArgumentError(
+                self, f"is given twice, {getattr(namespace, self.dest)} and {value}; give one"
+            )
         setattr(namespace, self.dest, value)

@@ -64,26 +64,24 @@ def reading(what: str, kind: str) -> Iterator[None]:
 
 
 def read_npz(path: Path, admit: Callable[[list[str]], None]) -> dict[str, Array]:
-    """Return the arrays of an ``.npz`` file.
+    """Return the arrays of an ``.npz`` file; one of an ``.npy``, which has no name, under an empty one.
 
     Parameters
     ----------
     path : Path
     admit : callable
-        Is given the names, and raises where they are not those that are wanted.
+        Is given the names, if there are some, and raises where they are not those that are wanted.
 
     Raises
     ------
     CalibrationError
-        If the file holds one array without a name, or arrays that don't fit the memory or their own heads.
+        If the file holds arrays that don't fit the memory or their own heads.
     """
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if not zipped:
-        _head(path)  # an .npy, or the reason why it is none
-        raise CalibrationError(
-            f"{str(path)!r} holds one array without a name; give an .npz with one for each input."
-        )
+        _afford(_head(path), str(path))  # or the reason why it is no .npy
+        return {"": np.load(path, allow_pickle=False)}
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         admit(list(members))

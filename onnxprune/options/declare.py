@@ -167,8 +167,9 @@ class SharedOptions:
 
     calib: Any = option(
         None,
-        "unlabelled samples to choose by and to refit the layers on: .npz, folder of .npy or of test_data_set_N, "
-        "script.py:function, or 'synthetic'; 'prune' of a folder with several models also takes MODEL=SAMPLES for each",
+        "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of .npy or of "
+        "test_data_set_N, script.py:function, or 'synthetic'; 'prune' of a folder with several models also takes "
+        "MODEL=SAMPLES for each",
         stage="calibrate",
         commands="prune sensitivity sparsify tune calibrate run compress",
         metavar="SAMPLES",

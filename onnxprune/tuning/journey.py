@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,10 @@ def _samples(run: Run[TuneOptions], analysis: Analysis, plain: Run[Options]) -> 
             labelled = run.options.pruning("macs=0.5", "auto", True)
             return read_samples(analysis, labelled, run.progress), True
         except CalibrationError:
-            if run.options.held_out is None:
-                raise
+            if run.options.held_out is not None:  # those may have them alone
+                with suppress(CalibrationError):
+                    return read_samples(analysis, plain.options, run.progress), False
+            raise
     return read_samples(analysis, plain.options, run.progress), False
 
 

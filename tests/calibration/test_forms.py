@@ -196,6 +196,11 @@ def test_half_floats():
         ({"x": X, "s": S[:7]}, "N", "40 samples of 'x', but 7 of 's'"),
         ({"x": X[:3], "s": S[:3]}, 8, "3 samples, but the model takes 8 at a time"),
         ({"x": X[:, :2], "s": S}, "N", r"'x' have the shape \(40, 2, 6, 6\)"),
+        (
+            {"x": np.tile(X, (3, 1, 1, 2)), "s": np.tile(S, (3, 1))},
+            "N",
+            r"the shape \(120, 3, 6, 12\), but the model's input has \(N,3,6,6\)\.",
+        ),
         ({"x": X, "s": S[:, 0]}, "N", "'s' have 1 axes"),
         ({"x": X, "s": S.astype(int)}, "N", "'s' are int64, but the model's input is float32"),
         ({"x": X, "scale": S}, "N", "have 'scale', which is no input of the model, and lack 's'"),

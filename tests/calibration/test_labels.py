@@ -108,6 +108,40 @@ def test_answers_that_are_all_the_same_are_told(answers: list[np.ndarray], alike
         assert f"all {sum(map(len, answers))} samples" in said[0]
 
 
+def test_a_misspelt_key_of_labels_is_named_with_the_one_that_was_meant() -> None:
+    files = (given(label=np.arange(40) % 3), [given(label=np.arange(40) % 3)])
+    for one in files:
+        with pytest.raises(CalibrationError, match=r"no array 'lable' .* Did you mean 'label'\?$"):
+            load_samples(graph("n"), one, labels="lable")
+    with pytest.raises(CalibrationError, match="no array 'lable' of labels; name the key"):
+        load_samples(graph("n"), given(), labels="lable")
+    with pytest.raises(CalibrationError, match=r"have 'X', which is no input .* Did you mean 'x'\?"):
+        load_samples(graph("n"), {"X": given()["x"], "label": np.arange(40)}, labels="label")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, bool])
+def test_one_hot_labels_are_the_classes_that_they_stand_for(kind: type) -> None:
+    classes, scored = np.arange(40) % 3, graph("n")
+    scored.output.append(helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 3]))
+    rows = np.eye(3)[classes].astype(kind)
+    with pytest.warns(UserWarning, match="labels 'y' are a row of 0 and a 1 for each sample"):
+        found = load_samples(scored, given(y=rows), labels="y").labels
+    assert found is not None
+    assert found.tolist() == classes.tolist()
+    rows[5] = 1  # several are right at once
+    for one, other in ((scored, rows), (graph("n"), np.eye(3)[classes])):
+        kept = load_samples(one, given(y=other), labels="y").labels
+        assert kept is not None
+        assert kept.shape == (40, 3)
+
+
+def test_one_is_no_plural() -> None:
+    with pytest.raises(CalibrationError, match="1 label for 40 samples; give one for each"):
+        load_samples(graph("n"), given(y=[1]), labels="y")
+    with pytest.raises(CalibrationError, match="There is 1 sample only"):
+        load_samples(graph("n"), {"x": np.ones((1, 3, 8, 8), np.float32)}).set_aside()
+
+
 def test_a_label_for_one_sample_may_be_a_number() -> None:
     batches = [{"x": given()["x"][i : i + 1], "y": i % 3} for i in range(9)]  # type: ignore[index]
     found = load_samples(graph("n"), batches, labels="y").labels

@@ -27,6 +27,8 @@ def values(samples):
 def forms(folder):
     np.savez(folder / "a.npz", x=ROWS)
     yield str(folder / "a.npz")
+    np.save(folder / "a.npy", ROWS)
+    yield folder / "a.npy"
     arrays = folder / "arrays"
     arrays.mkdir()
     np.save(arrays / "x.npy", ROWS)
@@ -91,7 +93,7 @@ def test_every_form_gives_the_same_samples(tmp_path):
         np.testing.assert_array_equal(values(samples), ROWS)
         assert samples.count == 10
         seen += 1
-    assert seen == 7
+    assert seen == 8
 
 
 def test_samples_are_cut_to_the_models_batch():

@@ -183,6 +183,15 @@ def test_colours_are_no_batch() -> None:
     assert load_samples(late, frames).count == 7
 
 
+def test_widths_are_no_runs() -> None:
+    """A picture of three colours for a model of one, told by the shape that the file has."""
+    graph = helper.make_graph([], "g", list(inputs(x=["N", 9, 9, 1]).values()), [])
+    pictures = np.ones((100, 9, 9, 3), np.float32)
+    for read in (load_samples, feeds):
+        with pytest.raises(CalibrationError, match=r"the shape \(100, 9, 9, 3\), .* has \(N,9,9,1\)\.$"):
+            read(graph, {"x": pictures})
+
+
 def test_runs_that_do_not_go_together_are_refused_with_what_to_do() -> None:
     alone = {"x": X, "state": STATE[:, :1], "rate": RATE}
     with pytest.raises(CalibrationError, match="an axis in front, an entry for each"):

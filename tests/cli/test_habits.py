@@ -1,5 +1,6 @@
 """Habits of a command line: names that are misspelt, help that fits, completion, sizes, any encoding."""
 
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         ("prune a b --ratio 0.5 --align trt_fp16", "Did you mean 'trt-fp16'?"),
         ("prune a b --target mac=0.5", "Did you mean 'macs'?"),
         ("prune a b c --ratio 0.5", "unrecognized arguments: c; see 'onnxprune prune --help'."),
+        ("compress a b --target bytes=0.5 --target bytes=0.2", "--target: is given twice, bytes=0.5 and bytes=0.2;"),
         ("completion fish", "'completion' knows bash, zsh, tcsh; got 'fish'."),
     ],
 )  # fmt: skip
@@ -94,6 +96,8 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         assert f"\n    {command}" in text
     assert run("version") == 0
     assert capsys.readouterr().out == f"onnxprune {__version__}\n"
+    assert run("version", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"onnxprune": __version__}
 
 
 def test_a_command_in_help_can_be_copied(
