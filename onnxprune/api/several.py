@@ -312,14 +312,15 @@ def decompress(source: PathLike, output: PathLike, *, progress: Told = None) -> 
     Raises
     ------
     ModelError
-        If the file is damaged, not whole, or none of ours; nothing is written then.
+        If the file is damaged, not whole, or none of ours, or holds no model; nothing is written then.
     """
     from onnxprune.compression.coder import unpack
     from onnxprune.compression.report import Unpacked
+    from onnxprune.files.opening import is_model
 
     if progress:
         progress("unpack")
-    members = unpack(Path(source), Path(output)).members
+    members = unpack(Path(source), Path(output), is_model).members
     names = [Path(output).name, *(member.name for member in members[1:])]
     return Unpacked(
         [{"name": n, "bytes": m.nbytes, "sha256": m.sha256} for n, m in zip(names, members, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -198,7 +198,7 @@ def pack(inputs: Sequence[Input], output: Path) -> Packing:
     return packing
 
 
-def unpack(source: Path, output: Path) -> Packing:
+def unpack(source: Path, output: Path, admit: Callable[[Path], bool] | None = None) -> Packing:
     """Write what is in a ``.zst``, checked, complete or not at all.
 
     Parameters
@@ -206,11 +206,13 @@ def unpack(source: Path, output: Path) -> Packing:
     source : Path
     output : Path
         Of the model; data files go beside it under their own names.
+    admit : callable, optional
+        Says of the file of the model, before it is in its place, whether it is one.
 
     Raises
     ------
     ModelError
-        If the file is none of ours, damaged, or not what its record says.
+        If the file is none of ours, damaged, or not what its record says, or what is in it is no model.
     OutputError
         If the output can't be written.
     """
@@ -228,7 +230,12 @@ def unpack(source: Path, output: Path) -> Packing:
         packing = Packing.read(file, source)
         place = place_of(output)
         _refuse_size(packing, source, place)
-        _write(_Unpacked(file, source, packing), packing, place, files)
+        path = _write(_Unpacked(file, source, packing), packing, place, files)
+        if admit is not None and not admit(path):
+            raise ModelError(
+                f"{str(source)!r} is as it was packed, but what is in it is no ONNX model, so nothing was unpacked; "
+                "look for where it comes from."
+            )
     return packing
 
 
@@ -295,7 +302,8 @@ class _Unpacked:
             raise self.wrong("its sha256 isn't the recorded one")
 
 
-def _write(data: _Unpacked, packing: Packing, place: Path, files: Commit) -> None:
+def _write(data: _Unpacked, packing: Packing, place: Path, files: Commit) -> Path:
+    """Write the files under other names, and return that of the model; all get their own when what is written does."""
     model = packing.members[0]
     waiting: list[tuple[Path, Path]] = []
     for part in packing.parts():
@@ -324,3 +332,4 @@ def _write(data: _Unpacked, packing: Packing, place: Path, files: Commit) -> Non
             )
     files.model(*waiting[0])
     files.size(place, sum(member.nbytes for member in packing.members))
+    return waiting[0][0]

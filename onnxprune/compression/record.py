@@ -34,6 +34,8 @@ _MAGIC, _FRAME = 0x184D2A50, b"\x28\xb5\x2f\xfd"
 END = struct.pack("<II", _MAGIC, 0)
 #: A record is as short as the names in it; a longer one is none.
 _LONGEST = 1 << 20
+#: How far from the end of a file that of what was written is looked for.
+_NEAR = 1 << 16
 _BLOCK = 512
 
 
@@ -118,7 +120,7 @@ class Packing:
         if magic != _MAGIC or not 0 < length <= _LONGEST:
             raise ModelError(f"{str(path)!r} is no file that 'onnxprune compress' has written.")
         text = file.read(length)
-        _refuse_cut(file, path)
+        _check_end(file, path)
         try:
             return _packing(json.loads(text))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -127,14 +129,21 @@ class Packing:
             ) from error
 
 
-def _refuse_cut(file: IO[bytes], path: Path) -> None:
+def _check_end(file: IO[bytes], path: Path) -> None:
+    """Refuse a file that doesn't end as it was written; what stands behind its end tells one that is longer."""
     at = file.tell()
     size = file.seek(0, 2)
-    file.seek(max(size - len(END), 0))
-    whole = file.read() == END
+    file.seek(max(size - _NEAR, 0))
+    _, mark, behind = file.read().rpartition(END)
     file.seek(at)
-    if not whole:
-        raise ModelError(f"{str(path)!r} isn't whole: its end is missing; get the file again.")
+    if not mark:
+        raise ModelError(
+            f"{str(path)!r} doesn't end as it was written: its end is missing or changed; get the file again."
+        )
+    if behind:
+        raise ModelError(
+            f"{str(path)!r} has more behind its end than was written (bytes: {len(behind):,}); get the file again."
+        )
 
 
 def _packing(values: Any) -> Packing:

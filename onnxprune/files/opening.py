@@ -30,7 +30,7 @@ from onnxprune.files.store import DETACH_ABOVE, Store, new_token, token_of
 from onnxprune.files.texts import check_texts
 from onnxprune.wall import board as wall
 
-__all__ = ["Opened", "open_model"]
+__all__ = ["Opened", "is_model", "open_model"]
 
 _Found = dict[str, tuple[NDArray[np.uint8], int]]  # token -> the bytes, and the field they are in
 
@@ -76,6 +76,17 @@ def open_model(source: Any, base_dir: Path | None) -> Opened:
     wall.grow(weights=len(data))
     with wall.stage(f"Reading {str(path)!r}"):
         return _from_bytes(data, repr(str(path)), folder or Folder(path.parent, path.resolve().parent))
+
+
+def is_model(path: Path) -> bool:
+    """Whether a file has the form of an ONNX model, with a graph in it; nothing more is checked."""
+    try:
+        data = _map_file(path)
+        with wall.stage(f"Reading {str(path)!r}"):
+            light, _ = wire.split(data.data, DETACH_ABOVE, lambda _: b"")
+            return bool(onnx.ModelProto.FromString(light).HasField("graph"))
+    except (ModelError, wire.WireError, DecodeError):
+        return False
 
 
 def _from_bytes(data: NDArray[np.uint8], what: str, folder: Folder | None) -> Opened:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import chain
 
 from onnxprune import cli
+from onnxprune.api import decompress
 from onnxprune.compression.coder import Input, pack, unpack
 from onnxprune.compression.record import END, PackedFile, Packing
 from onnxprune.errors import ModelError, OutputError
@@ -90,6 +93,33 @@ def test_what_follows_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError):
             unpack(path, tmp_path / "o.onnx")
     assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data + b"x", r"behind its end than was written \(bytes: 1\)"),
+        (lambda data: data + bytes(1000), r"\(bytes: 1,000\)"),
+        (lambda data: data[:-3] + b"\x01" + data[-2:], "end is missing or changed"),
+        (lambda data: data[:-8], "end is missing or changed"),
+    ],
+)
+def test_a_wrong_end_is_told_for_what_it_is(
+    tmp_path: Path, change: Callable[[bytes], bytes], says: str
+) -> None:
+    path = packed(tmp_path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ModelError, match=says):
+        unpack(path, tmp_path / "o.onnx")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_what_is_no_model_is_not_unpacked(tmp_path: Path) -> None:
+    path = packed(tmp_path, b"weights " * 4000, {"m.data": b"data"})
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ModelError, match=r"what is in it is no ONNX model, so nothing was unpacked"):
+        decompress(path, tmp_path / "o.onnx")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_bombs_are_refused_before_they_grow(tmp_path: Path) -> None:
@@ -187,7 +217,7 @@ def test_sizes_of_tars_are_counted() -> None:
 
 
 def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = packed(tmp_path)
+    path = packed(tmp_path, chain().SerializeToString())
     assert cli.main(["decompress", str(path), str(tmp_path / "o.onnx")]) == 0
     assert "as recorded" in capsys.readouterr().out
     path.write_bytes(path.read_bytes()[:-20])
