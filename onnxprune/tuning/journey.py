@@ -188,19 +188,21 @@ def _of_input(run: Run[TuneOptions], metric: Metric) -> Score:
 
 
 def _floor(run: Run[TuneOptions], metric: Metric, state: State) -> Floor:
-    """Judge the input, or remember what it was judged."""
+    """Judge the input, or remember what it was judged; where it is refused, nothing that is new here stays."""
     options, entry = run.options, state.read("input")
-    if entry is None:
-        run.say(f"{metric.name} of the input")
-        try:
+    fresh = entry is None
+    try:
+        if entry is None:
+            run.say(f"{metric.name} of the input")
             score = _of_input(run, metric)
-        except OnnxPruneError:
+            entry = state.keep("input", {"metric": score.value, "items": score.items, "took": score.seconds})
+        score = Score(entry["metric"], entry["items"], entry["took"])
+        floor = Floor.of(score, options.max_drop, options.metric is not None, options.lower_is_better)
+        floor.resolvable()
+    except OnnxPruneError:
+        if fresh:
             state.discard()
-            raise
-        entry = state.keep("input", {"metric": score.value, "items": score.items, "took": score.seconds})
-    score = Score(entry["metric"], entry["items"], entry["took"])
-    floor = Floor.of(score, options.max_drop, options.metric is not None, options.lower_is_better)
-    floor.resolvable()
+        raise
     if score.items is None:
         run.notes.append(
             f"{metric.name} gives one number for all items, so nobody knows how sure it is; let it return one number "

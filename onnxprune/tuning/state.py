@@ -57,9 +57,11 @@ class State:
         return cls(folder)
 
     def discard(self) -> None:
-        """Remove the folder where nothing is in it yet but what the search is."""
-        if [one.name for one in self.folder.iterdir()] == ["search.json"]:
-            (self.folder / "search.json").unlink()
+        """Remove the folder where nothing is in it yet but what the search is, and what its input was judged."""
+        there = list(self.folder.iterdir())
+        if {one.name for one in there} <= {"search.json", "input.json"}:
+            for one in there:
+                one.unlink()
             self.folder.rmdir()
             with suppress(OSError):  # another search's
                 self.folder.parent.rmdir()

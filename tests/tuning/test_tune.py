@@ -258,9 +258,10 @@ def test_a_metric_of_ones_own_and_the_smallest_file(place: Path) -> None:
     (place / "s.npz").unlink()
     np.savez("s.npz", x=np.load("e.npz")["x"])
     source = Path("in.onnx").read_bytes()
-    for body in ("return None", "__import__('os').remove(path)", "open(path, 'w').close()"):
+    few = "return [1.0] * 9 + [0.0]"
+    for body in ("return None", "__import__('os').remove(path)", "open(path, 'w').close()", "return 0", few):
         Path("bad.py").write_text(f"def evaluate(path): {body}\n", encoding="utf-8")
-        assert cli.main([*line.replace("m.py", "bad.py").split(), "-q"]) == UsageError.exit_code
+        assert cli.main([*line.replace("m.py", "bad.py").split(), "-q"]) in (2, 8)
     assert Path("in.onnx").read_bytes() == source, "a script gets a copy"
     assert not Path("out.tune").exists(), "nothing was found that another search could go on from"
     assert cli.main([*line.split(), "--report", "r.json", "-q"]) == 0
