@@ -58,7 +58,7 @@ def sail(
     OutputError
         If the folder can't be written, or another fleet is at it.
     """
-    jobs = jobs_of(source, output, options)
+    jobs, notes = jobs_of(source, output, options)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,7 +66,9 @@ def sail(
     with alone_in(output):
         _clear(output)
         table = FleetTable.open(output)
-        table.names = [job.name for job in jobs]
+        table.names, table.notes = [job.name for job in jobs], notes
+        for note in notes:
+            _log.info("%s", note)
         keys = {job.name: _key(job) for job in jobs}
         todo = [job for job in jobs if not _is_settled(table, job, keys[job.name], options.retry)]
         _log.info("%d jobs, %d of them are settled", len(jobs), len(jobs) - len(todo))
@@ -159,22 +161,43 @@ def alone_in(folder: Path) -> Iterator[None]:
     OutputError
         If there is another one, or the folder can't be written.
     """
+    place = folder / ".fleet.lock"
+    handle = _held(place)
+    while not _is_there(place, handle):  # its owner has removed it between our opening and our locking it
+        os.close(handle)
+        handle = _held(place)
     try:
-        handle = os.open(folder / ".fleet.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise OutputError(
-            f"The folder {str(folder)!r} can't be written: {error.strerror or error}."
-        ) from error
-    try:
-        try:
-            _lock(handle)
-        except OSError as error:
-            raise OutputError(
-                f"Another fleet writes into {str(folder)!r}; wait for its end, or give another folder."
-            ) from error
         yield
     finally:
+        with contextlib.suppress(OSError):  # Windows removes no file that is open
+            place.unlink()
         os.close(handle)
+
+
+def _is_there(place: Path, handle: int) -> bool:
+    """Whether a file that is open is still the one that has this path."""
+    try:
+        return os.path.samestat(os.stat(place), os.fstat(handle))
+    except OSError:
+        return False
+
+
+def _held(place: Path) -> int:
+    """Open the file of a lock, and take it."""
+    try:
+        handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise OutputError(
+            f"The folder {str(place.parent)!r} can't be written: {error.strerror or error}."
+        ) from error
+    try:
+        _lock(handle)
+    except OSError as error:
+        os.close(handle)
+        raise OutputError(
+            f"Another fleet writes into {str(place.parent)!r}; wait for its end, or give another folder."
+        ) from error
+    return handle
 
 
 def _lock(handle: int) -> None:

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,8 @@ __all__ = ["Job", "jobs_of"]
 PATHS = ("calib", "moments", "inputs", "keep_tokens", "words")
 #: The table, which is written beside reports.
 TABLE = "fleet.json"
+#: The name of a folder in which 'tune' keeps a search.
+_STATE = re.compile("[0-9a-f]{16}")
 #: Keys of a model that are no options.
 OWN = ("path", "name")
 
@@ -76,8 +80,8 @@ class Job:
         return Path(self.folder, f"{self.name}.json")
 
 
-def jobs_of(source: Path, output: Path, options: FleetOptions) -> list[Job]:
-    """Return the jobs of a fleet.
+def jobs_of(source: Path, output: Path, options: FleetOptions) -> tuple[list[Job], list[str]]:
+    """Return the jobs of a fleet, and what there is to say of models that are none.
 
     Raises
     ------
@@ -89,10 +93,10 @@ def jobs_of(source: Path, output: Path, options: FleetOptions) -> list[Job]:
         If the folder of the models is that of the results.
     """
     if source.is_dir():
-        models = _in_folder(source, output)
+        models, notes = _in_folder(source, output)
         common: dict[str, Any] = {}
     else:
-        common, models = _in_spec(source)
+        (common, models), notes = _in_spec(source), []
     jobs: dict[str, Job] = {}
     for model in models:
         own = {name: value for name, value in model.items() if name not in OWN}
@@ -109,7 +113,7 @@ def jobs_of(source: Path, output: Path, options: FleetOptions) -> list[Job]:
                     f"{known.source!r} and {job.source!r} would both be written as {job.output.name!r}; give one of "
                     "them a name."
                 )
-    return list(jobs.values())
+    return list(jobs.values()), notes
 
 
 def _of_model(path: str, name: str, given: dict[str, Any], output: Path) -> list[Job]:
@@ -181,22 +185,40 @@ def _check_file(model: str, name: str, value: str) -> None:
     raise CalibrationError(f"The option {name!r} of {model!r} can't be {str(file)!r}: {why}.")
 
 
-def _in_folder(folder: Path, output: Path) -> list[dict[str, Any]]:
-    """Return the models in a folder and its folders, but for those of the output."""
+def _in_folder(folder: Path, output: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the models in a folder and its folders, but for those of the output, and a note of what else is left out:
+    what other commands have made below it.
+    """
     away = output.resolve()
     if away == folder.resolve():
         raise OutputError(f"{str(output)!r} is the folder of the models; give another one for the results.")
     files = sorted(p for p in folder.rglob("*.onnx") if p.is_file())
     if folder.resolve() in away.parents:
         files = [p for p in files if away not in p.resolve().parents]
+    made = {p: what for p in files if (what := _maker(p, folder))}
+    notes = [f"left out: {n} .onnx that {what}" for what, n in sorted(Counter(made.values()).items())]
+    files = [p for p in files if p not in made]
     if not files:
+        more = f" ({'; '.join(notes)})" if notes else ""
         raise ModelError(
-            f"{str(folder)!r} has no .onnx file in it; give a folder of models, or a spec (.toml)."
+            f"{str(folder)!r} has no .onnx file in it{more}; give a folder of models, or a spec (.toml)."
         )
     return [
         {"path": str(p.absolute()), "name": "-".join(p.relative_to(folder).with_suffix("").parts)}
         for p in files
-    ]
+    ], notes
+
+
+def _maker(path: Path, folder: Path) -> str:
+    """Return what has made a model below a folder, by what lies beside it; nothing of a model of the user's."""
+    for parent in path.parents:
+        if parent == folder:
+            break
+        if _STATE.fullmatch(parent.name) and (parent / "search.json").is_file():
+            return "'tune' keeps to go on from"
+        if all((parent / name).is_file() for name in (TABLE, "fleet.csv")):
+            return "another fleet has made"
+    return ""
 
 
 def _in_spec(source: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -41,11 +41,14 @@ class FleetTable(Facts):
         Name -> row, see `COLUMNS`.
     names : list of str
         The jobs of this run; rows of others are kept in the table.
+    notes : list of str
+        What there is to say of this run.
     """
 
     folder: Path
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def open(cls, folder: Path) -> FleetTable:
@@ -115,5 +118,7 @@ class FleetTable(Facts):
         show(["model", "", "parameters", "MACs", "bytes"], [cells(r) for r in rows], stream=stream, left=2)
         for row in self.failed:
             print(f"{row['name']}: {row['error']}", file=stream)
+        for note in self.notes:
+            print(note, file=stream)
         count = Counter(row["status"] for row in rows)
         print(", ".join(f"{number} {status}" for status, number in sorted(count.items())), file=stream)

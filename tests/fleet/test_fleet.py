@@ -208,6 +208,26 @@ def test_two_fleets_do_not_share_a_folder(place: Path) -> None:
     with journey.alone_in(place):  # it is free again
         pass
     assert not (place / "fleet.csv").exists()
+    assert not (place / ".fleet.lock").exists()
+
+
+def test_a_lock_whose_file_went_meanwhile_is_taken_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has opened the file that another fleet removes at its end would share the folder with the next."""
+    lock = journey._lock
+    taken: list[int] = []
+
+    def late(handle: int) -> None:
+        if not taken:
+            (place / ".fleet.lock").unlink()
+        taken.append(handle)
+        lock(handle)
+
+    monkeypatch.setattr(journey, "_lock", late)
+    with journey.alone_in(place):
+        assert len(taken) == 2
+        assert (place / ".fleet.lock").exists()
 
 
 class Here(Executor):
