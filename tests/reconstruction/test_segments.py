@@ -270,7 +270,7 @@ def test_samples_too_long_for_descent_leave_each_layer_its_own_fit(monkeypatch):
     assert [t.raw_data for t in found.model.graph.initializer] == [
         t.raw_data for t in alone.graph.initializer
     ]
-    assert sizes == [(54, found.report.after.macs / 2)]  # of one sample; the report is of two
+    assert sizes == [(54, found.report.after.macs)]  # of one sample
 
 
 def test_wide_layers_go_down_in_their_own_coordinates(monkeypatch):
