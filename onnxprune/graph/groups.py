@@ -157,7 +157,8 @@ def group(
         left = [{} if keep_blocks else _left_at_half(weights, f, component) for f in (*families, family)]
         families.append(replace(family, groups=tuple(g for g in family.groups if g.component in touched)))
         for number in touched:
-            prefer_inner = _too_coarse(space, component, number, outer, inner)
+            prefer_inner = not any(g.component == number for g in families[0].groups)
+            prefer_inner |= _too_coarse(space, component, number, outer, inner)
             if not prefer_inner and not keep_blocks:
                 prefer_inner = left[1].get(number, np.inf) < 0.98 * left[0].get(number, np.inf)
             for n, fam in enumerate(families):

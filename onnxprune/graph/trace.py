@@ -139,12 +139,14 @@ class Tracer:
                 self._check_size(proto, name, typed)
                 self.types[name] = typed
         self._value(proto, attrs)
-        self._follow_averages(proto)
+        self._follow_averages(proto, attrs)
         return self._node(proto, attrs, outputs)
 
-    def _follow_averages(self, proto: NodeProto) -> None:
-        power = self.values.get(proto.input[1]) if proto.op_type == "Pow" and len(proto.input) == 2 else None
-        self.averages.follow(proto, squares=power is not None and power.size == 1 and power.item() == 2)
+    def _follow_averages(self, proto: NodeProto, attrs: Mapping[str, Any]) -> None:
+        number = self.values.get(proto.input[1]) if len(proto.input) > 1 and proto.input[1] else None
+        given = number.item() if number is not None and number.size == 1 else attrs.get("min")
+        clipped = proto.op_type == "Clip" and given is not None and bool(given >= 0)
+        self.averages.follow(proto, squares=proto.op_type == "Pow" and given == 2, natural=clipped)
 
     def _check(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
         """Refuse a node that crashes or exhausts those who compute with it."""
@@ -203,6 +205,7 @@ class Tracer:
             elems=tuple([elem for elem, _ in typed]),
             squares=tuple([self.averages.is_square(n) for n in names]),
             centred=tuple([self.averages.is_centred(n) for n in names]),
+            natural=tuple([self.averages.is_natural(n) for n in names]),
         )
 
     def _outputs(self, proto: NodeProto, attrs: dict[str, Any]) -> list[Typed]:

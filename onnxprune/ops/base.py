@@ -134,10 +134,15 @@ class Node:
     elems: tuple[int, ...] = ()
     squares: tuple[bool, ...] = ()
     centred: tuple[bool, ...] = ()
+    natural: tuple[bool, ...] = ()
 
     def is_square(self, slot: int) -> bool:
         """Whether an input is known to hold squares of what no average was taken off, as in an RMS."""
         return slot < len(self.squares) and self.squares[slot]
+
+    def is_natural(self, slot: int) -> bool:
+        """Whether no element of an input is below zero, as far as that is known."""
+        return slot < len(self.natural) and self.natural[slot]
 
     def is_centred(self, slot: int) -> bool:
         """Whether an average was taken off an input, or may be: then zeros before are something else behind."""

@@ -45,6 +45,8 @@ for _name in ("Add", "Sum"):
     declare(("", _name), Trait.SUM)
 for _name in ("Abs", "Ceil", "Clip", "Floor", "Identity", "Relu", "Round", "Sign"):
     declare(("", _name), Trait.IDEMPOTENT)
+for _name in ("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softplus", "Sqrt"):
+    declare(("", _name), Trait.NATURAL)
 
 
 @op(*BROADCASTING, traits=EACH)

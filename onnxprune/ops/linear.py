@@ -24,28 +24,40 @@ def _grouped(
     return Row(row, sizes={"g": groups}, attrs={"group": "g"}, why=KERNEL, roles=roles, zeros=zeros or {})
 
 
+def _windows(
+    row: str, node: Node, roles: tuple[str, ...] = WEIGHTS, zeros: Mapping[int, int] | None = None
+) -> Row:
+    """Write the row of a convolution: positions pass where each of the result is made of the one at its place."""
+    kernel = node.attr("kernel_shape") or node.shape(roles.index("weight"))[2:]
+    ones = ((kernel, 1), (node.attr("strides") or (), 1), (node.attr("pads") or (), 0),
+            (node.attr("output_padding") or (), 0))  # fmt: skip
+    if "output_shape" not in node.attrs and all(n == one for numbers, one in ones for n in numbers):
+        row = row.replace("*s!", "*s").replace("*t!", "*s")
+    return _grouped(row, node, roles, zeros)
+
+
 @op("Conv", traits=Trait.WINDOW | Trait.GEMM)
 def conv(node: Node) -> Row | Refusal:
     """Convolution of 1 to 3 dimensions, in groups."""
-    return _grouped("n (g i) *s!, (g o) i *k!, (g o)? -> n (g o) *t!", node)
+    return _windows("n (g i) *s!, (g o) i *k!, (g o)? -> n (g o) *t!", node)
 
 
 @op("FusedConv", domain="com.microsoft", traits=Trait.WINDOW | Trait.GEMM)
 def fused_conv(node: Node) -> Row | Refusal:
     """Conv, plus a tensor of the output's shape, plus an activation."""
-    return _grouped("n (g i) *s!, (g o) i *k!, (g o)?, n (g o) *t!? -> n (g o) *t!", node)
+    return _windows("n (g i) *s!, (g o) i *k!, (g o)?, n (g o) *t!? -> n (g o) *t!", node)
 
 
 @op("NhwcConv", "NhwcFusedConv", domain="com.microsoft")
 def nhwc_conv(node: Node) -> Row | Refusal:
     """FusedConv with the channels last in data, not in weights."""
-    return _grouped("n *s! (g i), (g o) i *k!, (g o)?, n *t! (g o)? -> n *t! (g o)", node)
+    return _windows("n *s! (g i), (g o) i *k!, (g o)?, n *t! (g o)? -> n *t! (g o)", node)
 
 
 @op("ConvTranspose")
 def conv_transpose(node: Node) -> Row | Refusal:
     """Transposed convolution: the weight's outer axis is the input's."""
-    return _grouped("n (g i) *s!, (g i) o *k!, (g o)? -> n (g o) *t!", node)
+    return _windows("n (g i) *s!, (g i) o *k!, (g o)? -> n (g o) *t!", node)
 
 
 @op("ConvInteger", traits=Trait.WINDOW)
@@ -56,7 +68,7 @@ def conv_integer(node: Node) -> Row | Refusal:
         quant(node.shape(i), size * (i - 2), "(g o)", "a zero point") if node.has(i) else "()" for i in (2, 3)
     ]
     row = f"n (g i) *s!, (g o) i *k!, {own[0]}?, {own[1]}? -> n (g o) *t!"
-    return _grouped(row, node, ("data", "weight", "quant", "quant"), _zeros(node, (0, 2), (1, 3)))
+    return _windows(row, node, ("data", "weight", "quant", "quant"), _zeros(node, (0, 2), (1, 3)))
 
 
 @op("QLinearConv", traits=Trait.WINDOW | Trait.GEMM)
@@ -68,7 +80,7 @@ def qlinear_conv(node: Node) -> Row | Refusal:
         for i in (1, 2, 4, 5, 6, 7)
     ]
     row = f"n (g i) *s!, {own[0]}, {own[1]}, (g o) i *k!, {', '.join(own[2:])}, (g o)? -> n (g o) *t!"
-    return _grouped(row, node, QUANTIZED, {0: 2, 3: 5})
+    return _windows(row, node, QUANTIZED, {0: 2, 3: 5})
 
 
 def _zeros(node: Node, *pairs: tuple[int, int]) -> dict[int, int]:

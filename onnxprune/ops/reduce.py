@@ -1,6 +1,6 @@
 """Reductions: a sum contracts; a maximum of fewer channels is another number, which may be asked for; the rest looks
 at all elements. A mean contracts too, since how many there were can be put right; but not where it is, or was, taken
-off what it is a mean of, as in a LayerNorm.
+off what it is a mean of, as in a LayerNorm. A zero raises no maximum of what is never below zero.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WHY = {
 }
 
 
-@op("ReduceSumSquare", "ReduceL1", "ReduceL2", traits=Trait.ZEROS)
+@op("ReduceSumSquare", "ReduceL1", "ReduceL2", traits=Trait.ZEROS | Trait.NATURAL)
 @op("ReduceLogSum", "ReduceProd", "ReduceLogSumExp")
 @op("ReduceSum", traits=Trait.LINEAR | Trait.ZEROS)
 @op("ReduceMean", "GlobalAveragePool", traits=Trait.LINEAR | Trait.MEAN)
@@ -57,7 +57,8 @@ def mean_of_all(node: Node, cut: Cut) -> list[Edit]:
 
 
 def _lock(node: Node) -> str:
-    return "" if Trait.MEAN | Trait.LINEAR in node.traits and _counts(node) else LOCKS[node.op]
+    exact = node.is_natural(0) if node.op == "ReduceMax" else Trait.LINEAR in node.traits and _counts(node)
+    return "" if Trait.MEAN in node.traits and exact else LOCKS[node.op]
 
 
 def _counts(node: Node) -> bool:

@@ -27,6 +27,7 @@ class Trait(Flag):
     LINEAR : the output is linear in the first input, and no element of an axis that passes is treated unlike another.
     MEAN : an element of the output lies between elements of the first input: of equal ones it is that number.
     ZEROS : zeros in the first input give zeros, if nothing else is filled in at the border.
+    NATURAL : no element of the output is below zero.
     JUMP : a small change of an element can change a result by a whole step.
     CHOICE : elements or positions are chosen by comparison, so that a small change can give others.
     COMPARISON : elements are compared one by one.
@@ -51,6 +52,7 @@ class Trait(Flag):
     LINEAR = auto()
     MEAN = auto()
     ZEROS = auto()
+    NATURAL = auto()
     JUMP = auto()
     CHOICE = auto()
     COMPARISON = auto()

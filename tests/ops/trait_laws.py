@@ -152,6 +152,17 @@ def size(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | None:
     return None if x.size < 2 else same(run(inputs)[0], run([drawn(x)])[0])
 
 
+def natural(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | None:
+    """Whether nothing that it gives is below zero; what isn't a number, such as a root of -1, says nothing."""
+    x = inputs[0]
+    if x is None or x.dtype.kind != "f" or run(inputs)[0].dtype.kind != "f":
+        return None
+    both = np.concatenate(
+        [run([v.astype(x.dtype), *inputs[1:]])[0].ravel() for v in (x, RNG.normal(0, 3, x.shape))]
+    )
+    return not (both < 0).any()
+
+
 def jumps(node: NodeProto, run: Run, inputs: list[Array | None]) -> bool | None:
     """Whether a result jumps somewhere: between neighbours of a multiple of a quarter."""
     x = inputs[0]
