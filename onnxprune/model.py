@@ -55,16 +55,16 @@ class Model:
     ----------
     path : pathlib.Path or None
         The file that it was loaded from.
+    fixed : frozenset of str
+        Constants that a rewriting has made, such as the shares of a mean: no weights, and no fit changes them.
     """
 
     def __init__(
-        self,
-        store: Store,
-        path: Path | None,
-        source: NDArray[np.uint8] | None,
+        self, store: Store, path: Path | None, source: NDArray[np.uint8] | None,
         origin: tuple[bytes, Mapping[str, Payload]],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.path = path
+        self.fixed: frozenset[str] = frozenset()
         self._store = store
         self._source = source  # the bytes of the input
         self._origin = origin  # the light proto and the payloads of the input
@@ -270,7 +270,7 @@ class Model:
         proto.CopyFrom(self.proto)
         store = self._store.of(proto)
         twin = Model(store, self.path, self._source, self._origin)
-        twin._digests, twin._seen = self._digests, self._seen
+        twin._digests, twin._seen, twin.fixed = self._digests, self._seen, self.fixed
         return twin
 
     def part(self, graph: onnx.GraphProto, weights: Iterable[str]) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -131,9 +131,9 @@ def sites(analysis: Analysis) -> list[Site]:
     """Find the layers of a model that can be fitted, in topological order of the first node that uses each.
 
     A weight that several nodes use is one layer where all of them use it alike; else no fit can serve them all. Where
-    each has a bias of its own, that stays as it is.
+    each has a bias of its own, that stays as it is. What a rewriting has made (`Model.fixed`) is no weight.
     """
-    graph = _LayerGraph(analysis)
+    graph, fixed = _LayerGraph(analysis), analysis.model.fixed
     layers = []
     for number, applied in enumerate(graph.nodes):
         slot = weight_slot(applied.node)
@@ -145,14 +145,10 @@ def sites(analysis: Analysis) -> list[Site]:
             site = graph.shared(uses)
         else:
             site = None
-        if site is not None:
-            layers.append(site)
+        if site is not None and site.weight not in fixed:
+            layers.append(replace(site, own=False) if site.bias and site.bias.name in fixed else site)
     rows = chosen_rows(analysis)
-    return (
-        [replace(s, chosen=True) if any(u.x in rows for u in s.uses) else s for s in layers]
-        if rows
-        else layers
-    )
+    return [replace(s, chosen=True) if any(u.x in rows for u in s.uses) else s for s in layers]
 
 
 def around(analysis: Analysis) -> Around:
@@ -337,7 +333,9 @@ def _alike(sites: Sequence[Site], model: Model) -> bool:
     return all(same)
 
 
-def readers(layers: list[Site], groups: list[Group], *, partly: bool = False) -> Readers:
+def readers(
+    layers: list[Site], groups: list[Group], *, partly: bool = False, fixed: Collection[str] = ()
+) -> Readers:
     """Find the layers that contract each group's channels.
 
     Parameters
@@ -346,6 +344,8 @@ def readers(layers: list[Site], groups: list[Group], *, partly: bool = False) ->
     groups : list of Group
     partly : bool
         Return groups, too, with other readers that can't be fitted.
+    fixed : collection of str
+        Constants that don't count as such readers (`Model.fixed`).
 
     Returns
     -------
@@ -358,7 +358,7 @@ def readers(layers: list[Site], groups: list[Group], *, partly: bool = False) ->
         reads: list[tuple[Site, list[list[Ints]]]] = []
         others = False
         axes = {(m.tensor, m.axis) for m in group.members}
-        for member in group.members:
+        for member in (m for m in group.members if m.tensor not in fixed):
             if not member.contracted or member.role == "quant":  # scales go with their weight
                 continue
             site = by_weight.get(member.tensor)

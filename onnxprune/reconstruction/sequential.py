@@ -105,11 +105,16 @@ class Calibration:
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
         self.sites: list[Site] = self._layers()
-        self.readers: Readers = readers(self.sites, self.groups)
+        fixed = self.analysis.model.fixed
+        self.readers: Readers = readers(self.sites, self.groups, fixed=fixed)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
+        # what isn't fitted was silenced before the first fit, so nothing else may be chosen later
+        silenced = {g.name for g in self.groups if not fixed.isdisjoint(m.tensor for m in g.members)}
         self.alone: dict[int, str] = {
-            reads[0][0].number: name for name, reads in self.readers.items() if len(reads) == 1
+            reads[0][0].number: name
+            for name, reads in self.readers.items()
+            if len(reads) == 1 and name not in silenced
         }
         self.settings: Settings = Settings(recovery_of(self.recover), seed=self.seed)
         self.texts: bool = says_ids(self.analysis)

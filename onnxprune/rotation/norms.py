@@ -87,6 +87,7 @@ class _Rewriter:
             )
             parts.append(OneStream(made, gone, tuple(weights), tuple(self._axes(stream)), writers))
         self._place()
+        self.model.fixed |= set(self.model.names()) - set(self.analysis.model.names())
         return RmsModel(self.analysis.model, self.model, parts)
 
     def _axes(self, stream: NormStream) -> list[tuple[str, int]]:

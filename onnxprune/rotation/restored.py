@@ -95,11 +95,15 @@ class RmsModel:
             if name not in now or now[name] != made[name]:
                 return False
             for read in made[name].input:
-                if read in self.model and (
-                    read not in result or result.info(read).dims != self.model.info(read).dims
-                ):
+                if read in self.model and not self._kept(read, result):
                     return False
         return True
+
+    def _kept(self, name: str, result: Model) -> bool:
+        """Whether a weight is as wide as it was made; of what is new the values, which the original lacks."""
+        if name not in result or result.info(name).dims != self.model.info(name).dims:
+            return False
+        return name in self.original or np.array_equal(result.weight(name), self.model.weight(name))
 
     def _mean_free(self, part: OneStream, result: Model, now: dict[str, NodeProto]) -> bool:
         """Whether what writes a stream still writes no mean."""

@@ -265,6 +265,43 @@ def test_norms_are_put_back_only_where_what_was_fitted_writes_no_mean(what: str)
     assert ("LayerNormalization" in kinds) == (what in ("nothing", "a weight without its mean"))
 
 
+def own_mean() -> onnx.ModelProto:
+    """A norm of what no layer writes, which takes the mean off itself, and one of what a layer writes."""
+    b = Builder(26)
+    first = b.op("Relu", [b.linear("x", "first", 6, WIDTH)], "act")
+    second = b.linear(fused(b, first, "norm"), "second", WIDTH, WIDTH)
+    return b.model({"x": ["N", "T", 6]}, b.linear(fused(b, second, "last"), "head", WIDTH, 5))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("recover", ["lstsq", "blocks", "distill"])
+def test_no_fit_changes_the_mean_that_a_norm_takes_off(recover: str, whole: bool) -> None:
+    x = np.random.default_rng(4).standard_normal((64, 3, 6)).astype(np.float32)
+    ignore = ("first",) if whole else ()
+    result = onnxprune.prune(
+        own_mean(), ratio=0.5, align=None, ignore=ignore, recover=recover, calib={"x": x}
+    )
+    new = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    assert new["second.weight"].shape == (WIDTH if whole else WIDTH // 2, WIDTH // 2)
+    assert ("LayerNormalization" in {n.op_type for n in result.model.graph.node}) == whole
+    if not whole:
+        assert (new[f"mean_of_{WIDTH}"] == np.float32(1 / WIDTH)).all()
+    assert not result.report.put_back
+    assert result.report.law1["max_relative_error"] < 1e-5
+    assert len(result.report.law1["sizes"]) >= 3
+
+
+def test_a_norm_whose_own_mean_was_changed_stays_as_it_was_rewritten() -> None:
+    analysis = analyse(Model.load(own_mean()))
+    rewritten = rewrite(analysis, streams(analysis))
+    name = f"mean_of_{WIDTH}"
+    assert name in rewritten.model.fixed
+    fitted = rewritten.model.fork()
+    fitted.put(name, 2 * fitted.weight(name))
+    ops = [n.op_type for n in rewritten.restored(fitted).proto.graph.node]
+    assert ops.count("LayerNormalization") == 1  # the one whose mean a layer takes off
+
+
 def test_a_plan_made_without_rms_norms_is_carried_out_without() -> None:
     model = network(fused)
     for choice in (True, False):
