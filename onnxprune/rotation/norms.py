@@ -110,9 +110,9 @@ class _Rewriter:
             self._constant(name, axis, reads, shared=name in stream.shared)
         for (number, name), reads in stream.tables.items():
             self._table(number, name, reads)
-        for name, reads in stream.others.items():
+        for (name, axis), reads in stream.others.items():
             first = min(number for number, _ in reads)
-            nodes, result = self._without_mean(name, *self.analysis.tracer.types[name])
+            nodes, result = self._without_mean(name, *self.analysis.tracer.types[name], axis)
             self._read(reads, result)
             self.before.setdefault(first, []).extend(nodes)
 
@@ -150,25 +150,29 @@ class _Rewriter:
             self.protos[number].input[slot] = name
             self.touched.add(number)
 
-    def _without_mean(self, name: str, elem: int, shape: Shape | None) -> tuple[list[NodeProto], str]:
-        """Return nodes that take the mean over the last axis off a tensor, and what they make."""
+    def _without_mean(
+        self, name: str, elem: int, shape: Shape | None, axis: int = -1
+    ) -> tuple[list[NodeProto], str]:
+        """Return nodes that take the mean over an axis off a tensor, and what they make."""
         mean, result = self._name(f"{name}_mean"), self._name(f"{name}_centred")
-        size = (shape or ())[-1]
-        return [*self._mean(name, mean, elem, size), _node("Sub", [name, mean], result)], result
+        nodes = self._mean(name, mean, elem, shape or (), axis)
+        return [*nodes, _node("Sub", [name, mean], result)], result
 
-    def _mean(self, name: str, result: str, elem: int, size: int) -> list[NodeProto]:
-        """Return nodes that make the mean over the last axis of a tensor, as a sum of products."""
-        if elem == TensorProto.FLOAT16:  # a mean of many halves is none in halves
-            wide, mean = self._name(f"{name}_float"), self._name(f"{result}_float")
-            return [
-                _node("Cast", [name], wide, to=TensorProto.FLOAT),
-                _node("MatMul", [wide, self._shares(size, TensorProto.FLOAT)], mean),
-                _node("Cast", [mean], result, to=elem),
-            ]
-        return [_node("MatMul", [name, self._shares(size, elem)], result)]
-
-    def _shares(self, size: int, elem: int) -> str:
-        return self._number(f"mean_of_{size}", np.full((size, 1), 1 / size), elem)
+    def _mean(self, name: str, result: str, elem: int, shape: Shape, axis: int) -> list[NodeProto]:
+        """Return nodes that make the mean over the last axis of a tensor, or over axis 1, as a sum of products."""
+        last, size = axis % len(shape) == len(shape) - 1, shape[axis]
+        form, op = ((size, 1), "MatMul") if last else ((1, size, *[1] * (len(shape) - 2)), "Conv")
+        hint = f"mean_of_{size}" if last else f"mean_of_{size}_in_{len(shape) - 2}d"
+        summed = TensorProto.FLOAT if elem == TensorProto.FLOAT16 else elem
+        shares = self._number(hint, np.full(form, 1 / size), summed)
+        if summed == elem:
+            return [_node(op, [name, shares], result)]
+        wide, mean = self._name(f"{name}_float"), self._name(f"{result}_float")
+        return [  # a mean of many halves is none in halves
+            _node("Cast", [name], wide, to=summed),
+            _node(op, [wide, shares], mean),
+            _node("Cast", [mean], result, to=elem),
+        ]
 
     def _number(self, hint: str, value: Any, elem: int) -> str:
         array = np.asarray(value, helper.tensor_dtype_to_np_dtype(elem))
@@ -245,8 +249,8 @@ class _Rewriter:
         """Leave the mean out, or take it as a sum of products."""
         node, difference = self.nodes[norm.number], self.nodes[norm.difference]
         if not centred:
-            elem, size = self.analysis.tracer.types[node.inputs[0]][0], node.shape(0)[-1]
-            self.instead[norm.number] = self._mean(node.inputs[0], node.outputs[0], elem, size)
+            elem, shape, name = *self.analysis.tracer.types[node.inputs[0]], node.inputs[0]
+            self.instead[norm.number] = self._mean(name, node.outputs[0], elem, shape or (), norm.axis)
             return
         self.touched.add(norm.difference)
         x = self.protos[norm.number].input[0]

@@ -8,8 +8,9 @@ shifted by a number. Where all that reads a stream does so, the mean may be take
 Rules:
 
 1. A *norm* normalises the last axis alone: LayerNormalization, SkipLayerNormalization (with the sum in front of it), or
-   a mean and the difference to it, spelled out. Statistics that are outputs make it none. Where the mean itself is read
-   again, as in ``x s + (b - mean s)`` of Keras, the norm takes it as a sum of products.
+   a mean and the difference to it, spelled out, which may go over axis 1 (channels of pictures) as well. Statistics
+   that are outputs make it none. Where the mean itself is read again, as in ``x s + (b - mean s)`` of Keras, the norm
+   takes it as a sum of products.
 2. A stream is followed from what a norm reads, back and forth: through sums and differences of parts of it, movements
    that keep its channels on one axis, Cast, Where, means over other axes, products and quotients with numbers that all
    channels share.
@@ -30,13 +31,15 @@ from onnx import TensorProto
 
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied, Dims
-from onnxprune.ops import Trait
+from onnxprune.ops import Node, Trait
 from onnxprune.reconstruction.layers import Site, around, sites
 
 __all__ = ["Norm", "Read", "NormStream", "streams"]
 
 #: Types that a mean can be taken off.
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+#: Those that the mean over axis 1 can be taken of, by a convolution: onnxruntime has none of doubles.
+IN_PICTURES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 #: Elements of a constant that others read as well, of which the stream may have a copy.
 COPIED = 1 << 16
 #: (position of a node in topological order, input slot)
@@ -59,6 +62,8 @@ class Norm:
         Dim of the channels.
     alone : bool
         Whether nothing else reads the mean that is spelled out.
+    axis : int
+        That the mean goes over.
     """
 
     number: int
@@ -66,6 +71,7 @@ class Norm:
     skip: bool
     root: int
     alone: bool = True
+    axis: int = -1
 
 
 @dataclass
@@ -84,7 +90,7 @@ class NormStream:
     tables : dict
         (node that looks up rows of a table that stays, its output) -> which slots read that.
     others : dict
-        Tensor -> which slots read it as part of the stream, though it was written without its mean taken off.
+        (tensor, axis) -> which slots read it as part of the stream, though it was written without its mean taken off.
     broken : str
         Why it can't be shifted; empty where it can.
     """
@@ -94,7 +100,7 @@ class NormStream:
     constants: dict[tuple[str, int], list[Read]] = field(default_factory=dict)
     shared: set[str] = field(default_factory=set)
     tables: dict[tuple[int, str], list[Read]] = field(default_factory=dict)
-    others: dict[str, list[Read]] = field(default_factory=dict)
+    others: dict[tuple[str, int], list[Read]] = field(default_factory=dict)
     broken: str = ""
 
     @property
@@ -148,8 +154,10 @@ class _Finder:
             node, dims = applied.node, applied.ins[0] if applied.ins else None
             if applied.row is None or not dims or self.type_of(node.inputs[0]) not in FLOATS:
                 continue
-            root = self.space.find(dims[-1])
-            if [self.space.find(d) for d in dims].count(root) != 1 or self.space.sizes[root] < 2:
+            mean = Trait.MEAN | Trait.LINEAR in node.traits and not node.is_square(0)
+            axis = self._averaged(node, len(dims)) if mean else len(dims) - 1
+            root = self.space.find(dims[axis])
+            if self.axis(dims, root) != axis or self.space.sizes[root] < 2:
                 continue
             if node.op == "SkipLayerNormalization":
                 if not node.gives(1) and not node.gives(2) and self._same_shape(applied):
@@ -158,24 +166,29 @@ class _Finder:
                 last = node.axis(-1) == len(dims) - 1
                 if last and not node.gives(1) and not node.gives(2) and node.has(1):
                     yield Norm(number, -1, False, root)
-            elif Trait.MEAN | Trait.LINEAR in node.traits and not node.is_square(0):
-                difference, alone = self._difference(applied, len(dims))
+            elif mean and self.averages(node.inputs[0], axis):
+                difference, alone = self._difference(applied)
                 if difference >= 0:
-                    yield Norm(number, difference, False, root, alone)
+                    yield Norm(number, difference, False, root, alone, axis)
 
     def _same_shape(self, applied: Applied) -> bool:
         return applied.node.shapes[0] == applied.node.shapes[1]
 
-    def _difference(self, applied: Applied, rank: int) -> tuple[int, bool]:
-        """Return the node that takes a mean over the last axis off its own input, and whether nothing else reads it.
-
-        -1 where there is none.
-        """
-        node = applied.node
+    def _averaged(self, node: Node, rank: int) -> int:
+        """Return the one axis that a mean goes over and keeps; -1 where it is another mean."""
         pool = node.op == "GlobalAveragePool"  # as tf2onnx writes a mean over the last of three axes
-        axes = range(2, rank) if pool else node.ints("axes", 1, 18) or []
-        if [axis % rank for axis in axes] != [rank - 1] or not (pool or node.attr("keepdims", 1)):
-            return -1, False
+        axes = list(range(2, rank) if pool else node.ints("axes", 1, 18) or [])
+        return axes[0] % rank if len(axes) == 1 and (pool or node.attr("keepdims", 1)) else -1
+
+    def averages(self, name: str, axis: int) -> bool:
+        """Whether the mean of a tensor over an axis can be written as a sum of products."""
+        elem, shape = self.analysis.tracer.types.get(name, (0, None))
+        rank = len(shape or ())
+        return 0 <= axis == rank - 1 or (axis == 1 and 3 <= rank <= 5 and elem in IN_PICTURES)
+
+    def _difference(self, applied: Applied) -> tuple[int, bool]:
+        """Return the node that takes a mean off its own input, and whether nothing else reads it; -1 without one."""
+        node = applied.node
         reads, both = self.uses.get(node.outputs[0], ()), [node.inputs[0], node.outputs[0]]
         takes = [
             n
@@ -288,8 +301,8 @@ class _Walk:
             self.stream.tables.setdefault((made, name), []).append(read)
         elif made is not None and self._passes(made, name) and not self._begins(made, axis):
             self._shift(name)
-        elif axis == self._rank(name) - 1:
-            self.stream.others.setdefault(name, []).append(read)
+        elif of.averages(name, axis):
+            self.stream.others.setdefault((name, axis), []).append(read)
         else:
             self.stream.broken = f"the mean of '{name}' can't be taken off"
 
