@@ -55,8 +55,8 @@ class Model:
     ----------
     path : pathlib.Path or None
         The file that it was loaded from.
-    fixed : frozenset of str
-        Constants that a rewriting has made, such as the shares of a mean: no weights, and no fit changes them.
+    fixed : mapping
+        Constant that a rewriting has made, such as the shares of a mean -> its dims: as long as it has these no weight.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Model:
         origin: tuple[bytes, Mapping[str, Payload]],
     ) -> None:  # fmt: skip
         self.path = path
-        self.fixed: frozenset[str] = frozenset()
+        self.fixed: Mapping[str, tuple[int, ...]] = {}
         self._store = store
         self._source = source  # the bytes of the input
         self._origin = origin  # the light proto and the payloads of the input

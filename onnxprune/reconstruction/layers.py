@@ -133,7 +133,8 @@ def sites(analysis: Analysis) -> list[Site]:
     A weight that several nodes use is one layer where all of them use it alike; else no fit can serve them all. Where
     each has a bias of its own, that stays as it is. What a rewriting has made (`Model.fixed`) is no weight.
     """
-    graph, fixed = _LayerGraph(analysis), analysis.model.fixed
+    graph, model = _LayerGraph(analysis), analysis.model
+    fixed = {n for n, dims in model.fixed.items() if n in model and model.info(n).dims == dims}
     layers = []
     for number, applied in enumerate(graph.nodes):
         slot = weight_slot(applied.node)

@@ -105,7 +105,7 @@ class Calibration:
     def __post_init__(self) -> None:
         """Find the layers that can be fitted."""
         self.sites: list[Site] = self._layers()
-        fixed = self.analysis.model.fixed
+        fixed = set(self.analysis.model.fixed)
         self.readers: Readers = readers(self.sites, self.groups, fixed=fixed)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
