@@ -124,6 +124,27 @@ def qlinear() -> onnx.ModelProto:
     return build(nodes, weights)
 
 
+def half_quantised(op: str) -> onnx.ModelProto:
+    """A float layer between integer convolutions, whose weights onnxruntime's optimiser would quantise."""
+    model = qlinear()
+    w = normal(12, 10, 1, 1)
+    model.graph.initializer.append(
+        numpy_helper.from_array(w if op == "ConvTranspose" else w.swapaxes(0, 1), "w")
+    )
+    between = [
+        node("DequantizeLinear", "a s2 z2", "f"),
+        node(op, "f w", "g"),
+        node("QuantizeLinear", "g s z", "b"),
+    ]
+    q = np.clip(normal(7, 10, 1, 1) * 300, -127, 127).astype(np.int8)
+    model.graph.initializer.append(numpy_helper.from_array(q, "q3"))
+    end = [node("QLinearConv", "b s z q3 ws wz2 s z", "h"), node("DequantizeLinear", "h s z", "y")]
+    return build(
+        [*model.graph.node[:2], *between, *end],
+        {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name != "q2"},
+    )
+
+
 def normalised() -> onnx.ModelProto:
     weights = {"w1": normal(16, 6), "w2": normal(16, 5), "s": normal(16) + 1, "b": normal(16)}
     nodes = [

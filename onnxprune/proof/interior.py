@@ -10,7 +10,8 @@ element: at most one element in a hundred may be one step off.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,19 +20,24 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxprune.files.bodies import is_joint
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.kept import Kept
+from onnxprune.graph.live import names_of, needed, remove
 from onnxprune.model import Model
 from onnxprune.ops import FLOATS, Node, Trait
 from onnxprune.proof.branches import Choice
 from onnxprune.proof.compare import STEP, Difference, compare, worst
-from onnxprune.runtime.session import Feeds, open_session
+from onnxprune.runtime.session import Feeds, Session, open_session
 
 __all__ = ["Case", "compare_any", "inside", "pieces", "steps", "trouble"]
 
 #: Tensors that are compared where the outputs say nothing.
 MOST_INSIDE = 8
+#: Bytes of tensors inside of a model that are held at once, about; and the most parts (powers of two, so that few sets
+#: of sessions are opened) into which they are dealt for that: each runs what is in front of it once more.
+HELD, MOST_PARTS = 32_000_000, 8
 #: Share of elements that a jump may put one step off.
 MOST_FLIPPED = 0.01
 
@@ -112,22 +118,53 @@ class _Inside:
         self.types = analysis.tracer.types
         self.steps = steps(a.node for a in analysis.coupling.nodes)
 
-    def compare(
-        self, name: str, want: Sequence[Mapping[str, Any]], have: Sequence[Mapping[str, Any]]
-    ) -> Difference:
-        """Compare one tensor on all inputs."""
-        step = self.steps.get(name, 0.0)
-        return worst(compare_any(w[name], h[name], step) for w, h in zip(want, have, strict=True))
+    def compare(self, name: str, want: Mapping[str, Any], have: Mapping[str, Any]) -> Difference:
+        """Compare one tensor on one input."""
+        return compare_any(want[name], have[name], self.steps.get(name, 0.0))
+
+    def size(self, name: str) -> int:
+        """Return about how many bytes a tensor has at the sizes of the analysis."""
+        elem, shape = self.types.get(name, (0, None))
+        return (4 if elem in FLOATS else 1) * math.prod(s for s in shape or () if isinstance(s, int))
+
+    def together(self, cases: Iterable[Case], names: Sequence[str]) -> dict[int, list[Case]]:
+        """Put inputs together by the number of parts in which these tensors are to be held."""
+        graph = self.analysis.model.proto.graph
+        whole = any(is_joint(node) for node in graph.node)  # bodies are run as a whole
+        here = sum(math.prod(self.types[v.name][1] or ()) for v in graph.input if v.name in self.types)
+        size = sum(map(self.size, names)) / max(1, here)
+        found: dict[int, list[Case]] = {}
+        for case in cases:
+            elements = sum(np.size(a) for a in case.feeds.values())
+            number = 1
+            while not whole and number < min(MOST_PARTS, len(names)) and size * elements > HELD * number:
+                number *= 2
+            found.setdefault(number, []).append(case)
+        return found
+
+    def parts(self, names: Sequence[str], number: int) -> list[list[str]]:
+        """Deal tensors, in their order, into so many parts of about as many bytes each."""
+        parts: list[list[str]] = [[] for _ in range(number)]
+        sizes = [self.size(n) + 1 for n in names]
+        before = 0
+        for name, size in zip(names, sizes, strict=True):
+            parts[before * number // sum(sizes)].append(name)
+            before += size
+        return parts
 
     def shared(self, name: str) -> bool:
         """Whether both models compute a tensor and its axes are known."""
         known = name in self.analysis.coupling.dims and name not in self.analysis.tracer.weights
         return known and name in self.made
 
-    def run_twin(self, cases: Sequence[Case], names: Sequence[str], prepack: bool) -> list[dict[str, Any]]:
-        session = open_session(self.twin, names, prepack=prepack)
-        runs = [session.run(case.feeds) for case in cases]
-        return [self.kept.take(run) for run in runs]
+
+def _over(cases: Iterable[Case], looked: Callable[[Case], Mapping[str, Difference]]) -> dict[str, Difference]:
+    """Sum up comparisons on several inputs; values of one input are gone before those of the next are there."""
+    found: dict[str, list[Difference]] = {}
+    for case in cases:
+        for name, difference in looked(case).items():
+            found.setdefault(name, []).append(difference)
+    return {name: worst(differences) for name, differences in found.items()}
 
 
 def inside(
@@ -157,10 +194,13 @@ def inside(
     ][:MOST_INSIDE]  # fmt: skip
     if not names:
         return {}
-    want = look.run_twin(cases, names, prepack)
-    session = open_session(look.pruned, names, prepack=prepack)
-    have = [session.run(kept.take(case.feeds)) for case in cases]
-    differences = {n: look.compare(n, want, have) for n in names}
+    right, session = (open_session(model, names, prepack=prepack) for model in models)
+
+    def looked(case: Case) -> dict[str, Difference]:
+        want, have = kept.take(right.run(case.feeds, names)), session.run(kept.take(case.feeds), names)
+        return {n: look.compare(n, want, have) for n in names}
+
+    differences = _over(cases, looked)
     return {n: d for n, d in differences.items() if not d.void}
 
 
@@ -197,36 +237,62 @@ def pieces(
     """Compare two models piece by piece between the ops that jump.
 
     Parameters and result are those of `inside`, ``also`` names tensors to be compared besides; empty where
-    nothing jumps. A difference of elements that a jump put one step off counts as none.
+    nothing jumps. A difference of elements that a jump put one step off counts as none. Inputs whose tensors inside
+    would take much memory are compared in several parts, of which each runs what it needs of both models.
     """
     look = _Inside(analysis, kept, models)
     jumps = list(_jumps(look))
     if not jumps:
         return {}
     forced = {o: how for applied, how in jumps for o in applied.node.outputs if o}
-    entries = [
+    outputs = {v.name for v in analysis.model.proto.graph.output if v.name not in kept.gone}
+    entries = {
         n for applied, _ in jumps for n in applied.node.inputs
-        if n not in forced and look.shared(n) and look.types.get(n, (0, None))[0] in FLOATS
-    ]  # fmt: skip
-    entries += [n for n in also if n not in forced]
-    outputs = [v.name for v in analysis.model.proto.graph.output if v.name not in kept.gone]
-    want = look.run_twin(cases, [*dict.fromkeys([*entries, *forced])], prepack)
+        if look.shared(n) and look.types.get(n, (0, None))[0] in FLOATS
+    }  # fmt: skip
+    compared = (entries | outputs | set(also)) - forced.keys() | {
+        n for n, how in forced.items() if how == "step"
+    }
+    places = {o: i for i, node in enumerate(look.pruned.proto.graph.node) for o in node.output}
+    names = sorted(compared, key=lambda n: (places.get(n, -1), n))
     cut, own = _cut_at(look, forced)
-    session = open_session(cut, [*dict.fromkeys(entries), *own.values()], prepack=prepack)
-    feeds = [
-        {**kept.take(case.feeds), **{n: w[n] for n in forced}} for case, w in zip(cases, want, strict=True)
-    ]
-    have = [session.run(f) for f in feeds]
-    differences: dict[str, Difference] = {}
-    for name in dict.fromkeys([*outputs, *entries]):
-        if name not in forced:
-            differences[name] = look.compare(name, want, have)
-    for name, how in forced.items():
-        if how == "step":
-            differences[name] = worst(
-                _stepped(w[name], h[own[name]]) for w, h in zip(want, have, strict=True)
-            )
-    return differences
+    found: dict[str, list[Difference]] = {}
+    for number, alike in look.together(cases, [*names, *forced]).items():
+        for part in filter(None, look.parts(names, number)):
+            mine = [own.get(n, n) for n in part]
+            left = _leading_to(cut, mine) if number > 1 else cut
+            given = [v.name for v in left.proto.graph.input if v.name in forced]
+            wanted = [*dict.fromkeys([*part, *given])]
+            right = _leading_to(look.twin, wanted) if number > 1 else look.twin
+            sessions = [open_session(m, n, prepack=prepack) for m, n in ((right, wanted), (left, mine))]
+            for case in alike:
+                want = kept.take(_run(sessions[0], case.feeds, wanted))
+                have = _run(sessions[1], {**kept.take(case.feeds), **{n: want[n] for n in given}}, mine)
+                for n in part:
+                    found.setdefault(n, []).append(
+                        _stepped(want[n], have[own[n]]) if n in forced else look.compare(n, want, have)
+                    )
+                del want, have  # or they would be there beside those of the next case
+    return {n: worst(differences) for n, differences in found.items()}
+
+
+def _run(session: Session, feeds: Feeds, names: Sequence[str]) -> dict[str, Any]:
+    """Run what may be a part of a model, which doesn't read all inputs."""
+    return session.run({n: a for n, a in feeds.items() if n in session.shapes}, names)
+
+
+def _leading_to(model: Model, names: Sequence[str]) -> Model:
+    """Return the part of a model that some tensors need, without outputs of its own."""
+    part = model.fork()
+    graph = part.proto.graph
+    del graph.output[:]
+    used = needed(part, names)
+    remove(part, names_of(part) - used)
+    for i in reversed(range(len(graph.input))):
+        if graph.input[i].name not in used:
+            del graph.input[i]
+    part.refresh()
+    return part
 
 
 def _cut_at(look: _Inside, forced: dict[str, str]) -> tuple[Model, dict[str, str]]:

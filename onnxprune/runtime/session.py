@@ -67,6 +67,12 @@ EXACT = {
     "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
     "TensorrtExecutionProvider": {"trt_fp16_enable": "0"},
 }
+#: Optimisers that change values by more than rounding, by onnxruntime's names; it passes over names that it doesn't
+#: have. They look for patterns of QuantizeLinear and DequantizeLinear, which a mask between them hides, so that of two
+#: equal models only one would be changed: floats are quantised (weights; what a product with 4-bit weights reads), and
+#: of two quantisations in a row one goes. The entry `session.disable_quant_qdq` stops only the first two,
+#: and has 8-bit weights kept as floats.
+INEXACT = frozenset({"WeightBiasQuantization", "QDQSelectorActionTransformer", "DoubleQDQPairsRemover"})
 
 
 #: A file that is always there.
@@ -174,7 +180,7 @@ def open_session(
         Let kernels keep repacked copies of weights. Without them results differ in the last bit, so two
         models are to be compared under the same setting; few kernels need them.
     optimise : bool
-        Let onnxruntime optimise the graph.
+        Let onnxruntime optimise the graph; what is ``exact`` without `INEXACT`.
     profile : str, optional
         Where the file of a profile begins, see `Session.end_profiling`.
     mode : str
@@ -268,9 +274,14 @@ class _Config:
         import onnxruntime as ort
 
         settings = {} if self.mode == "timed" else EXACT.get(self.provider, {})
+        left_out = INEXACT if self.mode == "exact" else frozenset[str]()
         with wall.stage("Loading the model into onnxruntime"):
             session = ort.InferenceSession(
-                proto.SerializeToString(), options, providers=[(self.provider, settings)], enable_fallback=0
+                proto.SerializeToString(),
+                options,
+                providers=[(self.provider, settings)],
+                enable_fallback=0,
+                disabled_optimizers=set(left_out),
             )
         if self.provider not in session.get_providers():  # onnxruntime goes on without it
             raise RunError(f"onnxruntime can't start {self.provider} on this machine")

@@ -276,3 +276,50 @@ def test_what_is_timed_is_what_users_have() -> None:
     with pytest.raises(RunError):  # and a model that users can't open isn't timed in another form
         open_session(model_of([helper.make_node("Strange", ["x"], ["y"])], [("x", 1, [2])], [("y", 1, [2])]),
                      optimise=True, mode="timed")  # fmt: skip
+
+
+def requantised(kind: str) -> onnx.ModelProto:
+    """Give a graph that onnxruntime's optimiser computes in another way than it says."""
+    weights = {"s": np.float32(0.1), "z": np.uint8(100), "t": np.float32(0.037), "u": np.uint8(130)}
+    first = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+    ]
+    last = [
+        helper.make_node("QuantizeLinear", ["xd", "t", "u"], ["xt"]),
+        helper.make_node("DequantizeLinear", ["xt", "t", "u"], ["y"]),
+    ]
+    if kind == "floats":
+        weights["w"] = LARGE[:, :16]
+        last[0].input[0] = "m"
+        last.insert(0, helper.make_node("Gemm", ["xd", "w"], ["m"]))
+    elif kind == "4 bits":
+        weights["ws"] = np.abs(LARGE[:2, :16])
+        first = [helper.make_node("DequantizeLinear", ["w", "ws"], ["v"], axis=0, block_size=16)]
+        last = [helper.make_node("MatMul", ["x", "v"], ["y"])]
+    wide, out = (40, 40 if kind == "double" else 16) if kind != "4 bits" else (32, 16)
+    model = model_of([*first, *last], [("x", 1, [4, wide])], [("y", 1, [4, out])], weights, opset=21)
+    if kind == "4 bits":
+        values = RNG.integers(-8, 8, wide * out)
+        model.graph.initializer.append(helper.make_tensor("w", TensorProto.INT4, [wide, out], values))
+    model.ir_version = 10
+    return model
+
+
+@pytest.mark.parametrize("kind", ["double", "floats", "4 bits"])
+def test_exact_sessions_are_optimised_without_changing_values(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two models that are compared, one may have the pattern and the other a mask within it."""
+    model = requantised(kind)
+    x = {"x": RNG.standard_normal((4, 32 if kind == "4 bits" else 40)).astype(np.float32)}
+    wanted = ["m"] if kind == "floats" else []
+    plain = open_session(model, wanted).run(x)
+    found = open_session(model, wanted, prepack=True, optimise=True).run(x)
+    for name, value in plain.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+    # a name that this onnxruntime doesn't have does no harm
+    monkeypatch.setattr(runtime, "INEXACT", {*runtime.INEXACT, "OptimiserOfTomorrow"})
+    np.testing.assert_array_equal(
+        open_session(model, wanted, prepack=True, optimise=True).run(x)["y"], found["y"]
+    )
