@@ -87,8 +87,8 @@ class _Rewriter:
             )
             parts.append(OneStream(made, gone, tuple(weights), tuple(self._axes(stream)), writers))
         self._place()
-        made = set(self.model.names()) - set(self.analysis.model.names())
-        self.model.fixed = {**self.model.fixed, **{name: self.model.info(name).dims for name in sorted(made)}}
+        new = sorted(set(self.model.names()) - set(self.analysis.model.names()))
+        self.model.fixed = {**self.model.fixed, **{name: self.model.info(name).dims for name in new}}
         return RmsModel(self.analysis.model, self.model, parts)
 
     def _axes(self, stream: NormStream) -> list[tuple[str, int]]:
