@@ -157,7 +157,7 @@ def test_reasons_of_indexed_axes_are_true() -> None:
 
 def test_maxima_open_where_inexact_is_allowed() -> None:
     b = Builder(4)
-    x = b.op("Relu", [b.conv("x", "first", 3, 16)], "relu")
+    x = b.op("Tanh", [b.conv("x", "first", 3, 16)], "tanh")
     y = b.op("Mul", [x, b.op("Sigmoid", [b.op("ReduceMax", [x], "max", axes=[1])], "gate")], "mul")
     model = b.model({"x": ["N", 3, 8, 8]}, b.conv(y, "last", 16, 4))
     with pytest.raises(onnxprune.OnnxPruneError, match=r"a maximum is taken over it.*--allow-inexact"):
