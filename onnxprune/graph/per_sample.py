@@ -14,6 +14,7 @@ from fractions import Fraction
 import onnx
 
 from onnxprune.graph.coupling import Coupling
+from onnxprune.graph.lengths import Number
 from onnxprune.graph.sizes import Sizes
 from onnxprune.runtime.binding import Axes, Shape
 
@@ -37,11 +38,14 @@ def count_one(graph: onnx.GraphProto, coupling: Coupling, sizes: Sizes, inputs: 
         The shapes that inputs were bound to.
     """
     space, batches = coupling.space, dict(_batches(graph, sizes, inputs))
-    for name, dims in coupling.dims.items() if batches else ():
-        for dim, number in zip(dims, sizes.lengths.get(name, ()), strict=False):
-            for batch, count in batches.items():
-                if Fraction(number).numerator % batch == 0:
-                    space.shares[space.find(dim)] = 1 / count
+    shares: dict[Number, float] = {}
+    for name, numbers in sizes.lengths.items() if batches else ():
+        for dim, number in zip(coupling.dims.get(name, ()), numbers, strict=False):
+            if number not in shares:
+                held = (1 / n for batch, n in batches.items() if Fraction(number).numerator % batch == 0)
+                shares[number] = next(held, 1.0)
+            if shares[number] < 1:
+                space.shares[space.find(dim)] = shares[number]
 
 
 def _batches(graph: onnx.GraphProto, sizes: Sizes, inputs: Mapping[str, Shape]) -> Iterator[tuple[int, int]]:
