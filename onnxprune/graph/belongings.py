@@ -169,8 +169,12 @@ def _groups_on(
 def extents_of(
     weights: Weights, solution: Solution, group_of: Indices, local: Indices, count: Indices
 ) -> list[list[Extent]]:
-    """Axes of the weights of multiplying ops: those whose length a kernel cares about."""
+    """Axes of the weights of multiplying ops: those whose length a kernel cares about.
+
+    What counts blocks or heads, the outer factor of an axis of channels, has no width in channels of its own.
+    """
     space = weights.coupling.space
+    outer = {space.find(p.factors[0]) for p in space.products if space.find(p.whole) in solution.start}
     extents: list[list[Extent]] = [[] for _ in count]
     done: set[int] = set()
     for instance in weights.instances:
@@ -181,6 +185,8 @@ def extents_of(
             if root in done or root not in solution.start or not weights.facts(instance, axis)[2]:
                 continue
             done.add(root)
+            if root in outer:
+                continue
             unit = solution.units_of(root, space.sizes[root])
             for g, at in per_group(unit, group_of):
                 per_unit = np.bincount(local[unit[at]], minlength=int(count[g])).astype(np.int64)

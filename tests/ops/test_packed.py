@@ -98,6 +98,13 @@ def test_neurons_go_by_whole_blocks_whatever_the_zero_points(
         np.testing.assert_allclose(run(small, x), run(masked(model, keep), x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("blocks", "gone"), [(48, 24), (12, 6), (6, 3)])
+def test_blocks_are_wide_enough_for_any_alignment(blocks: int, gone: int) -> None:
+    """Each holds 32 channels; what counts blocks is no width: 12 of them are no 12 channels."""
+    result = onnxprune.prune(quantised(32 * blocks, 32, True), ratio=0.5, align=16)
+    assert [(g["units"], g["removed"]) for g in result.report.groups] == [(blocks, gone)]
+
+
 def test_layers_that_share_packed_zero_points_keep_sharing_them(tmp_path: Path) -> None:
     """Both read the same weights, so that what they keep is the same; it is packed once."""
     model = quantised(128, 16, symmetric=False)
