@@ -50,42 +50,42 @@ def seconds(text: str) -> float:
 _OF_MODEL = re.compile("[^=]+=.")
 
 
-class ByModel(argparse.Action):
+class _Joined(argparse.Action):
+    """An option of which several values make one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        flag: str | None = None,
+    ) -> None:
+        """Keep a value, joined with those before."""
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, value if before is None else self.joined(before, value))
+
+    def joined(self, before: Any, value: Any) -> Any:
+        """Return what the option is after one more value."""
+        raise NotImplementedError
+
+
+class ByModel(_Joined):
     """An option of which the last one counts, as of any; or all of them as a list, where each is MODEL=VALUE."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        value: Any,
-        flag: str | None = None,
-    ) -> None:
-        """Keep the value, or add it to those before."""
-        before = getattr(namespace, self.dest, None)
-        if before is not None:
-            named = [*([before] if isinstance(before, str) else before), value]
-            kinds = {_OF_MODEL.match(text) is not None for text in named}
-            if len(kinds) > 1:
-                raise argparse.ArgumentError(
-                    self, f"is MODEL=VALUE each time, or never; got {' and '.join(named)}"
-                )
-            value = named if kinds == {True} else value
-        setattr(namespace, self.dest, value)
+    def joined(self, before: Any, value: Any) -> Any:
+        """Return the value, or add it to those before."""
+        named = [*([before] if isinstance(before, str) else before), value]
+        kinds = {_OF_MODEL.match(text) is not None for text in named}
+        if len(kinds) > 1:
+            raise argparse.ArgumentError(
+                self, f"is MODEL=VALUE each time, or never; got {' and '.join(named)}"
+            )
+        return named if kinds == {True} else value
 
 
-class Once(argparse.Action):
+class Once(_Joined):
     """An option that is refused a second time, where people who know it repeatable would take both to hold."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        value: Any,
-        flag: str | None = None,
-    ) -> None:
-        """Keep the value."""
-        if hasattr(namespace, self.dest):
-            raise argparse.ArgumentError(
-                self, f"is given twice, {getattr(namespace, self.dest)} and {value}; give one"
-            )
-        setattr(namespace, self.dest, value)
+    def joined(self, before: Any, value: Any) -> Any:
+        """Refuse a second value."""
+        raise argparse.ArgumentError(self, f"is given twice, {before} and {value}; give one")
