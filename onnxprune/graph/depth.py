@@ -24,6 +24,7 @@ from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.group_types import Group
+from onnxprune.graph.kept import Kept
 from onnxprune.graph.scopes import is_anonymous, module_of
 from onnxprune.graph.spelling import Spelled, spell
 from onnxprune.ops import Trait
@@ -345,9 +346,8 @@ class _DepthSearch:
         return {name: prod(weights[name].shape) for name in read if own.issuperset(self.readers[name])}
 
     def _macs_of(self, nodes: Iterable[int]) -> int:
-        space = self.analysis.coupling.space
-        every = (dims for n in nodes for dims in self.nodes[n].macs)
-        return round(sum(prod(space.sizes[d] for d in dims) * space.share(dims) for dims in every))
+        whole = Kept(self.analysis.coupling, {})
+        return round(sum(whole.macs(self.nodes[n]) for n in nodes))
 
     def _names(self, leaves: Sequence[_Leaf]) -> list[str]:
         """Return a unique name for each branch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,6 +59,11 @@ class Kept:
         """Number of indices that stay."""
         root = self.root(dim)
         return self.indices(root).size if root in self.dead else self.coupling.space.sizes[root]
+
+    def macs(self, applied: Applied) -> float:
+        """Multiply-accumulates of a node, of one sample (`onnxprune.graph.per_sample`)."""
+        share = self.coupling.space.share
+        return sum(prod(map(self.size, dims)) * share(dims) for dims in applied.macs)
 
     def shape(self, dims: Dims) -> tuple[int, ...]:
         """Return what stays of each dim."""

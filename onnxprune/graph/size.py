@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxprune.files.protowalk import body_weights, sparse_weights
 from onnxprune.graph.belongings import PARAMETER_TYPES
-from onnxprune.graph.coupling import Coupling, Dims
+from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 
@@ -51,19 +51,12 @@ def count_parameters(model: Model) -> int:
 
 def count_macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:
     """Return the multiply-accumulates of one sample (`onnxprune.graph.per_sample`), with the dead channels gone."""
-    return round(_macs(coupling, dead or {}, coupling.space.share))
+    kept = Kept(coupling, dead or {})
+    gone = {number for passage in kept.passages for number in passage.nodes}
+    return round(sum(kept.macs(a) for number, a in enumerate(coupling.nodes) if number not in gone))
 
 
 def macs_of_run(coupling: Coupling) -> int:
     """Return the multiply-accumulates of one run at the bound input shapes."""
-    return round(_macs(coupling, {}, lambda dims: 1.0))
-
-
-def _macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]], share: Callable[[Dims], float]) -> float:
-    kept = Kept(coupling, dead)
-    total = 0.0
-    gone = {number for passage in kept.passages for number in passage.nodes}
-    for number, applied in enumerate(coupling.nodes):
-        for dims in applied.macs if number not in gone else ():
-            total += prod(map(kept.size, dims)) * share(dims)
-    return total
+    sizes = coupling.space.sizes
+    return sum(prod(sizes[d] for d in dims) for applied in coupling.nodes for dims in applied.macs)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from math import prod
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.graph.coupling import Applied, Coupling, Dims, Instance
+from onnxprune.graph.coupling import Coupling, Instance
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.kept import Kept
 
@@ -52,7 +51,7 @@ def layers_of(
     for instance in coupling.instances:
         for number, _ in instance.uses:
             instances[number].append(instance)
-    layers = []
+    layers, whole = [], Kept(coupling, {})
     for number, applied in enumerate(coupling.nodes):
         matrices = [i for i in instances[number] if sum(coupling.space.sizes[d] > 1 for d in i.dims) > 1]
         if not matrices:
@@ -65,7 +64,7 @@ def layers_of(
                 "weight": main.tensor,
                 "shape": [coupling.space.sizes[d] for d in main.dims],
                 "left": list(kept.shape(main.dims)),
-                "macs": [_macs(applied, k, coupling.space.share) for k in (Kept(coupling, {}), kept)],
+                "macs": [round(k.macs(applied)) for k in (whole, kept)],
                 "writes": _names(makes, matrices),
                 "reads": _names(sums, matrices),
             }
@@ -84,10 +83,6 @@ def _by_tensor(groups: Collection[Group]) -> tuple[dict[str, list[str]], dict[st
 
 def _names(of: Mapping[str, Sequence[str]], instances: Sequence[Instance]) -> list[str]:
     return list(dict.fromkeys(name for i in instances for name in of.get(i.tensor, ())))
-
-
-def _macs(applied: Applied, kept: Kept, share: Callable[[Dims], float]) -> int:
-    return round(sum(prod(map(kept.size, dims)) * share(dims) for dims in applied.macs))
 
 
 def thinned(error: Sequence[float] | NDArray[np.float64], most: int = POINTS) -> list[list[float]]:
