@@ -35,6 +35,8 @@ __all__ = ["Runs", "Stream", "stream_of"]
 
 #: Ops that give a weight in another form.
 FORMS = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
+#: What gives the scale of an activation, as its second output.
+DYNAMIC = "DynamicQuantizeLinear"
 #: Bytes of weights beyond which a session may keep no copies of them, though it is then slower.
 HEAVY = 1 << 27
 
@@ -285,12 +287,20 @@ class Stream:
             raise CalibrationError(f"{self.what} fails on the samples: {error}{_advice(error)}.") from error
 
     def _unfolded(self, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-        """Return the nodes that give weights in another form: never held, since weights may be edited."""
+        """Return the nodes that give weights in another form: never held, since weights may be edited.
+
+        So is a weight's scale times that of the activation it meets: exporters put the product in front of the layer.
+        """
         names: set[str] = set()
+        steps = {node.output[1] for node in nodes if node.op_type == DYNAMIC and len(node.output) > 1}
         unfolded = []
         for node in nodes:
             given = [n for n in node.input if n]
-            if node.op_type in FORMS and given and all(n in names or n in self.model for n in given):
+            known = [n in names or n in self.model for n in given]
+            product = node.op_type == "Mul" and any(known)
+            if (node.op_type in FORMS and given and all(known)) or (
+                product and all(k or n in steps for k, n in zip(known, given, strict=True))
+            ):
                 names.update(node.output)
                 unfolded.append(node)
         return unfolded
@@ -298,10 +308,13 @@ class Stream:
     def _live(self, nodes: Sequence[NodeProto], first: int, to: int, batch: Batch) -> list[str]:
         """Tensors that exist before ``to`` and are read from there on."""
         made = set(batch) | {n for node in nodes[first:to] for n in node.output}
-        made -= {n for node in self._unfolded(nodes) for n in node.output}
+        later = {n: node.input for node in self._unfolded(nodes) for n in node.output}
+        made -= later.keys()
         needed: dict[str, None] = {}
         for node in nodes[to:]:
-            for name in (*node.input, *sorted(captured(node) if node.attribute else ())):
+            read = [*node.input, *sorted(captured(node) if node.attribute else ())]
+            for name in read:
+                read += later.get(name, ())
                 if name in made and name not in self.model:  # weights stay there
                     needed[name] = None
         for name in (*(v.name for v in self.model.proto.graph.output), *sorted(self.keep)):

@@ -16,6 +16,7 @@ from onnxprune.compression.packing import Draft, Drafts
 from onnxprune.compression.parts import Part
 from onnxprune.compression.rounding import MOST, Alone, bits_of
 from onnxprune.compression.weigh import by_depth
+from onnxprune.compression.worth import by_gradients
 from onnxprune.errors import NothingToPrune
 from onnxprune.files.payload import encode
 from onnxprune.journey.output import size_in_bytes
@@ -212,7 +213,8 @@ class GridSearch:
     def _weights(self, choices: Mapping[str, Sequence[Choice]], budget: float) -> dict[str, float]:
         if self.layers is None:
             return {}
-        return by_depth(self.run, self.base, self.layers, choices, budget)
+        worths = by_gradients(self.run, self.layers, self.parts)
+        return worths or by_depth(self.run, self.base, self.layers, choices, budget)
 
     def _hint(self) -> str:
         return ", or for a packed file with --to zst" if self.room is None else ", or prune channels first"

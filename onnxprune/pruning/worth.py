@@ -23,6 +23,8 @@ second order of the divergence, and rows apart from directions. LeCun, Denker, S
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +48,7 @@ from onnxprune.reconstruction.views import channels_last
 if TYPE_CHECKING:
     from onnxprune.reconstruction.sequential import Calibration
 
-__all__ = ["of_groups", "of_layers", "priced"]
+__all__ = ["Place", "Steepness", "of_groups", "of_layers", "of_tensors", "priced"]
 
 Array = NDArray[Any]
 
@@ -126,9 +128,93 @@ def of_layers(
     CalibrationError
         If an op on the way has no gradient.
     """
-    few = samples.few(FEW).cut_into(1)
     goals = {site.goal[0]: site for site in layers}
-    sums = {name: (Spread(), [0.0]) for name in goals}
+    places = {name: Place(site.view.out_axis, partial(factors_of, site)) for name, site in goals.items()}
+    found = of_tensors(analysis, places, samples, seed, say)
+    worths = {site.number: found[name].worth for name, site in goals.items()}
+    return {number: worth for number, worth in worths.items() if worth > 0}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor whose errors are asked about.
+
+    Attributes
+    ----------
+    axis : int
+        That counts its channels.
+    evened : callable
+        Rows -> their factors in a regression, or None.
+    """
+
+    axis: int
+    evened: Callable[[Array], Array | None] = lambda rows: None
+
+
+@dataclass
+class Steepness:
+    """What gradients say of a tensor, added up over rows.
+
+    Attributes
+    ----------
+    spread : Spread
+        Of its rows, evened.
+    steep : float
+        Sum of squares of gradients, each divided by its row's factor.
+    loud : float
+        Sum of squares of its rows.
+    """
+
+    spread: Spread = field(default_factory=Spread)
+    steep: float = 0.0
+    loud: float = 0.0
+
+    @property
+    def channels(self) -> int:
+        """Channels of a row."""
+        return self.spread.square.size
+
+    @property
+    def worth(self) -> float:
+        """What a relative error costs that lies alike in all directions."""
+        return self.spread.variance * self.steep / self.channels
+
+    def add(self, tensor: Array, gradient: Array, valid: Array | None, place: Place) -> None:
+        """Add a batch."""
+        rows, steep = channels_last(tensor, place.axis), channels_last(gradient, place.axis)
+        at = positions_of(tensor, len(rows), valid)
+        rows, steep = rows[at], steep[at]
+        factors = place.evened(rows)
+        even = 1.0 if factors is None else factors
+        self.spread.add(rows * even, 1, rows, None)
+        self.steep += float(np.square(steep / even).sum())
+        self.loud += float(np.square(rows).sum())
+
+
+def of_tensors(
+    analysis: Analysis,
+    places: Mapping[str, Place],
+    samples: Samples,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Steepness]:
+    """Return what errors of tensors cost at the output, see `of_layers`.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    places : mapping
+        Tensor -> how it is read.
+    samples, seed, say
+        As for `of_layers`.
+
+    Raises
+    ------
+    CalibrationError
+        If an op on the way has no gradient.
+    """
+    few = samples.few(FEW).cut_into(1)
+    sums = {name: Steepness() for name in places}
 
     def beside(tape: Tape, name: Wanted, gradient: str) -> str:
         both = [tape.unsqueeze(value, [0]) for value in (str(name), gradient)]
@@ -136,22 +222,8 @@ def of_layers(
 
     seeds = Seeds(*LOGITS, 1.0, np.random.default_rng(seed))
     for values, valid in zip(
-        reduced(analysis, few, list(goals), beside, say=say, seeds=seeds), few.valid, strict=True
+        reduced(analysis, few, list(places), beside, say=say, seeds=seeds), few.valid, strict=True
     ):
         for name, (tensor, gradient) in values.items():
-            spread, total = sums[str(name)]
-            total[0] += _add(goals[str(name)], tensor, gradient, valid, spread)
-    worths = {site.number: sums[name][0].variance * sums[name][1][0] for name, site in goals.items()}
-    return {number: worth for number, worth in worths.items() if worth > 0}
-
-
-def _add(site: Site, tensor: Array, gradient: Array, valid: Array | None, spread: Spread) -> float:
-    """Add a batch to the spread of a tensor; return the squares of its gradients."""
-    axis = site.view.out_axis
-    rows, steep = channels_last(tensor, axis), channels_last(gradient, axis)
-    at = positions_of(tensor, len(rows), valid)
-    rows, steep = rows[at], steep[at]
-    factors = factors_of(site, rows)
-    even = 1.0 if factors is None else factors
-    spread.add(rows * even, 1, rows, None)
-    return float(np.square(steep / even).sum() / rows.shape[1])
+            sums[str(name)].add(tensor, gradient, valid, places[str(name)])
+    return sums

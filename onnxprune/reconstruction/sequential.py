@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from onnxprune.graph.vocabulary import says_ids
 from onnxprune.model import Model
 from onnxprune.progress import Milestone
 from onnxprune.reconstruction.aim import Aim
+from onnxprune.reconstruction.averaged import averaged, codecs_of, mute
 from onnxprune.reconstruction.consumers import Together, consumers_of, crowded
 from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, fit_blocks, write
@@ -40,6 +42,7 @@ from onnxprune.reconstruction.products import ProductCurve, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import recovery_of
 from onnxprune.reconstruction.room import admit, kept
+from onnxprune.reconstruction.stored import Codec
 from onnxprune.reconstruction.walk import MOST_BYTES, Targets, Walk
 
 __all__ = ["Calibration", "Curves", "Fitted", "Fitting", "refit_analysis"]
@@ -118,6 +121,13 @@ class Calibration:
         }
         self.settings: Settings = Settings(recovery_of(self.recover), seed=self.seed)
         self.texts: bool = says_ids(self.analysis)
+        #: group -> the first node that is no layer and sums over its channels
+        self.averaged: dict[str, int] = averaged(self.analysis, self.groups)
+
+    @cached_property
+    def codecs(self) -> dict[str, Codec]:
+        """How weights are stored that `mute` changes."""
+        return codecs_of(self.analysis, self.sites)
 
     def _layers(self) -> list[Site]:
         model = self.analysis.model
@@ -267,6 +277,7 @@ class Calibration:
         write(fitted.model, form, fits)
         for channels in silent if form is not site else ():
             hush(site, fitted.model, channels)
+        self.mute(fitted, {*site.codec.tensors, *(site.bias.tensors if site.bias else ())})
         fitted.layers.append(report)
         _log.info("%s: %s, error %.3g -> %.3g", report.layer, report.variant, report.before, report.after)
 
@@ -282,6 +293,13 @@ class Calibration:
                 new = np.array(old)
                 np.moveaxis(new, member.axis, 0)[member.index[gone[member.unit]]] = 0
                 fitted.model.put(member.tensor, new)
+        self.mute(fitted)
+
+    def mute(self, fitted: Fitted, only: Collection[str] | None = None) -> None:
+        """Have what writes channels that go write zeros, where norms or averages sum over them."""
+        for group in self.groups if self.averaged else ():
+            if group.name in self.averaged and group.name in fitted.removed:
+                mute(fitted.model, group, fitted.removed[group.name], self.codecs, only)
 
     def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
         """Choose the units of a group once more, on the inputs as they are by now."""
@@ -330,6 +348,7 @@ class Fitting:
         cut = [s.number for name in units for s, _ in calibration.reading.get(name, ())]
         made = [p.mixable.makers for name, p in calibration.products.items() if name in units]
         cut += [side.site.number for sides in made for side in sides]
+        cut += [calibration.averaged[name] for name in units if name in calibration.averaged]
         if calibration.aim is not None:
             start = calibration.aim.first(calibration.analysis)
             cut += [s.number for s in calibration.sites if s.end >= start or s.goal[1] >= start][:1]

@@ -1,0 +1,107 @@
+"""Groups that a norm or an average sums over, and models in which what goes is zero there as well.
+
+A model that is being fitted still has all channels: of those that go, layers read nothing any more. But a norm, or an
+average over channels, counts them: of a stream that loses half of its channels an RMS norm gives about 1/sqrt(2) of
+what it gives in the cut model, and each layer behind it would be fitted to inputs that are too small. So what writes
+such channels writes zeros, before anything is fitted, and keeps to it.
+
+No other group is treated so: where nothing sums over channels it makes no difference, and a channel that is divided by
+its own size must not be zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.coupling import Applied
+from onnxprune.graph.group_types import Group
+from onnxprune.model import Model
+from onnxprune.reconstruction.layers import Site, around
+from onnxprune.reconstruction.stored import Codec
+
+__all__ = ["averaged", "codecs_of", "mute"]
+
+Array = NDArray[Any]
+
+#: Kinds of numpy's types that are floats: those of ml_dtypes are V.
+FLOATING = "fV"
+
+
+def averaged(analysis: Analysis, groups: Sequence[Group]) -> dict[str, int]:
+    """Return the groups whose channels a node sums over that is no product, with the position of the first one."""
+    find, first = analysis.coupling.space.find, dict[int, int]()
+    for number, applied in enumerate(analysis.coupling.nodes):
+        for root in _summed(applied, find):
+            first.setdefault(root, number)
+    found = {}
+    for group in groups if first else ():
+        roots = analysis.grouping.dead({group.name: np.arange(1)})
+        numbers = [first[root] for root in roots if root in first]
+        if numbers:
+            found[group.name] = min(numbers)
+    return found
+
+
+def _summed(applied: Applied, find: Any) -> set[int]:
+    """Return the dims that a node sums over in one operand, of activations: no weight or other factor has them."""
+    row = applied.row
+    if row is None or row.lowest:
+        return set()
+    roots = [find((applied.ins[slot] or ())[axis]) for slot, axis in applied.contracted]
+    once = {root for root in roots if roots.count(root) == 1}
+    known = {
+        find((applied.ins[slot] or ())[axis]) for slot, axis in applied.contracted if applied.node.constant[slot]
+    }
+    return once - known
+
+
+def codecs_of(analysis: Analysis, sites: Iterable[Site]) -> dict[str, Codec]:
+    """Return how the quantised weights of layers, and those behind DequantizeLinear, are stored."""
+    codecs: dict[str, Codec] = {}
+    whole = around(analysis)
+    for applied in analysis.coupling.nodes:
+        stored = whole.constant(applied.node.outputs[0], read_alone=False)
+        if stored is not None:
+            codecs[stored[0].name] = stored[0]
+    return codecs | {c.name: c for site in sites for c in (site.codec, site.bias) if c is not None}
+
+
+def mute(
+    model: Model,
+    group: Group,
+    units: Collection[int] | Array,
+    codecs: Mapping[str, Codec],
+    only: Collection[str] | None = None,
+) -> None:
+    """Zero what writes channels of units, in place; integers of which it isn't known what is zero stay.
+
+    Parameters
+    ----------
+    model : Model
+    group : Group
+    units : int64
+        That go.
+    codecs : mapping
+        Weight -> how it is stored, see `codecs_of`.
+    only : collection of str, optional
+        Weights that are looked at; all by default.
+    """
+    gone = np.isin(np.arange(group.units), units)
+    for member in group.members if gone.any() else ():
+        if member.contracted or (only is not None and member.tensor not in only):
+            continue
+        old, codec = model.weight(member.tensor), codecs.get(member.tensor)
+        floats = old.dtype.kind in FLOATING
+        if not floats and codec is None:
+            continue
+        values = np.array(old if codec is None or floats else codec.read(model))
+        np.moveaxis(values, member.axis, 0)[member.index[gone[member.unit]]] = 0
+        if codec is None or floats:
+            model.put(member.tensor, values)
+        else:
+            codec.write(model, values)
