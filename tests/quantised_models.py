@@ -70,9 +70,12 @@ class Quantiser:
         """Dynamic int8 as onnxruntime's quantiser writes it."""
         q, scale, zero = self.numbers(name, w, 1)
         self.b.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [f"{name}_{k}" for k in "xsz"]))
+        scales = self.b.op(
+            "Mul", [f"{name}_s", scale], f"{name}_scales"
+        )  # in front of the layer that it scales
         y = self.b.op("MatMulInteger", [f"{name}_x", q, f"{name}_z", zero], name)
         y = self.b.op("Cast", [y], f"{name}_cast", to=TensorProto.FLOAT)
-        return self.b.op("Mul", [y, self.b.op("Mul", [f"{name}_s", scale], f"{name}_scales")], f"{name}_mul")
+        return self.b.op("Mul", [y, scales], f"{name}_mul")
 
     def fused(self, x: str, name: str, w: np.ndarray) -> str:
         """DynamicQuantizeMatMul."""

@@ -54,9 +54,7 @@ def by_gradients(run: Run[CompressOptions], layers: Layers, parts: Sequence[Part
     model, fitted = analysis.model, {site.weight: site for site in layers.sites}
     reads = {part.name: list(_reads(model, part.name)) for part in parts if part.name not in fitted}
     places = {name: Place(-1) for each in reads.values() for read in each for name in read if name}
-    places |= {
-        site.goal[0]: Place(site.view.out_axis, partial(factors_of, site)) for site in fitted.values()
-    }
+    places |= {site.goal[0]: Place(site.view.out_axis, partial(factors_of, site)) for site in fitted.values()}
     try:
         with run.stage("weigh"):
             found = of_tensors(analysis, places, layers.samples, run.options.seed, run.say)
@@ -74,9 +72,7 @@ def by_gradients(run: Run[CompressOptions], layers: Layers, parts: Sequence[Part
     return {name: worth / mean for name, worth in known.items()}
 
 
-def _alone(
-    model: Model, name: str, reads: Sequence[tuple[str, str]], found: dict[str, Steepness]
-) -> float:
+def _alone(model: Model, name: str, reads: Sequence[tuple[str, str]], found: dict[str, Steepness]) -> float:
     """Return what a loss of all squares of a weight costs where it is read."""
     square = float(np.mean(np.square(some_of(np.asarray(model.weight(name)), SOME))))
     each = (found[y].steep * (found[x].loud / max(found[x].spread.n, 1) if x else 1.0) for y, x in reads)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.model import Model
+from onnxprune.reconstruction.curves import Curves
 from onnxprune.reconstruction.dual import RowStack
 from onnxprune.reconstruction.evidence import Evidence
 from onnxprune.reconstruction.layer import Settings, weights_of
@@ -25,7 +26,7 @@ from onnxprune.reconstruction.moment_file import MomentFile
 from onnxprune.reconstruction.moments import Stack
 from onnxprune.reconstruction.narrow import narrowed
 from onnxprune.reconstruction.room import admit
-from onnxprune.reconstruction.sequential import Calibration, Curves, Fitted, Fitting, Ints
+from onnxprune.reconstruction.sequential import Calibration, Fitted, Fitting, Ints
 
 __all__ = ["MomentCalibration"]
 

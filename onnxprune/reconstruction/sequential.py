@@ -28,12 +28,12 @@ from onnxprune.graph.vocabulary import says_ids
 from onnxprune.model import Model
 from onnxprune.progress import Milestone
 from onnxprune.reconstruction.aim import Aim
-from onnxprune.reconstruction.averaged import averaged, codecs_of, mute
-from onnxprune.reconstruction.consumers import Together, consumers_of, crowded
+from onnxprune.reconstruction.consumers import consumers_of
+from onnxprune.reconstruction.curves import Curves
 from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, fit_blocks, write
 from onnxprune.reconstruction.layers import Readers, Site, gone, readers, seen, sites
-from onnxprune.reconstruction.least_squares import Consumer, Curve
+from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.measure import Measure
 from onnxprune.reconstruction.narrow import hush, lean
 from onnxprune.reconstruction.obs import MANY, keep_best
@@ -42,10 +42,11 @@ from onnxprune.reconstruction.products import ProductCurve, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import recovery_of
 from onnxprune.reconstruction.room import admit, kept
+from onnxprune.reconstruction.silent import averaged, codecs_of, mute, unread
 from onnxprune.reconstruction.stored import Codec
 from onnxprune.reconstruction.walk import MOST_BYTES, Targets, Walk
 
-__all__ = ["Calibration", "Curves", "Fitted", "Fitting", "refit_analysis"]
+__all__ = ["Calibration", "Fitted", "Fitting", "refit_analysis"]
 
 _log = logging.getLogger("onnxprune.reconstruction")
 
@@ -285,14 +286,7 @@ class Calibration:
         """Have readers that can't be fitted, such as an LSTM, not read what goes; what follows is fitted to that."""
         layers = {name for site in self.sites for name in site.codec.tensors}
         for group in self.groups:
-            gone = np.isin(np.arange(group.units), fitted.removed.get(group.name, ()))
-            for member in group.members if gone.any() else ():
-                old = fitted.model.weight(member.tensor)
-                if not member.contracted or member.tensor in layers or old.dtype.kind != "f":
-                    continue
-                new = np.array(old)
-                np.moveaxis(new, member.axis, 0)[member.index[gone[member.unit]]] = 0
-                fitted.model.put(member.tensor, new)
+            unread(fitted.model, group, fitted.removed.get(group.name, ()), layers)
         self.mute(fitted)
 
     def mute(self, fitted: Fitted, only: Collection[str] | None = None) -> None:
@@ -356,43 +350,6 @@ class Fitting:
         fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
         calibration.silence(fitted)
         return cls(fitted, 0 if whole else min(cut, default=1 << 60), again)
-
-
-class Curves:
-    """Loss curves of groups, each taken when the last layer that reads it has been seen."""
-
-    last: dict[str, int]
-
-    def __init__(self, calibration: Calibration, done: dict[str, Curve] | None = None) -> None:
-        self.of = calibration
-        self.last = {name: max(s.number for s, _ in reads) for name, reads in calibration.readers.items()}
-        self.consumers: dict[str, list[Consumer]] = {}
-        self.crowded: dict[str, Together] = {}
-        self.done: dict[str, Curve] = {} if done is None else done
-
-    def take(self, site: Site, evidence: Evidence) -> None:
-        """Add what one layer tells of the groups that it reads."""
-        measure = self.of.measure.curve
-        if measure is None:
-            return
-        for name, reads in self.of.readers.items():
-            for rows in (rows for reader, rows in reads if reader is site):
-                self._add(name, site, evidence, rows)
-            if self.last[name] == site.number and name in self.consumers:
-                consumers = self.consumers.pop(name)
-                if name in self.crowded:
-                    consumers = [self.crowded.pop(name).consumer()]
-                self.done[name] = measure(consumers, self.of._least(name))
-
-    def _add(self, name: str, site: Site, evidence: Evidence, rows: list[list[Ints]]) -> None:
-        """Add one reader of a group."""
-        known, model = self.consumers.setdefault(name, []), self.of.analysis.model
-        if name not in self.crowded and crowded(self.of.readers[name], self.of.settings):
-            self.crowded[name] = Together(len(rows[0]))
-        if name in self.crowded:
-            self.crowded[name].add(site, evidence, rows, model)
-        else:
-            known += consumers_of(site, evidence, rows, model, texts=self.of.texts)
 
 
 def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:

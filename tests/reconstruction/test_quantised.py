@@ -163,6 +163,25 @@ def test_a_stream_reads_weights_that_were_edited_behind_it():
     assert np.allclose(batch[site.y], biases, atol=1e-4)
 
 
+def test_a_stream_reads_scales_that_were_edited_behind_it():
+    """The product of both scales stands in front of the layer: what it was before an edit scales nothing."""
+    model = net("dynamic")
+    loaded = Model.load(model)
+    analysis = analyse(loaded, input_shapes={"x": (4, WIDTH)})
+    (site,) = [s for s in sites(analysis) if s.weight != "mix"]
+    nodes = [a.node for a in analysis.coupling.nodes]
+    assert any(site.codec.scale in node.inputs for node in nodes[: site.number])
+    fork = loaded.fork()
+    stream = Stream(fork, load_samples(model.graph, {"x": samples(8)}), analysis.types)
+    list(stream.run(site.number, [site.x]))
+    (before,) = (batch[site.y] for batch in stream.run(site.end + 1, [site.y], stay=True))
+    fork.put(site.codec.scale, 2 * fork.weight(site.codec.scale))
+    list(stream.run(site.number + 1, []))
+    (batch,) = stream.run(site.end + 1, [site.y])
+    bias = weights_of(site, fork)[1]
+    assert np.allclose(batch[site.y] - bias, 2 * (before - bias), atol=1e-4)
+
+
 def test_a_bias_of_integers_follows():
     """Conv with an int8 weight and an int32 bias, each behind a DequantizeLinear."""
     b = Builder(3)

@@ -1,9 +1,9 @@
-"""Groups that a norm or an average sums over, and models in which what goes is zero there as well.
+"""A model that is being fitted still has all channels; here those that go fall silent before the first fit.
 
-A model that is being fitted still has all channels: of those that go, layers read nothing any more. But a norm, or an
-average over channels, counts them: of a stream that loses half of its channels an RMS norm gives about 1/sqrt(2) of
-what it gives in the cut model, and each layer behind it would be fitted to inputs that are too small. So what writes
-such channels writes zeros, before anything is fitted, and keeps to it.
+Layers that are fitted stop reading them by their fits. Other readers are `unread` first. That is enough where channels
+are kept apart, but a norm, or an average over channels, counts them: of a stream that loses half of its channels an RMS
+norm gives about 1/sqrt(2) of what it gives in the cut model, and each layer behind it would be fitted to inputs that
+are too small. So what writes such channels writes zeros (`mute`), and keeps to it when it is fitted itself.
 
 No other group is treated so: where nothing sums over channels it makes no difference, and a channel that is divided by
 its own size must not be zero.
@@ -24,7 +24,7 @@ from onnxprune.model import Model
 from onnxprune.reconstruction.layers import Site, around
 from onnxprune.reconstruction.stored import Codec
 
-__all__ = ["averaged", "codecs_of", "mute"]
+__all__ = ["averaged", "codecs_of", "mute", "unread"]
 
 Array = NDArray[Any]
 
@@ -55,7 +55,9 @@ def _summed(applied: Applied, find: Any) -> set[int]:
     roots = [find((applied.ins[slot] or ())[axis]) for slot, axis in applied.contracted]
     once = {root for root in roots if roots.count(root) == 1}
     known = {
-        find((applied.ins[slot] or ())[axis]) for slot, axis in applied.contracted if applied.node.constant[slot]
+        find((applied.ins[slot] or ())[axis])
+        for slot, axis in applied.contracted
+        if applied.node.constant[slot]
     }
     return once - known
 
@@ -71,10 +73,31 @@ def codecs_of(analysis: Analysis, sites: Iterable[Site]) -> dict[str, Codec]:
     return codecs | {c.name: c for site in sites for c in (site.codec, site.bias) if c is not None}
 
 
+def unread(model: Model, group: Group, units: Sequence[int] | Array, layers: Collection[str]) -> None:
+    """Have readers that can't be fitted, such as an LSTM, not read units, in place.
+
+    Parameters
+    ----------
+    model : Model
+    group : Group
+    units : int64
+        That go.
+    layers : collection of str
+        Weights that fits write.
+    """
+    gone = np.isin(np.arange(group.units), units)
+    for member in group.members if gone.any() else ():
+        old = model.weight(member.tensor)
+        if member.contracted and member.tensor not in layers and old.dtype.kind == "f":
+            values = np.array(old)
+            np.moveaxis(values, member.axis, 0)[member.index[gone[member.unit]]] = 0
+            model.put(member.tensor, values)
+
+
 def mute(
     model: Model,
     group: Group,
-    units: Collection[int] | Array,
+    units: Sequence[int] | Array,
     codecs: Mapping[str, Codec],
     only: Collection[str] | None = None,
 ) -> None:
