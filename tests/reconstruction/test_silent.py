@@ -1,0 +1,92 @@
+"""What goes is zero where a norm counts it, while layers are fitted: they read what the cut model gives them."""
+
+import numpy as np
+import onnx
+import pytest
+from quantised_models import Quantiser
+from small_models import Builder
+
+import onnxprune
+from onnxprune.calibration.samples import load_samples
+from onnxprune.graph.analysis import analyse
+from onnxprune.model import Model
+from onnxprune.proof.twin import twin
+from onnxprune.pruning.saliency import criterion_of
+from onnxprune.reconstruction.sequential import Calibration, refit_analysis
+from onnxprune.reconstruction.silent import averaged
+from onnxprune.runtime.session import open_session
+
+WIDTH, INNER, READ = 32, 24, 16
+
+
+def streamed(norm: str, form: str = "float") -> onnx.ModelProto:
+    """A stream that two feed-forward parts add to, each behind a norm of its width; form: of the first layer."""
+    b = Builder(0)
+    last = b.constant("last", np.array([-1]))
+    if form == "float":
+        x = b.op("MatMul", ["x", b.weight("embed", READ, WIDTH)], "first")
+    else:
+        w = b.rng.normal(size=(READ, WIDTH)).astype(np.float32)
+        x = getattr(Quantiser(b, form), form)("x", "embed", w)
+    for n in range(2):
+        scale = b.constant(f"scale{n}", np.linspace(0.5, 1.5, WIDTH).astype(np.float32))
+        if norm == "rms":
+            mean = b.op("ReduceMean", [b.op("Mul", [x, x], f"square{n}"), last], f"mean{n}")
+            little = b.constant(f"little{n}", np.float32(1e-5))
+            root = b.op("Sqrt", [b.op("Add", [mean, little], f"more{n}")], f"root{n}")
+            read = b.op("Mul", [b.op("Div", [x, root], f"even{n}"), scale], f"norm{n}")
+        elif norm == "layer":
+            shift = b.weight(f"shift{n}", WIDTH)
+            read = b.op("LayerNormalization", [x, scale, shift], f"norm{n}", axis=-1)
+        else:
+            read = b.op("Relu", [x], f"plain{n}")
+        up = b.op("Relu", [b.op("MatMul", [read, b.weight(f"up{n}", WIDTH, INNER)], f"wide{n}")], f"relu{n}")
+        down = b.op("MatMul", [up, b.weight(f"down{n}", INNER, WIDTH)], f"back{n}")
+        x = b.op("Add", [x, down], f"total{n}")
+    y = b.op("MatMul", [x, b.weight("head", WIDTH, 6)], "y")
+    return b.model({"x": ["N", READ]}, y, 21, domain="com.microsoft")
+
+
+def inputs(count: int) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(1).standard_normal((count, READ)).astype(np.float32)}
+
+
+def run(model: Model) -> np.ndarray:
+    (y,) = open_session(model).run(inputs(50)).values()
+    return np.asarray(y)
+
+
+def width_of(proto: onnx.ModelProto) -> tuple[Calibration, str]:
+    found = analyse(Model.load(proto))
+    samples = load_samples(proto.graph, inputs(200), types=found.inputs)
+    made = Calibration(found, samples, list(found.grouping.groups), criterion_of("obs").measure)
+    (name,) = (g.name for g in made.groups if g.units == WIDTH)
+    return made, name
+
+
+@pytest.mark.parametrize(("norm", "form"), [("rms", "float"), ("rms", "transposed"), ("rms", "nbits")])
+def test_a_fitted_model_gives_what_the_cut_one_gives(norm: str, form: str) -> None:
+    proto = streamed(norm, form)
+    calibration, name = width_of(proto)
+    removed = {name: np.arange(0, WIDTH, 2)}
+    fitted = calibration.fit(removed)
+    cut = refit_analysis(fitted, calibration.analysis, removed)
+    masked = twin(cut, cut.grouping.dead(removed))
+    assert np.allclose(run(fitted.model), run(masked), rtol=1e-3, atol=1e-4)
+
+
+def test_groups_that_nothing_counts_are_left_alone() -> None:
+    calibration, _ = width_of(streamed("none"))
+    assert not averaged(calibration.analysis, calibration.groups)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_errors_that_are_told_are_true(norm: str) -> None:
+    """The error of the last layer is that of the output, on samples that nothing saw."""
+    proto = streamed(norm)
+    options = {"ratio": 0.5, "align": 1, "recover": "lstsq", "only": ["embed"], "rotate": False}
+    result = onnxprune.prune(proto, calib=inputs(400), **options)
+    told = {line["layer"]: line["after"] for line in result.report.to_json()["calibration"]["layers"]}
+    before, after = run(Model.load(proto)), run(Model.load(result.model))
+    true = np.square(before - after).sum() / np.square(before - before.mean(axis=0)).sum()
+    assert true == pytest.approx(told["y"], rel=0.5)
