@@ -48,6 +48,8 @@ __all__ = ["FromSamples", "admitted", "agreement"]
 STEP_ROWS = 60
 #: Share of samples on which a model should answer as the original does, or there is more to be done.
 ALIKE = 0.85
+#: So many times farther from the original than no fit: what differs less is chance.
+WORSE = 1.1
 
 
 @dataclass
@@ -231,7 +233,7 @@ class FromSamples:
         removed = {name: units for name, units in fitted.removed.items() if len(units)}
         decision = dataclasses.replace(decision, removed=removed)
         report = self._report(fitted, decision, original)
-        notes = self._notes(fitted, decision) + _advice(original, recovery)
+        notes = self._notes(fitted, decision) + _advice(original, recovery) + self._worse(fitted, original)
         return Candidate(analysis, decision, self.restored, report, notes)
 
     @property
@@ -255,6 +257,18 @@ class FromSamples:
 
     def _compared(self, fitted: Fitted, analysis: Analysis) -> dict[str, Any] | None:
         return agreement(self.run, analysis, fitted.removed, self.aside, self.dense)
+
+    def _worse(self, fitted: Fitted, original: dict[str, Any] | None) -> list[str]:
+        """Say so if the model without any fit is nearer to the original, so that no fit does harm unseen."""
+        if original is None or not any(line.variant != "kept" for line in fitted.layers):
+            return []
+        bare = agreement(self.run, self.analysis, fitted.removed, self.aside, self.dense)
+        if bare is None or bare["relative_error"] * WORSE > original["relative_error"]:
+            return []
+        return [
+            f"the fit did harm: on the samples set aside outputs are {original['relative_error']:.3g} of their size "
+            f"from the original's, and without a fit {bare['relative_error']:.3g}; --recover none leaves it out."
+        ]
 
     def _report(self, fitted: Fitted, decision: Decision, original: dict[str, Any] | None) -> FitReport:
         return FitReport(

@@ -11,7 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxprune
 from onnxprune import registry
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
-from onnxprune.reconstruction.least_squares import Consumer, Problem
+from onnxprune.model import Model
+from onnxprune.reconstruction import sequential
+from onnxprune.reconstruction.layer import write
+from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.least_squares import Consumer, Fit, Problem
 from onnxprune.reconstruction.moments import Moments
 from onnxprune.runtime import session as runtime
 
@@ -296,3 +300,16 @@ def test_a_ratio_of_nothing_gives_the_input_back():
     result = onnxprune.prune(model, ratio=0, calib={"x": images()})
     assert result.model == model
     assert result.report.calibration is None
+
+
+@pytest.mark.parametrize("harm", [False, True])
+def test_a_fit_that_does_harm_is_told(harm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(model: Model, site: Site, fits: list[Fit]) -> None:
+        write(model, site, [Fit(3 * f.w, f.b) for f in fits] if harm else fits)
+
+    monkeypatch.setattr(sequential, "write", spoiled)
+    options = {"ratio": 0.5, "align": 1, "recover": "lstsq"}
+    result = onnxprune.prune(residual(redundant=False), calib={"x": images()}, **options)
+    assert (
+        any("the fit did harm" in note and "--recover none" in note for note in result.report.notes) is harm
+    )
