@@ -63,13 +63,14 @@ def _summed(applied: Applied, find: Any) -> set[int]:
 
 
 def codecs_of(analysis: Analysis, sites: Iterable[Site]) -> dict[str, Codec]:
-    """Return how the quantised weights of layers, and those behind DequantizeLinear, are stored."""
+    """Return how the quantised weights of layers are stored, and those behind DequantizeLinear, looked up or not."""
     codecs: dict[str, Codec] = {}
     whole = around(analysis)
     for applied in analysis.coupling.nodes:
         stored = whole.constant(applied.node.outputs[0], read_alone=False)
-        if stored is not None:
-            codecs[stored[0].name] = stored[0]
+        codec = whole.looked_up(applied.node) if stored is None else stored[0]
+        if codec is not None:
+            codecs[codec.name] = codec
     return codecs | {c.name: c for site in sites for c in (site.codec, site.bias) if c is not None}
 
 

@@ -23,7 +23,12 @@ def streamed(norm: str, form: str = "float") -> onnx.ModelProto:
     """A stream that two feed-forward parts add to, each behind a norm of its width; form: of the first layer."""
     b = Builder(0)
     last = b.constant("last", np.array([-1]))
-    if form == "float":
+    if form == "looked up":
+        table = b.constant("table", b.rng.integers(-90, 90, (READ, WIDTH)).astype(np.int8))
+        scale = b.constant("step", np.float32(0.02))
+        first = b.op("ArgMax", ["x"], "picked", axis=1, keepdims=0)
+        x = b.op("DequantizeLinear", [b.op("Gather", [table, first], "looked"), scale], "embed")
+    elif form == "float":
         x = b.op("MatMul", ["x", b.weight("embed", READ, WIDTH)], "first")
     else:
         w = b.rng.normal(size=(READ, WIDTH)).astype(np.float32)
@@ -64,7 +69,9 @@ def width_of(proto: onnx.ModelProto) -> tuple[Calibration, str]:
     return made, name
 
 
-@pytest.mark.parametrize(("norm", "form"), [("rms", "float"), ("rms", "transposed"), ("rms", "nbits")])
+@pytest.mark.parametrize(
+    ("norm", "form"), [("rms", "float"), ("rms", "transposed"), ("rms", "nbits"), ("rms", "looked up")]
+)
 def test_a_fitted_model_gives_what_the_cut_one_gives(norm: str, form: str) -> None:
     proto = streamed(norm, form)
     calibration, name = width_of(proto)
