@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
-from onnxprune.compression.curves import Choice, Rounds, narrowed
+from onnxprune.compression.curves import COSTLY, Choice, Rounds, narrowed
 from onnxprune.compression.forms import dequantised, step_of, stored_step
 from onnxprune.compression.rounding import MOST, Alone, Rounder, counts, pieces
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.reconstruction.evidence import Evidence, moments_of
-from onnxprune.reconstruction.few_rows import steadied
 from onnxprune.reconstruction.grouped import loss_of
 from onnxprune.reconstruction.layer import Settings, weights_of, write
 from onnxprune.reconstruction.layers import Site
@@ -39,8 +38,10 @@ LARGEST = 12288
 #: Products of numbers, of solving for and of rounding the weights of all layers, from where on a fit of all takes over
 #: a minute of one processor.
 DEAR = 2.5e11
-#: Ridge of the moments that rounding is weighed by, as a share of the inputs' mean variance.
-DAMPING = 1e-2
+#: Ridges of the moments that rounding is weighed by, as shares of the inputs' mean variance: the first, or below ENOUGH
+#: rows for each regressor the one that samples held out like best, unless rounding costs too much.
+DAMPINGS = (1e-2, 1e-1, 1.0)
+ENOUGH = 20
 RIDGES = (1e-3, 1e-2, 1e-1)
 #: Bits of a fitted bias's fraction that are kept at most, and what rounding it may add to the error of its output, as a
 #: share: a small net has a third as many bytes of biases as of weights, and most of their bits say nothing.
@@ -73,15 +74,37 @@ class Gridded:
         return int(there.min(initial=0)), int(there.max(initial=0))
 
 
-def rounder_of(problems: list[Problem]) -> Rounder:
+def rounder_of(problems: list[Problem], share: float, judge: list[Problem] | None = None) -> Rounder:
     """Return what rounds a layer's weights by the moments of its blocks; inputs without variance count a little."""
     parts = []
     for problem in problems:
         h = problem.h.copy()
-        lam = ridge_of(h, DAMPING)
-        h[np.diag_indices_from(h)] += lam
+        h[np.diag_indices_from(h)] += ridge_of(h, share)
         parts.append(h)
-    return Rounder(np.stack(parts))
+    return Rounder(np.stack(parts), None if judge is None else np.stack([problem.h for problem in judge]))
+
+
+def damping_of(train: list[Problem], unseen: list[Problem], w: Matrix, choice: Choice | None = None) -> float:
+    """Return the ridge with which rounding by samples for fitting loses least on others, see `DAMPINGS`.
+
+    Parameters
+    ----------
+    train, unseen : list of Problem
+        Of each block.
+    w : float64[B, d, O]
+    choice : Choice, optional
+        The grid; by default steps of a standard deviation.
+    """
+    if not unseen[0].n or train[0].n >= ENOUGH * w.shape[1] or w.size * w.shape[1] >= COSTLY:
+        return DAMPINGS[0]
+    choice = choice or Choice(0.0, 0.0, float(np.std(w)) or 1.0, 0.0)
+
+    def lost(share: float) -> float:
+        rounder = rounder_of(train, share, unseen)
+        k, step = rounded(w, rounder, choice)
+        return rounder.loss(k * step - w)
+
+    return min(DAMPINGS, key=lost)
 
 
 def rounded(w: Array, rounds: Rounds, choice: Choice) -> tuple[Array, Array]:
@@ -154,9 +177,13 @@ class Layers:
             self.say(f"look {seen + 1}/{len(self.sites)}: {stretch[0].name}")
             seen += len(stretch)
             for site, evidence in zip(stretch, walk.originals(stretch), strict=True):
-                matrices = weights_of(site, self.analysis.model)[0]
-                problems, factor = _steady(site, evidence, matrices)
-                yield site, matrices, rounder_of(problems), (evidence.spread or 1.0) / factor
+                matrices, centred = weights_of(site, self.analysis.model)[0], site.adder is not None
+                train, unseen = (
+                    moments_of(of(centred=centred)) for of in (evidence.train, evidence.held_out)
+                )
+                share = damping_of(train, unseen, matrices)
+                rounder = rounder_of(train, share, unseen if unseen[0].n else None)
+                yield site, matrices, rounder, evidence.spread or 1.0
 
     def carry(self, model: Model, choices: Mapping[str, Choice]) -> dict[str, Gridded]:
         """Put weights on their grids in a model, in place; return them."""
@@ -174,15 +201,6 @@ class Layers:
         return done
 
 
-def _steady(site: Site, evidence: Evidence, matrices: Matrix) -> tuple[list[Problem], float]:
-    """Return moments of each block for a loss curve, and the factor of the losses."""
-    units = list(np.arange(site.view.width)[:, None])
-    sets = evidence.train, evidence.held_out, evidence.whole
-    parts = (moments_of(one(centred=site.adder is not None)) for one in sets)
-    pairs = [steadied(problems, units, w) for w, *problems in zip(matrices, *parts, strict=True)]
-    return [problem for problem, _ in pairs], float(np.mean([factor for _, factor in pairs]))
-
-
 def _refitted(problem: Problem, share: float, prior: Matrix) -> Matrix:
     return problem.solve(np.arange(len(prior)), share, prior)
 
@@ -197,9 +215,16 @@ def _fit(site: Site, evidence: Evidence, model: Model, choice: Choice) -> Gridde
             unseen, [_refitted(p, share, w) for p, w in zip(train, prior, strict=True)], biases, centred
         )
     best = min(errors, key=lambda share: errors[share])
+
+    def wanted_on(problems: list[Problem]) -> Matrix:
+        return np.stack(
+            [w if not best else _refitted(p, best, w) for p, w in zip(problems, prior, strict=True)]
+        )
+
+    damping = damping_of(train, unseen, wanted_on(train), choice)
     whole = moments_of(evidence.whole(centred=centred))
-    wanted = np.stack([w if not best else _refitted(p, best, w) for p, w in zip(whole, prior, strict=True)])
-    k, step = rounded(wanted, rounder_of(whole), choice)
+    wanted = wanted_on(whole)
+    k, step = rounded(wanted, rounder_of(whole, damping), choice)
     each = np.asarray(view.pack(np.broadcast_to(step, wanted.shape)))
     old = model.weight(site.weight)
     steps = stored_step(step_of(each.reshape(old.shape)), old.dtype)

@@ -91,9 +91,12 @@ class Rounder:
     ----------
     h : float64[B, d, d]
         Moments of its inputs, with a ridge.
+    judge : float64[B, d, d] or None
+        Moments of other samples, which losses are taken from; None for the same.
     """
 
     h: Matrix
+    judge: Matrix | None = None
 
     @property
     def diagonal(self) -> Matrix:
@@ -122,7 +125,7 @@ class Rounder:
 
     def loss(self, gap: Weights) -> float:
         """Return ``sum of gap^T H gap`` of a gap [B, d, O]."""
-        return float(np.einsum("bij,bij->", gap, self.h @ gap))
+        return float(np.einsum("bij,bij->", gap, (self.h if self.judge is None else self.judge) @ gap))
 
     def steps(self, w: Weights, step: Matrix, price: float, ends: Ends) -> Whole:
         """Return whole numbers ``k``, int8[B, d, O], for weights ``w``.
