@@ -89,9 +89,9 @@ def _reads(model: Model, name: str) -> Iterator[tuple[str, str]]:
 
 def _read(model: Model, node: NodeProto, slot: int) -> Iterator[tuple[str, str]]:
     traits = traits_of(node.op_type, node.domain)
-    if slot in moved(node.op_type, len(node.input), node.domain):
+    if Trait.LOOKUP in traits:
+        yield from [(node.output[0], "")] if slot == 0 else []
+    elif slot in moved(node.op_type, len(node.input), node.domain):
         yield from _reads(model, node.output[0])
-    elif Trait.LOOKUP in traits and slot == 0:
-        yield node.output[0], ""
     elif Trait.GEMM in traits and slot < 2 and node.input[1 - slot] not in model:
         yield node.output[0], node.input[1 - slot]
