@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.compression.curves import ENDS, Choice, by_bits, by_entropy, choose, narrowed
+from onnxprune.compression.fitting import DAMPINGS, damping_of, rounder_of
 from onnxprune.compression.rounding import Alone, Rounder, counts
 from onnxprune.compression.rounding import bits_of as bits_of_counts
+from onnxprune.reconstruction.least_squares import Problem
 
 
 def bits_of(k: np.ndarray) -> float:
@@ -117,3 +119,30 @@ def test_each_output_gets_the_step_that_loses_least() -> None:
 
 def test_nothing_but_zeros_takes_nothing() -> None:
     assert by_entropy(np.zeros((4, 5)), Alone(), 1.0, 20) == [Choice(0.0, 0.0, 1.0, 0.0)]
+
+
+def problem(rows: int, seed: int, width: int = 48, outputs: int = 4) -> Problem:
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(9).standard_normal((width, width))
+    x = rng.standard_normal((rows, width)) @ mix
+    x -= x.mean(axis=0)
+    nothing = np.zeros(outputs)
+    return Problem(rows, x.T @ x / rows, np.zeros((width, outputs)), nothing, np.zeros(width), nothing)
+
+
+def test_few_rows_are_damped_as_others_like_best() -> None:
+    """With as many rows as inputs rounding errors hide where these rows don't look, and others do."""
+    w, unseen = np.random.default_rng(2).standard_normal((1, 48, 4)), [problem(4000, 5)]
+    few, many = [problem(40, 1)], [problem(4000, 3)]
+    damping = damping_of(few, unseen, w)
+    assert damping > DAMPINGS[0] == damping_of(many, unseen, w)
+    step = float(np.std(w))
+
+    def lost(share: float) -> float:
+        rounder = rounder_of(few, share, unseen)
+        return rounder.loss(rounder.steps(w, np.array(step), 0.0, ENDS) * step - w)
+
+    assert lost(damping) < 0.9 * lost(DAMPINGS[0])
+    seen = rounder_of(few, DAMPINGS[0])
+    k = seen.steps(w, np.array(step), 0.0, ENDS)
+    assert seen.loss(k * step - w) < 0.7 * lost(DAMPINGS[0])  # so losses are taken from what no rounding saw
