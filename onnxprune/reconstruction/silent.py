@@ -11,7 +11,7 @@ its own size must not be zero.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
+from onnxprune.ops import Trait
 from onnxprune.reconstruction.layers import Site, around
 from onnxprune.reconstruction.stored import Codec
 
@@ -33,7 +34,7 @@ FLOATING = "fV"
 
 
 def averaged(analysis: Analysis, groups: Sequence[Group]) -> dict[str, int]:
-    """Return the groups whose channels a node sums over that is no product, with the position of the first one."""
+    """Return the groups whose channels a node sums over that has no weight for them, with the first one's position."""
     find, first = analysis.coupling.space.find, dict[int, int]()
     for number, applied in enumerate(analysis.coupling.nodes):
         for root in _summed(applied, find):
@@ -47,19 +48,15 @@ def averaged(analysis: Analysis, groups: Sequence[Group]) -> dict[str, int]:
     return found
 
 
-def _summed(applied: Applied, find: Any) -> set[int]:
-    """Return the dims that a node sums over in one operand, of activations: no weight or other factor has them."""
+def _summed(applied: Applied, find: Callable[[int], int]) -> set[int]:
+    """Return the dims that a node sums over, of activations alone: no weight has them."""
     row = applied.row
-    if row is None or row.lowest:
+    if row is None or row.lowest or Trait.MOVEMENT in applied.node.traits:  # a Slice leaves channels out, too
         return set()
-    roots = [find((applied.ins[slot] or ())[axis]) for slot, axis in applied.contracted]
-    once = {root for root in roots if roots.count(root) == 1}
-    known = {
-        find((applied.ins[slot] or ())[axis])
-        for slot, axis in applied.contracted
-        if applied.node.constant[slot]
-    }
-    return once - known
+    constant, summed = set[int](), set[int]()
+    for slot, axis in applied.contracted:
+        (constant if applied.node.constant[slot] else summed).add(find((applied.ins[slot] or ())[axis]))
+    return summed - constant
 
 
 def codecs_of(analysis: Analysis, sites: Iterable[Site]) -> dict[str, Codec]:
