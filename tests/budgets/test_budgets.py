@@ -252,7 +252,7 @@ def test_what_exact_counts_say_is_over_is_cut_again(kind: str, monkeypatch: pyte
     analysis = analyse(Model.load(wide()))
     groups = analysis.grouping.groups
     rankings = ranked_by_scores(groups, {g.name: np.arange(1.0, g.units + 1) for g in groups})
-    whole, exact = Budgets(analysis, groups, 1, 10_000), Budgets.exact
+    whole, exact = Budgets(analysis, groups, 1, 10_000, rough=True), Budgets.exact
     targets = (Target(kind, 0.6, True, f"{kind}=0.6"),)
     monkeypatch.setattr(Budgets, "exact", lambda *args: 1.1 * exact(*args))
     removed = whole.choose(rankings, targets)

@@ -29,7 +29,8 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
 from onnxprune.pruning import speed
-from onnxprune.pruning.speed import finer_steps, first_faster, steps_of, until_met
+from onnxprune.pruning.approach import until_met
+from onnxprune.pruning.speed import finer_steps, first_faster, steps_of
 from onnxprune.registry import load
 from onnxprune.runtime.session import provider_of
 
