@@ -29,7 +29,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
 from onnxprune.pruning import speed
-from onnxprune.pruning.approach import until_met
+from onnxprune.pruning.approach import ROUNDS, until_met
 from onnxprune.pruning.speed import finer_steps, first_faster, steps_of
 from onnxprune.registry import load
 from onnxprune.runtime.session import provider_of
@@ -248,7 +248,7 @@ def test_a_latency_is_settled_within_five_percent(asked: float, bias: float, ben
     _, removed = until_met(judge, target, choose)  # type: ignore[arg-type]
     share = 1 / ratio(len(removed["g"])) / asked
     assert 0.9 <= share <= 1.05
-    assert len(judge.tried) <= speed.ROUNDS
+    assert len(judge.tried) <= ROUNDS
 
 
 def test_a_latency_out_of_reach_says_how_near_it_got() -> None:
