@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, instance_terms
 from onnxprune.graph.memory import element_bytes
+from onnxprune.model import Model
 
-__all__ = ["UNIT", "UNITS", "costs", "measured"]
+__all__ = ["UNIT", "UNITS", "costs", "counted", "measured"]
 
 #: Of what is measured.
 UNIT = "B"
@@ -13,11 +14,16 @@ UNITS = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**
 
 
 def costs(setting: Setting) -> list[Costs]:
-    """Return the bytes of the weights; all else in the files (nodes, names) stays as it is."""
+    """Return the bytes of the weights; what a cut changes of all else in the files is seen when it is `counted`."""
     terms = instance_terms(setting.analysis, lambda name: element_bytes(setting.analysis, name))
     weight_costs = Costs(setting.losses, terms)
     weight_costs.fixed += setting.bytes - weight_costs.total({})
     return [weight_costs]
+
+
+def counted(model: Model) -> float:
+    """Return the bytes of a model that was cut."""
+    return model.nbytes
 
 
 def measured(report: Figures) -> Pair:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, Term
 from onnxprune.options.target import WITHIN
 
-__all__ = ["NEAR", "UNIT", "UNITS", "costs", "measured"]
+__all__ = ["UNIT", "UNITS", "costs", "measured", "near"]
 
-#: Times differ from one measurement to the next: so much of a budget holds.
-NEAR = WITHIN
 #: Of what is measured.
 UNIT = "s"
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -28,3 +26,9 @@ def measured(report: Figures) -> Pair:
         return None, None
     seconds = float(report.latency["seconds"])
     return seconds * float(report.latency["ratio"]), seconds
+
+
+def near(report: Figures) -> float:
+    """Return how much of a budget holds: times differ, and what the last measurement leaves open isn't a miss."""
+    assert report.latency is not None, "only what was timed is judged"
+    return max(WITHIN, float(report.latency["interval"][1]) / float(report.latency["ratio"]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, instance_terms
 from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.size import count_parameters
+from onnxprune.model import Model
 
-__all__ = ["UNITS", "costs", "measured"]
+__all__ = ["UNITS", "costs", "counted", "measured"]
 
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -20,6 +21,11 @@ def costs(setting: Setting) -> list[Costs]:
     weight_costs = Costs(setting.losses, terms)
     weight_costs.fixed += count_parameters(model) - weight_costs.total({})
     return [weight_costs]
+
+
+def counted(model: Model) -> float:
+    """Return the parameters of a model that was cut, and perhaps fitted: biases may be new."""
+    return count_parameters(model)
 
 
 def measured(report: Figures) -> Pair:

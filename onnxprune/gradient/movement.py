@@ -121,6 +121,18 @@ def gather(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grad
     return {0: along(t, joined, axis, one_hot)}
 
 
+@vjp("TopK")
+def top_k(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    """What was taken goes back to where it was; zeros are made anew, since scores may be infinite where masked."""
+    if t.opset < 9:
+        raise NoGradient(f"nothing writes to places in opset {t.opset}")
+    x, places = node.inputs[0], node.outputs[1]
+    axis = normal(int(node.attr("axis", -1)), len(t.dims(x)))
+    zeros = t.expand(t.const(np.zeros(1)), x)
+    scatter = "ScatterElements" if t.opset >= 11 else "Scatter"
+    return {0: t.op(scatter, zeros, places, dy[0], axis=axis)}
+
+
 @vjp("Pad")
 def pad(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     if need != {0}:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import registry
+from onnxprune import granularity, registry
 from onnxprune.allocation.costs import Costs, Losses, Setting
 from onnxprune.allocation.levels import Level, level_of
 from onnxprune.allocation.ranking import Ranking
@@ -17,16 +17,21 @@ from onnxprune.allocation.several import Constraint, deepest, meet, worst
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import Group
+from onnxprune.model import Model
 from onnxprune.options.target import Target
 from onnxprune.pruning.speed import Speed
 
-__all__ = ["Budgets"]
+__all__ = ["HOLDS", "Budgets"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 #: Allocations until exact counts of what goes meet the budget that mean counts were to meet.
 EXACT = 4
+#: Allocations until a cut model, counted, is as large as asked; so much smaller than need be it is large enough.
+COUNTED, SLACK = 5, 0.002
+#: A result's share of its budget that passes for it, where nothing is timed.
+HOLDS = 1.001
 #: Finer steps of widths are slower a MAC, so their error must be this much smaller.
 CLEAR = 0.9
 
@@ -48,6 +53,12 @@ class Budgets:
         Whether kernels are taken to work on that step, too, though they were measured on a coarser one.
     speed : Speed or None
         What times results, and predicts latencies, where that is asked for.
+    rough : bool
+        Whether costs are taken for what a cut model has, and none is made to count that.
+    beyond : dict
+        Kind -> what a model that was cut had beyond its costs: nodes and constants that are new, or gone.
+    added : dict
+        Kind -> what a fit has added to that.
     """
 
     analysis: Analysis
@@ -56,6 +67,9 @@ class Budgets:
     bytes: int
     speed: Speed | None = None
     fine: bool = False
+    rough: bool = False
+    beyond: dict[str, float] = field(default_factory=dict)
+    added: dict[str, float] = field(default_factory=dict)
     _costs: dict[str, list[Costs]] = field(default_factory=dict)
     _finer: dict[int, Budgets] = field(default_factory=dict)
     _losses: Losses | None = None
@@ -66,7 +80,7 @@ class Budgets:
             if self._losses is None:
                 self._losses = Losses(self.analysis.grouping)
             setting = Setting(self.analysis, self._losses, self.bytes, self._predictor)
-            self._costs[kind] = registry.load("onnxprune.budgets", kind).costs(setting)
+            self._costs[kind] = _leaf(kind).costs(setting)
         return self._costs[kind]
 
     def _predictor(self) -> Any:
@@ -129,23 +143,111 @@ class Budgets:
         """
         if not rankings:
             raise UsageError("--target finds no group that could be ranked; see 'onnxprune inspect'.")
-        levels = {
-            g.name: level_of(g, rankings[g.name], self.align) for g in self.groups if g.name in rankings
-        }
-        factors = {t.kind: (tighter or {}).get(t.kind, 1.0) for t in targets}
-        removed: dict[str, Ints] = {}
+        levels = self._levels(rankings)
+        counted = [] if self.rough else [t for t in targets if hasattr(_leaf(t.kind), "counted")]
+        held: dict[str, Ints] | None = None
+        for _ in range(COUNTED):
+            before = dict(self.beyond)
+            try:
+                removed = self._by_costs(levels, rankings, targets, tighter or {})
+            except NothingToPrune:
+                if held is not None:
+                    return held
+                self.over(counted, self._spared(deepest(levels), rankings))
+                if not self._less(before, counted, 0.0):
+                    raise NothingToPrune(self._unmet(targets, levels, rankings)) from None
+                continue
+            if not self.over(counted, removed):
+                held = removed
+                if not self._less(before, counted, SLACK):
+                    return held
+        if held is None:
+            raise NothingToPrune(self._unmet(targets, levels, rankings))
+        return held
+
+    def over(self, targets: Sequence[Target], removed: Mapping[str, Ints]) -> bool:
+        """Count what the cut model has, remember what is beyond its costs, and say whether it is too much."""
+        more, counts = False, self._counts(targets, removed)
+        for target in targets:
+            if target.kind in counts:
+                had = counts[target.kind] + self.added.get(target.kind, 0.0)
+                self.beyond[target.kind] = had - self.exact(target.kind, removed)
+                more |= had > self.amount(target)
+        return more
+
+    def fitted_over(
+        self, targets: Sequence[Target], removed: Mapping[str, Ints], model: Callable[[], Model]
+    ) -> bool:
+        """Remember what a fit has added to the cut model, and say whether that is more than was asked.
+
+        Parameters
+        ----------
+        targets : sequence of Target
+        removed : mapping
+            Group -> units that went.
+        model : callable
+            Returns the fitted model without them.
+        """
+        counts = self._counts(targets, removed)
+        whole = model() if counts else None
+        more = False
+        for target in targets:
+            if target.kind in counts:
+                had = float(_leaf(target.kind).counted(whole))
+                self.added[target.kind] = had - counts[target.kind]
+                more |= had > self.amount(target) * HOLDS
+        return more
+
+    def most(self, rankings: Mapping[str, Ranking], align: int) -> dict[str, Ints]:
+        """Return the most that may go on a step of widths."""
+        return self._spared(deepest(self.at(align)._levels(rankings)), rankings)
+
+    def _counts(self, targets: Sequence[Target], removed: Mapping[str, Ints]) -> dict[str, float]:
+        """Return what the cut model has of each kind of budget that can be counted."""
+        leaves = {t.kind: leaf for t in targets if hasattr(leaf := _leaf(t.kind), "counted")}
+        if not leaves:
+            return {}
+        try:
+            cut = granularity.load().cut(self.analysis, removed)
+        except ValueError:  # is put back when it is carried out, and told then
+            return {}
+        model = self.analysis.restored(cut.model)
+        return {kind: float(leaf.counted(model)) for kind, leaf in leaves.items()}
+
+    def _levels(self, rankings: Mapping[str, Ranking]) -> dict[str, Level]:
+        return {g.name: level_of(g, rankings[g.name], self.align) for g in self.groups if g.name in rankings}
+
+    def _less(self, before: Mapping[str, float], targets: Sequence[Target], slack: float) -> bool:
+        """Whether a cut model turned out to have less than was taken for granted."""
+        return any(
+            before.get(t.kind, 0.0) - self.beyond.get(t.kind, 0.0) > slack * self.amount(t) for t in targets
+        )
+
+    def _by_costs(
+        self,
+        levels: Mapping[str, Level],
+        rankings: Mapping[str, Ranking],
+        targets: Sequence[Target],
+        tighter: Mapping[str, float],
+    ) -> dict[str, Ints]:
+        """Choose so that all targets hold if a cut model has beyond its costs what the last one had."""
+        aims = {t.kind: self._aim(t) * tighter.get(t.kind, 1.0) for t in targets}
+        factors = {t.kind: tighter.get(t.kind, 1.0) for t in targets}
         for _ in range(EXACT):
-            counts = self._meet(levels, targets, factors)
-            removed = {n: np.sort(rankings[n].order[:count]) for n, count in counts.items() if count}
-            removed = self.analysis.grouping.spare(removed, {n: _places(r) for n, r in rankings.items()})
-            over = {
-                t.kind: self.exact(t.kind, removed) / (self.amount(t) * (tighter or {}).get(t.kind, 1.0))
-                for t in targets
-            }
+            removed = self._spared(self._meet(levels, targets, factors, rankings), rankings)
+            over = {kind: self.exact(kind, removed) / aim for kind, aim in aims.items()}
             if all(share <= 1 + 1e-6 for share in over.values()):
                 return removed
             factors = {k: f / max(over[k], 1.0) * (1 - 1e-4 * (over[k] > 1)) for k, f in factors.items()}
-        raise NothingToPrune(self._unmet(targets, levels))
+        raise NothingToPrune(self._unmet(targets, levels, rankings))
+
+    def _aim(self, target: Target) -> float:
+        """Return what costs may come to."""
+        return max(self.amount(target) - self.beyond.get(target.kind, 0.0), 1e-9)
+
+    def _spared(self, counts: Mapping[str, int], rankings: Mapping[str, Ranking]) -> dict[str, Ints]:
+        removed = {n: np.sort(rankings[n].order[:count]) for n, count in counts.items() if count}
+        return self.analysis.grouping.spare(removed, {n: _places(r) for n, r in rankings.items()})
 
     def on_steps(
         self, rankings: Mapping[str, Ranking], targets: Sequence[Target], steps: Sequence[int]
@@ -191,32 +293,43 @@ class Budgets:
         return *best, first / max(least, 1e-30)
 
     def _meet(
-        self, levels: Mapping[str, Level], targets: Sequence[Target], factors: Mapping[str, float]
+        self,
+        levels: Mapping[str, Level],
+        targets: Sequence[Target],
+        factors: Mapping[str, float],
+        rankings: Mapping[str, Ranking],
     ) -> dict[str, int]:
         constraints = [
-            Constraint(costs, self.amount(t) * factors[t.kind], t.text)
+            Constraint(costs, self._aim(t) * factors[t.kind], t.text)
             for t in targets
             for costs in self.costs(t.kind)
         ]
         chosen = meet(self.groups, levels, constraints)
         if chosen is None:
-            raise NothingToPrune(self._unmet(targets, levels))
+            raise NothingToPrune(self._unmet(targets, levels, rankings))
         return chosen
 
-    def _unmet(self, targets: Sequence[Target], levels: Mapping[str, Level]) -> str:
+    def _unmet(
+        self, targets: Sequence[Target], levels: Mapping[str, Level], rankings: Mapping[str, Ranking]
+    ) -> str:
         state = deepest(levels)
         share = {
-            t: worst([Constraint(c, self.amount(t)) for c in self.costs(t.kind)], state)[0] for t in targets
+            t: worst([Constraint(c, self._aim(t)) for c in self.costs(t.kind)], state)[0] for t in targets
         }
         tight = max(share, key=lambda t: share[t])
-        left = share[tight] * self.amount(tight) / self.dense(tight.kind)
+        left = self.exact(tight.kind, self._spared(state, rankings)) + self.beyond.get(tight.kind, 0.0)
+        floor = np.ceil(1000 * left / self.dense(tight.kind)) / 1000  # rounded so that it can be met
         steps, other = (
             (f", on multiples of {self.align}", ", or --align none") if self.align > 1 else ("", "")
         )
         return (
             f"--target {'+'.join(t.text for t in targets)} can't be met: with a tenth of every group that can be "
-            f"ranked{steps}, {left:.0%} of the {tight.kind} would be left; ask for less{other}."
+            f"ranked{steps}, {floor:.1%} of the {tight.kind} would be left; ask for less{other}."
         )
+
+
+def _leaf(kind: str) -> Any:
+    return registry.load("onnxprune.budgets", kind)
 
 
 def _places(ranking: Ranking) -> Floats:

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,12 @@ from onnxprune.options.kinds import texts_of
 from onnxprune.options.pruning import OptionFields, Options
 from onnxprune.options.target import Target
 from onnxprune.options.widths import step_of
+from onnxprune.pruning.approach import chosen, until_met
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.pruning.layer_times import beyond
 from onnxprune.pruning.plan import Plan, PlannedGroup
 from onnxprune.pruning.source import of_source
-from onnxprune.pruning.speed import Speed, finer_steps, first_faster, speed_of, until_met
+from onnxprune.pruning.speed import Speed, finer_steps, first_faster, speed_of
 from onnxprune.pruning.targets import parse_target
 
 __all__ = [
@@ -70,6 +72,8 @@ class Decision:
         The budgets that decided it, as text; empty where a ratio did.
     speed : Speed or None
         What the result is to be faster than; None where nothing is to be timed.
+    notes : list of str
+        Sentences for the report of what becomes of it.
     """
 
     groups: list[Group]
@@ -77,6 +81,7 @@ class Decision:
     align: int = 1
     target: str = ""
     speed: Speed | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -141,13 +146,13 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
     NotFaster
         If the limit is timed, and no cut is faster than the input.
     """
-    options, targets = run.options, limit.targets
+    options, targets, notes = run.options, limit.targets, list[str]()
     speed = limit.budgets.speed if limit.timed else None
     latency = next((t for t in targets if t.kind == "latency"), None)
 
     def choose(step: int, tighter: float = 1.0) -> dict[str, NDArray[np.int64]]:
         if targets:
-            return _within(limit.budgets.at(step), rankings, targets, tighter)
+            return chosen(limit.budgets.at(step), rankings, targets, tighter)
         return _by_ratio(groups, rankings, dataclasses.replace(options, ratio=limit.ratio), step)
 
     with run.stage("decide"):
@@ -156,7 +161,7 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
             step, removed, times = limit.budgets.on_steps(
                 rankings, targets, finer_steps(options.align, FLOOR)
             )
-            run.notes += _finer(step, options, times)
+            notes = _finer(step, options, times)
         elif speed is None:
             removed = choose(step)
         elif latency is None:
@@ -164,15 +169,17 @@ def decide(run: Run[Options], groups: list[Group], rankings: Mapping[str, Rankin
         else:
             steps = finer_steps(options.align)
             try:
-                step, removed = until_met(speed, latency, choose, steps)
+                step, removed = until_met(
+                    speed, latency, choose, steps, partial(limit.budgets.most, rankings)
+                )
             except NothingToPrune as error:
                 raise NothingToPrune(f"{error} {beyond(speed.analysis, groups, speed.bench)}") from error
             if step != steps[0]:
-                run.notes.append(
+                notes.append(
                     f"widths are on multiples of {step}: on {steps[0]} no cut came within 5 % of {latency.text}"
                 )
     _log.info("%d of %d units go", sum(map(len, removed.values())), sum(g.units for g in groups))
-    return Decision(groups, removed, step, "+".join(t.text for t in targets), speed)
+    return Decision(groups, removed, step, "+".join(t.text for t in targets), speed, notes)
 
 
 def _finer(step: int, options: Options, times: float) -> list[str]:
@@ -182,32 +189,6 @@ def _finer(step: int, options: Options, times: float) -> list[str]:
         return []
     why = f"loses {times:.2g} times as much by the samples" if np.isfinite(times) else "can't meet it"
     return [f"Widths are on multiples of {step}: a cut on {wide} {why}, but may be faster (--align {wide})."]
-
-
-def _within(
-    budgets: Budgets, rankings: Mapping[str, Ranking], targets: tuple[Target, ...], tighter: float
-) -> dict[str, NDArray[np.int64]]:
-    """Choose under targets; where the predicted latency doesn't fall so far, MACs stand in for it.
-
-    Widths below a step of the kernels aren't predicted, and a small model's time may be none of its layers': what was
-    chosen is timed in any case.
-    """
-    try:
-        return budgets.choose(rankings, targets, {"latency": tighter})
-    except NothingToPrune:
-        if not any(t.kind == "latency" and t.relative for t in targets):
-            raise
-        stand_in = tuple(
-            dataclasses.replace(t, kind="macs", value=min(t.value * tighter, 1.0))
-            if t.kind == "latency"
-            else t
-            for t in targets
-        )
-        try:
-            return budgets.choose(rankings, stand_in)
-        except NothingToPrune:
-            pass
-        raise
 
 
 def _by_ratio(

@@ -18,7 +18,8 @@ from onnxprune.options.kinds import texts_of
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
 from onnxprune.progress import Whole
-from onnxprune.pruning.decision import Decision, limit_of
+from onnxprune.pruning.aimed import fitted
+from onnxprune.pruning.decision import Decision, Limit, limit_of
 from onnxprune.pruning.journey import Result, analysis_of, carry_out, planned
 from onnxprune.pruning.journey import prune as prune_one
 from onnxprune.pruning.on_samples import FromSamples, admitted
@@ -94,13 +95,13 @@ def prune(
     whole = Whole(run.progress, "family", 2 * len(targets))
     run = dataclasses.replace(run, progress=whole)
     members, failure = _decided(run, targets, whole)
-    for number, (saliency, decision) in enumerate(
+    for number, (saliency, limit, decision) in enumerate(
         members, 1
     ):  # one by one, so that each is there when it is done
         member, (target,) = saliency.run, texts_of(saliency.run.options.target)
         whole.at(len(targets) + number, target)
         with together():
-            candidate = saliency.refit(decision)
+            candidate = fitted(member, saliency, limit, decision)
             plan = planned(member, saliency.analysis, candidate.decision)
             results[target] = carry_out(member, candidate, plan, paths[target])
             each(target, results[target])
@@ -116,9 +117,9 @@ def _member(run: Run[Options], target: str) -> Run[Options]:
 
 def _decided(
     run: Run[Options], targets: Sequence[str], whole: Whole
-) -> tuple[list[tuple[FromSamples, Decision]], OnnxPruneError | None]:
+) -> tuple[list[tuple[FromSamples, Limit, Decision]], OnnxPruneError | None]:
     """Return what each member loses, up to the first that can't be had, and why that one can't."""
-    members: list[tuple[FromSamples, Decision]] = []
+    members: list[tuple[FromSamples, Limit, Decision]] = []
     saliency: FromSamples | None = None
     speed: Speed | None = None
     for number, target in enumerate(targets, 1):
@@ -130,7 +131,7 @@ def _decided(
             else:
                 saliency = saliency.again(member)
             limit = limit_of(member, saliency.analysis, saliency.groups, speed and speed.again())
-            members.append((saliency, admitted(decide_in_steps(member, saliency, limit))))
+            members.append((saliency, limit, admitted(decide_in_steps(member, saliency, limit))))
         except OnnxPruneError as error:
             return members, error
         speed = limit.budgets.speed

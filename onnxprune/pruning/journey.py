@@ -20,6 +20,7 @@ from onnxprune.cut.cuts import copies_of, cuts_of
 from onnxprune.cut.put_back import Carried, Failed, Removed, carry
 from onnxprune.cut.rewrite import Rewritten
 from onnxprune.errors import ModelError, UsageError, VerificationError
+from onnxprune.files.commit import together
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.choices import opened as experts_opened
 from onnxprune.graph.inline import inline, notes_of
@@ -36,6 +37,7 @@ from onnxprune.model import Model
 from onnxprune.options.granularity import CHANNELS, EXPERTS
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import family_of
+from onnxprune.pruning.aimed import Judge, fitted, met
 from onnxprune.pruning.decision import Decision, asked, is_asked, limit_of, plan_of, resolve, settled
 from onnxprune.pruning.depth import Shallowed, dropped
 from onnxprune.pruning.depth import planned_with as with_branches
@@ -45,7 +47,7 @@ from onnxprune.pruning.outline import group_line, layers_of
 from onnxprune.pruning.outlook import layer_seconds, outlook, whole_reasons
 from onnxprune.pruning.plan import Plan
 from onnxprune.pruning.proving import proved
-from onnxprune.pruning.report import Report, judged
+from onnxprune.pruning.report import Report
 from onnxprune.pruning.saliency import Candidate, FromWeights, Saliency
 from onnxprune.pruning.schedule import decide_in_steps
 from onnxprune.pruning.search import Floors, within
@@ -127,18 +129,17 @@ def prune(run: Run[Options], output: Path | None, chosen: Callable[[Candidate], 
         if limit.targets and limit.budgets.met(limit.targets):  # by the vocabulary, or by branches, alone
             if isinstance(run, Shallowed):
                 return _fitted_alone(run, output)
-            result = _copy(run, output)
-            result.report.targets = judged(run.options, result.report, limit.budgets, {})
-            return result
+            return _copy(run, output, partial(met, run.options, limit.budgets, {}))
     saliency = saliency_of(run, analysis)
     limit = limit_of(run, saliency.analysis, saliency.groups)
     floors = Floors(run.options.min_agreement, run.options.max_drop)
     if floors:
         candidate = within(run, saliency, limit, floors)
     else:
-        candidate = saliency.refit(decide_in_steps(run, saliency, limit))
+        candidate = fitted(run, saliency, limit, decide_in_steps(run, saliency, limit))
+    result = carry_out(run, candidate, planned(run, saliency.analysis, candidate.decision), output)
     chosen(candidate)
-    return carry_out(run, candidate, planned(run, saliency.analysis, candidate.decision), output)
+    return result
 
 
 def make_plan(run: Run[Options]) -> Plan:
@@ -304,11 +305,8 @@ def carry_out(run: Run[Options], candidate: Candidate, plan: Plan, output: Path 
                 )
         # while the input is still there
         budgets = limit_of(run, analysis, decision.groups, decision.speed).budgets
-        result = _save(
-            run, Result(finished(run, carried.rewritten.model), report, output, plan=plan), staging
-        )
-    report.targets = judged(run.options, report, budgets, decision.removed)
-    return result
+        result = Result(finished(run, carried.rewritten.model), report, output, plan=plan)
+        return _save(run, result, partial(met, run.options, budgets, decision.removed), staging)
 
 
 def planned(run: Run[Options], analysis: Analysis, decision: Decision) -> Plan:
@@ -356,26 +354,28 @@ def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verificati
         report.put_back = [{"group": name, "reason": why} for name, why in carried.put_back.items()]
         if proof is not None:
             report.law1, report.checks, report.notes = proof.law1(), list(proof.checks), list(proof.notes)
-    report.notes = [*run.notes, *candidate.notes, *report.notes]
+    report.notes = [*run.notes, *decision.notes, *candidate.notes, *report.notes]
     report.calibration = None if candidate.fit is None else candidate.fit.to_json()
     return report
 
 
-def _save(run: Run[Options], result: Result, staging: Staging | None = None) -> Result:
+def _save(run: Run[Options], result: Result, judge: Judge, staging: Staging | None = None) -> Result:
     report = result.report
     tell(run, report, result.changed)
     tell_depth(run, report)
-    write_ids(run, result.path)
-    before, after = save(run, result, staging)
-    report.before = dataclasses.replace(report.before, bytes=before)
-    report.after = dataclasses.replace(report.after, bytes=after)
-    report.seed = run.options.seed
-    said = "" if result.path is None else write_config(run.source, result.changed, result.path)
+    with together():  # nothing is written where a target turns out to be missed
+        write_ids(run, result.path)
+        before, after = save(run, result, staging)
+        report.before = dataclasses.replace(report.before, bytes=before)
+        report.after = dataclasses.replace(report.after, bytes=after)
+        report.targets = judge(report)
+        report.seed = run.options.seed
+        said = "" if result.path is None else write_config(run.source, result.changed, result.path)
     report.notes += [said] if said else []
     return result
 
 
-def _copy(run: Run[Options], output: Path | None) -> Result:
+def _copy(run: Run[Options], output: Path | None, judge: Judge = lambda report: []) -> Result:
     """Give the input back, byte for byte, where nothing is to be cut."""
     parameters = count_parameters(run.model)
     try:
@@ -388,10 +388,8 @@ def _copy(run: Run[Options], output: Path | None) -> Result:
         decision = _nothing(run, analysis)
         plan = plan_of(run.sha256(), run.options, analysis, decision)
         report = _report(run, Candidate(analysis, decision, analysis.restored), None)
-    return _save(
-        run,
-        Result(finished(run, run.model), report, output, plan=with_branches(run, planned_with(run, plan))),
-    )
+    whole = with_branches(run, planned_with(run, plan))
+    return _save(run, Result(finished(run, run.model), report, output, plan=whole), judge)
 
 
 def _nothing(run: Run[Options], analysis: Analysis) -> Decision:

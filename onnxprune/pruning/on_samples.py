@@ -186,7 +186,8 @@ class FromSamples:
 
     def _removed(self, limit: Limit, weights: Mapping[str, float]) -> dict[str, NDArray[Any]]:
         """Return what goes if errors weigh so much."""
-        rankings, budgets = self._weighed(weights) | self.more, limit.budgets
+        rankings = self._weighed(weights) | self.more
+        budgets = dataclasses.replace(limit.budgets, rough=True, _finer={})
         if limit.timed:
             removed = budgets.choose(rankings, limit.targets)
         else:

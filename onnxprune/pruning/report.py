@@ -19,7 +19,7 @@ from onnxprune.graph.groups import Frozen
 from onnxprune.graph.reasons import reasons
 from onnxprune.graph.size import Size
 from onnxprune.options.pruning import Options
-from onnxprune.pruning.budgets import Budgets
+from onnxprune.pruning.budgets import HOLDS, Budgets
 from onnxprune.pruning.targets import parse_target
 from onnxprune.report import page
 from onnxprune.report.known import known, say
@@ -318,7 +318,8 @@ def judged(
             before, after = budgets.dense(target.kind), budgets.exact(target.kind, removed)
         if before and after is not None:
             asked = target.value * before if target.relative else target.value
-            holds = after <= asked * getattr(leaf, "NEAR", 1.001)
+            near = leaf.near(report) if hasattr(leaf, "near") else HOLDS
+            holds = after <= asked * near
             label = {"target": target.text, "unit": getattr(leaf, "UNIT", "")}
             verdicts.append({**label, "asked": asked, "got": after, "holds": holds})
     return verdicts

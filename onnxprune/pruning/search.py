@@ -16,6 +16,7 @@ from onnxprune.errors import CalibrationError, NothingToPrune
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
+from onnxprune.pruning.aimed import fitted
 from onnxprune.pruning.decision import Limit, decide
 from onnxprune.pruning.saliency import Candidate, Saliency
 from onnxprune.pruning.schedule import decide_in_steps
@@ -129,13 +130,13 @@ def within(run: Run[Options], saliency: Saliency, limit: Limit, floors: Floors) 
 
     def fit(targets: tuple[Target, ...]) -> Candidate:
         asked = replace(limit, targets=targets)
-        return saliency.refit(decide(run, saliency.groups, saliency.rankings(asked), asked))
+        return fitted(run, saliency, asked, decide(run, saliency.groups, saliency.rankings(asked), asked))
 
     if not limit.targets:
         return largest(fit, floors, run.progress)
     decision = decide_in_steps(run, saliency, limit)
     saliency.restart()  # steps on the way to the target are none to less
-    first = saliency.refit(decision)
+    first = fitted(run, saliency, limit, decision)
     return meeting_floors(first, fit, floors, limit.budgets.shares(limit.targets), run.progress)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -140,8 +141,16 @@ def segment_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
     --------
     >>> segment_lines([{"before": 0.2, "after": 0.1, "why": ""}, {"before": 0.0, "after": 0.0, "why": "no gradients"}])
     ['fitted 1 of 2 blocks of layers together: error on held-out samples 0.500 times what it was']
+    >>> segment_lines([{"before": 0.0, "after": 0.0, "why": "no gradients"}] * 2)
+    ['fitted none of 2 blocks of layers together: 2 x no gradients']
     """
     ratios = [line["after"] / line["before"] for line in segments if line["after"] < line["before"]]
+    if segments and not ratios:
+        reasons = Counter(line["why"] or "no nearer on held-out samples" for line in segments).most_common(
+            NAMED
+        )
+        why = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        return [f"fitted none of {len(segments)} blocks of layers together: {why}"]
     if not ratios:
         return []
     return [

@@ -12,6 +12,7 @@ from onnxprune.errors import NothingToPrune
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
 from onnxprune.options.tuning import TuneOptions
+from onnxprune.pruning.aimed import fitted
 from onnxprune.pruning.decision import Limit, decide, limit_of
 from onnxprune.pruning.journey import Result, analysis_of, carry_out, planned
 from onnxprune.pruning.on_samples import FromSamples, admitted
@@ -129,7 +130,7 @@ class Cuts:
             made = saliency.calibration
             made.settings = dataclasses.replace(made.settings, recovery=recovery_of(width.recover))
         decision = admitted(decide(run, saliency.groups, saliency.rankings(limit), limit))
-        candidate = saliency.refit(decision)
+        candidate = fitted(run, saliency, limit, decision)
         return carry_out(run, candidate, planned(run, saliency.analysis, candidate.decision), output)
 
     @property

@@ -57,6 +57,27 @@ def test_pad_that_crops() -> None:
     assert linear_gap(proto, X) < CLOSE
 
 
+@pytest.mark.parametrize(
+    ("opset", "axis", "largest"), [(9, 1, 1), (10, -1, 1), (11, 1, 0), (17, -1, 1), (24, 0, 1)]
+)
+def test_the_largest_of_an_axis(opset: int, axis: int, largest: int) -> None:
+    attrs = {"largest": largest} if opset >= 11 else {}
+    weights = {"k": i64(2)}
+    if opset < 10:
+        attrs["k"], weights = 2, {}
+    top = helper.make_node("TopK", ["x", *weights], ["top", "i"], axis=axis, **attrs)
+    proto = model([top, node("Mul", "top", "top")], X, weights, opset)
+    assert disagreement(proto, X, ["x"]) < CLOSE
+
+
+def test_scores_that_are_masked_by_infinity() -> None:
+    """Zeros times what is infinite would be no numbers."""
+    mask = np.array([[0, -np.inf, 0, 0, 0]], np.float32)
+    top = helper.make_node("TopK", ["masked", "k"], ["top", "i"], axis=-1)
+    nodes = [node("Add", "x", "mask", out="masked"), top, node("Tanh", "top")]
+    assert disagreement(model(nodes, X, {"mask": mask, "k": i64(2)}), X, ["x"]) < CLOSE
+
+
 @pytest.mark.parametrize("opset", [11, 13, 18])
 def test_split_of_which_a_part_is_read(opset: int) -> None:
     sizes = {"split": [1, 2, 1]} if opset < 13 else {}

@@ -1,5 +1,6 @@
 """A budget and a floor: both hold, or it is refused with what would."""
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from onnxprune import cli
 from onnxprune.api import family
 from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
 from onnxprune.options.target import Target
+from onnxprune.pruning import decision
 from onnxprune.pruning.search import FRONTIER, Floors, largest, meeting_floors
 from pruning.test_calibrated import images, residual, run
 
@@ -121,6 +123,16 @@ def test_both_hold_end_to_end() -> None:
     original = found.calibration["original"]
     assert original["agreement"] >= 0.8
     assert original["accuracy"]["after"] >= original["accuracy"]["before"] - 20.0
+
+
+def test_notes_are_those_of_the_cut_that_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial decides anew, and may say what it does of widths."""
+    numbers = itertools.count()
+    monkeypatch.setattr(decision, "_finer", lambda *given: [f"trial {next(numbers)}"])
+    model, x = residual(), images(400)
+    notes = onnxprune.prune(model, min_agreement=0.8, calib={"x": x}, **QUICK).report.notes
+    assert next(numbers) > 2
+    assert len([note for note in notes if note.startswith("trial")]) == 1
 
 
 @pytest.mark.parametrize("steps", [1, 2])
