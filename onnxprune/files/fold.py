@@ -5,6 +5,7 @@ What was not edited comes back to the byte; what has been added goes to the inne
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -182,7 +183,7 @@ class _Fold:
             if at is not None and not (is_entry(node)):
                 inside.setdefault(at, []).append(node)
         names = self._own_names()
-        calls = {new: old for j in self.joints.values() for new, old in table(self.nodes[j], "nodes")}
+        calls = self._calls(inside.values())
         self.tensors, stay = self._apart(graph.initializer, lambda t: self.weights.get(t.name, ""))
         if self.tensors or self.lost:
             del graph.initializer[:]
@@ -194,6 +195,16 @@ class _Fold:
         nodes = [self._closed(node, inside, names, calls) for node in inside.get("", ())]
         del graph.node[:]
         graph.node.extend(nodes)
+
+    def _calls(self, graphs: Iterable[Sequence[NodeProto]]) -> dict[str, str]:
+        """Return the own names of nodes that are called otherwise, but where what came from elsewhere is called so."""
+        calls = {new: old for j in self.joints.values() for new, old in table(self.nodes[j], "nodes")}
+        for nodes in graphs:
+            often = Counter(calls.get(node.name, node.name) for node in nodes)
+            for node in nodes:
+                if node.name in calls and often[calls[node.name]] > 1:
+                    del calls[node.name]
+        return calls
 
     def _own_names(self) -> dict[str, str]:
         """Return what is called otherwise in a body, for what stays in one."""

@@ -5,7 +5,8 @@ Exporters leave such nodes behind where a size was compared with a number. Rules
 1. The condition is *decided* if it follows from weights (that are no graph inputs) and from sizes that ONNX's inference
    proves for all sizes of the dynamic axes. What depends on any other size stays open, whatever a guess of it gives.
 2. The branch's nodes, weights and declared types stand where the `If` stood; its outputs have the names of the
-   `If`'s. Another name stays as it is unless it is taken.
+   `If`'s. Another name stays as it is unless it is taken, those of nodes too: a graph may have none twice, but bodies
+   beside each other may.
 3. That is repeated until nothing is decided any more, so that nested ones go too. An `If` in the body of a Loop, a Scan
    or an undecided `If` stays.
 4. What no output needs then goes: what led to the condition, and what only other branches read.
@@ -188,11 +189,16 @@ def _inlined(model: Model, decided: Mapping[str, bool]) -> Model:
     """Put branches in the place of their `If`s, in place."""
     graph = model.proto.graph
     taken, made = set(all_names(model.proto)), Counter(made_in(graph))
+    going = [_is_if(node) and node.input[0] in decided for node in graph.node]
+    called = {node.name for node, goes in zip(graph.node, going, strict=True) if not goes}
     nodes: list[NodeProto] = []
-    for node in graph.node:
-        if _is_if(node) and node.input[0] in decided:
+    for node, goes in zip(graph.node, going, strict=True):
+        if goes:
             made.subtract(name for body in subgraphs(node) for name in made_in(body))
-            nodes += _branch(node, decided[node.input[0]], graph, (taken, made))
+            inner = _branch(node, decided[node.input[0]], graph, (taken, made))
+            for one in inner:
+                one.name = _fresh(one.name, called) if one.name else ""
+            nodes += inner
         else:
             nodes.append(node)
     copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
@@ -222,7 +228,7 @@ def _branch(
             copies.append((value.name, output))
     for inner in (*own, *weights):  # names of bodies beside each other may be equal
         if inner not in names:
-            names[inner] = _fresh(inner, taken) if made[inner] > 0 else inner
+            names[inner] = _fresh(f"{inner}_1", taken) if made[inner] > 0 else inner
             made[names[inner]] += 1
     for tensor in body.initializer:
         graph.initializer.add().CopyFrom(tensor)
@@ -242,6 +248,6 @@ def _branch(
 
 
 def _fresh(name: str, taken: set[str]) -> str:
-    new = fresh_name(f"{name}_1", taken)
+    new = fresh_name(name, taken)
     taken.add(new)
     return new

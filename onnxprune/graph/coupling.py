@@ -252,6 +252,7 @@ class _Row:
 
     def run(self) -> None:
         applied, row, ins, outs = self.applied, self.row, self.fitted.ins, self.fitted.outs
+        self.space.by = title_of(applied.node)
         for axes, dims in zip(ins, applied.ins, strict=False):
             for axis, dim in zip(axes or (), dims or (), strict=True):
                 self.bind(axis, dim)
@@ -266,7 +267,7 @@ class _Row:
             else:
                 applied.outs.append(tuple(self.dim(a, n) for a, n in zip(axes, shape, strict=True)))
         for letter, index in row.pinned.items():
-            why = f"picked by {title_of(applied.node)}"
+            why = f"picked by {self.space.by}"
             self.space.lock(self.letters[letter], why, index=np.asarray(index, np.int64))
         self.close()
 
@@ -275,8 +276,7 @@ class _Row:
         for name, lock in facts.locks:
             if name in self.letters:
                 why = self.row.why.get(name) or self.row.why.get(name.partition(".")[0]) or _LOCKED[lock]
-                why = f"{why} ({title_of(self.applied.node)})"
-                self.space.lock(self.letters[name], why, soft=lock == "~")
+                self.space.lock(self.letters[name], f"{why} ({self.space.by})", soft=lock == "~")
         self.applied.contracted = facts.contracted
         macs = self.row.macs or facts.macs
         self.applied.macs = tuple(tuple(self.dim(Letter(n), 1) for n in names) for names in macs)

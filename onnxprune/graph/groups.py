@@ -223,10 +223,7 @@ def _family(
         for root in open_roots(space, solution, instance.dims):
             number = solution.units_of(root, space.sizes[root])
             owned[number[number >= 0]] = True
-    for root, first in solution.start.items():  # a unit that is a whole axis can't go
-        unit = solution.unit[first : first + space.sizes[root]]
-        if unit[0] >= 0 and (unit == unit[0]).all():
-            owned[unit[0]] = False
+    owned[list(solution.entire)] = False
     group_of, local, count = _by_signature(space, solution, owned)
     members, names, params = members_of(weights, solution, group_of, local, count)
     extents = extents_of(weights, solution, group_of, local, count)
@@ -316,7 +313,10 @@ def _frozen(weights: Weights, families: list[Family]) -> list[Frozen]:
 
 
 def _all_frozen(solution: Solution, root: int, size: int) -> bool:
-    return root not in solution.start or bool((solution.units_of(root, size) < 0).all())
+    if root not in solution.start:
+        return True
+    unit = solution.units_of(root, size)
+    return bool(((unit < 0) | np.isin(unit, list(solution.entire))).all())
 
 
 def check_closed(space: Space, masks: Mapping[int, NDArray[np.bool_]]) -> None:

@@ -4,7 +4,7 @@ A function that is called twice can't be cut in two ways, so functions are inlin
 refused recursive functions and those that inline to more nodes than it allows. Sequences and optionals whose tensors
 are known go (`onnxprune.graph.sequences`), and so does an `If` that always takes the same branch
 (`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Weights that are stored
-sparse become dense. Optional outputs that nothing needs go where they would lock axes (`onnxprune.graph.unread`).
+sparse become dense. What no output of the graph needs goes (`onnxprune.graph.unread`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
 from onnxprune.files.protowalk import sparse_value, sparse_weights
 from onnxprune.graph.branches import settle
+from onnxprune.graph.live import idle
 from onnxprune.graph.sequences import dissolved
 from onnxprune.graph.unread import without_unread
 from onnxprune.model import Model
@@ -26,9 +27,16 @@ def inline(model: Model) -> Model:
 
 
 def notes_of(model: Model) -> list[str]:
-    """Return what is to be said of a model that was made one graph: what is stored in another way."""
-    sparse = sum(1 for _ in sparse_weights(model.proto.graph))
-    return [f"{sparse} weights that were stored sparse are dense now"] if sparse else []
+    """Return what is to be said of a model that was made one graph: what is stored in another way, and what is gone."""
+    sparse, dead = sum(1 for _ in sparse_weights(model.proto.graph)), idle(model)
+    notes = [f"{sparse} weights that were stored sparse are dense now"] if sparse else []
+    if dead:
+        notes.append(
+            "1 node that no output needs is gone"
+            if dead == 1
+            else f"{dead} nodes that no output needs are gone"
+        )
+    return notes
 
 
 def dense(model: Model) -> Model:

@@ -9,7 +9,7 @@ from onnx import GraphProto, NodeProto
 from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
 
-__all__ = ["names_of", "needed", "remove"]
+__all__ = ["idle", "names_of", "needed", "remove"]
 
 
 def names_of(model: Model) -> set[str]:
@@ -23,6 +23,7 @@ def needed(model: Model, also: Iterable[str] = ()) -> set[str]:
     """Return the names of the main graph that its outputs need, directly or through others.
 
     Counted as readers: nodes, the bodies (If, Loop, Scan) of nodes, and quantisation annotations of needed tensors.
+    A node without outputs is there for something else than a value, and counts as an output.
 
     Parameters
     ----------
@@ -33,10 +34,11 @@ def needed(model: Model, also: Iterable[str] = ()) -> set[str]:
     graph = model.proto.graph
     made: dict[str, NodeProto] = {name: node for node in graph.node for name in node.output if name}
     notes: dict[str, list[str]] = {}
+    blind = [name for node in graph.node if not any(node.output) for name in node.input]
     for note in graph.quantization_annotation:
         notes.setdefault(note.tensor_name, []).extend(p.value for p in note.quant_parameter_tensor_names)
     names: set[str] = set()
-    stack = [*(value.name for value in graph.output), *also]
+    stack = [*(value.name for value in graph.output), *also, *blind]
     while stack:
         name = stack.pop()
         if not name or name in names:
@@ -47,6 +49,18 @@ def needed(model: Model, also: Iterable[str] = ()) -> set[str]:
         if node is not None:
             stack += [*node.input, *(captured(node) if node.attribute else ()), *node.output]
     return names
+
+
+def idle(model: Model) -> int:
+    """Return how many nodes of the main graph, but for weights, give what no output needs.
+
+    None does where there is training info, which may read anything by its name.
+    """
+    if model.proto.training_info:
+        return 0
+    live = needed(model)
+    nodes = (n for n in model.proto.graph.node if any(n.output) and n.output[0] not in model)
+    return sum(live.isdisjoint(n.output) for n in nodes)
 
 
 def remove(model: Model, names: Iterable[str]) -> None:
@@ -72,7 +86,7 @@ def remove(model: Model, names: Iterable[str]) -> None:
 
 
 def _dead(node: NodeProto, gone: set[str]) -> bool:
-    return all(name in gone for name in node.output if name)
+    return any(node.output) and all(name in gone for name in node.output if name)
 
 
 def _forget(graph: GraphProto, gone: set[str]) -> None:

@@ -21,18 +21,25 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.graph.components import components
+
 Ints = NDArray[np.int64]
 NONE = np.iinfo(np.int64).max  # "no reason": larger than any reason's number
 
 
 @dataclass(frozen=True)
 class Link:
-    """Elements ``a[ia]`` and ``b[ib]`` are the same channels, pairwise."""
+    """Elements ``a[ia]`` and ``b[ib]`` are the same channels, pairwise, as the node says that is named."""
 
     a: int
     ia: Ints
     b: int
     ib: Ints
+    by: str = ""
+
+    def says(self, reason: str) -> str:
+        """Return a reason with the node's title behind it."""
+        return f"{reason} ({self.by})" if self.by else reason
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Space:
     )  # dim, indices, soft, reason
     _parent: list[int] = field(default_factory=list)
     shares: dict[int, float] = field(default_factory=dict)  # root dim -> 1 / the samples that it holds
+    by: str = ""  # title of the node that links are made for
 
     def new(self, size: int) -> int:
         """Return a new dim of the given size."""
@@ -99,7 +107,7 @@ class Space:
 
     def link(self, a: int, ia: Ints, b: int, ib: Ints) -> None:
         """Say that ``a[ia]`` and ``b[ib]`` are the same channels, pairwise."""
-        self.links.append(Link(a, ia, b, ib))
+        self.links.append(Link(a, ia, b, ib, self.by))
 
     def product(self, whole: int, factors: tuple[int, ...]) -> None:
         """Say that ``whole`` is the row-major product of ``factors``."""
@@ -127,6 +135,8 @@ class Solution:
         For each product of the space, the number of its factor that may be cut, -1 where none may.
     ambiguous : frozenset of int
         Products that had more than one factor to choose from.
+    entire : dict
+        Free unit that is all of an axis, and so can't go -> why.
     """
 
     start: dict[int, int]
@@ -137,6 +147,7 @@ class Solution:
     reasons: list[str]
     chosen: list[int]
     ambiguous: frozenset[int]
+    entire: dict[int, str]
 
     def units_of(self, root: int, size: int) -> Ints:
         """Return the unit of each index of a root dim, -1 where frozen."""
@@ -146,31 +157,13 @@ class Solution:
         return self.unit[first : first + size]
 
     def why(self, root: int, index: int = 0) -> str:
-        """Return why an element is frozen, or an empty string."""
+        """Return why an element can't go, or an empty string."""
         number = self.whole.get(root, NONE)
         if number == NONE and root in self.start:
             number = int(self.reason[self.start[root] + index])
-        return "" if number == NONE else self.reasons[number]
-
-
-def components(n: int, u: Ints, v: Ints) -> Ints:
-    """Return for each of ``n`` elements the least element that is connected with it through pairs ``u``-``v``.
-
-    Min-label hooking with full shortcutting (Shiloach and Vishkin, J. Algorithms 1982), a few vectorised rounds.
-    """
-    label = np.arange(n, dtype=np.int64)
-    while True:
-        a, b = label[u], label[v]
-        open_ = a != b
-        if not open_.any():
-            return label
-        u, v, a, b = u[open_], v[open_], a[open_], b[open_]
-        np.minimum.at(label, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            shorter = label[label]
-            if np.array_equal(shorter, label):
-                break
-            label = shorter
+        if number != NONE:
+            return self.reasons[number]
+        return self.entire.get(int(self.unit[self.start[root] + index]), "") if root in self.start else ""
 
 
 def _factor_index(sizes: tuple[int, ...], k: int) -> Ints:
@@ -279,7 +272,8 @@ def solve(space: Space, *, allow_inexact: bool = False, inner_first: bool = Fals
         blocked |= worse
     unit, inexact = _units(label, reason, soft)
     ambiguous = frozenset(n for n, o in enumerate(options) if len(o) > 1)
-    return Solution(start, unit, reason, inexact, whole.frozen, whole.reasons, chosen, ambiguous)
+    entire = _entire(space, start, unit)
+    return Solution(start, unit, reason, inexact, whole.frozen, whole.reasons, chosen, ambiguous, entire)
 
 
 def _number_elements(space: Space, frozen: dict[int, int]) -> tuple[dict[int, int], int]:
@@ -329,7 +323,8 @@ def _link_edges(space: Space, whole: _Whole, start: dict[int, int], total: int) 
             vs.append(start[b] + link.ib)
         elif a in start or b in start:
             root, index, other = (a, link.ia, b) if a in start else (b, link.ib, a)
-            np.minimum.at(reason, start[root] + index, whole.frozen[other])
+            number = whole.frozen[other] or whole.number(link.says("by itself an axis of one element"))
+            np.minimum.at(reason, start[root] + index, number)
     for root, index, number in whole.partial:
         if root in start:
             np.minimum.at(reason, start[root] + index, number)
@@ -384,3 +379,19 @@ def _units(label: Ints, reason: Ints, soft: NDArray[np.bool_]) -> tuple[Ints, ND
     inexact = np.zeros(roots.size, bool)
     inexact[units[free & soft]] = True
     return units, inexact
+
+
+def _entire(space: Space, start: dict[int, int], unit: Ints) -> dict[int, str]:
+    """Find the units that are all of an axis, with the first link that joins elements of them."""
+    found = {}
+    for root, first in start.items():
+        own = unit[first : first + space.sizes[root]]
+        if own[0] >= 0 and (own == own[0]).all():
+            found[int(own[0])] = "all channels of an axis are one unit"
+    entire = dict(found)
+    for link in space.links if found else ():
+        root = space.find(link.a)
+        if root in start:
+            joined = np.unique(unit[start[root] + link.ia]).tolist()
+            entire |= {number: link.says(found.pop(number)) for number in joined if number in found}
+    return entire

@@ -1,5 +1,6 @@
-"""Optional outputs that no output of the graph needs: a node that gives them is one that doesn't.
+"""What no output of the graph needs goes, so that it locks no channels: nodes, and optional outputs of other nodes.
 
+A node that nothing needs can't stay where it is: it would have to fit what it reads after the cut, or be cut itself.
 The indices of a MaxPool count through its channels, and the average of a LayerNorm is over its width, so that neither
 can be cut. Exporters declare them where nothing reads them, or where only what is dead itself does. Ops with such
 outputs say so (``Trait.ASIDE``).
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.files.protowalk import captured
-from onnxprune.graph.live import names_of, needed, remove
+from onnxprune.graph.live import idle, names_of, needed, remove
 from onnxprune.model import Model
 from onnxprune.ops import Trait, traits_of
 
@@ -18,21 +19,21 @@ __all__ = ["without_unread"]
 
 
 def without_unread(model: Model) -> Model:
-    """Return a model without optional outputs that are of no use, and what reads them: the same one if it has none.
+    """Return a model without nodes and optional outputs that are of no use: the same one if it has none, else a fork.
 
     Parameters
     ----------
     model : Model
         Without local functions. With training info, which reads by name, it stays as it is.
     """
-    if not any(True for _ in _optional(model)) or model.proto.training_info:
+    if model.proto.training_info:
         return model
-    used = _used(model)
+    used = _used(model) if any(True for _ in _optional(model)) else set()
     names = {name for _, _, name in _optional(model) if name not in used}
-    if not names:
+    if not names and not idle(model):
         return model
     fork = model.fork()
-    remove(fork, names_of(fork) - needed(fork))  # what is dead reads them, perhaps
+    remove(fork, names_of(fork) - needed(fork))
     for node, slot, name in list(_optional(fork)):
         if name in names:
             graph_node = fork.proto.graph.node[node]

@@ -167,13 +167,13 @@ def tensor_scatter(node: Node) -> Row | Refusal:
 
 @op("DFT")
 def fourier(node: Node) -> Row | Refusal:
-    """Axes that are not transformed pass."""
+    """Axes that are not transformed pass; the last one holds parts of complex numbers, however long the others are."""
     rank = node.rank()
     given = int(node.value(2)) if node.has(2) else node.attr("axis", 1 if node.opset < 20 else -2)
     letters, axis = list(names(rank)), normal(int(given), rank)
     left = text(mark(letters, [axis, rank - 1]))
     right = text([*(f"t{i}!" if i == axis else name for i, name in enumerate(letters[:-1])), "t!"])
-    return Row(f"{left} -> {right}", why={letters[axis]: "transformed"})
+    return Row(f"{left} -> {right}", sizes={"t": node.out_shape()[-1]}, why={letters[axis]: "transformed"})
 
 
 @op("STFT")

@@ -240,7 +240,7 @@ class _Search:
             for site in sites:
                 root = self.roots[site]
                 units = family.solution.units_of(root, size)
-                free |= units >= 0
+                free |= (units >= 0) & ~np.isin(units, list(family.solution.entire))
                 for group in family.groups:
                     in_group = np.isin(units, family.numbers[group.name])
                     if in_group.any() and group.name not in seen:
@@ -293,7 +293,10 @@ class _Search:
                     return solution.why(root) == why
                 first = solution.start[root]
                 numbers = set(solution.reason[first : first + size].tolist())
-                return any(n < len(solution.reasons) and solution.reasons[n] == why for n in numbers)
+                units = set(solution.units_of(root, size).tolist())
+                return any(n < len(solution.reasons) and solution.reasons[n] == why for n in numbers) or any(
+                    solution.entire.get(unit) == why for unit in units
+                )
 
             paths = self._paths(sites, same)
             ends = [(len(paths[s]), *end) for end in self._culprits(why) if (s := end[0]) in paths]

@@ -366,6 +366,6 @@ def _value(array: Array, kind: int) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """Return the sentence in an error of onnxruntime."""
+    """Return the sentence in an error of onnxruntime, without its full stop: it is put into others."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
-    return " ".join(text.split())[:300]
+    return " ".join(text.split())[:300].rstrip(".")

@@ -133,6 +133,24 @@ def test_what_is_laid_open_closes_to_the_same_bytes(build: Any) -> None:
     assert opened.fold().unfold().proto == opened.proto
 
 
+def test_nodes_that_leave_their_bodies_are_told_apart() -> None:
+    """What is wanted of both branches stands in one graph, which may name no node twice."""
+    original = shared()
+    for branch in original.graph.node[0].attribute:
+        for number, inner in enumerate(branch.g.node):
+            inner.name = f"node_{number}"
+    opened = Model.load(original).unfold()
+    made = [n.output[0] for n in opened.proto.graph.node if n.op_type == "Relu"]
+    assert len(made) == 2
+    hoisted, _ = opened.session_parts(made)
+    proto = onnx.ModelProto.FromString(hoisted)
+    proto.graph.output.extend(info(name, ["N", 16]) for name in made)
+    values = run(proto, feeds(True, 2, 0))
+    np.testing.assert_array_equal(values[1], values[2])
+    names = [n.name for n in proto.graph.node]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("build", [build for build, _ in CASES.values()])
 def test_weights_stay_in_their_bodies(build: Any) -> None:
     original = build()

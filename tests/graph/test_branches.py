@@ -189,6 +189,22 @@ def test_what_depends_on_the_input_stays(kind: str) -> None:
     assert same.model.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
 
+def test_names_of_nodes_are_told_apart() -> None:
+    """Bodies may name their nodes as the graph around them does, and as each other; one graph may not."""
+    b = Builder(7)
+    x, yes = b.op("Relu", [b.conv("x", "conv", 3, 16)], "relu"), b.constant("yes", np.array(True))
+    for n in range(3):
+        then = body(ops("Abs", "Relu", source=x), ["t1"])
+        for inner, name in zip(then.node, ("conv", "relu_1"), strict=True):
+            inner.name = name
+        x = b.op("If", [yes], f"if{n}", then_branch=then, else_branch=other(x))
+    model = b.model({"x": ["N", 3, 8, 8]}, b.conv(x, "last", 16, 4))
+    names = [n.name for n in inline(Model.load(model)).proto.graph.node]
+    assert len(set(names)) == len(names)
+    assert {"conv", "relu", "relu_1"} <= set(names)
+    assert exact(model, half(model)) < 0.62
+
+
 def test_nothing_to_cut_gives_the_input_back() -> None:
     model = decided("nested")
     same = onnxprune.prune(model, ratio=0)

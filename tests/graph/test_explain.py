@@ -1,17 +1,19 @@
 """`onnxprune explain`: what goes with an axis, through which nodes, and what freezes it."""
 
 import json
+import re
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import onnx
 import pytest
 from nets import build, node, normal
 from small_models import MODELS, attention, chain, residual
 
-from onnxprune.api import explain
+from onnxprune.api import explain, prune
 from onnxprune.cli import main
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPrune, UsageError
 
 
 def concat() -> onnx.ModelProto:
@@ -113,3 +115,38 @@ def test_every_small_model_can_be_explained() -> None:
             if len(initializer.dims):
                 for line in explain(model, initializer.name).axes:
                     assert line.groups or line.frozen
+
+
+def picked(*, apart: bool) -> onnx.ModelProto:
+    """A layer of 16 channels, each of which is taken apart, or is bound to its neighbour."""
+    parts = [f"p{n}" for n in range(16)]
+    nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "r")]
+    if apart:
+        nodes += [onnx.helper.make_node("Split", ["r"], parts, name="each", axis=-1)]
+        nodes += [onnx.helper.make_node("Concat", parts[2:9], ["c"], name="some", axis=-1)]
+    else:
+        nodes += [node("Slice", "r one far last", "front"), node("Slice", "r zero end last", "back")]
+        nodes += [node("Sub", "front back", "c")]
+    numbers = {"one": [1], "far": [99], "last": [-1], "zero": [0], "end": [-1]}
+    weights = {"w1": normal(8, 16), "w2": normal(7 if apart else 15, 4)}
+    if not apart:
+        weights |= {name: np.array(value) for name, value in numbers.items()}
+    return build([*nodes, node("MatMul", "c w2", "y")], weights, ("N", 8))
+
+
+@pytest.mark.parametrize(
+    ("apart", "why"),
+    [
+        (True, "by itself an axis of one element (Split"),
+        (False, "all channels of an axis are one unit (Slice"),
+    ],
+)
+def test_an_axis_that_cannot_go_by_parts_says_why(apart: bool, why: str) -> None:
+    model = picked(apart=apart)
+    (line,) = explain(model, "w1", 1).axes
+    (told,) = line.frozen
+    assert told["channels"] == 16
+    assert told["reason"].startswith(why)
+    assert told["path"][-1].startswith(("Split", "Slice"))
+    with pytest.raises(NothingToPrune, match=re.escape(why)):
+        prune(model, ratio=0.5)

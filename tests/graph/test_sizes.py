@@ -122,3 +122,20 @@ def test_scales_are_an_attribute_in_old_models(version: int) -> None:
     for height, width in ((8, 8), (5, 11)):
         x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
         np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+def test_the_parts_of_complex_numbers_are_two_at_all_sizes() -> None:
+    """The last axis of a DFT, which a Squeeze takes off again, follows no size of an input."""
+    nodes = [
+        node("Conv", "x w1", "h"),
+        node("Unsqueeze", "h last", "u"),
+        node("DFT", "u", "d", axis=3),
+        node("Slice", "d one two last", "s"),
+        node("Squeeze", "s last", "q"),
+        node("Conv", "q w2", "y"),
+    ]
+    numbers = {name: np.array([n]) for name, n in {"last": -1, "one": 1, "two": 2}.items()}
+    weights = {"w1": normal(16, 3, 1, 1), "w2": normal(6, 16, 1, 1), **numbers}
+    model = build(nodes, weights, ("N", 3, "H", "W"))
+    result = onnxprune.prune(model, ratio=0.5, align="none")
+    assert {(c.tensor, c.axis, len(c.removed)) for c in result.report.cuts} == {("w1", 0, 8), ("w2", 1, 8)}

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxprune.graph.components import components
 from onnxprune.graph.groups import check_closed
-from onnxprune.graph.space import NONE, Space, components, solve
+from onnxprune.graph.space import NONE, Space, solve
 
 
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60))

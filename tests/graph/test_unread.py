@@ -1,4 +1,4 @@
-"""Outputs that nothing needs lock nothing: indices of a MaxPool, averages of a LayerNorm."""
+"""What nothing needs locks nothing: dead nodes, indices of a MaxPool, averages of a LayerNorm."""
 
 from __future__ import annotations
 
@@ -81,6 +81,34 @@ def test_indices_that_nothing_needs_lock_no_channels(tmp_path: Path, reader: str
     for shape in [(1, 8, 4, 6), (3, 8, 9, 2), (2, 8, 17, 17)]:
         x = RNG.normal(size=shape).astype(np.float32)
         np.testing.assert_allclose(run(small, x), run(masked, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dead", ["LRN", "Softmax", "Unique", "Conv", "nobody.knows"])
+def test_nodes_that_nothing_needs_lock_no_channels(tmp_path: Path, dead: str) -> None:
+    """They go: what they read may be narrower than they could take."""
+    model, attrs = pooled(), {"LRN": {"size": 3}, "nobody.knows": {"domain": dead}}.get(dead, {})
+    inputs = ["r", "c2"] if dead == "Conv" else ["r"]
+    model.graph.node.append(helper.make_node(dead.replace("nobody.knows", "Odd"), inputs, ["d"], **attrs))
+    model.graph.node.append(helper.make_node("Shape", ["d"], ["e"]))
+    model.graph.initializer.append(_weight("c2", 5, 16, 1, 1))
+    model.opset_import.append(helper.make_opsetid("nobody.knows", 1))
+    onnx.save(model, tmp_path / "in.onnx")
+    result = onnxprune.prune(tmp_path / "in.onnx", tmp_path / "out.onnx", ratio=0.5, align="none")
+    small = onnx.load(tmp_path / "out.onnx")
+    onnx.checker.check_model(small, full_check=True)
+    assert [n.op_type for n in small.graph.node] == ["Conv", "Relu", "MaxPool", "Conv"]
+    assert [t.name for t in small.graph.initializer] == ["a", "b"]
+    assert any(note == "2 nodes that no output needs are gone" for note in result.report.notes)
+    assert run(small, RNG.normal(size=(3, 8, 9, 2)).astype(np.float32)).shape == (3, 3, 4, 1)
+
+
+def test_a_node_without_outputs_stays_with_what_it_reads() -> None:
+    model = pooled()
+    model.graph.node.extend(
+        [helper.make_node("Neg", ["r"], ["n"]), helper.make_node("Say", ["n"], [], domain="own")]
+    )
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    assert [n.op_type for n in inline(Model.load(model)).proto.graph.node][-2:] == ["Neg", "Say"]
 
 
 def test_averages_that_nothing_needs_lock_no_width(tmp_path: Path) -> None:
