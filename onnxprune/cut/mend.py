@@ -153,12 +153,13 @@ class Mender:
         self.writer.set_input(number, edit.slot, result)
 
     def _pick(self, number: int, edit: Pick) -> None:
-        """Put a Gather in front of a node."""
+        """Put a Gather in front of a node; its axis counts from the back, as a batch of one may have been squeezed."""
         name = self.writer.protos[number].input[edit.slot]
+        axis = edit.axis - self.writer.coupling.nodes[number].node.rank(edit.slot)
         index = self.writer.model.add(f"{name}_kept", edit.index)
         self._weigh(index, edit.index)
         result = f"{index}_taken"
-        gather = helper.make_node("Gather", [name, index], [result], name=result, axis=edit.axis)
+        gather = helper.make_node("Gather", [name, index], [result], name=result, axis=axis)
         self.new.visit(gather)
         self.writer.before.setdefault(number, []).append(gather)
         self.writer.set_input(number, edit.slot, result)
