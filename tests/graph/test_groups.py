@@ -294,6 +294,21 @@ def test_an_unknown_op_freezes_its_axes_and_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("body", "weight", "says"),
+    [
+        ("z = Unique(a)", "w1", "which elements there are follows from all of them"),
+        ("z = Trilu(a)\n d = Det(z)", "w1", "Trilu works along it"),
+        ("z = Resize(a, empty, by)", "by", "it sets what Resize"),
+    ],
+)
+def test_reasons_say_why(body: str, weight: str, says: str) -> None:
+    text = f"g (float[6,3] x) => (float[6,6] a, float[n] z) {{ a = MatMul(x, w1)\n {body} }}"
+    found = study(text, w1=(3, 6), by=(2,), empty=(0,)).grouping.frozen
+    assert any(says in f.reason for f in found if f.tensor == weight), found
+    assert not any("must not" in f.reason for f in found)
+
+
 def test_a_shared_vector_does_not_couple_its_readers() -> None:
     found = groups(
         study(
