@@ -172,6 +172,17 @@ def test_an_original_that_does_not_run() -> None:
     assert any("can't load the original" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_an_original_that_runs_on_no_inputs(batch: int | str) -> None:
+    """Floats of fixed shapes have no say in why; other sizes may."""
+    proto = convs([node("CumSum", "h axis", "y")], (batch, 3, 8, 8), {"axis": 0.0}, outputs={"y": F})
+    broken = numpy_helper.from_array(np.array(7), "axis")
+    next(t for t in proto.graph.initializer if t.name == "axis").CopyFrom(broken)
+    found = proved(proto)
+    assert found.status == "not run"
+    assert ("CumSum" in found.unloadable) == (batch == 2)
+
+
 @pytest.mark.parametrize(
     "last",
     [
