@@ -83,7 +83,7 @@ class Mender:
         except TraceError as error:
             raise RewriteError(str(error)) from error
         for name, dims in zip(applied.node.outputs, applied.outs, strict=False):
-            if name in self.old.values:
+            if name in self.old.values and not any(map(self.kept.cut, dims or ())):
                 continue  # a size; its readers are given what they must read, whatever it is now
             shape = self.new.types.get(name, (0, None))[1]
             if dims is not None and shape is not None and shape != self.kept.shape(dims):
@@ -95,10 +95,11 @@ class Mender:
     def _mend(self, number: int, applied: Applied, node: Node) -> None:
         row = applied.row
         assert row is not None
-        if all(name in self.old.values for name in node.outputs if name):
+        made = any(self.kept.cut(d) for dims in applied.outs for d in dims or ())
+        if not made and all(name in self.old.values for name in node.outputs if name):
             self._restore(number, applied)  # the rest computes itself anew
             return
-        touched = any(self.kept.cut(d) for dims in (*applied.ins, *applied.outs) for d in dims or ())
+        touched = made or any(self.kept.cut(d) for dims in applied.ins for d in dims or ())
         wanted: dict[int, NDArray[Any]] = {}
         scaled: list[Multiplied] = []
         if touched:
@@ -153,12 +154,13 @@ class Mender:
         self.writer.set_input(number, edit.slot, result)
 
     def _pick(self, number: int, edit: Pick) -> None:
-        """Put a Gather in front of a node."""
+        """Put a Gather in front of a node; its axis counts from the back, as a batch of one may have been squeezed."""
         name = self.writer.protos[number].input[edit.slot]
+        axis = edit.axis - self.writer.coupling.nodes[number].node.rank(edit.slot)
         index = self.writer.model.add(f"{name}_kept", edit.index)
         self._weigh(index, edit.index)
         result = f"{index}_taken"
-        gather = helper.make_node("Gather", [name, index], [result], name=result, axis=edit.axis)
+        gather = helper.make_node("Gather", [name, index], [result], name=result, axis=axis)
         self.new.visit(gather)
         self.writer.before.setdefault(number, []).append(gather)
         self.writer.set_input(number, edit.slot, result)

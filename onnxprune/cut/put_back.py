@@ -124,7 +124,7 @@ def most(names: Sequence[str], attempt: Callable[[Sequence[str]], Result]) -> tu
             else:
                 stack += _halves(part)
     if best is None:
-        raise VerificationError(f"The result isn't what it must be, whichever groups are put back: {first}")
+        raise VerificationError(f"The result isn't what it must be, whichever group is cut: {first}")
     return best, put_back
 
 

@@ -7,6 +7,7 @@ takes the last of two initializers of one name). Everything here is linear in th
 - header: an IR version, an operator set, a graph;
 - names: every value of a graph is defined once, every value that is read is defined, in scope;
 - order: no cycles. Nodes in another order than they compute in are accepted, as onnxruntime does;
+- outputs: there is one;
 - functions: defined once, no recursion, and the number of nodes after inlining is bounded.
 """
 
@@ -55,6 +56,10 @@ def check(proto: onnx.ModelProto) -> None:
                     "is damaged or was edited by hand."
                 )
     _check_graph(proto.graph, [], "the graph")
+    if not proto.graph.output:
+        raise ModelError(
+            "The model has no outputs, so nothing of what it computes is kept; export it with them."
+        )
 
 
 def _check_header(proto: onnx.ModelProto) -> None:

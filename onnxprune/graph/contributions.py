@@ -88,7 +88,8 @@ def _of_choice(analysis: Analysis, root: int, chosen: int) -> Contribution | Non
     find, nodes = coupling.space.find, coupling.nodes
     for applied in nodes:
         row, node = applied.row, applied.node
-        if row is not None and row.fewest and not row.places and root in map(find, applied.letters.values()):
+        chooses = row is not None and row.fewest and row.lowest and not row.places
+        if row is not None and chooses and root in map(find, applied.letters.values()):
             slot = next(iter(row.lowest.values()))
             if find((applied.ins[slot] or (-1,))[-1]) == root:
                 shares = bool(node.attr("normalize_routing_weights", 0))

@@ -220,7 +220,7 @@ class _Builder:
         for slot in range(covered, len(applied.ins)):
             if slot < len(roles) and roles[slot] == "unread":
                 continue
-            self.lock_all(applied.ins[slot], f"a parameter of {title_of(node)}")
+            self.lock_all(applied.ins[slot], f"it sets what {title_of(node)} does: sizes, scales or values")
         for name, dims in zip(node.outputs, applied.outs, strict=False):
             if name and dims is not None:
                 self.coupling.dims[name] = dims
@@ -348,7 +348,7 @@ class _Row:
         self.space.link(self.letters[letter], has, origin, np.asarray(index, np.int64)[has])
 
 
-_LOCKED = {"!": "must not be cut", "~": "averaged over"}
+_LOCKED = {"!": "all of it is needed", "~": "averaged over"}
 
 
 @dataclass(frozen=True)

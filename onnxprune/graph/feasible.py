@@ -15,7 +15,7 @@ import onnx
 from onnx import NodeProto
 
 from onnxprune.graph.agree import Agreement, walk
-from onnxprune.graph.trace import Tracer, Unsound
+from onnxprune.graph.trace import TooLarge, Tracer, Unsound
 from onnxprune.ops import Node
 from onnxprune.runtime import binding
 from onnxprune.runtime.binding import Axes, Shape
@@ -156,6 +156,9 @@ class Feasible:
         guesses = list(binding.bindings(self.graph, self.given))
         self._ignore(guesses)
         if self.failure is not None and isinstance(self.failure.own, Unsound):
+            smaller = self._shorter(guesses[0])
+            if smaller is not None:
+                yield smaller
             return
         done = []
         for number, inputs in enumerate([*guesses, None]):
@@ -174,6 +177,19 @@ class Feasible:
             if shapes not in done and self.at(shapes).whole:
                 done.append(shapes)
                 yield shapes
+
+    def _shorter(self, inputs: Mapping[str, Shape]) -> dict[str, Shape] | None:
+        """Return smaller shapes, but those that the user gave, at which no tensor is too large, if any fit."""
+        axes, shapes = Axes.of(self.graph, inputs), dict(inputs)
+        sizes = dict(axes.sizes)
+        while isinstance(self.at(shapes).own, TooLarge):
+            free = [a for a, size in sizes.items() if a not in axes.batch and size >= 2 * SHORTEST]
+            sizes |= {a: sizes[a] // 2 for a in free}
+            smaller = axes.shapes(sizes) if free else None
+            if smaller is None or any(smaller[name] != shape for name, shape in self.given.items()):
+                return None
+            shapes = smaller
+        return shapes if self.at(shapes).whole else None
 
     def _others(self, starts: Sequence[Mapping[str, Shape]]) -> Iterator[dict[str, Shape]]:
         """Yield sizes that are tried at last, with each start's batch; first beside states of as many sequences."""

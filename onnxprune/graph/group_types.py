@@ -70,6 +70,11 @@ class Extent:
     per_unit: Indices
     label: str
 
+    def needs(self, positions: int) -> int:
+        """Return how many units must stay so that the axis keeps so many positions, whichever they are."""
+        held = self.per_unit[self.per_unit > 0]
+        return min(-(-positions // int(held.min(initial=positions))), self.per_unit.size)
+
 
 @dataclass(frozen=True, eq=False)
 class Group:

@@ -230,7 +230,7 @@ def _family(
     macs = macs_of(weights.coupling, solution, units)
     parts = _component_of(solution, component, group_of, len(count))
     kinds = Kinds(weights.coupling, solution)
-    groups, numbers = [], {}
+    groups, numbers, stay = [], {}, _needed(weights.coupling)
     taken, tensors = {g.name: 1 for g in others}, {g.tensor: 1 for g in others}
     owners = np.flatnonzero(owned)
     for g, at in enumerate(_slots(group_of[owned], len(count))):
@@ -240,9 +240,20 @@ def _family(
         groups.append(
             Group(name, int(count[g]), kinds.of(own), tuple(members[g]), tuple(extents[g]), parts[g],
                   np.round(params[own]).astype(np.int64), macs[own], bool(solution.inexact[own].any()),
-                  tensor=tensor)
+                  tensor=tensor, least=max((e.needs(stay.get(e.axis_id, 1)) for e in extents[g]), default=1))
         )  # fmt: skip
     return Family(solution, tuple(groups), numbers)
+
+
+def _needed(coupling: Coupling) -> dict[int, int]:
+    """Return how many elements of an axis an op needs, where that is more than one and it chooses none of them."""
+    needed: dict[int, int] = {}
+    for applied in coupling.nodes:
+        row = applied.row
+        for letter, number in () if row is None or row.lowest or row.places else row.fewest.items():
+            root = coupling.space.find(applied.letters[letter])
+            needed[root] = max(needed.get(root, 1), number)
+    return needed
 
 
 def _slots(group_of: Indices, count: int) -> list[Indices]:

@@ -83,11 +83,15 @@ class Kept:
         ]
 
     def take(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what stays of the values of tensors, by name; what isn't cut is the same object."""
+        """Return what stays of the values of tensors, by name; what isn't cut is the same object.
+
+        Axes count from the back: a batch of one may have been squeezed.
+        """
         left = {name: value for name, value in values.items() if name not in self.gone}
         for name in left:
-            for axis, kept in self.axes(self.coupling.dims.get(name, ())).items():
-                left[name] = np.take(left[name], kept, axis=axis)
+            dims = self.coupling.dims.get(name, ())
+            for axis, kept in self.axes(dims).items():
+                left[name] = np.take(left[name], kept, axis=axis - len(dims))
         return left
 
 

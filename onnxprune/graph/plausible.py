@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from onnxprune.files import payload
 from onnxprune.runtime.binding import Shape
 
-__all__ = ["element_size", "implausible", "out_of_reach"]
+__all__ = ["element_size", "implausible", "out_of_reach", "without_any"]
 
 
 #: Attributes that count an axis of the first input (or of an output with one axis more).
 _AXES = frozenset({"axis", "axes", "batch_axis", "time_axis", "perm"})
 #: Attributes that count something there is at least one of.
 _POSITIVE = frozenset({"strides", "dilations", "kernel_shape", "blocksize", "group", "num_outputs", "hidden_size", "k",
-                       "block_size", "num_groups", "q_num_heads", "kv_num_heads"})  # fmt: skip
+                       "block_size", "num_groups", "q_num_heads", "kv_num_heads", "num_heads"})  # fmt: skip
+#: Those in which a zero says that it isn't given.
+_NOT_GIVEN = frozenset({("RotaryEmbedding", "num_heads"), ("QMoE", "block_size")})
 #: No size, step, pad or index is beyond this.
 _MOST = 2**31 - 1
 #: Attributes that may be any integer.
@@ -59,8 +61,6 @@ def implausible(
             continue
         if any(abs(n) > _MOST for n in numbers):
             return f"its attribute {name!r} is {_shown(numbers)}"
-        if name in _POSITIVE and min(numbers) < 1:
-            return f"its attribute {name!r} is {_shown(numbers)}, but must be above 0"
         if (
             name in _AXES
             and rank is not None
@@ -68,7 +68,18 @@ def implausible(
         ):
             return f"its attribute {name!r} is {_shown(numbers)}, but its input has {rank} axes"
     special = _SPECIAL.get(op)
-    return special(attrs, shapes, outputs, values) if special is not None else ""
+    return without_any(op, attrs) or (special(attrs, shapes, outputs, values) if special is not None else "")
+
+
+def without_any(op: str, attrs: Mapping[str, Any]) -> str:
+    """Return which attribute of a node, of ONNX's domain or onnxruntime's, counts none of what there must be."""
+    for name in sorted(attrs.keys() & _POSITIVE):
+        numbers = attrs[name] if isinstance(attrs[name], list) else [attrs[name]]
+        if not numbers or not all(isinstance(n, int) for n in numbers) or (op, name) in _NOT_GIVEN:
+            continue
+        if min(numbers) < 1:
+            return f"its attribute {name!r} is {_shown(numbers)}, but must be above 0"
+    return ""
 
 
 def out_of_reach(
@@ -135,6 +146,11 @@ def _divisor(attrs: Any, shapes: Any, outputs: int, values: Any) -> str:
     return ""
 
 
+def _heads(attrs: Any, shapes: Any, outputs: int, values: Any) -> str:
+    flat = bool(shapes) and shapes[0] is not None and len(shapes[0]) == 3
+    return "its attribute 'num_heads' must be above 0" if flat and attrs.get("num_heads", 0) < 1 else ""
+
+
 def _frames(attrs: Any, shapes: Any, outputs: int, values: Any) -> str:
     for slot, what in ((1, "step"), (3, "length")):
         value = values[slot] if slot < len(values) else None
@@ -144,4 +160,4 @@ def _frames(attrs: Any, shapes: Any, outputs: int, values: Any) -> str:
 
 
 _SPECIAL = {"GatherND": _batch_dims, "Split": _split, "Einsum": _einsum, "Div": _divisor, "Mod": _divisor,
-            "STFT": _frames}  # fmt: skip
+            "STFT": _frames, "RotaryEmbedding": _heads}  # fmt: skip

@@ -20,7 +20,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from onnxprune.files.protowalk import describe, subgraphs
 from onnxprune.graph.averages import Averages
-from onnxprune.graph.plausible import element_size, implausible, out_of_reach
+from onnxprune.graph.plausible import element_size, implausible, out_of_reach, without_any
 from onnxprune.graph.values import MAX_ELEMENTS, evaluate
 from onnxprune.ops import Elem, Node, Refusal, Trait, lookup, traits_of
 from onnxprune.ops.resolve import Misfit, out_shapes
@@ -43,6 +43,10 @@ class TraceError(ValueError):
 
 class Unsound(TraceError):
     """A node can't be what it says, or a tensor would be too large; the text is a whole sentence."""
+
+
+class TooLarge(Unsound):
+    """A tensor would take more memory than a model may ask for."""
 
 
 @dataclass
@@ -150,18 +154,22 @@ class Tracer:
 
     def _check(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
         """Refuse a node that crashes or exhausts those who compute with it."""
-        if proto.domain not in _ONNX_DOMAINS:
+        own = proto.domain in _ONNX_DOMAINS
+        if not own and proto.domain != "com.microsoft":
             return
         shapes = [self.types.get(n, (0, None))[1] if n else None for n in proto.input]
         values = [self.values.get(n) if n else None for n in proto.input]
-        reason = implausible(proto.op_type, attrs, shapes, len(proto.output), values)
+        if own:
+            reason = implausible(proto.op_type, attrs, shapes, len(proto.output), values)
+        else:
+            reason = without_any(proto.op_type, attrs)
         if reason:
             described = describe(proto)
             raise Unsound(
                 f"{described[0].upper()}{described[1:]} can't be run: {reason}; repair it, or export the model again."
             )
 
-        reason = out_of_reach(proto.op_type, attrs, shapes, values[1] if len(values) > 1 else None)
+        reason = out_of_reach(proto.op_type, attrs, shapes, values[1] if own and len(values) > 1 else None)
         if reason:
             raise TraceError(f"{describe(proto)}: {reason}")
 
@@ -174,7 +182,7 @@ class Tracer:
         most = wall.allowed() * LARGEST
         if count * element_size(elem) > most:
             size = count * element_size(elem) / 1e6
-            raise Unsound(
+            raise TooLarge(
                 f"The tensor {name!r} of {describe(proto)} would take {size:,.0f} MB, "
                 f"more than the {most / 1e6:,.0f} MB that a model of this size may ask for; give smaller inputs with "
                 "--input-shape, or allow more with --max-memory."

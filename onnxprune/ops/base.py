@@ -85,7 +85,7 @@ class Row:
     places : output slot -> the letter on whose axis its numbers are positions, such as those of the chosen.
     lowest : letter of which the op looks at all elements, and chooses or weighs them -> the input slot in which one
         that is the least number counts as little as one that isn't there.
-    fewest : letter of which the op chooses elements -> how many, so that as many must stay.
+    fewest : letter -> how many of its elements must stay, since the op chooses so many, or needs them.
     macs : letters whose sizes multiplied are the multiply-accumulates of each sum of products, where the operands
         don't show them; a letter of no operand has its size in ``sizes``.
     """

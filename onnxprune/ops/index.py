@@ -58,7 +58,9 @@ def trilu(node: Node) -> Row | Refusal:
 @op("NonZero", "Unique", traits=Trait.CHOICE | Trait.BY_DATA)
 def where(node: Node) -> Row | Refusal:
     """Results whose length depends on all elements."""
-    return Row(f"{text(mark(names(node.rank()), range(node.rank())))} -> *t!, *u!, *v!, *w!")
+    letters = names(node.rank())
+    why = dict.fromkeys((*letters, *"tuvw"), "which elements there are follows from all of them")
+    return Row(f"{text(mark(letters, range(len(letters))))} -> *t!, *u!, *v!, *w!", why=why)
 
 
 @op("ReverseSequence", traits=Trait.MOVEMENT)
@@ -180,7 +182,8 @@ def fourier(node: Node) -> Row | Refusal:
 def short_fourier(node: Node) -> Row | Refusal:
     """The batch passes."""
     signal = "b s!" if node.rank() == 2 else "b s! p!"
-    return Row(f"{signal}, (), w!?, ()? -> b t! u! v!", roles=("data", "shape", "shape", "shape"))
+    return Row(f"{signal}, (), w!?, ()? -> b t! u! v!", roles=("data", "shape", "shape", "shape"),
+               why=dict.fromkeys("spwtuv", "taken in frames and transformed"))  # fmt: skip
 
 
 @op("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")

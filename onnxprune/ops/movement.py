@@ -29,7 +29,9 @@ def reshape(node: Node) -> Row:
         node.ints("shape", 1, 5)  # raises where the target is computed at run time: it couldn't be rewritten
     left, right, sizes, locked = regroup(node.shape(0), node.out_shape())
     why = dict.fromkeys(locked, "reshaped without a common factor")
-    return Row(join([text(left)], [text(right)]), sizes=dict(sizes), why=why)
+    bare = node.op == "Squeeze" and not node.has(1) and "axes" not in node.attrs  # takes whatever is one
+    fewest = {name: 2 for name, size in sizes if bare and size > 1}
+    return Row(join([text(left)], [text(right)]), sizes=dict(sizes), why=why, fewest=fewest)
 
 
 @op("Concat", traits=MOVES)

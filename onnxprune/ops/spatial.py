@@ -9,12 +9,13 @@ from onnxprune.ops.base import Node, Refusal, Row, literal, normal, op
 from onnxprune.ops.traits import Trait
 
 WINDOW = dict.fromkeys("st", "windows run over these positions")
-IMAGES = {"n": "images are picked by number", **WINDOW}
+PLACES = dict.fromkeys("st", "looked up at coordinates that are computed") | {"q": "coordinates"}
+IMAGES = {"n": "images are picked by number", **PLACES}
 
 literal("n c *s! -> n c *t!", ["AveragePool"], why=WINDOW, traits=Trait.WINDOW | Trait.LINEAR | Trait.ZEROS)
 literal("n c *s! -> n c *t!", ["LpPool"], why=WINDOW, traits=Trait.WINDOW | Trait.ZEROS)
-literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], why=WINDOW)
-literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], domain="com.microsoft", why=WINDOW)
+literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], why=PLACES)
+literal("n c *s!, n *t! q! -> n c *t!", ["GridSample"], domain="com.microsoft", why=PLACES)
 literal("n! c *s!, r q!, r -> r c *t!", ["RoiAlign"], why=IMAGES)
 literal("n! c *s!, r q! -> r c *t!", ["MaxRoiPool"], why=IMAGES)
 COUNTED = {**WINDOW, **dict.fromkeys("nc", "indices count through it")}

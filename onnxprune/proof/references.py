@@ -10,6 +10,7 @@ import onnx
 
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
+from onnxprune.ops import FLOATS
 from onnxprune.proof import interior
 from onnxprune.proof.branches import MOST, Choice, choices, decided, title
 from onnxprune.proof.interior import Case
@@ -24,7 +25,7 @@ _ATTEMPTS = ((1.0, False), (0.1, False), (0.01, False), (1.0, True))  # (scale o
 
 
 class OriginalUnloadable(Unloadable):
-    """It is the original that onnxruntime doesn't load."""
+    """It is the original that onnxruntime doesn't load, or doesn't run on any inputs."""
 
 
 class References:
@@ -88,9 +89,18 @@ class References:
                 raise
             self.notes.append(f"law 1 was checked on the given inputs alone: {error}")
             return cases
+        except RunError as error:
+            if cases or sizes.bound or not self._floats_alone():
+                raise
+            raise OriginalUnloadable(str(error)) from error
         sizes.run()
         self.refused = sizes.failed
         return cases + self._branches(_spread(sizes), rng)
+
+    def _floats_alone(self) -> bool:
+        """Whether inputs are numbers, none of which is an index or a length."""
+        types = self.analysis.tracer.types
+        return all(types[name][0] in FLOATS for name in self.analysis.inputs)
 
     def _branches(self, sizes: Sequence[Mapping[str, int]], rng: np.random.Generator) -> list[Case]:
         """Run the twin with the branches of its Ifs decided, at a few sizes each."""

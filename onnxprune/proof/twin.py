@@ -134,8 +134,7 @@ class _Twin:
         if (name, axis, root) in self.masked and not zero:
             proto.input[slot] = self.masked[name, axis, root]
             return []
-        keep = ~np.asarray(self.kept.dead[root])
-        keep = keep.reshape([-1 if a == axis else 1 for a in range(len(dims))])
+        keep = self.keep(dims, axis)
         elem = self.types.get(applied.node.inputs[slot], (0, None))[0]
         nodes: list[onnx.NodeProto] = []
         if name in self.model and elem in FLOATS and _role(applied, slot) == "quant":
@@ -160,12 +159,20 @@ class _Twin:
         """Return the nodes that give dead elements the least number, and make the node read their result."""
         dims = applied.ins[slot] or ()
         dtype = helper.tensor_dtype_to_np_dtype(self.types[applied.node.inputs[slot]][0])
-        keep = ~np.asarray(self.kept.dead[self.kept.root(dims[axis])])
-        keep = keep.reshape([-1 if a == axis else 1 for a in range(len(dims))])
+        keep = self.keep(dims, axis)
         low = self.constant(np.asarray(np.finfo(dtype).min, dtype))
         nodes, masked = self.nodes_of(("Where", self.constant(keep), proto.input[slot], low))
         proto.input[slot] = masked
         return nodes
+
+    def keep(self, dims: Dims, axis: int) -> NDArray[np.bool_]:
+        """Which indices of an axis stay, shaped to be broadcast to a tensor that has the axis.
+
+        Without axes in front, where a mask would put back what a Squeeze takes at other sizes (a batch of one).
+        """
+        return (~np.asarray(self.kept.dead[self.kept.root(dims[axis])])).reshape(
+            -1, *[1] * (len(dims) - axis - 1)
+        )
 
     def zero_point(self, applied: Applied, slot: int) -> str:
         """Name of an operand's zero point, empty where its zero is zero."""
@@ -203,14 +210,15 @@ class _Twin:
         assert row is not None
         for slot, dims in enumerate(applied.ins):
             for axis, keep in self.kept.axes(dims or ()).items():
-                before.append(self.gather(proto.input[slot], keep, axis))
+                before.append(self.gather(proto.input[slot], keep, axis - len(dims or ())))
                 proto.input[slot] = before[-1].output[0]
         attrs = {n: self.kept.size(applied.letters[x]) for n, x in row.attrs.items() if self.gone(applied, x)}
         for edit in emit(applied.node, NodeCut(applied, self.kept)):
             if isinstance(edit, SetAttr):
                 attrs[edit.name] = edit.value
             elif isinstance(edit, Pick):
-                before.append(self.gather(proto.input[edit.slot], edit.index, edit.axis))
+                axis = edit.axis - applied.node.rank(edit.slot)
+                before.append(self.gather(proto.input[edit.slot], edit.index, axis))
                 proto.input[edit.slot] = before[-1].output[0]
             else:  # no soft axis is summed over, so nothing is multiplied
                 assert isinstance(edit, SetInput)
@@ -237,7 +245,7 @@ class _Twin:
         for axis, keep in axes.items():
             back = np.zeros(self.analysis.coupling.space.sizes[dims[axis]], np.int64)
             back[keep] = np.arange(len(keep))
-            nodes.append(self.gather(last, back, axis))
+            nodes.append(self.gather(last, back, axis - len(dims)))
             last = nodes[-1].output[0]
         nodes[-1].output[0] = name
         return nodes

@@ -82,7 +82,7 @@ class Verification:
         The checks that were done.
     notes : list of str
     unloadable : str
-        Why onnxruntime can't load the original at all; empty where it can.
+        Why onnxruntime can't load the original, or run it on any inputs; empty where it can.
     seconds : float
     """
 

@@ -198,7 +198,7 @@ def _by_ratio(
         raise UsageError("--ratio must say how much shall go.")
     for g in groups:
         left = g.units - int(options.ratio * g.units + 1e-9)
-        if left < g.least:
+        if left < g.least and g.kind == EXPERTS:
             raise UsageError(
                 f"--ratio {options.ratio:g} would leave {left} of the {g.units} experts of {g.name!r}, whose router "
                 f"chooses {g.least}; ask for at most {1 - g.least / g.units:.6g}."

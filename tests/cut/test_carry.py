@@ -33,7 +33,7 @@ def test_of_two_that_do_not_hold_together_the_first_stays() -> None:
 
 
 def test_nothing_that_holds_is_an_error() -> None:
-    with pytest.raises(VerificationError, match="whichever groups are put back: a differs"):
+    with pytest.raises(VerificationError, match="whichever group is cut: a differs"):
         most("ab", holding("ab"))
 
     def never(names: Sequence[str]) -> str:

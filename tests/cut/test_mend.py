@@ -1,8 +1,10 @@
 """What reads a stale size is mended; a cut whose shapes don't come out is refused."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
+import onnx
 import pytest
 from nets import build, node, normal
 
@@ -10,6 +12,7 @@ from onnxprune.cut import mend
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.proof.verify import verify
 
 
 def split_in_two() -> tuple:
@@ -68,3 +71,51 @@ def test_sizes_that_two_nodes_share_are_written_for_each() -> None:
     found = rewrite(analysis.model, analysis.coupling, analysis.tracer, dead).model
     read = [found.weight(n.input[1]).tolist() for n in found.proto.graph.node if n.op_type == "Reshape"]
     assert read == [[-1, 4, 1], [-1, 4, 2]]
+
+
+def _batch_of(tensor: str) -> list[onnx.NodeProto]:
+    return [node("Shape", tensor, "sizes"), node("Gather", "sizes first", "n")]
+
+
+def _looked_up() -> onnx.ModelProto:
+    """Four of sixteen channels, by a table that is as long as the batch."""
+    nodes = [
+        node("Conv", "x w1", "h", pads=[1] * 4),
+        *_batch_of("h"),
+        node("Concat", "n rows", "target", axis=0),
+        node("Expand", "table target", "each"),
+        node("GatherND", "h each", "t", batch_dims=1),
+        node("Conv", "t w2", "y"),
+    ]
+    weights = {
+        "w1": normal(16, 3, 3, 3),
+        "first": np.array([0]),
+        "rows": np.array([4, 1]),
+        "w2": normal(6, 4, 1, 1),
+    }
+    return build(nodes, weights | {"table": np.array([[[1], [3], [4], [6]]])}, ("N", 3, 6, 6))
+
+
+def _one_position() -> onnx.ModelProto:
+    """The first position of each channel, by a table as wide as the channels."""
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        *_batch_of("h"),
+        node("Concat", "n rows", "target", axis=0),
+        node("Expand", "table target", "each"),
+        node("GatherElements", "h each", "t", axis=1),
+        node("MatMul", "t w2", "y"),
+    ]
+    weights = {"w1": normal(6, 8), "first": np.array([0]), "rows": np.array([1, 8]), "w2": normal(8, 5)}
+    return build(nodes, weights | {"table": np.array([[[0]]])}, ("N", 3, 6))
+
+
+@pytest.mark.parametrize("make", [_looked_up, _one_position])
+def test_known_values_that_are_cut_are_mended_as_data_is(make: Callable[[], onnx.ModelProto]) -> None:
+    model = Model.load(make())
+    analysis = analyse(model)
+    (found,) = analysis.grouping.groups
+    dead = analysis.grouping.dead({found.name: np.arange(0, found.units, 2)})
+    small = rewrite(model, analysis.coupling, analysis.tracer, dead, analysis.other_values()).model
+    proof = verify(analysis, dead, small)
+    assert proof.passed, proof.failures

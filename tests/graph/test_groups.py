@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import parser
 
+import onnxprune
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
 from onnxprune.model import Model
@@ -292,6 +293,37 @@ def test_an_unknown_op_freezes_its_axes_and_says_so() -> None:
     assert any(
         "no row for my::Op" in f.reason for f in analysis.grouping.frozen if (f.tensor, f.axis) == ("w1", 0)
     )
+
+
+@pytest.mark.parametrize(
+    ("body", "weight", "says"),
+    [
+        ("z = Unique(a)", "w1", "which elements there are follows from all of them"),
+        ("z = Trilu(a)\n d = Det(z)", "w1", "Trilu works along it"),
+        ("z = Resize(a, empty, by)", "by", "it sets what Resize"),
+    ],
+)
+def test_reasons_say_why(body: str, weight: str, says: str) -> None:
+    text = f"g (float[6,3] x) => (float[6,6] a, float[n] z) {{ a = MatMul(x, w1)\n {body} }}"
+    found = study(text, w1=(3, 6), by=(2,), empty=(0,)).grouping.frozen
+    assert any(says in f.reason for f in found if f.tensor == weight), found
+    assert not any("must not" in f.reason for f in found)
+
+
+def test_two_channels_stay_where_a_squeeze_would_take_the_last_one() -> None:
+    text = """g (float[n,3,4,4] x) => (float[n,5] y) {
+        a = Conv(x, w1)
+        p = GlobalAveragePool(a)
+        s = Squeeze(p)
+        y = MatMul(s, w2)
+    }"""
+    weights = {"w1": (6, 3, 1, 1), "w2": (6, 5)}
+    (group,) = groups(study(text, **weights)).values()
+    assert (group.units, group.least) == (6, 2)
+    cuts = onnxprune.plan(model(text, **weights), ratio=0.9, align=None).cuts
+    assert {len(cut.removed) for cut in cuts} == {4}
+    (other,) = groups(study(text.replace("Squeeze(p)", "Flatten(p)"), **weights)).values()
+    assert other.least == 1
 
 
 def test_a_shared_vector_does_not_couple_its_readers() -> None:

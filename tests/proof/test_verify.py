@@ -172,6 +172,17 @@ def test_an_original_that_does_not_run() -> None:
     assert any("can't load the original" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_an_original_that_runs_on_no_inputs(batch: int | str) -> None:
+    """Floats of fixed shapes have no say in why; other sizes may."""
+    proto = convs([node("CumSum", "h axis", "y")], (batch, 3, 8, 8), {"axis": 0.0}, outputs={"y": F})
+    broken = numpy_helper.from_array(np.array(7), "axis")
+    next(t for t in proto.graph.initializer if t.name == "axis").CopyFrom(broken)
+    found = proved(proto)
+    assert found.status == "not run"
+    assert ("CumSum" in found.unloadable) == (batch == 2)
+
+
 @pytest.mark.parametrize(
     "last",
     [
@@ -309,3 +320,35 @@ def test_integer_outputs_must_be_equal() -> None:
     assert found.max_relative_error == 0
     rewritten.model.put("b2", rewritten.model.weight("b2")[::-1].copy())
     assert verify(analysis, dead, rewritten.model).status == "failed"
+
+
+def squeezed(last: Nodes, *rows: int, **more: np.ndarray) -> onnx.ModelProto:
+    """Return a model whose features have an axis fewer where the batch is one; ``rows`` of its last weight."""
+    nodes = [
+        node("Conv", "x w b", "c"),
+        node("Relu", "c", "r"),
+        node("GlobalAveragePool", "r", "p"),
+        node("Squeeze", "p", "s"),
+        *last,
+    ]
+    weights = {"w": normal(16, 3, 3, 3), "b": normal(16, seed=1), "v": normal(*rows, 5, seed=2), **more}
+    return build(nodes, weights, ("N", 3, 8, 8))
+
+
+PICKED = {n: np.array([k], np.int64) for n, k in {"from": 0, "to": 16, "along": -1, "step": 3}.items()}
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        squeezed([node("MatMul", "s v", "y")], 16),
+        squeezed([node("Slice", "s from to along step", "t"), node("MatMul", "t v", "y")], 6, **PICKED),
+        squeezed([node("MatMul", "s v", "t"), node("Mul", "t zero", "y")], 16, zero=np.zeros(5, np.float32)),
+    ],
+    ids=["read", "picked", "inside"],
+)
+def test_a_batch_of_one_may_be_squeezed(proto: onnx.ModelProto) -> None:
+    analysis, dead, rewritten = cut(proto, share=0.25)
+    found = verify(analysis, dead, rewritten.model)
+    assert found.passed, found.failures
+    assert {"N": 1} in found.sizes

@@ -192,7 +192,7 @@ def test_what_fails_is_put_back_and_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_fails_where_nothing_can_be_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(TABLE, ("", "Softmax"), lie)
-    with pytest.raises(VerificationError, match="whichever groups are put back"):
+    with pytest.raises(VerificationError, match="whichever group is cut"):
         onnxprune.prune(liar(), tmp_path / "out.onnx", ratio=0.5, align=None, only=("conv2",))
     assert not any(tmp_path.iterdir())
 

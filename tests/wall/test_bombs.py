@@ -20,7 +20,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def mlp(
-    nodes: list[onnx.NodeProto], weights: dict[str, Any], inputs: dict[str, list[int]], opset: int = 17
+    nodes: list[onnx.NodeProto], weights: dict[str, Any], inputs: dict[str, list[Any]], opset: int = 17
 ) -> onnx.ModelProto:
     """A sound net, and beside it what is to be tried."""
     rng = np.random.default_rng(0)
@@ -48,6 +48,20 @@ def one(
     weights = {n: a for n, a in given.items() if isinstance(a, np.ndarray)}
     attrs = {n: a for n, a in given.items() if n not in weights}
     return mlp([helper.make_node(op, inputs.split(" "), ["z"], **attrs)], weights, more or {}, opset)
+
+
+def contrib(op: str, inputs: str, **given: Any) -> Any:
+    """One node of onnxruntime's own domain."""
+    model = one(op, inputs, domain="com.microsoft", **given)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def silent() -> Any:
+    """Nothing of what it computes is kept."""
+    model = mlp([], {}, {})
+    del model.graph.output[:]
+    return model
 
 
 def i64(*values: int) -> np.ndarray:
@@ -94,6 +108,13 @@ CASES = {
     "least by -1": (one("Div", "a b", a=i64(-(2**63)), b=i64(-1)), "it divides the least integer by -1"),
     "by zero": (one("Mod", "a b", a=i64(5), b=i64(0)), "it divides integers by 0"),
     "no values, a long axis": (one("SpaceToDepth", "v", v=IMAGE, blocksize=10**9), "MB, more than the"),
+    "heads": (one("RotaryEmbedding", "v c c", 23, more={"v": [2, 3, 8]}, c=f32(2, 3, 2), num_heads=0),
+              "its attribute 'num_heads' must be above 0"),
+    "heads of onnxruntime": (contrib("MultiHeadAttention", "v v v", more={"v": [2, 3, 8]}, num_heads=0),
+                             "'num_heads' is 0, but must be above 0"),
+    "block": (contrib("MatMulNBits", "x w s", w=np.zeros((4, 1, 8), np.uint8), s=f32(4), K=8, N=4, block_size=0),
+              "'block_size' is 0, but must be above 0"),
+    "no outputs": (silent(), "The model has no outputs"),
     "index": (one("Gather", "x i", i=i64(2**40), axis=1), "its indices 1099511627776 to 1099511627776 don't fit"),
 }  # fmt: skip
 
@@ -117,6 +138,25 @@ def test_who_allows_more_gets_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--max-memory" in capsys.readouterr().err
 
 
+def test_sizes_of_its_own_are_smaller_where_a_tensor_would_be_too_large(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Attention over a picture that is four times as wide: 65,536 positions at 64 x 64."""
+    nodes = [
+        helper.make_node("Resize", ["v", "", "by"], ["u"]),
+        helper.make_node("Reshape", ["u", "flat"], ["q"]),
+        helper.make_node("Reshape", ["u", "column"], ["k"]),
+        helper.make_node("MatMul", ["k", "q"], ["z"]),
+    ]
+    by = np.array([1, 1, 4, 4], np.float32)
+    weights = {"by": by, "flat": i64(1, 1, -1), "column": i64(1, -1, 1)}
+    model = mlp(nodes, weights, {"v": [1, 1, "H", "W"]})
+    onnx.save(model, tmp_path / "m.onnx")
+    assert main(["inspect", str(tmp_path / "m.onnx")]) == 0
+    assert main(["inspect", str(tmp_path / "m.onnx"), "--input-shape", "v:1,1,64,64"]) == 3
+    assert re.search(LARGE, capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("op", "attrs", "shapes"),
     [
@@ -129,6 +169,7 @@ def test_who_allows_more_gets_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("Conv", {"strides": [1, 1], "pads": [0, 0, 0, 0], "group": 2}, [(1, 2, 4, 4), (2, 1, 1, 1)]),
         ("Constant", {"value_int": 2**62}, []),
         ("ConcatFromSequence", {"axis": 5}, [None]),
+        ("RotaryEmbedding", {"num_heads": 0}, [(2, 4, 3, 8)]),
     ],
 )
 def test_sound_nodes_are_plausible(op: str, attrs: dict[str, Any], shapes: list[Any]) -> None:
