@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 from onnxprune.errors import UsageError
+from onnxprune.files.reading import reading
 from onnxprune.journey.run import Progress
 
 __all__ = ["PathLike", "Told", "front", "is_path"]
@@ -48,7 +49,7 @@ def front(work: Callable[P, T]) -> Callable[P, T]:
     """Make a function one of the front door.
 
     It refuses what it doesn't take, and values that can't be what they stand for, with a UsageError; and it draws a
-    line of progress where somebody looks, unless ``progress`` says otherwise.
+    line of progress where somebody looks, unless ``progress`` says otherwise. What it reads mustn't change meanwhile.
     """
     signature = inspect.signature(work)
 
@@ -57,10 +58,11 @@ def front(work: Callable[P, T]) -> Callable[P, T]:
         _check(work.__name__, signature, args, given)
         told = given.get("progress")
         if told is not None or "progress" not in signature.parameters:
-            return work(*args, **given)
+            with reading():
+                return work(*args, **given)
         from onnxprune.report.live import shown
 
-        with shown() as tell:
+        with shown() as tell, reading():
             given["progress"] = tell
             return work(*args, **given)
 

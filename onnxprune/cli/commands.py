@@ -209,10 +209,11 @@ def run(args: Namespace) -> None:
         passlist.check_page(steps)
     given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
     with _places(args, source, args.out, {"--report": args.report}), listening(report.notes, args.quiet):
+        model = Model.load(source)
         _told(
             args,
             api.run,
-            source,
+            model,
             passes,
             args.out,
             each=lambda text, record: report.passes.append((text, record)),
@@ -220,7 +221,7 @@ def run(args: Namespace) -> None:
             **given,
         )
         report.name_files(Path(source), Path(args.out))
-        report.sha256 = {"input": Model.load(source).sha256}
+        report.sha256 = {"input": model.sha256}
         report.options = {"passes": ",".join(step.text for step in steps), "recipe": args.recipe, **given}
         _keep(args, report)
     if _speaks(args):

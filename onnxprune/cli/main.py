@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from onnxprune.cli.arguments import build
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files.commit import written
+from onnxprune.files.reading import reading
 from onnxprune.report.printing import printable
 from onnxprune.wall import board as wall
 from onnxprune.wall import watch
@@ -89,7 +90,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
-            getattr(commands, args.command)(args)
+            with reading():
+                getattr(commands, args.command)(args)
         sys.stdout.flush()
         return 0
     except OnnxPruneError as error:

@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 from onnxprune import registry
 from onnxprune.errors import OnnxPruneError, UsageError, did_you_mean
+from onnxprune.files.reading import rely
 from onnxprune.model import Model
 from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Record
@@ -228,6 +229,7 @@ def apply(
         If there is no pass of a name, it has no such option, or none takes sizes or samples that are given; before
         any pass has run.
     """
+    rely(model.files)
     given = {"input_shapes": input_shapes or None, "calib": calib}
     given = {name: value for name, value in given.items() if value is not None}
     ready = [(step, *_bind(step, given)) for step in steps]
