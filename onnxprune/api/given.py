@@ -39,7 +39,10 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, (str, os.PathLike)) or hasattr(value, "check_model"),
     ),
     "tensor": ("a name", lambda value: isinstance(value, str)),
-    "passes": ("a text such as 'prune{ratio=0.5},shrink', or the Path of a recipe", is_path),
+    "passes": (
+        "a text such as 'prune{ratio=0.5},shrink', or the Path of a recipe",
+        lambda value: is_path(value) or hasattr(value, "steps"),
+    ),
     "pattern": ("a text such as '2:4'", lambda value: isinstance(value, str)),
     "axis": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
 }

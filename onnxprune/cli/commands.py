@@ -22,6 +22,7 @@ from onnxprune.journey import passes as passlist
 from onnxprune.journey.output import Sides, declared
 from onnxprune.journey.passes import RunReport
 from onnxprune.journey.recipe import PassFields, steps_of
+from onnxprune.journey.recipe import read as read_recipe
 from onnxprune.journey.trees import model_in
 from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options
@@ -201,7 +202,7 @@ def explain(args: Namespace) -> None:
 def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
     source, report = _input(args), RunReport()
-    passes = Path(args.recipe) if args.passes is None else args.passes
+    passes = read_recipe(args.recipe) if args.passes is None else args.passes  # a pipe is read once
     shapes = shapes_from(getattr(args, "input_shapes", []))
     beside: PassFields = {"input_shapes": shapes, "calib": getattr(args, "calib", None)}
     steps = steps_of(passes, **beside)

@@ -28,6 +28,7 @@ from onnxprune.files.reading import identity
 from onnxprune.files.schema import check_schemas
 from onnxprune.files.sizes import check_dense, check_size
 from onnxprune.files.store import DETACH_ABOVE, Store, new_token, token_of
+from onnxprune.files.target import STDOUT
 from onnxprune.files.texts import check_texts
 from onnxprune.wall import board as wall
 
@@ -182,6 +183,10 @@ def _map_file(path: Path) -> NDArray[np.uint8]:
         # Windows doesn't replace a mapped file, so there --in-place must have it in memory.
         return np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, np.uint8, mode="r")
     except OSError as error:
+        if str(path) == STDOUT:
+            raise ModelError(
+                "A model can't be read from standard input, since its data may be beside it; name a .onnx file."
+            ) from error
         raise ModelError(
             f"{str(path)!r} can't be read: {error.strerror or error}; give a .onnx file."
         ) from error
