@@ -98,8 +98,8 @@ def _main(argv: Sequence[str] | None) -> int:
         names = (
             "" if type(error) is OnnxPruneError else _names(before)
         )  # fleets tell of their tables themselves
-        text = f"{str(error).rstrip('.')}; {names} had been written before, whole." if names else str(error)
-        return _fail(text, error.exit_code, verbose)
+        done = f" What had been written before is whole: {names}." if names else ""
+        return _fail(f"{error}{done}", error.exit_code, verbose)
     except KeyboardInterrupt:
         names = _names(before)
         done = f"{names} had been written, whole" if names else "nothing was written"
