@@ -31,6 +31,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "did_you_mean",
+    "missing",
 ]
 
 
@@ -50,6 +51,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         alike = {choice.lower().replace("_", "-"): choice for choice in choices}
         close = [alike[c] for c in difflib.get_close_matches(name.lower().replace("_", "-"), alike, n=1)]
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def missing(error: ModuleNotFoundError) -> str:
+    """Return the sentence for a module that isn't installed."""
+    package = (error.name or "").partition(".")[0]
+    if not package:
+        return f"A Python module isn't installed: {error}."
+    return f"The Python module {error.name!r} isn't installed; install it, as by 'pip install {package}'."
 
 
 class OnnxPruneError(Exception):

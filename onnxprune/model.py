@@ -55,6 +55,8 @@ class Model:
     ----------
     path : pathlib.Path or None
         The file that it was loaded from.
+    files : dict
+        This and its data files, with the `reading.identity` of each when it was read or last replaced; forks share it.
     fixed : mapping
         Constant that a rewriting has made, such as the shares of a mean -> its dims: as long as it has these no weight.
     """
@@ -63,14 +65,13 @@ class Model:
         self, store: Store, path: Path | None, source: NDArray[np.uint8] | None,
         origin: tuple[bytes, Mapping[str, Payload]],
     ) -> None:  # fmt: skip
-        self.path = path
+        self.path, self.files = path, dict[Path, Any]()
         self.fixed: Mapping[str, tuple[int, ...]] = {}
         self._store = store
         self._source = source  # the bytes of the input
         self._origin = origin  # the light proto and the payloads of the input
         self._digests: tuple[str, str] | None = None
         self._taken: set[str] | None = None
-        self._seen: list[Any] = []  # of the file, when it was read or last replaced; forks share it
 
     @property
     def proto(self) -> onnx.ModelProto:
@@ -96,11 +97,10 @@ class Model:
         if isinstance(source, Model):
             return source
         path = path_of(source) if isinstance(source, str | os.PathLike) else None
-        seen = [] if path is None else [output.identity(path)]
         opened = opening.open_model(path or source, None if base_dir is None else Path(base_dir))
         wall.grow(weights=opened.nbytes, nodes=len(opened.store.proto.graph.node))
         model = cls(opened.store, path, opened.source, opened.origin)
-        model._seen = seen
+        model.files = dict(opened.files)
         return model
 
     @property
@@ -270,7 +270,7 @@ class Model:
         proto.CopyFrom(self.proto)
         store = self._store.of(proto)
         twin = Model(store, self.path, self._source, self._origin)
-        twin._digests, twin._seen, twin.fixed = self._digests, self._seen, self.fixed
+        twin._digests, twin.files, twin.fixed = self._digests, self.files, self.fixed
         return twin
 
     def part(self, graph: onnx.GraphProto, weights: Iterable[str]) -> Model:
@@ -389,7 +389,7 @@ class Model:
             If the output would overwrite the input, or can't be written.
         """
         pristine = None if self.edited else self._pristine()
-        job = output.WriteJob(Path(path), self.path, in_place, external_threshold, pristine, self._seen)
+        job = output.WriteJob(Path(path), self.path, in_place, external_threshold, pristine, self.files)
         return output.save(self._store, job)
 
 

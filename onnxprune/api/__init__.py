@@ -28,12 +28,12 @@ from onnxprune.options.pruning import OptionFields, Options, Shapes
 from onnxprune.options.sparsity import SparseFields, SparseOptions
 from onnxprune.options.target import family_of
 from onnxprune.pruning import journey
-from onnxprune.pruning.decision import options_of
 from onnxprune.pruning.journey import Result
 from onnxprune.pruning.plan import Plan
+from onnxprune.pruning.planned import planned
 
 if TYPE_CHECKING:
-    from onnxprune.journey.recipe import PassFields
+    from onnxprune.journey.recipe import PassFields, PassRecipe
     from onnxprune.pruning.explanation import Explanation
     from onnxprune.pruning.inspection import Inspection
     from onnxprune.report.record import Record
@@ -170,8 +170,8 @@ def apply(
         If the plan is another model's, or asks for a cut that isn't consistent.
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
-    settings = options_of(decision, fields)
-    return journey.apply(journey.open_run(source, settings, progress or None), decision, _path(output))
+    with planned(decision, fields) as settings:
+        return journey.apply(journey.open_run(source, settings, progress or None), decision, _path(output))
 
 
 @front
@@ -204,10 +204,9 @@ def verify(
         If the two differ.
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
-    settings = options_of(decision, fields)
-    return journey.verify(
-        journey.open_run(original, settings, progress or None), Model.load(pruned), decision
-    )
+    with planned(decision, fields) as settings:
+        run_ = journey.open_run(original, settings, progress or None)
+        return journey.verify(run_, Model.load(pruned), decision)
 
 
 @front
@@ -287,7 +286,7 @@ def explain(
 @front
 def run(
     source: Source,
-    passes: PathLike,
+    passes: PathLike | PassRecipe,
     output: PathLike | None = None,
     *,
     in_place: bool = False,

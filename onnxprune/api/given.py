@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 from onnxprune.errors import UsageError
+from onnxprune.files.reading import reading
 from onnxprune.journey.run import Progress
 
 __all__ = ["PathLike", "Told", "front", "is_path"]
@@ -38,7 +39,10 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, (str, os.PathLike)) or hasattr(value, "check_model"),
     ),
     "tensor": ("a name", lambda value: isinstance(value, str)),
-    "passes": ("a text such as 'prune{ratio=0.5},shrink', or the Path of a recipe", is_path),
+    "passes": (
+        "a text such as 'prune{ratio=0.5},shrink', or the Path of a recipe",
+        lambda value: is_path(value) or hasattr(value, "steps"),
+    ),
     "pattern": ("a text such as '2:4'", lambda value: isinstance(value, str)),
     "axis": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
 }
@@ -48,7 +52,7 @@ def front(work: Callable[P, T]) -> Callable[P, T]:
     """Make a function one of the front door.
 
     It refuses what it doesn't take, and values that can't be what they stand for, with a UsageError; and it draws a
-    line of progress where somebody looks, unless ``progress`` says otherwise.
+    line of progress where somebody looks, unless ``progress`` says otherwise. What it reads mustn't change meanwhile.
     """
     signature = inspect.signature(work)
 
@@ -57,10 +61,11 @@ def front(work: Callable[P, T]) -> Callable[P, T]:
         _check(work.__name__, signature, args, given)
         told = given.get("progress")
         if told is not None or "progress" not in signature.parameters:
-            return work(*args, **given)
+            with reading():
+                return work(*args, **given)
         from onnxprune.report.live import shown
 
-        with shown() as tell:
+        with shown() as tell, reading():
             given["progress"] = tell
             return work(*args, **given)
 

@@ -22,6 +22,7 @@ from onnxprune.journey import passes as passlist
 from onnxprune.journey.output import Sides, declared
 from onnxprune.journey.passes import RunReport
 from onnxprune.journey.recipe import PassFields, steps_of
+from onnxprune.journey.recipe import read as read_recipe
 from onnxprune.journey.trees import model_in
 from onnxprune.model import Model
 from onnxprune.options.pruning import OptionFields, Options
@@ -201,7 +202,7 @@ def explain(args: Namespace) -> None:
 def run(args: Namespace) -> None:
     """``onnxprune run IN OUT --passes LIST``."""
     source, report = _input(args), RunReport()
-    passes = Path(args.recipe) if args.passes is None else args.passes
+    passes = read_recipe(args.recipe) if args.passes is None else args.passes  # a pipe is read once
     shapes = shapes_from(getattr(args, "input_shapes", []))
     beside: PassFields = {"input_shapes": shapes, "calib": getattr(args, "calib", None)}
     steps = steps_of(passes, **beside)
@@ -209,10 +210,11 @@ def run(args: Namespace) -> None:
         passlist.check_page(steps)
     given = {n: getattr(args, n) for n in ("in_place", "external_data_threshold") if hasattr(args, n)}
     with _places(args, source, args.out, {"--report": args.report}), listening(report.notes, args.quiet):
+        model = Model.load(source)
         _told(
             args,
             api.run,
-            source,
+            model,
             passes,
             args.out,
             each=lambda text, record: report.passes.append((text, record)),
@@ -220,7 +222,7 @@ def run(args: Namespace) -> None:
             **given,
         )
         report.name_files(Path(source), Path(args.out))
-        report.sha256 = {"input": Model.load(source).sha256}
+        report.sha256 = {"input": model.sha256}
         report.options = {"passes": ",".join(step.text for step in steps), "recipe": args.recipe, **given}
         _keep(args, report)
     if _speaks(args):

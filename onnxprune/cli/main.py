@@ -15,8 +15,9 @@ import warnings
 from collections.abc import Sequence
 
 from onnxprune.cli.arguments import build
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, missing
 from onnxprune.files.commit import written
+from onnxprune.files.reading import reading
 from onnxprune.report.printing import printable
 from onnxprune.wall import board as wall
 from onnxprune.wall import watch
@@ -70,7 +71,7 @@ def _finished() -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    verbose, before = False, len(written())
+    verbose, before, command = False, len(written()), ""
     gc.set_threshold(
         100_000, 20, 20
     )  # what is made here lives to the end; looking through it in vain costs 5 %
@@ -78,7 +79,7 @@ def _main(argv: Sequence[str] | None) -> int:
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
         args = build(whole=False).parse_args(sys.argv[1:] if argv is None else argv)
-        verbose = bool(args.verbose)
+        verbose, command = bool(args.verbose), getattr(args, "command", "")
         if hasattr(args, "at_once"):
             args.at_once(args)
             sys.stdout.flush()
@@ -89,23 +90,36 @@ def _main(argv: Sequence[str] | None) -> int:
 
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
-            getattr(commands, args.command)(args)
+            with reading():
+                getattr(commands, args.command)(args)
         sys.stdout.flush()
         return 0
     except OnnxPruneError as error:
-        return _fail(str(error), error.exit_code, verbose)
+        names = (
+            "" if type(error) is OnnxPruneError else _names(before)
+        )  # fleets tell of their tables themselves
+        done = f" What had been written before is whole: {names}." if names else ""
+        return _fail(f"{error}{done}", error.exit_code, verbose)
     except KeyboardInterrupt:
-        names = ", ".join(dict.fromkeys(repr(path.name) for path in written()[before:]))
+        names = _names(before)
         done = f"{names} had been written, whole" if names else "nothing was written"
-        return _fail(f"interrupted; {done}.", 130, False)
+        again = "; the same command goes on from there" if command == "tune" else ""
+        return _fail(f"interrupted; {done}{again}.", 130, False)
     except BrokenPipeError:  # the reader of our output has gone, as in `onnxprune inspect m.onnx | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError:
         return _fail("out of memory; close other programs or use a machine with more.", 1, verbose)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "onnxprune").startswith("onnxprune"):
+            return _fail(missing(error), 1, verbose)
         text = f"this is a bug of onnxprune ({type(error).__name__}: {error}); please report it"
         return _fail(f"{text} with the output of the same command and -v.", 1, verbose)
+
+
+def _names(before: int) -> str:
+    """Return the names of what was written since there were so many files, for sentences."""
+    return ", ".join(dict.fromkeys(repr(path.name) for path in written()[before:]))
 
 
 def _warn(message: Warning | str, *_: object) -> None:

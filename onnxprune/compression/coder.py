@@ -221,6 +221,9 @@ def unpack(source: Path, output: Path, admit: Callable[[Path], bool] | None = No
     except OSError as error:
         raise ModelError(f"{str(source)!r} can't be read: {error.strerror or error}.") from error
     what = f"The output {str(output)!r}"
+    if not source.is_file():
+        file.close()
+        raise ModelError(f"{str(source)!r} isn't a file; it is read more than once, so save it as one.")
     if same(source, output):
         raise OutputError(f"{what} is the input itself; give another name.")
     refuse_suffix(output)

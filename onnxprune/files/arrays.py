@@ -23,7 +23,7 @@ from onnxprune.files.external import is_external
 from onnxprune.files.sizes import check_size
 from onnxprune.wall import board as wall
 
-__all__ = ["read_folder", "read_npz", "read_tensor", "reading"]
+__all__ = ["read_folder", "read_npz", "read_tensor", "reading", "refuse_pipe"]
 
 #: Of the memory that may be used, what arrays of a file may take.
 SHARE = 0.5
@@ -63,6 +63,20 @@ def reading(what: str, kind: str) -> Iterator[None]:
         ) from error
 
 
+def refuse_pipe(path: Path) -> None:
+    """Refuse what can be read but once: arrays are looked at before they are read.
+
+    Raises
+    ------
+    CalibrationError
+        If it is a pipe or a device.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CalibrationError(
+            f"{str(path)!r} is a pipe or a device, which can be read but once; save it as a file, and give that."
+        )
+
+
 def read_npz(path: Path, admit: Callable[[list[str]], None]) -> dict[str, Array]:
     """Return the arrays of an ``.npz`` file; one of an ``.npy``, which has no name, under an empty one.
 
@@ -77,6 +91,7 @@ def read_npz(path: Path, admit: Callable[[list[str]], None]) -> dict[str, Array]
     CalibrationError
         If the file holds arrays that don't fit the memory or their own heads.
     """
+    refuse_pipe(path)
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if not zipped:

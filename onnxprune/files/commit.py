@@ -31,6 +31,7 @@ from onnxprune.files.holding import (
     signals_deferred,
     temporary,
 )
+from onnxprune.files.reading import check_unchanged, forget
 from onnxprune.files.target import check, place_of, stream_of
 from onnxprune.wall import board as wall
 
@@ -223,7 +224,10 @@ class Commit:
         ------
         OSError
             If one can't be; then none is.
+        ModelError
+            If what they were made from has changed meanwhile.
         """
+        check_unchanged()
         for into, data in self._streams:
             send(into, data)
         with signals_deferred():
@@ -251,6 +255,7 @@ class Commit:
                     with contextlib.suppress(OSError):
                         step()
             raise
+        forget(target for _, target in self._all())
         for _, target in (*self._sides, *self._models):
             _log.info("wrote %s", target)
         with contextlib.suppress(OSError):

@@ -13,12 +13,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError
+from onnxprune.files.reading import identity
 
 __all__ = ["Folder", "Location", "is_external", "parse", "point", "stays_inline"]
 
@@ -107,11 +109,17 @@ class Folder:
         Where locations are relative to.
     real : Path, optional
         The folder of the model's real path, if the model itself is a symlink.
+
+    Attributes
+    ----------
+    mapped : dict
+        Data file -> its `identity` when it was mapped.
     """
 
     def __init__(self, folder: Path, real: Path | None = None) -> None:
         self.path = folder
         self._roots = {Path(os.path.realpath(root)) for root in (folder, real) if root is not None}
+        self.mapped: dict[Path, Any] = {}
         self._maps: dict[str, NDArray[np.uint8]] = {}
         self._real: dict[str, str] = {}
 
@@ -163,6 +171,7 @@ class Folder:
         known = self._maps.get(str(real))
         if known is None:
             try:
+                self.mapped[real] = identity(real)
                 empty = real.stat().st_size == 0
                 known = np.empty(0, np.uint8) if empty else np.memmap(real, np.uint8, mode="r")
             except OSError as error:

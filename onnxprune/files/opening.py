@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from onnxprune.files.external import Folder, is_external
 from onnxprune.files.foreign import path_of, plain
 from onnxprune.files.payload import Payload
 from onnxprune.files.protowalk import tensors
+from onnxprune.files.reading import identity
 from onnxprune.files.schema import check_schemas
 from onnxprune.files.sizes import check_dense, check_size
 from onnxprune.files.store import DETACH_ABOVE, Store, new_token, token_of
+from onnxprune.files.target import STDOUT
 from onnxprune.files.texts import check_texts
 from onnxprune.wall import board as wall
 
@@ -46,11 +48,14 @@ class Opened:
         The bytes of the input, where there are any.
     origin : tuple
         The light proto of the input, serialised, and its payloads.
+    files : mapping
+        The file and its data files -> the `identity` of each, from before it was mapped.
     """
 
     store: Store
     source: NDArray[np.uint8] | None
     origin: tuple[bytes, Mapping[str, Payload]]
+    files: Mapping[Path, Any]
 
     @property
     def nbytes(self) -> int:
@@ -72,10 +77,12 @@ def open_model(source: Any, base_dir: Path | None) -> Opened:
     if isinstance(source, bytes):
         return _from_bytes(np.frombuffer(source, np.uint8), "The given bytes object", folder)
     path = path_of(source)
+    known = identity(path)
     data = _map_file(path)
     wall.grow(weights=len(data))
     with wall.stage(f"Reading {str(path)!r}"):
-        return _from_bytes(data, repr(str(path)), folder or Folder(path.parent, path.resolve().parent))
+        opened = _from_bytes(data, repr(str(path)), folder or Folder(path.parent, path.resolve().parent))
+    return replace(opened, files={path: known, **opened.files})
 
 
 def is_model(path: Path) -> bool:
@@ -128,7 +135,8 @@ def _admit(
             store.payloads[token] = Payload(data, tuple(tensor.dims), tensor.data_type, slot)
         elif is_external(tensor):
             store.payload(tensor, place)  # checks the location and the length
-    return Opened(store, source, (proto.SerializeToString(deterministic=True), dict(store.payloads)))
+    origin = proto.SerializeToString(deterministic=True), dict(store.payloads)
+    return Opened(store, source, origin, {} if folder is None else folder.mapped)
 
 
 def _light_copy(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, _Found]:
@@ -175,6 +183,10 @@ def _map_file(path: Path) -> NDArray[np.uint8]:
         # Windows doesn't replace a mapped file, so there --in-place must have it in memory.
         return np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, np.uint8, mode="r")
     except OSError as error:
+        if str(path) == STDOUT:
+            raise ModelError(
+                "A model can't be read from standard input, since its data may be beside it; name a .onnx file."
+            ) from error
         raise ModelError(
             f"{str(path)!r} can't be read: {error.strerror or error}; give a .onnx file."
         ) from error

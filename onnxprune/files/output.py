@@ -34,10 +34,11 @@ from onnxprune.files.external import is_external, point, stays_inline
 from onnxprune.files.pair import drop, equal, like, place_pair
 from onnxprune.files.payload import Payload, from_array
 from onnxprune.files.protowalk import tensors
+from onnxprune.files.reading import identity
 from onnxprune.files.store import Piece, Store, joined, stored, strip
 from onnxprune.files.target import check, check_data, check_link, place_of, same
 
-__all__ = ["MOST_EMBEDDED", "WriteJob", "identity", "save"]
+__all__ = ["MOST_EMBEDDED", "WriteJob", "save"]
 
 MOST_EMBEDDED = 1_900_000_000  # bytes; a larger model goes to external data, protobuf's limit being 2^31
 _MOVE_ABOVE = 1024  # bytes; what then goes there
@@ -61,8 +62,8 @@ class WriteJob:
         Bytes from which embedded initializers become external.
     pristine : list or None
         The pieces of the input, if the model is unedited.
-    seen : list
-        The `identity` of the input when it was read or last written; none if it is no file.
+    seen : dict
+        Files of the input, with the `identity` of each when it was read or last written.
     """
 
     path: Path
@@ -70,13 +71,7 @@ class WriteJob:
     in_place: bool
     threshold: int | None
     pristine: list[Piece] | None
-    seen: list[Any]
-
-
-def identity(path: Path) -> Any:
-    """Return what tells a file from what it is after any change; None where there is none."""
-    status = status_of(path)
-    return status and (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    seen: dict[Path, Any]
 
 
 def save(store: Store, job: WriteJob) -> str:
@@ -242,7 +237,8 @@ def _write(store: Store, job: WriteJob, files: Commit) -> str:
     _unchanged(job)
     taken = [] if _is_in_place(job) else list(_sources(store).values())
     digest = place_pair(files, job.path, data, render, taken)
-    files.after(lambda: job.seen.__setitem__(slice(None), [identity(job.path)]))
+    if job.source is not None and _is_in_place(job):
+        files.after(partial(_note, job, job.source))
     return digest
 
 
@@ -250,10 +246,15 @@ def _is_in_place(job: WriteJob) -> bool:
     return job.source is not None and same(job.path, job.source)
 
 
+def _note(job: WriteJob, source: Path) -> None:
+    """Remember that the source was replaced by ourselves."""
+    job.seen[source] = identity(source)
+
+
 def _unchanged(job: WriteJob) -> None:
     """Refuse to replace, in place, what somebody else has written since it was read."""
     is_source = job.source is not None and job.in_place and job.path == place_of(job.source)
-    if is_source and job.seen and identity(job.path) not in job.seen:
+    if is_source and identity(job.path) != job.seen.get(job.source or job.path):
         raise OutputError(
             f"The output {str(job.path)!r} has been changed or removed by another program since it was read; look "
             "at it, and run this again."

@@ -167,7 +167,7 @@ def _check(path: Path, what: str, stream: bool) -> None:
             )
         if not stream:
             raise OutputError(
-                f"{what} is a device or a pipe, and a model needs a file; give the name of a file."
+                f"{what} is a device or a pipe, where a file is needed; give the name of a file."
             )
         if into == STDOUT:
             return

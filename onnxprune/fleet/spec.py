@@ -224,7 +224,7 @@ def _maker(path: Path, folder: Path) -> str:
 def _in_spec(source: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the common options and the models of a TOML file."""
     try:
-        values = tomllib.loads(source.read_text(encoding="utf-8"))
+        values = tomllib.loads(source.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ModelError(f"{str(source)!r} can't be read: {error.strerror or error}.") from error
     except ValueError as error:  # not UTF-8, or not TOML

@@ -29,6 +29,28 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def _rows(values: Any) -> list[dict[str, Any]]:
+    """Return the rows of what was read.
+
+    Raises
+    ------
+    ValueError
+        If it is no table.
+    """
+    if not isinstance(values, dict) or "format" not in values:
+        raise ValueError("it says no format")
+    if values["format"] != FORMAT:
+        raise ValueError(f"its format is {values['format']!r}, and this version reads {FORMAT}")
+    rows = values.get("rows")
+    if not isinstance(rows, list):
+        raise ValueError("it has no list of rows")
+    for number, row in enumerate(rows, 1):
+        lost = COLUMNS if not isinstance(row, dict) else [name for name in COLUMNS if name not in row]
+        if lost:
+            raise ValueError(f"its row {number} has no {lost[0]!r}")
+    return rows
+
+
 @dataclass(repr=False)
 class FleetTable(Facts):
     """What came of each job.
@@ -61,15 +83,11 @@ class FleetTable(Facts):
         """
         path = folder / "fleet.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != FORMAT:
-                raise ValueError(f"its format is {values['format']!r}, and this version reads {FORMAT}")
-            return cls(
-                folder, {str(row["name"]): {name: row[name] for name in COLUMNS} for row in values["rows"]}
-            )
+            rows = _rows(json.loads(path.read_text(encoding="utf-8")))
+            return cls(folder, {str(row["name"]): {name: row[name] for name in COLUMNS} for row in rows})
         except FileNotFoundError:
             return cls(folder)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise OutputError(
                 f"{str(path)!r} is no table of a fleet ({error}); give another folder, or remove it."
             ) from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files.commit import together
+from onnxprune.files.reading import reading
 from onnxprune.fleet.spec import Job
 from onnxprune.options.pruning import Options
 from onnxprune.pruning import journey
@@ -48,7 +49,7 @@ def work(job: Job) -> Row:
 
 
 def _made(job: Job) -> Row:
-    with together():
+    with reading(), together():
         result = journey.prune(journey.open_run(job.source, Options(**job.options)), job.output)
         result.report.save(job.report)
     told = result.report.to_json()

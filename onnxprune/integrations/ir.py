@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune import api
 from onnxprune.integrations import base_of
+from onnxprune.options.declare import settings_of
 from onnxprune.options.pruning import Options
 from onnxprune.options.sparsity import SparseOptions
 
 __all__ = ["PrunePass", "SparsifyPass"]
 
 if TYPE_CHECKING:  # it may not be there
+    from onnxprune.pruning.journey import Result
+    from onnxprune.sparsity.journey import SparseResult
 
     class FunctionalPass:
         """That of onnx-ir."""
@@ -41,8 +44,7 @@ class PrunePass(FunctionalPass):
     """
 
     def __init__(self, options: Options | None = None, **fields: Any) -> None:
-        self.options = options
-        self.fields: dict[str, Any] = fields
+        self.options = settings_of(Options, options, fields)
         self.report: Any = None
 
     def call(self, model: Any) -> Any:
@@ -53,26 +55,26 @@ class PrunePass(FunctionalPass):
         OnnxPruneError
             As `onnxprune.prune` does.
         """
-        result = api.prune(model, None, self.options, **self.fields)
+        result = api.prune(model, None, self.options)
         self.report = result.report
-        return _result(result.model)
+        return _result(result)
 
 
 class SparsifyPass(FunctionalPass):
     """Set weights of a model to zero in a pattern; see `PrunePass`, with the fields of `onnxprune.sparsify`."""
 
     def __init__(self, options: SparseOptions | None = None, **fields: Any) -> None:
-        self.options = options
-        self.fields: dict[str, Any] = fields
+        self.options = settings_of(SparseOptions, options, fields)
         self.report: Any = None
 
     def call(self, model: Any) -> Any:
         """Return the model with zeros; the given one stays as it is."""
-        result = api.sparsify(model, None, self.options, **self.fields)
+        result = api.sparsify(model, None, self.options)
         self.report = result.report
-        return _result(result.model)
+        return _result(result)
 
 
-def _result(proto: Any) -> Any:
-    ir = import_module("onnx_ir")
-    return import_module("onnx_ir.passes").PassResult(ir.from_proto(proto), modified=True)
+def _result(result: Result | SparseResult) -> Any:
+    ir, changed = import_module("onnx_ir"), result.changed
+    modified = changed.edited or changed.sha256 != result.report.sha256["input"]
+    return import_module("onnx_ir.passes").PassResult(ir.from_proto(result.model), modified=modified)

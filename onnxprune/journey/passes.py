@@ -14,17 +14,19 @@ of str, separated by "|").
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TextIO
 
 from onnxprune import registry
-from onnxprune.errors import OnnxPruneError, UsageError, did_you_mean
+from onnxprune.errors import OnnxPruneError, UsageError, did_you_mean, missing
+from onnxprune.files.reading import rely
 from onnxprune.model import Model
 from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Record
@@ -228,6 +230,7 @@ def apply(
         If there is no pass of a name, it has no such option, or none takes sizes or samples that are given; before
         any pass has run.
     """
+    rely(model.files)
     given = {"input_shapes": input_shapes or None, "calib": calib}
     given = {name: value for name, value in given.items() if value is not None}
     ready = [(step, *_bind(step, given)) for step in steps]
@@ -238,17 +241,45 @@ def apply(
     for step, function, options in ready:
         if progress:
             progress(f"pass {step.name}")
-        result = function(model, **options)
+        with _blamed(step):
+            result = function(model, **options)
         model = result.model if isinstance(result, Passed) else result
+        if not isinstance(model, Model):
+            raise OnnxPruneError(
+                f"The pass {step.name!r} returned {type(model).__name__}, and must return a Model or a Passed; mend "
+                "its function run."
+            )
         if each:
             each(step.text, result.report if isinstance(result, Passed) else None)
     return model
 
 
+@contextlib.contextmanager
+def _blamed(step: PassCall) -> Iterator[None]:
+    """Name the pass that fails: it may be one of the user's own.
+
+    Raises
+    ------
+    OnnxPruneError
+        For whatever isn't raised on purpose, but what a step of the machine means, such as too little memory.
+    """
+    try:
+        yield
+    except (OnnxPruneError, MemoryError, BrokenPipeError):
+        raise
+    except ModuleNotFoundError as error:
+        raise OnnxPruneError(f"The pass {step.name!r} needs what isn't there. {missing(error)}") from error
+    except Exception as error:
+        raise OnnxPruneError(
+            f"The pass {step.name!r} fails with {type(error).__name__}: {str(error).rstrip('.')}; mend it where it is "
+            "yours, and report it with the output of -v where it is onnxprune's."
+        ) from error
+
+
 def _function(step: PassCall) -> Callable[..., Model | Passed]:
-    function: Callable[..., Model | Passed] | None = getattr(
-        registry.load("onnxprune.passes", step.name), "run", None
-    )
+    with _blamed(step):
+        leaf = registry.load("onnxprune.passes", step.name)
+    function: Callable[..., Model | Passed] | None = getattr(leaf, "run", None)
     if function is None:
         raise OnnxPruneError(f"The pass {step.name!r} has no function run(model, **options).")
     return function

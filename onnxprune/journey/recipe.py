@@ -58,12 +58,12 @@ class PassFields(TypedDict, total=False):
     calib: Any
 
 
-def steps_of(passes: str | os.PathLike[str], **beside: Unpack[PassFields]) -> Sequence[PassCall]:
+def steps_of(passes: str | os.PathLike[str] | PassRecipe, **beside: Unpack[PassFields]) -> Sequence[PassCall]:
     """Return the passes of a list, or those of a recipe.
 
     Parameters
     ----------
-    passes : str or Path
+    passes : str, Path or PassRecipe
         A list as text; a path is that of a recipe.
     **beside
         What is given beside it.
@@ -78,7 +78,7 @@ def steps_of(passes: str | os.PathLike[str], **beside: Unpack[PassFields]) -> Se
         raise UsageError(f"There is no option {name!r} beside passes.{did_you_mean(name, NEEDS)}")
     if isinstance(passes, str):
         return parse(passes)
-    recipe = read(passes)
+    recipe = passes if isinstance(passes, PassRecipe) else read(passes)
     for name in recipe.needs:
         value = given.get(name)
         if value is None or (isinstance(value, dict) and not value):
@@ -96,7 +96,7 @@ def read(path: str | os.PathLike[str]) -> PassRecipe:
     """
     name = str(path)
     try:
-        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"The recipe {name} can't be read: {error.strerror or error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

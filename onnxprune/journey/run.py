@@ -12,6 +12,7 @@ from typing import Generic, Self, TypeVar
 
 from onnxprune.errors import ModelError
 from onnxprune.files import foreign
+from onnxprune.files.reading import rely
 from onnxprune.journey.output import refuse_sides
 from onnxprune.model import Model
 from onnxprune.options.declare import SharedOptions
@@ -61,6 +62,7 @@ class Run(Generic[AnyOptions]):
         """
         start = time.perf_counter()
         model = Model.load(source)
+        rely(model.files)
         refuse_sides(model)
         run = cls(options, model, progress)
         run.seconds["load"] = time.perf_counter() - start

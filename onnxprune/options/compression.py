@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxprune.errors import UsageError
+from onnxprune.files.target import STDOUT
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, option, patterns
 from onnxprune.options.kinds import Shapes, Texts
 from onnxprune.options.target import checked
@@ -115,7 +116,9 @@ class CompressOptions(SharedOptions):
             raise UsageError(
                 f"--to onnx writes a model, and {str(output)!r} ends in .zst; give another name."
             )
-        return output.with_name(output.name + SUFFIX) if self.packed(output) and not named else output
+        if str(output) == STDOUT or named or not self.packed(output):
+            return output
+        return output.with_name(output.name + SUFFIX)
 
 
 class CompressFields(SharedFields, total=False):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from onnxprune.journey.output import size_in_bytes
 from onnxprune.journey.run import Run
 from onnxprune.options.granularity import CHANNELS, EXPERTS, HEADS
 from onnxprune.options.kinds import texts_of
-from onnxprune.options.pruning import OptionFields, Options
+from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
 from onnxprune.options.widths import step_of
 from onnxprune.pruning.approach import chosen, until_met
@@ -47,7 +46,6 @@ __all__ = [
     "groups_of",
     "is_asked",
     "limit_of",
-    "options_of",
     "plan_of",
     "resolve",
     "settled",
@@ -266,28 +264,6 @@ def _nothing(analysis: Analysis, options: Options) -> str:
     soft = any(word in text for word in ("averag", "a maximum is", "a minimum is"))
     more = " --allow-inexact opens the axes that only an average or a maximum is taken over." if soft else ""
     return f"Nothing in the model can be pruned; its axes are frozen ({text}).{more}"
-
-
-def options_of(plan: Plan, fields: OptionFields) -> Options:
-    """Return the options that a plan was made with, and others for what comes after it."""
-    decided: OptionFields = {
-        "ratio": plan.ratio,
-        "criterion": plan.criterion,
-        "align": plan.align,
-        "scope": plan.scope,
-        "seed": plan.seed,
-        "allow_inexact": plan.inexact,
-        "open_io": plan.open_io,
-        "granularity": ",".join(plan.granularity) or CHANNELS,
-        "input_shapes": {n: tuple(s) for n, s in plan.input_shapes.items()},
-    }
-    if plan.vocabulary is not None:
-        kept = plan.vocabulary
-        unk = kept.unk if kept.remap else None
-        decided |= {"keep_tokens": list(kept.keep), "remap": kept.remap, "unk": unk}
-    if plan.depth:
-        decided |= {"drop": tuple(f"^{re.escape(name)}$" for name in plan.depth)}
-    return dataclasses.replace(Options(**decided), **fields)
 
 
 def settled(options: Options, decision: Decision) -> Options:

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 from onnxprune.cut.cuts import TensorCut
 from onnxprune.errors import PlanError
 from onnxprune.files.commit import write_text
+from onnxprune.files.target import STDOUT
 from onnxprune.graph.groups import Frozen
 from onnxprune.pruning import strict
 from onnxprune.report.record import Shown, dumps
@@ -201,9 +202,11 @@ class Plan(Shown):
                 data = file.read(MOST_BYTES + 1)
             if len(data) > MOST_BYTES:
                 raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-            text = data.decode("utf-8")
+            text = data.decode("utf-8-sig")  # as editors of Windows save it
         except (OSError, UnicodeDecodeError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
+            if str(path) == STDOUT:
+                why = "that is standard output, where it is written; name a file"
             raise PlanError(f"The plan {str(path)!r} can't be read: {why}.") from error
         return cls.loads(text, f"The plan {str(path)!r}")
 

@@ -14,6 +14,7 @@ from typing import IO, Any, TextIO
 from onnxprune.calibration.shards import Shard, Span
 from onnxprune.errors import NothingToPrune, OutputError
 from onnxprune.files.commit import refusal, together
+from onnxprune.files.target import check
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.journey import analysis_of
@@ -73,10 +74,10 @@ class MomentFacts(Facts):
 
     def brief(self) -> str:
         """Return what the file holds, in a sentence."""
-        share = "" if self.shard == "1/1" else f", shard {self.shard}"
-        share += "" if self.part == "1/1" else f", layers {self.part}"
+        share = "" if self.shard == "1/1" else f"shard {self.shard} of "
+        part = "" if self.part == "1/1" else f", layers {self.part}"
         return (
-            f"{self.path}: moments of {self.layers:,} layers over {self.samples:,} samples{share} "
+            f"{self.path}: moments of {self.layers:,} layers over {share}{self.samples:,} samples{part} "
             f"({amount(self.nbytes)} bytes)"
         )
 
@@ -169,6 +170,7 @@ def _check(output: Path) -> None:
     """Refuse standard output before anything runs."""
     if str(output) == "-":
         raise OutputError("'-' is standard output, and moments need a file of their own; give its name.")
+    check(output, f"The output {str(output)!r}")
 
 
 def _save(output: Path, fill: Fill) -> int:

@@ -89,6 +89,10 @@ def _usual(parts: Sequence[MomentFile]) -> MomentFile:
     return parts[runs.index(most)]
 
 
+def _layers(part: Shard) -> str:
+    return "all layers" if part.of == 1 else f"the layers {part}"
+
+
 def _checked(parts: Sequence[MomentFile]) -> Header:
     """Return the header of shards that are put together, or refuse them, see `join`."""
     first = _usual(parts)
@@ -113,9 +117,9 @@ def _checked(parts: Sequence[MomentFile]) -> Header:
                 f"{part.name} is shard {header.shard}, and {first.name} is one of {of}; give the shards of one run."
             )
         if header.part.of != layers:
+            mine, others = (_layers(h.part) for h in (header, first.header))
             raise CalibrationError(
-                f"{part.name} is of layers {header.part}, and {first.name} of one of {layers} shares of them; give the "
-                "files of one run."
+                f"{part.name} is of {mine}, and {first.name} of {others}; give the files of one run."
             )
         place = header.shard.number, header.part.number
         if place in at:

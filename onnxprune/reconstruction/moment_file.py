@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.shards import Shard, Span
 from onnxprune.errors import CalibrationError
+from onnxprune.files.arrays import refuse_pipe
 from onnxprune.files.seal import check_seal, sealed
 from onnxprune.graph.analysis import Analysis
 from onnxprune.reconstruction.dual import RowStack, RowTable
@@ -214,6 +215,7 @@ class MomentFile:
             held = sorted(str(one) for one in Path(path).glob("*.npz"))
             there = f", such as {held[0]!r}" if held else ""
             raise CalibrationError(f"{str(path)!r} is a folder; name the files of moments one by one{there}.")
+        refuse_pipe(Path(path))
         with reading(path), zipfile.ZipFile(path) as archive:
             opened = cls(Path(path), Header.loads(_array(archive, "header").tobytes()))
             check_seal(opened.path)

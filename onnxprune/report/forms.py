@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.report.printing import clean
 
 __all__ = ["form_of", "frame", "is_page", "markdown", "table_csv"]
 
@@ -44,6 +45,7 @@ def is_page(path: str | os.PathLike[str]) -> bool:
 
 def markdown(title: str, shown: str) -> str:
     """Return what is printed of a report as a page of Markdown."""
+    title, shown = clean(title), clean(shown)
     fence = "`" * max(3, 1 + max((len(run) for run in shown.split() if set(run) == {"`"}), default=0))
     return f"# {title}\n\n{fence}text\n{shown.rstrip()}\n{fence}\n"
 
@@ -57,7 +59,7 @@ def table_csv(values: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
     return stream.getvalue()
 
 
@@ -86,6 +88,15 @@ def frame(values: Mapping[str, Any], table: str | None) -> Any:
 def _lines(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     lines = values.get(name)
     return lines if isinstance(lines, list) and all(isinstance(line, dict) for line in lines) else []
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell of which no spreadsheet makes a formula, whatever a model calls its tensors."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
 
 
 def _nested(value: Any) -> bool:

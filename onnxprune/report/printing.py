@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from onnxprune.errors import OutputError
@@ -65,6 +65,11 @@ class Printable:
         except UnicodeEncodeError:
             text = text.encode(encoding, "backslashreplace").decode(encoding)
         return int(self._done(self.stream.write, text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts, cleaned."""
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """Send what was written."""

@@ -15,6 +15,7 @@ from small_models import FLOAT, MODELS, Builder, attention, chain, residual
 
 from onnxprune import registry
 from onnxprune.cli import main
+from onnxprune.errors import OutputError
 
 Args = list[str]
 
@@ -339,3 +340,41 @@ def test_warnings_are_sentences_on_standard_error(tmp_path: Path, capsys: pytest
     out = tmp_path / "out.onnx"
     assert ask("prune", tmp_path / "in.onnx", out, "--ratio", 0.5, "--align", "none", "--no-verify") == 0
     assert "note: 1 of 8 units of 'conv1.weight:0'" in capsys.readouterr().out
+
+
+def test_what_was_written_before_it_failed_is_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OutputError("It can't be printed; make room.")
+
+    monkeypatch.setattr("onnxprune.cli.commands._finish", fails)
+    assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5, "--plan", tmp_path / "p.json") == 7
+    assert (
+        "make room. What had been written before is whole: 'p.json', 'out.onnx'." in capsys.readouterr().err
+    )
+
+
+def test_tune_that_is_interrupted_says_how_it_goes_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxprune.cli.commands.tune", stop)
+    line = ("tune", model, tmp_path / "out.onnx", "--max-drop", 1, "--calib", "s.npz", "--labels", "y")
+    assert ask(*line) == 130
+    assert "nothing was written; the same command goes on from there." in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_no_bug(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'zstandard'", name="zstandard")
+
+    monkeypatch.setattr("onnxprune.pruning.journey.prune", lacks)
+    assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 1
+    said = capsys.readouterr().err
+    assert "'pip install zstandard'" in said
+    assert "bug" not in said

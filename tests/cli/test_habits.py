@@ -1,5 +1,6 @@
 """Habits of a command line: names that are misspelt, help that fits, completion, sizes, any encoding."""
 
+import io
 import json
 import os
 import subprocess
@@ -275,3 +276,9 @@ def test_a_stream_takes_what_it_cannot_encode() -> None:
     assert narrow.text.endswith("\\xe9\x1b")
     already: Any = Printable(narrow)
     assert printed_on(already) is already
+
+
+def test_lines_are_cleaned_as_texts_are() -> None:
+    stream = io.StringIO()
+    Printable(stream).writelines(["a\x1b[31m\n", "b\n"])
+    assert stream.getvalue() == "a\\u001b[31m\nb\n"

@@ -363,9 +363,15 @@ def test_places_that_cannot_be_are_refused(place: Path) -> None:
     with pytest.raises(OutputError, match="can't be made"):
         fleet("in", "s.npz", ratio=0.5)
     (place / "out").mkdir()
-    for text in ("{}", '{"format": 1, "rows": [{"name": "a"}]}'):
+    for text, why in {
+        "{}": "it says no format",
+        "[]": "it says no format",
+        '{"format": 1, "rows": 3}': "it has no list of rows",
+        '{"format": 1, "rows": [{"name": "a"}]}': "its row 1 has no 'model'",
+        '{"format": 1, "rows": [null]}': "its row 1 has no 'name'",
+    }.items():
         (place / "out/fleet.json").write_text(text)
-        with pytest.raises(OutputError, match="is no table of a fleet"):
+        with pytest.raises(OutputError, match=rf"is no table of a fleet \({why}\)"):
             fleet("in", "out", ratio=0.5)
     (place / "shut/.fleet.lock").mkdir(parents=True)
     with pytest.raises(OutputError, match="'shut' can't be written"):

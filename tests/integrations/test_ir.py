@@ -39,3 +39,13 @@ def test_passes_make_a_chain() -> None:
 def test_what_is_asked_wrongly_is_refused_as_ever() -> None:
     with pytest.raises((UsageError, onnx_ir.passes.PassError), match=r"nonsense|ratio"):
         PrunePass(nonsense=1)(onnx_ir.from_proto(chain()))
+
+
+def test_a_pass_that_changes_nothing_says_so() -> None:
+    assert not PrunePass(ratio=0)(onnx_ir.from_proto(chain())).modified
+
+
+def test_a_field_that_there_is_not_is_refused_at_once() -> None:
+    for kind in (PrunePass, SparsifyPass):
+        with pytest.raises(UsageError, match="ratoi"):
+            kind(ratoi=0.5)

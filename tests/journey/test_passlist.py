@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 from small_models import chain
 
-from onnxprune.errors import UsageError
+import onnxprune.api
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.journey import passes as passlist
 from onnxprune.journey.passes import PassCall, parse
 from onnxprune.model import Model
@@ -61,3 +64,31 @@ def test_values_get_the_types_of_the_annotations() -> None:
     _, options = passlist._bind(step)
     assert options == {"ratio": 0.25, "align": 8, "ignore": ("a", "b"), "verify": False, "seed": 3}
     assert passlist._bind(PassCall("prune", {"ratio": "0.25", "align": "auto"}))[1]["align"] == "auto"
+
+
+def _leaf(run: object) -> object:
+    return lambda package, name: SimpleNamespace(run=run)
+
+
+def test_a_pass_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(model: Model) -> Model:
+        raise ValueError("boom")
+
+    def gives_nothing(model: Model) -> Model:
+        return None  # type: ignore[return-value]
+
+    def imports(package: str, name: str) -> object:
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy.linalg")
+
+    def broken(package: str, name: str) -> object:
+        compile("x = (", f"{name}.py", "exec")
+
+    for load, words in (
+        (_leaf(fails), "The pass 'mine' fails with ValueError: boom"),
+        (_leaf(gives_nothing), "The pass 'mine' returned NoneType, and must return a Model"),
+        (imports, "The pass 'mine' needs .*'scipy.linalg' isn't installed; .*'pip install scipy'"),
+        (broken, "The pass 'mine' fails with SyntaxError"),
+    ):
+        monkeypatch.setattr("onnxprune.registry.load", load)
+        with pytest.raises(OnnxPruneError, match=words):
+            onnxprune.api.run(chain(), "mine")

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import residual
 
+import onnxprune
 from onnxprune.cut.cuts import TensorCut
-from onnxprune.errors import OutputError, PlanError
+from onnxprune.errors import OutputError, PlanError, UsageError
 from onnxprune.graph.groups import Frozen
 from onnxprune.options import widths
 from onnxprune.pruning.plan import Plan, PlannedGroup
@@ -265,3 +267,26 @@ def test_the_step_of_a_machine(
 
 def test_this_machine_has_a_step() -> None:
     assert widths.align_step() in (8, 16)
+
+
+def test_a_mark_of_the_order_of_bytes_is_read(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_bytes(b"\xef\xbb\xbf" + plan().dumps().encode())
+    assert Plan.load(tmp_path / "p.json") == plan()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"depth": ("nope.1",)}, r'"depth" of the plan \'nope.1\' matches no residual branch'),
+        ({"open_io": ("(a",)}, r'"open_io" of the plan \'\(a\' isn\'t a regular expression'),
+        ({"input_shapes": {"z": (2, 3)}}, r'"input_shapes" of the plan names \'z\''),
+        ({"input_shapes": {"x": (0, 3, 8, 8)}}, r'"input_shapes" of the plan'),
+        ({"input_shapes": {"x": (2, 3, 8, 8)}}, r'"input_shapes" of the plan .* contradicts the model'),
+    ],
+)
+def test_what_a_plan_asks_for_is_its_own_fault(change: dict[str, Any], words: str) -> None:
+    made = dataclasses.replace(onnxprune.plan(residual(), ratio=0.5, align=None), cuts=(), **change)
+    with pytest.raises(PlanError, match=words):
+        onnxprune.apply(residual(), made)
+    with pytest.raises(UsageError, match="--inputs"):
+        onnxprune.apply(residual(), onnxprune.plan(residual(), ratio=0.5), inputs="none.npz", verify=False)

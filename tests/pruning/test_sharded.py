@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.files.seal import sealed
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
-from onnxprune.reconstruction import gather
+from onnxprune.pruning.sharded import MomentFacts
+from onnxprune.reconstruction import gather, merging
 from onnxprune.reconstruction.evidence import Collector, Rows
 from onnxprune.reconstruction.from_moments import reached
 from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.moment_file import MomentFile
 
 MODELS = {"residual": residual, "kinds": kinds}
 
@@ -239,6 +242,10 @@ def test_shards_that_are_not_those_of_one_run_are_refused(plain: Path, tmp_path:
     refused([one, two, shard(plain, tmp_path, 3, 3, "other.npz")], output, "was made with other samples than")
     refused([one, two, shard(plain, tmp_path, 3, 3, seed=1)], output, "was made with another --seed than")
     refused([one, two, shard(plain, tmp_path, 2, 2)], output, "is shard 2/2, and .* is one of 3")
+    files = [MomentFile.open(path) for path in (one, two, three)]
+    files[2] = replace(files[2], header=replace(files[2].header, part=Shard(1, 2)))
+    with pytest.raises(CalibrationError, match=r"is of the layers 1/2, and .* of all layers"):
+        merging._checked(files)
     odd = shard(
         plain, tmp_path, 1, 3, "other.npz"
     )  # the one that isn't of the run is named, wherever it stands
@@ -352,6 +359,8 @@ def test_what_is_told_of_a_file(
         main(["calibrate", "in.onnx", "--calib", "s.npz", "--shard", "2/3", "-o", "told.npz", "--json"]) == 0
     )
     told = json.loads(capsys.readouterr().out)
+    facts = MomentFacts(**{name: value for name, value in told.items() if name != "format"})
+    assert "over shard 2/3 of 36 samples (" in facts.brief()
     Path("told.npz").unlink()
     assert (told["shard"], told["samples"], told["layers"]) == ("2/3", 36, 6)
     assert told["nbytes"] == (plain / "2-3-s.npz").stat().st_size

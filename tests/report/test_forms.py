@@ -59,3 +59,12 @@ def test_fences_and_commas_in_names_break_nothing() -> None:
     text = table_csv({"groups": [{"name": 'a,"b"\n', "removed": 1, "tensors": ["x"]}]})
     assert next(csv.DictReader(text.splitlines(keepends=True)))["name"] == 'a,"b"\n'
     assert table_csv({}) == "\n"
+
+
+def test_no_name_is_a_formula_or_steers_what_shows_it() -> None:
+    names = ["=1+1", "+1", "-1", "@a", "a=1"]
+    read = csv.DictReader(table_csv({"groups": [{"name": n, "loss": -0.5} for n in names]}).splitlines())
+    assert [(row["name"], row["loss"]) for row in read] == [
+        *((f"'{name}", "-0.5") for name in names[:-1]), ("a=1", "-0.5")
+    ]  # fmt: skip
+    assert "\x1b" not in markdown("\x1b[31m", "\x1b]0;title\x07")
