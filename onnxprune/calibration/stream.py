@@ -31,7 +31,7 @@ from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
 from onnxprune.runtime.session import RunError, Session, open_session
 
-__all__ = ["Runs", "Stream", "stream_of"]
+__all__ = ["Instead", "Runs", "Stream", "stream_of"]
 
 #: Ops that give a weight in another form.
 FORMS = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
@@ -42,6 +42,7 @@ HEAVY = 1 << 27
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
+Instead = Mapping[int, Sequence[NodeProto]]
 
 
 class Runs(Protocol):
@@ -117,9 +118,10 @@ def stream_of(
     *,
     what: str = "The model",
     served: bool = False,
+    instead: Instead | None = None,
 ) -> Runs:
     """Return a model's runs over samples; here a backend is chosen. See `Stream` for the parameters."""
-    return Stream(model, samples, types, most_bytes, what=what, served=served)
+    return Stream(model, samples, types, most_bytes, what=what, served=served, instead=instead)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ class Stream:
         What the model is, for errors.
     served : bool
         Compute as users have it, for what they are told.
+    instead : mapping, optional
+        Position of a node -> the nodes that stand for it; ``run`` alone heeds them.
 
     Attributes
     ----------
@@ -182,7 +186,9 @@ class Stream:
         *,
         what: str = "The model",
         served: bool = False,
+        instead: Instead | None = None,
     ) -> None:
+        self.instead: Instead = instead or {}
         self.model, self.samples, self.types, self.most_bytes = model, samples, types or {}, most_bytes
         self.what, self.served = what, served
         self.position = 0
@@ -196,8 +202,11 @@ class Stream:
 
     def protos(self, way: Way) -> list[list[NodeProto]]:
         """For each node, in topological order, what stands for it along a way."""
-        graph = self.model.proto.graph
-        return [along(graph.node[i], way) if way else [graph.node[i]] for i in self.model.order]
+        graph, stops = self.model.proto.graph, []
+        for number, i in enumerate(self.model.order):
+            nodes = self.instead.get(number, (graph.node[i],))
+            stops.append([part for node in nodes for part in (along(node, way) if way else [node])])
+        return stops
 
     def run(self, to: int, wanted: Sequence[str], *, stay: bool = False) -> Iterator[Batch]:
         """Run up to a node, see `Runs.run`: tensors of the frontier, or made between the last position and ``to``."""

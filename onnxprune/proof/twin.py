@@ -14,7 +14,7 @@ twin wraps the op: kept channels are gathered, the op runs on them, and its outp
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -29,7 +29,7 @@ from onnxprune.ops import FLOATS, PACKED, ZEROED, Pick, SetAttr, SetInput, emit
 from onnxprune.ops.notation import letters_of
 from onnxprune.ops.resolve import fit
 
-__all__ = ["twin"]
+__all__ = ["stand_ins", "twin"]
 
 _PREFIX = "onnxprune/twin"
 
@@ -48,7 +48,34 @@ def twin(analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]]) -> Model:
     ----------
     docs/decisions, "law 1": the pruned graph equals the masked graph.
     """
-    return _Twin(analysis, dead).build()
+    return _Twin(analysis, dead, analysis.model.fork()).build()
+
+
+def stand_ins(
+    analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]], model: Model, but: Collection[int]
+) -> tuple[dict[int, list[onnx.NodeProto]], list[str]]:
+    """Return what stands for nodes in the masked twin, by position in topological order, and the masks' names.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Of a model with the same nodes.
+    dead : mapping
+        As for `twin`.
+    model : Model
+        Is given the masks, as weights.
+    but : collection of int
+        Positions of nodes that stay as they are.
+    """
+    made = _Twin(analysis, dead, model)
+    found = {}
+    for number, (applied, proto) in enumerate(made.pairs()):
+        if number not in but and made.touched(applied):
+            made.masked.clear()  # what one node reads is no tensor that another waits for
+            nodes = made.visit(applied, onnx.NodeProto.FromString(proto.SerializeToString()))
+            if len(nodes) > 1 or nodes[0] != proto:
+                found[number] = nodes
+    return found, list(made.constants.values())
 
 
 def _role(applied: Applied, slot: int) -> str:
@@ -57,9 +84,8 @@ def _role(applied: Applied, slot: int) -> str:
 
 
 class _Twin:
-    def __init__(self, analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]]) -> None:
-        self.analysis, self.kept = analysis, Kept(analysis.coupling, dead)
-        self.model = analysis.model.fork()
+    def __init__(self, analysis: Analysis, dead: Mapping[int, NDArray[np.bool_]], model: Model) -> None:
+        self.analysis, self.kept, self.model = analysis, Kept(analysis.coupling, dead), model
         self.types = analysis.tracer.types
         self.weights = analysis.tracer.weights
         self.nodes: list[onnx.NodeProto] = []
@@ -69,16 +95,21 @@ class _Twin:
 
     def build(self) -> Model:
         graph = self.model.proto.graph
-        protos = [graph.node[i] for i in self.model.order]
-        for applied, proto in zip(self.analysis.coupling.nodes, protos, strict=True):
-            touched = applied.row is not None and any(
-                self.kept.cut(d) for dims in applied.ins for d in dims or ()
-            )
-            self.nodes += self.visit(applied, proto) if touched else [proto]
+        for applied, proto in self.pairs():
+            self.nodes += self.visit(applied, proto) if self.touched(applied) else [proto]
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in self.nodes]
         del graph.node[:]
         graph.node.extend(copies)
         return self.model
+
+    def pairs(self) -> Iterator[tuple[Applied, onnx.NodeProto]]:
+        """Yield nodes in topological order."""
+        protos = [self.model.proto.graph.node[i] for i in self.model.order]
+        return zip(self.analysis.coupling.nodes, protos, strict=True)
+
+    def touched(self, applied: Applied) -> bool:
+        """Whether a node reads anything that is cut."""
+        return applied.row is not None and any(self.kept.cut(d) for dims in applied.ins for d in dims or ())
 
     def visit(self, applied: Applied, proto: onnx.NodeProto) -> list[onnx.NodeProto]:
         row, node = applied.row, applied.node

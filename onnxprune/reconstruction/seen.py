@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from onnxprune.graph.coupling import Applied
 from onnxprune.model import Model
-from onnxprune.ops import FLOATS, Node, Trait
+from onnxprune.ops import FLOATS, Node
 from onnxprune.reconstruction.stored import INTEGERS, Codec, Floats, Packed, Quantised, Rounded
 from onnxprune.reconstruction.views import View, view_of
 
@@ -121,19 +121,6 @@ class Around:
                 return None if codec is None else (codec, _order(perms, node.rank()))
         floats = name == first and self.model.weight(name).dtype.kind == "f"
         return (Floats(name), tuple(range(len(self.model.info(name).dims)))) if floats else None
-
-    def looked_up(self, node: Node) -> Quantised | None:
-        """Return how a table of integers is stored that is looked up first and gets its one scale behind that."""
-        if node.op != "DequantizeLinear" or any(
-            self.number(name) is None for name in node.inputs[1:] if name
-        ):
-            return None
-        maker = self.maker.get(node.inputs[0])
-        source = None if maker is None else self.nodes[maker].node
-        if source is None or Trait.LOOKUP not in source.traits or source.inputs[0] not in self.model:
-            return None
-        codec = Quantised(source.inputs[0], node.inputs[1], node.inputs[2] if node.has(2) else "")
-        return codec if self.known(codec) else None
 
     def _dequantised(self, node: Node, *, read_alone: bool) -> Quantised | None:
         name, kind = node.inputs[0], Quantised

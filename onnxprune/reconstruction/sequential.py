@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,17 @@ from numpy.typing import NDArray
 from onnxprune.allocation.ranking import FLOOR
 from onnxprune.calibration.frontier import stream_bytes
 from onnxprune.calibration.samples import Samples
-from onnxprune.calibration.stream import stream_of
+from onnxprune.calibration.stream import Instead, stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
 from onnxprune.graph.vocabulary import says_ids
 from onnxprune.model import Model
 from onnxprune.progress import Milestone
+from onnxprune.proof.twin import stand_ins
 from onnxprune.reconstruction.aim import Aim
 from onnxprune.reconstruction.consumers import consumers_of
+from onnxprune.reconstruction.counted import counted
 from onnxprune.reconstruction.curves import Curves
 from onnxprune.reconstruction.evidence import WIDE, Evidence
 from onnxprune.reconstruction.layer import LayerReport, Settings, fit_blocks, write
@@ -42,8 +43,6 @@ from onnxprune.reconstruction.products import ProductCurve, silenced
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import recovery_of
 from onnxprune.reconstruction.room import admit, kept
-from onnxprune.reconstruction.silent import averaged, codecs_of, mute, unread
-from onnxprune.reconstruction.stored import Codec
 from onnxprune.reconstruction.walk import MOST_BYTES, Targets, Walk
 
 __all__ = ["Calibration", "Fitted", "Fitting", "refit_analysis"]
@@ -113,22 +112,17 @@ class Calibration:
         self.readers: Readers = readers(self.sites, self.groups, fixed=fixed)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
-        # what isn't fitted was silenced before the first fit, so nothing else may be chosen later
-        silenced = {g.name for g in self.groups if not fixed.isdisjoint(m.tensor for m in g.members)}
+        #: positions of the nodes that are fitted, and group -> the first other node that counts its channels
+        self.layers: set[int] = {use.number for site in self.sites for use in site.uses}
+        self.counted: dict[str, int] = counted(self.analysis, self.groups, self.layers)
+        # what others count is masked before the first fit, so nothing else may be chosen later
         self.alone: dict[int, str] = {
             reads[0][0].number: name
             for name, reads in self.readers.items()
-            if len(reads) == 1 and name not in silenced
+            if len(reads) == 1 and name not in self.counted
         }
         self.settings: Settings = Settings(recovery_of(self.recover), seed=self.seed)
         self.texts: bool = says_ids(self.analysis)
-        #: group -> the first node that is no layer and sums over its channels
-        self.averaged: dict[str, int] = averaged(self.analysis, self.groups)
-
-    @cached_property
-    def codecs(self) -> dict[str, Codec]:
-        """How weights are stored that `mute` changes."""
-        return codecs_of(self.analysis, self.sites)
 
     def _layers(self) -> list[Site]:
         model = self.analysis.model
@@ -247,7 +241,10 @@ class Calibration:
 
     def _side_by_side(self, members: Sequence[Fitting], todo: Sequence[Site], measure: bool) -> None:
         models = [m.fitted.model for m in members]
-        walk = Walk.of(self.analysis, models, self.samples, self.settings, todo, self.targets, aim=self.aim)
+        walk = Walk.of(
+            self.analysis, models, self.samples, self.settings, todo, self.targets, aim=self.aim,
+            instead=[m.instead for m in members],
+        )  # fmt: skip
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
             self._tell(Milestone.of("fit", site.name, n, costs))
@@ -256,6 +253,8 @@ class Calibration:
                     member.again.take(site, evidence)
                 self._fit(member.fitted, site, walk.form or site, evidence)
             walk.done(site)
+        for member in members:
+            member.fitted.model.drop(*member.masks)
 
     def _fit(self, fitted: Fitted, site: Site, form: Site, evidence: Evidence) -> None:
         """Fit one layer of one model, in the form that its evidence has."""
@@ -278,22 +277,8 @@ class Calibration:
         write(fitted.model, form, fits)
         for channels in silent if form is not site else ():
             hush(site, fitted.model, channels)
-        self.mute(fitted, {*site.codec.tensors, *(site.bias.tensors if site.bias else ())})
         fitted.layers.append(report)
         _log.info("%s: %s, error %.3g -> %.3g", report.layer, report.variant, report.before, report.after)
-
-    def silence(self, fitted: Fitted) -> None:
-        """Have readers that can't be fitted, such as an LSTM, not read what goes; what follows is fitted to that."""
-        layers = {name for site in self.sites for name in site.codec.tensors}
-        for group in self.groups:
-            unread(fitted.model, group, fitted.removed.get(group.name, ()), layers)
-        self.mute(fitted)
-
-    def mute(self, fitted: Fitted, only: Collection[str] | None = None) -> None:
-        """Have what writes channels that go write zeros, where norms or averages sum over them."""
-        for group in self.groups if self.averaged else ():
-            if group.name in self.averaged and group.name in fitted.removed:
-                mute(fitted.model, group, fitted.removed[group.name], self.codecs, only)
 
     def _choose(self, site: Site, name: str, count: int, evidence: Any, model: Model) -> Ints:
         """Choose the units of a group once more, on the inputs as they are by now."""
@@ -334,6 +319,8 @@ class Fitting:
     fitted: Fitted
     first: int  # the first layer that is fitted
     again: Curves
+    instead: Instead  # what stands for nodes that count what goes and aren't fitted
+    masks: list[str]
 
     @classmethod
     def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> Fitting:
@@ -342,14 +329,16 @@ class Fitting:
         cut = [s.number for name in units for s, _ in calibration.reading.get(name, ())]
         made = [p.mixable.makers for name, p in calibration.products.items() if name in units]
         cut += [side.site.number for sides in made for side in sides]
-        cut += [calibration.averaged[name] for name in units if name in calibration.averaged]
+        cut += [calibration.counted[name] for name in units if name in calibration.counted]
         if calibration.aim is not None:
             start = calibration.aim.first(calibration.analysis)
             cut += [s.number for s in calibration.sites if s.end >= start or s.goal[1] >= start][:1]
         again = Curves(calibration, dict(calibration.curves))
         fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
-        calibration.silence(fitted)
-        return cls(fitted, 0 if whole else min(cut, default=1 << 60), again)
+        analysis, first = calibration.analysis, 0 if whole else min(cut, default=1 << 60)
+        dead = analysis.grouping.dead({name: gone for name, gone in units.items() if gone.size})
+        instead, masks = stand_ins(analysis, dead, fitted.model, calibration.layers)
+        return cls(fitted, first, again, instead, masks)
 
 
 def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:
