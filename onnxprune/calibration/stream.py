@@ -53,10 +53,13 @@ class Runs(Protocol):
     model : Model
     keep : set of str
         Tensors that later calls of `run` ask for although no node after them reads them; the caller changes it.
+    instead : mapping
+        Position of a node -> the nodes that stand for it in `run`; the caller sets it before the first call.
     """
 
     model: Model
     keep: set[str]
+    instead: Instead
 
     def run(self, to: int, wanted: Sequence[str], *, stay: bool = False) -> Iterator[Batch]:
         """Run up to a node, yielding for each batch tensors that exist by then.
@@ -118,10 +121,9 @@ def stream_of(
     *,
     what: str = "The model",
     served: bool = False,
-    instead: Instead | None = None,
 ) -> Runs:
     """Return a model's runs over samples; here a backend is chosen. See `Stream` for the parameters."""
-    return Stream(model, samples, types, most_bytes, what=what, served=served, instead=instead)
+    return Stream(model, samples, types, most_bytes, what=what, served=served)
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,6 @@ class Stream:
         What the model is, for errors.
     served : bool
         Compute as users have it, for what they are told.
-    instead : mapping, optional
-        Position of a node -> the nodes that stand for it; ``run`` alone heeds them.
 
     Attributes
     ----------
@@ -186,14 +186,13 @@ class Stream:
         *,
         what: str = "The model",
         served: bool = False,
-        instead: Instead | None = None,
     ) -> None:
-        self.instead: Instead = instead or {}
         self.model, self.samples, self.types, self.most_bytes = model, samples, types or {}, most_bytes
         self.what, self.served = what, served
         self.position = 0
         self.batches: list[Batch] = [dict(b) for b in samples.batches]
         self.keep: set[str] = set()
+        self.instead: Instead = {}
 
     @cached_property
     def ways(self) -> list[Way]:

@@ -28,7 +28,7 @@ from onnxprune.model import Model
 from onnxprune.ops import Trait
 from onnxprune.ops.traits import moved, traits_of
 from onnxprune.options.compression import CompressOptions
-from onnxprune.pruning.worth import Place, Steepness, of_tensors
+from onnxprune.pruning.worth import Steepness, Watched, of_tensors
 from onnxprune.reconstruction.taker import factors_of
 
 __all__ = ["by_gradients"]
@@ -53,8 +53,10 @@ def by_gradients(run: Run[CompressOptions], layers: Layers, parts: Sequence[Part
         return {}
     model, fitted = analysis.model, {site.weight: site for site in layers.sites}
     reads = {part.name: list(_reads(model, part.name)) for part in parts if part.name not in fitted}
-    places = {name: Place(-1) for each in reads.values() for read in each for name in read if name}
-    places |= {site.goal[0]: Place(site.view.out_axis, partial(factors_of, site)) for site in fitted.values()}
+    places = {name: Watched(-1) for each in reads.values() for read in each for name in read if name}
+    places |= {
+        site.goal[0]: Watched(site.view.out_axis, partial(factors_of, site)) for site in fitted.values()
+    }
     try:
         with run.stage("weigh"):
             found = of_tensors(analysis, places, layers.samples, run.options.seed, run.say)

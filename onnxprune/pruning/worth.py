@@ -48,7 +48,7 @@ from onnxprune.reconstruction.views import channels_last
 if TYPE_CHECKING:
     from onnxprune.reconstruction.sequential import Calibration
 
-__all__ = ["Place", "Steepness", "of_groups", "of_layers", "of_tensors", "priced"]
+__all__ = ["Watched", "Steepness", "of_groups", "of_layers", "of_tensors", "priced"]
 
 Array = NDArray[Any]
 
@@ -129,14 +129,14 @@ def of_layers(
         If an op on the way has no gradient.
     """
     goals = {site.goal[0]: site for site in layers}
-    places = {name: Place(site.view.out_axis, partial(factors_of, site)) for name, site in goals.items()}
+    places = {name: Watched(site.view.out_axis, partial(factors_of, site)) for name, site in goals.items()}
     found = of_tensors(analysis, places, samples, seed, say)
     worths = {site.number: found[name].worth for name, site in goals.items()}
     return {number: worth for number, worth in worths.items() if worth > 0}
 
 
 @dataclass(frozen=True)
-class Place:
+class Watched:
     """A tensor whose errors are asked about.
 
     Attributes
@@ -179,7 +179,7 @@ class Steepness:
         """What a relative error costs that lies alike in all directions."""
         return self.spread.variance * self.steep / self.channels
 
-    def add(self, tensor: Array, gradient: Array, valid: Array | None, place: Place) -> None:
+    def add(self, tensor: Array, gradient: Array, valid: Array | None, place: Watched) -> None:
         """Add a batch."""
         rows, steep = channels_last(tensor, place.axis), channels_last(gradient, place.axis)
         at = positions_of(tensor, len(rows), valid)
@@ -193,7 +193,7 @@ class Steepness:
 
 def of_tensors(
     analysis: Analysis,
-    places: Mapping[str, Place],
+    places: Mapping[str, Watched],
     samples: Samples,
     seed: int = 0,
     say: Callable[[str], None] | None = None,

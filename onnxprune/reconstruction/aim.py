@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
-from onnxprune.calibration.stream import Runs, stream_of
+from onnxprune.calibration.stream import Instead, Runs, stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 
@@ -105,6 +105,15 @@ class _Elsewhere:
     @keep.setter
     def keep(self, names: set[str]) -> None:
         self.runs.keep = names
+
+    @property
+    def instead(self) -> Instead:
+        """What stands for nodes of the model, see `Runs`."""
+        return self.runs.instead
+
+    @instead.setter
+    def instead(self, nodes: Instead) -> None:
+        self.runs.instead = nodes
 
     def run(self, to: int, wanted: Sequence[str], *, stay: bool = False) -> Iterator[Batch]:
         """Run as far as the wanted tensors need, see `Runs.run`; ``to`` counts nodes of the part, and isn't asked."""

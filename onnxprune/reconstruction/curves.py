@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.graph.analysis import Analysis
 from onnxprune.reconstruction.consumers import Together, consumers_of, crowded
 from onnxprune.reconstruction.evidence import Evidence
-from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.layer import Settings
+from onnxprune.reconstruction.layers import Readers, Site
 from onnxprune.reconstruction.least_squares import Consumer, Curve
-
-if TYPE_CHECKING:
-    from onnxprune.reconstruction.sequential import Calibration
+from onnxprune.reconstruction.measure import Measure
 
 __all__ = ["Curves"]
 
 Ints = NDArray[np.int64]
+
+
+class Measuring(Protocol):
+    """Whose groups are looked at, see `onnxprune.reconstruction.sequential.Calibration`."""
+
+    analysis: Analysis
+    readers: Readers
+    measure: Measure
+    settings: Settings
+    texts: bool
+
+    def least(self, name: str) -> int:
+        """Return how many units of a group must stay."""
 
 
 class Curves:
@@ -25,7 +38,7 @@ class Curves:
 
     last: dict[str, int]
 
-    def __init__(self, calibration: Calibration, done: dict[str, Curve] | None = None) -> None:
+    def __init__(self, calibration: Measuring, done: dict[str, Curve] | None = None) -> None:
         self.of = calibration
         self.last = {name: max(s.number for s, _ in reads) for name, reads in calibration.readers.items()}
         self.consumers: dict[str, list[Consumer]] = {}
@@ -44,7 +57,7 @@ class Curves:
                 consumers = self.consumers.pop(name)
                 if name in self.crowded:
                     consumers = [self.crowded.pop(name).consumer()]
-                self.done[name] = measure(consumers, self.of._least(name))
+                self.done[name] = measure(consumers, self.of.least(name))
 
     def _add(self, name: str, site: Site, evidence: Evidence, rows: list[list[Ints]]) -> None:
         """Add one reader of a group."""

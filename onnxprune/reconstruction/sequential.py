@@ -165,7 +165,7 @@ class Calibration:
                 return
             probe = Probe(self.analysis, self.samples, plain, self.seed, self.say)
             scores = self.measure.scores(probe)
-            self.curves = {name: curve_of(values, self._least(name)) for name, values in scores.items()}
+            self.curves = {name: curve_of(values, self.least(name)) for name, values in scores.items()}
             return
         walk, needed = self._past_readers()
         curves = Curves(self)
@@ -201,7 +201,8 @@ class Calibration:
         known = self.targets if self.aim is None else {}
         return Walk.of(self.analysis, [], self.samples, self.settings, needed, known), needed
 
-    def _least(self, name: str) -> int:
+    def least(self, name: str) -> int:
+        """Return how many units of a group must stay."""
         units = next(g.units for g in self.groups if g.name == name)
         return max(1, int(np.ceil(FLOOR * units)))
 
@@ -241,10 +242,9 @@ class Calibration:
 
     def _side_by_side(self, members: Sequence[Fitting], todo: Sequence[Site], measure: bool) -> None:
         models = [m.fitted.model for m in members]
-        walk = Walk.of(
-            self.analysis, models, self.samples, self.settings, todo, self.targets, aim=self.aim,
-            instead=[m.instead for m in members],
-        )  # fmt: skip
+        walk = Walk.of(self.analysis, models, self.samples, self.settings, todo, self.targets, aim=self.aim)
+        for stream, member in zip(walk.fitted, members, strict=True):
+            stream.instead = member.instead
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
             self._tell(Milestone.of("fit", site.name, n, costs))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.frontier import sizes
 from onnxprune.calibration.samples import Samples
-from onnxprune.calibration.stream import Instead, Runs, stream_of
+from onnxprune.calibration.stream import Runs, stream_of
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 from onnxprune.reconstruction.aim import Aim
@@ -71,7 +71,6 @@ class Walk:
         targets: Targets | None = None,
         most_bytes: int | None = None,
         aim: Aim | None = None,
-        instead: Sequence[Instead] | None = None,
     ) -> Walk:
         """Begin at the samples.
 
@@ -91,8 +90,6 @@ class Walk:
             What streams hold of activations, instead of `MOST_BYTES`.
         aim : Aim, optional
             What layers are fitted to, instead of the original.
-        instead : sequence of mapping, optional
-            For each fitted model, what stands for nodes (`onnxprune.calibration.stream`).
         """
         most_bytes = MOST_BYTES if most_bytes is None else most_bytes
         if aim is None:
@@ -100,10 +97,7 @@ class Walk:
         else:
             dense = aim.runs(samples, most_bytes)
         most = most_bytes // max(len(fitted), 1)
-        streams = [
-            stream_of(model, samples, analysis.types, most, instead=nodes)
-            for model, nodes in zip(fitted, instead or [{}] * len(fitted), strict=True)
-        ]
+        streams = [stream_of(model, samples, analysis.types, most) for model in fitted]
         walk = cls(
             dense, streams, samples.counts, settings, samples.valid, sizes(analysis, samples), list(todo)
         )

@@ -13,7 +13,7 @@ from onnxprune.compression.parts import parts_of
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.interface import interface
 from onnxprune.model import Model
-from onnxprune.pruning.worth import FEW, Place, of_tensors
+from onnxprune.pruning.worth import FEW, Watched, of_tensors
 
 
 def ids(count):
@@ -48,7 +48,7 @@ def test_a_table_costs_the_divergence_of_its_lookups_and_of_its_products(head):
     analysis = analyse(model, input_shapes={"ids": (1, POSITIONS)})
     reads = list(worth._reads(model, part.name))
     assert [bool(other) for _, other in reads] == ([False, True] if head == "tied" else [False])
-    places = {name: Place(-1) for read in reads for name in read if name}
+    places = {name: Watched(-1) for read in reads for name in read if name}
     found = of_tensors(analysis, places, load_samples(interface(analysis), feeds))
     told = worth._alone(model, part.name, reads, found) * share / 2
     before, measured = logs(proto, feeds), []

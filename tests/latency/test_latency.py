@@ -292,23 +292,6 @@ def test_a_finer_step_is_tried_where_a_coarse_one_cannot_come_near() -> None:
     assert (step, len(removed["g"])) == (16, 640), "with one step the best that meets it"
 
 
-def test_a_target_that_the_deepest_cut_misses_is_refused_before_finer_steps() -> None:
-    tried: list[int] = []
-
-    def choose(step: int, factor: float) -> dict[str, np.ndarray]:
-        tried.append(step)
-        return {"g": np.arange(max(round(100 * (1 - 0.5 * factor)), 1))}
-
-    target = Target("latency", 0.5, True, "latency=0.5")
-    with pytest.raises(NothingToPrune, match=r"latency=0\.5 can't be met: .* 67% of the input's time"):
-        until_met(Fake(lambda gone: 1.5), target, choose, [16, 4, 1], lambda step: {"g": np.arange(900)})  # type: ignore[arg-type]
-    assert set(tried) == {16}
-    judge = Fake(lambda gone: 1 / (1 - gone / 1000))
-    with pytest.raises(NothingToPrune, match="wasn't met"):
-        until_met(judge, target, choose, [16, 4], lambda step: {"g": np.arange(900)})  # type: ignore[arg-type]
-    assert set(tried) == {16, 4}, "the deepest is fast enough, so finer steps are tried"
-
-
 def test_what_other_processes_measure_decides() -> None:
     """This process sees every cut a fifth faster than the others do."""
 

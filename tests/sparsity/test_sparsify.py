@@ -188,7 +188,7 @@ def test_what_stays_dense_has_a_reason():
         helper.make_node("MatMul", ["h", "turned"], ["y0"], name="head"),
         helper.make_node("MatMul", ["h", "both"], ["b1"]),
         helper.make_node("Gemm", ["b1", "both"], ["b2"], transB=1),
-        helper.make_node("Identity", ["b2"], ["y"]),
+        helper.make_node("Concat", ["y0", "b2"], ["y"], axis=-1),
     ]
     weights = {"table": values((50, 8)), "tied": values((50, 8)), "w": values((8, 8)), "both": values((8, 8)),
                "ids": np.arange(4)}  # fmt: skip
