@@ -236,15 +236,11 @@ class Stream:
         stops = self.protos(way)
         nodes = [node for stop in stops for node in stop]
         first, last = (sum(map(len, stops[:stop])) for stop in (self.position, to))
-        made = {name for node in nodes for name in node.output} | batch.keys()
-        mine = [n for n in wanted if not way or n in made or not self._elsewhere(n)]
+        here = {name for node in nodes[first:last] for name in node.output} | batch.keys()
+        mine = [n for n in wanted if not way or n in here]  # else only another branch needs it
         live = [] if stay else self._live(nodes, first, last, batch)
         session, names = self._session(nodes, (first, last), {*live, *mine}, batch)
         return _Part(session, names, live, mine)
-
-    def _elsewhere(self, name: str) -> bool:
-        """Whether a tensor is made in a branch."""
-        return any(body_of(node) for node in self.model.proto.graph.node if name in node.output)
 
     def each(self, wanted: Sequence[str] = (), beside: Iterable[Batch] | None = None) -> Iterator[Batch]:
         """Run the whole model, see `Runs.each`; nothing is held."""

@@ -61,7 +61,8 @@ def by_gradients(run: Run[CompressOptions], layers: Layers, parts: Sequence[Part
         with run.stage("weigh"):
             found = of_tensors(analysis, places, layers.samples, run.options.seed, run.say)
     except CalibrationError as error:
-        run.notes.append(f"Losses of all weights count the same. {error}")
+        why = str(error).split(";", 1)[0].rstrip(".")
+        run.notes.append(f"gradients don't tell what losses count, and trial fits do instead: {why}")
         return {}
     worths = {name: found[site.goal[0]].worth for name, site in fitted.items()}
     worths |= {name: _alone(model, name, each, found) for name, each in reads.items()}

@@ -168,14 +168,14 @@ class _Work:
                 report.why = f"what it gives {lost}"
                 continue
             end = max(made[goal] for goal in part.goals) + 1
-            pairs = self._pairs(
-                part, small.run(part.first, list(part.given)), dense.run(end, list(part.goals))
-            )
-            dense.keep -= set(part.goals)
             try:
+                pairs = self._pairs(
+                    part, small.run(part.first, list(part.given)), dense.run(end, list(part.goals))
+                )
                 self._fit(part, pairs, report, self.seed + number, say)
             except (CalibrationError, RunError) as error:
                 report.why = str(error)
+            dense.keep -= set(part.goals)
         return found
 
     def _told(self, parts: Sequence[Segment], number: int) -> Callable[[str], None] | None:

@@ -126,10 +126,15 @@ def rotate(
         If onnxruntime fails on the samples.
     """
     result, layers = Rotated(analysis), [s for s in sites(analysis) if s.exact or integers]
-    mixables = {m.name: m for m in find(analysis, groups, layers, readers(layers, groups))}
+    few = samples.few(FEW)
+    hidden = set[str]().union(*stream_of(analysis.model, few).hidden())  # no run gives what is in there
+    mixables = {
+        m.name: m
+        for m in find(analysis, groups, layers, readers(layers, groups))
+        if hidden.isdisjoint(n for side in (*m.left, *m.right) for n in (side.site.x, side.site.y))
+    }
     if not mixables:
         return result
-    few = samples.few(FEW)
     moments = _moments(analysis, few, mixables.values(), say)
     turns = {name: _turn(analysis.model, mixable, moments) for name, mixable in mixables.items()}
     same = _Same(analysis, samples.few(CHECKED), mixables.values())

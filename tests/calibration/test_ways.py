@@ -109,6 +109,37 @@ def test_layers_in_branches_are_fitted(shared: bool) -> None:
         assert error(original, fitted.model, then) < 0.5 * error(original, plain.model, then)
 
 
+def test_a_sum_inside_of_a_branch_is_fitted_though_others_do_not_take_it() -> None:
+    """What the layer's output is added to comes from outside, and is gone where the other branch is taken."""
+    own: list[Weights] = [
+        {f"{b}1": normal(8, 16, seed=n), f"{b}2": normal(16, 8, seed=n)} for n, b in enumerate("te")
+    ]
+    branches = []
+    for b, w in zip("te", own, strict=True):
+        inside = [
+            node("Tanh", "x", f"{b}h"),
+            node("MatMul", f"{b}h {b}1", f"{b}a"),
+            node("Relu", f"{b}a", f"{b}r"),
+        ]
+        inside += [node("MatMul", f"{b}r {b}2", f"{b}m"), node("Add", f"x {b}m", f"{b}s")]
+        branches.append(body([*inside, node("MatMul", f"{b}s last", b)], [b], w))
+    nodes = [
+        node("MatMul", "given in", "x"),
+        node("ReduceMean", "x", "number", keepdims=0),
+        node("Greater", "number zero", "yes"),
+        helper.make_node("If", ["yes"], ["y"], name="if", then_branch=branches[0], else_branch=branches[1]),
+    ]
+    weights: Weights = {"in": normal(8, 8), "last": normal(8, 6), "zero": np.float32(0)}
+    graph = helper.make_graph(
+        nodes, "g", [info("given", [10, 8])], [info("y", [10, 6])],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items()],
+    )  # fmt: skip
+    original = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    fitted = onnxprune.prune(original, ratio=0.5, align=1, calib={"given": data()}, recover="lstsq")
+    lines = fitted.report.calibration["layers"]
+    assert sum(line["variant"].startswith(("lstsq", "local")) for line in lines) >= 2
+
+
 def test_a_branch_that_no_sample_takes_is_cut_by_its_weights() -> None:
     original = model(most=1e9)
     result = onnxprune.prune(original, ratio=0.5, align=1, calib={"x": data()})
@@ -145,6 +176,38 @@ def test_a_layer_in_a_loop_is_no_regression() -> None:
     assert {s.weight for s in seen(layers, stream_of(analysis.model, samples(data(50))))} == {"w", "o"}
     result = onnxprune.prune(original, ratio=0.5, align=1, calib={"x": data()})
     assert {(c.tensor, c.axis) for c in result.report.cuts} == {("w", 1), ("u", 0), ("u", 1), ("o", 0)}
+
+
+def test_products_in_a_loop_are_not_turned() -> None:
+    """Queries and keys of a body are of many steps, and no run gives them."""
+    inside = [
+        node("MatMul", "h q", "a"),
+        node("MatMul", "h k", "b"),
+        node("Transpose", "b", "bt", perm=[0, 2, 1]),
+        node("MatMul", "a bt", "scores"),
+        node("Softmax", "scores", "shares"),
+        node("MatMul", "shares h", "t"),
+        node("Identity", "go", "on"),
+    ]
+    loop = helper.make_graph(
+        inside, "body", [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info("h")],
+        [info("on", [], TensorProto.BOOL), info("t")],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Loop", ["steps", "yes", "x"], ["last"], name="loop", body=loop),
+        node("MatMul", "last o", "y"),
+    ]
+    weights: dict[str, Any] = {"q": normal(8, 16), "k": normal(8, 16), "o": normal(8, 6), "yes": np.array(True),
+                               "steps": np.array(3)}  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [info("x", ["N", 5, 8])], [info("y", ["N", 5, 6])],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )  # fmt: skip
+    original = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    result = onnxprune.prune(
+        original, ratio=0.5, align=1, calib={"x": data(500).reshape(100, 5, 8)}, recover="lstsq"
+    )
+    assert {(c.tensor, c.axis) for c in result.report.cuts} == {("q", 1), ("k", 1)}
 
 
 def test_zeros_are_fitted_in_branches() -> None:
