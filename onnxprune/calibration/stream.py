@@ -26,7 +26,7 @@ from onnx import NodeProto, helper
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.ways import Way, along, ways_of
 from onnxprune.errors import CalibrationError
-from onnxprune.files.bodies import body_of, is_joint, stepped
+from onnxprune.files.bodies import is_joint, stepped
 from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
 from onnxprune.runtime.session import RunError, Session, open_session
