@@ -28,13 +28,15 @@ from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.least_squares import Fit, Problem, error_of, ridge_of
 from onnxprune.reconstruction.walk import Walk
 
-__all__ = ["LARGEST", "Gridded", "Layers", "alone", "some_of"]
+__all__ = ["LARGEST", "SAMPLE", "Gridded", "Layers", "alone", "some_of"]
 
 Array = NDArray[Any]
 Matrix = NDArray[np.float64]
 
 #: Inputs of the widest layer that is fitted: its moments take 2 GB.
 LARGEST = 12288
+#: Values of a weight that are looked at for what it loses, where no sample tells of it.
+SAMPLE = 1 << 18
 #: Products of numbers, of solving for and of rounding the weights of all layers, from where on a fit of all takes over
 #: a minute of one processor.
 DEAR = 2.5e11
@@ -201,29 +203,25 @@ class Layers:
         return done
 
 
-def _refitted(problem: Problem, share: float, prior: Matrix) -> Matrix:
-    return problem.solve(np.arange(len(prior)), share, prior)
-
-
 def _fit(site: Site, evidence: Evidence, model: Model, choice: Choice) -> Gridded:
     centred, view = site.adder is not None, site.view
     train, unseen = (moments_of(of(centred=centred)) for of in (evidence.train, evidence.held_out))
     prior, biases = weights_of(site, model)
-    errors = {0.0: _error(unseen, list(prior), biases, centred)}
-    for share in RIDGES:
-        errors[share] = _error(
-            unseen, [_refitted(p, share, w) for p, w in zip(train, prior, strict=True)], biases, centred
-        )
-    best = min(errors, key=lambda share: errors[share])
 
-    def wanted_on(problems: list[Problem]) -> Matrix:
-        return np.stack(
-            [w if not best else _refitted(p, best, w) for p, w in zip(problems, prior, strict=True)]
-        )
+    def refitted(problems: list[Problem], share: float) -> Matrix:
+        """Fit with a ridge that pulls to the weights as they are; they stay where it is 0."""
+        each = zip(problems, prior, strict=True)
+        return np.stack([p.solve(np.arange(len(w)), share, w) if share else w for p, w in each])
 
-    damping = damping_of(train, unseen, wanted_on(train), choice)
+    best, least, fit = 0.0, np.inf, prior
+    for share in (0.0, *RIDGES):  # one at a time: those of a wide layer take as much as its moments
+        tried = refitted(train, share)
+        error = _error(unseen, list(tried), biases, centred)
+        if error < least:
+            best, least, fit = share, error, tried
+    damping = damping_of(train, unseen, fit, choice)
     whole = moments_of(evidence.whole(centred=centred))
-    wanted = wanted_on(whole)
+    wanted = refitted(whole, best)
     k, step = rounded(wanted, rounder_of(whole, damping), choice)
     each = np.asarray(view.pack(np.broadcast_to(step, wanted.shape)))
     old = model.weight(site.weight)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxprune.compression.coder import coded_size
 from onnxprune.compression.curves import Choice, Rounds, by_bits, by_entropy, choose
-from onnxprune.compression.fitting import Gridded, Layers, alone, some_of
+from onnxprune.compression.fitting import SAMPLE, Gridded, Layers, alone, some_of
 from onnxprune.compression.forms import HALF, Stored, has_int4
 from onnxprune.compression.packing import Draft, Drafts
 from onnxprune.compression.parts import Part
@@ -36,8 +36,6 @@ BESIDE_CODED, BESIDE, BESIDE_PAIRS = 60, 220, 900
 KEPT = 0.93
 #: The steps of so many values in a byte, where nothing is coded.
 FORMS: dict[int, tuple[int, int]] = {1: (-MOST, MOST), 2: HALF, 3: (-2, 2), 4: (-2, 1)}
-#: Values of a weight that its curve is taken from, where no sample tells of it.
-SAMPLE = 1 << 18
 #: Budgets that the curve is told at.
 POINTS = 12
 

@@ -17,24 +17,23 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
-from onnx import NodeProto
 
-from onnxprune.compression.fitting import Layers, some_of
+from onnxprune.compression.fitting import SAMPLE, Layers, some_of
 from onnxprune.compression.parts import Part
 from onnxprune.errors import CalibrationError
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.coupling import uses_of
 from onnxprune.graph.vocabulary import says_ids
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.ops import Trait
-from onnxprune.ops.traits import moved, traits_of
+from onnxprune.ops.traits import moved
 from onnxprune.options.compression import CompressOptions
-from onnxprune.pruning.worth import Steepness, Watched, of_tensors
+from onnxprune.pruning.worth import Steepness, Watched, of_groups, of_tensors
+from onnxprune.reconstruction.seen import Uses
 from onnxprune.reconstruction.taker import factors_of
 
 __all__ = ["by_gradients"]
-
-#: Values of a weight that its squares are taken from.
-SOME = 1 << 18
 
 
 def by_gradients(run: Run[CompressOptions], layers: Layers, parts: Sequence[Part]) -> dict[str, float]:
@@ -52,7 +51,8 @@ def by_gradients(run: Run[CompressOptions], layers: Layers, parts: Sequence[Part
     if not says_ids(analysis):
         return {}
     model, fitted = analysis.model, {site.weight: site for site in layers.sites}
-    reads = {part.name: list(_reads(model, part.name)) for part in parts if part.name not in fitted}
+    uses = uses_of(analysis.coupling)
+    reads = {part.name: list(_reads(analysis, uses, part.name)) for part in parts if part.name not in fitted}
     places = {name: Watched(-1) for each in reads.values() for read in each for name in read if name}
     places |= {
         site.goal[0]: Watched(site.view.out_axis, partial(factors_of, site)) for site in fitted.values()
@@ -71,30 +71,23 @@ def by_gradients(run: Run[CompressOptions], layers: Layers, parts: Sequence[Part
         return {}
     times = max(known.values()) / min(known.values())
     run.notes.append(f"by gradients of the output a loss counts up to {times:.3g} times as much as another")
-    mean = float(np.exp(np.mean(np.log([*known.values()]))))
-    return {name: worth / mean for name, worth in known.items()}
+    return of_groups(known, {name: [name] for name in known})
 
 
 def _alone(model: Model, name: str, reads: Sequence[tuple[str, str]], found: dict[str, Steepness]) -> float:
     """Return what a loss of all squares of a weight costs where it is read."""
-    square = float(np.mean(np.square(some_of(np.asarray(model.weight(name)), SOME))))
+    square = float(np.mean(np.square(some_of(np.asarray(model.weight(name)), SAMPLE))))
     each = (found[y].steep * (found[x].loud / max(found[x].spread.n, 1) if x else 1.0) for y, x in reads)
     return square * sum(each)
 
 
-def _reads(model: Model, name: str) -> Iterator[tuple[str, str]]:
+def _reads(analysis: Analysis, uses: Uses, name: str) -> Iterator[tuple[str, str]]:
     """Yield what lookups and products make of a weight, and the other input of a product."""
-    for node in model.proto.graph.node:
-        for slot, given in enumerate(node.input):
-            if given == name:
-                yield from _read(model, node, slot)
-
-
-def _read(model: Model, node: NodeProto, slot: int) -> Iterator[tuple[str, str]]:
-    traits = traits_of(node.op_type, node.domain)
-    if Trait.LOOKUP in traits:
-        yield from [(node.output[0], "")] if slot == 0 else []
-    elif slot in moved(node.op_type, len(node.input), node.domain):
-        yield from _reads(model, node.output[0])
-    elif Trait.GEMM in traits and slot < 2 and node.input[1 - slot] not in model:
-        yield node.output[0], node.input[1 - slot]
+    for number, slot in uses.get(name, ()):
+        node = analysis.coupling.nodes[number].node
+        if Trait.LOOKUP in node.traits:
+            yield from [(node.outputs[0], "")] if slot == 0 else []
+        elif slot in moved(node.op, len(node.inputs), node.domain):
+            yield from _reads(analysis, uses, node.outputs[0])
+        elif Trait.GEMM in node.traits and slot < 2 and node.inputs[1 - slot] not in analysis.model:
+            yield node.outputs[0], node.inputs[1 - slot]

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Watched", "Steepness", "of_groups", "of_layers", "of_tensors", "priced"]
 
 Array = NDArray[Any]
+Key = TypeVar("Key", int, str)
 
 #: Samples whose gradients are taken: sums over all positions of a dozen texts hardly change with more.
 FEW = 12
@@ -88,15 +89,15 @@ def priced(run: Run[Options], calibration: Calibration, samples: Samples) -> dic
     return of_groups(worths, places)
 
 
-def of_groups(worths: Mapping[int, float], places: Mapping[str, Sequence[int]]) -> dict[str, float]:
+def of_groups(worths: Mapping[Key, float], places: Mapping[str, Sequence[Key]]) -> dict[str, float]:
     """Return what the relative errors of groups cost, one on average (of the logarithms).
 
     Parameters
     ----------
     worths : mapping
-        Position of a layer -> what its relative errors cost; empty where nothing is known.
+        Layer, by its position or its weight -> what its relative errors cost; empty where nothing is known.
     places : mapping
-        Group -> positions of the layers that read it.
+        Group -> the layers that read it.
     """
     mean = float(np.exp(np.mean(np.log([*worths.values()])))) if worths else 1.0
     known = {name: [worths[n] for n in numbers if n in worths] for name, numbers in places.items()}

@@ -76,8 +76,6 @@ class MomentCalibration(Calibration):
         if self.samples.batches:
             return super().fit_all(removed, measure=measure)
         members = [Fitting.of(self, units, whole=False) for units in removed]
-        for member in members:  # nothing runs
-            member.fitted.model.drop(*member.masks)
         lost = [gone(self.reading, m.fitted.removed) for m in members]
         todo = [s for s in self.sites if any(_reads(s, cut) for cut in lost)]
         admit(todo, self.settings)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxprune.allocation.ranking import FLOOR
 from onnxprune.calibration.frontier import stream_bytes
 from onnxprune.calibration.samples import Samples
-from onnxprune.calibration.stream import Instead, stream_of
+from onnxprune.calibration.stream import Runs, stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group
@@ -243,8 +243,10 @@ class Calibration:
     def _side_by_side(self, members: Sequence[Fitting], todo: Sequence[Site], measure: bool) -> None:
         models = [m.fitted.model for m in members]
         walk = Walk.of(self.analysis, models, self.samples, self.settings, todo, self.targets, aim=self.aim)
-        for stream, member in zip(walk.fitted, members, strict=True):
-            stream.instead = member.instead
+        masks = [
+            self._mask(stream, member.fitted.removed)
+            for stream, member in zip(walk.fitted, members, strict=True)
+        ]
         costs = [self._cost(site) for site in todo]
         for n, site in enumerate(todo):
             self._tell(Milestone.of("fit", site.name, n, costs))
@@ -253,8 +255,14 @@ class Calibration:
                     member.again.take(site, evidence)
                 self._fit(member.fitted, site, walk.form or site, evidence)
             walk.done(site)
-        for member in members:
-            member.fitted.model.drop(*member.masks)
+        for model, names in zip(models, masks, strict=True):
+            model.drop(*names)
+
+    def _mask(self, stream: Runs, removed: Mapping[str, Ints]) -> list[str]:
+        """Have nodes that aren't fitted read masked copies in the runs of a model; return the masks in it."""
+        dead = self.analysis.grouping.dead({name: gone for name, gone in removed.items() if gone.size})
+        stream.instead, masks = stand_ins(self.analysis, dead, stream.model, self.layers)
+        return masks
 
     def _fit(self, fitted: Fitted, site: Site, form: Site, evidence: Evidence) -> None:
         """Fit one layer of one model, in the form that its evidence has."""
@@ -319,8 +327,6 @@ class Fitting:
     fitted: Fitted
     first: int  # the first layer that is fitted
     again: Curves
-    instead: Instead  # what stands for nodes that count what goes and aren't fitted
-    masks: list[str]
 
     @classmethod
     def of(cls, calibration: Calibration, removed: Mapping[str, Ints], *, whole: bool) -> Fitting:
@@ -335,10 +341,7 @@ class Fitting:
             cut += [s.number for s in calibration.sites if s.end >= start or s.goal[1] >= start][:1]
         again = Curves(calibration, dict(calibration.curves))
         fitted = Fitted(calibration.analysis.model.fork(), units, [], again.done)
-        analysis, first = calibration.analysis, 0 if whole else min(cut, default=1 << 60)
-        dead = analysis.grouping.dead({name: gone for name, gone in units.items() if gone.size})
-        instead, masks = stand_ins(analysis, dead, fitted.model, calibration.layers)
-        return cls(fitted, first, again, instead, masks)
+        return cls(fitted, 0 if whole else min(cut, default=1 << 60), again)
 
 
 def refit_analysis(fitted: Fitted, analysis: Analysis, removed: Mapping[str, Ints], **more: Any) -> Analysis:

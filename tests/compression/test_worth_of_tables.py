@@ -11,6 +11,7 @@ from onnxprune.calibration.samples import load_samples
 from onnxprune.compression import worth
 from onnxprune.compression.parts import parts_of
 from onnxprune.graph.analysis import analyse
+from onnxprune.graph.coupling import uses_of
 from onnxprune.graph.interface import interface
 from onnxprune.model import Model
 from onnxprune.pruning.worth import FEW, Watched, of_tensors
@@ -46,7 +47,7 @@ def test_a_table_costs_the_divergence_of_its_lookups_and_of_its_products(head):
     model = Model.load(proto)
     part = next(part for part in parts_of(model, {})[0] if part.name == "words")
     analysis = analyse(model, input_shapes={"ids": (1, POSITIONS)})
-    reads = list(worth._reads(model, part.name))
+    reads = list(worth._reads(analysis, uses_of(analysis.coupling), part.name))
     assert [bool(other) for _, other in reads] == ([False, True] if head == "tied" else [False])
     places = {name: Watched(-1) for read in reads for name in read if name}
     found = of_tensors(analysis, places, load_samples(interface(analysis), feeds))
