@@ -21,7 +21,7 @@ from onnx import NodeProto, helper
 
 from onnxprune.errors import CalibrationError
 from onnxprune.files.protowalk import captured
-from onnxprune.gradient import elementwise, movement, products, reductions, windows
+from onnxprune.gradient import attention, elementwise, movement, products, reductions, windows
 from onnxprune.gradient.tape import BLOCKED, RULES, Grads, NoGradient, Tape, float_type
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
@@ -40,7 +40,7 @@ OLDEST = 9
 Wanted: TypeAlias = str | tuple[int, int]
 #: (tape, what was wanted, its gradient) -> what is given out.
 Reduce: TypeAlias = Callable[[Tape, Wanted, str], str]
-_TABLES = (elementwise, movement, products, reductions, windows)  # imported for their rules
+_TABLES = (attention, elementwise, movement, products, reductions, windows)  # imported for their rules
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from onnxprune.ops.base import Node
 Slope = Callable[[Tape, Node], str]
 
 
-def unary(*names: str) -> Callable[[Slope], Slope]:
+def unary(*names: str, domain: str = "") -> Callable[[Slope], Slope]:
     """Register an op by its slope: the factor that multiplies the output's gradient."""
 
     def register(slope: Slope) -> Slope:
-        @vjp(*names)
+        @vjp(*names, domain=domain)
         def rule(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
             return {0: t.mul(dy[0], slope(t, node))}
 
@@ -127,19 +127,65 @@ def erf(t: Tape, node: Node) -> str:
 
 
 @unary("Gelu")
+@unary("Gelu", domain="com.microsoft")
 def gelu(t: Tape, node: Node) -> str:
     x = node.inputs[0]
-    if node.attr("approximate", "none") == "tanh":
-        root = math.sqrt(2 / math.pi)
-        square = t.mul(x, x)
-        inner = t.mul(t.scaled(x, root), t.op("Add", t.const(1), t.scaled(square, 0.044715)))
-        tanh = t.op("Tanh", inner)
-        steep = t.op("Add", t.const(root), t.scaled(square, 3 * 0.044715 * root))
-        flat = t.op("Add", t.const(0.5), t.scaled(tanh, 0.5))
-        rise = t.mul(t.op("Sub", t.const(1), t.mul(tanh, tanh)), steep)
-        return t.op("Add", flat, t.mul(t.scaled(x, 0.5), rise))
+    return _tanh_slope(t, x) if node.attr("approximate", "none") == "tanh" else _gelu_slope(t, x)
+
+
+def _gelu_slope(t: Tape, x: str) -> str:
     share = t.op("Add", t.const(0.5), t.scaled(t.op("Erf", t.scaled(x, math.sqrt(0.5))), 0.5))
     return t.op("Add", share, t.mul(x, _normal_density(t, x, 0.5, 1 / math.sqrt(2 * math.pi))))
+
+
+def _tanh_slope(t: Tape, x: str) -> str:
+    """Slope of the approximation of Gelu by tanh."""
+    root = math.sqrt(2 / math.pi)
+    square = t.mul(x, x)
+    inner = t.mul(t.scaled(x, root), t.op("Add", t.const(1), t.scaled(square, 0.044715)))
+    tanh = t.op("Tanh", inner)
+    steep = t.op("Add", t.const(root), t.scaled(square, 3 * 0.044715 * root))
+    flat = t.op("Add", t.const(0.5), t.scaled(tanh, 0.5))
+    rise = t.mul(t.op("Sub", t.const(1), t.mul(tanh, tanh)), steep)
+    return t.op("Add", flat, t.mul(t.scaled(x, 0.5), rise))
+
+
+@vjp("BiasGelu", "FastGelu", domain="com.microsoft")
+def bias_gelu(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    x = t.op("Add", *node.inputs[:2]) if node.has(1) else node.inputs[0]
+    back = t.mul(dy[0], _gelu_slope(t, x) if node.op == "BiasGelu" else _tanh_slope(t, x))
+    return {slot: t.unbroadcast(back, node.inputs[slot], node.outputs[0]) for slot in need}
+
+
+@unary("Swish")
+@unary("QuickGelu", domain="com.microsoft")
+def swish(t: Tape, node: Node) -> str:
+    x = node.inputs[0]
+    steep = t.scaled(x, float(node.attr("alpha", 1.702 if node.domain else 1.0)))
+    gate = t.op("Sigmoid", steep)
+    return t.mul(gate, t.op("Add", t.const(1), t.mul(steep, t.op("Sub", t.const(1), gate))))
+
+
+@unary("Mish")
+def mish(t: Tape, node: Node) -> str:
+    x = node.inputs[0]
+    gate = t.op("Tanh", t.op("Softplus", x))
+    rise = t.mul(t.mul(x, t.op("Sigmoid", x)), t.op("Sub", t.const(1), t.mul(gate, gate)))
+    return t.op("Add", gate, rise)
+
+
+@unary("Selu")
+def selu(t: Tape, node: Node) -> str:
+    alpha, gamma = float(node.attr("alpha", 1.6732632)), float(node.attr("gamma", 1.0507010))
+    positive = _above(t, node.inputs[0], 0)
+    low = t.op("Add", node.outputs[0], t.const(alpha * gamma))
+    return t.op("Add", t.scaled(positive, gamma), t.mul(t.op("Sub", t.const(1), positive), low))
+
+
+@unary("Celu")
+def celu(t: Tape, node: Node) -> str:
+    down = t.op("Min", node.inputs[0], t.const(0))
+    return t.op("Exp", t.scaled(down, 1 / float(node.attr("alpha", 1.0))))
 
 
 @unary("Softplus")

@@ -51,6 +51,27 @@ def matmul(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grad
     return by_slot
 
 
+@vjp("FusedMatMul", domain="com.microsoft")
+def fused_matmul(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    """A product of operands of which the last two axes may be swapped, times alpha."""
+    if any(node.attr(name, 0) for name in ("transBatchA", "transBatchB")):
+        raise NoGradient("it transposes a batch axis")
+    ranks = [len(t.dims(name)) for name in node.inputs]
+    if min(ranks) == 1:
+        raise NoGradient("it multiplies a vector")
+    turns = [bool(node.attr(name, 0)) for name in ("transA", "transB")]
+    every = zip(node.inputs, ranks, turns, strict=True)
+    a, b = (_transposed(t, name, rank) if turn else name for name, rank, turn in every)
+    out = t.scaled(dy[0], float(node.attr("alpha", 1.0)))
+    grads = {}
+    for slot in need:
+        other = _transposed(t, (b, a)[slot], ranks[1 - slot])
+        grad = t.matmul(other, out) if slot else t.matmul(out, other)
+        grad = _transposed(t, grad, len(t.dims(node.outputs[0]))) if turns[slot] else grad
+        grads[slot] = _batch_sum(t, grad, node.inputs[slot], node.outputs[0])
+    return grads
+
+
 def _turned(t: Tape, name: str, rank: int) -> str:
     if name in t.model and rank == 2:
         return t.const(np.asarray(t.model.weight(name)).T)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from onnxprune.gradient.tape import Grads, NoGradient, Tape, vjp
 from onnxprune.ops.base import Node, normal
@@ -105,51 +106,134 @@ def _channels(t: Tape, vector: str, rank: int) -> str:
     return t.reshape(vector, [-1, *[1] * max(rank - 2, 0)])
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """A value with its mean over some axes taken away (where ``centred``), divided by the root of its mean square.
+
+    Attributes
+    ----------
+    value, root : str
+        What comes out, and the factor that made it so.
+    axes : list of int
+    centred : bool
+    """
+
+    value: str
+    root: str
+    axes: list[int]
+    centred: bool
+
+    @classmethod
+    def of(cls, t: Tape, x: str, axes: list[int], epsilon: float, centred: bool = True) -> _Unit:
+        """Compute it again from what the node read."""
+        x = t.op("Sub", x, t.reduce("ReduceMean", x, axes)) if centred else x
+        spread = t.op("Add", t.reduce("ReduceMean", t.mul(x, x), axes), t.const(epsilon))
+        root = t.op("Reciprocal", t.op("Sqrt", spread))
+        return cls(t.mul(x, root), root, axes, centred)
+
+    def back(self, t: Tape, grad: str) -> str:
+        """Return the gradient of what it was made of from its own."""
+        along = t.mul(self.value, t.reduce("ReduceMean", t.mul(grad, self.value), self.axes))
+        if self.centred:
+            grad = t.op("Sub", grad, t.reduce("ReduceMean", grad, self.axes))
+        return t.mul(self.root, t.op("Sub", grad, along))
+
+
+def _epsilon(node: Node, default: float = 1e-5) -> float:
+    return float(node.attr("epsilon", default))
+
+
 @vjp("InstanceNormalization")
 def instance_norm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     x, scale = node.inputs[:2]
     rank = len(t.dims(x))
     axes = list(range(2, rank))
-    factor = _channels(t, scale, rank)
-    others = [0, *axes]
-    return _normalised(
-        t, (node, dy[0], need), axes, factor, lambda g: t.reduce("ReduceSum", g, others, keep=False)
-    )
-
-
-@vjp("LayerNormalization")
-def layer_norm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
-    if any(node.outputs[1:]):
-        raise NoGradient("its statistics are outputs, too")
-    x, scale, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    rank = len(t.dims(x))
-    axes = list(range(normal(int(node.attr("axis", -1)), rank), rank))
-    return _normalised(t, (node, dy[0], need), axes, scale, lambda g: t.unbroadcast(g, scale, y))
-
-
-def _normalised(
-    t: Tape,
-    given: tuple[Node, str, frozenset[int]],
-    axes: list[int],
-    factor: str,
-    gather: Callable[[str], str],
-) -> Grads:
-    """Gradients of ``factor * (x - mean) / sqrt(var + eps) + shift`` with the statistics taken over some axes."""
-    node, dy, need = given
-    x = node.inputs[0]
-    centred = t.op("Sub", x, t.reduce("ReduceMean", x, axes))
-    var = t.reduce("ReduceMean", t.mul(centred, centred), axes)
-    root = t.op("Reciprocal", t.op("Sqrt", t.op("Add", var, t.const(float(node.attr("epsilon", 1e-5))))))
-    unit = t.mul(centred, root)
+    unit = _Unit.of(t, x, axes, _epsilon(node))
     grads = {}
     if 0 in need:
-        g = t.mul(dy, factor)
-        along = t.mul(unit, t.reduce("ReduceMean", t.mul(g, unit), axes))
-        rest = t.op("Sub", t.op("Sub", g, t.reduce("ReduceMean", g, axes)), along)
-        grads[0] = t.mul(root, rest)
-
+        grads[0] = unit.back(t, t.mul(dy[0], _channels(t, scale, rank)))
     if 1 in need:
-        grads[1] = gather(t.mul(dy, unit))
+        grads[1] = t.reduce("ReduceSum", t.mul(dy[0], unit.value), [0, *axes], keep=False)
     if 2 in need:
-        grads[2] = gather(dy)
+        grads[2] = t.reduce("ReduceSum", dy[0], [0, *axes], keep=False)
     return grads
+
+
+@vjp("GroupNormalization")
+def group_norm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    x, scale = node.inputs[:2]
+    count = int(node.attrs["num_groups"])
+    (channels,) = t.static(x, [1])
+    # scale and shift are for groups before opset 21, for channels since
+    rows = count if t.static(scale, [0])[0] == count else channels
+    unit = _Unit.of(t, t.reshape(x, [0, count, -1]), [2], _epsilon(node))
+    grads = {}
+    if 0 in need:
+        scaled = t.mul(t.reshape(dy[0], [0, rows, -1]), _channels(t, scale, 3))
+        grads[0] = t.like(unit.back(t, t.reshape(scaled, [0, count, -1])), x)
+    if 1 in need:
+        each = t.mul(t.reshape(dy[0], [0, count, -1]), unit.value)
+        grads[1] = t.reduce("ReduceSum", t.reshape(each, [0, rows, -1]), [0, 2], keep=False)
+    if 2 in need:
+        grads[2] = t.reduce("ReduceSum", t.reshape(dy[0], [0, rows, -1]), [0, 2], keep=False)
+    return grads
+
+
+@vjp("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+def layer_norm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    if any(dy[1:]):
+        raise NoGradient("its statistics are used, too")
+    x, y = node.inputs[0], node.outputs[0]
+    rank = len(t.dims(x))
+    axes = list(range(normal(int(node.attr("axis", -1)), rank), rank))
+    unit = _Unit.of(t, x, axes, _epsilon(node), centred=node.op == "LayerNormalization")
+    grads = {}
+    if 0 in need:
+        grads[0] = unit.back(t, t.mul(dy[0], node.inputs[1]))
+    if 1 in need:
+        grads[1] = t.unbroadcast(t.mul(dy[0], unit.value), node.inputs[1], y)
+    if 2 in need:
+        grads[2] = t.unbroadcast(dy[0], node.inputs[2], y)
+    return grads
+
+
+@vjp("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def skip_norm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    """Data, skip, scale, [shift,] bias -> Y, mean, deviation, sum of data, skip and bias."""
+    out, *statistics, total = [*dy, *[""] * (4 - len(dy))]
+    if any(statistics) or not out:
+        raise NoGradient("its statistics are used, too" if out else "only its sum is used")
+    centred = node.op == "SkipLayerNormalization"
+    scale, shift, bias = 2, 3 if centred else -1, 4 if centred else 3
+    x, y = node.inputs[0], node.outputs[0]
+    added = [slot for slot in (1, bias) if node.has(slot)]
+    for slot in added:
+        x = t.op("Add", x, node.inputs[slot])
+    unit = _Unit.of(t, x, [len(t.dims(y)) - 1], _epsilon(node, 1e-12 if centred else 1e-5), centred)
+    grads = {}
+    if need & {0, *added}:
+        back = unit.back(t, t.mul(out, node.inputs[scale]))
+        back = t.op("Add", back, total) if total else back
+        grads = {slot: t.unbroadcast(back, node.inputs[slot], y) for slot in (0, *added) if slot in need}
+    if scale in need:
+        grads[scale] = t.unbroadcast(t.mul(out, unit.value), node.inputs[scale], y)
+    if shift in need:
+        grads[shift] = t.unbroadcast(out, node.inputs[shift], y)
+    return grads
+
+
+@vjp("LpNormalization")
+def lp_norm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    if int(node.attr("p", 2)) != 2:
+        raise NoGradient("it isn't of squares")
+    x, y = node.inputs[0], node.outputs[0]
+    axes = [normal(int(node.attr("axis", -1)), len(t.dims(x)))]
+    along = t.mul(y, t.reduce("ReduceSum", t.mul(dy[0], y), axes))
+    return {0: t.op("Div", t.op("Sub", dy[0], along), t.reduce("ReduceL2", x, axes))}
+
+
+@vjp("CumSum")
+def cum_sum(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    turned = 1 - int(node.attr("reverse", 0))
+    kept = int(node.attr("exclusive", 0))
+    return {0: t.op("CumSum", dy[0], node.inputs[1], reverse=turned, exclusive=kept)}
