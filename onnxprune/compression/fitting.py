@@ -187,6 +187,15 @@ class Layers:
                 rounder = rounder_of(train, share, unseen if unseen[0].n else None)
                 yield site, matrices, rounder, evidence.spread or 1.0
 
+    def each_alone(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Model, float]]:
+        """Yield weights, the original with that weight alone on its grid, and the loss of its layer."""
+        walk = Walk.of(self.analysis, [], self.samples, self.settings, self.sites)
+        for stretch in walk.stretches(self.sites):
+            for site, evidence in zip(stretch, walk.originals(stretch), strict=True):
+                if site.weight in choices:
+                    model = self.analysis.model.fork()
+                    yield site.weight, model, _fit(site, evidence, model, choices[site.weight]).loss
+
     def carry(self, model: Model, choices: Mapping[str, Choice]) -> dict[str, Gridded]:
         """Put weights on their grids in a model, in place; return them."""
         done: dict[str, Gridded] = {}

@@ -15,7 +15,7 @@ from onnxprune.compression.forms import HALF, Stored, has_int4
 from onnxprune.compression.packing import Draft, Drafts
 from onnxprune.compression.parts import Part
 from onnxprune.compression.rounding import MOST, Alone, bits_of
-from onnxprune.compression.weigh import by_depth
+from onnxprune.compression.weigh import by_trials
 from onnxprune.compression.worth import by_gradients
 from onnxprune.errors import NothingToPrune
 from onnxprune.files.payload import encode
@@ -212,7 +212,7 @@ class GridSearch:
         if self.layers is None:
             return {}
         worths = by_gradients(self.run, self.layers, self.parts)
-        return worths or by_depth(self.run, self.base, self.layers, choices, budget)
+        return worths or by_trials(self.run, self.base, self.layers, choices, budget)
 
     def _hint(self) -> str:
         return ", or for a packed file with --to zst" if self.room is None else ", or prune channels first"
