@@ -14,9 +14,8 @@ from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
 from onnxprune.files.protowalk import sparse_value, sparse_weights
 from onnxprune.graph.branches import settle
-from onnxprune.graph.live import idle
 from onnxprune.graph.sequences import dissolved
-from onnxprune.graph.unread import without_unread
+from onnxprune.graph.unread import unread, without_unread
 from onnxprune.model import Model
 from onnxprune.wall import board as wall
 
@@ -28,15 +27,17 @@ def inline(model: Model) -> Model:
 
 def notes_of(model: Model) -> list[str]:
     """Return what is to be said of a model that was made one graph: what is stored in another way, and what is gone."""
-    sparse, dead = sum(1 for _ in sparse_weights(model.proto.graph)), idle(model)
+    sparse, idle = sum(1 for _ in sparse_weights(model.proto.graph)), unread(model)
     notes = [f"{sparse} weights that were stored sparse are dense now"] if sparse else []
-    if dead:
-        notes.append(
-            "1 node that no output needs is gone"
-            if dead == 1
-            else f"{dead} nodes that no output needs are gone"
-        )
+    if idle.nodes:
+        notes.append(f"{_counted(idle.nodes, 'node')} gone")
+    if idle.weights:
+        notes.append(f"{_counted(idle.weights, 'weight')} gone ({idle.nbytes:,} bytes)")
     return notes
+
+
+def _counted(count: int, what: str) -> str:
+    return f"1 {what} that no output needs is" if count == 1 else f"{count} {what}s that no output needs are"
 
 
 def dense(model: Model) -> Model:
