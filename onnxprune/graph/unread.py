@@ -19,11 +19,11 @@ from onnxprune.graph.live import forget, is_dead, names_of, needed, needed_in, r
 from onnxprune.model import Model
 from onnxprune.ops import Trait, traits_of
 
-__all__ = ["Unread", "unread", "without_unread"]
+__all__ = ["Unneeded", "unread", "without_unread"]
 
 
 @dataclass
-class Unread:
+class Unneeded:
     """What no output needs: the number of nodes but for weights, that of weights, and the bytes of these."""
 
     nodes: int = 0
@@ -31,13 +31,13 @@ class Unread:
     nbytes: int = 0
 
 
-def unread(model: Model) -> Unread:
+def unread(model: Model) -> Unneeded:
     """Return how much of a model no output needs, its bodies included.
 
     Nothing where there is training info, which may read anything by its name.
     """
     if model.proto.training_info:
-        return Unread()
+        return Unneeded()
     cleared, found = _cleared(model)
     idle = _idle(cleared)
     nodes = (n for n in cleared.proto.graph.node if any(n.output) and n.output[0] not in cleared)
@@ -74,9 +74,9 @@ def _idle(model: Model) -> set[str]:
     return names_of(model) - needed(model) - {value.name for value in model.proto.graph.input}
 
 
-def _cleared(model: Model) -> tuple[Model, Unread]:
+def _cleared(model: Model) -> tuple[Model, Unneeded]:
     """Return a model without what the outputs of its bodies don't need, the same one if that is nothing; how much."""
-    found = Unread()
+    found = Unneeded()
     if not any(True for node in model.proto.graph.node if node.attribute for _ in subgraphs(node)):
         return model, found
     fork = model.fork()
@@ -84,7 +84,7 @@ def _cleared(model: Model) -> tuple[Model, Unread]:
     return (fork if any(changed) else model), found
 
 
-def _clear(body: GraphProto, found: Unread) -> bool:
+def _clear(body: GraphProto, found: Unneeded) -> bool:
     """Remove what the outputs of a body don't need, first in the bodies inside; count it, and say if there was any."""
     changed = [_clear(inner, found) for node in body.node for inner in subgraphs(node)]
     live, inputs = needed_in(body), {value.name for value in body.input}
