@@ -333,7 +333,8 @@ def _read(name: str, key: str, text: str, kind: Any) -> Any:
             return read(text)
         except (ValueError, KeyError):
             continue
-    wanted = " or ".join("none" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
+    names: dict[Any, str] = {type(None): "none", Share: "float or a share in percent"}
+    wanted = " or ".join(names.get(k) or getattr(k, "__name__", str(k)) for k in kinds)
     raise UsageError(f"The option {key!r} of the pass {name!r} must be {wanted}; got {text!r}.")
 
 
