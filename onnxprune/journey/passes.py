@@ -334,7 +334,7 @@ def _read(name: str, key: str, text: str, kind: Any) -> Any:
         except (ValueError, KeyError):
             continue
     names: dict[Any, str] = {type(None): "none", Share: "float or a share in percent"}
-    wanted = " or ".join(names.get(k) or getattr(k, "__name__", str(k)) for k in kinds)
+    wanted = " or ".join(names.get(k, getattr(k, "__name__", str(k))) for k in kinds)
     raise UsageError(f"The option {key!r} of the pass {name!r} must be {wanted}; got {text!r}.")
 
 
