@@ -6,6 +6,7 @@
     ├── UsageError           2   an option or an argument is wrong
     ├── ModelError           3   the input isn't a sound ONNX model
     ├── NothingToPrune       4   nothing in the model can be cut as asked
+    │   └── FloorMissed      4   no cut that was tried holds what must hold on samples
     ├── VerificationError    5   the result doesn't compute what it must
     ├── PlanError            6   a plan is malformed or belongs to another model
     ├── OutputError          7   the output can't be written, or would overwrite the input
@@ -22,6 +23,7 @@ from typing import ClassVar
 
 __all__ = [
     "CalibrationError",
+    "FloorMissed",
     "ModelError",
     "NotFaster",
     "NothingToPrune",
@@ -83,6 +85,10 @@ class NothingToPrune(OnnxPruneError):
     """Nothing in the model can be cut as asked."""
 
     exit_code = 4
+
+
+class FloorMissed(NothingToPrune):
+    """Units could go, but no cut that was tried holds what must hold on samples."""
 
 
 class VerificationError(OnnxPruneError):

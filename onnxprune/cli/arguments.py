@@ -106,9 +106,8 @@ def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -
     else:
         missing = spec.default is dataclasses.MISSING
         more += "" if missing or spec.default is None else f" (default {spec.default})"
-        parse: Callable[[str], Any] = {"float": values.number, "int": values.whole}.get(
-            kind.removesuffix(" | None"), str
-        )
+        parsers = {"float": values.number, "Share": values.share, "int": values.whole}
+        parse: Callable[[str], Any] = parsers.get(kind.removesuffix(" | None"), str)
         action = parser.add_argument(
             name, required=missing, type=parse, metavar=spec.metadata["metavar"], **shared
         )

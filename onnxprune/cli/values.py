@@ -6,7 +6,9 @@ import argparse
 import re
 from typing import Any
 
-__all__ = ["ByModel", "Once", "number", "seconds", "size", "whole"]
+from onnxprune.options.kinds import share_of
+
+__all__ = ["ByModel", "Once", "number", "seconds", "share", "size", "whole"]
 
 
 def whole(text: str) -> int:
@@ -23,6 +25,14 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def share(text: str) -> float:
+    """Return a share, as a number or in percent."""
+    try:
+        return share_of(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, or one in percent, got {text!r}") from None
 
 
 def size(text: str) -> float:

@@ -136,27 +136,23 @@ class _Readers:
                 return f"{node.op_type} reads it, which is no product and no lookup"
         return "" if self.readers.get(name) else "nothing in the main graph reads it"
 
-    def _takes(self, node: NodeProto, slot: int) -> bool:
+    def _takes(self, node: NodeProto, slot: int, moved_before: bool = False) -> bool:
+        """Whether a product or a lookup reads a weight there, or nothing but those read what the node moves of it.
+
+        Behind a node that moves it, it is no weight any more that `factors` would know, nor one of a recurrent layer.
+        """
         traits = traits_of(node.op_type, node.domain)
-        if Trait.RECURRENT in traits:
-            return slot in (1, 2)
         if Trait.LOOKUP in traits:
             return slot == 0
         if slot in moved(node.op_type, len(node.input), node.domain):
-            return self._passes(node)
+            name = node.output[0]
+            free = name in self.readers and name not in self.outputs
+            return free and all(self._takes(*reader, moved_before=True) for reader in self.readers[name])
+        if moved_before:
+            return Trait.GEMM in traits and slot < 2
+        if Trait.RECURRENT in traits:
+            return slot in (1, 2)
         return any(f.slot == slot and f.zero < 0 for f in factors(node, self._dims, self.opsets))
-
-    def _passes(self, node: NodeProto) -> bool:
-        """Whether products and lookups alone read what a node moves, such as an embedding turned for the head."""
-        name = node.output[0]
-        free = name in self.readers and name not in self.outputs
-        return free and all(self._of_moved(reader, slot) for reader, slot in self.readers[name])
-
-    def _of_moved(self, node: NodeProto, slot: int) -> bool:
-        traits = traits_of(node.op_type, node.domain)
-        if slot in moved(node.op_type, len(node.input), node.domain):
-            return self._passes(node)
-        return slot == 0 if Trait.LOOKUP in traits else Trait.GEMM in traits and slot < 2
 
     def _dims(self, name: str) -> Shape | None:
         return self.model.info(name).dims if name in self.model else None

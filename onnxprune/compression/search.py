@@ -206,6 +206,10 @@ class GridSearch:
                 f"--target {self.run.options.target} can't be met: with {grids} the file takes {least:,.0f} bytes; ask "
                 f"for more{self._hint()}."
             )
+        if best.nbytes < FAIR * budget:
+            self.run.notes.append(
+                f"{1 - best.nbytes / budget:.0%} of the budget are left: nothing that was tried within it uses more"
+            )
         return best
 
     def _weights(self, choices: Mapping[str, Sequence[Choice]], budget: float) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """How much a loss counts at the outputs, found by trials on few samples.
 
 A loss is a share of what its layer feeds, and that may be a part of little weight: a layer inside a residual branch, or
-one whose errors the next nonlinearity swallows. So each layer is rounded alone, and its loss counts as much as the
-root of what the outputs move by for each unit of it (`HEED`). Layers that are refitted afterwards absorb part of an early loss: at depth ``d`` (0
-at the first layer that can be fitted, 1 at the last) it counts ``exp(tilt d)`` times that, and whole fits choose the
-tilt.
+one whose errors the next nonlinearity swallows. So each layer is rounded alone, and its loss counts the more, the more
+the outputs move for each unit of it (`HEED`). Layers that are refitted afterwards absorb part of an early loss: at
+depth ``d`` (0 at the first layer that can be fitted, 1 at the last) it counts ``exp(tilt d)`` times that, and whole
+fits choose the tilt.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A function that is called twice can't be cut in two ways, so functions are inlined before the analysis. `Model.load` has
 refused recursive functions and those that inline to more nodes than it allows. Sequences and optionals whose tensors
 are known go (`onnxprune.graph.sequences`), and so does an `If` that always takes the same branch
-(`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Weights that are stored
+(`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Single channels that
+are split off and joined again are gathered (`onnxprune.graph.rejoined`). Weights that are stored
 sparse become dense. What no output of the graph needs goes (`onnxprune.graph.unread`).
 """
 
@@ -14,29 +15,34 @@ from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
 from onnxprune.files.protowalk import sparse_value, sparse_weights
 from onnxprune.graph.branches import settle
-from onnxprune.graph.live import idle
+from onnxprune.graph.rejoined import rejoined
 from onnxprune.graph.sequences import dissolved
-from onnxprune.graph.unread import without_unread
+from onnxprune.graph.unread import unread, without_unread
 from onnxprune.model import Model
 from onnxprune.wall import board as wall
+
+#: Weights that are gone are told from so many bytes on; exporters leave many a number behind.
+TOLD = 1024
 
 
 def inline(model: Model) -> Model:
     """Return a model of one graph: the same one if it is one, else a fork."""
-    return without_unread(settle(dissolved(dense(inline_functions(model))))).unfold()
+    return without_unread(rejoined(settle(dissolved(dense(inline_functions(model)))))).unfold()
 
 
 def notes_of(model: Model) -> list[str]:
     """Return what is to be said of a model that was made one graph: what is stored in another way, and what is gone."""
-    sparse, dead = sum(1 for _ in sparse_weights(model.proto.graph)), idle(model)
+    sparse, idle = sum(1 for _ in sparse_weights(model.proto.graph)), unread(model)
     notes = [f"{sparse} weights that were stored sparse are dense now"] if sparse else []
-    if dead:
-        notes.append(
-            "1 node that no output needs is gone"
-            if dead == 1
-            else f"{dead} nodes that no output needs are gone"
-        )
+    if idle.nodes:
+        notes.append(f"{_counted(idle.nodes, 'node')} gone")
+    if idle.nbytes >= TOLD:
+        notes.append(f"{_counted(idle.weights, 'weight')} gone ({idle.nbytes:,} bytes)")
     return notes
+
+
+def _counted(count: int, what: str) -> str:
+    return f"1 {what} that no output needs is" if count == 1 else f"{count} {what}s that no output needs are"
 
 
 def dense(model: Model) -> Model:

@@ -334,6 +334,7 @@ def _resize(own: Stretches, node: Node, slot: int) -> Lengths | None:
         or shape is None
         or out is None
         or node.attr("keep_aspect_ratio_policy", "stretch") != "stretch"
+        or node.attr("coordinate_transformation_mode") == "tf_crop_and_resize"  # of a part of the length
     ):
         return None
     axes = [int(a) % len(data) for a in node.attr("axes") or range(len(data))]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from onnx import GraphProto, NodeProto
 
 from onnxprune.files.protowalk import captured
 from onnxprune.model import Model
 
-__all__ = ["idle", "names_of", "needed", "remove"]
+__all__ = ["forget", "is_dead", "names_of", "needed", "needed_in", "remove"]
 
 
 def names_of(model: Model) -> set[str]:
@@ -31,7 +31,11 @@ def needed(model: Model, also: Iterable[str] = ()) -> set[str]:
     also : iterable of str
         Names that are needed besides the outputs.
     """
-    graph = model.proto.graph
+    return needed_in(model.proto.graph, also)
+
+
+def needed_in(graph: GraphProto, also: Iterable[str] = ()) -> set[str]:
+    """Return what the outputs of a graph need, as `needed` does; of a body names from outside are among it."""
     made: dict[str, NodeProto] = {name: node for node in graph.node for name in node.output if name}
     notes: dict[str, list[str]] = {}
     blind = [name for node in graph.node if not any(node.output) for name in node.input]
@@ -51,18 +55,6 @@ def needed(model: Model, also: Iterable[str] = ()) -> set[str]:
     return names
 
 
-def idle(model: Model) -> int:
-    """Return how many nodes of the main graph, but for weights, give what no output needs.
-
-    None does where there is training info, which may read anything by its name.
-    """
-    if model.proto.training_info:
-        return 0
-    live = needed(model)
-    nodes = (n for n in model.proto.graph.node if any(n.output) and n.output[0] not in model)
-    return sum(live.isdisjoint(n.output) for n in nodes)
-
-
 def remove(model: Model, names: Iterable[str]) -> None:
     """Remove nodes all of whose outputs are among these names, and weights of these names, in place.
 
@@ -73,7 +65,7 @@ def remove(model: Model, names: Iterable[str]) -> None:
     weights = [name for name in model.names() if name in gone and name not in inputs]
     if weights:
         model.drop(*weights)
-    live = [n for n in graph.node if not _dead(n, gone)]
+    live = [n for n in graph.node if not is_dead(n, gone)]
     if len(live) < len(graph.node):
         copies = [NodeProto.FromString(n.SerializeToString()) for n in live]
         del graph.node[:]
@@ -82,14 +74,15 @@ def remove(model: Model, names: Iterable[str]) -> None:
         name = graph.sparse_initializer[i].values.name
         if name in gone and name not in inputs:
             del graph.sparse_initializer[i]
-    _forget(graph, gone - inputs)
+    forget(graph, gone - inputs)
 
 
-def _dead(node: NodeProto, gone: set[str]) -> bool:
+def is_dead(node: NodeProto, gone: Collection[str]) -> bool:
+    """Whether a node has outputs, all of them among names that go."""
     return any(node.output) and all(name in gone for name in node.output if name)
 
 
-def _forget(graph: GraphProto, gone: set[str]) -> None:
+def forget(graph: GraphProto, gone: Collection[str]) -> None:
     """Remove what is only said of tensors that are no more."""
     for i in reversed(range(len(graph.value_info))):
         if graph.value_info[i].name in gone:

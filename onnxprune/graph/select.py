@@ -30,7 +30,7 @@ from onnxprune.graph.group_types import Group
 from onnxprune.graph.groups import Grouping
 from onnxprune.graph.scopes import names_of
 
-__all__ = ["near_names", "pick"]
+__all__ = ["near_names", "passed_over", "pick"]
 
 #: Metadata of a node that names the modules around it.
 
@@ -57,6 +57,34 @@ def pick(grouping: Grouping, ignore: Sequence[str] = (), only: Sequence[str] = (
     groups = [g for g in grouping.groups if g.name not in spared and (not only or g.name in wanted)]
     main = {g.component for g in groups if not g.alternative}
     return [g for g in groups if not g.alternative or (only and g.component not in main)]
+
+
+def passed_over(grouping: Grouping, groups: Iterable[Group]) -> list[str]:
+    """Return what is to be said of layers that stay whole for another layer's sake.
+
+    Of whole heads and the width of heads both are axes of the same weights. In an outer product the factors are made by
+    different layers, of which one stays as it is.
+
+    Parameters
+    ----------
+    grouping : Grouping
+    groups : iterable of Group
+        Those that may be cut.
+    """
+    first: dict[int, Group] = {}
+    changed: defaultdict[int, set[str]] = defaultdict(set)
+    for group in groups:
+        first.setdefault(group.component, group)
+        changed[group.component] |= {member.tensor for member in group.members}
+    notes = []
+    for group in grouping.groups:
+        made = {member.tensor for member in group.members if not member.contracted}
+        if group.alternative and made and group.component in first and not made & changed[group.component]:
+            notes.append(
+                f"{group.name} stays whole: one axis holds it times {first[group.component].name}, and is cut along "
+                f"one of the two; --only '^{re.escape(group.name)}$' takes it instead"
+            )
+    return notes
 
 
 class _Names:

@@ -28,6 +28,7 @@ from onnxprune import registry
 from onnxprune.errors import OnnxPruneError, UsageError, did_you_mean, missing
 from onnxprune.files.reading import rely
 from onnxprune.model import Model
+from onnxprune.options.kinds import Share, share_of
 from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Record
 
@@ -289,12 +290,12 @@ def _bind(
     step: PassCall, given: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[Callable[..., Model | Passed], dict[str, Any]]:
     function = _function(step)
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     parameters = list(inspect.signature(function).parameters.values())[1:]
     known = dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
     for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:  # **options: Unpack[a TypedDict]
-            more = typing.get_type_hints(typing.get_args(hints[parameter.name])[0])
+            more = typing.get_type_hints(typing.get_args(hints[parameter.name])[0], include_extras=True)
             known, hints = known | dict.fromkeys(more), hints | more
     options: dict[str, Any] = {}
     for key, text in step.options.items():
@@ -325,13 +326,19 @@ def _read(name: str, key: str, text: str, kind: Any) -> Any:
         return text
     if any(typing.get_origin(k) is tuple for k in kinds):
         return tuple(text.split("|"))
-    for one in (k for k in (bool, int, float, str) if k in kinds):
+    for one, read in _READERS.items():
+        if one not in kinds:
+            continue
         try:
-            return _BOOLS[text.lower()] if one is bool else one(text)
+            return read(text)
         except (ValueError, KeyError):
             continue
-    wanted = " or ".join("none" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
+    names: dict[Any, str] = {type(None): "none", Share: "float or a share in percent"}
+    wanted = " or ".join(names.get(k, getattr(k, "__name__", str(k))) for k in kinds)
     raise UsageError(f"The option {key!r} of the pass {name!r} must be {wanted}; got {text!r}.")
 
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_READERS: dict[Any, Callable[[str], Any]] = {
+    bool: lambda text: _BOOLS[text.lower()], int: int, Share: share_of, float: float, str: str
+}  # fmt: skip

@@ -33,7 +33,10 @@ literal("*s -> *s", UNARY, traits=EACH)
 literal("*s -> *s", EXACT_UNARY, traits=EACH | Trait.EXACT)
 literal("*s -> *s", ["Ceil", "Floor", "Round", "Sign"], traits=EACH | Trait.EXACT | Trait.JUMP)
 literal("*s -> *s", ["Shrink", "ThresholdedRelu"], traits=EACH | Trait.JUMP)
-literal("*s -> *s", ["Identity"], traits=Trait.ELEMENTWISE | Trait.VIEW | Trait.MOVEMENT | Trait.EXACT)
+literal(  # the element of an optional that is a plain tensor is that tensor
+    "*s -> *s", ["Identity", "OptionalGetElement"],
+    traits=Trait.ELEMENTWISE | Trait.VIEW | Trait.MOVEMENT | Trait.EXACT,
+)  # fmt: skip
 literal("*s -> *s", ["BitCast"], traits=Trait.ELEMENTWISE | Trait.VIEW)
 literal("*s -> *s", ["Cast", "IsInf", "IsNaN"], traits=Trait.ELEMENTWISE | Trait.EXACT)
 literal("*s -> *s", ["Gelu", "QuickGelu", "ScaledSiLU"], domain="com.microsoft", traits=EACH)

@@ -59,9 +59,12 @@ def col2im(node: Node) -> Row | Refusal:
 def resize(node: Node) -> Row | Refusal:
     """An axis that keeps its length at scale 1 is passed through; the others are interpolated."""
     mode = node.attr("coordinate_transformation_mode", "half_pixel")
-    if mode in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
+    if mode == "tf_half_pixel_for_nn":
         return Refusal(f"{node.op}: {mode} moves every axis")
     shape, out = node.shape(0), node.out_shape()
+    cropped = crops(node) if mode == "tf_crop_and_resize" else set()
+    if mode == "tf_crop_and_resize" and node.attr("extrapolation_value", 0.0):
+        return Refusal(f"{node.op}: {mode} fills in an extrapolation_value")
     scale = scales(node)
     if scale is None and node.has(3):
         node.value(3)  # raises where the sizes are computed at run time: they couldn't be rewritten
@@ -71,10 +74,20 @@ def resize(node: Node) -> Row | Refusal:
     left, right = list(names(len(shape))), list(names(len(shape)))
     why: dict[str, str] = {}
     for axis, (size, wide) in enumerate(zip(shape, out, strict=True)):
-        if axis in given or size != wide or (scale is not None and scale[axis] != 1.0):
+        if axis in given or axis in cropped or size != wide or (scale is not None and scale[axis] != 1.0):
             why |= {left[axis]: "resized", f"t{axis}": "resized"}
             left[axis], right[axis] = left[axis] + "!", f"t{axis}!"
     return Row(join([text(left)], [text(right)]), why=why)
+
+
+def crops(node: Node) -> set[int]:
+    """Return the axes of which only a region of interest is resized; raises where that is computed at run time."""
+    starts, ends = node.value(1).reshape(2, -1)
+    axes = node.attr("axes") or range(node.rank())
+    whole = (starts == 0) & (ends == 1)
+    return {
+        normal(int(axis), node.rank()) for axis, all_of_it in zip(axes, whole, strict=True) if not all_of_it
+    }
 
 
 def scales(node: Node) -> list[float] | None:

@@ -300,7 +300,8 @@ class _Doc:
     def __get__(self, instance: object, owner: Any) -> str:
         lines = [inspect.cleandoc(self.text), "", "Attributes", "----------"]
         for spec in specs(owner):
-            kind, unit = str(spec.type), f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
+            kind = str(spec.type).replace("Share", "float")
+            unit = f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
             default = default_of(spec)
             least = ", required" if default is dataclasses.MISSING else f", default {default!r}"
             lines += [f"{spec.name} : {kind}{least}", f"    ``{flag(spec)}``: {help_of(spec)}{unit}"]

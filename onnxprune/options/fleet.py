@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import bring_to_kinds, documented, option
-from onnxprune.options.kinds import Texts
+from onnxprune.options.kinds import Share, Texts
 
 __all__ = ["FleetFields", "FleetOptions"]
 
@@ -23,7 +23,7 @@ class FleetOptions:
         If a value is out of range; the sentence names the option.
     """
 
-    ratio: float | None = option(
+    ratio: Share | None = option(
         None,
         "share of the channels that goes of each group, where the spec doesn't say",
         stage="decide",
@@ -72,7 +72,7 @@ class FleetOptions:
 class FleetFields(TypedDict, total=False):
     """The fields of `FleetOptions`, as keyword arguments."""
 
-    ratio: float | None
+    ratio: Share | None
     target: Texts
     calib: str | None
     jobs: int

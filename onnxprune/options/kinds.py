@@ -5,15 +5,17 @@ from __future__ import annotations
 import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from onnxprune.errors import UsageError
 
-__all__ = ["Shapes", "Texts", "as_kind", "texts_of"]
+__all__ = ["Shapes", "Share", "Texts", "as_kind", "share_of", "texts_of"]
 
 #: One text or several; an option holds several.
 Texts: TypeAlias = str | tuple[str, ...]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+#: A part of a whole, as a number from 0 to 1; where it is written it may be in percent.
+Share: TypeAlias = Annotated[float, "share"]
 
 
 def as_kind(name: str, kind: str, value: Any) -> Any:
@@ -52,6 +54,34 @@ def as_kind(name: str, kind: str, value: Any) -> Any:
 def texts_of(value: Texts) -> tuple[str, ...]:
     """Return one text or several as several."""
     return (value,) if isinstance(value, str) else value
+
+
+def share_of(text: str) -> float:
+    """Return a share that is written as a number or in percent.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Examples
+    --------
+    >>> share_of("0.5"), share_of("12.5 %")
+    (0.5, 0.125)
+    """
+    number, percent, rest = text.strip().partition("%")
+    if rest:
+        raise ValueError(f"{text!r} goes on behind the sign of percent")
+    return float(number) / 100 if percent else float(number)
+
+
+def _share(value: Any) -> float | None:
+    if not isinstance(value, str) or "%" not in value:
+        return _number(value)
+    try:
+        return share_of(value)
+    except ValueError:
+        return None
 
 
 def _flag(value: Any) -> bool | None:
@@ -97,6 +127,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "bool": ("True or False", _flag),
     "int": ("a whole number", _whole),
     "float": ("a number", _number),
+    "Share": ("a number, or a text such as '50%'", _share),
     "str": ("a text", _text),
     "Texts": ("a text or several", _texts),
     "Shapes": ("a mapping of inputs to shapes, such as {'x': (1, 3, 224, 224)}", _shapes),

@@ -14,7 +14,7 @@ from typing import Any
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.options.declare import documented, option, patterns
 from onnxprune.options.granularity import GranularityFields, GranularityOptions
-from onnxprune.options.kinds import Shapes, Texts
+from onnxprune.options.kinds import Shapes, Share, Texts
 from onnxprune.options.target import checked
 from onnxprune.options.widths import PRESETS
 
@@ -32,7 +32,7 @@ class Options(GranularityOptions):
         If a value is out of range; the sentence names the option.
     """
 
-    ratio: float | None = option(
+    ratio: Share | None = option(
         None,
         "share of the units (channels, heads, neurons) of every group to remove; 0 copies the file",
         stage="decide",
@@ -64,7 +64,7 @@ class Options(GranularityOptions):
         needs="by_ratio",
         metavar="local|global",
     )
-    cap: float = option(
+    cap: Share = option(
         0.9,
         "with --scope global: the largest share of any one group that may go",
         stage="decide",
@@ -165,7 +165,7 @@ class Options(GranularityOptions):
         metavar="N",
         needs="calibrated by_budget",
     )
-    min_agreement: float | None = option(
+    min_agreement: Share | None = option(
         None,
         "with --calib: the top-1 must agree with the original's on at least this share of samples set aside; the "
         "largest such cut, or one that meets --target as well, or none",
@@ -305,11 +305,11 @@ class Options(GranularityOptions):
 class OptionFields(GranularityFields, total=False):
     """The fields of `Options`, as keyword arguments; a test holds the two together."""
 
-    ratio: float | None
+    ratio: Share | None
     criterion: str
     align: str | int | None
     scope: str
-    cap: float
+    cap: Share
     ignore: Texts
     only: Texts
     input_shapes: Shapes
@@ -322,7 +322,7 @@ class OptionFields(GranularityFields, total=False):
     steps: int
     rotate: bool
     trials: int
-    min_agreement: float | None
+    min_agreement: Share | None
     max_drop: float | None
     check_speed: bool
     provider: str

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, option, patterns
-from onnxprune.options.kinds import Shapes, Texts
+from onnxprune.options.kinds import Shapes, Share, Texts
 from onnxprune.options.pattern import parse_pattern
 
 __all__ = ["ChoiceFields", "SparseFields", "SparseOptions"]
@@ -34,7 +34,7 @@ class SparseOptions(SharedOptions):
         commands="sparsify",
         metavar="PATTERN",
     )
-    sparsity: float | None = option(
+    sparsity: Share | None = option(
         None,
         "share of the weights that become zero, for patterns other than N:M",
         stage="decide",
@@ -182,7 +182,7 @@ class SparseOptions(SharedOptions):
 class SparseFields(SharedFields, total=False):
     """The fields of `SparseOptions` but the pattern, as keyword arguments; a test holds the two together."""
 
-    sparsity: float | None
+    sparsity: Share | None
     method: str
     scope: str
     permute: bool

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from onnxprune import registry
 from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.options.kinds import share_of
 
 __all__ = ["WITHIN", "Target", "Written", "checked", "family_of", "kinds", "read_target"]
 
@@ -146,7 +147,7 @@ def _one(part: str) -> Written:
     number, unit = float(match[1]), match[2]
     if unit not in ("", "%"):
         return Written(kind, number, unit, part)
-    share = number / 100 if unit else number
+    share = share_of(written)
     if not 0 < share <= 1:
         hint = "" if unit else f"; an amount needs a unit, {_LIKE}"
         raise UsageError(f"--target {part!r}: a share must be above 0 and at most 1{hint}.")

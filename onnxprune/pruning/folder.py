@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune.calibration.dealt import dealt
-from onnxprune.errors import NothingToPrune, UsageError, VerificationError
+from onnxprune.errors import FloorMissed, NothingToPrune, UsageError, VerificationError
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.select import pick
@@ -306,6 +306,8 @@ def _pruned(run: Run[Options], output: Path, chosen: Callable[[Candidate], objec
     """Prune a model, or copy it if nothing in it can be cut."""
     try:
         return prune(run, output, chosen)
+    except FloorMissed:  # it can be cut, so whoever asked for less must hear of it
+        raise
     except NothingToPrune as reason:
         run.notes.append(str(reason))
         options = run.options.without_samples(ratio=0, target=(), criterion="auto")

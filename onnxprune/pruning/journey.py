@@ -25,7 +25,7 @@ from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.choices import opened as experts_opened
 from onnxprune.graph.inline import inline, notes_of
 from onnxprune.graph.memory import peak_bytes
-from onnxprune.graph.select import pick
+from onnxprune.graph.select import passed_over, pick
 from onnxprune.graph.size import Size, count_macs, count_parameters
 from onnxprune.journey.genai import write_config
 from onnxprune.journey.given_shapes import bound
@@ -131,6 +131,7 @@ def prune(run: Run[Options], output: Path | None, chosen: Callable[[Candidate], 
                 return _fitted_alone(run, output)
             return _copy(run, output, partial(met, run.options, limit.budgets, {}))
     saliency = saliency_of(run, analysis)
+    run.notes += passed_over(saliency.analysis.grouping, saliency.groups)
     limit = limit_of(run, saliency.analysis, saliency.groups)
     floors = Floors(run.options.min_agreement, run.options.max_drop)
     if floors:

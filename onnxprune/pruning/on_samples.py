@@ -354,9 +354,10 @@ def _left_out(options: Options) -> list[str]:
     notes = ["by --moments heads and bottlenecks are cut as they are: turning them reads samples."]
     if options.calib is None:
         together = " --recover blocks ended after least squares;" if options.recover == "blocks" else ""
+        inputs = "each layer was fitted to inputs of the original, not to those that the cut model gives it, "
         notes.append(
-            f"--moments were given without --calib:{together} each layer was fitted to inputs of the original, errors "
-            "of different groups weigh the same, and nothing was compared with the original on samples."
+            f"--moments were given without --calib:{together} {inputs if options.recover != 'none' else ''}errors of "
+            "different groups weigh the same, and nothing was compared with the original on samples."
         )
     return notes
 

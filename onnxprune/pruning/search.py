@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any, Protocol, TypeVar
 
 from onnxprune.calibration.samples import ASIDE
-from onnxprune.errors import CalibrationError, NothingToPrune
+from onnxprune.errors import CalibrationError, FloorMissed, NothingToPrune
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
 from onnxprune.options.target import Target
@@ -119,7 +119,9 @@ def within(run: Run[Options], saliency: Saliency, limit: Limit, floors: Floors) 
     Raises
     ------
     CalibrationError
-        If there are no samples to judge it by, or no such cut.
+        If there are no samples to judge it by.
+    FloorMissed
+        If there is no such cut.
     """
     if not saliency.judges:
         raise CalibrationError(
@@ -153,7 +155,7 @@ def largest(fit: Fit[Trial], floors: Floors, say: Say | None = None) -> Trial:
 
     Raises
     ------
-    CalibrationError
+    FloorMissed
         If none holds.
     """
     low, high = LEAST, 1.0
@@ -175,7 +177,7 @@ def largest(fit: Fit[Trial], floors: Floors, say: Say | None = None) -> Trial:
         else:
             low = share
     if best is None:
-        raise CalibrationError(f"No cut that was tried holds what was asked ({'; '.join(seen)}).")
+        raise FloorMissed(f"No cut that was tried holds what was asked ({'; '.join(seen)}).")
     return best
 
 
@@ -198,7 +200,7 @@ def meeting_floors(
 
     Raises
     ------
-    CalibrationError
+    FloorMissed
         If it doesn't; the sentence says which cuts were tried instead, and what they hold.
     """
     holds, text = floors.judge(first.original)
@@ -224,7 +226,7 @@ def meeting_floors(
     advice = (
         f"--target {best} holds: ask for that, or for a looser floor" if best else "ask for a looser floor"
     )
-    raise CalibrationError(
+    raise FloorMissed(
         f"No cut was found that holds both --target {first.asked} and {floors.text} ({'; '.join(seen)}); {advice}."
     )
 

@@ -86,7 +86,7 @@ BAD_ARGUMENTS: dict[str, tuple[Args, int, str]] = {
     "ratio of one": (["--ratio", "1"], 2, "--ratio must be at least 0 and below 1"),
     "ratio below zero": (["--ratio", "-0.1"], 2, "--ratio must be at least 0 and below 1"),
     "ratio not a number": (["--ratio", "nan"], 2, "--ratio must be at least 0 and below 1"),
-    "ratio a word": (["--ratio", "half"], 2, "must be a number, got 'half'"),
+    "ratio a word": (["--ratio", "half"], 2, "must be a number, or one in percent, got 'half'"),
     "no ratio": ([], 2, "--ratio"),
     "unknown option": (["--ratio", "0.5", "--rato", "1"], 2, "--rato"),
     "unknown criterion": (["--ratio", "0.5", "--criterion", "l3"], 2, "'l3'"),

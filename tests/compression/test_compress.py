@@ -232,6 +232,17 @@ def test_a_table_that_is_turned_for_the_head_lies_on_a_grid(head: str) -> None:
     assert [line["tensor"] for line in report.lines] == ["table"]
 
 
+def test_a_turned_table_is_looked_up_as_one_that_is_not() -> None:
+    """What reads behind the lookup doesn't matter there either."""
+    b = Builder(0)
+    rows = b.op("Gather", [b.weight("table", 64, 64), "ids"], "rows")
+    columns = b.op("Gather", [b.op("Transpose", ["table"], "turned", perm=[1, 0]), "ids"], "columns")
+    model = b.model({"ids": ["N"]}, b.op("Mul", [rows, columns], "y"))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    report = compress(model, target="bytes=0.4", to="onnx").report
+    assert [line["tensor"] for line in report.lines] == ["table"]
+
+
 @pytest.mark.parametrize("opset", [6, 17])
 def test_models_without_weights_that_may_change_say_what_could_be(opset: int) -> None:
     b = Builder()

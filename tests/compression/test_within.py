@@ -153,3 +153,14 @@ def test_depths_are_weighed_where_trial_fits_take_minutes_at_most(
     assert len(told) == 1
     assert ("times those of the first" in told[0]) is weighed
     assert ("take too long" in told[0]) is not weighed
+
+
+def test_a_budget_that_is_not_used_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the finest grid of a weight and the weight as it is there is nothing."""
+    for finest, told in (
+        (3000, ["24% of the budget are left: nothing that was tried within it uses more"]),
+        (9000, []),
+    ):
+        search = stubborn(monkeypatch, finest, 1000)
+        search.within(4000.0)
+        assert [note for note in search.run.notes if "of the budget" in note] == told

@@ -139,3 +139,67 @@ def test_what_a_body_or_training_reads_stays() -> None:
     trained = pooled()
     trained.training_info.add()
     assert any("at" in n.output for n in inline(Model.load(trained)).proto.graph.node)
+
+
+def branched(dead: bool, weights: bool = False) -> onnx.ModelProto:
+    """Both branches of an If read channels; in one of them only what nothing needs would lock these."""
+
+    def extra(name: str) -> list[onnx.NodeProto]:
+        soft = helper.make_node("Softmax", ["r"], [f"{name}s"])
+        return [soft, helper.make_node("LRN", [f"{name}s"], [f"{name}l"], size=3)]
+
+    inner = helper.make_node("If", ["when"], ["k"], **{
+        f"{name}_branch": helper.make_graph(
+            [*extra(name), helper.make_node("MaxPool", ["r"], ["k", "at"], kernel_shape=[1, 1])], name, [],
+            [_value("k", TensorProto.FLOAT)], [_weight("spare", 9, 16)] if weights else [],
+        ) for name in ("then", "else")
+    })  # fmt: skip
+    then = helper.make_graph(
+        [*(extra("outer") if dead else []), inner], "a", [], [_value("k", TensorProto.FLOAT)]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["r"], ["m"])], "b", [], [_value("m", TensorProto.FLOAT)]
+    )
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("If", ["when"], ["p"], then_branch=then, else_branch=other),
+        helper.make_node("Conv", ["p", "b"], ["y"]),
+    ]
+    model = _model(nodes, ["y"], [_weight("a", 16, 8, 1, 1), _weight("b", 3, 16, 1, 1)], ["N", 8, "H", "W"])
+    model.graph.input.append(_value("when", TensorProto.BOOL, []))
+    return model
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_nodes_of_bodies_that_nothing_needs_lock_no_channels(dead: bool) -> None:
+    model = branched(dead, weights=True)
+    result = onnxprune.prune(model, ratio=0.5, align="none")
+    gone = next(c.removed for c in result.report.cuts if c.tensor == "b")
+    assert len(gone) == 8
+    count = 6 if dead else 4
+    assert f"{count} nodes that no output needs are gone" in result.report.notes
+    assert "2 weights that no output needs are gone (1,152 bytes)" in result.report.notes
+    small, masked = result.model, onnx.ModelProto.FromString(model.SerializeToString())
+    assert b"spare" not in small.SerializeToString()
+    weight = numpy_helper.to_array(model.graph.initializer[1]).copy()
+    weight[:, list(gone)] = 0
+    masked.graph.initializer[1].CopyFrom(numpy_helper.from_array(weight, "b"))
+    for when in (True, False):
+        feed = {"x": RNG.normal(size=(2, 8, 4, 5)).astype(np.float32), "when": np.array(when)}
+        one, other = (
+            ort.InferenceSession(m.SerializeToString()).run(["y"], feed)[0] for m in (small, masked)
+        )
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_weights_that_nothing_needs_go_unless_they_are_inputs(declared: bool) -> None:
+    model = pooled()
+    model.graph.initializer.append(_weight("spare", 100, 16))
+    if declared:
+        model.graph.input.append(_value("spare", TensorProto.FLOAT, [100, 16]))
+    result = onnxprune.prune(model, ratio=0.5, align="none")
+    assert [t.name for t in result.model.graph.initializer] == ["a", "b", *(["spare"] if declared else [])]
+    said = "1 weight that no output needs is gone (6,400 bytes)" in result.report.notes
+    assert said is not declared

@@ -46,7 +46,7 @@ def test_text_that_cannot_be_read_says_where(text: str, words: str) -> None:
         ("proon{ratio=0.5}", "There is no 'proon' in passes; known are: "),
         ("prune{rtio=0.5}", "has no option 'rtio'"),
         ("prune{rtio=0.5}", "Did you mean 'ratio'?"),
-        ("prune{ratio=half}", "must be float or none; got 'half'"),
+        ("prune{ratio=half}", "must be float or a share in percent or none; got 'half'"),
         ("prune{ratio=0.5 verify=perhaps}", "must be bool; got 'perhaps'"),
         ("sparsify", "needs 'pattern', as in sparsify{pattern=...}"),
     ],

@@ -13,7 +13,8 @@ from onnxruntime import InferenceSession
 from onnxprune import api
 from onnxprune.calibration.dealt import dealt
 from onnxprune.cli import main
-from onnxprune.errors import CalibrationError, VerificationError
+from onnxprune.errors import CalibrationError, FloorMissed, VerificationError
+from onnxprune.pruning import folder
 
 IDS = np.random.default_rng(5).integers(0, WORDS, (40, 6))
 PICTURES = np.random.default_rng(6).standard_normal((24, 3, 32, 32)).astype(np.float32)
@@ -143,6 +144,18 @@ def test_each_finds_its_own_inputs_in_one_file(
     assert main([*words, "--calib", texts[0], "--calib", texts[1]]) == 0
     for name in ("eye.onnx", "mouth.onnx"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_floor_that_no_cut_holds_is_no_reason_to_copy(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missed(*given: object) -> None:
+        raise FloorMissed("No cut that was tried holds what was asked.")
+
+    monkeypatch.setattr(folder, "prune", missed)
+    with pytest.raises(FloorMissed):
+        api.prune_folder(two, tmp_path / "out", ratio=0.5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_without_samples_is_cut_by_its_weights(two: Path, tmp_path: Path, ids: Path) -> None:

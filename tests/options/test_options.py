@@ -139,3 +139,34 @@ def test_an_option_without_effect_is_refused(how: dict[str, Any], says: str) -> 
 @pytest.mark.parametrize(("fields", "kind"), [(TuneFields, TuneOptions), (CompressFields, CompressOptions)])
 def test_the_fields_are_the_options(fields: Any, kind: Any) -> None:
     assert set(fields.__annotations__) == {spec.name for spec in specs(kind)}
+
+
+@pytest.mark.parametrize(("command", "kind"), [("prune", Options), ("sparsify", SparseOptions)])
+def test_every_share_may_be_in_percent(command: str, kind: Any) -> None:
+    shares = [spec for spec in specs(kind) if "Share" in str(spec.type)]
+    assert {spec.name for spec in shares} in ({"ratio", "cap", "min_agreement"}, {"sparsity"})
+    for spec in shares:
+        words = [command, "a", "b", *(["--pattern", "unstructured"] if command == "sparsify" else [])]
+        assert getattr(build().parse_args([*words, flag(spec), "12.5%"]), spec.name) == 0.125
+    given: dict[str, Any] = {"pattern": "unstructured"} if command == "sparsify" else {}
+    name = "sparsity" if command == "sparsify" else "ratio"
+    assert getattr(kind(**given, **{name: "35 %"}), name) == 0.35
+    for wrong in ("35 %%", "% 35", "a third%", "0.35"):
+        with pytest.raises(UsageError, match=f"--{name} must be a number"):
+            kind(**given, **{name: wrong})
+
+
+def test_shares_of_passes_and_targets_may_be_in_percent() -> None:
+    model = chain()
+    steps = ["prune{ratio=50%, align=none}", "prune{target=macs=50%, align=none}"]
+    for step, plain in zip(steps, [{"ratio": 0.5}, {"target": "macs=0.5"}], strict=True):
+        made = onnxprune.run(model, passes=step).to_proto()
+        assert made == onnxprune.prune(model, align=None, **plain).model  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="growth"):
+        onnxprune.run(model, passes="fold_constants{growth=50%}")
+
+
+def test_what_is_no_share_is_not_in_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    """A drop counts points: one percent of what?"""
+    assert main(["prune", "a", "b", "--max-drop", "1%"]) == 2
+    assert "must be a number, got '1%'" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune import registry
-from onnxprune.errors import CalibrationError, NothingToPrune, UsageError
+from onnxprune.errors import CalibrationError, FloorMissed, NothingToPrune, UsageError
 from onnxprune.model import Model
 from onnxprune.reconstruction import sequential
 from onnxprune.reconstruction.layer import write
@@ -159,7 +159,7 @@ def test_the_largest_cut_that_holds_is_searched(monkeypatch):
         "recover": "none",
         "criterion": "wanda",
     }
-    with pytest.raises(CalibrationError, match="No cut"):
+    with pytest.raises(FloorMissed, match="No cut"):
         onnxprune.prune(model, align=None, target="macs=0.1", calib=given, **fields)
 
 

@@ -124,6 +124,17 @@ def test_layers_are_fitted_by_moments_alone_better_than_left_as_they_are(
     assert error(moments=moments) < 0.9 * error(moments=moments, recover="none")
 
 
+@pytest.mark.parametrize(("recover", "fitted"), [("lstsq", True), ("none", False)])
+def test_what_moments_alone_leave_out_is_told(folder: Path, recover: str, fitted: bool) -> None:
+    moments = str(folder / "all.npz")
+    notes = onnxprune.prune(
+        folder / "in.onnx", ratio=0.4, align=1, moments=moments, recover=recover
+    ).report.notes
+    (said,) = [note for note in notes if "without --calib" in note]
+    assert ("fitted to inputs of the original, not to those that the cut model gives it" in said) is fitted
+    assert "nothing was compared with the original" in said
+
+
 def _run(path: Path, x: np.ndarray) -> np.ndarray:
     from onnxruntime import InferenceSession
 
