@@ -97,9 +97,11 @@ class Explorer:
         Reached
             Where a member is all that was asked for.
         """
-        useful = [lever for lever in levers(self.aim) if self.alone(lever)]
-        leasts = graded(self.aim)
-        shares = {leaf: self.coarsest(leaf, least) for leaf, least in leasts.items()}
+        quick, dear = ([lever for lever in levers(self.aim) if lever.dear is late] for late in (False, True))
+        useful, leasts = [lever for lever in quick if self.alone(lever)], graded(self.aim)
+        near = min(self._lefts(useful).values(), default=None)
+        shares = {leaf: self.coarsest(leaf, least, near=near) for leaf, least in leasts.items()}
+        useful += [lever for lever in dear if self.alone(lever)]
         ways = [replace(ladder, recover=self.quick) for ladder in ladders(self.aim)]
         base = self.leading(useful)
         first, *others = self.by_promise(ways, base)
@@ -164,9 +166,13 @@ class Explorer:
             self.refused[lever.name] = f"loses {lost:.4g} of the metric by itself"
         return lever.name not in self.refused
 
+    def _lefts(self, useful: Sequence[Lever]) -> dict[Lever, float]:
+        """Return the share of the aim that each lever leaves by itself."""
+        return {lever: _left(self.members.make(Recipe(None, lever)), self.aim) for lever in useful}
+
     def leading(self, useful: Sequence[Lever]) -> Lever | None:
         """Return the lever that by itself wins so much of the aim that all else is best looked for beside it."""
-        left = {lever: _left(self.members.make(Recipe(None, lever)), self.aim) for lever in useful}
+        left = self._lefts(useful)
         base = min(left, key=left.__getitem__, default=None)
         return base if base is not None and left[base] < LEADING else None
 

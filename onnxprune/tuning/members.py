@@ -30,8 +30,6 @@ __all__ = ["Deadline", "Lever", "Recipe", "Members", "OutOfTime", "levers"]
 Entry = dict[str, Any]
 #: How many times longer a fit may take that there was none of yet.
 DEARER = 4.0
-#: What members without a cut count as.
-WHOLE = "no cut"
 
 
 class OutOfTime(Exception):
@@ -109,8 +107,16 @@ class Lever:
         return None if first._ends or first.leaf == last.leaf else Lever(last.leaf, last.setting, first)
 
     @property
+    def dear(self) -> bool:
+        """Whether it fits layers."""
+        return bool(self._said("DEAR"))
+
+    @property
     def _ends(self) -> bool:
-        return bool(getattr(registry.load("onnxprune.tuning.levers", self.leaf), "ENDS", False))
+        return bool(self._said("ENDS"))
+
+    def _said(self, what: str) -> object:
+        return getattr(registry.load("onnxprune.tuning.levers", self.leaf), what, False)
 
     def apply(self, source: Path, output: Path, samples: Samples) -> None:
         """Turn one file into another."""
@@ -118,8 +124,9 @@ class Lever:
 
 
 def levers(aim: str) -> list[Lever]:
-    """Return what could make this less, of levers with a few settings."""
-    return [Lever(name, one) for name, leaf in _leaves(aim) for one in getattr(leaf, "SETTINGS", ())]
+    """Return what could make this less, of levers with a few settings, those that take long last."""
+    leaves = sorted(_leaves(aim), key=lambda each: getattr(each[1], "DEAR", False))
+    return [Lever(name, one) for name, leaf in leaves for one in getattr(leaf, "SETTINGS", ())]
 
 
 def graded(aim: str) -> dict[str, float]:
@@ -200,7 +207,7 @@ class Members:
     better: Callable[[Entry], None] = lambda entry: None
     entries: dict[str, Entry] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
-    _seconds: dict[str, float] = field(default_factory=dict)
+    _seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     _since: tuple[str, float] = ("", 0.0)
     _original: Session | None = None
 
@@ -236,8 +243,9 @@ class Members:
 
     def _expected(self, member: Recipe) -> float:
         """Return about how long a member takes, from the last of its kind."""
-        cuts = [seconds for effort, seconds in self._seconds.items() if effort != WHOLE]
-        return self._seconds.get(_effort(member), DEARER * max(cuts, default=0.0))
+        cuts = [seconds for (kind, _), seconds in self._seconds.items() if kind == "cut"]
+        unknown = 0.0 if member.width is None else DEARER * max(cuts, default=0.0)
+        return self._seconds.get(_effort(member), unknown)
 
     def tell(self, name: str, text: str) -> None:
         """Tell what is done to a member from now on."""
@@ -346,6 +354,8 @@ def _figures(size: Size) -> Entry:
     return {"macs": size.macs, "memory": size.memory, "parameters": size.parameters}
 
 
-def _effort(member: Recipe) -> str:
-    """Return what tells members apart that take very different times."""
-    return WHOLE if member.width is None else member.width.recover
+def _effort(member: Recipe) -> tuple[str, str]:
+    """Return what tells members apart that take very different times: how layers are fitted, or else the lever."""
+    if member.width is not None:
+        return "cut", member.width.recover
+    return "lever", member.lever.leaf if member.lever is not None else ""

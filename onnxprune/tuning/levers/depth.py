@@ -9,10 +9,11 @@ from onnxprune.options.granularity import DEPTH
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.journey import open_run, prune
 
-__all__ = ["AIMS", "SETTINGS", "apply"]
+__all__ = ["AIMS", "DEAR", "SETTINGS", "apply"]
 
 AIMS = ("latency", "bytes", "macs", "memory")
 SETTINGS = ("eighth", "quarter")
+DEAR = True
 SHARES = {"eighth": 1 / 8, "quarter": 1 / 4}
 
 
