@@ -88,7 +88,7 @@ class Explorer:
     deeper: Sequence[str] = ()
 
     def all(self) -> None:
-        """Try what there is, the cheapest first.
+        """Try what there is: levers that cost little, widths, then the rest alone and together.
 
         Raises
         ------
@@ -99,14 +99,14 @@ class Explorer:
         """
         quick, dear = ([lever for lever in levers(self.aim) if lever.dear is late] for late in (False, True))
         useful, leasts = [lever for lever in quick if self.alone(lever)], graded(self.aim)
-        near = min(self._lefts(useful).values(), default=None)
-        shares = {leaf: self.coarsest(leaf, least, near=near) for leaf, least in leasts.items()}
-        useful += [lever for lever in dear if self.alone(lever)]
         ways = [replace(ladder, recover=self.quick) for ladder in ladders(self.aim)]
         base = self.leading(useful)
         first, *others = self.by_promise(ways, base)
-        self.members.whole.steps = len(levers(self.aim)) + _steps(useful, self.aim)
         share = self.narrowest(first, base)
+        near = min(self._lefts(useful).values(), default=None)
+        shares = {leaf: self.coarsest(leaf, least, near=near) for leaf, least in leasts.items()}
+        useful += [lever for lever in dear if self.alone(lever)]
+        self.members.whole.steps = len(levers(self.aim)) + _steps(useful, self.aim)
         for lever in [None, *useful]:
             if lever != base:
                 self.narrowest(first, lever, share)
