@@ -313,7 +313,7 @@ class Stream:
         """Tensors that exist before ``to`` and are read from there on."""
         made = set(batch) | {n for node in nodes[first:to] for n in node.output}
         later = {n: node.input for node in self._unfolded(nodes) for n in node.output}
-        made -= later.keys()
+        made -= {*later, ""}  # outputs and inputs that are left out have that name
         needed: dict[str, None] = {}
         for node in nodes[to:]:
             read = [*node.input, *sorted(captured(node) if node.attribute else ())]

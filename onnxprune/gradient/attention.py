@@ -1,13 +1,4 @@
-"""Gradients of fused attention, and of the rotation of its queries and keys.
-
-Scores and their softmax are computed again in the backward pass: no node gives them out. Where onnxruntime's forms of
-attention carry a cache that isn't empty, or lengths, which positions count isn't known before the run: there are no
-gradients then.
-
-References
-----------
-Dao et al., "FlashAttention", arXiv 2205.14135, appendix B.2: the backward pass.
-"""
+"""Gradients of fused attention, and of the rotation of its queries and keys."""
 
 from __future__ import annotations
 
@@ -19,137 +10,23 @@ from math import sqrt
 import numpy as np
 from onnx import TensorProto
 
+from onnxprune.gradient.heads import (
+    ByHead,
+    added_by,
+    apart,
+    attend,
+    hidden,
+    later,
+    length_of,
+    of_mask,
+    parted,
+    places_of,
+    plus,
+    together,
+    with_past,
+)  # fmt: skip
 from onnxprune.gradient.tape import Grads, NoGradient, Tape, vjp
 from onnxprune.ops.base import Node
-
-#: What is added to the score of a position that must not be seen.
-UNSEEN = -1e30
-_FAR = np.iinfo(np.int64).max
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What attention reads, by heads: ``q`` [B, H, S, d], ``k`` [B, G, T, d], ``v`` [B, G, T, v].
-
-    ``added`` broadcasts to [B, H, S, T] and is added to the scores.
-    """
-
-    q: str
-    k: str
-    v: str
-    heads: int
-    groups: int
-    scale: float
-    added: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Grads:
-    """Gradients in the shapes of what is read; ``scores`` [B, H, S, T] of all that is added."""
-
-    q: str
-    k: str
-    v: str
-    scores: str
-
-
-def _attend(t: Tape, given: _Given, dy: str) -> _Grads:
-    """Backward pass from the gradient [B, H, S, v] of ``softmax(scale * q k' + added) v``."""
-    k, v = _repeated(t, given.k, given), _repeated(t, given.v, given)
-    scores = t.scaled(t.matmul(given.q, _turned(t, k)), given.scale)
-    for term in given.added:
-        scores = t.op("Add", scores, term)
-    shares = t.op("Softmax", scores, axis=3)
-    back = t.matmul(dy, _turned(t, v))
-    mean = t.reduce("ReduceSum", t.mul(back, shares), [3])
-    raw = t.mul(shares, t.op("Sub", back, mean))
-    inner = t.scaled(raw, given.scale)
-    return _Grads(
-        t.matmul(inner, k),
-        _summed(t, t.matmul(_turned(t, inner), given.q), given),
-        _summed(t, t.matmul(_turned(t, shares), dy), given),
-        raw,
-    )
-
-
-def _turned(t: Tape, value: str) -> str:
-    return t.transpose(value, [0, 1, 3, 2])
-
-
-def _repeated(t: Tape, value: str, given: _Given) -> str:
-    """Give each head of the queries its keys or values."""
-    if given.heads == given.groups:
-        return value
-    times = t.ints_const([1, 1, given.heads // given.groups, 1, 1])
-    by_head = t.op("Expand", t.unsqueeze(value, [2]), times)
-    width = t.op("Slice", t.op("Shape", value), *(t.ints_const([n]) for n in (3, 4)))
-    return t.reshape(by_head, t.op("Concat", t.ints_const([0, given.heads, -1]), width, axis=0))
-
-
-def _summed(t: Tape, value: str, given: _Given) -> str:
-    """Add up what the heads of queries give to the keys or values that they share."""
-    if given.heads == given.groups:
-        return value
-    width = t.op("Slice", t.op("Shape", value), *(t.ints_const([n]) for n in (3, 4)))
-    shared = t.ints_const([0, given.groups, given.heads // given.groups, -1])
-    return t.reduce("ReduceSum", t.reshape(value, t.op("Concat", shared, width, axis=0)), [2], keep=False)
-
-
-def _apart(t: Tape, value: str, heads: int) -> str:
-    """[B, S, heads * width] -> [B, heads, S, width]."""
-    return t.transpose(t.reshape(value, [0, 0, heads, -1]), [0, 2, 1, 3])
-
-
-def _together(t: Tape, value: str) -> str:
-    """[B, heads, S, width] -> [B, S, heads * width]."""
-    return t.reshape(t.transpose(value, [0, 2, 1, 3]), [0, 0, -1])
-
-
-def _length(t: Tape, value: str) -> str:
-    """Number of positions of [B, H, T, d], as a list of one."""
-    return t.op("Slice", t.op("Shape", value), *(t.ints_const([n]) for n in (2, 3)))
-
-
-def _later(t: Tape, queries: str, keys: str, before: str | None = None) -> str:
-    """What hides keys that come after a query, of which ``before`` more keys come first: [S, T]."""
-    zero, one = (t.ints_const(np.array(n)) for n in (0, 1))
-    count = [t.op("Gather", t.op("Shape", x), t.ints_const(np.array(2)), axis=0) for x in (queries, keys)]
-    rows, columns = (t.op("Range", zero, n, one) for n in count)
-    if before is not None:
-        rows = t.op("Add", rows, _length(t, before))
-    hidden = t.op("Greater", t.unsqueeze(columns, [0]), t.unsqueeze(rows, [1]))
-    return t.op("Where", hidden, t.const(UNSEEN), t.const(0))
-
-
-def _mask(t: Tape, name: str) -> str:
-    """A mask of booleans, or of what is added, as what is added."""
-    if t.elem(name) == TensorProto.BOOL:
-        return t.op("Where", name, t.const(0), t.const(UNSEEN))
-    return name
-
-
-def _of_mask(t: Tape, name: str, scores: str) -> str:
-    """Sum the gradient of the scores over the axes along which a mask was broadcast."""
-    dims = t.dims(name)
-    if len(dims) < 4:
-        scores = t.reduce("ReduceSum", scores, range(4 - len(dims)), keep=False)
-    axes = [i for i, size in enumerate(dims) if size == 1]
-    return t.reduce("ReduceSum", scores, axes) if axes else scores
-
-
-def _with_past(t: Tape, past: str, value: str) -> str:
-    return t.op("Concat", past, value, axis=2) if past else value
-
-
-def _parted(t: Tape, past: str, grad: str) -> tuple[str, str]:
-    """Gradients of the past and of what came after it."""
-    axis, start, far = t.ints_const([2]), t.ints_const([0]), t.ints_const([_FAR])
-    count = _length(t, past)
-    return t.op("Slice", grad, start, count, axis), t.op("Slice", grad, count, far, axis)
-
-
-def _plus(t: Tape, grad: str, other: str) -> str:
-    return t.op("Add", grad, other) if other else grad
 
 
 def _input(node: Node, slot: int) -> str:
@@ -184,38 +61,42 @@ def attention(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> G
         heads, width = t.static(node.inputs[0], [1, 3])
         (groups,) = t.static(node.inputs[1], [1])
     counts = (heads, groups, groups)
-    q, k, v = (_apart(t, name, n) if flat else name for name, n in zip(node.inputs[:3], counts, strict=True))
+    q, k, v = (apart(t, name, n) if flat else name for name, n in zip(node.inputs[:3], counts, strict=True))
     pasts = _input(node, 4), _input(node, 5)
-    k, v = _with_past(t, pasts[0], k), _with_past(t, pasts[1], v)
-    added = [_mask(t, node.inputs[3])] if node.has(3) else []
+    k, v = with_past(t, pasts[0], k), with_past(t, pasts[1], v)
+    added = [added_by(t, node.inputs[3])] if node.has(3) else []
     if node.attr("is_causal", 0):
-        added.append(_later(t, q, k, pasts[0] or None))
+        added.append(later(t, q, k, pasts[0] or None))
     scale = float(node.attr("scale", 0.0)) or 1 / sqrt(width)
-    dy4 = _apart(t, out, heads) if flat else out
+    dy4 = apart(t, out, heads) if flat else out
     if not out:
         raise NoGradient("only its cache is used")
-    got = _attend(t, _Given(q, k, v, heads, groups, scale, tuple(added)), dy4)
+    got = attend(t, ByHead(q, k, v, heads, groups, scale, tuple(added)), dy4)
     grads = {0: got.q}
-    for slot, past, grad in ((1, pasts[0], _plus(t, got.k, new_k)), (2, pasts[1], _plus(t, got.v, new_v))):
+    for slot, past, grad in ((1, pasts[0], plus(t, got.k, new_k)), (2, pasts[1], plus(t, got.v, new_v))):
         if past:
-            grads[slot + 3], grad = _parted(t, past, grad)
+            grads[slot + 3], grad = parted(t, past, grad)
         grads[slot] = grad
     if flat:
-        grads |= {slot: _together(t, grads[slot]) for slot in range(3)}
+        grads |= {slot: together(t, grads[slot]) for slot in range(3)}
     if 3 in need:
-        grads[3] = _of_mask(t, node.inputs[3], got.scores)
+        grads[3] = of_mask(t, node.inputs[3], got.scores)
     return {slot: grad for slot, grad in grads.items() if slot in need}
 
 
-def _ms_added(t: Tape, node: Node, padding: int, bias: int) -> list[str]:
-    """What onnxruntime's forms add to the scores: a mask [B, T] of positions that count, and a bias."""
+def _ms_added(t: Tape, node: Node, keys: str, padding: int, bias: int) -> list[str]:
+    """What onnxruntime's forms add to the scores: a bias, and a mask [B, T] of positions that count or how many do."""
     added = [node.inputs[bias]] if node.has(bias) else []
     if node.has(padding):
-        name = node.inputs[padding]
-        if len(t.dims(name)) != 2:
-            raise NoGradient("its mask isn't one number for each position")
+        name, rank = node.inputs[padding], node.rank(padding)
+        if rank > 2 or (rank == 1 and node.shape(padding) != node.shape(0)[:1]):
+            raise NoGradient("its mask is neither a number for each position nor how many count")
+        if rank == 1:
+            counts = t.unsqueeze(t.op("Cast", name, to=TensorProto.INT64), [1])
+            seen = t.op("Less", t.unsqueeze(places_of(t, keys), [0]), counts)
+        else:
+            seen = t.op("Cast", name, to=TensorProto.BOOL)
         low = t.const(float(node.attr("mask_filter_value", -10000.0)))
-        seen = t.op("Cast", name, to=TensorProto.BOOL)
         added.append(t.unsqueeze(t.op("Where", seen, t.const(0), low), [1, 2]))
     return added
 
@@ -235,29 +116,29 @@ def multi_head(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> 
     by_head = []
     for name, rank, bias in zip(node.inputs[:3], ranks, biases, strict=True):
         with_bias = t.op("Add", name, bias) if bias and rank == 3 else name
-        by_head.append(_apart(t, with_bias, heads) if rank == 3 else with_bias)
+        by_head.append(apart(t, with_bias, heads) if rank == 3 else with_bias)
     pasts = _input(node, 6), _input(node, 7)
-    k, v = _with_past(t, pasts[0], by_head[1]), _with_past(t, pasts[1], by_head[2])
-    added = _ms_added(t, node, 4, 5)
+    k, v = with_past(t, pasts[0], by_head[1]), with_past(t, pasts[1], by_head[2])
+    added = _ms_added(t, node, k, 4, 5)
     if node.attr("unidirectional", 0):
-        added.append(_later(t, by_head[0], k, pasts[0] or None))
+        added.append(later(t, by_head[0], k, pasts[0] or None))
     width = t.static(node.inputs[0], [2])[0] // heads
     scale = float(node.attr("scale", 0.0)) or 1 / sqrt(width)
-    got = _attend(t, _Given(by_head[0], k, v, heads, heads, scale, tuple(added)), _apart(t, out, heads))
+    got = attend(t, ByHead(by_head[0], k, v, heads, heads, scale, tuple(added)), apart(t, out, heads))
     grads = {0: got.q}
-    for slot, past, grad in ((1, pasts[0], _plus(t, got.k, new_k)), (2, pasts[1], _plus(t, got.v, new_v))):
+    for slot, past, grad in ((1, pasts[0], plus(t, got.k, new_k)), (2, pasts[1], plus(t, got.v, new_v))):
         if past:
-            grads[slot + 5], grad = _parted(t, past, grad)
+            grads[slot + 5], grad = parted(t, past, grad)
         grads[slot] = grad
     for slot, rank in enumerate(ranks):
-        grads[slot] = _together(t, grads[slot]) if rank == 3 else grads[slot]
+        grads[slot] = together(t, grads[slot]) if rank == 3 else grads[slot]
     if 3 in need:
         if min(ranks) == 4:
             raise NoGradient("its bias isn't added to all of Q, K and V")
         sums = [t.reduce("ReduceSum", grads[slot], [0, 1], keep=False) for slot in range(3)]
         grads[3] = t.op("Concat", *sums, axis=0)
     if 5 in need:
-        grads[5] = _of_mask(t, node.inputs[5], got.scores)
+        grads[5] = of_mask(t, node.inputs[5], got.scores)
     return {slot: grad for slot, grad in grads.items() if slot in need}
 
 
@@ -284,13 +165,13 @@ def packed_attention(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int
         made = t.op("Add", made, node.inputs[2])
     ends = np.cumsum([0, *widths]).tolist()
     parts = [t.slice(made, [2], [low], [high]) for low, high in pairwise(ends)]
-    q, k, v = (_apart(t, part, heads) for part in parts)
-    added = _ms_added(t, node, 3, 5)
+    q, k, v = (apart(t, part, heads) for part in parts)
+    added = _ms_added(t, node, k, 3, 5)
     if node.attr("unidirectional", 0):
-        added.append(_later(t, q, k))
+        added.append(later(t, q, k))
     scale = float(node.attr("scale", 0.0)) or 1 / sqrt(widths[0] // heads)
-    got = _attend(t, _Given(q, k, v, heads, heads, scale, tuple(added)), _apart(t, out, heads))
-    back = t.op("Concat", *(_together(t, grad) for grad in (got.q, got.k, got.v)), axis=2)
+    got = attend(t, ByHead(q, k, v, heads, heads, scale, tuple(added)), apart(t, out, heads))
+    back = t.op("Concat", *(together(t, grad) for grad in (got.q, got.k, got.v)), axis=2)
     grads = {}
     if 0 in need:
         grads[0] = t.matmul(back, t.transpose(weight, [1, 0]))
@@ -300,7 +181,7 @@ def packed_attention(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int
     if 2 in need:
         grads[2] = t.reduce("ReduceSum", back, [0, 1], keep=False)
     if 5 in need:
-        grads[5] = _of_mask(t, node.inputs[5], got.scores)
+        grads[5] = of_mask(t, node.inputs[5], got.scores)
     return grads
 
 
@@ -308,16 +189,16 @@ def packed_attention(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int
 def group_query(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     """Q, K, V (or all in Q), past K, V, lengths, total, cosines, sines, ids, mask, sinks -> Y, present K, V.
 
-    Without a cache, or with an empty one: each query sees the keys up to its own. Rows beyond a sample's length are
-    padding, and what they give counts for nothing.
+    A query sees the keys up to its own, and what counts of the cache. Rows beyond a sample's length are padding, and
+    what they give counts for nothing.
     """
     _refuse(node, {11: "sinks"}, softcap="a soft cap", smooth_softmax="sinks", local_window_size="a window")
-    out, new_k, new_v = _all(dy, 3)[:3]
-    if not out or any(_all(dy, 4)[3:]):
-        raise NoGradient("only its cache is used" if not out else "its scores are outputs, too")
-    for slot in (3, 4):
-        if node.has(slot) and t.dims(node.inputs[slot])[2] != 0:
-            raise NoGradient("its cache isn't empty")
+    out, new_k, new_v, scores = _all(dy, 4)
+    if scores or not out:
+        raise NoGradient("its scores are outputs, too" if scores else "only its cache is used")
+    pasts = _input(node, 3), _input(node, 4)
+    if need & {3, 4} and (new_k or new_v):
+        raise NoGradient("a cache goes through it")
     heads, groups = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
     packed = not node.has(1)
     (size,) = t.static(node.inputs[0], [2])
@@ -328,31 +209,75 @@ def group_query(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) ->
         if packed
         else list(node.inputs[:3])
     )
-    q, k, v = (_apart(t, x, n) for x, n in zip(flat, (heads, groups, groups), strict=True))
-    turns = bool(node.attr("do_rotary", 0))
-    if turns:
-        q, k = (_rotated(t, node, x) for x in (q, k))
-    added = [node.inputs[10]] if node.has(10) else []
+    q, k, v = (apart(t, x, n) for x, n in zip(flat, (heads, groups, groups), strict=True))
+    before = _before(t, node, q)
+    turns = _Turns.of(t, node, before, q) if node.attr("do_rotary", 0) else None
+    if turns is not None:
+        q, k = turns.turned(t, q), turns.turned(t, k)
+    k, v = with_past(t, pasts[0], k), with_past(t, pasts[1], v)
+    unseen = _unseen(t, pasts[0], before, q, k)
+    added = (node.inputs[10], unseen) if node.has(10) else (unseen,)
     scale = float(node.attr("scale", 0.0)) or 1 / sqrt(width)
-    terms = (*added, _later(t, q, k))
-    got = _attend(t, _Given(q, k, v, heads, groups, scale, terms), _apart(t, out, heads))
-    back = [got.q, _plus(t, got.k, new_k), _plus(t, got.v, new_v)]
-    if turns:
-        back[:2] = [_rotated(t, node, x, back=True) for x in back[:2]]
-    together = [_together(t, x) for x in back]
-    grads = {0: t.op("Concat", *together, axis=2)} if packed else dict(enumerate(together))
+    got = attend(t, ByHead(q, k, v, heads, groups, scale, added), apart(t, out, heads))
+    grads, back = {}, [got.q, got.k, got.v]
+    for slot, (past, new) in enumerate(zip(pasts, (new_k, new_v), strict=True), 1):
+        if past:
+            grads[slot + 2], back[slot] = parted(t, past, back[slot])
+        if new:
+            back[slot] = t.op("Add", back[slot], _taken(t, new, before, q))
+    if turns is not None:
+        back[:2] = [turns.turned(t, x, back=True) for x in back[:2]]
+    flat_grads = [together(t, x) for x in back]
+    grads |= {0: t.op("Concat", *flat_grads, axis=2)} if packed else dict(enumerate(flat_grads))
     if 10 in need:
-        grads[10] = _of_mask(t, node.inputs[10], got.scores)
+        grads[10] = of_mask(t, node.inputs[10], got.scores)
     return {slot: grad for slot, grad in grads.items() if slot in need}
 
 
-def _rotated(t: Tape, node: Node, value: str, back: bool = False) -> str:
-    """Rotate heads [B, H, S, d] as the node does, or a gradient back."""
-    cosines, sines = node.inputs[7:9]
-    places = node.inputs[9] if node.has(9) else t.ints_const([0])
-    sines = t.op("Neg", sines) if back else sines
-    attrs = {"interleaved": int(node.attr("rotary_interleaved", 0))}
-    return t.op("RotaryEmbedding", value, places, cosines, sines, domain="com.microsoft", **attrs)
+def _before(t: Tape, node: Node, queries: str) -> str:
+    """How many positions of the cache count for each sample: [B, 1]; the input says how many do in all, less one."""
+    last = t.reshape(t.op("Cast", node.inputs[5], to=TensorProto.INT64), [-1, 1])
+    count = t.op("Sub", t.op("Add", last, t.ints_const([1])), length_of(t, queries))
+    return t.op("Where", t.op("Greater", count, t.ints_const([0])), count, t.ints_const([0]))
+
+
+def _unseen(t: Tape, past: str, before: str, queries: str, keys: str) -> str:
+    """What hides keys that come after a query, and places of the cache that don't count: [S, T] or [B, 1, S, T]."""
+    if not past:
+        return later(t, queries, keys)
+    rows, columns, count = places_of(t, queries), t.unsqueeze(places_of(t, keys), [0]), length_of(t, past)
+    after = t.op("Greater", t.op("Sub", columns, count), t.unsqueeze(rows, [1]))
+    empty = t.op("And", t.op("Less", columns, count), t.op("Not", t.op("Less", columns, before)))
+    return hidden(t, t.op("Or", after, t.unsqueeze(empty, [1, 2])))
+
+
+def _taken(t: Tape, cache: str, before: str, queries: str) -> str:
+    """Take from the gradient of the cache that is given what lies where a node's own keys or values went."""
+    places = t.unsqueeze(t.op("Add", before, places_of(t, queries)), [2])
+    chosen = t.mask(t.op("Equal", places, t.unsqueeze(places_of(t, cache), [0, 1])))
+    return t.matmul(t.unsqueeze(chosen, [1]), cache)
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """The rotation of a node's queries and keys, by their places."""
+
+    places: str
+    cosines: str
+    sines: str
+    interleaved: int
+
+    @classmethod
+    def of(cls, t: Tape, node: Node, before: str, queries: str) -> _Turns:
+        """Places are an input, or follow what counts of the cache."""
+        places = node.inputs[9] if node.has(9) else t.op("Add", before, places_of(t, queries))
+        return cls(places, node.inputs[7], node.inputs[8], int(node.attr("rotary_interleaved", 0)))
+
+    def turned(self, t: Tape, value: str, back: bool = False) -> str:
+        """Rotate heads [B, H, S, d], or a gradient back."""
+        sines = t.op("Neg", self.sines) if back else self.sines
+        given = (value, self.places, self.cosines, sines)
+        return t.op("RotaryEmbedding", *given, domain="com.microsoft", interleaved=self.interleaved)
 
 
 @vjp("RotaryEmbedding")

@@ -35,10 +35,15 @@ def _shape(node: Node, slot: int) -> Shape | None:
     return node.shape(slot) if node.has(slot) else None
 
 
-def _macs(node: Node, heads: str, width: str, value: str, keys: str) -> tuple[tuple[str, ...], ...]:
-    """Return the letters of two products: scores of all queries and keys, and sums of values."""
-    keys = "u" if node.gives(1) else keys  # with those of a cache
-    return tuple(("b", *heads, "s", keys, last) for last in (width, value))
+def _macs(
+    node: Node, letters: tuple[str, str, str, str], past: int | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Return the letters of the products of heads, width, width of values, keys: scores of all queries and keys, and
+    sums of values; of keys in a cache (at the slot ``past``), too.
+    """
+    heads, width, value, keys = letters
+    every = [keys, "p"] if past is not None and node.has(past) else [keys]
+    return tuple(("b", *heads, "s", one, last) for one in every for last in (width, value))
 
 
 @op("Attention")
@@ -58,7 +63,7 @@ def attention(node: Node) -> Row | Refusal:
     inputs = [*data, mask, "b! k p! d^?", "b! k p! v?", "b!?"]
     row = join(inputs, [result, "b! k u! d", "b! k u! v", "b! (k r) s! u!"])
     attrs = {"kv_num_heads": "k"} if len(q) == 3 else {}
-    macs = _macs(node, "kr", "d", "v", "t")
+    macs = _macs(node, ("kr", "d", "v", "t"), past=4)
     return Row(row, sizes={"k": groups, "r": heads // groups}, attrs=attrs, why=WHY, macs=macs)
 
 
@@ -93,7 +98,7 @@ def group_query(node: Node) -> Row | Refusal:
     results = ["b! s! (k r d!)", "b! k u! d!", "b! k u! d!", "b! (k r) s! x!"]
     row = join([*data, cache, cache, *rest, *last], results)
     why = {**WHY, "d": "onnxruntime takes only heads of a multiple of 8", "x": WHY["u"]}
-    macs = _macs(node, "kr", "d", "d", "t" if node.has(1) else "s")
+    macs = _macs(node, ("kr", "d", "d", "t" if node.has(1) else "s"), past=3)
     sizes = {"k": groups, "r": heads // groups}
     return Row(row, sizes=sizes, attrs={"kv_num_heads": "k"}, why=why, macs=macs)
 
@@ -126,7 +131,7 @@ def multi_head(node: Node) -> Row | Refusal:
     row = join(inputs, [f"b! s! (h {v})", "b! h u! d", f"b! h u! {v}", "b! h s! w!"])
     roles = ("data", "data", "data", "bias")
     why = {**WHY, "q": "Q, K and V", "w": WHY["u"]}
-    macs = _macs(node, "h", "d", v, "t" if node.has(1) else "s")
+    macs = _macs(node, ("h", "d", v, "t" if node.has(1) else "s"), past=6)
     return Row(row, sizes={"h": heads}, attrs={"num_heads": "h"}, why=why, roles=roles, macs=macs)
 
 
@@ -147,14 +152,14 @@ def decoder_multi_head(node: Node) -> Row | Refusal:
     row = join(inputs, ["b! s! (h d)", "b! h u! d", "b! h u! d", "b! h s! w!"])
     roles = (*("data",) * 10, "bias")
     why = {**WHY, "d": "a shared buffer is laid out for its width", "w": WHY["u"]}
-    macs = _macs(node, "h", "d", "d", "t")
+    macs = _macs(node, ("h", "d", "d", "t"), past=5)
     return Row(row, sizes={"h": heads}, attrs={"num_heads": "h"}, why=why, roles=roles, macs=macs)
 
 
-def _packed_macs(node: Node, value: str) -> tuple[tuple[str, ...], ...]:
+def _packed_macs(node: Node, value: str, past: int) -> tuple[tuple[str, ...], ...]:
     """Return the letters of the products of attention that makes Q, K and V of data."""
     made = (("b", "s", "i", "h", last) for last in ("d", "d", value))
-    return (*made, *_macs(node, "h", "d", value, "s"))
+    return (*made, *_macs(node, ("h", "d", value, "s"), past))
 
 
 @op("Attention", domain="com.microsoft")
@@ -179,7 +184,7 @@ def fused_attention(node: Node) -> Row | Refusal:
         why={**WHY, "q": "K and V"},
         roles=roles,
         kinds={1: "io"},
-        macs=_packed_macs(node, v),
+        macs=_packed_macs(node, v, past=4),
     )
 
 
@@ -202,7 +207,7 @@ def quantized_attention(node: Node) -> Row | Refusal:
         why={**WHY, "q": "K and V"},
         roles=("data", "weight", "bias"),
         kinds={1: "io"},
-        macs=_packed_macs(node, "d"),
+        macs=_packed_macs(node, "d", past=8),
     )
 
 

@@ -1,6 +1,7 @@
 """Parts of a model, one after another, compute what the whole does."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import onnx
@@ -51,6 +52,28 @@ def test_a_stop_anywhere_changes_nothing(stop: int) -> None:
         pass
     assert stream.position == stop
     got = np.concatenate([batch["y"] for batch in stream.run(len(analysis.coupling.nodes), ["y"])])
+    np.testing.assert_array_equal(got, open_session(model).run({"x": x})["y"])
+
+
+def test_what_is_left_out_of_a_node_is_no_tensor() -> None:
+    """An output of no name in front of a stop, and behind it an input of no name."""
+    ms = "com.microsoft"
+    nodes = [
+        helper.make_node("SkipLayerNormalization", ["x", "x", "s"], ["n", "", "", "sum"], domain=ms),
+        helper.make_node("Clip", ["n", "", "one"], ["c"]),
+        helper.make_node("Add", ["c", "sum"], ["y"]),
+    ]
+    weights = {"s": np.ones(4, np.float32), "one": np.float32(1)}
+    value = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=["N", 3, 4])
+    stored = [numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items()]
+    graph = helper.make_graph(nodes, "g", [value("x")], [value("y")], stored)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(ms, 1)]
+    model = Model.load(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    analysis = analyse(model)
+    x = np.random.default_rng(0).standard_normal((9, 3, 4)).astype(np.float32)
+    stream = Stream(model, load_samples(model.proto.graph, {"x": x}, types=analysis.inputs), analysis.types)
+    assert len(list(stream.run(1, []))) == 1
+    got = np.concatenate([batch["y"] for batch in stream.run(3, ["y"])])
     np.testing.assert_array_equal(got, open_session(model).run({"x": x})["y"])
 
 

@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 
 from onnxprune.errors import CalibrationError
+from onnxprune.runtime.session import open_session
 from tests.gradient.finite import disagreement, gradients, i64, model, node, normal
 
 CLOSE = 2e-4
@@ -229,13 +230,48 @@ def test_a_rotation_by_differences(interleaved: int) -> None:
     assert disagreement(proto, feeds, ["x"]) < CLOSE
 
 
-def test_a_cache_of_unknown_length_has_no_gradient() -> None:
-    feeds = {"q": normal(1, S, H * 8), "k": normal(1, S, G * 8), "v": normal(1, S, G * 8),
-             "pk": normal(1, G, T, 8), "pv": normal(1, G, T, 8)}  # fmt: skip
-    weights = {"lengths": np.full(1, S + T - 1, np.int32), "total": np.array(S + T, np.int32)}
+@pytest.mark.parametrize(
+    ("rows", "cached", "counted", "read"),
+    [(1, 5, [5, 3], False), (1, 5, [5, 3], True), (1, 4, [4, 4], True), (S, 0, [0, 0], False)],
+)
+def test_groups_of_queries_with_a_cache(rows: int, cached: int, counted: list[int], read: bool) -> None:
+    """By differences of onnxruntime's own results: places of the cache that don't count get nothing."""
+    wide, batch = 16, len(counted)
+    feeds = {"q": normal(batch, rows, H * wide), "k": normal(batch, rows, G * wide), "v": normal(batch, rows, G * wide),
+             "pk": normal(batch, G, cached, wide), "pv": normal(batch, G, cached, wide)}  # fmt: skip
+    angles = np.random.default_rng(0).uniform(0, 3, (rows + cached, wide // 2)).astype(np.float32)
+    weights = {"lengths": np.array(counted, np.int32) + rows - 1, "total": np.array(rows + max(counted), np.int32),
+               "cos": np.cos(angles), "sin": np.sin(angles)}  # fmt: skip
     one = ms(
-        "GroupQueryAttention", "q", "k", "v", "pk", "pv", "lengths", "total", num_heads=H, kv_num_heads=G,
-        outputs=("y", "nk", "nv"),
+        "GroupQueryAttention", *feeds, "lengths", "total", "cos", "sin", num_heads=H, kv_num_heads=G, do_rotary=1,
+        outputs=("a", "nk", "nv"),
     )  # fmt: skip
-    with pytest.raises(CalibrationError, match="its cache isn't empty"):
-        gradients(fused([one], feeds, weights), feeds, ["q"], normal(1, S, H * 8))
+    tail, wanted = [node("Identity", "a")], [name for name, value in feeds.items() if value.size]
+    if read:  # the cache that it gives
+        tail = [node("ReduceSum", "nk", "axes", out="sk"), node("ReduceSum", "nv", "axes", out="sv"),
+                node("Mul", "sk", "sv", out="kv"), node("Concat", "kv", "kv", "kv", "kv", out="kv4", axis=2),
+                node("Reshape", "kv4", "three", out="kv3"), node("Add", "a", "kv3")]  # fmt: skip
+        wanted = ["q", "k", "v"]
+        weights |= {"axes": i64(1, 2), "three": i64(0, 1, -1)}
+    proto, seed = fused([one, *tail], feeds, weights), normal(batch, rows, H * wide)
+    got, rng = gradients(proto, feeds, wanted, seed), np.random.default_rng(3)
+    session = open_session(proto)
+    for name in wanted:
+        along = rng.standard_normal(feeds[name].shape).astype(np.float32)
+        ends = [
+            session.run({**feeds, name: feeds[name] + sign * 1e-2 * along})["y"].astype(np.float64)
+            for sign in (1, -1)
+        ]
+        true = float((seed * (ends[0] - ends[1])).sum() / 2e-2)
+        assert abs(float((got[name] * along).sum()) - true) < 5e-3 * float(np.linalg.norm(got[name]))
+        assert np.abs(got[name]).max() > 1e-3
+    if cached > min(counted) and not read:
+        assert not got["pk"][counted.index(min(counted)), :, min(counted) :].any()
+
+
+def test_how_many_positions_count_as_a_mask_of_one_number_each() -> None:
+    feeds, wide = {"x": normal(B, S, 5)}, H * D
+    weights = {"w": normal(5, 3 * wide), "counts": np.array([S, 1], np.int32),
+               "mask": np.array([[1] * S, [1] + [0] * (S - 1)], np.int32)}  # fmt: skip
+    one, two = ([ms("Attention", "x", "w", "", mask, num_heads=H)] for mask in ("counts", "mask"))
+    same(fused(one, feeds, weights), fused(two, feeds, weights), feeds, ["x", "w"], normal(B, S, wide))
