@@ -22,10 +22,10 @@ from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.dead import DeadUnits
 from onnxprune.graph.inline import inline
 from onnxprune.graph.kept import Kept
+from onnxprune.graph.widen import widen
 from onnxprune.model import Model
 from onnxprune.options.pruning import Shapes
 from onnxprune.proof.elsewhere import apart
-from onnxprune.proof.widen import widen
 from onnxprune.runtime.binding import Shape
 from onnxprune.runtime.inputs import Trial, random_inputs
 from onnxprune.runtime.session import Feeds, RunError
