@@ -29,6 +29,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxprune.errors import many
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.widen import DOUBLE, has_halves, too_large, widen
@@ -323,7 +324,7 @@ class _Law:
         if all(d.void for d in differences.values()) or any(d.void == NEAR for d in differences.values()):
             inside = interior.inside(self.analysis, self.kept, (self.twin, self.pruned), cases, self.prepack)
             if inside:
-                result.notes.append(f"outputs say nothing: {len(inside)} tensors inside were compared")
+                result.notes.append(f"outputs say nothing: compared {many(len(inside), 'tensor')} inside")
                 differences = {**differences, **inside}
         if all(d.error <= result.tolerance for d in differences.values()):
             return differences
