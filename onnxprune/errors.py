@@ -33,6 +33,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "did_you_mean",
+    "many",
     "missing",
 ]
 
@@ -47,12 +48,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     import difflib  # takes a while, and only who goes wrong needs it
 
-    choices = list(known)
-    close = difflib.get_close_matches(name, choices, n=1)
+    choices = {
+        choice.lstrip("-"): choice for choice in known
+    }  # dashes that all options share make none alike
+    name = name.lstrip("-")
+    close = [choices[c] for c in difflib.get_close_matches(name, choices, n=1)]
     if not close:  # cases, dashes and underscores are often mixed up
-        alike = {choice.lower().replace("_", "-"): choice for choice in choices}
+        alike = {c.lower().replace("_", "-"): choice for c, choice in choices.items()}
         close = [alike[c] for c in difflib.get_close_matches(name.lower().replace("_", "-"), alike, n=1)]
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def many(count: int, what: str) -> str:
+    """Return how many there are of something, as in "1 sample" and "2 samples"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def missing(error: ModuleNotFoundError) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibration.given import many, told, typed
+from onnxprune.calibration.given import told, typed
 from onnxprune.calibration.reading import name_hint
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, many
 from onnxprune.runtime.binding import declared
 from onnxprune.runtime.session import FROM_NUMPY
 

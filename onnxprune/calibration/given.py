@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import CalibrationError, OnnxPruneError
 from onnxprune.runtime.binding import declared
 
-__all__ = ["Feed", "InOrder", "Picked", "by_name", "each", "many", "source_of", "told", "typed"]
+__all__ = ["Feed", "InOrder", "Picked", "by_name", "each", "source_of", "told", "typed"]
 
 Feed = dict[str, Any]  # arrays, or lists of them for inputs that are sequences
 
@@ -181,11 +181,6 @@ def by_name(inputs: Iterable[str], feed: Feed) -> Feed:
     if set(feed) != set(numbered) or set(feed) & set(names):
         return feed
     return {name: feed[number] for name, number in zip(names, numbered, strict=True)}
-
-
-def many(count: int, what: str) -> str:
-    """Return how many there are of something, as in "1 sample" and "2 samples"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def told(missing: Sequence[str], unknown: Sequence[str]) -> str:

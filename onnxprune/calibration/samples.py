@@ -30,11 +30,11 @@ from onnxprune.calibration.feeds import (
     sample_axes,
     taken,
 )
-from onnxprune.calibration.given import InOrder, by_name, each, many, source_of
+from onnxprune.calibration.given import InOrder, by_name, each, source_of
 from onnxprune.calibration.labels import classes_of, numbers
 from onnxprune.calibration.reading import admits, bounded, call, refuse_key
 from onnxprune.calibration.synthetic import synthetic
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, many
 from onnxprune.files.arrays import read_folder, read_npz, read_tensor, reading
 from onnxprune.runtime.binding import real_inputs
 from onnxprune.runtime.session import CPU, provider_of

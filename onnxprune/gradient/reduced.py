@@ -22,6 +22,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.gradient.build import Reduce, Wanted, differentiable_output, gradient_model
+from onnxprune.gradient.floats import in_floats
 from onnxprune.gradient.seeds import Seeds
 from onnxprune.gradient.tape import NoGradient
 from onnxprune.graph.analysis import Analysis
@@ -70,6 +71,7 @@ def reduced(
     CalibrationError
         If an op on the way has no gradient, the model fails on the samples, or a gradient isn't finite.
     """
+    analysis, samples = in_floats(analysis, samples)
     output = differentiable_output(analysis)
     try:
         extended = gradient_model(analysis, wanted, output, reduce)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from onnxprune.cut.put_back import Failed, most
 from onnxprune.cut.writer import Writer
-from onnxprune.errors import VerificationError
+from onnxprune.errors import VerificationError, many
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.groups import Family
@@ -118,7 +118,7 @@ class Permuted:
         if not total:
             return ["order: no group of channels got another one", *kept_orders]
         return [
-            f"order: {len(gains)} groups of channels have another one, by which {pattern} takes "
+            f"order: another one for {many(len(gains), 'group')} of channels, by which {pattern} takes "
             f"{1 - after / total:.2%} instead of {1 - before / total:.2%} of what matters in the weights summed over "
             f"them; greatest relative difference to the old order {self.error:.1e}",
             *kept_orders,

@@ -29,8 +29,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxprune.errors import many
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Kept
+from onnxprune.graph.widen import DOUBLE, has_halves, too_large, widen
 from onnxprune.model import Model
 from onnxprune.proof import interior, soundness
 from onnxprune.proof.branches import decided
@@ -39,7 +41,6 @@ from onnxprune.proof.interior import Case
 from onnxprune.proof.references import OriginalUnloadable, References
 from onnxprune.proof.repeat import Places, left_out, unrepeatable
 from onnxprune.proof.twin import twin
-from onnxprune.proof.widen import DOUBLE, HALF, widen
 from onnxprune.runtime.session import Feeds, RunError, Session, open_session
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
@@ -49,8 +50,6 @@ _log = logging.getLogger("onnxprune.proof")
 Masks = Mapping[int, NDArray[np.bool_]]
 
 TOLERANCE = {"float": 1e-4, "double": 1e-9, "half": 1e-2}
-#: Models with more bytes of weights than this are not widened.
-MOST_WIDENED = 1_000_000_000
 #: The greatest tolerance that a graph's own amplification of rounding may ask for.
 MOST_TOLERANCE = 1e-2
 
@@ -190,7 +189,7 @@ class _Law:
         """Set the tolerance, by the types unless it is given; widen or narrow the models where that helps."""
         kinds = {elem for elem, _ in self.analysis.tracer.types.values()}
         kind = "double" if TensorProto.DOUBLE in kinds and TensorProto.FLOAT not in kinds else "float"
-        if kinds & set(HALF):
+        if has_halves(kinds):
             kind = self.widen()
         elif kind == "double":
             kind = self.narrow()
@@ -198,7 +197,7 @@ class _Law:
 
     def widen(self) -> str:
         model = self.analysis.model
-        if sum(model.info(n).nbytes for n in model.names()) > MOST_WIDENED:
+        if too_large(model):
             return "half"
         try:
             open_session(model)
@@ -325,7 +324,7 @@ class _Law:
         if all(d.void for d in differences.values()) or any(d.void == NEAR for d in differences.values()):
             inside = interior.inside(self.analysis, self.kept, (self.twin, self.pruned), cases, self.prepack)
             if inside:
-                result.notes.append(f"outputs say nothing: {len(inside)} tensors inside were compared")
+                result.notes.append(f"outputs say nothing: compared {many(len(inside), 'tensor')} inside")
                 differences = {**differences, **inside}
         if all(d.error <= result.tolerance for d in differences.values()):
             return differences

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import granularity
-from onnxprune.errors import NothingToPrune
+from onnxprune.errors import NothingToPrune, many
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
@@ -83,7 +83,7 @@ def met(
         back = [entry["group"] for entry in report.put_back]
         why, advice = "", "ask for less"
         if back:
-            why = f" ({len(back)} groups were put back, as their cut doesn't verify: {back[0]} first)"
+            why = f" ({many(len(back), 'group')} put back, as the cut doesn't verify: {back[0]} first)"
             advice = "--ignore those, so that others lose more, or ask for less"
         raise NothingToPrune(f"The result is sound, but {said}{why}, so nothing was written; {advice}.")
     return verdicts

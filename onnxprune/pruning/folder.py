@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune.calibration.dealt import dealt
-from onnxprune.errors import FloorMissed, NothingToPrune, UsageError, VerificationError
+from onnxprune.errors import FloorMissed, NothingToPrune, UsageError, VerificationError, many
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.group_types import Group, Member
 from onnxprune.graph.select import pick
@@ -251,7 +251,7 @@ def _cut(kin: Sequence[_File], outputs: Mapping[str, Path]) -> dict[str, Result]
     if alone:
         ignore = (*run.options.ignore, *(f"^{re.escape(name)}$" for name in alone))
         run.notes.append(
-            f"{len(alone)} groups stay whole, since {' or '.join(f.name for f in others)} has them otherwise "
+            f"kept whole: {many(len(alone), 'group')} that {' or '.join(f.name for f in others)} has otherwise "
             f"({alone[0]} first)"
         )
         run = dataclasses.replace(run, options=dataclasses.replace(run.options, ignore=ignore))

@@ -15,7 +15,7 @@ from onnxprune.allocation.alignment import FLOOR
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.calibration.agreement import Outputs, compare
 from onnxprune.calibration.samples import Samples
-from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.errors import NothingToPrune, UsageError, many
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import EXPERTS, Group
 from onnxprune.graph.kept import Kept
@@ -294,8 +294,8 @@ class FromSamples:
         few = [line.layer for line in fitted.layers if line.too_few]
         if few:
             notes.append(
-                f"{len(few)} layers had too few samples for a regression ({few[0]} first) and stay near their old "
-                "weights; give more."
+                f"{many(len(few), 'layer')} had too few samples for a regression ({few[0]} first) and kept nearly the "
+                "old weights; give more."
             )
         removed, made = decision.removed, self.calibration
         rough = {*removed} - {*made.places} | {*removed}.intersection(made.by_norm)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.allocation.ranking import Ranking
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
+from onnxprune.errors import many
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.contributions import Contribution, contributions
 from onnxprune.graph.group_types import EXPERTS, Group
@@ -110,11 +111,11 @@ def ranked_experts(
     }
     inside = sum(one.form in ("scores", "values") for _, one, _ in layers)
     notes = [
-        f"experts of {len(layers) - inside} layers are ranked by gate weight times norm of output (REAP)"
+        f"experts of {many(len(layers) - inside, 'layer')} are ranked by gate weight times norm of output (REAP)"
     ]
     if inside:
         notes.append(
-            f"experts of {inside} layers are ranked by their gate weights alone: what each gives can't be read"
+            f"experts of {many(inside, 'layer')} are ranked by their gate weights alone: what each gives can't be read"
         )
     return rankings, notes if inside < len(layers) else notes[1:]
 

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from onnxprune.calibration.samples import Samples
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.gradient.floats import in_floats
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.coupling import Instance
 from onnxprune.graph.kept import Kept, Masks
 from onnxprune.graph.trace import TraceError
+from onnxprune.graph.widen import has_halves, widen
 from onnxprune.model import Model
+from onnxprune.reconstruction.stored import Floats
 from onnxprune.reconstruction.thaw import OnGrid, thawed
 from onnxprune.runtime.binding import Shape
 
@@ -98,19 +101,47 @@ class Beside:
         """Of the cut model, at the shapes of the samples."""
         return _analysed(self.cut, self.left, self.original.given)
 
-    @cached_property
-    def thawed(self) -> Beside | None:
-        """The same with a cut model of floats, whose weights know their grid; None where nothing is quantised.
+    @property
+    def floats(self) -> Beside:
+        """The same as descent needs it: half floats widened, and quantised weights as floats.
 
         What descent makes of it is put into this one by `take`.
+
+        Raises
+        ------
+        CalibrationError
+            If half floats are too many to be widened.
         """
+        wide = self.widened or self
+        return wide.thawed or wide
+
+    @cached_property
+    def widened(self) -> Beside | None:
+        """The same with models and samples of 32-bit floats, whose weights are rounded to half; None without such."""
+        if not has_halves(self.analysis.types.values()):
+            return None
+        original, samples = in_floats(self.original, self.samples)
+        return replace(self, original=original, cut=widen(self.cut), samples=samples, settle=self._halved)
+
+    def _halved(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """Return weights with the values that this cut model can hold."""
+        names = {n for n in weights if n in self.cut}
+        return {
+            n: w.astype(self.cut.weight(n).dtype).astype(w.dtype) if n in names else w
+            for n, w in weights.items()
+        }
+
+    @cached_property
+    def thawed(self) -> Beside | None:
+        """The same with a cut model of floats, whose weights know their grid; None where nothing is quantised."""
         found = thawed(self.analysis)
         if found is None:
             return None
         own = {n: self.once[f.codec.name] for n, f in found.frozen.items() if f.codec.name in self.once}
         return replace(
-            self, cut=found.model, once={**self.once, **own}, settle=found.settle, frozen=found.frozen
-        )
+            self, cut=found.model, once={**self.once, **own}, frozen=found.frozen,
+            settle=lambda weights: found.settle(self.settle(weights)),
+        )  # fmt: skip
 
     def take(self, other: Beside, name: str) -> None:
         """Put a weight of another's cut model, as it is stored there or thawed, into both models of this one."""
@@ -118,7 +149,7 @@ class Beside:
             other.frozen[name].write(self.cut, other.cut.weight(name))
             self.put_back(other.frozen[name].codec.name)
             return
-        self.cut.put(name, other.cut.weight(name))
+        Floats(name).write(self.cut, other.cut.weight(name))
         self.put_back(name)
 
     def put_back(self, name: str) -> None:

@@ -117,9 +117,13 @@ def distill(
         What the original doesn't say.
     """
     beside = Beside.of(fitted, original, dead, in_units(samples))
-    floats = beside.thawed or beside
+    report = SegmentReport([site.name for site in sites(beside.analysis)])
+    try:
+        floats = beside.floats
+    except CalibrationError as error:
+        report.why = str(error)
+        return report
     layers = sites(floats.analysis)
-    report = SegmentReport([site.name for site in layers])
     if any(a.node.domain == DOMAIN for a in floats.analysis.coupling.nodes):
         report.why = "it holds bodies of If, Loop or Scan"
         return report

@@ -44,7 +44,7 @@ def lean(sites: list[Site], model: Model) -> list[Site]:
     """
     if any(is_joint(node) for node in model.proto.graph.node):
         return sites
-    return [replace(s, lean=True) if _fits(s, model) else s for s in sites]
+    return [replace(s, lean=s.lean or _fits(s, model)) for s in sites]
 
 
 def _fits(site: Site, model: Model) -> bool:

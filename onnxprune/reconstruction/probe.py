@@ -23,6 +23,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.gradient.build import SEED, Wanted, forward_model
+from onnxprune.gradient.floats import in_floats
 from onnxprune.gradient.reduced import reduced
 from onnxprune.gradient.tape import Tape
 from onnxprune.graph.analysis import Analysis
@@ -98,10 +99,11 @@ class Probe:
             others = [i for i in range(rank) if i != axes[name] % rank]
             return t.reduce("ReduceMean", reduce(t, name), others, keep=False)
 
-        model, outputs = forward_model(self.analysis, axes, summed)
+        analysis, samples = in_floats(self.analysis, self.samples)
+        model, outputs = forward_model(analysis, axes, summed)
         total: dict[int, Floats] = {}
-        runs = stream_of(model, self.samples).each()
-        for values, count in zip(runs, self.samples.counts, strict=True):
+        runs = stream_of(model, samples).each()
+        for values, count in zip(runs, samples.counts, strict=True):
             for n, site in sites.items():
                 mean = np.asarray(values[outputs[site.x]], np.float64)
                 total[n] = total.get(n, 0.0) + mean * (count / self.samples.count)

@@ -95,7 +95,14 @@ def reconstruct(
         Told of progress.
     """
     beside = Beside.of(fitted, original, dead, in_units(samples))
-    floats = beside.thawed or beside
+    try:
+        floats = beside.floats
+    except CalibrationError as error:
+        layers = [site for site in sites(beside.analysis) if not site.chosen]
+        return [
+            SegmentReport([site.name for site in part.sites], why=str(error))
+            for part in segments(beside.analysis, layers)
+        ]
     work = _Work(floats, pace or Pace(), seed, say)
     found = work.run()
     for name in sorted(work.changed):

@@ -32,8 +32,9 @@ from onnxprune.reconstruction.consumers import consumers_of
 from onnxprune.reconstruction.counted import counted
 from onnxprune.reconstruction.curves import Curves
 from onnxprune.reconstruction.evidence import WIDE, Evidence
+from onnxprune.reconstruction.inner import is_inner, with_inner
 from onnxprune.reconstruction.layer import LayerReport, Settings, fit_blocks, write
-from onnxprune.reconstruction.layers import Readers, Site, gone, readers, seen, sites
+from onnxprune.reconstruction.layers import Readers, Site, gone, readers, seen
 from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.measure import Measure
 from onnxprune.reconstruction.narrow import hush, lean
@@ -112,8 +113,8 @@ class Calibration:
         self.readers: Readers = readers(self.sites, self.groups, fixed=fixed)
         #: with groups that other readers share, which can't be fitted
         self.reading: Readers = readers(self.sites, self.groups, partly=True)
-        #: positions of the nodes that are fitted, and group -> the first other node that counts its channels
-        self.layers: set[int] = {use.number for site in self.sites for use in site.uses}
+        #: positions of nodes that are layers and no more, and group -> the first other node that counts its channels
+        self.layers: set[int] = {use.number for site in self.sites if not is_inner(site) for use in site.uses}
         self.counted: dict[str, int] = counted(self.analysis, self.groups, self.layers)
         # what others count is masked before the first fit, so nothing else may be chosen later
         self.alone: dict[int, str] = {
@@ -126,7 +127,7 @@ class Calibration:
 
     def _layers(self) -> list[Site]:
         model = self.analysis.model
-        return lean(seen(sites(self.analysis), stream_of(model, self.samples)), model)
+        return lean(seen(with_inner(self.analysis), stream_of(model, self.samples)), model)
 
     @property
     def places(self) -> dict[str, list[int]]:

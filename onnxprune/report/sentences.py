@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from onnxprune.errors import many
 from onnxprune.report.table import amount
 
 __all__ = [
@@ -127,8 +128,9 @@ def calibration_lines(figures: Mapping[str, Any]) -> list[str]:
     """Say what was refitted."""
     layers = figures["layers"]
     refitted = sum(line["variant"].startswith("lstsq") for line in layers)
+    of = many(len(layers), "layer")
     return [
-        f"refitted {refitted} of {len(layers)} layers on {figures['samples']:,} samples ({figures['criterion']})",
+        f"refitted {refitted} of {of} on {figures['samples']:,} samples ({figures['criterion']})",
         *segment_lines(figures.get("segments") or ()),
         *whole_lines(figures.get("whole")),
     ]

@@ -17,15 +17,15 @@ from onnx import TensorProto
 from onnxprune import granularity
 from onnxprune.cut.put_back import Failed, Removed, carry
 from onnxprune.cut.rewrite import Rewritten
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, many
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.dead import DeadUnits
 from onnxprune.graph.inline import inline
 from onnxprune.graph.kept import Kept
+from onnxprune.graph.widen import widen
 from onnxprune.model import Model
 from onnxprune.options.pruning import Shapes
 from onnxprune.proof.elsewhere import apart
-from onnxprune.proof.widen import widen
 from onnxprune.runtime.binding import Shape
 from onnxprune.runtime.inputs import Trial, random_inputs
 from onnxprune.runtime.session import Feeds, RunError
@@ -147,5 +147,5 @@ def note(model: Model, targets: Sequence[SparseWeight]) -> str:
     units = sum(shrunk.removed.values())
     if not units:
         return ""
-    where = f"in {len(shrunk.removed)} groups"
-    return f"{units} units are dead now: 'onnxprune run OUT SMALL --passes shrink' removes them, {where}."
+    dead = f"{many(units, 'unit')} in {many(len(shrunk.removed), 'group')}"
+    return f"dead by now: {dead}; 'onnxprune run OUT SMALL --passes shrink' removes what is dead."

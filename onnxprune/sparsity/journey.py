@@ -16,7 +16,7 @@ import numpy as np
 from onnxprune import registry
 from onnxprune.calibration.agreement import Judge
 from onnxprune.calibration.samples import samples_for
-from onnxprune.errors import UsageError, VerificationError
+from onnxprune.errors import UsageError, VerificationError, many
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.folding import restored
 from onnxprune.graph.interface import interface
@@ -135,7 +135,7 @@ def _on_samples(
     others = [t for t in targets if t.name not in fitter.fitted]
     if fitter.dear:
         run.notes.append(
-            f"{len(fitter.dear)} weights ({fitter.dear[0]!r} first) got their zeros by {LARGE}: by {options.method} "
+            f"{many(len(fitter.dear), 'weight')} ({fitter.dear[0]!r} first) got zeros by {LARGE}: by {options.method} "
             "all would take too long together."
         )
     with run.stage("fit"):
@@ -145,7 +145,7 @@ def _on_samples(
         with run.stage("choose"):
             sparse = _by_magnitude(sparse, others, pattern, plain)
         run.notes.append(
-            f"{len(others)} weights can't be fitted ({others[0].name!r} first), and got their zeros by magnitude."
+            f"{many(len(others), 'weight')} can't be fitted ({others[0].name!r} first), and got zeros by magnitude."
         )
     with run.stage("compare"):
         agreement = None if judge is None else judge.of_other(sparse)
@@ -174,5 +174,5 @@ def _store_sparse(run: Run[SparseOptions], sparse: Model, targets: Sequence[Spar
     """Move weights to sparse_initializer where that is smaller, and return which."""
     names = to_sparse(sparse, list(targets))
     why = f"that {CANT_READ} can't read" if names else "since no weight would be smaller"
-    run.notes.append(f"{len(names)} weights are written as sparse_initializer, {why}.")
+    run.notes.append(f"written as sparse_initializer: {many(len(names), 'weight')}, {why}.")
     return names

@@ -46,6 +46,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         ("help sparsfy", "Did you mean 'sparsify'?"),
         ("prune a b --rato 0.5", "arguments: --rato 0.5; see 'onnxprune prune --help'. Did you mean '--ratio'?"),
         ("prune a b --input_shape x:1", "Did you mean '--input-shape'?"),
+        ("prune a b --overwrite", "unrecognized arguments: --overwrite; see 'onnxprune prune --help'.\n"),
         ("prune a b --pattern 2:4", "It is an option of 'sparsify'."),
         ("prune a b --ratio 0.5 --align trt_fp16", "Did you mean 'trt-fp16'?"),
         ("prune a b --target mac=0.5", "Did you mean 'macs'?"),

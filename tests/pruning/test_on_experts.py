@@ -58,7 +58,7 @@ def test_ranks_are_those_of_the_paper(form: str) -> None:
     assert ranking.order.tolist() == np.argsort(worth, kind="stable").tolist()
     assert np.ptp(worth) > 0.1 * worth.mean()
     assert (np.diff(ranking.error[:-1]) >= 0).all()
-    assert notes == ["experts of 1 layers are ranked by gate weight times norm of output (REAP)"]
+    assert notes == ["experts of 1 layer are ranked by gate weight times norm of output (REAP)"]
 
 
 @pytest.mark.parametrize("shares", ["", "shares"])

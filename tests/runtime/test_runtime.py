@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.probe import probe_types
+from onnxprune.graph.widen import widen
 from onnxprune.model import Model
-from onnxprune.proof.widen import widen
 from onnxprune.runtime import session as runtime
 from onnxprune.runtime.inputs import random_inputs, verdict
 from onnxprune.runtime.session import RunError, open_session, provider_of

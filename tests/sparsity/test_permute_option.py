@@ -88,7 +88,7 @@ def test_the_command_says_what_the_order_brings(tmp_path: Path, capsys: pytest.C
         "--permute",
     ]
     assert main([*args, "--report", str(report)]) == 0
-    assert "2 groups of channels have another one" in capsys.readouterr().out
+    assert "another one for 2 groups of channels" in capsys.readouterr().out
     assert len(json.loads(report.read_text())["order"]["groups"]) == 2
     first = (tmp_path / "out.onnx").read_bytes()
     assert main(args) == 0

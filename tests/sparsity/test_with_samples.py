@@ -130,7 +130,7 @@ def test_what_takes_longest_goes_by_another_method_where_all_would_take_too_long
     other, _ = made(np.inf, "sparsegpt")
     some, notes = made(8 * 27.0**3 + 2 * 8 * 12**3 + 2 * 4 * 4**3 + 5 * 8**3)
     assert notes == [
-        "2 weights ('w0a' first) got their zeros by sparsegpt: by obs all would take too long together."
+        "2 weights ('w0a' first) got zeros by sparsegpt: by obs all would take too long together."
     ]
     assert np.array_equal(some["w0a"], other["w0a"])
     assert not np.array_equal(some["w0a"], whole["w0a"])
@@ -165,7 +165,7 @@ def test_what_cannot_be_fitted_goes_by_magnitude():
     proto = b.model({"x": ["N", 8]}, b.op("MatMul", [back, b.weight("v", 8, 8)], "last"))
     result = onnxprune.sparsify(proto, pattern="2:4", calib={"x": values((40, 8), 3)})
     assert {line.tensor: line.method for line in result.report.lines} == {"w": "magnitude", "v": "obs"}
-    assert "1 weights can't be fitted ('w' first)" in result.report.notes[0]
+    assert "1 weight can't be fitted ('w' first)" in result.report.notes[0]
 
 
 @pytest.mark.parametrize(("dtype", "zero"), [(np.int8, 3), (np.uint8, 120)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx
@@ -11,10 +11,22 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.files.protowalk import subgraphs
 from onnxprune.model import Model
 
-__all__ = ["DOUBLE", "HALF", "widen"]
+__all__ = ["DOUBLE", "HALF", "has_halves", "too_large", "widen"]
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 DOUBLE = (TensorProto.DOUBLE,)
+#: Models with more bytes of weights than this are not widened.
+MOST = 1_000_000_000
+
+
+def has_halves(types: Iterable[int]) -> bool:
+    """Whether any of these element types is a half float."""
+    return not set(HALF).isdisjoint(types)
+
+
+def too_large(model: Model) -> bool:
+    """Whether a model has more weights than are widened."""
+    return sum(model.info(n).nbytes for n in model.names()) > MOST
 
 
 def widen(model: Model, kinds: Collection[int] = HALF) -> Model:
