@@ -376,7 +376,9 @@ def _facts(fitted: FittedRow) -> _Facts:
                 contracted.append((slot, at))
                 sums = True
             extra += [x.name for x in axis if x.contract or x.name not in out_names]
-        if slot and sums and axes != leaves[0][-len(axes) :]:  # else it is added to the data, as in front of a norm
+        if (
+            slot and sums and axes != leaves[0][-len(axes) :]
+        ):  # else it is added to the data, as in front of a norm
             first = fitted.outs[0] or ()
             macs.append(tuple(x.name for a in first for x in letters_of(a)) + tuple(extra))
     return _Facts(tuple(sorted(locks.items())), tuple(contracted), tuple(macs))
