@@ -198,7 +198,9 @@ def _floor(run: Run[TuneOptions], metric: Metric, state: State) -> Floor:
             entry = state.keep("input", {"metric": score.value, "items": score.items, "took": score.seconds})
         score = Score(entry["metric"], entry["items"], entry["took"])
         floor = Floor.of(score, options.max_drop, options.metric is not None, options.lower_is_better)
-        floor.resolvable()
+        floor.resolvable(
+            "give more with --eval" if options.metric is None else "let the script judge more items"
+        )
     except OnnxPruneError:
         if fresh:
             state.discard()
