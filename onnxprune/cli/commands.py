@@ -263,10 +263,16 @@ def decompress(args: Namespace) -> None:
 def tune(args: Namespace) -> None:
     """``onnxprune tune IN OUT --max-drop 1 --calib SAMPLES --labels KEY``."""
     from onnxprune.options.tuning import TuneOptions
+    from onnxprune.tuning.missed import Missed
 
     source, options = _input(args), options_from(args, TuneOptions)
     with _places(args, source, args.out, {"--report": args.report}, joined=False):
-        report = _told(args, api.tune, source, args.out, options)
+        try:
+            report = _told(args, api.tune, source, args.out, options)
+        except Missed as missed:  # what was tried is told all the same: it says how near one can come
+            _keep(args, missed.report)
+            _say(args, missed.report)
+            raise
         _keep(args, report)
     _finish(args, report)
 

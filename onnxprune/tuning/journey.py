@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.calibration.samples import Samples, load_samples
-from onnxprune.errors import CalibrationError, NotFaster, OnnxPruneError, UsageError
+from onnxprune.errors import CalibrationError, OnnxPruneError, UsageError
 from onnxprune.files import cache
 from onnxprune.files.holding import scratch
 from onnxprune.graph.analysis import Analysis
@@ -29,6 +29,7 @@ from onnxprune.tuning.explore import Explorer, best_of, is_doubtful, most
 from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.members import Deadline, Entry, Members, OutOfTime
 from onnxprune.tuning.metric import Accuracy, Metric, Score, script_of
+from onnxprune.tuning.missed import nothing, unmet
 from onnxprune.tuning.report import TuneReport, on_frontier
 from onnxprune.tuning.state import State
 
@@ -61,8 +62,8 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
 
     Raises
     ------
-    NotFaster
-        If nothing that holds it is better than the input; members are kept.
+    Missed
+        If nothing that holds it is better than the input, or meets the target; members are kept.
     OnnxPruneError
         See `onnxprune.errors`.
     """
@@ -98,10 +99,11 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
         pass
     best = _settled(members, options.minimize)
     report = _report(run, members, explorer, best, complete)
+    report.name_files(run.model.path, None if best is None else output)
     if best is None:
-        raise NotFaster(_nothing(report) if not members.demand else _unmet(report, members))
+        report.sha256 = {"input": run.sha256()}
+        raise (unmet if members.demand else nothing)(report, members)
     writer.write(best)
-    report.name_files(run.model.path, output)
     report.sha256 = {"input": run.sha256(), "output": Model.load(output).sha256}
     return report
 
@@ -307,51 +309,18 @@ def _report(
         best=None if best is None else best["name"],
         refused=refused,
         complete=complete,
-        notes=list(run.notes) + _notes(run, complete),
+        notes=list(run.notes) + _notes(run, best, complete),
         options=options.to_json(),
         seconds=run.seconds | members.spent,
     )
 
 
-def _notes(run: Run[TuneOptions], complete: bool) -> list[str]:
-    notes = ["the best was chosen on the same items that it is judged on, which flatters it a little"]
+def _notes(run: Run[TuneOptions], best: Entry | None, complete: bool) -> list[str]:
+    notes = []
+    if best is not None:
+        notes.append("the best was chosen on the same items that it is judged on, which flatters it a little")
     if not complete:
         notes.append(
             f"--minutes {run.options.minutes:g} were over before all was tried; the same command goes on from here"
         )
     return notes
-
-
-def _unmet(report: TuneReport, members: Members) -> str:
-    """Return why nothing was written where something was to be reached."""
-    held = [entry for entry in members.entries.values() if members.holds(entry)]
-    asked = "+".join(target.text for target in members.demand.targets)
-    if held:
-        nearest = min(held, key=members.demand.excess)
-        where = members.state.model(nearest["name"])
-        near = f"{nearest['name']} comes nearest, with {members.demand.told(nearest)}; it is {where}"
-    else:
-        near = "nothing that was tried holds it"
-    return (
-        f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} meets {asked} ({near}), so "
-        "nothing was written; ask for less, or allow a larger --max-drop."
-    )
-
-
-def _nothing(report: TuneReport) -> str:
-    tried = "; ".join(
-        f"{m['name']} loses {m['lost']:.3g} at {m['speedup']:.2f}x" for m in report.members if m["frontier"]
-    )
-    begun = "nothing could be made" if report.complete else "no other model was done in the time"
-    better = "faster than the input" if report.aim == "latency" else "smaller than the input"
-    told: dict[str, list[str]] = {}  # reasons, each once
-    for what, text in report.refused.items():
-        told.setdefault(text.rstrip("."), []).append(what)
-    why = "; ".join(f"{', '.join(names)}: {text}" for text, names in told.items())
-    advice = (
-        "allow a larger --max-drop" if report.complete else "the same command goes on, or give more --minutes"
-    )
-    return (
-        f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} is {better} "
-        f"({tried or begun}{'; ' + why if why else ''}), so nothing was written; {advice}."
-    )

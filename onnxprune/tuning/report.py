@@ -79,8 +79,10 @@ class TuneReport(Record):
         """Return what was found, a sentence a line."""
         best, name = self.chosen(), self.metric["name"]
         if best is None:
+            asked = self.options.get("target") or ()
+            wanted = f"meets {'+'.join(asked)}" if asked else "is better"
             return [
-                f"nothing was found that is better and loses no more than {self.metric['most']:g} of {name}"
+                f"nothing was found that {wanted} and loses no more than {self.metric['most']:g} of {name}"
             ]
         low, high = best["speed_interval"]
         by = (
