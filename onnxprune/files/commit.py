@@ -67,8 +67,7 @@ def written() -> list[Path]:
 
 def tell(folder: Path) -> None:
     """Let a folder stand for the files in it, which were written `alone`, where it is told what was written."""
-    if folder not in _written:
-        _written.append(folder)
+    _written.append(folder)
 
 
 def sweep(folder: Path, pid: int) -> list[Path]:

@@ -60,6 +60,7 @@ def option(
     flag: str = "",
     commands: str = "prune",
     needs: str = "",
+    texts: Mapping[str, str] | None = None,
 ) -> Any:
     """Return the field of an option.
 
@@ -78,9 +79,12 @@ def option(
         Names of the commands that take it, with spaces between.
     needs : str
         What the option does nothing without, so that it is refused; see `NEEDS`. Several with spaces between.
+    texts : mapping, optional
+        Command -> the text that is true of it, where ``text`` isn't.
     """
     metadata = {
         "help": text,
+        "texts": texts or {},
         "stage": stage,
         "metavar": metavar,
         "unit": unit,
@@ -112,9 +116,10 @@ def flag(spec: dataclasses.Field[Any]) -> str:
     return str(spec.metadata["flag"]) or "--" + spec.name.replace("_", "-")
 
 
-def help_of(spec: dataclasses.Field[Any]) -> str:
-    """Return an option's text, with the names that there are; it reads files, so it is for who shows the text."""
-    return re.sub(r"\{([\w.]+)\}", lambda name: registry.sentence(name[1]), spec.metadata["help"])
+def help_of(spec: dataclasses.Field[Any], command: str = "") -> str:
+    """Return an option's text for a command, with the names that there are; it reads files, for who shows it."""
+    text = spec.metadata["texts"].get(command, spec.metadata["help"])
+    return re.sub(r"\{([\w.]+)\}", lambda name: registry.sentence(name[1]), text)
 
 
 def bring_to_kinds(options: Any) -> None:
@@ -168,11 +173,15 @@ class SharedOptions:
     calib: Any = option(
         None,
         "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of .npy or of "
-        "test_data_set_N, script.py:function, or 'synthetic'; 'prune' of a folder with several models also takes "
-        "MODEL=SAMPLES for each",
+        "test_data_set_N, script.py:function, or 'synthetic'",
         stage="calibrate",
         commands="prune sensitivity sparsify tune calibrate run compress",
         metavar="SAMPLES",
+        texts={
+            "prune": "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of "
+            ".npy or of test_data_set_N, script.py:function, or 'synthetic'; for a folder with several models also "
+            "MODEL=SAMPLES for each"
+        },
     )
     samples: int | None = option(
         None,
@@ -197,6 +206,10 @@ class SharedOptions:
         commands="prune sparsify tune calibrate compress",
         metavar="KEY",
         needs="calibrated",
+        texts={
+            "calibrate": "with --calib: the key of true labels in the samples, which are left out",
+            "tune": "with --calib: the key of true labels in the samples, by which accuracy is judged",
+        },
     )
     reproducible: bool = option(
         False,
@@ -304,7 +317,10 @@ class _Doc:
             unit = f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
             default = default_of(spec)
             least = ", required" if default is dataclasses.MISSING else f", default {default!r}"
-            lines += [f"{spec.name} : {kind}{least}", f"    ``{flag(spec)}``: {help_of(spec)}{unit}"]
+            lines += [
+                f"{spec.name} : {kind}{least}",
+                f"    ``{flag(spec)}``: {help_of(spec, getattr(owner, 'COMMAND', 'fleet'))}{unit}",
+            ]
         return "\n".join(lines)
 
 

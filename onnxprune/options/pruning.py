@@ -122,6 +122,11 @@ class Options(GranularityOptions):
         stage="decide",
         commands="prune plan sensitivity verify",
         metavar="N",
+        texts={"verify": "seed of the random test inputs"}
+        | {
+            "plan": "seed of the random criterion",
+            "sensitivity": "seed of the random criterion and of positions that are drawn",
+        },
     )
     target: Texts = option(
         (),

@@ -52,7 +52,7 @@ def _missed(report: TuneReport, members: Members, what: str, tried: str, advice:
         left = [lever.name for lever in levers(report.aim) if lever.name not in members.entries]
         rest = f", with {', '.join(left)} not tried yet" if left else ""
         tried += f"; --minutes {members.deadline.minutes:g} were over before all was tried{rest}"
-        advice = "the same command goes on from here, or give more --minutes"
+        advice = "the same command goes on, or give more --minutes"
     return Missed(
         f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} {what} "
         f"({tried}{_refused(report)}), so no model was written; {advice}.",

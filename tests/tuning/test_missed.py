@@ -62,7 +62,7 @@ def test_time_that_is_over_is_no_fault_of_what_was_asked_for(
     said = str(caught.value)
     assert "--minutes 5 were over before all was tried, with int8-second not tried yet" in said
     assert "int8-first: No layer can be quantised)" in said
-    assert "the same command goes on from here, or give more --minutes." in said
+    assert "the same command goes on, or give more --minutes." in said
     assert "ask for less" not in said
     assert not caught.value.report.complete
 
