@@ -208,7 +208,8 @@ class SharedOptions:
         needs="calibrated",
         texts={
             "calibrate": "with --calib: the key of true labels in the samples, which are left out",
-            "tune": "with --calib: the key of true labels in the samples, by which accuracy is judged",
+            "tune": "with --calib: the key of true labels in the samples, by which accuracy is judged; with --metric, "
+            "which judges then, they are for --recover finetune",
         },
     )
     reproducible: bool = option(

@@ -16,7 +16,6 @@ from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.run import Run
 from onnxprune.latency.clock import bench_of
 from onnxprune.model import Model
-from onnxprune.options.pruning import Options
 from onnxprune.options.tuning import TuneOptions
 from onnxprune.progress import Whole
 from onnxprune.pruning.journey import analysis_of
@@ -76,8 +75,8 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     whole = Whole(run.progress, "tune", most(options.minimize), what="the input")
     run.progress = whole
     said = script_of(options.metric, deadline.minutes and 60 * deadline.minutes) if options.metric else None
-    plain, analysis = _analysed(run)
-    samples, labelled = _samples(run, analysis, plain)
+    analysis = _analysed(run)
+    samples, labelled = _samples(run, analysis)
     metric: Metric = said or Accuracy(_judged_on(run, samples))
     state = State.open(Path(options.state) if options.state else output.with_suffix(".tune"), _facts(run))
     floor = _floor(run, metric, state)
@@ -108,26 +107,32 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     return report
 
 
-def _analysed(run: Run[TuneOptions]) -> tuple[Run[Options], Analysis]:
+def _analysed(run: Run[TuneOptions]) -> Analysis:
     """Trace the model as it is, for its shapes."""
-    plain = Run(run.options.pruning("macs=0.5", "auto", False), run.model, run.progress)
+    plain = Run(
+        run.options.pruning("macs=0.5", "auto", run.options.labels is not None), run.model, run.progress
+    )
     analysis = analysis_of(plain, fit=False)
     run.notes += plain.notes
-    return plain, analysis
+    return analysis
 
 
-def _samples(run: Run[TuneOptions], analysis: Analysis, plain: Run[Options]) -> tuple[Samples, bool]:
+def _samples(run: Run[TuneOptions], analysis: Analysis) -> tuple[Samples, bool]:
     """Read the samples, with their labels where they have some."""
-    if run.options.labels is not None:
-        try:
-            labelled = run.options.pruning("macs=0.5", "auto", True)
-            return read_samples(analysis, labelled, run.progress), True
-        except CalibrationError:
-            if run.options.held_out is not None:  # those may have them alone
-                with suppress(CalibrationError):
-                    return read_samples(analysis, plain.options, run.progress), False
-            raise
-    return read_samples(analysis, plain.options, run.progress), False
+
+    def read(labelled: bool) -> tuple[Samples, bool]:
+        options = run.options.pruning("macs=0.5", "auto", labelled)
+        return read_samples(analysis, options, run.progress), labelled
+
+    if run.options.labels is None:
+        return read(False)
+    try:
+        return read(True)
+    except CalibrationError:
+        if run.options.held_out is not None:  # those may have them alone
+            with suppress(CalibrationError):
+                return read(False)
+        raise
 
 
 def _seen(options: TuneOptions, samples: Samples) -> Samples:

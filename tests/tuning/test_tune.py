@@ -17,6 +17,7 @@ from onnxprune.api import tune
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import CalibrationError, NotFaster, UsageError
 from onnxprune.latency.apart import Apart
+from onnxprune.pruning import on_samples
 from onnxprune.tuning import explore, members
 from onnxprune.tuning.members import Lever, Members, OutOfTime
 
@@ -275,11 +276,37 @@ def test_a_metric_of_ones_own_and_the_smallest_file(place: Path) -> None:
     assert "<svg" in Path("r.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("judge", [{"metric": "m.py"}, {"held_out": "e.npz"}])
+def test_labels_are_for_fits_where_another_judges(
+    place: Path, monkeypatch: pytest.MonkeyPatch, judge: dict[str, str]
+) -> None:
+    """Labelled samples go with a metric, and with any fit."""
+    monkeypatch.setattr(explore, "STEPS", 1)
+    fitted, real = [], on_samples.finetune
+
+    def finetune(
+        analysis: object, original: object, dead: object, samples: Samples, **more: object
+    ) -> object:
+        fitted.append(samples.labels is not None and samples.count)
+        return real(analysis, original, dead, samples, **more)
+
+    monkeypatch.setattr(on_samples, "finetune", finetune)
+    Path("m.py").write_text("def evaluate(path): return 0.5", encoding="utf-8")
+    report = tune("in.onnx", "out.onnx", max_drop=20, calib="s.npz", labels="y", recover="finetune", **judge)
+    assert report.metric["name"] == ("evaluate" if "metric" in judge else "accuracy")
+    assert fitted
+    assert all(count > 100 for count in fitted)
+
+
 @pytest.mark.parametrize(
     ("more", "error", "said"),
     [
         ({"labels": "y", "held_out": "s.npz"}, UsageError, "--eval is what --calib is"),
-        ({"labels": "y", "metric": "m.py"}, UsageError, "either --metric"),
+        (
+            {"labels": "y", "metric": "m.py", "held_out": "e.npz"},
+            UsageError,
+            "--eval goes with --labels alone",
+        ),
         ({}, UsageError, "either --metric"),
         ({"labels": "y", "max_drop": 0.1, "held_out": "e.npz"}, CalibrationError, "takes 1000 at least"),
         ({"labels": "y", "max_drop": 100.0, "held_out": "e.npz"}, UsageError, "let all of the metric go"),
