@@ -15,6 +15,7 @@ from onnxprune.cli import folder
 from onnxprune.cli.arguments import options_from, shapes_from
 from onnxprune.cli.passes import listening
 from onnxprune.cli.progress import showing
+from onnxprune.cli.values import file_of
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files.commit import write_text
 from onnxprune.files.target import STDOUT
@@ -387,16 +388,10 @@ def _places(
     given |= {f"part {n}": part for n, part in enumerate(getattr(args, "parts", ()), 1)}
     if args.command == "apply":
         given["the plan"] = args.plan
-    reads = {what: _file_of(text) for what, text in given.items() if isinstance(text, str)}
+    reads = {what: file_of(text) for what, text in given.items() if isinstance(text, str)}
     written = {what: Path(path) for what, path in writes.items() if path}
     with declared(Sides(written, reads), source, output, joined=joined):
         yield
-
-
-def _file_of(samples: str) -> Path:
-    """Return the file or folder of samples, of which a script is given as ``file.py:function``."""
-    head, colon, _ = samples.rpartition(":")
-    return Path(head if colon and head.endswith(".py") else samples)
 
 
 def _told(args: Namespace, work: Callable[..., T], *given: Any, **more: Any) -> T:

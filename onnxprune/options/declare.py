@@ -52,7 +52,7 @@ NEEDS = {
 
 def option(
     default: Any,
-    text: str,
+    text: str | Mapping[str, str],
     *,
     stage: str,
     metavar: str = "",
@@ -60,7 +60,6 @@ def option(
     flag: str = "",
     commands: str = "prune",
     needs: str = "",
-    texts: Mapping[str, str] | None = None,
 ) -> Any:
     """Return the field of an option.
 
@@ -68,8 +67,9 @@ def option(
     ----------
     default : object
         MISSING if the option must be given.
-    text : str
-        For ``--help`` and docs/options.md, by `help_of`. ``{onnxprune.criteria}`` stands for the names of that package.
+    text : str or mapping
+        For ``--help`` and docs/options.md, by `help_of`; command -> text, with that of all others under ``""``.
+        ``{onnxprune.criteria}`` stands for the names of that package.
     stage : str
         One of `STAGES`.
     metavar, unit : str
@@ -79,12 +79,11 @@ def option(
         Names of the commands that take it, with spaces between.
     needs : str
         What the option does nothing without, so that it is refused; see `NEEDS`. Several with spaces between.
-    texts : mapping, optional
-        Command -> the text that is true of it, where ``text`` isn't.
     """
+    texts = {"": text} if isinstance(text, str) else text
     metadata = {
-        "help": text,
-        "texts": texts or {},
+        "help": texts[""],
+        "texts": texts,
         "stage": stage,
         "metavar": metavar,
         "unit": unit,
@@ -103,7 +102,7 @@ def like(kind: Any, name: str, commands: str) -> Any:
     """Return the field of an option that another class declares, for other commands."""
     spec = next(spec for spec in dataclasses.fields(kind) if spec.name == name)
     words = {k: spec.metadata[k] for k in ("stage", "metavar", "unit", "flag")}
-    return option(default_of(spec), spec.metadata["help"], commands=commands, **words)
+    return option(default_of(spec), spec.metadata["texts"], commands=commands, **words)
 
 
 def specs(kind: Any) -> list[dataclasses.Field[Any]]:
@@ -172,16 +171,16 @@ class SharedOptions:
 
     calib: Any = option(
         None,
-        "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of .npy or of "
-        "test_data_set_N, script.py:function, or 'synthetic'",
+        {
+            "": "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of "
+            ".npy or of test_data_set_N, script.py:function, or 'synthetic'",
+            "prune": "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of "
+            ".npy or of test_data_set_N, script.py:function, or 'synthetic'; for a folder with several models also "
+            "MODEL=SAMPLES for each",
+        },
         stage="calibrate",
         commands="prune sensitivity sparsify tune calibrate run compress",
         metavar="SAMPLES",
-        texts={
-            "prune": "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of "
-            ".npy or of test_data_set_N, script.py:function, or 'synthetic'; for a folder with several models also "
-            "MODEL=SAMPLES for each"
-        },
     )
     samples: int | None = option(
         None,
@@ -201,16 +200,16 @@ class SharedOptions:
     )
     labels: str | None = option(
         None,
-        "with --calib: the key of true labels in the samples, for the accuracy in the report",
-        stage="calibrate",
-        commands="prune sparsify tune calibrate compress",
-        metavar="KEY",
-        needs="calibrated",
-        texts={
+        {
+            "": "with --calib: the key of true labels in the samples, for the accuracy in the report",
             "calibrate": "with --calib: the key of true labels in the samples, which are left out",
             "tune": "with --calib: the key of true labels in the samples, by which accuracy is judged; with --metric, "
             "which judges then, they are for --recover finetune",
         },
+        stage="calibrate",
+        commands="prune sparsify tune calibrate compress",
+        metavar="KEY",
+        needs="calibrated",
     )
     reproducible: bool = option(
         False,
