@@ -48,7 +48,12 @@ def tuned(args: argparse.Namespace) -> dict[str, Any]:
     try:
         report = api.tune(args.model, out, options, progress=lambda text: None).to_json()
     except NotFaster as error:
-        report = {"best": None, "refused": [{"what": "all", "reason": str(error)}], "frontier": []}
+        report = {
+            "best": None,
+            "refused": [{"what": "all", "reason": str(error)}],
+            "frontier": [],
+            "others": [],
+        }
     spent = {"cpu_s": round(time.process_time() - start, 1), "wall_s": round(time.perf_counter() - wall, 1)}
     return report | spent
 
@@ -56,7 +61,8 @@ def tuned(args: argparse.Namespace) -> dict[str, Any]:
 def line_of(report: dict[str, Any], name: str) -> dict[str, Any] | None:
     """Return the figures of one member."""
     keys = ("name", "metric", "lost", "interval", "speedup", "speed_interval", "bytes", "holds")
-    return next(({k: m[k] for k in keys} for m in report["frontier"] if m["name"] == name), None)
+    members = [*report["frontier"], *report["others"]]
+    return next(({k: m[k] for k in keys} for m in members if m["name"] == name), None)
 
 
 def rivals(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -74,7 +74,13 @@ def _option_rows(kind: Any) -> list[str]:
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         factory = spec.default_factory is not dataclasses.MISSING
         default = "required" if required else "`{}`" if factory else f"`{spec.default!r}`"
-        cells = [f"`{flag(spec)}`", f"`{spec.name}`", default, spec.metadata["unit"], help_of(spec)]
+        cells = [
+            f"`{flag(spec)}`",
+            f"`{spec.name}`",
+            default,
+            spec.metadata["unit"],
+            help_of(spec, getattr(kind, "COMMAND", "fleet")),
+        ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 

@@ -25,9 +25,10 @@ class _Text:
     """An option's text, made when help is shown: the names in it are those of files."""
 
     spec: dataclasses.Field[Any]
+    command: str
 
     def __str__(self) -> str:
-        return help_of(self.spec)
+        return help_of(self.spec, self.command)
 
 
 def build(whole: bool = True) -> TopParser:
@@ -87,10 +88,10 @@ def _add_options(parser: argparse.ArgumentParser, command: str, kind: Any = Opti
     """Add the options that say that this command takes them."""
     for spec in specs(kind):
         if command in spec.metadata["commands"]:
-            _add_option(parser, spec)
+            _add_option(parser, spec, command)
 
 
-def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -> None:
+def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any], command: str) -> None:
     name, kind = flag(spec), str(spec.type)
     shared: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS}
     more = f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
@@ -113,7 +114,7 @@ def _add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field[Any]) -
         )
     if re.search(r"FILE|SAMPLES|\.\w", spec.metadata["metavar"]):
         vars(action)["complete"] = FILES
-    vars(action)["text"] = _Text(spec)  # argparse puts an action's attributes into its help
+    vars(action)["text"] = _Text(spec, command)  # argparse puts an action's attributes into its help
     action.help = "%(text)s" + more.replace("%", "%%")
 
 

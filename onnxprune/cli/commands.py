@@ -15,6 +15,7 @@ from onnxprune.cli import folder
 from onnxprune.cli.arguments import options_from, shapes_from
 from onnxprune.cli.passes import listening
 from onnxprune.cli.progress import showing
+from onnxprune.cli.values import file_of
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files.commit import write_text
 from onnxprune.files.target import STDOUT
@@ -263,10 +264,16 @@ def decompress(args: Namespace) -> None:
 def tune(args: Namespace) -> None:
     """``onnxprune tune IN OUT --max-drop 1 --calib SAMPLES --labels KEY``."""
     from onnxprune.options.tuning import TuneOptions
+    from onnxprune.tuning.missed import Missed
 
     source, options = _input(args), options_from(args, TuneOptions)
     with _places(args, source, args.out, {"--report": args.report}, joined=False):
-        report = _told(args, api.tune, source, args.out, options)
+        try:
+            report = _told(args, api.tune, source, args.out, options)
+        except Missed as missed:  # what was tried is told all the same: it says how near one can come
+            _keep(args, missed.report)
+            _say(args, missed.report)
+            raise
         _keep(args, report)
     _finish(args, report)
 
@@ -381,16 +388,10 @@ def _places(
     given |= {f"part {n}": part for n, part in enumerate(getattr(args, "parts", ()), 1)}
     if args.command == "apply":
         given["the plan"] = args.plan
-    reads = {what: _file_of(text) for what, text in given.items() if isinstance(text, str)}
+    reads = {what: file_of(text) for what, text in given.items() if isinstance(text, str)}
     written = {what: Path(path) for what, path in writes.items() if path}
     with declared(Sides(written, reads), source, output, joined=joined):
         yield
-
-
-def _file_of(samples: str) -> Path:
-    """Return the file or folder of samples, of which a script is given as ``file.py:function``."""
-    head, colon, _ = samples.rpartition(":")
-    return Path(head if colon and head.endswith(".py") else samples)
 
 
 def _told(args: Namespace, work: Callable[..., T], *given: Any, **more: Any) -> T:

@@ -162,5 +162,6 @@ examples:
   onnxprune tune model.onnx fast.onnx --max-drop 1 --calib samples.npz --labels y --target latency=0.5
       the first that loses at most one point and is twice as fast; where none is, it says which comes nearest
 
-OUT is the best so far at any moment. Finished members lie in OUT's folder of state; the same command goes on from them.
+OUT is the best so far at any moment; with --target it is written when a model meets that, and not before. Finished
+members lie in OUT's folder of state; the same command goes on from them.
 """

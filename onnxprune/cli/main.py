@@ -13,6 +13,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from onnxprune.cli.arguments import build
 from onnxprune.errors import OnnxPruneError, missing
@@ -103,7 +104,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         names = _names(before)
         done = f"{names} had been written, whole" if names else "nothing was written"
-        again = "; the same command goes on from there" if command == "tune" else ""
+        again = "; the same command goes on from there" if names and command == "tune" else ""
         return _fail(f"interrupted; {done}{again}.", 130, False)
     except BrokenPipeError:  # the reader of our output has gone, as in `onnxprune inspect m.onnx | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,8 +119,15 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _names(before: int) -> str:
-    """Return the names of what was written since there were so many files, for sentences."""
-    return ", ".join(dict.fromkeys(repr(path.name) for path in written()[before:]))
+    """Return the names of what was written since there were so many files, and is there, for sentences."""
+    return ", ".join(dict.fromkeys(repr(_short(path)) for path in written()[before:] if path.exists()))
+
+
+def _short(path: Path) -> str:
+    """Return a path as one would type it here."""
+    with contextlib.suppress(OSError, ValueError):  # the folder is gone, or another
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def _warn(message: Warning | str, *_: object) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 from onnxprune.options.kinds import share_of
 
-__all__ = ["ByModel", "Once", "number", "seconds", "share", "size", "whole"]
+__all__ = ["ByModel", "Once", "file_of", "number", "seconds", "share", "size", "whole"]
 
 
 def whole(text: str) -> int:
@@ -99,3 +100,9 @@ class Once(_Joined):
     def joined(self, before: Any, value: Any) -> Any:
         """Refuse a second value."""
         raise argparse.ArgumentError(self, f"is given twice, {before} and {value}; give one")
+
+
+def file_of(samples: str) -> Path:
+    """Return the file or folder of samples, of which a script is given as ``file.py:function``."""
+    head, colon, _ = samples.rpartition(":")
+    return Path(head if colon and head.endswith(".py") else samples)

@@ -40,6 +40,7 @@ __all__ = [
     "alone",
     "refusal",
     "sweep",
+    "tell",
     "together",
     "write_text",
     "written",
@@ -57,8 +58,16 @@ _written: list[Path] = []
 
 
 def written() -> list[Path]:
-    """Return the files that this process has put in their places, the latest last; but none written `alone`."""
+    """Return what this process has put in its place, the latest last; of what was written `alone` see `tell`.
+
+    Some may be gone since, as what was written into temporary folders is.
+    """
     return list(_written)
+
+
+def tell(folder: Path) -> None:
+    """Let a folder stand for the files in it, which were written `alone`, where it is told what was written."""
+    _written.append(folder)
 
 
 def sweep(folder: Path, pid: int) -> list[Path]:

@@ -52,7 +52,7 @@ NEEDS = {
 
 def option(
     default: Any,
-    text: str,
+    text: str | Mapping[str, str],
     *,
     stage: str,
     metavar: str = "",
@@ -67,8 +67,9 @@ def option(
     ----------
     default : object
         MISSING if the option must be given.
-    text : str
-        For ``--help`` and docs/options.md, by `help_of`. ``{onnxprune.criteria}`` stands for the names of that package.
+    text : str or mapping
+        For ``--help`` and docs/options.md, by `help_of`; command -> text, with that of all others under ``""``.
+        ``{onnxprune.criteria}`` stands for the names of that package.
     stage : str
         One of `STAGES`.
     metavar, unit : str
@@ -79,8 +80,10 @@ def option(
     needs : str
         What the option does nothing without, so that it is refused; see `NEEDS`. Several with spaces between.
     """
+    texts = {"": text} if isinstance(text, str) else text
     metadata = {
-        "help": text,
+        "help": texts[""],
+        "texts": texts,
         "stage": stage,
         "metavar": metavar,
         "unit": unit,
@@ -99,7 +102,7 @@ def like(kind: Any, name: str, commands: str) -> Any:
     """Return the field of an option that another class declares, for other commands."""
     spec = next(spec for spec in dataclasses.fields(kind) if spec.name == name)
     words = {k: spec.metadata[k] for k in ("stage", "metavar", "unit", "flag")}
-    return option(default_of(spec), spec.metadata["help"], commands=commands, **words)
+    return option(default_of(spec), spec.metadata["texts"], commands=commands, **words)
 
 
 def specs(kind: Any) -> list[dataclasses.Field[Any]]:
@@ -112,9 +115,10 @@ def flag(spec: dataclasses.Field[Any]) -> str:
     return str(spec.metadata["flag"]) or "--" + spec.name.replace("_", "-")
 
 
-def help_of(spec: dataclasses.Field[Any]) -> str:
-    """Return an option's text, with the names that there are; it reads files, so it is for who shows the text."""
-    return re.sub(r"\{([\w.]+)\}", lambda name: registry.sentence(name[1]), spec.metadata["help"])
+def help_of(spec: dataclasses.Field[Any], command: str = "") -> str:
+    """Return an option's text for a command, with the names that there are; it reads files, for who shows it."""
+    text = spec.metadata["texts"].get(command, spec.metadata["help"])
+    return re.sub(r"\{([\w.]+)\}", lambda name: registry.sentence(name[1]), text)
 
 
 def bring_to_kinds(options: Any) -> None:
@@ -167,9 +171,13 @@ class SharedOptions:
 
     calib: Any = option(
         None,
-        "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of .npy or of "
-        "test_data_set_N, script.py:function, or 'synthetic'; 'prune' of a folder with several models also takes "
-        "MODEL=SAMPLES for each",
+        {
+            "": "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of "
+            ".npy or of test_data_set_N, script.py:function, or 'synthetic'",
+            "prune": "unlabelled samples to choose by and to refit the layers on: .npz, .npy for one input, folder of "
+            ".npy or of test_data_set_N, script.py:function, or 'synthetic'; for a folder with several models also "
+            "MODEL=SAMPLES for each",
+        },
         stage="calibrate",
         commands="prune sensitivity sparsify tune calibrate run compress",
         metavar="SAMPLES",
@@ -192,7 +200,12 @@ class SharedOptions:
     )
     labels: str | None = option(
         None,
-        "with --calib: the key of true labels in the samples, for the accuracy in the report",
+        {
+            "": "with --calib: the key of true labels in the samples, for the accuracy in the report",
+            "calibrate": "with --calib: the key of true labels in the samples, which are left out",
+            "tune": "with --calib: the key of true labels in the samples, by which accuracy is judged; with --metric, "
+            "which judges then, they are for --recover finetune",
+        },
         stage="calibrate",
         commands="prune sparsify tune calibrate compress",
         metavar="KEY",
@@ -304,7 +317,10 @@ class _Doc:
             unit = f" [{spec.metadata['unit']}]" if spec.metadata["unit"] else ""
             default = default_of(spec)
             least = ", required" if default is dataclasses.MISSING else f", default {default!r}"
-            lines += [f"{spec.name} : {kind}{least}", f"    ``{flag(spec)}``: {help_of(spec)}{unit}"]
+            lines += [
+                f"{spec.name} : {kind}{least}",
+                f"    ``{flag(spec)}``: {help_of(spec, getattr(owner, 'COMMAND', 'fleet'))}{unit}",
+            ]
         return "\n".join(lines)
 
 

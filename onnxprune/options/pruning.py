@@ -118,7 +118,12 @@ class Options(GranularityOptions):
     )
     seed: int = option(
         0,
-        "seed of the random criterion and of the random test inputs",
+        {
+            "": "seed of the random criterion and of the random test inputs",
+            "verify": "seed of the random test inputs",
+            "plan": "seed of the random criterion",
+            "sensitivity": "seed of the random criterion and of positions that are drawn",
+        },
         stage="decide",
         commands="prune plan sensitivity verify",
         metavar="N",

@@ -54,7 +54,8 @@ class TuneOptions(SharedOptions):
     )
     held_out: Any = option(
         None,
-        "with --labels: judge on these labelled samples, which no fit sees; else on a tenth of those of --calib",
+        "with --labels and no --metric: judge on these labelled samples, which no fit sees; else on a tenth of those "
+        "of --calib",
         stage="calibrate",
         commands="tune",
         metavar="SAMPLES",
@@ -102,13 +103,13 @@ class TuneOptions(SharedOptions):
         super().__post_init__()
         if self.calib is None:
             raise UsageError("'tune' fits what it cuts on samples; give them with --calib.")
-        if (self.metric is None) == (self.labels is None):
+        if self.metric is None and self.labels is None:
             raise UsageError(
                 "'tune' needs what to judge by: either --metric script.py:function, or --labels KEY for the accuracy "
                 "of a classifier."
             )
-        if self.labels is None and self.held_out is not None:
-            raise UsageError("--eval goes with --labels; a script of --metric reads its own data.")
+        if self.metric is not None and self.held_out is not None:
+            raise UsageError("--eval goes with --labels alone; a script of --metric reads its own data.")
         if self.metric is None and self.lower_is_better:
             raise UsageError("--lower-is-better goes with --metric; more accuracy is always better.")
         if not 0 <= self.max_drop < math.inf:

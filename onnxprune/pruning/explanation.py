@@ -25,6 +25,7 @@ from onnxprune.ops.resolve import Misfit, fit
 from onnxprune.report.page.words import middle
 from onnxprune.report.printing import printed_on
 from onnxprune.report.record import Facts
+from onnxprune.runtime.binding import declared, real_inputs
 
 __all__ = ["Explanation", "explain"]
 
@@ -42,6 +43,9 @@ class AxisLine:
     Attributes
     ----------
     axis, size : int
+        The size is that which stands in for the length of a dynamic axis.
+    dynamic : str or None
+        Of a dynamic axis its name; empty where it has none, as it follows from others.
     groups : list of dict
         The groups that own channels of it: ``name``, ``kind``, ``units``, ``params``, ``macs``, ``channels`` (of this
         axis), ``alternative`` and ``coupled``: for each other axis of a weight ``tensor``, ``axis``, ``read`` (summed
@@ -52,8 +56,17 @@ class AxisLine:
 
     axis: int
     size: int
+    dynamic: str | None = None
     groups: list[dict[str, Any]] = field(default_factory=list)
     frozen: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def length(self) -> str:
+        """How long it is, in words."""
+        if self.dynamic is None:
+            return f"length {self.size}"
+        named = f" {self.dynamic!r}" if self.dynamic else ""
+        return f"dynamic length{named} ({self.size} stands in for it)"
 
 
 @dataclass(repr=False)
@@ -93,7 +106,7 @@ class Explanation(Facts):
 def _lines(tensor: str, line: AxisLine) -> list[str]:
     from onnxprune.report.table import amount
 
-    lines = [f"{tensor}, axis {line.axis} of length {line.size}"]
+    lines = [f"{tensor}, axis {line.axis} of {line.length}"]
     for group in line.groups:
         which = "all" if group["channels"] == line.size else f"{group['channels']} of them"
         other = ", an alternative: cut only if --only picks it" if group["alternative"] else ""
@@ -208,7 +221,7 @@ class _Search:
             on_axis = [site for at, site in sites if at == n]
             size = self.space.sizes[self.roots[on_axis[0]]]
             if size > 1 or axis is not None:
-                lines.append(self._axis(n, size, on_axis))
+                lines.append(self._axis(AxisLine(n, size, self._dynamic(tensor, n)), on_axis))
         return Explanation(tensor, lines, list(self.analysis.notes))
 
     def _named(self, tensor: str, axis: int | None) -> tuple[str, int | None]:
@@ -232,8 +245,24 @@ class _Search:
             f"The main graph has no tensor or node {tensor!r} whose shape is known; near names are {near}."
         )
 
-    def _axis(self, number: int, size: int, sites: Sequence[Site]) -> AxisLine:
-        line = AxisLine(number, size)
+    def _dynamic(self, tensor: str, axis: int) -> str | None:
+        """Return the name of a dynamic axis; empty where no input's is as long, None where the length is fixed."""
+        sizes = self.analysis.sizes
+        lengths = sizes.lengths.get(tensor)
+        if (
+            lengths is None
+            or lengths == sizes.shape(tensor)
+            or lengths[axis] == (sizes.shape(tensor) or ())[axis]
+        ):
+            return None
+        for value in real_inputs(self.analysis.model.proto.graph):
+            for number, name in zip(sizes.lengths.get(value.name, ()), declared(value) or (), strict=False):
+                if number == lengths[axis] and isinstance(name, str):
+                    return name
+        return ""
+
+    def _axis(self, line: AxisLine, sites: Sequence[Site]) -> AxisLine:
+        size = line.size
         seen: set[str] = set()
         free = np.zeros(size, bool)
         for family in self.analysis.grouping.families:

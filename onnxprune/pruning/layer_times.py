@@ -73,12 +73,19 @@ class LayerTimes(Facts):
 
     def brief(self) -> str:
         """Return how long a run takes, and the share that no cut reaches."""
+        if not self.layers:
+            return f"{1e3 * self.seconds:.4g} ms a run; {self.unreached()[:-1].lower()}"
         return f"{1e3 * self.seconds:.4g} ms a run, {self.beyond:.0%} of it in reach of no cut"
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print tables: the longest layers, the groups that reach most, and what no cut reaches."""
         stream = printed_on(stream)
         stream.write(f"{1e3 * self.seconds:.4g} ms a run\n")
+        if self.layers:
+            self._show_tables(stream)
+        stream.write(f"{self.unreached()}\n")
+
+    def _show_tables(self, stream: TextIO) -> None:
         rows = [
             [line["name"], line["op"], *_time(line), str(len(line["groups"])) if line["groups"] else "no cut"]
             for line in self.layers[:MOST]
@@ -86,10 +93,11 @@ class LayerTimes(Facts):
         show(["layer", "op", "ms", "of all", "groups"], rows, title="Layers", stream=stream, left=2)
         lines = [[line["name"], f"{line['units']:,}", *_time(line)] for line in self.groups[:MOST]]
         show(["group", "units", "ms", "of all"], lines, title="Reached by cuts of a group", stream=stream)
-        stream.write(f"{self.unreached()}\n")
 
     def unreached(self) -> str:
-        """Return what no cut reaches, as a sentence."""
+        """Return what no cut reaches, as a sentence; where nothing was timed, why."""
+        if not self.layers:
+            return f"No layer was timed: {self._untimed()}."
         kinds: defaultdict[str, float] = defaultdict(float)
         for line in self.layers:
             if not line["groups"]:
@@ -103,6 +111,13 @@ class LayerTimes(Facts):
         if self.beyond < LITTLE:
             return "Cuts reach all layers, but not the time that each of them takes at any width."
         return f"No cut reaches {self.beyond:.0%} of the time" + (f" ({named})." if named else ".")
+
+    def _untimed(self) -> str:
+        if self.rest:
+            return "all that onnxruntime runs of the model is its own, such as changes of layout"
+        if not self.bench["shapes"]:
+            return "the model has no inputs, so onnxruntime computes its outputs when it loads it"
+        return "onnxruntime leaves nothing to run of the model, as its outputs are inputs or constants"
 
 
 def _time(line: Mapping[str, Any]) -> list[str]:

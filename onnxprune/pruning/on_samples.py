@@ -24,6 +24,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.curves import measured
 from onnxprune.pruning.decision import Decision, Limit, groups_of
+from onnxprune.pruning.harm import told_of
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
@@ -36,7 +37,6 @@ from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.moment_file import MomentFile
 from onnxprune.reconstruction.plausible import read_samples
 from onnxprune.reconstruction.reconstruct import reconstruct
-from onnxprune.reconstruction.recover import Recovery
 from onnxprune.reconstruction.sequential import Calibration, Fitted, refit_analysis
 from onnxprune.report.sentences import by_norm_lines
 from onnxprune.rotation.basis import Rotated
@@ -46,10 +46,6 @@ __all__ = ["FromSamples", "admitted", "agreement"]
 
 #: Positions used of a layer, for each regressor, in a fit of a step on the way.
 STEP_ROWS = 60
-#: Share of samples on which a model should answer as the original does, or there is more to be done.
-ALIKE = 0.85
-#: So many times farther from the original than no fit: what differs less is chance.
-WORSE = 1.1
 
 
 @dataclass
@@ -234,7 +230,7 @@ class FromSamples:
         removed = {name: units for name, units in fitted.removed.items() if len(units)}
         decision = dataclasses.replace(decision, removed=removed)
         report = self._report(fitted, decision, original)
-        notes = self._notes(fitted, decision) + _advice(original, recovery) + self._worse(fitted, original)
+        notes = self._notes(fitted, decision) + told_of(original, self._bare(fitted, original), recovery)
         return Candidate(analysis, decision, self.restored, report, notes)
 
     @property
@@ -259,17 +255,11 @@ class FromSamples:
     def _compared(self, fitted: Fitted, analysis: Analysis) -> dict[str, Any] | None:
         return agreement(self.run, analysis, fitted.removed, self.aside, self.dense)
 
-    def _worse(self, fitted: Fitted, original: dict[str, Any] | None) -> list[str]:
-        """Say so if the model without any fit is nearer to the original, so that no fit does harm unseen."""
+    def _bare(self, fitted: Fitted, original: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return how far the model is from the original without any fit; None where nothing was fitted."""
         if original is None or not any(line.variant != "kept" for line in fitted.layers):
-            return []
-        bare = agreement(self.run, self.analysis, fitted.removed, self.aside, self.dense)
-        if bare is None or bare["relative_error"] * WORSE > original["relative_error"]:
-            return []
-        return [
-            f"the fit did harm: on the samples set aside outputs are {original['relative_error']:.3g} of their size "
-            f"from the original's, and without a fit {bare['relative_error']:.3g}; --recover none leaves it out."
-        ]
+            return None
+        return agreement(self.run, self.analysis, fitted.removed, self.aside, self.dense)
 
     def _report(self, fitted: Fitted, decision: Decision, original: dict[str, Any] | None) -> FitReport:
         return FitReport(
@@ -336,17 +326,6 @@ def _original(run: Run[Options], analysis: Analysis, aside: Samples) -> Outputs:
     given = Outputs(teacher, aside, analysis.coupling.opened, served=True)
     run.notes += given.doubts(aside.labels)
     return given
-
-
-def _advice(original: dict[str, Any] | None, recovery: Recovery) -> list[str]:
-    """Say what else there is for a model that answers otherwise than the original all too often."""
-    same = 1.0 if original is None else original.get("agreement", 1.0)
-    if same >= ALIKE or not recovery.together or recovery.whole:
-        return []
-    return [
-        f"{1 - same:.0%} of the samples set aside are answered otherwise than by the original: --recover distill, "
-        "which fits all layers together, may win back some of that in a few times the time."
-    ]
 
 
 def _left_out(options: Options) -> list[str]:

@@ -60,15 +60,20 @@ class Floor:
                 "The input's own metric is 0, so there is nothing to keep; look for labels, data or preprocessing of "
                 "another model, and give --lower-is-better where 0 is best."
             )
-        if not lower and most >= abs(original.value):
+        if not lower and 0 < original.value <= most:  # what is below 0 has no end where all would be gone
             raise UsageError(
                 f"--max-drop {points:g} would let all of the metric go, which is {original.value:.6g} for the input; "
                 "give less, in the metric's own unit."
             )
         return cls(original, most, lower)
 
-    def resolvable(self) -> None:
+    def resolvable(self, more: str = "give more with --eval") -> None:
         """Refuse a floor that one item more or less decides.
+
+        Parameters
+        ----------
+        more : str
+            How there can be more items.
 
         Raises
         ------
@@ -83,7 +88,7 @@ class Floor:
             needed = int(np.ceil(len(items) * worth / self.most - 1e-9))
             raise CalibrationError(
                 f"A drop of {self.most:g} can't be told on {len(items)} items, of which one counts {worth:.3g}: it "
-                f"takes {needed} at least; give more with --eval, or a larger --max-drop."
+                f"takes {needed} at least; {more}, or a larger --max-drop."
             )
 
     def lost(self, score: Score) -> float:

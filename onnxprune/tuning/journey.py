@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.calibration.samples import Samples, load_samples
-from onnxprune.errors import CalibrationError, NotFaster, OnnxPruneError, UsageError
+from onnxprune.errors import CalibrationError, OnnxPruneError, UsageError
 from onnxprune.files import cache
 from onnxprune.files.holding import scratch
 from onnxprune.graph.analysis import Analysis
@@ -16,7 +16,6 @@ from onnxprune.journey.output import refuse_overwrite, size_in_bytes
 from onnxprune.journey.run import Run
 from onnxprune.latency.clock import bench_of
 from onnxprune.model import Model
-from onnxprune.options.pruning import Options
 from onnxprune.options.tuning import TuneOptions
 from onnxprune.progress import Whole
 from onnxprune.pruning.journey import analysis_of
@@ -29,6 +28,7 @@ from onnxprune.tuning.explore import Explorer, best_of, is_doubtful, most
 from onnxprune.tuning.floor import Floor
 from onnxprune.tuning.members import Deadline, Entry, Members, OutOfTime
 from onnxprune.tuning.metric import Accuracy, Metric, Score, script_of
+from onnxprune.tuning.missed import nothing, unmet
 from onnxprune.tuning.report import TuneReport, on_frontier
 from onnxprune.tuning.state import State
 
@@ -61,8 +61,8 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
 
     Raises
     ------
-    NotFaster
-        If nothing that holds it is better than the input; members are kept.
+    Missed
+        If nothing that holds it is better than the input, or meets the target; members are kept.
     OnnxPruneError
         See `onnxprune.errors`.
     """
@@ -75,8 +75,8 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     whole = Whole(run.progress, "tune", most(options.minimize), what="the input")
     run.progress = whole
     said = script_of(options.metric, deadline.minutes and 60 * deadline.minutes) if options.metric else None
-    plain, analysis = _analysed(run)
-    samples, labelled = _samples(run, analysis, plain)
+    analysis = _analysed(run)
+    samples, labelled = _samples(run, analysis)
     metric: Metric = said or Accuracy(_judged_on(run, samples))
     state = State.open(Path(options.state) if options.state else output.with_suffix(".tune"), _facts(run))
     floor = _floor(run, metric, state)
@@ -98,34 +98,41 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
         pass
     best = _settled(members, options.minimize)
     report = _report(run, members, explorer, best, complete)
+    report.name_files(run.model.path, None if best is None else output)
     if best is None:
-        raise NotFaster(_nothing(report) if not members.demand else _unmet(report, members))
+        report.sha256 = {"input": run.sha256()}
+        raise (unmet if members.demand else nothing)(report, members)
     writer.write(best)
-    report.name_files(run.model.path, output)
     report.sha256 = {"input": run.sha256(), "output": Model.load(output).sha256}
     return report
 
 
-def _analysed(run: Run[TuneOptions]) -> tuple[Run[Options], Analysis]:
+def _analysed(run: Run[TuneOptions]) -> Analysis:
     """Trace the model as it is, for its shapes."""
-    plain = Run(run.options.pruning("macs=0.5", "auto", False), run.model, run.progress)
+    plain = Run(
+        run.options.pruning("macs=0.5", "auto", run.options.labels is not None), run.model, run.progress
+    )
     analysis = analysis_of(plain, fit=False)
     run.notes += plain.notes
-    return plain, analysis
+    return analysis
 
 
-def _samples(run: Run[TuneOptions], analysis: Analysis, plain: Run[Options]) -> tuple[Samples, bool]:
+def _samples(run: Run[TuneOptions], analysis: Analysis) -> tuple[Samples, bool]:
     """Read the samples, with their labels where they have some."""
-    if run.options.labels is not None:
-        try:
-            labelled = run.options.pruning("macs=0.5", "auto", True)
-            return read_samples(analysis, labelled, run.progress), True
-        except CalibrationError:
-            if run.options.held_out is not None:  # those may have them alone
-                with suppress(CalibrationError):
-                    return read_samples(analysis, plain.options, run.progress), False
-            raise
-    return read_samples(analysis, plain.options, run.progress), False
+
+    def read(labelled: bool) -> tuple[Samples, bool]:
+        options = run.options.pruning("macs=0.5", "auto", labelled)
+        return read_samples(analysis, options, run.progress), labelled
+
+    if run.options.labels is None:
+        return read(False)
+    try:
+        return read(True)
+    except CalibrationError:
+        if run.options.held_out is not None:  # those may have them alone
+            with suppress(CalibrationError):
+                return read(False)
+        raise
 
 
 def _seen(options: TuneOptions, samples: Samples) -> Samples:
@@ -198,7 +205,9 @@ def _floor(run: Run[TuneOptions], metric: Metric, state: State) -> Floor:
             entry = state.keep("input", {"metric": score.value, "items": score.items, "took": score.seconds})
         score = Score(entry["metric"], entry["items"], entry["took"])
         floor = Floor.of(score, options.max_drop, options.metric is not None, options.lower_is_better)
-        floor.resolvable()
+        floor.resolvable(
+            "give more with --eval" if options.metric is None else "let the script judge more items"
+        )
     except OnnxPruneError:
         if fresh:
             state.discard()
@@ -305,51 +314,18 @@ def _report(
         best=None if best is None else best["name"],
         refused=refused,
         complete=complete,
-        notes=list(run.notes) + _notes(run, complete),
+        notes=list(run.notes) + _notes(run, best, complete),
         options=options.to_json(),
         seconds=run.seconds | members.spent,
     )
 
 
-def _notes(run: Run[TuneOptions], complete: bool) -> list[str]:
-    notes = ["the best was chosen on the same items that it is judged on, which flatters it a little"]
+def _notes(run: Run[TuneOptions], best: Entry | None, complete: bool) -> list[str]:
+    notes = []
+    if best is not None:
+        notes.append("the best was chosen on the same items that it is judged on, which flatters it a little")
     if not complete:
         notes.append(
             f"--minutes {run.options.minutes:g} were over before all was tried; the same command goes on from here"
         )
     return notes
-
-
-def _unmet(report: TuneReport, members: Members) -> str:
-    """Return why nothing was written where something was to be reached."""
-    held = [entry for entry in members.entries.values() if members.holds(entry)]
-    asked = "+".join(target.text for target in members.demand.targets)
-    if held:
-        nearest = min(held, key=members.demand.excess)
-        where = members.state.model(nearest["name"])
-        near = f"{nearest['name']} comes nearest, with {members.demand.told(nearest)}; it is {where}"
-    else:
-        near = "nothing that was tried holds it"
-    return (
-        f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} meets {asked} ({near}), so "
-        "nothing was written; ask for less, or allow a larger --max-drop."
-    )
-
-
-def _nothing(report: TuneReport) -> str:
-    tried = "; ".join(
-        f"{m['name']} loses {m['lost']:.3g} at {m['speedup']:.2f}x" for m in report.members if m["frontier"]
-    )
-    begun = "nothing could be made" if report.complete else "no other model was done in the time"
-    better = "faster than the input" if report.aim == "latency" else "smaller than the input"
-    told: dict[str, list[str]] = {}  # reasons, each once
-    for what, text in report.refused.items():
-        told.setdefault(text.rstrip("."), []).append(what)
-    why = "; ".join(f"{', '.join(names)}: {text}" for text, names in told.items())
-    advice = (
-        "allow a larger --max-drop" if report.complete else "the same command goes on, or give more --minutes"
-    )
-    return (
-        f"Nothing that loses at most {report.metric['most']:g} of {report.metric['name']} is {better} "
-        f"({tried or begun}{'; ' + why if why else ''}), so nothing was written; {advice}."
-    )

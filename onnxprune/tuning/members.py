@@ -233,8 +233,7 @@ class Members:
             if "refused" not in entry:
                 self._seconds[_effort(member)] = took
             self._turn("")
-            with alone():
-                entry = self.state.keep(name, {**entry, "seconds": round(took, 3)})
+            entry = self.state.keep(name, {**entry, "seconds": round(took, 3)})
         fresh = name not in self.entries
         self.entries[name] = entry
         if fresh:

@@ -280,13 +280,13 @@ def _number(value: Any) -> tuple[str, Any]:
     value = list(value) if isinstance(value, Iterator) else value
     try:
         given = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        if given.dtype.kind in "US" or (
+        if given.dtype.kind in "USMmc" or (
             given.ndim == 0 and given.dtype.kind == "b"
         ):  # of items: right or wrong
             raise TypeError
         array = given.astype(np.float64)
     except (TypeError, ValueError):
-        return "fault", f"returns {value!r:.40}, a {type(value).__name__}; it must return a number"
+        return "fault", f"returns {value!r:.40}, a {type(value).__name__}; it must return a real number"
     if array.ndim > 1 or (array.ndim == 1 and not array.size):
         return "fault", (
             f"returns an array of shape {list(array.shape)}; it must return a number, or one number for each item"

@@ -57,7 +57,8 @@ class TuneReport(Record):
             "complete": self.complete,
             "metric": self.metric,
             "original": self.original,
-            "frontier": self.members,
+            "frontier": [member for member in self.members if member["frontier"]],
+            "others": [member for member in self.members if not member["frontier"]],
             "refused": [{"what": what, "reason": why} for what, why in self.refused.items()],
             "notes": self.notes,
             **self.run_facts(),
@@ -79,8 +80,10 @@ class TuneReport(Record):
         """Return what was found, a sentence a line."""
         best, name = self.chosen(), self.metric["name"]
         if best is None:
+            asked = self.options.get("target") or ()
+            wanted = f"meets {'+'.join(asked)}" if asked else "is better"
             return [
-                f"nothing was found that is better and loses no more than {self.metric['most']:g} of {name}"
+                f"nothing was found that {wanted} and loses no more than {self.metric['most']:g} of {name}"
             ]
         low, high = best["speed_interval"]
         by = (

@@ -16,7 +16,7 @@ from typing import Any
 
 from onnxprune.errors import OutputError
 from onnxprune.files.cache import digest_of, key_of
-from onnxprune.files.commit import write_text
+from onnxprune.files.commit import alone, tell, write_text
 
 __all__ = ["State"]
 
@@ -52,9 +52,11 @@ class State:
             raise OutputError(
                 f"The folder {str(folder)!r} can't be made: {error.strerror or error}."
             ) from error
+        tell(folder)
+        state = cls(folder)
         if not (folder / "search.json").exists():
-            write_text(folder / "search.json", json.dumps(facts, indent=1, default=str))
-        return cls(folder)
+            state._write("search", json.dumps(facts, indent=1, default=str))
+        return state
 
     def discard(self) -> None:
         """Remove the folder where nothing is in it yet but what the search is, and what its input was judged."""
@@ -84,5 +86,9 @@ class State:
         """Write an entry, whose model has been written before, if it has one."""
         path = self.model(name)
         whole = {**entry, "name": name, "sha256": digest_of(path) if entry.get("made") else None}
-        write_text(self.folder / f"{name}.json", json.dumps(whole))
+        self._write(name, json.dumps(whole))
         return whole
+
+    def _write(self, name: str, text: str) -> None:
+        with alone():  # nobody asked for these files: they are told of by their folder
+            write_text(self.folder / f"{name}.json", text)

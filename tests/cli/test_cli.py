@@ -307,7 +307,9 @@ def test_what_was_written_over_and_over_is_named_once(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    told = iter([[], [tmp_path / "best.onnx"] * 3])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best.onnx").touch()
+    told = iter([[], [*[tmp_path / "best.onnx"] * 3, tmp_path / "copy-that-has-gone.onnx"]])
     monkeypatch.setattr(sys.modules["onnxprune.cli.main"], "written", lambda: next(told))
     monkeypatch.setattr("onnxprune.pruning.journey.prune", stop)
     assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5) == 130
@@ -349,13 +351,14 @@ def test_what_was_written_before_it_failed_is_named(
         raise OutputError("It can't be printed; make room.")
 
     monkeypatch.setattr("onnxprune.cli.commands._finish", fails)
+    monkeypatch.chdir(tmp_path)
     assert ask("prune", model, tmp_path / "out.onnx", "--ratio", 0.5, "--plan", tmp_path / "p.json") == 7
     assert (
         "make room. What had been written before is whole: 'p.json', 'out.onnx'." in capsys.readouterr().err
     )
 
 
-def test_tune_that_is_interrupted_says_how_it_goes_on(
+def test_tune_that_is_interrupted_before_it_began_promises_nothing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
@@ -364,7 +367,7 @@ def test_tune_that_is_interrupted_says_how_it_goes_on(
     monkeypatch.setattr("onnxprune.cli.commands.tune", stop)
     line = ("tune", model, tmp_path / "out.onnx", "--max-drop", 1, "--calib", "s.npz", "--labels", "y")
     assert ask(*line) == 130
-    assert "nothing was written; the same command goes on from there." in capsys.readouterr().err
+    assert "interrupted; nothing was written." in capsys.readouterr().err
 
 
 def test_a_package_that_is_missing_is_no_bug(

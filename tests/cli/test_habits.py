@@ -283,3 +283,24 @@ def test_lines_are_cleaned_as_texts_are() -> None:
     stream = io.StringIO()
     Printable(stream).writelines(["a\x1b[31m\n", "b\n"])
     assert stream.getvalue() == "a\\u001b[31m\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "true", "untrue"),
+    [
+        ("prune", "MODEL=SAMPLES", "no"),
+        ("tune", "by which accuracy is judged", "MODEL=SAMPLES"),
+        ("sensitivity", "seed of the random criterion and of positions", "test inputs"),
+        ("verify", "seed of the random test inputs", "criterion"),
+        ("plan", "seed of the random criterion", "test inputs"),
+        ("calibrate", "which are left out", "accuracy in the report"),
+    ],
+)
+def test_help_is_true_of_its_command(
+    capsys: pytest.CaptureFixture[str], command: str, true: str, untrue: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run(command, "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert true in said
+    assert untrue == "no" or untrue not in said

@@ -1,5 +1,6 @@
 """`onnxprune explain`: what goes with an axis, through which nodes, and what freezes it."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from nets import build, node, normal
-from small_models import MODELS, attention, chain, residual
+from small_models import MODELS, Builder, attention, chain, residual
 
 from onnxprune.api import explain, prune
 from onnxprune.cli import main
@@ -42,6 +43,21 @@ def test_a_path_names_the_nodes_between_two_weights() -> None:
         "Conv 'Conv_y'",
         "w3:1",
     ]
+
+
+def test_a_dynamic_axis_is_called_by_its_name_and_not_by_the_size_that_stands_in() -> None:
+    b = Builder()
+    h = b.op("Relu", [b.linear("x", "first", 6, 8)], "relu")
+    joined = b.op("Concat", [h, h], "joined", axis=0)
+    model = b.model({"x": ["N", 6]}, b.linear(joined, "head", 8, 5))
+    lines = {name: explain(model, name, 0).axes[0] for name in ("x", h, joined, "head.weight")}
+    assert [line.dynamic for line in lines.values()] == ["N", "N", "", None]
+    assert re.fullmatch(r"dynamic length 'N' \(\d+ stands in for it\)", lines["x"].length)
+    assert re.fullmatch(r"dynamic length \(\d+ stands in for it\)", lines[joined].length)
+    assert lines["head.weight"].length == "length 8"
+    stream = io.StringIO()
+    explain(model, "x", 0).show(stream)
+    assert stream.getvalue().startswith("x, axis 0 of dynamic length 'N' (")
 
 
 def test_an_axis_of_two_groups_lists_both() -> None:

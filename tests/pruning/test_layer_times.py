@@ -2,10 +2,12 @@
 
 import io
 
+import numpy as np
 import onnx
 import pytest
 from budgets.test_budgets import wide
 from nets import convs, node
+from onnx import helper, numpy_helper
 
 from onnxprune import cli
 from onnxprune.api import profile
@@ -46,6 +48,29 @@ def test_all_is_reached_where_groups_reach_all() -> None:
     assert (
         times.unreached() == "Cuts reach all layers, but not the time that each of them takes at any width."
     )
+
+
+def test_where_nothing_is_timed_that_is_said_and_why() -> None:
+    """Onnxruntime folds what depends on no input, and drops what does nothing."""
+    folded = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["y"])],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", 1, [4, 5])],
+        [
+            numpy_helper.from_array(np.ones(shape, np.float32), n)
+            for n, shape in (("a", (4, 8)), ("b", (8, 5)))
+        ],
+    )
+    times = profile(helper.make_model(folded, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    stream = io.StringIO()
+    times.show(stream)
+    assert stream.getvalue().splitlines()[1:] == [
+        "No layer was timed: the model has no inputs, so onnxruntime computes its outputs when it loads it."
+    ]
+    assert "no layer was timed" in times.brief()
+    assert "leaves nothing to run" in times_of(convs(), {}).unreached()
+    assert "all that onnxruntime runs of the model is its own" in times_of(convs(), {}, rest=1.0).unreached()
 
 
 def test_it_is_measured_on_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:

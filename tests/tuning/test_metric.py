@@ -31,6 +31,8 @@ def text(path): return "0.9"
 def texts(path): return ["0.9", "0.8"]
 def flag(path): return True
 def numpy_flag(path): return np.bool_(True)
+def complex_one(path): return 0.5 + 1j
+def complex_items(path): return [0.5, 1j]
 def right(path): return np.array([True, False, True, True])
 def crashing(path): os.kill(os.getpid(), 11)
 def told(path): print("what I see"); raise ValueError("no data")
@@ -132,10 +134,12 @@ def test_anything_else_is_a_sentence(script: Path, name: str, said: str) -> None
         ("nan", "returns NaN"),
         ("several", "returns a tuple; it must return the one number"),
         ("matrix", "returns an array of shape [2, 3]"),
-        ("text", "returns '0.9', a str; it must return a number"),
+        ("text", "returns '0.9', a str; it must return a real number"),
         ("texts", "returns ['0.9', '0.8'], a list; it must"),
-        ("flag", "returns True, a bool; it must return a number"),
-        ("numpy_flag", "it must return a number"),
+        ("flag", "returns True, a bool; it must return a real number"),
+        ("numpy_flag", "it must return a real number"),
+        ("complex_one", "returns (0.5+1j), a complex; it must return a real number"),
+        ("complex_items", "a list; it must return a real number"),
         ("leaving", "ends its process (sys.exit(3))"),
         ("absent", "has no absent()"),
         ("constant", "has no constant()"),
@@ -162,6 +166,13 @@ def test_a_point_of_a_share_is_a_hundredth_and_else_one() -> None:
     assert Floor.of(Score(90.0), 1.0, share=False, lower=False).most == 1.0
     with pytest.raises(UsageError, match="let all of the metric go"):
         Floor.of(Score(1.5), 2.0, share=True, lower=False)
+
+
+def test_a_metric_below_zero_may_lose_more_than_it_is() -> None:
+    """Such as a likelihood's logarithm, which has no end where all of it would be gone."""
+    floor = Floor.of(Score(-3.0), 4.0, share=True, lower=False)
+    assert floor.holds(Score(-7.0))
+    assert not floor.holds(Score(-7.1))
 
 
 def test_an_input_that_is_never_right_is_refused_for_what_it_is() -> None:
@@ -202,6 +213,10 @@ def test_a_floor_that_one_item_decides_is_refused_with_how_many_it_takes() -> No
     items = [100.0] * 45 + [0.0] * 5
     with pytest.raises(CalibrationError, match=r"50 items.*takes 100 at least"):
         Floor.of(Score(90.0, items), 1.0, share=False, lower=False).resolvable()
+    with pytest.raises(CalibrationError, match="at least; let the script judge more items, or a larger"):
+        Floor.of(Score(90.0, items), 1.0, share=False, lower=False).resolvable(
+            "let the script judge more items"
+        )
     Floor.of(Score(90.0, items * 2), 1.0, share=False, lower=False).resolvable()
     with pytest.raises(CalibrationError, match="takes 100 at least"):
         Floor.of(Score(0.9, [i / 100 for i in items]), 1.0, share=True, lower=False).resolvable()

@@ -32,8 +32,13 @@ def all_of(values: Values) -> Iterator[str]:
     yield FOOTER
 
 
+def _members(values: Values) -> list[Values]:
+    """Return all members, those that lose least first."""
+    return sorted([*values["frontier"], *values["others"]], key=lambda member: float(member["lost"]))
+
+
 def _curves(values: Values) -> str:
-    metric, members = values["metric"], values["frontier"]
+    metric, members = values["metric"], _members(values)
     fast = [(m["speedup"], m) for m in members]
     small = [(100 * m["bytes"] / max(values["original"]["bytes"], 1), m) for m in members]
     plots = _plot(fast, "speed-up", values) + _plot(small, "bytes left, %", values)
@@ -101,7 +106,7 @@ def _table(values: Values) -> str:
     first = "".join(f"<th>{escape(name)}</th>" for name in columns)
     rows = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _row(member, values)) + "</tr>"
-        for member in values["frontier"]
+        for member in _members(values)
     )
     return (
         '<section id="members" aria-labelledby="members-h"><h2 id="members-h">Members</h2><div class="scroll"><table>'
