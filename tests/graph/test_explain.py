@@ -139,7 +139,8 @@ def picked(*, apart: bool) -> onnx.ModelProto:
     nodes = [node("MatMul", "x w1", "h"), node("Relu", "h", "r")]
     if apart:
         nodes += [onnx.helper.make_node("Split", ["r"], parts, name="each", axis=-1)]
-        nodes += [onnx.helper.make_node("Concat", parts[2:9], ["c"], name="some", axis=-1)]
+        nodes += [node("Tanh", "p2", "t2")]  # between two parts, which could be picked by one Gather
+        nodes += [onnx.helper.make_node("Concat", ["t2", *parts[3:9]], ["c"], name="some", axis=-1)]
     else:
         nodes += [node("Slice", "r one far last", "front"), node("Slice", "r zero end last", "back")]
         nodes += [node("Sub", "front back", "c")]
