@@ -161,7 +161,7 @@ class Mender:
             result = self._insert(number, "Cast", [result], f"{factor}_half", to=elem)
         self.writer.set_input(number, edit.slot, result)
 
-    def _insert(self, number: int, op: str, inputs: list[str], result: str, **attributes: int) -> str:
+    def _insert(self, number: int, op: str, inputs: list[str], result: str, **attributes: Any) -> str:
         """Put a node in front of another one; its name and its output's are the same."""
         node = helper.make_node(op, inputs, [result], name=result, **attributes)
         self.new.visit(node)
