@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from onnxprune.allocation.costs import Costs, Figures, Pair, Setting, instance_terms
-from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.size import count_parameters
 from onnxprune.model import Model
 
@@ -15,9 +14,7 @@ UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 def costs(setting: Setting) -> list[Costs]:
     """Return the number of elements of each weight; what no node reads stays."""
     model = setting.analysis.model
-    terms = instance_terms(
-        setting.analysis, lambda name: float(model.info(name).elem_type in PARAMETER_TYPES)
-    )
+    terms = instance_terms(setting.analysis, setting.analysis.numbers.__getitem__)
     weight_costs = Costs(setting.losses, terms)
     weight_costs.fixed += count_parameters(model) - weight_costs.total({})
     return [weight_costs]

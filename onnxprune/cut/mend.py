@@ -142,16 +142,31 @@ class Mender:
         return wanted
 
     def _multiply(self, number: int, elem: int, edit: Multiplied) -> None:
-        """Put a Mul in front of a node."""
+        """Put a Mul in front of a node.
+
+        A factor that a half float doesn't hold would be wrong for all channels alike, which adds up where rounding of
+        single products doesn't: those are made in fp32, and rounded once.
+        """
         name = self.writer.protos[number].input[edit.slot]
-        value = np.asarray(edit.factor, helper.tensor_dtype_to_np_dtype(elem))
+        dtype = helper.tensor_dtype_to_np_dtype(elem)
+        value = np.asarray(edit.factor, dtype)
+        wide = dtype.itemsize < 4 and float(value) != edit.factor
+        value = np.asarray(edit.factor, np.float32) if wide else value
         factor = self.writer.model.add(f"{name}_factor", value)
         self._weigh(factor, value)
-        result = f"{factor}_times"
-        product = helper.make_node("Mul", [name, factor], [result], name=result)
-        self.new.visit(product)
-        self.writer.before.setdefault(number, []).append(product)
+        if wide:
+            name = self._insert(number, "Cast", [name], f"{factor}_wide", to=TensorProto.FLOAT)
+        result = self._insert(number, "Mul", [name, factor], f"{factor}_times")
+        if wide:
+            result = self._insert(number, "Cast", [result], f"{factor}_half", to=elem)
         self.writer.set_input(number, edit.slot, result)
+
+    def _insert(self, number: int, op: str, inputs: list[str], result: str, **attributes: Any) -> str:
+        """Put a node in front of another one; its name and its output's are the same."""
+        node = helper.make_node(op, inputs, [result], name=result, **attributes)
+        self.new.visit(node)
+        self.writer.before.setdefault(number, []).append(node)
+        return result
 
     def _pick(self, number: int, edit: Pick) -> None:
         """Put a Gather in front of a node; its axis counts from the back, as a batch of one may have been squeezed."""
@@ -159,10 +174,7 @@ class Mender:
         axis = edit.axis - self.writer.coupling.nodes[number].node.rank(edit.slot)
         index = self.writer.model.add(f"{name}_kept", edit.index)
         self._weigh(index, edit.index)
-        result = f"{index}_taken"
-        gather = helper.make_node("Gather", [name, index], [result], name=result, axis=axis)
-        self.new.visit(gather)
-        self.writer.before.setdefault(number, []).append(gather)
+        result = self._insert(number, "Gather", [name, index], f"{index}_taken", axis=axis)
         self.writer.set_input(number, edit.slot, result)
 
     def _weigh(self, name: str, value: NDArray[Any]) -> None:

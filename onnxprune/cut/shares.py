@@ -37,7 +37,8 @@ def fold_shares(writer: Writer) -> None:
     for number, nodes in list(writer.before.items()):
         if Trait.MEAN in traits_of(writer.protos[number].op_type, writer.protos[number].domain):
             for product in [n for n in nodes if n.output[0] == writer.protos[number].input[0]]:
-                norms.fold(number, product)
+                if product.op_type == "Mul":  # of halves it is a Cast, and their constants can't take it
+                    norms.fold(number, product)
 
 
 class _Norms:

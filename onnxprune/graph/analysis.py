@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from onnx import NodeProto
 from onnxprune.errors import ModelError
 from onnxprune.graph.agree import walk
 from onnxprune.graph.averages import Averages, minuends
+from onnxprune.graph.belongings import numbers_of, packed_in
 from onnxprune.graph.computed import Finder
 from onnxprune.graph.contradictions import most_open
 from onnxprune.graph.coupling import Applied, Coupling, couple
@@ -89,6 +90,12 @@ class Analysis:
     def types(self) -> dict[str, int]:
         """Tensor -> its element type."""
         return {name: typed[0] for name, typed in self.tracer.types.items()}
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """Weight -> how many parameters each of its elements is (`onnxprune.graph.belongings.numbers_of`)."""
+        packed = packed_in(self.model.proto.graph.node)
+        return {n: numbers_of(weight.elem, packed.get(n, 8)) for n, weight in self.tracer.weights.items()}
 
     def restored(self, result: Model) -> Model:
         """Return a model made from this one with what was folded or rewritten put back where it is unchanged."""

@@ -8,12 +8,15 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto
 
 from onnxprune.graph.coupling import Coupling, Instance, uses_of
 from onnxprune.graph.group_types import Extent, Indices, Member
 from onnxprune.graph.scopes import is_anonymous, module_of
 from onnxprune.graph.space import Solution, Space
+from onnxprune.graph.trace import attributes
 from onnxprune.ops.notation import Sum, letters_of
+from onnxprune.ops.packed import packed_bits
 from onnxprune.ops.resolve import fit
 
 __all__ = [
@@ -25,7 +28,9 @@ __all__ = [
     "extents_of",
     "macs_of",
     "members_of",
+    "numbers_of",
     "open_roots",
+    "packed_in",
     "per_group",
 ]
 
@@ -33,6 +38,31 @@ FLOATS = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
 QUANTISED = frozenset({2, 3, 21, 22})
 #: ONNX element types that count as parameters.
 PARAMETER_TYPES = FLOATS | QUANTISED
+_BYTES = frozenset({TensorProto.UINT8, TensorProto.INT8})
+
+
+def packed_in(nodes: Iterable[NodeProto]) -> dict[str, int]:
+    """Return the bits of each number in tensors that hold several numbers a byte, for those who read them."""
+    packed: dict[str, int] = {}
+    for node in nodes:
+        held = packed_bits(node.op_type, node.domain)
+        for slot, bits in () if held is None else held(attributes(node)).items():
+            if slot < len(node.input) and node.input[slot]:
+                packed[node.input[slot]] = bits
+    return packed
+
+
+def numbers_of(elem: int, bits: int = 8) -> float:
+    """Return how many parameters an element of a weight of this type is, where bytes hold numbers of so many bits.
+
+    Examples
+    --------
+    >>> numbers_of(TensorProto.UINT8, 4), numbers_of(TensorProto.INT4, 4), numbers_of(TensorProto.INT64)
+    (2.0, 1.0, 0.0)
+    """
+    if elem not in PARAMETER_TYPES:
+        return 0.0
+    return 8 / bits if elem in _BYTES else 1.0
 
 
 class Weights:
@@ -41,11 +71,11 @@ class Weights:
     def __init__(self, coupling: Coupling, elements: Mapping[str, int]) -> None:
         self.coupling = coupling
         self.uses: dict[str, list[tuple[int, int]]] = uses_of(coupling)
+        packed = packed_in(applied.proto for applied in coupling.nodes)
+        self.numbers = {name: numbers_of(elem, packed.get(name, 8)) for name, elem in elements.items()}
         self._facts: dict[tuple[int, int], tuple[str, bool, bool]] = {}
         self.instances: list[Instance] = [
-            i
-            for i in coupling.instances
-            if i.dims and elements.get(i.tensor, 0) in PARAMETER_TYPES and (i.uses or i.outer)
+            i for i in coupling.instances if i.dims and self.numbers.get(i.tensor) and (i.uses or i.outer)
         ]
         order = {id(i): min(i.uses, default=(1 << 60, 0)) for i in self.instances}
         self.instances.sort(key=lambda i: order[id(i)])
@@ -147,7 +177,7 @@ def members_of(
             role, contracted, dense = weights.facts(instance, axis)
             parts = weights.parts(instance, axis) if contracted else None
             part_of = {g for r in parts or () for g, _ in _groups_on(solution, space, r, group_of)}
-            slice_size = prod(shape) // shape[axis]
+            slice_size = prod(shape) // shape[axis] * weights.numbers[instance.tensor]
             for g, at in per_group(unit, group_of):
                 summed = contracted and (parts is None or g in part_of)
                 own = unit[at]

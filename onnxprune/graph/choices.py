@@ -24,7 +24,6 @@ from onnx import TensorProto
 
 from onnxprune.files.protowalk import captured
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.belongings import PARAMETER_TYPES
 from onnxprune.graph.coupling import Applied, Coupling, title_of
 from onnxprune.graph.group_types import EXPERTS, Group, Member
 from onnxprune.graph.groups import Family, Grouping, group
@@ -321,10 +320,10 @@ def _with_own(g: Group, family: Family, coupling: Coupling, root: int, analysis:
         own = int(np.searchsorted(family.numbers[g.name], unit[passage.element]))
         for name in passage.weights:
             info = analysis.model.info(name)
-            if info.elem_type in PARAMETER_TYPES and info.dims:
+            if analysis.numbers[name] and info.dims:
                 every = np.arange(info.dims[0], dtype=np.int64)
                 members.append(
                     Member(name, 0, every, np.full_like(every, own), role_of.get(name, "data"), False)
                 )
-                params[own] += prod(info.dims)
+                params[own] += round(prod(info.dims) * analysis.numbers[name])
     return replace(g, members=tuple(members), params=params)

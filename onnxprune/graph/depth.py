@@ -341,9 +341,10 @@ class _DepthSearch:
 
     def _params(self, nodes: Iterable[int]) -> dict[str, int]:
         """Return the elements of weights that only these nodes read."""
-        own, weights = set(nodes), self.tracer.weights
+        own, weights, numbers = set(nodes), self.tracer.weights, self.analysis.numbers
         read = {name for n in own for name in self.reads[n] if name in weights}
-        return {name: prod(weights[name].shape) for name in read if own.issuperset(self.readers[name])}
+        alone = (name for name in read if own.issuperset(self.readers[name]))
+        return {name: round(prod(weights[name].shape) * numbers[name]) for name in alone}
 
     def _macs_of(self, nodes: Iterable[int]) -> int:
         whole = Kept(self.analysis.coupling, {})

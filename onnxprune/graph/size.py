@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.files.bodies import inner_nodes
 from onnxprune.files.protowalk import body_weights, sparse_weights
-from onnxprune.graph.belongings import PARAMETER_TYPES
+from onnxprune.graph.belongings import numbers_of, packed_in
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 
 __all__ = ["Size", "count_macs", "count_parameters", "macs_of_run"]
-
-_COUNTED = PARAMETER_TYPES
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,17 @@ class Size:
 
 def count_parameters(model: Model) -> int:
     """Return the number of parameters: elements of floating-point and quantised weights, each weight once, those of
-    bodies (If, Loop, Scan) too, and zeros that aren't stored.
+    bodies (If, Loop, Scan) too, and zeros that aren't stored. Of bytes that hold several numbers each number counts.
     """
-    sparse = (t for t in sparse_weights(model.proto.graph) if t.values.data_type in _COUNTED)
-    total = sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in sparse)
-    for name in model.names():
-        info = model.info(name)
-        if info.elem_type in _COUNTED:
-            total += int(np.prod(info.dims, dtype=np.int64))
-    for tensor in body_weights(model.proto):
-        if tensor.data_type in _COUNTED:
-            total += int(np.prod(tensor.dims, dtype=np.int64))
-    return total
+    packed = packed_in(inner_nodes(model.proto.graph))
+
+    def numbers(name: str, elem: int, dims: Sequence[int]) -> int:
+        return round(prod(dims) * numbers_of(elem, packed.get(name, 8)))
+
+    infos = [(name, model.info(name)) for name in model.names()]
+    total = sum(numbers("", t.values.data_type, t.dims) for t in sparse_weights(model.proto.graph))
+    total += sum(numbers(name, info.elem_type, info.dims) for name, info in infos)
+    return total + sum(numbers(t.name, t.data_type, t.dims) for t in body_weights(model.proto))
 
 
 def count_macs(coupling: Coupling, dead: Mapping[int, NDArray[np.bool_]] | None = None) -> int:

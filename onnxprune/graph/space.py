@@ -184,8 +184,9 @@ class _Whole:
         self._queue: deque[int] = deque()
         self.soft: list[int] = []
         self.partial: list[tuple[int, Ints, int]] = []
-        self._seed(allow_inexact)
-        self._spread()
+        for soft in (False, True):  # where both hold, what no permission opens is the reason
+            self._seed(soft, allow_inexact)
+            self._spread()
 
     def number(self, reason: str) -> int:
         if reason not in self._number:
@@ -198,11 +199,13 @@ class _Whole:
             self.frozen[root] = reason
             self._queue.append(root)
 
-    def _seed(self, allow_inexact: bool) -> None:
+    def _seed(self, soft: bool, allow_inexact: bool) -> None:
         space = self.space
-        for dim, index, soft, reason in space.locks:
+        for dim, index, opens, reason in space.locks:
             root = space.find(dim)
-            if soft and allow_inexact:
+            if opens != soft:
+                continue
+            if opens and allow_inexact:
                 self.soft.append(root)
             elif index is None:
                 self.freeze(root, self.number(reason))

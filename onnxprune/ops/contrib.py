@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from onnxprune.ops.axes import join, mark, names, text
 from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, normal, op
 from onnxprune.ops.norm import WIDTH
+from onnxprune.ops.packed import holds
 from onnxprune.ops.quant import BLOCK
 from onnxprune.ops.traits import Trait
 
@@ -69,13 +73,20 @@ def quantized_embed(node: Node) -> Row | Refusal:
     return Row(row, why=why, roles=roles, zeros=zeros, elems={0: 8, 1: Elem.INT32}, looked={"w": 0})
 
 
+@holds("GatherBlockQuantized", domain=MICROSOFT)
+def gather_blocks_held(attrs: Mapping[str, Any]) -> dict[int, int]:
+    """The table and its zero points."""
+    bits = int(attrs.get("bits", 4))
+    return {0: bits, 3: bits}
+
+
 @op("GatherBlockQuantized", domain=MICROSOFT, traits=Trait.LOOKUP)
 def gather_blocks(node: Node) -> Row | Refusal:
     """Gather from a table that is quantized in blocks along one axis; bytes may hold several values of the last."""
     rank, block = node.rank(), int(node.attr("block_size", 128))
     axis, along = node.axis(0, name="gather_axis"), node.axis(1, name="quantize_axis")
     table, scales = names(rank), node.shape(2)
-    packed = 8 // int(node.attr("bits", 4))
+    packed = 8 // gather_blocks_held(node.attrs)[0]
     wide = [-(-node.shape(0)[along] * m // block) == scales[along] for m in (1, packed)]
     if packed > 1 and along == rank - 1 and wide == [True, True]:
         return Refusal("GatherBlockQuantized of a table of one block doesn't say how many values a byte has")

@@ -7,11 +7,14 @@ units go by as many as fill whole bytes and blocks. A silenced unit has scales o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import gcd, lcm, prod
+from typing import Any
 
 from onnxprune.ops.axes import join
 from onnxprune.ops.base import Elem, Node, Refusal, Row, op
+from onnxprune.ops.packed import holds
 
 __all__: list[str] = []
 
@@ -23,6 +26,8 @@ WHY = {
 }  # fmt: skip
 GATED = ("swiglu", "geglu")
 #: swiglu_fusion -> factors of the rows: units by grains, and both rows of a unit side by side or in halves.
+#: Slots of QMoE's matrices: weights, bias, scales, zero points.
+QUANTIZED = ((2, 4, 3, 11), (5, 7, 6, 12), (8, 10, 9, 13))
 ROWS: dict[int, tuple[str, ...]] = {0: ("j", "w!"), 1: ("j", "w!", "q!"), 2: ("q!", "j", "w!")}
 
 
@@ -45,6 +50,19 @@ def mixture(node: Node) -> Row | Refusal:
     return _row(node, [(2, 3, -1, -1), (4, 5, -1, -1), (6, 7, -1, -1)], (0, 0, 0), 0)
 
 
+@holds("QMoE", domain=MICROSOFT)
+def quantized_held(attrs: Mapping[str, Any]) -> dict[int, int]:
+    """Weights and zero points of the three matrices."""
+    bits = _bits(attrs)
+    return {slots[i]: n for slots, n in zip(QUANTIZED, bits, strict=True) for i in (0, 3)}
+
+
+def _bits(attrs: Mapping[str, Any]) -> tuple[int, int, int]:
+    every = int(attrs.get("expert_weight_bits", 4))
+    one, two, three = (int(attrs.get(f"fc{n}_expert_weight_bits", every)) for n in (1, 2, 3))
+    return one, two, three
+
+
 @op("QMoE", domain=MICROSOFT)
 def quantized_mixture(node: Node) -> Row | Refusal:
     """MoE; weights, scales and biases of three matrices, their zero points, weights of the chosen experts."""
@@ -56,10 +74,7 @@ def quantized_mixture(node: Node) -> Row | Refusal:
     layout = int(node.attr("weights_prepacked", -1))
     if layout > 0 or (layout < 0 and node.elem(0) != Elem.FLOAT):  # no kernel of a GPU takes 32 bits
         return Refusal("QMoE's weights may be laid out for a GPU, unless weights_prepacked is 0")
-    every = int(node.attr("expert_weight_bits", 4))
-    one, two, three = (int(node.attr(f"fc{n}_expert_weight_bits", every)) for n in (1, 2, 3))
-    slots = [(2, 4, 3, 11), (5, 7, 6, 12), (8, 10, 9, 13)]
-    return _row(node, slots, (one, two, three), int(node.attr("block_size", 0)))
+    return _row(node, [*QUANTIZED], _bits(node.attrs), int(node.attr("block_size", 0)))
 
 
 def _row(node: Node, slots: list[tuple[int, int, int, int]], bits: tuple[int, int, int], block: int) -> Row:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pack", "repack", "unpack"]
+__all__ = ["holds", "pack", "packed_bits", "repack", "unpack"]
 
 Array = NDArray[Any]
+#: Attributes of a node -> input slot -> bits of each number that lies in the bytes there.
+Bits: TypeAlias = Callable[[Mapping[str, Any]], Mapping[int, int]]
+_BITS: dict[tuple[str, str], Bits] = {}
+
+
+def holds(name: str, domain: str = "") -> Callable[[Bits], Bits]:
+    """Register which inputs of an op hold several numbers a byte, where their type is one of whole bytes."""
+
+    def register(bits: Bits) -> Bits:
+        _BITS[domain, name] = bits
+        return bits
+
+    return register
+
+
+def packed_bits(name: str, domain: str) -> Bits | None:
+    """Return what says how many bits the numbers in the bytes of an op's inputs have; None: they are bytes."""
+    return _BITS.get((domain, name))
 
 
 def unpack(data: Array, bits: int) -> Array:

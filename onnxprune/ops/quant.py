@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 from onnxprune.ops.axes import broadcast, join, mark, names, quant, text
 from onnxprune.ops.base import Elem, Node, Refusal, Row, literal, op
 from onnxprune.ops.linear import matrix_quant, product
+from onnxprune.ops.packed import holds
 from onnxprune.ops.traits import Trait
 
 
@@ -145,6 +147,13 @@ def dynamic_matmul(node: Node) -> Row | Refusal:
     return Row(join([text(data), text(b), *own, "n?"], [text(y)]), zeros=zeros, roles=roles)
 
 
+@holds("MatMulNBits", domain="com.microsoft")
+def matmul_bits_held(attrs: Mapping[str, Any]) -> dict[int, int]:
+    """Weights and zero points."""
+    bits = int(attrs.get("bits", 4))
+    return {1: bits, 3: bits}
+
+
 @op("MatMulNBits", domain="com.microsoft")
 def matmul_bits(node: Node) -> Row | Refusal:
     """Weights packed along K in blocks: N is free, K by whole blocks (scales may be flat: N times blocks).
@@ -153,7 +162,7 @@ def matmul_bits(node: Node) -> Row | Refusal:
     block isn't whole, where inputs are permuted, or where it isn't known what the zero points are.
     """
     width, size, count = int(node.attrs["K"]), int(node.attrs["block_size"]), int(node.attrs["N"])
-    blocks, bits = -(-width // size), int(node.attr("bits", 4))
+    blocks, bits = -(-width // size), matmul_bits_held(node.attrs)[1]
     flat = node.rank(2) == 1
     zero, each, packs = "()", blocks, {}
     if node.has(3):
@@ -173,4 +182,8 @@ def matmul_bits(node: Node) -> Row | Refusal:
     sizes = {"q": blocks, "z": each, "w": size}
     roles = ("data", "weight", "quant", "quant", "quant", "bias")
     why = dict.fromkeys("kqwzp", BLOCK)
-    return Row(row, sizes=sizes, attrs={"N": "n"}, why=why, roles=roles, kinds={1: ""}, packs=packs)
+    rows = (f"b.{axis}" for axis in range(node.rank() - 1))
+    macs = ((*rows, *("qw" if whole else "k"), "n"),)  # of the numbers, which bytes and scales don't show
+    return Row(
+        row, sizes=sizes, attrs={"N": "n"}, why=why, roles=roles, kinds={1: ""}, packs=packs, macs=macs
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,15 @@ def _parameters_gone(analysis: Analysis, dead: Masks) -> int:
     kept = Kept(analysis.coupling, dead)
     alone = {name for passage in kept.passages for name in passage.weights}
     left: dict[str, int] = {}
+
+    def numbers(name: str, shape: Sequence[int]) -> int:
+        return round(prod(shape) * analysis.numbers[name])
+
     for instance in analysis.coupling.instances:
-        size = 0 if instance.tensor in alone else int(np.prod(kept.shape(instance.dims), dtype=np.int64))
+        size = 0 if instance.tensor in alone else numbers(instance.tensor, kept.shape(instance.dims))
         left[instance.tensor] = max(left.get(instance.tensor, 0), size)
     return sum(
-        int(np.prod(weight.shape, dtype=np.int64)) - left[name]
+        numbers(name, weight.shape) - left[name]
         for name, weight in analysis.tracer.weights.items()
         if name in left
     )

@@ -97,6 +97,19 @@ def test_soft_locks_open_and_mark_units_inexact() -> None:
     assert solve(space, allow_inexact=True).inexact.all()
 
 
+def test_what_no_permission_opens_is_the_reason_where_both_hold() -> None:
+    space = Space()
+    whole, outer, inner, other = space.new(6), space.new(2), space.new(3), space.new(3)
+    space.product(whole, (outer, inner))
+    space.lock(inner, "averaged over", soft=True)
+    space.lock(other, "averaged over", soft=True)
+    space.lock(whole, "axis of the output")
+    space.lock(other, "axis of the output")
+    for allow in (False, True):
+        found = solve(space, allow_inexact=allow)
+        assert {found.why(dim) for dim in (whole, outer, inner, other)} == {"axis of the output"}
+
+
 def test_axes_of_different_size_cannot_be_tied() -> None:
     space = Space()
     with pytest.raises(ValueError, match="axes of 3 and 4 channels"):

@@ -11,8 +11,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxprune
+from onnxprune.allocation.costs import instance_terms
 from onnxprune.cut.writer import Writer
 from onnxprune.graph.analysis import analyse
+from onnxprune.graph.belongings import numbers_of, packed_in
+from onnxprune.graph.size import count_macs, count_parameters
 from onnxprune.model import Model
 from onnxprune.ops.packed import pack, repack, unpack
 from onnxprune.permutation.symmetry import Order
@@ -56,6 +59,67 @@ def quantised(inner: int, block: int, symmetric: bool) -> onnx.ModelProto:
     made = quantizer.MatMulNBitsQuantizer(gated(inner), block_size=block, is_symmetric=symmetric)
     made.process()
     return made.model.model
+
+
+def parts(model: onnx.ModelProto) -> tuple[int, int]:
+    """Return the scales of a quantised model, and its zero points, which lie two a byte."""
+    scales = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    points = {name for n in model.graph.node for name in n.input[3:4] if name}
+    zeros = [t for t in model.graph.initializer if t.name in points]
+    count, point_count = (sum(int(np.prod(t.dims)) for t in some) for some in (scales, zeros))
+    return count, 2 * point_count
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("inner", [128, 112])
+def test_four_bits_count_as_the_numbers_that_they_are(inner: int, symmetric: bool) -> None:
+    plain, packed = gated(inner), quantised(inner, 16, symmetric)
+    of_plain, of_packed = (analyse(Model.load(m)) for m in (plain, packed))
+    assert count_macs(of_packed.coupling) == count_macs(of_plain.coupling)
+    more = sum(parts(packed))
+    assert count_parameters(Model.load(plain)) == 3 * WIDTH * inner
+    assert count_parameters(Model.load(packed)) == 3 * WIDTH * inner + more
+    (layer,), (blocks,) = of_plain.grouping.groups, of_packed.grouping.groups
+    assert blocks.macs.sum() == layer.macs.sum()
+    assert (
+        layer.params.sum() < blocks.params.sum() <= layer.params.sum() + more
+    )  # flat zero points have no axis
+    terms = instance_terms(of_packed, of_packed.numbers.__getitem__)  # as budgets count
+    sizes = of_packed.coupling.space.sizes
+    total = sum(t.weight * np.prod([sizes[d] for d in t.dims]) for t in terms)
+    assert total == count_parameters(Model.load(packed))
+
+
+def test_the_report_counts_four_bits_as_numbers() -> None:
+    report = onnxprune.prune(quantised(128, 16, True), target="params=0.5", align="none").report
+    assert report.before.parameters == 3 * WIDTH * 128 * 17 // 16
+    assert report.after.parameters == report.before.parameters // 2
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "bits"),
+    [
+        ("MatMulNBits", {}, {"1": 4, "3": 4}),
+        ("MatMulNBits", {"bits": 2}, {"1": 2, "3": 2}),
+        ("GatherBlockQuantized", {"bits": 8}, {"0": 8, "3": 8}),
+        (
+            "QMoE",
+            {"expert_weight_bits": 8, "fc2_expert_weight_bits": 2},
+            {"2": 8, "11": 8, "5": 2, "12": 2, "8": 8, "13": 8},
+        ),
+        ("MatMulInteger", {}, {}),
+    ],
+)
+def test_what_lies_packed(op: str, attributes: dict[str, int], bits: dict[str, int]) -> None:
+    node = helper.make_node(op, [*map(str, range(14))], ["y"], domain="com.microsoft", **attributes)
+    assert packed_in([node]) == bits
+
+
+def test_numbers_of_types_that_hold_one_each_count_once() -> None:
+    """A table of ONNX's own four bits isn't packed as its dims show."""
+    types = onnx.TensorProto
+    counts = [numbers_of(elem, 4) for elem in (types.UINT8, types.UINT4, types.FLOAT, types.INT64)]
+    assert counts == [2, 1, 1, 0]
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
