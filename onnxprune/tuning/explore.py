@@ -97,14 +97,17 @@ class Explorer:
         Reached
             Where a member is all that was asked for.
         """
-        quick, dear = ([lever for lever in levers(self.aim) if lever.dear is late] for late in (False, True))
+        quick, dear = ([lever for lever in levers(self.aim) if lever.dear is dear] for dear in (False, True))
         useful, leasts = [lever for lever in quick if self.alone(lever)], graded(self.aim)
         ways = [replace(ladder, recover=self.quick) for ladder in ladders(self.aim)]
         base = self.leading(useful)
         first, *others = self.by_promise(ways, base)
-        share = self.narrowest(first, base)
+        half = Recipe(first.at(self.members.demand.share or FIRST), base)
+        late = bool(leasts) and not self.members.holds(self.members.make(half))  # widths won't win much
+        share = None if late else self.narrowest(first, base)
         near = min(self._lefts(useful).values(), default=None)
         shares = {leaf: self.coarsest(leaf, least, near=near) for leaf, least in leasts.items()}
+        share = self.narrowest(first, base) if late else share
         useful += [lever for lever in dear if self.alone(lever)]
         self.members.whole.steps = len(levers(self.aim)) + _steps(useful, self.aim)
         for lever in [None, *useful]:
