@@ -17,7 +17,7 @@ from onnxprune.pruning.speed import finer_steps
 from onnxprune.tuning.cuts import Width
 from onnxprune.tuning.members import Entry, Lever, Members, Recipe, graded, levers
 
-__all__ = ["Explorer", "Ladder", "best_of", "is_doubtful", "ladders", "most"]
+__all__ = ["Explorer", "Ladder", "best_of", "is_doubtful", "ladders", "least_of", "most"]
 
 #: Least share of a budget that is tried, the first share, steps of one bisection, and shares that are near enough.
 LEAST, FIRST, STEPS, NEAR = 0.04, 0.5, 6, 1.07
@@ -30,6 +30,8 @@ ALMOST = 0.9
 PROBED, LITTLE = 0.707, 0.2
 #: The share of the aim that a lever leaves by itself, at most, to be used beside all that is tried first.
 LEADING = 0.8
+#: What leaves so many times the least leaves about as much.
+ALIKE = 1.01
 #: The most that comparing ladders may take of all the time there is; else the first is followed, and others after it.
 COMPARED = 0.25
 
@@ -175,9 +177,10 @@ class Explorer:
 
     def leading(self, useful: Sequence[Lever]) -> Lever | None:
         """Return the lever that by itself wins so much of the aim that all else is best looked for beside it."""
-        left = self._lefts(useful)
-        base = min(left, key=left.__getitem__, default=None)
-        return base if base is not None and left[base] < LEADING else None
+        made = {lever: self.members.make(Recipe(None, lever)) for lever in useful}
+        best = least_of(list(made.values()), self.aim)
+        base = next((lever for lever, entry in made.items() if entry is best), None)
+        return base if best is not None and _left(best, self.aim) < LEADING else None
 
     def joined(self, useful: Sequence[Lever]) -> list[Lever]:
         """Try the best of each kind of levers together; return what of it is of use, and better than either."""
@@ -275,6 +278,13 @@ def value_of(entry: Entry, aim: str) -> float:
     return 1 / float(entry["speedup"]) if aim == "latency" else float(entry.get(aim) or float("inf"))
 
 
+def least_of(entries: Sequence[Entry], aim: str) -> Entry | None:
+    """Return the member that leaves least of what is made least; of those that leave about as much, the fastest."""
+    least = min((value_of(entry, aim) for entry in entries), default=inf)
+    alike = [entry for entry in entries if value_of(entry, aim) <= ALIKE * least]
+    return max(alike, key=lambda entry: float(entry["speedup"]), default=None)
+
+
 def _left(entry: Entry, aim: str) -> float:
     """Return the share of what is made least that one member leaves."""
     whole = 1.0 if aim == "latency" else entry["original"].get(aim)
@@ -295,4 +305,4 @@ def best_of(members: Members, aim: str) -> Entry | None:
     good = [e for e in members.entries.values() if members.good(e)]
     if aim == "latency":
         good = [e for e in good if e["speed_interval"][0] > 1]
-    return min(good, key=lambda e: value_of(e, aim), default=None)
+    return least_of(good, aim)
