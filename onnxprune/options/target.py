@@ -133,6 +133,12 @@ def family_of(texts: Iterable[str]) -> tuple[str, ...]:
 
 def _values(part: str) -> list[str]:
     kind, equals, values = part.partition("=")
+    if "=" in values and values.rpartition("=")[0].rpartition(",")[2].strip() in kinds():
+        first, _, rest = part.partition(",")
+        raise UsageError(
+            f"--target {part!r}: a comma parts several values of one budget; several budgets are joined by a plus, such as "
+            f"{first.strip()}+{rest.strip()}."
+        )
     return [f"{kind.strip()}{equals}{value.strip()}" for value in values.split(",")]
 
 

@@ -127,7 +127,7 @@ def by_norm_lines(names: Sequence[str]) -> list[str]:
 def calibration_lines(figures: Mapping[str, Any]) -> list[str]:
     """Say what was refitted."""
     layers = figures["layers"]
-    refitted = sum(line["variant"].startswith("lstsq") for line in layers)
+    refitted = sum(line["variant"] != "kept" for line in layers)
     of = many(len(layers), "layer")
     return [
         f"refitted {refitted} of {of} on {figures['samples']:,} samples ({figures['criterion']})",

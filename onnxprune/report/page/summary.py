@@ -180,7 +180,7 @@ def proof(values: Values) -> str:
     calibration = values.get("calibration")
     if calibration:
         fits = calibration["layers"]
-        changed = sum(f["variant"].startswith("lstsq") for f in fits)
+        changed = sum(f["variant"] != "kept" for f in fits)
         items.append(
             f"<li><b>Refitted</b> {changed:,} of {len(fits):,} layers, on {calibration['samples']:,} samples "
             f"({escape(str(calibration['criterion']))})."
