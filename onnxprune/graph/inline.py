@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
+from onnxprune.errors import many
 from onnxprune.files.protowalk import sparse_value, sparse_weights
 from onnxprune.graph.branches import settle
 from onnxprune.graph.rejoined import rejoined
@@ -32,8 +33,12 @@ def inline(model: Model) -> Model:
 
 def notes_of(model: Model) -> list[str]:
     """Return what is to be said of a model that was made one graph: what is stored in another way, and what is gone."""
-    sparse, idle = sum(1 for _ in sparse_weights(model.proto.graph)), unread(model)
-    notes = [f"{sparse} weights that were stored sparse are dense now"] if sparse else []
+    graph, idle = model.proto.graph, unread(dense(model))
+    sparse = {weight.values.name for weight in graph.sparse_initializer}
+    sparse |= {node.output[0] for node in graph.node if sparse_value(node) is not None}
+    count = len(sparse - idle.names)
+    were, are = ("was", "is") if count == 1 else ("were", "are")
+    notes = [f"{many(count, 'weight')} that {were} stored sparse {are} dense now"] if count else []
     if idle.nodes:
         notes.append(f"{_counted(idle.nodes, 'node')} gone")
     if idle.nbytes >= TOLD:

@@ -24,11 +24,14 @@ __all__ = ["Unneeded", "unread", "without_unread"]
 
 @dataclass
 class Unneeded:
-    """What no output needs: the number of nodes but for weights, that of weights, and the bytes of these."""
+    """What no output needs: the number of nodes but for weights, that of weights, the bytes of these, and the names of
+    those of the main graph.
+    """
 
     nodes: int = 0
     weights: int = 0
     nbytes: int = 0
+    names: frozenset[str] = frozenset()
 
 
 def unread(model: Model) -> Unneeded:
@@ -43,7 +46,7 @@ def unread(model: Model) -> Unneeded:
     nodes = (n for n in cleared.proto.graph.node if any(n.output) and n.output[0] not in cleared)
     found.nodes += sum(is_dead(node, idle) for node in nodes)
     weights = [name for name in cleared.names() if name in idle]
-    found.weights += len(weights)
+    found.weights, found.names = found.weights + len(weights), frozenset(weights)
     found.nbytes += sum(cleared.info(name).nbytes for name in weights)
     return found
 

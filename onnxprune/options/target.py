@@ -136,8 +136,8 @@ def _values(part: str) -> list[str]:
     if "=" in values and values.rpartition("=")[0].rpartition(",")[2].strip() in kinds():
         first, _, rest = part.partition(",")
         raise UsageError(
-            f"--target {part!r}: a comma parts several values of one budget; several budgets are joined by a plus, such as "
-            f"{first.strip()}+{rest.strip()}."
+            f"--target {part!r}: a comma parts several values of one budget; several budgets are joined by a plus, "
+            f"such as {first.strip()}+{rest.strip()}."
         )
     return [f"{kind.strip()}{equals}{value.strip()}" for value in values.split(",")]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from onnxprune.calibration.agreement import wilson
+from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import Recovery
 
 __all__ = ["told_of"]
@@ -19,7 +21,12 @@ CONTRADICTED = 0.25
 Figures = dict[str, Any]
 
 
-def told_of(original: Figures | None, bare: Figures | None, recovery: Recovery) -> list[str]:
+def told_of(
+    original: Figures | None,
+    bare: Figures | None,
+    recovery: Recovery,
+    segments: Sequence[SegmentReport] = (),
+) -> list[str]:
     """Return what there is to say of a fit.
 
     Parameters
@@ -30,10 +37,14 @@ def told_of(original: Figures | None, bare: Figures | None, recovery: Recovery) 
     bare : dict or None
         The same of the model without any fit; None where nothing was fitted.
     recovery : Recovery
+    segments : sequence of SegmentReport
+        What came of fitting blocks of layers.
     """
     if original is None:
         return []
-    return _more(original, recovery) + _contradicted(original, recovery) + _worse(original, bare, recovery)
+    tried = not segments or any(segment.before for segment in segments)  # there are gradients of one at least
+    more = _more(original, recovery) if tried else []
+    return more + _contradicted(original, recovery) + _worse(original, bare, recovery)
 
 
 def _more(original: Figures, recovery: Recovery) -> list[str]:

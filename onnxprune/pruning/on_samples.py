@@ -230,7 +230,9 @@ class FromSamples:
         removed = {name: units for name, units in fitted.removed.items() if len(units)}
         decision = dataclasses.replace(decision, removed=removed)
         report = self._report(fitted, decision, original)
-        notes = self._notes(fitted, decision) + told_of(original, self._bare(fitted, original), recovery)
+        notes = self._notes(fitted, decision) + told_of(
+            original, self._bare(fitted, original), recovery, fitted.segments
+        )
         return Candidate(analysis, decision, self.restored, report, notes)
 
     @property

@@ -33,7 +33,9 @@ def _target(part: Written) -> Target:
     units: dict[str, float] = registry.load("onnxprune.budgets", part.kind).UNITS
     if part.unit.lower() not in units:
         known = ", ".join(units)
-        raise UsageError(f"--target {part.text!r}: {part.kind} knows the units {known} and none for a share.")
+        raise UsageError(
+            f"--target {part.text!r}: {part.kind} knows the units {known} and none, or %, for a share."
+        )
     value = part.number * units[part.unit.lower()]
     if not (value > 0 and math.isfinite(value)):
         raise UsageError(f"--target {part.text!r}: a budget must be above 0.")

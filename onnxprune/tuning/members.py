@@ -287,7 +287,7 @@ class Members:
                 entry |= {key: before[key] for key in known if member.width is not None}
             return self._measured(entry, member.name, path)
         except (NothingToPrune, NotFaster) as error:
-            return {**what, "made": False, "refused": str(error), "none": True}
+            return {**what, "made": False, "refused": _reason(error), "none": True}
         except UsageError:
             raise
         except OnnxPruneError as error:
@@ -347,6 +347,12 @@ class Members:
     def good(self, entry: Entry) -> bool:
         """Whether a member holds and meets what the search is to reach."""
         return self.holds(entry) and self.demand.met(entry)
+
+
+def _reason(error: OnnxPruneError) -> str:
+    """Return why a member can't be had, without the option that it was asked by and advice about it."""
+    text = str(error).partition("; ask for")[0].rstrip(".")
+    return text.partition(" can't be met: ")[2] or text if text.startswith("--target") else text
 
 
 def _figures(size: Size) -> Entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -94,10 +94,18 @@ class TuneReport(Record):
         change = best["metric"] - self.metric["original"]
         return [
             f"{best['name']}: {best['speedup']:.2f} times as fast as the input ({low:.2f} to {high:.2f}), "
-            f"{best['bytes'] / max(self.original['bytes'], 1):.0%} of its bytes",
+            f"{best['bytes'] / max(self.original['bytes'], 1):.0%} of its bytes{self._of_aim(best)}",
             f"{name} {self.metric['original']:.5g} -> {best['metric']:.5g}: {change:+.3g}{by}; "
             f"{self.metric['most']:g} may be lost",
         ]
+
+    def _of_aim(self, best: Mapping[str, Any]) -> str:
+        """Say how much is left of what was made least, where no other figure says it."""
+        whole = self.original.get(self.aim)
+        if self.aim in ("latency", "bytes") or not whole or not best.get(self.aim):
+            return ""
+        what = {"macs": "MACs", "memory": "peak memory"}.get(self.aim, self.aim)
+        return f", {best[self.aim] / whole:.0%} of its {what}"
 
     def show(self, stream: TextIO | None = None) -> None:
         """Print what was found, and the frontier as a table."""

@@ -342,7 +342,11 @@ def test_wrong_targets_are_told(text: str, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("texts", "says"),
-    [(["macs=1,2", "bytes=1,2"], "both list values"), (["macs=0.5,0.5"], "lists a value twice")],
+    [
+        (["macs=1,2", "bytes=1,2"], "both list values"),
+        (["macs=0.5,0.5"], "lists a value twice"),
+        (["macs=0.5,params=1M"], "joined by a plus, such as macs=0.5\\+params=1M"),
+    ],
 )
 def test_wrong_families_are_told(texts: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=says):

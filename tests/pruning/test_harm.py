@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from onnxprune.pruning.harm import told_of
+from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import recovery_of
 
 
@@ -40,3 +41,10 @@ def test_labels_that_the_original_contradicts_are_told_where_they_are_fitted_to(
     assert "contradict the original's own classes on 40% of the samples set aside" in note
     assert told_of(doubtful, None, recovery_of("distill")) == []
     assert told_of(figures(0.5, 80.0, before=80.0), None, recovery_of("finetune")) == []
+
+
+def test_another_fit_by_gradients_is_advised_only_where_there_are_gradients() -> None:
+    far = {**figures(0.5), "agreement": 0.5}
+    none, some = SegmentReport(["a"], why="no gradients"), SegmentReport(["a"], before=0.2, after=0.1)
+    assert "--recover distill" in told_of(far, None, recovery_of("blocks"), [none, some])[0]
+    assert told_of(far, None, recovery_of("blocks"), [none]) == []

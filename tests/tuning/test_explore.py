@@ -216,6 +216,7 @@ def test_what_goes_by_shares_is_bisected_by_itself_and_beside_half_of_the_widths
             self.entries[recipe.name] = entry = {
                 "name": recipe.name, "lever": recipe.lever and recipe.lever.name, "share": share, "items": None,
                 "ladder": recipe.width and recipe.width.ladder, "metric": 100 - lost, "bytes": 1000 * share * grid,
+                "speedup": 1.0,
             }  # fmt: skip
             return entry
 
