@@ -11,7 +11,7 @@ element: at most one element in a hundred may be one step off.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +33,9 @@ from onnxprune.runtime.session import Feeds, Session, open_session
 
 __all__ = ["Case", "compare_any", "inside", "pieces", "steps", "trouble"]
 
-#: Tensors that are compared where the outputs say nothing.
-MOST_INSIDE = 8
+#: Tensors that are compared where the outputs say nothing; and how often both models are run in search of some that say
+#: anything, each time for about twice as many tensors.
+MOST_INSIDE, MOST_SEARCHES = 8, 8
 #: Bytes of tensors inside of a model that are held at once, about; and the most parts (powers of two, so that few sets
 #: of sessions are opened) into which they are dealt for that: each runs what is in front of it once more.
 HELD, MOST_PARTS = 32_000_000, 8
@@ -122,6 +123,17 @@ class _Inside:
         """Compare one tensor on one input."""
         return compare_any(want[name], have[name], self.steps.get(name, 0.0))
 
+    def at(self, names: Sequence[str], cases: Iterable[Case], prepack: bool) -> dict[str, Difference]:
+        """Compare some tensors; the values of one input are gone before those of the next are there."""
+        right, session = (open_session(m, names, prepack=prepack) for m in (self.twin, self.pruned))
+
+        def looked(case: Case) -> list[Difference]:
+            want = self.kept.take(right.run(case.feeds, names))
+            have = session.run(self.kept.take(case.feeds), names)
+            return [self.compare(n, want, have) for n in names]
+
+        return {n: worst(ds) for n, *ds in zip(names, *map(looked, cases), strict=True)}
+
     def size(self, name: str) -> int:
         """Return about how many bytes a tensor has at the sizes of the analysis."""
         elem, shape = self.types.get(name, (0, None))
@@ -152,25 +164,30 @@ class _Inside:
             before += size
         return parts
 
+    def growing(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Deal tensors, in their order, into a few parts, each about twice as long, that don't hold too much."""
+        start, most = 0, MOST_INSIDE
+        for _ in range(MOST_SEARCHES):
+            end, held = start, 0
+            while end < min(len(names), start + most) and (held <= HELD or end < start + MOST_INSIDE):
+                held += self.size(names[end])
+                end += 1
+            if end > start:
+                yield names[start:end]
+            start, most = end, 2 * most
+
     def shared(self, name: str) -> bool:
         """Whether both models compute a tensor and its axes are known."""
         known = name in self.analysis.coupling.dims and name not in self.analysis.tracer.weights
         return known and name in self.made
 
 
-def _over(cases: Iterable[Case], looked: Callable[[Case], Mapping[str, Difference]]) -> dict[str, Difference]:
-    """Sum up comparisons on several inputs; values of one input are gone before those of the next are there."""
-    found: dict[str, list[Difference]] = {}
-    for case in cases:
-        for name, difference in looked(case).items():
-            found.setdefault(name, []).append(difference)
-    return {name: worst(differences) for name, differences in found.items()}
-
-
 def inside(
     analysis: Analysis, kept: Kept, models: tuple[Model, Model], cases: Sequence[Case], prepack: bool
 ) -> dict[str, Difference]:
-    """Compare the last float tensors of a graph, where its outputs say nothing.
+    """Compare the last float tensors of a graph that say something, where its outputs say nothing.
+
+    Behind a threshold that nothing passes all tensors are empty, however many there are: what is in front of it tells.
 
     Parameters
     ----------
@@ -185,23 +202,19 @@ def inside(
     Returns
     -------
     dict
-        Tensor -> difference, of those that say something.
+        Tensor -> difference, of those that say something, the last ones first.
     """
     look = _Inside(analysis, kept, models)
     names = [
         n for a in reversed(analysis.coupling.nodes) for n in a.node.outputs
         if look.shared(n) and look.types.get(n, (0, None))[0] in FLOATS
-    ][:MOST_INSIDE]  # fmt: skip
-    if not names:
-        return {}
-    right, session = (open_session(model, names, prepack=prepack) for model in models)
-
-    def looked(case: Case) -> dict[str, Difference]:
-        want, have = kept.take(right.run(case.feeds, names)), session.run(kept.take(case.feeds), names)
-        return {n: look.compare(n, want, have) for n in names}
-
-    differences = _over(cases, looked)
-    return {n: d for n, d in differences.items() if not d.void}
+    ]  # fmt: skip
+    found: dict[str, Difference] = {}
+    for part in look.growing(names):
+        found |= {n: d for n, d in look.at(part, cases, prepack).items() if not d.void}
+        if len(found) >= MOST_INSIDE:
+            break
+    return dict(list(found.items())[:MOST_INSIDE])
 
 
 def _jumps(look: _Inside) -> Iterator[tuple[Applied, str]]:

@@ -207,6 +207,27 @@ def test_outputs_that_say_nothing_are_not_trusted(last: Nodes) -> None:
     assert verify(analysis, dead, rewritten.model).status == "failed"
 
 
+def test_what_is_in_front_of_many_empty_tensors_is_compared() -> None:
+    """A score that nothing passes leaves nothing behind it, in however many nodes."""
+    last = [
+        node("ReduceMax", "h", "best", axes=[1], keepdims=0),
+        node("Greater", "best much", "over"),
+        node("NonZero", "over", "at"),
+        node("Transpose", "at", "places"),
+        node("GatherND", "best places", "r0"),
+        *(node("Relu", f"r{i}", f"r{i + 1}") for i in range(40)),
+        node("Sqrt", "r40", "y"),
+    ]
+    analysis, dead, rewritten = cut(convs(last, more={"much": 1e6}))
+    found = verify(analysis, dead, rewritten.model)
+    assert found.passed, found.notes
+    assert "'y' says nothing: it is empty" in found.notes
+    wrong = rewritten.model.weight("w2").copy()
+    wrong[0] += 0.1
+    rewritten.model.put("w2", wrong)
+    assert verify(analysis, dead, rewritten.model).status == "failed"
+
+
 def test_a_sigmoid_near_zero_is_as_exact_as_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """onnxruntime computes it around 0.5: of a value of a few steps, one step is no error."""
     last = [node("Sub", "h much", "m"), node("Sigmoid", "m", "s"), node("Transpose", "s", "y")]
