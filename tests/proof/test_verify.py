@@ -232,10 +232,10 @@ def test_each_way_to_an_empty_output_is_compared() -> None:
     """Of two heads, one is made much later than the other."""
     last = [
         node("Conv", "r w3", "box"),
+        node("Transpose", "box", "boxes", perm=[0, 2, 3, 1]),
         *(node("Sigmoid", f"{'h' if i == 0 else f's{i}'}", f"s{i + 1}") for i in range(20)),
         node("ReduceMax", "s20", "best", axes=[1], keepdims=0),
         node("Greater", "best much", "over"),
-        node("Transpose", "box", "boxes", perm=[0, 2, 3, 1]),
         node("Compress", "boxes picks", "left", axis=0),
         node("Cast", "over", "counts", to=TensorProto.FLOAT),
         node("ReduceSum", "counts", "count", keepdims=0),
