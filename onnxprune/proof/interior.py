@@ -11,7 +11,7 @@ element: at most one element in a hundred may be one step off.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +33,9 @@ from onnxprune.runtime.session import Feeds, Session, open_session
 
 __all__ = ["Case", "compare_any", "inside", "pieces", "steps", "trouble"]
 
-#: Tensors that are compared where the outputs say nothing.
-MOST_INSIDE = 8
+#: Tensors that are looked at first where the outputs say nothing; and how often both models are run in search of some
+#: that say anything, each time for up to twice as many.
+FIRST_SEARCHED, MOST_SEARCHES = 8, 8
 #: Bytes of tensors inside of a model that are held at once, about; and the most parts (powers of two, so that few sets
 #: of sessions are opened) into which they are dealt for that: each runs what is in front of it once more.
 HELD, MOST_PARTS = 32_000_000, 8
@@ -122,6 +123,17 @@ class _Inside:
         """Compare one tensor on one input."""
         return compare_any(want[name], have[name], self.steps.get(name, 0.0))
 
+    def at(self, names: Sequence[str], cases: Iterable[Case], prepack: bool) -> dict[str, Difference]:
+        """Compare some tensors; the values of one input are gone before those of the next are there."""
+        right, session = (open_session(m, names, prepack=prepack) for m in (self.twin, self.pruned))
+
+        def looked(case: Case) -> list[Difference]:
+            want = self.kept.take(right.run(case.feeds, names))
+            have = session.run(self.kept.take(case.feeds), names)
+            return [self.compare(n, want, have) for n in names]
+
+        return {n: worst(ds) for n, *ds in zip(names, *map(looked, cases), strict=True)}
+
     def size(self, name: str) -> int:
         """Return about how many bytes a tensor has at the sizes of the analysis."""
         elem, shape = self.types.get(name, (0, None))
@@ -152,25 +164,50 @@ class _Inside:
             before += size
         return parts
 
+    def silent(self, said: Collection[str]) -> tuple[list[str], list[str]]:
+        """Follow the outputs back to what says something.
+
+        Returns
+        -------
+        list of str
+            The first tensors on each way that are in ``said``: where they are equal, all in front of them is.
+        list of str
+            Those behind them that can be compared, the last ones first.
+        """
+        open_ = {v.name for v in self.analysis.model.proto.graph.output if v.name not in self.kept.gone}
+        first: list[str] = []
+        behind: list[str] = []
+        for applied in reversed(self.analysis.coupling.nodes):
+            made = [o for o in applied.node.outputs if o in open_]
+            left = [o for o in made if o not in said]
+            first += [o for o in made if o in said]
+            behind += [o for o in left if self.shared(o) and self.types.get(o, (0, None))[0] in FLOATS]
+            if left and Trait.SIZE not in applied.node.traits:
+                open_.update(applied.node.inputs)
+        return first, behind
+
+    def some(self, names: Sequence[str], most: int) -> Sequence[str]:
+        """Return the first of some tensors, fewer than ``most`` where they are large."""
+        end = held = 0
+        while end < min(len(names), most) and (held <= HELD or end < FIRST_SEARCHED):
+            held += self.size(names[end])
+            end += 1
+        return names[:end]
+
     def shared(self, name: str) -> bool:
         """Whether both models compute a tensor and its axes are known."""
         known = name in self.analysis.coupling.dims and name not in self.analysis.tracer.weights
         return known and name in self.made
 
 
-def _over(cases: Iterable[Case], looked: Callable[[Case], Mapping[str, Difference]]) -> dict[str, Difference]:
-    """Sum up comparisons on several inputs; values of one input are gone before those of the next are there."""
-    found: dict[str, list[Difference]] = {}
-    for case in cases:
-        for name, difference in looked(case).items():
-            found.setdefault(name, []).append(difference)
-    return {name: worst(differences) for name, differences in found.items()}
-
-
 def inside(
     analysis: Analysis, kept: Kept, models: tuple[Model, Model], cases: Sequence[Case], prepack: bool
 ) -> dict[str, Difference]:
-    """Compare the last float tensors of a graph, where its outputs say nothing.
+    """Compare the last float tensors of a graph that say something, on each way to its outputs, which say nothing.
+
+    Behind a threshold that nothing passes all tensors are empty, however many there are. What is in front of a tensor
+    that says something isn't compared: a lossless rewrite, or a norm of which channels are cut, may change that (the
+    mean of squares), and what differs by a fault differs behind as well.
 
     Parameters
     ----------
@@ -185,23 +222,19 @@ def inside(
     Returns
     -------
     dict
-        Tensor -> difference, of those that say something.
+        Tensor -> difference.
     """
     look = _Inside(analysis, kept, models)
-    names = [
-        n for a in reversed(analysis.coupling.nodes) for n in a.node.outputs
-        if look.shared(n) and look.types.get(n, (0, None))[0] in FLOATS
-    ][:MOST_INSIDE]  # fmt: skip
-    if not names:
-        return {}
-    right, session = (open_session(model, names, prepack=prepack) for model in models)
-
-    def looked(case: Case) -> dict[str, Difference]:
-        want, have = kept.take(right.run(case.feeds, names)), session.run(kept.take(case.feeds), names)
-        return {n: look.compare(n, want, have) for n in names}
-
-    differences = _over(cases, looked)
-    return {n: d for n, d in differences.items() if not d.void}
+    found: dict[str, Difference] = {}
+    seen = set[str]()
+    for search in range(MOST_SEARCHES):
+        names = [n for n in look.silent(found)[1] if n not in seen]
+        if not names:
+            break
+        part = look.some(names, FIRST_SEARCHED << search)
+        seen.update(part)
+        found |= {n: d for n, d in look.at(part, cases, prepack).items() if not d.void}
+    return {n: found[n] for n in look.silent(found)[0]}
 
 
 def _jumps(look: _Inside) -> Iterator[tuple[Applied, str]]:

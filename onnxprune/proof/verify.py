@@ -80,6 +80,8 @@ class Verification:
     checks : list of str
         The checks that were done.
     notes : list of str
+    silent : dict
+        Output -> why it says nothing.
     unloadable : str
         Why onnxruntime can't load the original, or run it on any inputs; empty where it can.
     seconds : float
@@ -97,6 +99,7 @@ class Verification:
     branches: list[dict[str, bool]] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    silent: dict[str, str] = field(default_factory=dict)
     unloadable: str = ""
     seconds: float = 0.0
 
@@ -286,9 +289,8 @@ class _Law:
         result.checks.append("law 1")
         result.per_output = {name: d.error for name, d in differences.items()}
         result.max_relative_error = max((d.error for d in differences.values()), default=float("nan"))
-        result.notes += [
-            f"'{name}' says nothing: it is {d.void}" for name, d in differences.items() if d.void
-        ]
+        result.silent = {name: d.void for name, d in differences.items() if d.void}
+        result.notes += [f"'{name}' says nothing: it is {void}" for name, void in result.silent.items()]
         wrong = {name: d.error for name, d in differences.items() if not d.error <= result.tolerance}
         if wrong:
             name = max(wrong, key=lambda n: wrong[n])

@@ -14,7 +14,7 @@ from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.source import feeds_of
-from onnxprune.runtime.binding import option
+from onnxprune.runtime.binding import input_axes
 from onnxprune.runtime.session import Feeds, Unloadable
 
 if TYPE_CHECKING:
@@ -57,10 +57,24 @@ def proved(
         )
     if not proof.passed:
         why = "; ".join(proof.notes) or "the outputs say nothing"
-        shapes = option(analysis.inputs, run.model.proto.graph)
-        sizes = f"sizes that it runs at with --input-shape, as in '{shapes}', " if shapes else ""
         raise VerificationError(
-            f"Verification says nothing ({proof.status}: {why}); give inputs that exercise the model with "
-            f"--inputs, {sizes}or skip it with --no-verify."
+            f"Verification says nothing ({proof.status}: {why}); {_advice(run, proof)}, or skip it with --no-verify."
         )
     return proof
+
+
+def _advice(run: Run[Options], proof: Verification) -> str:
+    """Return what would make a proof say something. Sizes are told by their names: those in use said nothing."""
+    if proof.silent and set(proof.silent.values()) == {"empty"}:
+        return (
+            "on these inputs nothing gets as far as the outputs, as where no score passes a threshold of the model's "
+            "own: give real samples with --inputs"
+        )
+    axes = input_axes(run.model.proto.graph)
+    shapes = " ".join(
+        f"--input-shape {name}:{','.join(map(str, sizes))}"
+        for name, sizes in axes.items()
+        if sizes and any(isinstance(size, str) for size in sizes)
+    )
+    sizes = f", or other sizes as in '{shapes}'" if shapes else ""
+    return f"give inputs that exercise the model with --inputs{sizes}"

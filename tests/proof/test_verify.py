@@ -207,6 +207,51 @@ def test_outputs_that_say_nothing_are_not_trusted(last: Nodes) -> None:
     assert verify(analysis, dead, rewritten.model).status == "failed"
 
 
+def test_what_is_in_front_of_many_empty_tensors_is_compared() -> None:
+    """A score that nothing passes leaves nothing behind it, in however many nodes."""
+    last = [
+        node("ReduceMax", "h", "best", axes=[1], keepdims=0),
+        node("Greater", "best much", "over"),
+        node("NonZero", "over", "at"),
+        node("Transpose", "at", "places"),
+        node("GatherND", "best places", "r0"),
+        *(node("Relu", f"r{i}", f"r{i + 1}") for i in range(40)),
+        node("Sqrt", "r40", "y"),
+    ]
+    analysis, dead, rewritten = cut(convs(last, more={"much": 1e6}))
+    found = verify(analysis, dead, rewritten.model)
+    assert found.passed, found.notes
+    assert "'y' says nothing: it is empty" in found.notes
+    wrong = rewritten.model.weight("w2").copy()
+    wrong[0] += 0.1
+    rewritten.model.put("w2", wrong)
+    assert verify(analysis, dead, rewritten.model).status == "failed"
+
+
+def test_each_way_to_an_empty_output_is_compared() -> None:
+    """Of two heads, one is made much later than the other."""
+    last = [
+        node("Conv", "r w3", "box"),
+        node("Transpose", "box", "boxes", perm=[0, 2, 3, 1]),
+        *(node("Sigmoid", f"{'h' if i == 0 else f's{i}'}", f"s{i + 1}") for i in range(20)),
+        node("ReduceMax", "s20", "best", axes=[1], keepdims=0),
+        node("Greater", "best much", "over"),
+        node("Compress", "boxes picks", "left", axis=0),
+        node("Cast", "over", "counts", to=TensorProto.FLOAT),
+        node("ReduceSum", "counts", "count", keepdims=0),
+        node("Mul", "left count", "y"),
+    ]
+    proto = convs(last, more={"much": 1e6})
+    proto.graph.initializer.append(numpy_helper.from_array(normal(4, 12, 1, 1, seed=5), "w3"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(2, bool), "picks"))
+    analysis, dead, rewritten = cut(proto)
+    assert verify(analysis, dead, rewritten.model).passed
+    wrong = rewritten.model.weight("w3").copy()
+    wrong[0] += 0.1
+    rewritten.model.put("w3", wrong)
+    assert verify(analysis, dead, rewritten.model).status == "failed"
+
+
 def test_a_sigmoid_near_zero_is_as_exact_as_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """onnxruntime computes it around 0.5: of a value of a few steps, one step is no error."""
     last = [node("Sub", "h much", "m"), node("Sigmoid", "m", "s"), node("Transpose", "s", "y")]

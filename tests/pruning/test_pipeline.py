@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from nets import convs, node
+from onnx import TensorProto, numpy_helper
 from small_models import MODELS, Builder, attention, chain, residual
 
 import onnxprune
@@ -195,6 +197,20 @@ def test_fails_where_nothing_can_be_put_back(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(VerificationError, match="whichever group is cut"):
         onnxprune.prune(liar(), tmp_path / "out.onnx", ratio=0.5, align=None, only=("conv2",))
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["constant", "empty"])
+def test_the_advice_fits_what_says_nothing(empty: bool) -> None:
+    """Sizes that said nothing aren't advised again, and none help where nothing passes a threshold."""
+    last = [node("NonZero", "h", "y")] if empty else [node("Relu", "h", "y")]
+    model = convs(last, shape=(2, 3, "high", "wide"), outputs={"y": TensorProto.INT64} if empty else None)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+    with pytest.raises(VerificationError, match="Verification says nothing") as error:
+        onnxprune.prune(model, ratio=0.5, align=None, input_shapes={"x": (2, 3, 8, 8)})
+    assert "8,8" not in str(error.value)
+    assert ("threshold of the model's own: give real samples with --inputs" in str(error.value)) is empty
+    assert ("or other sizes as in '--input-shape x:2,3,high,wide'" in str(error.value)) is not empty
 
 
 def test_a_lie_shows_only_with_verification(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,27 @@ def test_the_norms_of_a_stream_that_norms_write_take_the_mean_off_themselves() -
     assert result.report.law1["max_relative_error"] < 1e-5
 
 
+def silent(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With a head that is still all zeros."""
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("head"):
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+    return model
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_behind_an_output_that_says_nothing_streams_without_their_mean_are_no_fault(name: str) -> None:
+    result = half_cut(silent(dynamic(KINDS[name])))
+    assert shapes(result.model)["first.weight"] == (6, WIDTH // 2)
+
+
+def test_behind_an_output_that_says_nothing_norms_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms._Rewriter, "_take_off", lambda self, stream: None)
+    result = half_cut(silent(network(fused)))
+    assert shapes(result.model)["first.weight"] == (6, WIDTH)
+    assert any("stays whole: as RMS norms, law 1 doesn't hold" in note for note in result.report.notes)
+
+
 def test_without_the_mean_taken_off_the_original_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norms._Rewriter, "_take_off", lambda self, stream: None)
     result = half_cut(network(fused))
