@@ -369,16 +369,14 @@ def _facts(fitted: FittedRow) -> _Facts:
     contracted, macs = [], []
     for slot, axes in enumerate(leaves):
         extra: list[str] = []
-        sums = False
+        sums, added = False, axes == leaves[0][-len(axes) :]  # to the data, as in front of a norm
         for at, axis in enumerate(axes):
             gone = [x for x in axis if x.contract or (x.name not in out_names and not x.lock)]
             if gone:
                 contracted.append((slot, at))
                 sums = True
             extra += [x.name for x in axis if x.contract or x.name not in out_names]
-        if (
-            slot and sums and axes != leaves[0][-len(axes) :]
-        ):  # else it is added to the data, as in front of a norm
+        if slot and sums and not added:
             first = fitted.outs[0] or ()
             macs.append(tuple(x.name for a in first for x in letters_of(a)) + tuple(extra))
     return _Facts(tuple(sorted(locks.items())), tuple(contracted), tuple(macs))

@@ -340,17 +340,12 @@ def test_wrong_targets_are_told(text: str, says: str) -> None:
         onnxprune.prune(chain(), target=(text,))
 
 
-@pytest.mark.parametrize(
-    ("texts", "says"),
-    [
-        (["macs=1,2", "bytes=1,2"], "both list values"),
-        (["macs=0.5,0.5"], "lists a value twice"),
-        (["macs=0.5,params=1M"], "joined by a plus, such as macs=0.5\\+params=1M"),
-    ],
-)
-def test_wrong_families_are_told(texts: list[str], says: str) -> None:
+@pytest.mark.parametrize(("texts", "says"), [
+    ("macs=1,2 bytes=1,2", "both list values"), ("macs=.5,.5", "a value twice"), ("macs=1,params=1M", "by a plus"),
+])  # fmt: skip
+def test_wrong_families_are_told(texts: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        family_of(texts)
+        family_of(texts.split())
 
 
 def test_alignment_by_name() -> None:
