@@ -244,7 +244,7 @@ def test_a_target_that_is_too_much_is_refused_with_the_nearest(place: Path) -> N
     given = {"max_drop": 5.0, "calib": "s.npz", "labels": "y", "held_out": "e.npz", **FAST}
     with pytest.raises(
         NotFaster,
-        match=r"meets latency=0\.05 \(.* comes nearest, with latency=0\.\d+; it is .*\.onnx; widths by .*: with a tenth",
+        match=r"meets latency=0\.05 \(.* comes nearest, with latency=0\.\d+; it is .*\.onnx; widths .*: with a tenth",
     ):
         tune("in.onnx", "out.onnx", target="latency=0.05", **given)
     assert not Path("out.onnx").exists()
