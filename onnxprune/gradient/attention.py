@@ -42,6 +42,15 @@ def _refuse(node: Node, slots: dict[int, str], **attrs: str) -> None:
             raise NoGradient(f"it has {what}")
 
 
+def _take_pasts(t: Tape, pasts: tuple[str, str], back: list[str], first: int) -> dict[int, str]:
+    """Take the gradients of both caches, from the slot ``first`` on, off those of all keys and values, in place."""
+    grads = {}
+    for n, past in enumerate(pasts):
+        if past:
+            grads[first + n], back[n + 1] = parted(t, past, back[n + 1])
+    return grads
+
+
 def _all(dy: Sequence[str], count: int) -> list[str]:
     return [*dy, *[""] * (count - len(dy))]
 
@@ -72,11 +81,8 @@ def attention(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> G
     if not out:
         raise NoGradient("only its cache is used")
     got = attend(t, ByHead(q, k, v, heads, groups, scale, tuple(added)), dy4)
-    grads = {0: got.q}
-    for slot, past, grad in ((1, pasts[0], plus(t, got.k, new_k)), (2, pasts[1], plus(t, got.v, new_v))):
-        if past:
-            grads[slot + 3], grad = parted(t, past, grad)
-        grads[slot] = grad
+    back = [got.q, plus(t, got.k, new_k), plus(t, got.v, new_v)]
+    grads = {**_take_pasts(t, pasts, back, 4), **dict(enumerate(back))}
     if flat:
         grads |= {slot: together(t, grads[slot]) for slot in range(3)}
     if 3 in need:
@@ -125,11 +131,8 @@ def multi_head(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> 
     width = t.static(node.inputs[0], [2])[0] // heads
     scale = float(node.attr("scale", 0.0)) or 1 / sqrt(width)
     got = attend(t, ByHead(by_head[0], k, v, heads, heads, scale, tuple(added)), apart(t, out, heads))
-    grads = {0: got.q}
-    for slot, past, grad in ((1, pasts[0], plus(t, got.k, new_k)), (2, pasts[1], plus(t, got.v, new_v))):
-        if past:
-            grads[slot + 5], grad = parted(t, past, grad)
-        grads[slot] = grad
+    back = [got.q, plus(t, got.k, new_k), plus(t, got.v, new_v)]
+    grads = {**_take_pasts(t, pasts, back, 6), **dict(enumerate(back))}
     for slot, rank in enumerate(ranks):
         grads[slot] = together(t, grads[slot]) if rank == 3 else grads[slot]
     if 3 in need:
@@ -219,10 +222,9 @@ def group_query(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) ->
     added = (node.inputs[10], unseen) if node.has(10) else (unseen,)
     scale = float(node.attr("scale", 0.0)) or 1 / sqrt(width)
     got = attend(t, ByHead(q, k, v, heads, groups, scale, added), apart(t, out, heads))
-    grads, back = {}, [got.q, got.k, got.v]
-    for slot, (past, new) in enumerate(zip(pasts, (new_k, new_v), strict=True), 1):
-        if past:
-            grads[slot + 2], back[slot] = parted(t, past, back[slot])
+    back = [got.q, got.k, got.v]
+    grads = _take_pasts(t, pasts, back, 3)
+    for slot, new in enumerate((new_k, new_v), 1):
         if new:
             back[slot] = t.op("Add", back[slot], _taken(t, new, before, q))
     if turns is not None:

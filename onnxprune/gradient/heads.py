@@ -79,17 +79,25 @@ def _repeated(t: Tape, value: str, given: ByHead) -> str:
         return value
     times = t.ints_const([1, 1, given.heads // given.groups, 1, 1])
     by_head = t.op("Expand", t.unsqueeze(value, [2]), times)
-    width = t.op("Slice", t.op("Shape", value), *(t.ints_const([n]) for n in (3, 4)))
-    return t.reshape(by_head, t.op("Concat", t.ints_const([0, given.heads, -1]), width, axis=0))
+    return _regrouped(t, by_head, [0, given.heads, -1], value)
 
 
 def _summed(t: Tape, value: str, given: ByHead) -> str:
     """Add up what the heads of queries give to the keys or values that they share."""
     if given.heads == given.groups:
         return value
-    width = t.op("Slice", t.op("Shape", value), *(t.ints_const([n]) for n in (3, 4)))
-    shared = t.ints_const([0, given.groups, given.heads // given.groups, -1])
-    return t.reduce("ReduceSum", t.reshape(value, t.op("Concat", shared, width, axis=0)), [2], keep=False)
+    shared = _regrouped(t, value, [0, given.groups, given.heads // given.groups, -1], value)
+    return t.reduce("ReduceSum", shared, [2], keep=False)
+
+
+def _regrouped(t: Tape, value: str, shape: list[int], like: str) -> str:
+    """Give a value another shape but for its last axis, which is that of ``like``."""
+    return t.reshape(value, t.op("Concat", t.ints_const(shape), _size(t, like, 3), axis=0))
+
+
+def _size(t: Tape, value: str, axis: int) -> str:
+    """The size of one axis, as a list of one."""
+    return t.op("Slice", t.op("Shape", value), *(t.ints_const([n]) for n in (axis, axis + 1)))
 
 
 def apart(t: Tape, value: str, heads: int) -> str:
@@ -104,7 +112,7 @@ def together(t: Tape, value: str) -> str:
 
 def length_of(t: Tape, value: str) -> str:
     """Number of positions of [B, H, T, d], as a list of one."""
-    return t.op("Slice", t.op("Shape", value), *(t.ints_const([n]) for n in (2, 3)))
+    return _size(t, value, 2)
 
 
 def places_of(t: Tape, value: str) -> str:

@@ -13,6 +13,7 @@ from onnxprune.model import Model
 from onnxprune.runtime.session import open_session
 
 STEP = 3e-4
+MS = "com.microsoft"
 
 
 def model(
@@ -129,6 +130,21 @@ def positive(*shape: int) -> np.ndarray:
 
 def node(op: str, *inputs: str, out: str = "y", **attrs: object) -> onnx.NodeProto:
     return helper.make_node(op, list(inputs), [out], **attrs)
+
+
+def ms(op: str, *inputs: str, outputs: tuple[str, ...] = ("y",), **attrs: object) -> onnx.NodeProto:
+    """A node of onnxruntime's own domain."""
+    return helper.make_node(op, list(inputs), list(outputs), domain=MS, **attrs)
+
+
+def fused(
+    nodes: Nodes, feeds: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray] | None = None,
+    opset: int = 18, free: bool = False,
+) -> onnx.ModelProto:  # fmt: skip
+    """A model that may have nodes of onnxruntime's own domain."""
+    proto = model(nodes, feeds, weights, opset=opset, free=free)
+    proto.opset_import.append(helper.make_opsetid(MS, 1))
+    return proto
 
 
 def i64(*values: int) -> np.ndarray:

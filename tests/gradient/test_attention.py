@@ -1,6 +1,6 @@
 """Gradients of fused attention and of rotations, by differences or beside the same written in plain ops."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import sqrt
 
 import numpy as np
@@ -10,23 +10,12 @@ from onnx import helper
 
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime.session import open_session
-from tests.gradient.finite import disagreement, gradients, i64, model, node, normal
+from tests.gradient.finite import disagreement, fused, gradients, i64, model, ms, node, normal
 
 CLOSE = 2e-4
 B, S, T, H, G, D, V = 2, 3, 4, 4, 2, 4, 6
-MS = "com.microsoft"
 Feeds = dict[str, np.ndarray]
 Nodes = list[onnx.NodeProto]
-
-
-def ms(op: str, *inputs: str, outputs: tuple[str, ...] = ("y",), **attrs: object) -> onnx.NodeProto:
-    return helper.make_node(op, list(inputs), list(outputs), domain=MS, **attrs)
-
-
-def fused(nodes: Nodes, feeds: Mapping[str, np.ndarray], weights: Feeds | None = None) -> onnx.ModelProto:
-    proto = model(nodes, feeds, weights, opset=18, free=False)
-    proto.opset_import.append(helper.make_opsetid(MS, 1))
-    return proto
 
 
 def apart(name: str, out: str, heads: int) -> Nodes:

@@ -3,12 +3,10 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
 
-from tests.gradient.finite import X, disagreement, gradients, i64, model, node, normal
+from tests.gradient.finite import X, disagreement, fused, gradients, i64, model, ms, node, normal
 
 CLOSE = 2e-4
-MS = "com.microsoft"
 Nodes = list[onnx.NodeProto]
 
 
@@ -40,10 +38,6 @@ def test_groups_of_channels(opset: int, scales: int) -> None:
     feeds, weights = {"x": normal(3, 6, 4)}, {"s": normal(scales), "b": normal(scales)}
     proto = model([node("GroupNormalization", "x", "s", "b", num_groups=2)], feeds, weights, opset=opset)
     assert disagreement(proto, feeds, ["x", "s", "b"]) < 5 * CLOSE  # the reference computes it in float32
-
-
-def ms(op: str, *inputs: str, outputs: tuple[str, ...] = ("y",), **attrs: object) -> onnx.NodeProto:
-    return helper.make_node(op, list(inputs), list(outputs), domain=MS, **attrs)
 
 
 SUM = [node("Add", "x", "z", out="xz"), node("Add", "xz", "b", out="t")]
@@ -93,9 +87,7 @@ def test_forms_of_onnxruntime(name: str) -> None:
                "steep": np.float32(1.5)}  # fmt: skip
     seed, got = normal(3, 4, 5), []
     for nodes in (one, two):
-        proto = model(nodes, feeds, weights, opset=20)
-        proto.opset_import.append(helper.make_opsetid(MS, 1))
-        got.append(gradients(proto, feeds, wanted, seed))
+        got.append(gradients(fused(nodes, feeds, weights, opset=20, free=True), feeds, wanted, seed))
     for key in wanted:
         assert np.abs(got[1][key]).max() > 1e-3
         np.testing.assert_allclose(got[0][key], got[1][key], atol=3e-5)
@@ -119,8 +111,7 @@ def test_products_of_turned_operands(turns: tuple[int, int], weight: bool) -> No
     two += [node("MatMul", *names, out="p"), node("Mul", "p", "half")]
     seed, got = normal(2, 3, 5), []
     for nodes in (one, two):
-        proto = model(nodes, feeds, {**weights, "half": np.float32(0.5)}, opset=20)
-        proto.opset_import.append(helper.make_opsetid(MS, 1))
+        proto = fused(nodes, feeds, {**weights, "half": np.float32(0.5)}, opset=20, free=True)
         got.append(gradients(proto, feeds, ["x", "w"], seed))
     for key in ("x", "w"):
         np.testing.assert_allclose(got[0][key], got[1][key], atol=2e-5)

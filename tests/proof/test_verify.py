@@ -49,6 +49,13 @@ def cut(proto: onnx.ModelProto, *, share: float = 0.5, **options: bool) -> tuple
     return analysis, dead, rewrite(model, analysis.coupling, analysis.tracer, dead, analysis.other_values())
 
 
+def spoil(model: Model, name: str) -> None:
+    """Change what one channel of a weight is, in place."""
+    wrong = model.weight(name).copy()
+    wrong[0] += 0.1
+    model.put(name, wrong)
+
+
 def proved(proto: onnx.ModelProto, **options: bool) -> Verification:
     analysis, dead, rewritten = cut(proto, **options)
     assert rewritten.cuts
@@ -83,9 +90,7 @@ def test_masks_have_an_effect_and_an_empty_cut_has_none() -> None:
 @pytest.mark.parametrize("name", ["w1", "b1", "w2", "b2"])
 def test_one_wrong_value_fails(name: str) -> None:
     analysis, dead, rewritten = cut(convs())
-    wrong = rewritten.model.weight(name).copy()
-    wrong[0] += 0.1
-    rewritten.model.put(name, wrong)
+    spoil(rewritten.model, name)
     found = verify(analysis, dead, rewritten.model)
     assert found.status == "failed"
     assert "law 1" in found.failures[0]
@@ -201,9 +206,7 @@ def test_outputs_that_say_nothing_are_not_trusted(last: Nodes) -> None:
     assert found.passed, "tensors inside say something"
     assert any("inside" in note for note in found.notes)
     assert any("'y' says nothing" in note for note in found.notes)
-    wrong = rewritten.model.weight("w2").copy()
-    wrong[0] += 0.1
-    rewritten.model.put("w2", wrong)
+    spoil(rewritten.model, "w2")
     assert verify(analysis, dead, rewritten.model).status == "failed"
 
 
@@ -222,9 +225,7 @@ def test_what_is_in_front_of_many_empty_tensors_is_compared() -> None:
     found = verify(analysis, dead, rewritten.model)
     assert found.passed, found.notes
     assert "'y' says nothing: it is empty" in found.notes
-    wrong = rewritten.model.weight("w2").copy()
-    wrong[0] += 0.1
-    rewritten.model.put("w2", wrong)
+    spoil(rewritten.model, "w2")
     assert verify(analysis, dead, rewritten.model).status == "failed"
 
 
@@ -246,9 +247,7 @@ def test_each_way_to_an_empty_output_is_compared() -> None:
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros(2, bool), "picks"))
     analysis, dead, rewritten = cut(proto)
     assert verify(analysis, dead, rewritten.model).passed
-    wrong = rewritten.model.weight("w3").copy()
-    wrong[0] += 0.1
-    rewritten.model.put("w3", wrong)
+    spoil(rewritten.model, "w3")
     assert verify(analysis, dead, rewritten.model).status == "failed"
 
 
