@@ -86,7 +86,11 @@ def rivals(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "--calib",
                 str(plain_samples),
             ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+            except subprocess.TimeoutExpired:
+                lines.append({"sparsity": sparsity, "refused": "15 minutes weren't enough"})
+                continue
             if done.returncode:
                 lines.append({"sparsity": sparsity, "refused": done.stderr.strip().splitlines()[-1:]})
                 continue
