@@ -178,7 +178,10 @@ def deep(form: str) -> onnx.ModelProto:
     quantiser = Quantiser(b, form)
     y = b.op("Relu", [quantiser.linear("x", "up", WIDTH, INNER)], "relu1")
     y = b.op("Relu", [quantiser.linear(y, "middle", INNER, INNER)], "relu2")
-    return b.model({"x": ["N", WIDTH]}, quantiser.linear(y, "down", INNER, OUT), 21)
+    model = b.model({"x": ["N", WIDTH]}, quantiser.linear(y, "down", INNER, OUT), 21, "com.microsoft")
+    model.ir_version = IR
+    del model.graph.value_info[:]
+    return model
 
 
 def attending(form: str, *, rank: int = 0, crossed: bool = False) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.files.protowalk import subgraphs
 from onnxprune.model import Model
 
-__all__ = ["DOUBLE", "HALF", "has_halves", "too_large", "widen"]
+__all__ = ["DOUBLE", "HALF", "MOST", "has_halves", "too_large", "widen"]
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 DOUBLE = (TensorProto.DOUBLE,)

@@ -172,6 +172,8 @@ class FloatLayer:
         Where the node has one whose scale is none of the graph's.
     clipped : bool
         Whether ``y`` is clipped to integers.
+    plain : str
+        The op of floats that computes ``y`` from ``x`` but for rounding, where the node isn't one.
     """
 
     view: View
@@ -181,6 +183,7 @@ class FloatLayer:
     end: int
     bias: Codec | None = None
     clipped: bool = False
+    plain: str = ""
 
 
 def as_floats(around: Around, number: int) -> FloatLayer | None:
@@ -302,7 +305,9 @@ def _integer_layer(
         return None
     x = (node if source is None else source).inputs[0]
     view = _plain_view(node, node.shape(0), dims)
-    return None if view is None or x in around.model else FloatLayer(_rounding(view), codec, x, y, end)
+    if view is None or x in around.model:
+        return None
+    return FloatLayer(_rounding(view), codec, x, y, end, plain=_PLAIN[node.op])
 
 
 def _blocks(around: Around, number: int, node: Node) -> FloatLayer | None:
@@ -332,7 +337,7 @@ def _blocks(around: Around, number: int, node: Node) -> FloatLayer | None:
         pack=lambda matrices: plain.pack(matrices).T.reshape(rows, width // size, size),
         bias_slot=5 if node.has(5) else -1,
     )
-    return FloatLayer(view, codec, node.inputs[0], node.outputs[0], number)
+    return FloatLayer(view, codec, node.inputs[0], node.outputs[0], number, plain=_PLAIN[node.op])
 
 
 def _clipped(around: Around, number: int, node: Node) -> FloatLayer | None:

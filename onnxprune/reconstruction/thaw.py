@@ -1,7 +1,8 @@
-"""A quantised model as floats, for descent: weights behind DequantizeLinear become floats that know their grid.
+"""A quantised model as floats, for descent: its weights become floats that know their grid.
 
-What stands between two layers as QuantizeLinear and DequantizeLinear is, but for its rounding, a Clip to the ends of
-its type,
+Weights lie behind DequantizeLinear, or in a product that takes integers or blocks (MatMulNBits, and MatMulInteger with
+what stands around it), which becomes the MatMul or Conv of floats that it rounds. What stands between two layers as
+QuantizeLinear and DequantizeLinear is, but for its rounding, a Clip to the ends of its type,
 
     x' = clip(x, (low - z) s, (high - z) s),
 
@@ -15,8 +16,9 @@ Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons",
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,15 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.coupling import Applied
 from onnxprune.graph.known import opsets_of
-from onnxprune.graph.live import needed, remove
+from onnxprune.graph.live import names_of, needed, remove
+from onnxprune.graph.widen import MOST
 from onnxprune.model import Model
 from onnxprune.ops import Node
 from onnxprune.reconstruction.layers import around, sites
-from onnxprune.reconstruction.seen import Around, weight_slot
-from onnxprune.reconstruction.stored import INTEGERS, Codec
+from onnxprune.reconstruction.seen import Around, FloatLayer, as_floats, weight_slot
+from onnxprune.reconstruction.stored import INTEGERS, Codec, Packed
 
 __all__ = ["OnGrid", "Thawed", "thawed"]
 
@@ -47,22 +51,30 @@ class OnGrid:
     ----------
     codec : Codec
     order : tuple of int
-        In which its axes arrive.
+        In which its axes arrive; one less than those of blocks, which are put together first.
     """
 
     codec: Codec
     order: tuple[int, ...]
 
+    def read(self, model: Model) -> Array:
+        """Return a weight of a quantised model as floats."""
+        return self._arriving(self.codec.read(model)).astype(np.float32)
+
     def nearest(self, model: Model, value: Array) -> Array:
         """Return the nearest values that can be stored."""
         grid = self.codec.grid(model)
         assert grid is not None
-        moved = grid.through(lambda array: array.transpose(self.order))
-        return moved.nearest(np.asarray(value, np.float64)).astype(value.dtype)
+        return grid.through(self._arriving).nearest(np.asarray(value, np.float64)).astype(value.dtype)
 
     def write(self, model: Model, value: Array) -> None:
         """Put a float into a quantised model."""
-        self.codec.write(model, np.asarray(value).transpose(np.argsort(self.order)))
+        stored = np.asarray(value).transpose(np.argsort(self.order))
+        self.codec.write(model, stored.reshape(self.codec.shape(model)))
+
+    def _arriving(self, stored: Array) -> Array:
+        rank = len(self.order)
+        return stored.reshape(*stored.shape[: rank - 1], -1).transpose(self.order)
 
 
 @dataclass(frozen=True)
@@ -91,49 +103,103 @@ class Thawed:
 
 
 def thawed(analysis: Analysis) -> Thawed | None:
-    """Return a model of floats; None where no layer has a quantised weight behind DequantizeLinear.
+    """Return a model of floats; None where no layer has a quantised weight that can be a float, or they are too large.
 
     Parameters
     ----------
     analysis : Analysis
         Of the quantised model.
     """
-    graph, frozen = around(analysis), dict[str, OnGrid]()
+    graph, frozen, products = around(analysis), dict[str, OnGrid](), list[_Product]()
     for site in sites(analysis):
-        node = graph.nodes[site.number].node
+        applied = graph.nodes[site.number]
+        node = applied.node
+        if len(site.uses) > 1 or analysis.tracer.types.get(site.y, (0, None))[0] != TensorProto.FLOAT:
+            continue
+        seen = as_floats(graph, site.number)
+        if seen is not None and seen.plain:
+            name = _free(analysis.model, f"{site.weight}/floats")
+            order = (
+                range(2)[::-1]
+                if isinstance(seen.codec, Packed)
+                else range(len(seen.codec.shape(analysis.model)))
+            )
+            frozen[name] = OnGrid(seen.codec, tuple(order))
+            products.append(_Product(seen, applied, name))
+            continue
         names = [node.inputs[weight_slot(node)]]
         if site.adder is not None and site.own:
             names.append(graph.nodes[site.adder[0]].node.inputs[site.adder[1]])
-        for name in names if len(site.uses) == 1 else ():
+        for name in names:
             stored = None if name in analysis.model else graph.constant(name)
             plain = analysis.tracer.types.get(name, (0, None))[0] == TensorProto.FLOAT
             if stored is not None and not stored[0].exact and plain:
                 frozen[name] = OnGrid(*stored)
-    if not frozen or opsets_of(analysis.model).get("", 0) < CLIP:
+    large = sum(prod(one.codec.shape(analysis.model)) for one in frozen.values()) * 4 > MOST
+    if not frozen or large or opsets_of(analysis.model).get("", 0) < CLIP:
         return None
-    return Thawed(_as_floats(analysis.model, graph, frozen), frozen, analysis.model)
+    return Thawed(_as_floats(analysis.model, graph, frozen, products), frozen, analysis.model)
 
 
-def _as_floats(model: Model, graph: Around, frozen: Mapping[str, OnGrid]) -> Model:
+@dataclass(frozen=True)
+class _Product:
+    """A product of integers or blocks that becomes one of floats.
+
+    Attributes
+    ----------
+    seen : FloatLayer
+    applied : Applied
+    weight : str
+        The floats.
+    """
+
+    seen: FloatLayer
+    applied: Applied
+    weight: str
+
+    def nodes(self) -> list[NodeProto]:
+        """Return the nodes of floats; a bias that the product takes itself is added behind it."""
+        seen, node, slot = self.seen, self.applied.node, self.seen.view.bias_slot
+        bias = node.inputs[slot] if slot >= 0 and node.has(slot) else ""
+        y = f"{self.weight}/product" if bias else seen.y
+        made = [helper.make_node(seen.plain, [seen.x, self.weight], [y], name=node.name)]
+        if seen.plain == "Conv":
+            made[0].attribute.extend(self.applied.proto.attribute)
+        return [*made, helper.make_node("Add", [y, bias], [seen.y])] if bias else made
+
+
+def _free(model: Model, name: str) -> str:
+    """Return a name that no tensor has."""
+    taken = names_of(model)
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _as_floats(
+    model: Model, graph: Around, frozen: Mapping[str, OnGrid], products: Sequence[_Product]
+) -> Model:
     fork, before = model.fork(), needed(model)
-    made = {number: pair for number, pair in ((graph.maker[n], n) for n in _rounded(graph)) if pair}
-    gone = {graph.maker[name] for name in frozen}
+    made = {
+        graph.maker[name]: [_clip(fork, graph, graph.nodes[graph.maker[name]].node)]
+        for name in _rounded(graph)
+    }
+    made |= {product.seen.end: product.nodes() for product in products}
+    gone = {graph.maker[name] for name in frozen if name in graph.maker}
     nodes: list[NodeProto] = []
     proto = fork.proto.graph
     for number, index in enumerate(fork.order):
-        node = NodeProto.FromString(proto.node[index].SerializeToString())
-        if number in gone:
-            continue
         if number in made:
-            node = _clip(fork, graph, graph.nodes[number].node)
-        nodes.append(node)
+            nodes += made[number]
+        elif number not in gone:
+            nodes.append(NodeProto.FromString(proto.node[index].SerializeToString()))
     del proto.node[:]
     proto.node.extend(nodes)
     for name in frozen:
         proto.initializer.add(name=name)
     fork.refresh()
     for name, one in frozen.items():
-        fork.put(name, one.codec.read(model).transpose(one.order).astype(np.float32))
+        fork.put(name, one.read(model))
     remove(fork, before - needed(fork) - frozen.keys())
     return fork
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from quantised_models import WIDTH, deep
+from quantised_models import FORMS, WIDTH, deep
 from small_models import Builder
 
 import onnxprune
@@ -21,13 +21,13 @@ def outputs(model, x):
     return open_session(model).run({"x": x})
 
 
-@pytest.mark.parametrize("form", ["qdq", "transposed", "trained"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_thawed_model_computes_the_same_but_for_rounding(form):
     model = deep(form)
     analysis = analyse(Model.load(model), input_shapes={"x": (4, WIDTH)})
     found = thawed(analysis)
     assert len(found.frozen) == 3
-    assert not [n for n in found.model.proto.graph.node if "Quantize" in n.op_type]
+    assert {n.op_type for n in found.model.proto.graph.node} <= {"MatMul", "Add", "Relu", "Clip", "Transpose"}
     wanted, made = (next(iter(outputs(m, samples(50)).values())) for m in (model, found.model))
     assert np.abs(wanted - made).max() < 0.1 * np.abs(wanted).max()
     weights = {n: np.array(found.model.weight(n)) for n in found.frozen}
@@ -49,9 +49,18 @@ def test_nothing_is_thawed_where_nothing_is_quantised():
     assert thawed(analyse(Model.load(model), input_shapes={"x": (4, WIDTH)})) is None
 
 
-@pytest.mark.parametrize("recover", ["blocks", "distill"])
-def test_layers_go_down_together_on_their_grid(recover, tmp_path):
-    onnx.save(deep("qdq"), tmp_path / "m.onnx")
+@pytest.mark.parametrize(
+    ("form", "recover"),
+    [
+        ("qdq", "blocks"),
+        ("qdq", "distill"),
+        ("dynamic", "blocks"),
+        ("to_float", "distill"),
+        ("nbits", "blocks"),
+    ],
+)
+def test_layers_go_down_together_on_their_grid(form, recover, tmp_path):
+    onnx.save(deep(form), tmp_path / "m.onnx")
     errors, fresh = {}, samples(500, 9)
     for how in ("lstsq", recover):
         out = tmp_path / f"{how}.onnx"
@@ -68,5 +77,6 @@ def test_layers_go_down_together_on_their_grid(recover, tmp_path):
     assert np.array_equal(
         first.weight("down_scale"), after.weight("down_scale")
     )  # those that least squares left
-    assert after.weight("down_q").dtype == np.int8
+    assert after.weight("down_q").dtype == (np.uint8 if form == "nbits" else np.int8)
+    assert {n.op_type for n in after.proto.graph.node} == {n.op_type for n in first.proto.graph.node}
     assert not np.array_equal(first.weight("down_q"), after.weight("down_q"))
