@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from onnxprune.gradient.tape import NoGradient, Tape
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 
-__all__ = ["Classes", "LossModel", "loss_model", "part_model"]
+__all__ = ["Classes", "LossModel", "Spread", "loss_model", "part_model", "weighed"]
 
+#: Squares that are smaller than this beside larger ones are what rounding leaves of nothing: of sums, and of tensors.
+SUMS, TENSORS = 1e-9, 1e-12
 LOSS, VALID = "onnxprune/loss", "onnxprune/valid"
 
 
@@ -58,6 +61,34 @@ class Classes:
 
     axis: int
     factor: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a goal's values are like: how far they lie from their mean and from zero, squared, and how many there are.
+
+    All three for one sample.
+    """
+
+    variance: float
+    square: float
+    entries: float
+
+
+def weighed(spreads: Mapping[str, Spread]) -> dict[str, float]:
+    """Return what the squared distance of each goal is multiplied by, so that their sum is relative, for each sample.
+
+    Goals that never vary but for rounding aren't there, such as the mean of what a norm has centred.
+    """
+    most = max(
+        (s.square / s.entries for s in spreads.values() if s.entries and isfinite(s.square)), default=0.0
+    )
+    real = {
+        name: s.variance
+        for name, s in spreads.items()
+        if isfinite(s.variance) and s.variance > SUMS * s.square and s.square > TENSORS * most * s.entries
+    }
+    return {name: 1 / (variance * len(real)) for name, variance in real.items()}
 
 
 def loss_model(

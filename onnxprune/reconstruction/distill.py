@@ -31,7 +31,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.files.bodies import DOMAIN
-from onnxprune.gradient.loss import Classes, LossModel, loss_model
+from onnxprune.gradient.loss import Classes, LossModel, Spread, loss_model, weighed
 from onnxprune.gradient.tape import float_type
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
@@ -265,7 +265,7 @@ class _Survey:
     def factors(self) -> tuple[dict[str, float], list[str]]:
         """Return what the squared distance of each goal is multiplied by, and the goals that masks cover."""
         sums: dict[str, Array] = {}
-        squares = dict.fromkeys(self.goals, 0.0)
+        squares, entries = dict.fromkeys(self.goals, 0.0), dict.fromkeys(self.goals, 0)
         lengths: dict[str, int] = dict.fromkeys(self.goals, 0)
         masked, total = set(self.goals), self.samples.count
         runs = stream_of(self.beside.original.model, self.samples).each(self.goals)
@@ -278,20 +278,19 @@ class _Survey:
                     goal = goal[valid]
                 lengths[name] += len(goal) if goal.ndim else 1
                 squares[name] += float(np.square(goal).sum())
+                entries[name] += goal.size
                 rows = goal.sum(axis=0)
                 if name in sums and sums[name].shape != rows.shape:
                     sums[name] = np.zeros(())
                 elif name not in sums or sums[name].ndim == rows.ndim:
                     sums[name] = sums.get(name, 0.0) + rows
-        found = {}
+        spreads = {}
         for name in self.goals:
             mean = float(np.square(sums[name]).sum()) / max(lengths[name], 1)
-            variance = (squares[name] - mean) / total
-            if isfinite(variance) and variance > 1e-9 * squares[name] / total:
-                found[name] = 1 / variance
-        return {n: f / len(found) for n, f in found.items()}, [
-            n for n in self.goals if n in masked and n in found
-        ]
+            square = squares[name] / total
+            spreads[name] = Spread(square - mean / total, square, entries[name] / total)
+        found = weighed(spreads)
+        return found, [n for n in self.goals if n in masked and n in found]
 
     def bases(self, layers: Sequence[Site], start: dict[str, Array], seed: int) -> dict[str, Basis]:
         """Return the coordinates of the layers' weights, from what they read now."""

@@ -27,7 +27,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.files.bodies import DOMAIN, body_of
-from onnxprune.gradient.loss import LossModel, loss_model, part_model
+from onnxprune.gradient.loss import LossModel, Spread, loss_model, part_model, weighed
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
 from onnxprune.graph.size import macs_of_run
@@ -298,14 +298,13 @@ def _factors(
     masked: Sequence[str],
     samples: int,
 ) -> dict[str, float]:
-    """Return what the squared distance of each goal is multiplied by: it is then relative, and for each sample."""
+    """Return what the squared distance of each goal is multiplied by, see `weighed`."""
     found = {}
     for name in names:
         arrays = [np.asarray(batch[name], np.float64) for batch in goals]
         if name in masked:
             arrays = [a[v] for a, v in zip(arrays, valid, strict=True)]
         mean = sum(a.sum(axis=0) for a in arrays) / sum(len(a) for a in arrays) if alike(arrays) else 0.0
-        variance = sum(float(np.square(a - mean).sum()) for a in arrays) / samples
-        if variance > 0:
-            found[name] = 1 / variance
-    return {name: factor / len(found) for name, factor in found.items()}
+        variance, square = (sum(float(np.square(a - at).sum()) for a in arrays) for at in (mean, 0.0))
+        found[name] = Spread(variance / samples, square / samples, sum(a.size for a in arrays) / samples)
+    return weighed(found)
