@@ -34,7 +34,7 @@ from onnxprune.model import Model
 from onnxprune.ops import Node
 from onnxprune.reconstruction.layers import around, sites
 from onnxprune.reconstruction.seen import Around, FloatLayer, as_floats, weight_slot
-from onnxprune.reconstruction.stored import INTEGERS, Codec, Packed
+from onnxprune.reconstruction.stored import INTEGERS, Codec, Packed, Quantised
 
 __all__ = ["OnGrid", "Thawed", "thawed"]
 
@@ -185,6 +185,7 @@ def _as_floats(
         for name in _rounded(graph)
     }
     made |= {product.seen.end: product.nodes() for product in products}
+    made |= {number: [_attention(fork, graph, graph.nodes[number])] for number in _attentions(graph)}
     gone = {graph.maker[name] for name in frozen if name in graph.maker}
     nodes: list[NodeProto] = []
     proto = fork.proto.graph
@@ -227,3 +228,33 @@ def _clip(model: Model, graph: Around, node: Node) -> NodeProto:
     low, high = INTEGERS[graph.model.info(node.inputs[2]).elem_type]
     ends = [model.add(f"{node.outputs[0]}/{e}", np.float32((e - zero) * scale)) for e in (low, high)]
     return helper.make_node("Clip", [source.inputs[0], *ends], [node.outputs[0]], name=node.name)
+
+
+def _attentions(graph: Around) -> list[int]:
+    """Return the positions of fused attention over integers whose input DynamicQuantizeLinear rounds."""
+    found = []
+    for number, applied in enumerate(graph.nodes):
+        node = applied.node
+        source = graph.made_by(node.inputs[0], "DynamicQuantizeLinear") if node.op == "QAttention" else None
+        if source is None or not graph.known(_attention_weight(node)):
+            continue
+        if source.outputs[1:] == tuple(node.inputs[slot] for slot in (3, 6) if node.has(slot)):
+            found.append(number)
+    return found
+
+
+def _attention_weight(node: Node) -> Quantised:
+    return Quantised(node.inputs[1], node.inputs[4], node.inputs[7] if node.has(7) else "", 1)
+
+
+def _attention(model: Model, graph: Around, applied: Applied) -> NodeProto:
+    """Return the attention of floats; its weight isn't moved."""
+    node = applied.node
+    source = graph.made_by(node.inputs[0], "DynamicQuantizeLinear")
+    assert source is not None
+    floats = _attention_weight(node).read(graph.model).astype(np.float32)
+    mask, past = (node.inputs[slot] if node.has(slot) else "" for slot in (5, 8))
+    inputs = [source.inputs[0], model.add(f"{node.inputs[1]}/floats", floats), node.inputs[2], mask, past]
+    made = helper.make_node("Attention", inputs, node.outputs, name=node.name, domain=node.domain)
+    made.attribute.extend(applied.proto.attribute)
+    return made

@@ -3,12 +3,14 @@
 import numpy as np
 import onnx
 import pytest
-from quantised_models import FORMS, WIDTH, deep
+from onnx import TensorProto, helper
+from quantised_models import FORMS, OUT, WIDTH, Quantiser, deep
 from small_models import Builder
 
 import onnxprune
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
+from onnxprune.reconstruction import thaw
 from onnxprune.reconstruction.thaw import thawed
 from onnxprune.runtime.session import open_session
 
@@ -80,3 +82,48 @@ def test_layers_go_down_together_on_their_grid(form, recover, tmp_path):
     assert after.weight("down_q").dtype == (np.uint8 if form == "nbits" else np.int8)
     assert {n.op_type for n in after.proto.graph.node} == {n.op_type for n in first.proto.graph.node}
     assert not np.array_equal(first.weight("down_q"), after.weight("down_q"))
+
+
+def convolved_dynamically() -> onnx.ModelProto:
+    """ConvInteger between two products of dynamic int8."""
+    b = Builder(3)
+    numbers = Quantiser(b, "dynamic").numbers
+    q, scale, zero = numbers("conv", b.rng.normal(size=(6, 4, 3, 3)).astype(np.float32), None)
+    b.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"]))
+    y = b.op("ConvInteger", ["xq", q, "xz", zero], "conv", pads=[1] * 4, strides=[2, 2])
+    y = b.op("Cast", [y], "cast", to=TensorProto.FLOAT)
+    return b.model({"x": ["N", 4, 8, 8]}, b.op("Mul", [y, b.op("Mul", ["xs", scale], "scales")], "mul"))
+
+
+def attending_in_integers() -> onnx.ModelProto:
+    """QAttention, and a layer of dynamic int8 behind it."""
+    b = Builder(3)
+    quantiser = Quantiser(b, "dynamic")
+    w, scale, zero = quantiser.numbers("qkv", b.rng.normal(size=(WIDTH, 3 * WIDTH)).astype(np.float32) / 9, 1)
+    b.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"]))
+    inputs = ["xq", w, b.weight("qkv_b", 3 * WIDTH), "xs", scale, "", "xz", zero]
+    y = b.op("QAttention", inputs, "attention", domain="com.microsoft", num_heads=2)
+    model = b.model({"x": ["N", 5, WIDTH]}, quantiser.linear(y, "down", WIDTH, OUT), 17, "com.microsoft")
+    del model.graph.value_info[:]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "ops"),
+    [
+        (convolved_dynamically(), (20, 4, 8, 8), {"Conv"}),
+        (attending_in_integers(), (20, 5, WIDTH), {"Attention", "MatMul", "Add"}),
+    ],
+)
+def test_convolutions_and_attention_of_integers_become_those_of_floats(model, shape, ops):
+    found = thawed(analyse(Model.load(model), input_shapes={"x": (4, *shape[1:])}))
+    assert {n.op_type for n in found.model.proto.graph.node} == ops
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    wanted, made = (next(iter(outputs(m, x).values())) for m in (model, found.model))
+    assert 0 < np.abs(wanted - made).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_a_model_too_large_as_floats_isn_t_thawed(monkeypatch):
+    analysis = analyse(Model.load(deep("nbits")), input_shapes={"x": (4, WIDTH)})
+    monkeypatch.setattr(thaw, "MOST", 1000)
+    assert thawed(analysis) is None
