@@ -38,7 +38,8 @@ from onnxprune.graph.kept import Masks
 from onnxprune.reconstruction.beside import Beside, covers, in_units, mixable
 from onnxprune.reconstruction.descent import Basis, Taught, Teacher, descend
 from onnxprune.reconstruction.evidence import HELD, positions_of
-from onnxprune.reconstruction.layers import Site, sites
+from onnxprune.reconstruction.inner import with_inner
+from onnxprune.reconstruction.layers import Site
 from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.pictures import admitted
 from onnxprune.reconstruction.reconstruct import SegmentReport
@@ -117,13 +118,13 @@ def distill(
         What the original doesn't say.
     """
     beside = Beside.of(fitted, original, dead, in_units(samples))
-    report = SegmentReport([site.name for site in sites(beside.analysis)])
+    report = SegmentReport([site.name for site in with_inner(beside.analysis)])
     try:
         floats = beside.floats
     except CalibrationError as error:
         report.why = str(error)
         return report
-    layers = sites(floats.analysis)
+    layers = with_inner(floats.analysis)
     if any(a.node.domain == DOMAIN for a in floats.analysis.coupling.nodes):
         report.why = "it holds bodies of If, Loop or Scan"
         return report

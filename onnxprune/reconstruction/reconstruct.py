@@ -35,7 +35,7 @@ from onnxprune.progress import Milestone
 from onnxprune.reconstruction.beside import Beside, alike, covers, in_units, together
 from onnxprune.reconstruction.descent import Basis, Data, descend
 from onnxprune.reconstruction.evidence import HELD, WIDE, positions_of
-from onnxprune.reconstruction.layers import sites
+from onnxprune.reconstruction.inner import is_inner, with_inner
 from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.room import TOGETHER, abreast
 from onnxprune.reconstruction.segments import Segment, segments
@@ -98,10 +98,9 @@ def reconstruct(
     try:
         floats = beside.floats
     except CalibrationError as error:
-        layers = [site for site in sites(beside.analysis) if not site.chosen]
         return [
             SegmentReport([site.name for site in part.sites], why=str(error))
-            for part in segments(beside.analysis, layers)
+            for part in _parts(beside.analysis)
         ]
     work = _Work(floats, pace or Pace(), seed, say)
     found = work.run()
@@ -138,7 +137,7 @@ class _Work:
     def run(self) -> list[SegmentReport]:
         """Fit all segments in order."""
         self.analysis = self.beside.analysis
-        parts = segments(self.analysis, [site for site in sites(self.analysis) if not site.chosen])
+        parts = _parts(self.analysis)
         each = macs_of_run(self.analysis.coupling) / max(self.samples.counts, default=1)
         pace = self.pace.within(self.samples.count, each)
         if pace is None:
@@ -289,6 +288,16 @@ class _Work:
             x = np.concatenate([batch[site.x] for batch in seen])
             bases[site.weight] = Basis.of(site.view, start[site.weight].shape, x, np.concatenate(rows), seed)
         return bases
+
+
+def _parts(analysis: Analysis) -> list[Segment]:
+    """Return the segments of a model, whose ends layers inside of nodes don't tell, though they belong to them."""
+    layers = [site for site in with_inner(analysis) if not site.chosen]
+    parts = segments(analysis, [site for site in layers if not is_inner(site)])
+    return [
+        replace(part, sites=tuple(site for site in layers if part.first <= site.number < part.end))
+        for part in parts
+    ]
 
 
 def _factors(

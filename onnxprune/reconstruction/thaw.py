@@ -16,7 +16,7 @@ Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons",
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -26,14 +26,13 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.graph.analysis import Analysis
-from onnxprune.graph.coupling import Applied
 from onnxprune.graph.known import opsets_of
 from onnxprune.graph.live import names_of, needed, remove
 from onnxprune.graph.widen import MOST
 from onnxprune.model import Model
 from onnxprune.ops import Node
 from onnxprune.reconstruction.layers import around, sites
-from onnxprune.reconstruction.seen import Around, FloatLayer, as_floats, weight_slot
+from onnxprune.reconstruction.seen import Around, as_floats, weight_slot
 from onnxprune.reconstruction.stored import INTEGERS, Codec, Packed, Quantised
 
 __all__ = ["OnGrid", "Thawed", "thawed"]
@@ -110,22 +109,15 @@ def thawed(analysis: Analysis) -> Thawed | None:
     analysis : Analysis
         Of the quantised model.
     """
-    graph, frozen, products = around(analysis), dict[str, OnGrid](), list[_Product]()
+    graph, frozen, made = around(analysis), dict[str, OnGrid](), dict[int, list[NodeProto]]()
+    floats = [n for n in (_attention(graph, number) for number in range(len(graph.nodes))) if n is not None]
     for site in sites(analysis):
-        applied = graph.nodes[site.number]
-        node = applied.node
+        node = graph.nodes[site.number].node
         if len(site.uses) > 1 or analysis.tracer.types.get(site.y, (0, None))[0] != TensorProto.FLOAT:
             continue
-        seen = as_floats(graph, site.number)
-        if seen is not None and seen.plain:
-            name = _free(analysis.model, f"{site.weight}/floats")
-            order = (
-                range(2)[::-1]
-                if isinstance(seen.codec, Packed)
-                else range(len(seen.codec.shape(analysis.model)))
-            )
-            frozen[name] = OnGrid(seen.codec, tuple(order))
-            products.append(_Product(seen, applied, name))
+        product = _product(graph, site.number)
+        if product is not None:
+            floats.append(product)
             continue
         names = [node.inputs[weight_slot(node)]]
         if site.adder is not None and site.own:
@@ -135,63 +127,96 @@ def thawed(analysis: Analysis) -> Thawed | None:
             plain = analysis.tracer.types.get(name, (0, None))[0] == TensorProto.FLOAT
             if stored is not None and not stored[0].exact and plain:
                 frozen[name] = OnGrid(*stored)
+    suffix, taken = "/floats", names_of(analysis.model)
+    while any(name.endswith(suffix) for name in taken):
+        suffix += "_"
+    for one in floats:
+        name = f"{one.grid.codec.name}{suffix}"
+        frozen[name], made[one.end] = one.grid, one.nodes(name)
     large = sum(prod(one.codec.shape(analysis.model)) for one in frozen.values()) * 4 > MOST
     if not frozen or large or opsets_of(analysis.model).get("", 0) < CLIP:
         return None
-    return Thawed(_as_floats(analysis.model, graph, frozen, products), frozen, analysis.model)
+    return Thawed(_as_floats(analysis.model, graph, frozen, made), frozen, analysis.model)
 
 
 @dataclass(frozen=True)
-class _Product:
-    """A product of integers or blocks that becomes one of floats.
+class _Unrounded:
+    """A node that takes integers or blocks as one of floats.
 
     Attributes
     ----------
-    seen : FloatLayer
-    applied : Applied
-    weight : str
-        The floats.
+    grid : OnGrid
+        Of its weight.
+    end : int
+        Position of the node in whose place it is.
+    plain : NodeProto
+        Without its weight, which is input 1.
+    bias : str
+        Added behind it.
     """
 
-    seen: FloatLayer
-    applied: Applied
-    weight: str
+    grid: OnGrid
+    end: int
+    plain: NodeProto
+    bias: str = ""
 
-    def nodes(self) -> list[NodeProto]:
-        """Return the nodes of floats; a bias that the product takes itself is added behind it."""
-        seen, node, slot = self.seen, self.applied.node, self.seen.view.bias_slot
-        bias = node.inputs[slot] if slot >= 0 and node.has(slot) else ""
-        y = f"{self.weight}/product" if bias else seen.y
-        made = [helper.make_node(seen.plain, [seen.x, self.weight], [y], name=node.name)]
-        if seen.plain == "Conv":
-            made[0].attribute.extend(self.applied.proto.attribute)
-        return [*made, helper.make_node("Add", [y, bias], [seen.y])] if bias else made
+    def nodes(self, weight: str) -> list[NodeProto]:
+        """Return it with its weight, and the Add of its bias."""
+        node = NodeProto.FromString(self.plain.SerializeToString())
+        node.input.insert(1, weight)
+        if not self.bias:
+            return [node]
+        y, node.output[0] = node.output[0], f"{weight}/product"
+        return [node, helper.make_node("Add", [node.output[0], self.bias], [y])]
 
 
-def _free(model: Model, name: str) -> str:
-    """Return a name that no tensor has."""
-    taken = names_of(model)
-    while name in taken:
-        name += "_"
-    return name
+def _product(graph: Around, number: int) -> _Unrounded | None:
+    """Return the MatMul or Conv that a layer rounds; None where it is one."""
+    applied, seen = graph.nodes[number], as_floats(graph, number)
+    if seen is None or not seen.plain:
+        return None
+    node, codec, slot = applied.node, seen.codec, seen.view.bias_slot
+    order = (1, 0) if isinstance(codec, Packed) else tuple(range(len(codec.shape(graph.model))))
+    plain = helper.make_node(seen.plain, [seen.x], [seen.y], name=node.name)
+    if seen.plain == "Conv":
+        plain.attribute.extend(applied.proto.attribute)
+    bias = node.inputs[slot] if slot >= 0 and node.has(slot) else ""
+    return _Unrounded(OnGrid(codec, order), seen.end, plain, bias)
+
+
+def _attention(graph: Around, number: int) -> _Unrounded | None:
+    """Return the Attention that QAttention is where DynamicQuantizeLinear rounds its input."""
+    applied = graph.nodes[number]
+    node = applied.node
+    source = graph.made_by(node.inputs[0], "DynamicQuantizeLinear") if node.op == "QAttention" else None
+    if source is None or source.outputs[1:] != tuple(node.inputs[slot] for slot in (3, 6) if node.has(slot)):
+        return None
+    codec = Quantised(node.inputs[1], node.inputs[4], node.inputs[7] if node.has(7) else "", 1)
+    if not graph.known(codec) or not graph.alone(codec.name):
+        return None
+    rest = [node.inputs[slot] if node.has(slot) else "" for slot in (2, 5, 8)]
+    plain = helper.make_node(
+        "Attention", [source.inputs[0], *rest], node.outputs, node.name, domain=node.domain
+    )
+    plain.attribute.extend(applied.proto.attribute)
+    return _Unrounded(OnGrid(codec, (0, 1)), number, plain)
 
 
 def _as_floats(
-    model: Model, graph: Around, frozen: Mapping[str, OnGrid], products: Sequence[_Product]
+    model: Model, graph: Around, frozen: Mapping[str, OnGrid], made: Mapping[int, list[NodeProto]]
 ) -> Model:
     fork, before = model.fork(), needed(model)
-    made = {
+    clips = {
         graph.maker[name]: [_clip(fork, graph, graph.nodes[graph.maker[name]].node)]
         for name in _rounded(graph)
     }
-    made |= {product.seen.end: product.nodes() for product in products}
-    made |= {number: [_attention(fork, graph, graph.nodes[number])] for number in _attentions(graph)}
     gone = {graph.maker[name] for name in frozen if name in graph.maker}
     nodes: list[NodeProto] = []
     proto = fork.proto.graph
     for number, index in enumerate(fork.order):
-        if number in made:
-            nodes += made[number]
+        found = made.get(number) or clips.get(number)
+        if found is not None:
+            nodes += found
         elif number not in gone:
             nodes.append(NodeProto.FromString(proto.node[index].SerializeToString()))
     del proto.node[:]
@@ -228,33 +253,3 @@ def _clip(model: Model, graph: Around, node: Node) -> NodeProto:
     low, high = INTEGERS[graph.model.info(node.inputs[2]).elem_type]
     ends = [model.add(f"{node.outputs[0]}/{e}", np.float32((e - zero) * scale)) for e in (low, high)]
     return helper.make_node("Clip", [source.inputs[0], *ends], [node.outputs[0]], name=node.name)
-
-
-def _attentions(graph: Around) -> list[int]:
-    """Return the positions of fused attention over integers whose input DynamicQuantizeLinear rounds."""
-    found = []
-    for number, applied in enumerate(graph.nodes):
-        node = applied.node
-        source = graph.made_by(node.inputs[0], "DynamicQuantizeLinear") if node.op == "QAttention" else None
-        if source is None or not graph.known(_attention_weight(node)):
-            continue
-        if source.outputs[1:] == tuple(node.inputs[slot] for slot in (3, 6) if node.has(slot)):
-            found.append(number)
-    return found
-
-
-def _attention_weight(node: Node) -> Quantised:
-    return Quantised(node.inputs[1], node.inputs[4], node.inputs[7] if node.has(7) else "", 1)
-
-
-def _attention(model: Model, graph: Around, applied: Applied) -> NodeProto:
-    """Return the attention of floats; its weight isn't moved."""
-    node = applied.node
-    source = graph.made_by(node.inputs[0], "DynamicQuantizeLinear")
-    assert source is not None
-    floats = _attention_weight(node).read(graph.model).astype(np.float32)
-    mask, past = (node.inputs[slot] if node.has(slot) else "" for slot in (5, 8))
-    inputs = [source.inputs[0], model.add(f"{node.inputs[1]}/floats", floats), node.inputs[2], mask, past]
-    made = helper.make_node("Attention", inputs, node.outputs, name=node.name, domain=node.domain)
-    made.attribute.extend(applied.proto.attribute)
-    return made

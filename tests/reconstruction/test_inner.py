@@ -74,3 +74,21 @@ def test_a_weight_that_is_read_elsewhere_is_none():
     proto.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
     proto.graph.node.append(helper.make_node("ReduceSum", ["qkv"], ["z"], "other"))
     assert not [site for site in with_inner(analyse(Model.load(proto))) if is_inner(site)]
+
+
+@pytest.mark.parametrize("recover", ["blocks", "distill"])
+def test_what_attention_makes_moves_with_the_layers_around_it(recover):
+    proto = model()
+    made = {
+        how: prune(proto, ratio=0.5, calib=samples(400), recover=how, align=1) for how in ("lstsq", recover)
+    }
+    first, after = (Model.load(made[how].model) for how in ("lstsq", recover))
+    told = made[recover].report.calibration
+    (part,) = [told["whole"]] if recover == "distill" else told["segments"]
+    assert "fused" in part["layers"]
+    assert part["after"] < part["before"]
+    assert not np.array_equal(first.weight("qkv"), after.weight("qkv"))
+    fresh = samples(200, 9)
+    dense, *outs = (open_session(m).run(fresh)["y"] for m in (Model.load(proto), first, after))
+    errors = [np.square(out - dense).mean() for out in outs]
+    assert errors[1] < errors[0]
