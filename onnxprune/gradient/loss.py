@@ -18,7 +18,7 @@ from onnxprune.gradient.tape import NoGradient, Tape
 from onnxprune.graph.analysis import Analysis
 from onnxprune.model import Model
 
-__all__ = ["Classes", "LossModel", "Spread", "loss_model", "part_model", "weighed"]
+__all__ = ["Classes", "LossModel", "Variation", "loss_model", "part_model", "weighed"]
 
 #: Squares that are smaller than this beside larger ones are what rounding leaves of nothing: of sums, and of tensors.
 SUMS, TENSORS = 1e-9, 1e-12
@@ -64,7 +64,7 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Variation:
     """What a goal's values are like: how far they lie from their mean and from zero, squared, and how many there are.
 
     All three for one sample.
@@ -75,7 +75,7 @@ class Spread:
     entries: float
 
 
-def weighed(spreads: Mapping[str, Spread]) -> dict[str, float]:
+def weighed(spreads: Mapping[str, Variation]) -> dict[str, float]:
     """Return what the squared distance of each goal is multiplied by, so that their sum is relative, for each sample.
 
     Goals that never vary but for rounding aren't there, such as the mean of what a norm has centred.

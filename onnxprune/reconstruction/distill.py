@@ -31,7 +31,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.files.bodies import DOMAIN
-from onnxprune.gradient.loss import Classes, LossModel, Spread, loss_model, weighed
+from onnxprune.gradient.loss import Classes, LossModel, Variation, loss_model, weighed
 from onnxprune.gradient.tape import float_type
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
@@ -289,7 +289,7 @@ class _Survey:
         for name in self.goals:
             mean = float(np.square(sums[name]).sum()) / max(lengths[name], 1)
             square = squares[name] / total
-            spreads[name] = Spread(square - mean / total, square, entries[name] / total)
+            spreads[name] = Variation(square - mean / total, square, entries[name] / total)
         found = weighed(spreads)
         return found, [n for n in self.goals if n in masked and n in found]
 

@@ -27,7 +27,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.stream import stream_of
 from onnxprune.errors import CalibrationError
 from onnxprune.files.bodies import DOMAIN, body_of
-from onnxprune.gradient.loss import LossModel, Spread, loss_model, part_model, weighed
+from onnxprune.gradient.loss import LossModel, Variation, loss_model, part_model, weighed
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.kept import Masks
 from onnxprune.graph.size import macs_of_run
@@ -315,5 +315,5 @@ def _factors(
             arrays = [a[v] for a, v in zip(arrays, valid, strict=True)]
         mean = sum(a.sum(axis=0) for a in arrays) / sum(len(a) for a in arrays) if alike(arrays) else 0.0
         variance, square = (sum(float(np.square(a - at).sum()) for a in arrays) for at in (mean, 0.0))
-        found[name] = Spread(variance / samples, square / samples, sum(a.size for a in arrays) / samples)
+        found[name] = Variation(variance / samples, square / samples, sum(a.size for a in arrays) / samples)
     return weighed(found)

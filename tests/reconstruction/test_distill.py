@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import prune
-from onnxprune.gradient.loss import Classes, Spread, loss_model, weighed
+from onnxprune.gradient.loss import Classes, Variation, loss_model, weighed
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
 from onnxprune.reconstruction import distill as module
@@ -46,8 +46,8 @@ def test_all_layers_together_come_nearer_than_a_few_on_samples_that_no_fit_saw()
 
 def test_the_mean_of_what_is_centred_is_no_goal():
     spreads = {
-        "sum": Spread(40.0, 50.0, 100), "small": Spread(4e-6, 5e-6, 100), "noise": Spread(1e-13, 1e-13, 100),
-        "steady": Spread(1e-12, 4.0, 8), "never": Spread(0.0, 0.0, 8), "lost": Spread(float("nan"), 1.0, 1),
+        "sum": Variation(40.0, 50.0, 100), "small": Variation(4e-6, 5e-6, 100), "noise": Variation(1e-13, 1e-13, 100),
+        "steady": Variation(1e-12, 4.0, 8), "never": Variation(0.0, 0.0, 8), "lost": Variation(float("nan"), 1.0, 1),
     }  # fmt: skip
     assert weighed(spreads) == pytest.approx({"sum": 1 / 80, "small": 1 / 8e-6})
     assert weighed({}) == {}
