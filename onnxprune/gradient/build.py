@@ -21,7 +21,7 @@ from onnx import NodeProto, helper
 
 from onnxprune.errors import CalibrationError
 from onnxprune.files.protowalk import captured
-from onnxprune.gradient import attention, elementwise, movement, products, reductions, windows
+from onnxprune.gradient import attention, elementwise, movement, places, products, reductions, windows
 from onnxprune.gradient.tape import BLOCKED, RULES, Grads, NoGradient, Tape, float_type
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
@@ -36,11 +36,14 @@ __all__ = [
 SEED = "onnxprune/seed"
 #: Oldest opset that the backward pass is written in; 7 and 8 are raised to it, see `raise_opset`.
 OLDEST = 9
+#: Opsets that differ from the one behind them in hardly anything but wider types.
+ALIKE = range(13, places.ADDS)
 #: A tensor, or (position of a node, slot): that input as this node alone reads it.
 Wanted: TypeAlias = str | tuple[int, int]
 #: (tape, what was wanted, its gradient) -> what is given out.
 Reduce: TypeAlias = Callable[[Tape, Wanted, str], str]
-_TABLES = (attention, elementwise, movement, products, reductions, windows)  # imported for their rules
+#: Imported for their rules.
+_TABLES = (attention, elementwise, movement, places, products, reductions, windows)
 
 
 @dataclass(frozen=True)
@@ -215,15 +218,23 @@ def _needed(nodes: Sequence[NodeProto], outputs: Sequence[str], given: set[str])
 
 
 def raise_opset(model: Model) -> int:
-    """Return the opset; 7 and 8 become 9, which differs for three ops only.
+    """Return the opset; 7 and 8 become 9, which differs for three ops only, and 13 to 15 become 16, for one.
 
     Rules
     -----
     BatchNormalization lost ``spatial``, Upsample's scales became an input, Scan changed: with one of these the model is
-    refused. All other changes from 7 to 9 are wider types.
+    refused. All other changes from 7 to 9 are wider types. From 13 to 16, where what is written to places can be added
+    to what is there, RoiAlign got another default, and BatchNormalization other outputs: with these the opset stays.
     """
     entry = next((o for o in model.proto.opset_import if o.domain in ("", "ai.onnx")), None)
     version = entry.version if entry is not None else 1
+    if entry is not None and version in ALIKE:
+        others = {
+            n.op_type
+            for n in model.proto.graph.node
+            if n.op_type != "BatchNormalization" or len(n.output) > 1
+        }
+        entry.version = version = version if others & {"RoiAlign", "BatchNormalization"} else ALIKE.stop
     if entry is None or version >= OLDEST:
         return version
     odd = [

@@ -234,6 +234,34 @@ def cos(t: Tape, node: Node) -> str:
     return t.op("Neg", t.op("Sin", node.inputs[0]))
 
 
+@unary("Tan")
+def tan(t: Tape, node: Node) -> str:
+    return t.op("Add", t.const(1), t.mul(node.outputs[0], node.outputs[0]))
+
+
+@unary("Sinh", "Cosh")
+def hyperbolic(t: Tape, node: Node) -> str:
+    return t.op("Cosh" if node.op == "Sinh" else "Sinh", node.inputs[0])
+
+
+@unary("Atan", "Atanh", "Asin", "Acos", "Asinh", "Acosh")
+def inverse(t: Tape, node: Node) -> str:
+    """Return ``1 / (c + s x^2)``, or 1 beside the root of that."""
+    sign, constant = {"Atan": (1, 1), "Asinh": (1, 1), "Acosh": (1, -1)}.get(node.op, (-1, 1))
+    x = node.inputs[0]
+    below = t.op("Add", t.const(constant), t.scaled(t.mul(x, x), sign))
+    root = below if node.op in ("Atan", "Atanh") else t.op("Sqrt", below)
+    slope = t.op("Reciprocal", root)
+    return t.op("Neg", slope) if node.op == "Acos" else slope
+
+
+@unary("ThresholdedRelu", "Shrink")
+def beyond(t: Tape, node: Node) -> str:
+    if node.op == "ThresholdedRelu":
+        return _above(t, node.inputs[0], float(node.attr("alpha", 1.0)))
+    return _above(t, t.op("Abs", node.inputs[0]), float(node.attr("lambd", 0.5)))
+
+
 @vjp("Add", "Sub", "Sum", "Mean")
 def add(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     given = t.scaled(dy[0], 1 / len(node.inputs)) if node.op == "Mean" else dy[0]

@@ -133,6 +133,11 @@ def top_k(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads
     return {0: t.op(scatter, zeros, places, dy[0], axis=axis)}
 
 
+@vjp("Trilu")
+def trilu(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    return {0: t.op("Trilu", dy[0], *node.inputs[1:], upper=int(node.attr("upper", 1)))}
+
+
 @vjp("Pad")
 def pad(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     if need != {0}:

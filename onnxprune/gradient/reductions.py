@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from onnxprune.gradient.movement import along
 from onnxprune.gradient.tape import Grads, NoGradient, Tape, vjp
 from onnxprune.ops.base import Node, normal
 
@@ -41,6 +44,14 @@ def sum_square(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> 
 def reduce_l2(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     share = _kept(t, node, t.op("Div", dy[0], node.outputs[0]), _axes(t, node))
     return {0: t.mul(share, node.inputs[0])}
+
+
+@vjp("ReduceL1", "ReduceLogSum")
+def reduce_l1(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    x, y, axes = node.inputs[0], node.outputs[0], _axes(t, node)
+    if node.op == "ReduceL1":
+        return {0: t.mul(_kept(t, node, dy[0], axes), t.op("Sign", x))}
+    return {0: t.expand(_kept(t, node, t.op("Div", dy[0], t.op("Exp", y)), axes), x)}
 
 
 @vjp("ReduceLogSumExp")
@@ -99,6 +110,21 @@ def batch_norm(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> 
     if need & {3, 4}:
         raise NoGradient("its statistics are computed from what is to be changed")
     return grads
+
+
+@vjp("LRN")
+def local_response(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
+    """``y = x s^-b``, ``s = k + a / n sum of x^2`` over ``n`` channels around each."""
+    x, size = node.inputs[0], int(node.attrs["size"])
+    (channels,) = t.static(x, [1])
+    apart = np.arange(channels)[None] - np.arange(channels)[:, None]
+    near = ((apart >= -((size - 1) // 2)) & (apart <= size // 2)).astype(np.float64)
+    share, power = float(node.attr("alpha", 1e-4)) / size, float(node.attr("beta", 0.75))
+    total = along(t, t.scaled(t.mul(x, x), share), 1, t.const(near))
+    total = t.op("Add", total, t.const(float(node.attr("bias", 1.0))))
+    root = t.op("Pow", total, t.const(-power))
+    back = along(t, t.op("Div", t.mul(t.mul(dy[0], x), root), total), 1, t.const(near.T))
+    return {0: t.op("Sub", t.mul(dy[0], root), t.scaled(t.mul(x, back), 2 * share * power))}
 
 
 def _channels(t: Tape, vector: str, rank: int) -> str:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from onnxprune.errors import CalibrationError
 from tests.gradient.finite import (
     X,
     disagreement,
@@ -36,6 +37,10 @@ MOVES: dict[str, tuple[Callable[[], Nodes], dict[str, np.ndarray], int]] = {
     "gather twice": (lambda: [node("Gather", "x", "i", axis=2)], {"i": i64(3, 0, 3)}, 17),
     "gather one": (lambda: [node("Gather", "x", "i", axis=1)], {"i": np.int64(-1)}, 17),
     "gather table": (lambda: [node("Gather", "x", "i", axis=1)], {"i": np.array([[0, 1, 1], [3, -1, 2]])}, 17),
+    "trilu": (lambda: [node("Trilu", "x", "k", upper=0)], {"k": np.int64(1)}, 17),
+    "elements": (lambda: [node("GatherElements", "x", "i", axis=1)],
+                 {"i": np.array([[[1, 0, -1, 2, 2], [1, 1, 3, 2, 0]]] * 3)}, 13),
+    "of places": (lambda: [node("GatherND", "x", "i")], {"i": np.array([[0, 1], [2, -1], [0, 1]])}, 17),
     "pad": (lambda: [node("Pad", "x", "p")], {"p": i64(0, 1, 2, 0, 0, 3)}, 17),
     "pad, old": (lambda: [node("Pad", "x", pads=[0, 1, 2, 0, 0, 3])], {}, 9),
     "pad, reflecting": (lambda: [node("Pad", "x", "p", mode="reflect")], {"p": i64(0, 2, 1, 0, 1, 2)}, 17),
@@ -95,6 +100,33 @@ def test_expand_and_ids_at_run_time() -> None:
     ids = {"i": np.array([[1, 0, -1], [2, 2, 3]])}
     proto = model([node("Gather", "w", "i")], ids, {"w": normal(4, 6)})
     assert disagreement(proto, ids, ["w"]) < CLOSE
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+@pytest.mark.parametrize("kind", ["ScatterElements", "ScatterND"])
+def test_what_is_written_to_places(kind: str, reduction: str) -> None:
+    again = int(reduction == "add")  # the first place once more
+    if kind == "ScatterND":
+        places, updates, attrs = np.array([[0, 1], [2, 3], [0, 1 + 1 - again]]), normal(3, 5), {}
+    else:
+        places, updates, attrs = np.array([[[1], [0], [2 - again]]] * 3), normal(3, 3, 1), {"axis": 1}
+    nodes = [node("Tanh", "x", out="h"), node(kind, "h", "i", "u", reduction=reduction, **attrs)]
+    proto = model(nodes, X, {"i": places, "u": updates}, 18)
+    assert disagreement(proto, X, ["x", "u"]) < CLOSE
+
+
+def test_other_reductions_and_old_opsets_have_none() -> None:
+    for op, reduction, opset in (("ScatterElements", "max", 18), ("GatherElements", None, 12)):
+        given = ["x", "i", "u"][: 3 if reduction else 2]
+        attrs = {"reduction": reduction} if reduction else {}
+        proto = model(
+            [node(op, *given, axis=1, **attrs)],
+            X,
+            {"i": np.zeros((3, 1, 5), np.int64), "u": normal(3, 1, 5)},
+            opset,
+        )
+        with pytest.raises(CalibrationError, match=reduction or "opset"):
+            disagreement(proto, X, ["x"])
 
 
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])

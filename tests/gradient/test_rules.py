@@ -9,6 +9,7 @@ from onnx import TensorProto
 
 from onnxprune.errors import CalibrationError
 from onnxprune.gradient.tape import RULES, vjp
+from onnxprune.runtime.session import open_session
 from tests.gradient.finite import (
     X,
     apart,
@@ -24,7 +25,8 @@ from tests.gradient.finite import (
 CLOSE = 2e-4
 PLAIN = ["Neg", "Relu", "LeakyRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Softplus",
          "Softsign",
-         "Exp", "Abs", "Sin", "Cos", "Identity"]  # fmt: skip
+         "Exp", "Abs", "Sin", "Cos", "Identity", "Sinh", "Cosh", "Atan", "Asinh", "ThresholdedRelu",
+         "Shrink"]  # fmt: skip
 
 
 @pytest.mark.parametrize("op", PLAIN)
@@ -36,6 +38,41 @@ def test_unary(op: str) -> None:
 def test_unary_of_positive_values(op: str) -> None:
     feeds = {"x": positive(3, 4)}
     assert disagreement(model([node(op, "x")], feeds), feeds, ["x"]) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("op", "move", "factor"), [("Asin", 0, 0.2), ("Acos", 0, 0.2), ("Atanh", 0, 0.2), ("Acosh", 1, 1)]
+)
+def test_unary_of_some_values(op: str, move: float, factor: float) -> None:
+    feeds = {"x": positive(3, 4) * np.float32(factor) + np.float32(move)}
+    assert disagreement(model([node(op, "x")], feeds), feeds, ["x"]) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("op", "keep"), [("ReduceL1", 0), ("ReduceL1", 1), ("ReduceLogSum", 0), ("ReduceLogSum", 1)]
+)
+def test_sums_of_sizes_and_their_logarithms(op: str, keep: int) -> None:
+    feeds = {"x": positive(2, 3, 4)}
+    proto = model([node(op, "x", axes=[1], keepdims=keep)], feeds)
+    assert disagreement(proto, feeds, ["x"]) < CLOSE
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_local_response_normalisation(size: int) -> None:
+    """Beside the formula of the operator's text: ONNX's reference takes another window."""
+
+    def computed(x: np.ndarray) -> np.ndarray:
+        far = size // 2
+        near = [np.square(x[:, max(c - far, 0) : c + far + 1]).sum(axis=1) for c in range(x.shape[1])]
+        return x * (1.5 + 0.5 / size * np.stack(near, axis=1)) ** -0.6
+
+    feeds, seed = {"x": normal(2, 6, 3, 2) * np.float32(2)}, normal(2, 6, 3, 2)
+    proto = model([node("LRN", "x", size=size, alpha=0.5, beta=0.6, bias=1.5)], feeds)
+    np.testing.assert_allclose(open_session(proto).run(feeds)["y"], computed(feeds["x"]), rtol=1e-5)
+    got, x = gradients(proto, feeds, ["x"], seed)["x"], feeds["x"].astype(np.float64)
+    for along in np.random.default_rng(1).standard_normal((3, *x.shape)):
+        change = (seed * (computed(x + 1e-4 * along) - computed(x - 1e-4 * along))).sum() / 2e-4
+        assert float((got * along).sum()) == pytest.approx(change, abs=1e-3)
 
 
 @pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
