@@ -45,6 +45,21 @@ def test_a_thawed_model_computes_the_same_but_for_rounding(form):
         assert np.allclose(again.model.weight(name), value, atol=1e-6)
 
 
+@pytest.mark.parametrize(("form", "slot"), [("fused", 4), ("to_float", 6), ("nbits", 5)])
+def test_a_bias_that_the_product_takes_itself_is_added(form, slot):
+    model = deep(form)
+    graph = model.graph
+    for add in [n for n in graph.node if n.op_type == "Add"]:
+        (node,) = (n for n in graph.node if n.output[0] == add.input[0])
+        node.input.extend([*[""] * (slot - len(node.input)), add.input[1]])
+        node.output[0] = add.output[0]
+        graph.node.remove(add)
+    found = thawed(analyse(Model.load(model), input_shapes={"x": (4, WIDTH)}))
+    assert [n.op_type for n in found.model.proto.graph.node].count("Add") == 3
+    wanted, made = (next(iter(outputs(m, samples(50)).values())) for m in (model, found.model))
+    assert np.abs(wanted - made).max() < 0.1 * np.abs(wanted).max()
+
+
 def test_nothing_is_thawed_where_nothing_is_quantised():
     b = Builder(0)
     model = b.model({"x": ["N", WIDTH]}, b.linear("x", "only", WIDTH, 4))
