@@ -213,7 +213,8 @@ class _Locks:
         """Hold the atoms of a reshape to all sizes: they were found under one binding.
 
         A run of axes that becomes another run is sound if each axis is the product of its atoms under all sizes, and if
-        what lies behind it has as many elements on both sides.
+        what lies behind it has as many elements on both sides: by their lengths, or since all up to there has, and a
+        reshape runs only where both sides have as many.
         """
         node, row = applied.node, applied.row
         assert row is not None
@@ -234,11 +235,12 @@ class _Locks:
                 n != 1 for (axes, numbers), at in zip(sides, own, strict=True) if at
                 for a, n in zip(axes[at[0] : at[-1]], numbers[at[0] : at[-1]], strict=True) if isinstance(a, Unit)
             )  # fmt: skip
-            behind = [
-                prod(numbers[at[-1] + 1 :]) if at else None
+            parts = [
+                (prod(numbers[at[-1] + 1 :]), prod(numbers[: at[-1] + 1])) if at else (None, None)
                 for (_, numbers), at in zip(sides, own, strict=True)
             ]
-            sound = atoms is not None and not between and behind[0] == behind[1]
+            alike = any(one == other for one, other in zip(*parts, strict=True))
+            sound = atoms is not None and not between and alike
             for letter in letters:
                 if not sound or atoms is None or atoms[letter] != fitted.sizes[letter]:
                     word = "its length follows" if sound else "it is reshaped in a way that follows"

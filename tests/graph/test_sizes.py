@@ -139,3 +139,35 @@ def test_the_parts_of_complex_numbers_are_two_at_all_sizes() -> None:
     model = build(nodes, weights, ("N", 3, "H", "W"))
     result = onnxprune.prune(model, ratio=0.5, align="none")
     assert {(c.tensor, c.axis, len(c.removed)) for c in result.report.cuts} == {("w1", 0, 8), ("w2", 1, 8)}
+
+
+def test_channels_are_taken_apart_beside_lengths_that_are_spelled_in_numbers() -> None:
+    """A shuffle of channels whose exporter computes what a convolution leaves of height and width."""
+    weights = {
+        "a": normal(16, 3, 3, 3), "b": normal(5, 16, 3, 3), "two": np.int64([2]), "eight": np.int64([8]),
+        "sixteen": np.int64([16]), "one": np.int64(1), "half": np.int64(2),
+    }  # fmt: skip
+    nodes = [node("Shape", "x", "n", start=0, end=1)]
+    for axis, name in ((2, "h"), (3, "w")):  # (size - 1) // 2 + 1
+        nodes += [
+            node("Shape", "x", f"{name}0", start=axis, end=axis + 1),
+            node("Sub", f"{name}0 one", f"{name}1"),
+            node("Div", f"{name}1 half", f"{name}2"),
+            node("Add", f"{name}2 one", name),
+        ]
+    nodes += [
+        node("Conv", "x a", "c", pads=[1] * 4, strides=[2, 2]),
+        node("Concat", "n two eight h w", "apart", axis=0),
+        node("Reshape", "c apart", "parts"),
+        node("Transpose", "parts", "turned", perm=[0, 2, 1, 3, 4]),
+        node("Concat", "n sixteen h w", "whole", axis=0),
+        node("Reshape", "turned whole", "shuffled"),
+        node("Conv", "shuffled b", "y"),
+    ]
+    model = build(nodes, weights, ("N", 3, "H", "W"))
+    result = onnxprune.prune(model, ratio=0.5, align=1)
+    assert {(cut.tensor, cut.axis) for cut in result.report.cuts} == {("a", 0), ("b", 1)}
+    twin = masked(model, result.report.cuts)
+    for height, width in ((8, 8), (9, 12)):
+        x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
+        np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
