@@ -16,7 +16,7 @@ Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,25 +153,9 @@ class _Work:
             say = self._told(parts, number)
             report = SegmentReport([site.name for site in part.sites])
             found.append(report)
-            if not any(site.free for site in part.sites):
-                report.why = "its weights are quantised, and were fitted on their grid one by one"
+            report.why = self._refusal(part, made)
+            if report.why:
                 dense.keep -= set(part.goals)
-                continue
-            need = abreast(part.sites)
-            if need > TOGETHER:
-                report.why = (
-                    f"to move its layers together takes about {need / 1e9:.1f} GB; each keeps its own fit"
-                )
-                dense.keep -= set(part.goals)
-                continue
-            nodes = self.analysis.coupling.nodes[part.first : part.end]
-            if any(body_of(a.proto) or a.node.domain == DOMAIN for a in nodes):
-                report.why = "it holds bodies of If, Loop or Scan"
-                dense.keep -= set(part.goals)
-                continue
-            if not part.goals or not all(goal in made for goal in part.goals):
-                lost = "isn't in the original" if part.goals else "isn't of 32- or 64-bit floats"
-                report.why = f"what it gives {lost}"
                 continue
             end = max(made[goal] for goal in part.goals) + 1
             try:
@@ -183,6 +167,27 @@ class _Work:
                 report.why = str(error)
             dense.keep -= set(part.goals)
         return found
+
+    def _refusal(self, part: Segment, made: Mapping[str, int]) -> str:
+        """Return why a segment keeps its layers' own fits; empty where it needn't.
+
+        Parameters
+        ----------
+        part : Segment
+        made : mapping
+            What the original makes -> the node that does.
+        """
+        if not any(site.free for site in part.sites):
+            return "its weights are quantised, and were fitted on their grid one by one"
+        need = abreast(part.sites)
+        if need > TOGETHER:
+            return f"to move its layers together takes about {need / 1e9:.1f} GB; each keeps its own fit"
+        nodes = self.analysis.coupling.nodes[part.first : part.end]
+        if any(body_of(a.proto) or a.node.domain == DOMAIN for a in nodes):
+            return "it holds bodies of If, Loop or Scan"
+        if not part.goals:
+            return "what it gives isn't of 32- or 64-bit floats"
+        return "" if all(goal in made for goal in part.goals) else "what it gives isn't in the original"
 
     def _told(self, parts: Sequence[Segment], number: int) -> Callable[[str], None] | None:
         """Say that a segment begins; return what its steps are told to."""
