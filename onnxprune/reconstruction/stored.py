@@ -44,9 +44,9 @@ INTEGERS: dict[int, tuple[int, int]] = {
 class Grid:
     """The values that weights may have: multiples of a step between two of them, each of the weights' shape."""
 
-    step: Matrix
-    low: Matrix
-    high: Matrix
+    step: NDArray[np.floating[Any]]
+    low: NDArray[np.floating[Any]]
+    high: NDArray[np.floating[Any]]
 
     def through(self, change: Callable[[Array], Array]) -> Grid:
         """Return the grid of weights that are moved, and multiplied by numbers, as ``change`` does it."""
@@ -59,13 +59,19 @@ class Grid:
         """Return the grid of rows of the weights."""
         return Grid(self.step[index], self.low[index], self.high[index])
 
+    def in_floats(self) -> Grid:
+        """Return it in 32 bits, for weights of that type."""
+        step, low, high = (np.ascontiguousarray(p, np.float32) for p in (self.step, self.low, self.high))
+        return Grid(step, low, high)
+
     def each(self) -> list[Grid]:
         """Return the grid of each index of the first axis."""
         return [self.rows(n) for n in range(len(self.step))]
 
-    def nearest(self, values: Matrix) -> Matrix:
-        """Return the nearest values of the grid."""
-        steps = np.divide(values, self.step, out=np.zeros(np.shape(values)), where=self.step > 0)
+    def nearest(self, values: Array) -> Array:
+        """Return the nearest values of the grid, in the type of both."""
+        out = np.zeros(np.shape(values), np.result_type(values, self.step))
+        steps = np.divide(values, self.step, out=out, where=self.step > 0)
         return np.asarray(np.clip(np.rint(steps) * self.step, self.low, self.high))
 
 

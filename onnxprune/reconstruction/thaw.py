@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -33,7 +34,7 @@ from onnxprune.model import Model
 from onnxprune.ops import Node
 from onnxprune.reconstruction.layers import around, sites
 from onnxprune.reconstruction.seen import Around, as_floats, weight_slot
-from onnxprune.reconstruction.stored import INTEGERS, Codec, Packed, Quantised
+from onnxprune.reconstruction.stored import INTEGERS, Codec, Grid, Packed, Quantised
 
 __all__ = ["OnGrid", "Thawed", "thawed"]
 
@@ -60,11 +61,11 @@ class OnGrid:
         """Return a weight of a quantised model as floats."""
         return self._arriving(self.codec.read(model)).astype(np.float32)
 
-    def nearest(self, model: Model, value: Array) -> Array:
-        """Return the nearest values that can be stored."""
+    def grid(self, model: Model) -> Grid:
+        """Return the values that can be stored in a quantised model, of the floats' shape and type."""
         grid = self.codec.grid(model)
         assert grid is not None
-        return grid.through(self._arriving).nearest(np.asarray(value, np.float64)).astype(value.dtype)
+        return grid.through(self._arriving).in_floats()
 
     def write(self, model: Model, value: Array) -> None:
         """Put a float into a quantised model."""
@@ -93,12 +94,15 @@ class Thawed:
     frozen: Mapping[str, OnGrid]
     source: Model
 
+    @cached_property
+    def grids(self) -> dict[str, Grid]:
+        """Of the weights that were thawed; scales stay as they are while these go down."""
+        return {name: one.grid(self.source) for name, one in self.frozen.items()}
+
     def settle(self, weights: Mapping[str, Array]) -> dict[str, Array]:
         """Return weights as they can be stored."""
-        return {
-            name: self.frozen[name].nearest(self.source, value) if name in self.frozen else value
-            for name, value in weights.items()
-        }
+        grids = self.grids
+        return {name: grids[name].nearest(w) if name in grids else w for name, w in weights.items()}
 
 
 def thawed(analysis: Analysis) -> Thawed | None:
