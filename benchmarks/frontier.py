@@ -87,9 +87,9 @@ def rivals(args: argparse.Namespace) -> list[dict[str, Any]]:
                 str(plain_samples),
             ]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
             except subprocess.TimeoutExpired:
-                lines.append({"sparsity": sparsity, "refused": "15 minutes weren't enough"})
+                lines.append({"sparsity": sparsity, "refused": "an hour wasn't enough"})
                 continue
             if done.returncode:
                 lines.append({"sparsity": sparsity, "refused": done.stderr.strip().splitlines()[-1:]})

@@ -79,6 +79,10 @@ def find(run: Run[TuneOptions], output: Path) -> TuneReport:
     samples, labelled = _samples(run, analysis)
     metric: Metric = said or Accuracy(_judged_on(run, samples))
     state = State.open(Path(options.state) if options.state else output.with_suffix(".tune"), _facts(run))
+    if state.anew:
+        run.notes.append(
+            f"no member of the earlier search beside it is used, since these differ: {state.anew}"
+        )
     floor = _floor(run, metric, state)
     writer = _Best(run, output, state)
     members = Members(

@@ -22,6 +22,11 @@ __all__ = ["State"]
 
 #: Changes where what members are made of changes.
 FORMAT = 2
+#: What members depend on besides the options, as people call it.
+_CALLED = {
+    "model": "the model", "calib": "the samples", "eval": "the held-out samples", "metric": "the metric's script",
+    "versions": "the versions of libraries", "program": "the version of onnxprune", "machine": "the machine",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,12 @@ class State:
     Attributes
     ----------
     folder : Path
+    anew : str
+        What is another than in the latest search beside it whose members aren't used; empty where this one goes on.
     """
 
     folder: Path
+    anew: str = ""
 
     @classmethod
     def open(cls, base: Path, facts: Mapping[str, Any]) -> State:
@@ -46,6 +54,7 @@ class State:
         """
         facts = {"format": FORMAT, **facts}
         folder = base / key_of(facts)[:16]
+        anew = "" if folder.is_dir() else _different(base, facts)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,7 +62,7 @@ class State:
                 f"The folder {str(folder)!r} can't be made: {error.strerror or error}."
             ) from error
         tell(folder)
-        state = cls(folder)
+        state = cls(folder, anew)
         if not (folder / "search.json").exists():
             state._write("search", json.dumps(facts, indent=1, default=str))
         return state
@@ -92,3 +101,21 @@ class State:
     def _write(self, name: str, text: str) -> None:
         with alone():  # nobody asked for these files: they are told of by their folder
             write_text(self.folder / f"{name}.json", text)
+
+
+def _different(base: Path, facts: Mapping[str, Any]) -> str:
+    """Return the names of what is another than in the latest search of a folder that has members."""
+    found = [p for p in base.glob("*/search.json") if len(list(p.parent.glob("*.onnx")))]
+    with suppress(OSError, ValueError):
+        latest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        if latest is not None:
+            new, old = (
+                json.loads(json.dumps(facts, default=str)),
+                json.loads(latest.read_text(encoding="utf-8")),
+            )
+            own, theirs = new.pop("options", {}), old.pop("options", {})
+            options = [f"--{n.replace('_', '-')}" for n in own if own[n] != theirs.get(n)]
+            return ", ".join(
+                [*(_CALLED[name] for name in _CALLED if new.get(name) != old.get(name)), *options]
+            )
+    return ""
