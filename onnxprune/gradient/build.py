@@ -21,7 +21,16 @@ from onnx import NodeProto, helper
 
 from onnxprune.errors import CalibrationError
 from onnxprune.files.protowalk import captured
-from onnxprune.gradient import attention, elementwise, movement, places, products, reductions, windows
+from onnxprune.gradient import (
+    attention,
+    elementwise,
+    movement,
+    places,
+    products,
+    recurrent,
+    reductions,
+    windows,
+)
 from onnxprune.gradient.tape import BLOCKED, RULES, Grads, NoGradient, Tape, float_type
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.coupling import Applied
@@ -43,7 +52,7 @@ Wanted: TypeAlias = str | tuple[int, int]
 #: (tape, what was wanted, its gradient) -> what is given out.
 Reduce: TypeAlias = Callable[[Tape, Wanted, str], str]
 #: Imported for their rules.
-_TABLES = (attention, elementwise, movement, places, products, reductions, windows)
+_TABLES = (attention, elementwise, movement, places, products, recurrent, reductions, windows)
 
 
 @dataclass(frozen=True)

@@ -133,11 +133,20 @@ class Tape:
 
     def op(self, kind: str, *inputs: str, domain: str = "", **attrs: Any) -> str:
         """Write a node of one output and return the output's name."""
-        self._count += 1
-        name = f"onnxprune/gradient/{self._count}"
+        return self.several(kind, 1, *inputs, domain=domain, **attrs)[0]
+
+    def several(self, kind: str, count: int, *inputs: str, domain: str = "", **attrs: Any) -> list[str]:
+        """Write a node of several outputs and return their names."""
+        names = self.fresh(count)
         given = {k: v for k, v in attrs.items() if v is not None}
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, domain=domain, **given))
-        return name
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=names[0], domain=domain, **given))
+        return names
+
+    def fresh(self, count: int) -> list[str]:
+        """Return names that nothing has yet."""
+        first = self._count + 1
+        self._count += count
+        return [f"onnxprune/gradient/{n}" for n in range(first, first + count)]
 
     def const(self, value: ArrayLike, dtype: Any = None) -> str:
         """Return the name of a constant, of the gradients' type unless another is given."""

@@ -40,6 +40,7 @@ from onnxprune.reconstruction.descent import Basis, Taught, Teacher, descend
 from onnxprune.reconstruction.evidence import HELD, positions_of
 from onnxprune.reconstruction.inner import with_inner
 from onnxprune.reconstruction.layers import Site
+from onnxprune.reconstruction.loose import loose
 from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.pictures import admitted
 from onnxprune.reconstruction.reconstruct import SegmentReport
@@ -151,7 +152,8 @@ class _Distillation:
     def run(self, report: SegmentReport) -> dict[str, Array]:
         """Return the weights that came nearer; the report is filled in."""
         samples, once = self.beside.samples, self.beside.once
-        names = [n for s in self.layers for n in s.free if n in once]
+        names = [n for s in self.layers for n in s.free] + list(loose(self.beside.analysis))
+        names = [n for n in names if n in once]
         goals = self._goals()
         if not names or not (goals or self.truth):
             report.why = (

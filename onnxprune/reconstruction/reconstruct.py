@@ -36,6 +36,7 @@ from onnxprune.reconstruction.beside import Beside, alike, covers, in_units, tog
 from onnxprune.reconstruction.descent import Basis, Data, descend
 from onnxprune.reconstruction.evidence import HELD, WIDE, positions_of
 from onnxprune.reconstruction.inner import is_inner, with_inner
+from onnxprune.reconstruction.loose import loose
 from onnxprune.reconstruction.pace import Pace
 from onnxprune.reconstruction.room import TOGETHER, abreast
 from onnxprune.reconstruction.segments import Segment, segments
@@ -222,7 +223,9 @@ class _Work:
         self, part: Segment, pairs: list[tuple[Batch, Batch]], report: SegmentReport, seed: int,
         say: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
-        names = [n for s in part.sites if part.holds(s) for n in s.free if n in self.beside.once]
+        names = [n for s in part.sites if part.holds(s) for n in s.free]
+        names += [n for n, number in loose(self.analysis).items() if part.first <= number < part.end]
+        names = [n for n in names if n in self.beside.once]
         counts, valid = self.samples.counts[: len(pairs)], self.samples.valid[: len(pairs)]
         masked = [
             n for n in part.goals if all(covers(v, g[n]) for v, (_, g) in zip(valid, pairs, strict=True))
