@@ -298,8 +298,8 @@ class _Search:
             "name": name,
             "kind": group.kind,
             "units": group.units,
-            "params": int(group.params.sum()),
-            "macs": int(group.macs.sum()),
+            "params": group.all_params,
+            "macs": group.all_macs,
             "channels": channels,
             "alternative": group.alternative,
             "coupled": [
