@@ -88,7 +88,7 @@ def _shape(node: NodeProto, source: str, known: Certain) -> list[int] | None:
     if index is not None and index[1].all():
         whole = np.arange(prod(rest) * first if isinstance(first, int) else 0)
         return list(index[0].shape) if _is(index[0], whole) else None
-    counted = _Counted(known, first) if isinstance(first, str) and first else None
+    counted = _Stepped(known, first) if isinstance(first, str) and first else None
     places = [counted.at(node.input[1], place) for place in (0, 1)] if counted is not None else []
     for place, value in enumerate(places):
         if value is None or not _is(value, np.arange(prod(rest)) + place * prod(rest)):
@@ -100,7 +100,7 @@ def _is(index: Array, whole: Array) -> bool:
     return bool(index.size) and np.array_equal(index.ravel(), whole)
 
 
-class _Counted:
+class _Stepped:
     """Values that are linear in the place on their first axis, which is as long as a name says: one place of them."""
 
     def __init__(self, known: Certain, length: str) -> None:

@@ -248,7 +248,7 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         list(grouping.groups),
         _op_lines(coupling),
         refused,
-        list(grouping.frozen),
+        analysis.frozen,
         left_by(analysis, size),
         {name: list(shape) for name, shape in analysis.inputs.items()},
         coupling.space.samples,
