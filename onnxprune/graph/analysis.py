@@ -25,9 +25,10 @@ from onnxprune.graph.coupling import Applied, Coupling, couple
 from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.foldable import frozen_ends, helps, summed_ends, weight_ends
 from onnxprune.graph.folding import Folded, fold, restored
-from onnxprune.graph.groups import Grouping, group
+from onnxprune.graph.groups import Frozen, Grouping, group
 from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.openings import NONE, Openings, openings
+from onnxprune.graph.origins import Origins
 from onnxprune.graph.per_sample import count_one
 from onnxprune.graph.plausible import element_size
 from onnxprune.graph.size_locks import follow
@@ -69,6 +70,8 @@ class Analysis:
         Says why the model can't be run on inputs of these shapes, if so.
     undo : callable or None
         Puts back, in a model made from ``model``, what was rewritten without loss before, and of no use.
+    origins : Origins
+        What to call what was rewritten.
     """
 
     model: Model
@@ -83,6 +86,7 @@ class Analysis:
     folded: Folded | None = None
     runs: Callable[[Mapping[str, Shape]], str] | None = field(default=None, repr=False)
     undo: Callable[[Model], Model] | None = field(default=None, repr=False)
+    origins: Origins = field(default_factory=Origins, repr=False)
     _other: list[Tracer | None] = field(default_factory=list, repr=False)
     _said: bool = False  # whether `vary` was called
 
@@ -90,6 +94,11 @@ class Analysis:
     def types(self) -> dict[str, int]:
         """Tensor -> its element type."""
         return {name: typed[0] for name, typed in self.tracer.types.items()}
+
+    @property
+    def frozen(self) -> list[Frozen]:
+        """Axes of weights that can't be cut, and why, as the model that was given has them."""
+        return self.origins.frozen(self.grouping.frozen)
 
     @cached_property
     def numbers(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ A maximum stays what it is where nothing is below zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from onnx import NodeProto
@@ -40,12 +40,16 @@ class Averages:
     _squares: set[str] = field(default_factory=set, repr=False)
     _natural: set[str] = field(default_factory=set, repr=False)  # what is never below zero
 
-    def follow(self, proto: NodeProto, *, squares: bool, natural: bool = False) -> None:
+    def follow(
+        self, proto: NodeProto, *, whole: Collection[str] = (), squares: bool = False, natural: bool = False
+    ) -> None:
         """Note averages, what they are taken off, and squares of anything else.
 
         Parameters
         ----------
         proto : NodeProto
+        whole : collection of str
+            Inputs that have the shape of the output: not what is stretched, as the mean of another input has to be.
         squares : bool
             Whether its first input is raised to the power of two, by a number that is known.
         natural : bool
@@ -58,7 +62,8 @@ class Averages:
         same = op in ("Cast", "Identity")
         if op in ("ReduceMean", "GlobalAveragePool") or (same and read[0] in self._means):
             self._means.update(proto.output)
-        off = op == "Sub" and any(n in self._means or n in self._deviations for n in read)
+        means = [n for n in read if n in self._means and n not in whole]
+        off = op == "Sub" and (bool(means) or not self._deviations.isdisjoint(read))
         if off or (same and read[0] in self._deviations):
             self._deviations.update(proto.output)
         if off or (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
@@ -30,6 +31,7 @@ __all__ = [
     "members_of",
     "numbers_of",
     "open_roots",
+    "overlaps_of",
     "packed_in",
     "per_group",
 ]
@@ -235,6 +237,45 @@ def macs_of(coupling: Coupling, solution: Solution, units: int) -> NDArray[np.fl
                 size = space.sizes[root]
                 gone.append((solution.units_of(root, size), total / size))
     return _summed(gone, units)
+
+
+def overlaps_of(
+    weights: Weights, solution: Solution, group_of: Indices, count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return of each group what its units count more than once between them, of parameters and of MACs.
+
+    So it is where rows and columns of a matrix go with the same group, and where a weight is cut for each reader.
+    """
+    coupling = weights.coupling
+    summed, most = np.zeros(count), [dict[str, float]() for _ in range(count)]
+    macs = np.zeros(count)
+    for instance in weights.instances:
+        number = weights.numbers[instance.tensor]
+        for g, (each, whole) in _gone(coupling.space, solution, group_of, instance.dims).items():
+            summed[g] += number * each
+            most[g][instance.tensor] = max(most[g].get(instance.tensor, 0.0), number * whole)
+    for dims in (dims for applied in coupling.nodes for dims in applied.macs):
+        for g, (each, whole) in _gone(coupling.space, solution, group_of, dims).items():
+            macs[g] += (each - whole) * coupling.space.share(dims)
+    return summed - [sum(tensors.values()) for tensors in most], macs
+
+
+def _gone(
+    space: Space, solution: Solution, group_of: Indices, dims: Sequence[int]
+) -> dict[int, tuple[float, float]]:
+    """Return, of a product of lengths, what goes with each group: summed up axis by axis, and each element once."""
+    sizes, held = [space.sizes[d] for d in dims], defaultdict[int, list[int]](lambda: [0] * len(dims))
+    for axis, dim in enumerate(dims):
+        for g, at in _groups_on(solution, space, space.find(dim), group_of):
+            held[g][axis] = at.size
+    total = float(prod(sizes))
+    return {
+        g: (
+            sum(total / size * n for size, n in zip(sizes, gone, strict=True) if n),
+            total - prod(size - n for size, n in zip(sizes, gone, strict=True)),
+        )
+        for g, gone in held.items()
+    }
 
 
 def _summed(values: Sequence[tuple[Indices, float]], units: int) -> NDArray[np.float64]:

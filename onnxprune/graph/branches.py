@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,6 @@ class Certain:
         self.inputs = {v.name for v in graph.input} if model.proto.ir_version >= 4 else set()
         self.made = {name: node for node in graph.node for name in node.output if name}
         self.seen: dict[str, Part | None] = {}
-        self._shapes: dict[str, list[int]] | None = None
 
     def of(self, name: str) -> Part | None:
         """Return what is known of a tensor, None where nothing is."""
@@ -133,23 +133,27 @@ class Certain:
         whole = np.asarray(np.prod(dims, dtype=np.int64))
         return whole, np.asarray(min(dims, default=0) >= 0)
 
-    @property
+    @cached_property
     def shapes(self) -> Mapping[str, list[int]]:
         """Tensor -> its sizes as far as ONNX's inference proves them, -1 where it doesn't."""
-        if self._shapes is None:
-            proto = self.model.skeleton()
-            try:
-                with wall.stage("Inferring shapes"):
-                    proto = onnx.shape_inference.infer_shapes(_undeclared(proto), data_prop=True)
-            except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-                proto = onnx.ModelProto()
-            self._shapes = {name: list(self.model.info(name).dims) for name in self.model.names()}
-            for value in (*proto.graph.value_info, *self.model.proto.graph.input):
-                tensor = value.type.tensor_type
-                if value.type.HasField("tensor_type") and tensor.HasField("shape"):
-                    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
-                    self._shapes.setdefault(value.name, dims)
-        return self._shapes
+        return {n: [d if isinstance(d, int) else -1 for d in dims] for n, dims in self.named.items()}
+
+    @cached_property
+    def named(self) -> Mapping[str, list[int | str]]:
+        """The same, with the names of sizes that aren't proved: equal names are equal sizes, "" is any."""
+        proto = self.model.skeleton()
+        try:
+            with wall.stage("Inferring shapes"):
+                proto = onnx.shape_inference.infer_shapes(_undeclared(proto), data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+            proto = onnx.ModelProto()
+        found: dict[str, list[int | str]] = {n: list(self.model.info(n).dims) for n in self.model.names()}
+        for value in (*proto.graph.value_info, *self.model.proto.graph.input):
+            tensor = value.type.tensor_type
+            if value.type.HasField("tensor_type") and tensor.HasField("shape"):
+                dims = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
+                found.setdefault(value.name, dims)
+        return found
 
 
 def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:

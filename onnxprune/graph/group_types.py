@@ -96,9 +96,9 @@ class Group:
     component : int
         Groups with the same number are coupled through a shared axis.
     params : int64[units]
-        Parameters that go when only that unit goes.
+        Parameters in the slices that go with a unit.
     macs : float64[units]
-        Multiply-accumulate operations that go when only that unit goes.
+        Multiply-accumulate operations of these.
     inexact : bool
         True where a cut changes an average (opt-in only).
     alternative : bool
@@ -107,6 +107,8 @@ class Group:
         Its name by a weight in any case, as older plans have it.
     least : int
         How many units must stay.
+    params_again, macs_again : int, float
+        What ``params`` and ``macs`` count once more, for another unit: where rows and columns of a matrix both go.
     """
 
     name: str
@@ -121,6 +123,18 @@ class Group:
     alternative: bool = False
     tensor: str = ""
     least: int = 1
+    params_again: int = 0
+    macs_again: float = 0.0
+
+    @property
+    def all_params(self) -> int:
+        """Parameters that go when the whole group goes."""
+        return int(self.params.sum()) - self.params_again
+
+    @property
+    def all_macs(self) -> int:
+        """Multiply-accumulate operations that go when the whole group goes."""
+        return round(float(self.macs.sum()) - self.macs_again)
 
     @property
     def stepped(self) -> bool:

@@ -17,7 +17,15 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.graph.belongings import Kinds, Weights, extents_of, macs_of, members_of, open_roots
+from onnxprune.graph.belongings import (
+    Kinds,
+    Weights,
+    extents_of,
+    macs_of,
+    members_of,
+    open_roots,
+    overlaps_of,
+)
 from onnxprune.graph.coupling import Coupling
 from onnxprune.graph.group_types import Group, Indices
 from onnxprune.graph.space import Solution, Space, solve
@@ -228,6 +236,7 @@ def _family(
     members, names, params = members_of(weights, solution, group_of, local, count)
     extents = extents_of(weights, solution, group_of, local, count)
     macs = macs_of(weights.coupling, solution, units)
+    again = overlaps_of(weights, solution, group_of, len(count))
     parts = _component_of(solution, component, group_of, len(count))
     kinds = Kinds(weights.coupling, solution)
     groups, numbers, stay = [], {}, _needed(weights.coupling)
@@ -240,7 +249,8 @@ def _family(
         groups.append(
             Group(name, int(count[g]), kinds.of(own), tuple(members[g]), tuple(extents[g]), parts[g],
                   np.round(params[own]).astype(np.int64), macs[own], bool(solution.inexact[own].any()),
-                  tensor=tensor, least=max((e.needs(stay.get(e.axis_id, 1)) for e in extents[g]), default=1))
+                  tensor=tensor, least=max((e.needs(stay.get(e.axis_id, 1)) for e in extents[g]), default=1),
+                  params_again=round(again[0][g]), macs_again=float(again[1][g]))
         )  # fmt: skip
     return Family(solution, tuple(groups), numbers)
 

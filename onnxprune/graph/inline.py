@@ -4,8 +4,9 @@ A function that is called twice can't be cut in two ways, so functions are inlin
 refused recursive functions and those that inline to more nodes than it allows. Sequences and optionals whose tensors
 are known go (`onnxprune.graph.sequences`), and so does an `If` that always takes the same branch
 (`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Single channels that
-are split off and joined again are gathered (`onnxprune.graph.rejoined`). Weights that are stored
-sparse become dense. What no output of the graph needs goes (`onnxprune.graph.unread`).
+are split off and joined again are gathered (`onnxprune.graph.rejoined`), and what is looked up in its own order is
+reshaped (`onnxprune.graph.reread`). Weights that are stored sparse become dense. What no output of the graph needs goes
+(`onnxprune.graph.unread`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from onnxprune.errors import many
 from onnxprune.files.protowalk import sparse_value, sparse_weights
 from onnxprune.graph.branches import settle
 from onnxprune.graph.rejoined import rejoined
+from onnxprune.graph.reread import reread
 from onnxprune.graph.sequences import dissolved
 from onnxprune.graph.unread import unread, without_unread
 from onnxprune.model import Model
@@ -28,7 +30,7 @@ TOLD = 1024
 
 def inline(model: Model) -> Model:
     """Return a model of one graph: the same one if it is one, else a fork."""
-    return without_unread(rejoined(settle(dissolved(dense(inline_functions(model)))))).unfold()
+    return without_unread(reread(rejoined(settle(dissolved(dense(inline_functions(model))))))).unfold()
 
 
 def notes_of(model: Model) -> list[str]:

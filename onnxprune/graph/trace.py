@@ -150,7 +150,13 @@ class Tracer:
         number = self.values.get(proto.input[1]) if len(proto.input) > 1 and proto.input[1] else None
         given = number.item() if number is not None and number.size == 1 else attrs.get("min")
         clipped = proto.op_type == "Clip" and given is not None and bool(given >= 0)
-        self.averages.follow(proto, squares=proto.op_type == "Pow" and given == 2, natural=clipped)
+        squares = proto.op_type == "Pow" and given == 2
+        made = self._shape(proto.output[0]) if proto.output else None
+        whole = [n for n in proto.input if made is not None and self._shape(n) == made]
+        self.averages.follow(proto, whole=whole, squares=squares, natural=clipped)
+
+    def _shape(self, name: str) -> Shape | None:
+        return self.types.get(name, (0, None))[1]
 
     def _check(self, proto: NodeProto, attrs: dict[str, Any]) -> None:
         """Refuse a node that crashes or exhausts those who compute with it."""

@@ -254,7 +254,7 @@ def _nothing(analysis: Analysis, options: Options) -> str:
         )
     if analysis.grouping.groups and CHANNELS not in options.kinds:
         return f"Nothing in the model can be pruned: it has no units of --granularity {options.granularity}."
-    counted = reasons(analysis.grouping.frozen)
+    counted = reasons(analysis.frozen)
     text = "; ".join(f"{count} x {reason}" for reason, count in counted[:4])
     if not text:
         return (
@@ -294,7 +294,7 @@ def plan_of(sha256: str, options: Options, analysis: Analysis | None, decision: 
     frozen: tuple[Frozen, ...] = ()
     if analysis is not None:
         cuts = tuple(cuts_of(analysis.coupling, analysis.grouping.dead(decision.removed)))
-        frozen = tuple(analysis.grouping.frozen)
+        frozen = tuple(analysis.frozen)
     return Plan(
         model_sha256=sha256,
         criterion=options.criterion,

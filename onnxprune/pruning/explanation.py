@@ -156,7 +156,7 @@ class _Search:
     def __init__(self, analysis: Analysis) -> None:
         import networkx as nx  # nothing else needs it, and it takes a while to load
 
-        self.analysis, self.coupling = analysis, analysis.coupling
+        self.analysis, self.coupling, self.origins = analysis, analysis.coupling, analysis.origins
         self.space = self.coupling.space
         self.dims: dict[Site, int] = {}
         self.net = nx.Graph()
@@ -290,7 +290,8 @@ class _Search:
         own = {(s[1], s[2]) for s in sites}
         for member in {(m.tensor, m.axis): m for m in group.members}.values():
             ends = [s for s in paths if s[0] == "site" and (s[1], s[2]) == (member.tensor, member.axis)]
-            if (member.tensor, member.axis) not in own and ends:
+            new = member.tensor in self.origins.new
+            if (member.tensor, member.axis) not in own and ends and not new:
                 path = min((paths[s] for s in ends), key=len)
                 coupled.append((len(path), member, self._path(path)))
         coupled.sort(key=lambda c: (c[0], c[1].tensor, c[1].axis))
@@ -298,8 +299,8 @@ class _Search:
             "name": name,
             "kind": group.kind,
             "units": group.units,
-            "params": int(group.params.sum()),
-            "macs": int(group.macs.sum()),
+            "params": group.all_params,
+            "macs": group.all_macs,
             "channels": channels,
             "alternative": group.alternative,
             "coupled": [
@@ -332,10 +333,10 @@ class _Search:
             path: list[str] = []
             if ends:
                 _, site, title = min(ends, key=lambda e: (e[0], str(e)))
-                path = [*self._path(paths[site]), *([title] if title else [])]
-                if len(path) > 1 and path[-1] == path[-3 if len(path) > 2 else 0]:
-                    path.pop()
-            line.frozen.append({"reason": why, "channels": count, "path": path})
+                path, title = self._path(paths[site]), self.origins.told(title)
+                if title and title not in path[-2:]:
+                    path.append(title)
+            line.frozen.append({"reason": self.origins.told(why), "channels": count, "path": path})
 
     def _culprits(self, why: str) -> Iterable[tuple[Site, str]]:
         """Yield the sites of what a reason names, with the node's title."""
@@ -373,9 +374,9 @@ class _Search:
         for key in keys:
             if key[0] == "letter":
                 node = self.coupling.nodes[int(key[1])].node
-                text = f"{node.op} '{node.name}'"
+                text = self.origins.told(f"{node.op} '{node.name}'")
             else:
-                text = f"{key[1]}:{key[2]}"
-            if not texts or texts[-1] != text:
+                text = "" if key[1] in self.origins.new else f"{key[1]}:{key[2]}"
+            if text and (not texts or texts[-1] != text):
                 texts.append(text)
         return texts

@@ -260,7 +260,7 @@ def sensitivity(run: Run[Options]) -> Sensitivity:
             {
                 "name": name,
                 "units": group.units,
-                "macs": int(group.macs.sum()),
+                "macs": group.all_macs,
                 "half": half if half < float("inf") else None,
                 "curve": [[int(n), float(e)] for n, e in thinned(curve.error, 64)],
                 "measured": name not in work.calibration.by_norm,

@@ -114,8 +114,7 @@ class Inspection(Facts):
             "notes": self.notes,
             "depth": {
                 "branches": [
-                    {"name": g.name, "params": int(g.params.sum()), "macs": int(g.macs.sum())}
-                    for g in self.branches
+                    {"name": g.name, "params": g.all_params, "macs": g.all_macs} for g in self.branches
                 ],
                 "refused": self.kept,
             },
@@ -148,7 +147,7 @@ class Inspection(Facts):
         self._show_ceiling(stream)
 
         def costs(g: Group) -> list[str]:
-            params, macs = float(g.params.sum()), float(g.macs.sum())
+            params, macs = float(g.all_params), float(g.all_macs)
             return [amount(params), amount(macs), share(macs, self.size.macs)]
 
         rows = [
@@ -220,8 +219,8 @@ def _group_line(group: Group) -> dict[str, Any]:
         "name": group.name,
         "kind": group.kind,
         "units": group.units,
-        "params": int(group.params.sum()),
-        "macs": int(group.macs.sum()),
+        "params": group.all_params,
+        "macs": group.all_macs,
         "component": group.component,
         "inexact": group.inexact,
         "alternative": group.alternative,
@@ -249,7 +248,7 @@ def inspect_analysis(analysis: Analysis, size_in_bytes: int | None = None) -> In
         list(grouping.groups),
         _op_lines(coupling),
         refused,
-        list(grouping.frozen),
+        analysis.frozen,
         left_by(analysis, size),
         {name: list(shape) for name, shape in analysis.inputs.items()},
         coupling.space.samples,

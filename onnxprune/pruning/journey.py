@@ -335,7 +335,7 @@ def _report(run: Run[Options], candidate: Candidate, carried: Carried[Verificati
     report = Report(
         before,
         before,
-        frozen=list(analysis.grouping.frozen),
+        frozen=analysis.frozen,
         groups=[group_line(g, len(decision.removed.get(g.name, ()))) for g in chosen],
         align=decision.align,
         inexact=any(g.inexact for g in decision.groups if g.name in names),

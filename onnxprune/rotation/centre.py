@@ -78,6 +78,7 @@ def open_widths(
         if why:
             return OpenWidths(analysis, [f"the width that LayerNorm reads stays whole: as RMS norms, {why}"])
         error = f"; equal to the original within {gap:.1e}"
+    opened.origins = rewritten.origins
     opened.undo = lambda result: analysis.restored(rewritten.restored(result))
     return OpenWidths(opened, [_note(wanted) + error])
 

@@ -27,6 +27,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.live import names_of
+from onnxprune.graph.origins import Origins
 from onnxprune.ops import Node
 from onnxprune.ops.norm import epsilon_of
 from onnxprune.reconstruction.layer import weights_of, write
@@ -89,7 +90,14 @@ class _Rewriter:
         self._place()
         new = sorted(set(self.model.names()) - set(self.analysis.model.names()))
         self.model.fixed = {**self.model.fixed, **{name: self.model.info(name).dims for name in new}}
-        return RmsModel(self.analysis.model, self.model, parts)
+        return RmsModel(self.analysis.model, self.model, parts, self._origins(new))
+
+    def _origins(self, weights: Sequence[str]) -> Origins:
+        """Return for which nodes of the original the new ones are there."""
+        made = [(n, node) for part in (self.before, self.instead) for n in part for node in part[n]]
+        titles = {f"{x.op_type} '{x.name}'": f"{self.nodes[n].op} '{self.nodes[n].name}'" for n, x in made}
+        old = {name for node in self.nodes for name in node.outputs}
+        return Origins(titles, frozenset({*weights, *(name for _, x in made for name in x.output)} - old))
 
     def _axes(self, stream: NormStream) -> list[tuple[str, int]]:
         """Return the axes of weights that hold the channels of a stream."""

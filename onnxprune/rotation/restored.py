@@ -13,6 +13,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.graph.folding import merged, weight_protos
+from onnxprune.graph.origins import Origins
 from onnxprune.model import Model
 
 __all__ = ["OneStream", "RmsModel", "first_output"]
@@ -55,11 +56,14 @@ class RmsModel:
     original, model : Model
     parts : list
         One for each stream.
+    origins : Origins
+        What to call what is new in `model`.
     """
 
     original: Model
     model: Model
     parts: list[OneStream] = field(default_factory=list)
+    origins: Origins = field(default_factory=Origins)
 
     def restored(self, result: Model) -> Model:
         """Put back the norms of the original where all that was rewritten for a stream is still as it was made.

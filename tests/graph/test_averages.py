@@ -112,6 +112,13 @@ def off(b: Builder, x: str) -> str:
     return b.op("Mul", [x, reduced(b, far, "mean.far")], "weighed")
 
 
+def reverse(b: Builder, x: str) -> str:
+    """The same, with the mean in front."""
+    off = b.op("Sub", [reduced(b, x, "mean"), x], "off")
+    far = b.op("Mul", [off, off], "far")
+    return b.op("Mul", [x, reduced(b, far, "mean.far")], "weighed")
+
+
 def whole(b: Builder, x: str) -> str:
     """A mean of whole numbers is rounded, so that no product puts it right."""
     numbers = b.op("Cast", [x], "numbers", to=onnx.TensorProto.INT32)
@@ -119,7 +126,7 @@ def whole(b: Builder, x: str) -> str:
     return b.op("Mul", [x, mean], "weighed")
 
 
-@pytest.mark.parametrize("middle", [off, whole], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("middle", [off, reverse, whole], ids=lambda f: f.__name__)
 def test_other_means_keep_their_channels(middle: Any) -> None:
     with pytest.raises(onnxprune.OnnxPruneError, match="averaged over"):
         onnxprune.prune(net(middle), ratio=0.5, align=None, center_norms=False)

@@ -131,6 +131,18 @@ def test_tokens_and_positions_are_written_without_their_means(opset: int) -> Non
     assert result.report.law1["max_relative_error"] < 1e-5
 
 
+@pytest.mark.parametrize("name", ["fused", "spelled out"])
+def test_the_norm_of_a_mean_over_positions_is_cut(name: str) -> None:
+    b = Builder(24)
+    act = b.op("Relu", [b.linear("x", "first", 6, WIDTH)], "act")
+    mean = b.op("ReduceMean", [act], "mean", axes=[1], keepdims=0)
+    model = b.model({"x": ["N", 3, 6]}, b.linear(KINDS[name](b, mean, "norm"), "head", WIDTH, 5))
+    result = half_cut(model)
+    assert shapes(result.model)["first.weight"] == (6, WIDTH // 2)
+    assert not result.report.inexact
+    assert result.report.law1["max_relative_error"] < 1e-5
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_norms_are_put_back_where_their_width_stays(name: str) -> None:
     model = dynamic(KINDS[name])
