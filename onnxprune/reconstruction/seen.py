@@ -64,12 +64,15 @@ class Around:
         Tensor -> (node, slot) that read it.
     outer : set of str
         Tensors that are read elsewhere too: outputs, and what bodies read.
+    fixed : bool
+        Whether layers are only read: their weights may be those of others, too, or in a form that can't be written.
     """
 
     model: Model
     nodes: Sequence[Applied]
     uses: Uses
     outer: set[str]
+    fixed: bool = False
     maker: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,10 @@ class Around:
     def alone(self, name: str) -> bool:
         """Whether one node reads a tensor, and nothing else does."""
         return len(self.uses.get(name, ())) == 1 and name not in self.outer
+
+    def own(self, name: str) -> bool:
+        """Whether a layer may have a tensor for its weight."""
+        return self.fixed or self.alone(name)
 
     def sole(self, name: str) -> int | None:
         """Return the node that alone reads a tensor, once."""
@@ -298,7 +305,7 @@ def _integer_layer(
     """Return the layer of an integer weight in slot 1, with a scale for the tensor or for each output."""
     weight, axis = node.inputs[1], 0 if node.op == "ConvInteger" else 1
     codec = Quantised(weight, scale, node.inputs[zero] if node.has(zero) else "", axis)
-    if not around.known(codec) or not around.alone(weight):
+    if not around.known(codec) or not around.own(weight):
         return None
     dims = around.model.info(weight).dims
     if any(np.size(around.model.weight(name)) not in (1, dims[axis]) for name in codec.tensors[1:]):
@@ -318,11 +325,11 @@ def _blocks(around: Around, number: int, node: Node) -> FloatLayer | None:
     weight = node.inputs[1]
     codec = Packed(weight, node.inputs[2], zero, bits=bits, rows=rows, blocks=width // size, size=size)
     if (
-        width % size
+        (width % size and not around.fixed)
         or bits not in (2, 4, 8)
         or node.has(4)
         or not around.known(codec)
-        or not around.alone(weight)
+        or not around.own(weight)
     ):
         return None
     view = _plain_view(node, node.shape(0), (width, rows))

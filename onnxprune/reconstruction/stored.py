@@ -39,6 +39,12 @@ INTEGERS: dict[int, tuple[int, int]] = {
     _T.INT32: (-(1 << 31), (1 << 31) - 1),
 }
 
+#: The greatest values of small floats, whose least ones are as far from zero.
+SMALL: dict[int, float] = {
+    _T.FLOAT8E4M3FN: 448.0, _T.FLOAT8E4M3FNUZ: 240.0, _T.FLOAT8E5M2: 57344.0, _T.FLOAT8E5M2FNUZ: 57344.0,
+    _T.FLOAT4E2M1: 6.0,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Grid:

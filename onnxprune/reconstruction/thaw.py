@@ -17,7 +17,7 @@ Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons",
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -32,9 +32,9 @@ from onnxprune.graph.live import names_of, needed, remove
 from onnxprune.graph.widen import MOST
 from onnxprune.model import Model
 from onnxprune.ops import Node
-from onnxprune.reconstruction.layers import around, sites
+from onnxprune.reconstruction.layers import Site, around, sites
 from onnxprune.reconstruction.seen import Around, as_floats, weight_slot
-from onnxprune.reconstruction.stored import INTEGERS, Codec, Grid, Packed, Quantised
+from onnxprune.reconstruction.stored import INTEGERS, SMALL, Codec, Grid, Packed, Quantised
 
 __all__ = ["OnGrid", "Thawed", "thawed"]
 
@@ -108,39 +108,63 @@ class Thawed:
 def thawed(analysis: Analysis) -> Thawed | None:
     """Return a model of floats; None where no layer has a quantised weight that can be a float, or they are too large.
 
+    Weights that others read too, or whose form can't be written, become constants that gradients pass.
+
     Parameters
     ----------
     analysis : Analysis
         Of the quantised model.
     """
-    graph, frozen, made = around(analysis), dict[str, OnGrid](), dict[int, list[NodeProto]]()
-    floats = [n for n in (_attention(graph, number) for number in range(len(graph.nodes))) if n is not None]
-    for site in sites(analysis):
-        node = graph.nodes[site.number].node
-        if len(site.uses) > 1 or analysis.tracer.types.get(site.y, (0, None))[0] != TensorProto.FLOAT:
-            continue
-        product = _product(graph, site.number)
-        if product is not None:
-            floats.append(product)
-            continue
-        names = [node.inputs[weight_slot(node)]]
-        if site.adder is not None and site.own:
-            names.append(graph.nodes[site.adder[0]].node.inputs[site.adder[1]])
-        for name in names:
-            stored = None if name in analysis.model else graph.constant(name)
-            plain = analysis.tracer.types.get(name, (0, None))[0] == TensorProto.FLOAT
-            if stored is not None and not stored[0].exact and plain:
-                frozen[name] = OnGrid(*stored)
-    suffix, taken = "/floats", names_of(analysis.model)
+    graph, model, types = around(analysis), analysis.model, analysis.tracer.types
+    layers = [
+        s for s in sites(analysis) if len(s.uses) == 1 and types.get(s.y, (0, None))[0] == TensorProto.FLOAT
+    ]
+    frozen = {
+        name: OnGrid(*stored)
+        for site in layers
+        for name in _constants(graph, site)
+        if (stored := graph.constant(name)) is not None and not stored[0].exact
+        and types.get(name, (0, None))[0] == TensorProto.FLOAT
+    }  # fmt: skip
+    suffix, taken = "/floats", names_of(model)
     while any(name.endswith(suffix) for name in taken):
         suffix += "_"
-    for one in floats:
-        name = f"{one.grid.codec.name}{suffix}"
-        frozen[name], made[one.end] = one.grid, one.nodes(name)
-    large = sum(prod(one.codec.shape(analysis.model)) for one in frozen.values()) * 4 > MOST
-    if not frozen or large or opsets_of(analysis.model).get("", 0) < CLIP:
+    numbers, still, made = {s.number for s in layers}, dict[str, _Unrounded](), dict[int, list[NodeProto]]()
+    every = replace(graph, fixed=True)
+    for number in range(len(graph.nodes)):
+        found = _unrounded(every, number)
+        if found is None or types.get(found.plain.output[0], (0, None))[0] != TensorProto.FLOAT:
+            continue
+        name = f"{found.grid.codec.name}{suffix}"
+        made[found.end] = found.nodes(name)
+        moves = found.inside or number in numbers
+        if moves and _unrounded(graph, number) is not None:
+            frozen[name] = found.grid
+        else:
+            still[name] = found
+    codecs = [one.codec for one in frozen.values()] + [one.grid.codec for one in still.values()]
+    large = sum(prod(codec.shape(model)) for codec in codecs) * 4 > MOST
+    if not codecs or large or opsets_of(model).get("", 0) < CLIP:
         return None
-    return Thawed(_as_floats(analysis.model, graph, frozen, made), frozen, analysis.model)
+    fork = _as_floats(model, graph, frozen, made)
+    floats = {name: one.read(model) for name, one in frozen.items()}
+    floats |= {name: found.floats(model) for name, found in still.items()}
+    for name in floats:
+        fork.proto.graph.initializer.add(name=name)
+    fork.refresh()
+    for name, value in floats.items():
+        fork.put(name, value)
+    remove(fork, needed(model) - needed(fork) - frozen.keys())
+    return Thawed(fork, frozen, model)
+
+
+def _constants(graph: Around, site: Site) -> list[str]:
+    """Return what nodes make of constants for a layer: its weight, and a bias of its own."""
+    node = graph.nodes[site.number].node
+    names = [node.inputs[weight_slot(node)]]
+    if site.adder is not None and site.own:
+        names.append(graph.nodes[site.adder[0]].node.inputs[site.adder[1]])
+    return [name for name in names if name not in graph.model]
 
 
 @dataclass(frozen=True)
@@ -157,12 +181,22 @@ class _Unrounded:
         Without its weight, which is input 1.
     bias : str
         Added behind it.
+    width : int or None
+        Inputs of a layer whose last block is only begun.
+    inside : bool
+        Whether it is a layer inside of a node.
     """
 
     grid: OnGrid
     end: int
     plain: NodeProto
     bias: str = ""
+    width: int | None = None
+    inside: bool = False
+
+    def floats(self, model: Model) -> Array:
+        """Return its weight."""
+        return self.grid.read(model)[: self.width]
 
     def nodes(self, weight: str) -> list[NodeProto]:
         """Return it with its weight, and the Add of its bias."""
@@ -172,6 +206,13 @@ class _Unrounded:
             return [node]
         y, node.output[0] = node.output[0], f"{weight}/product"
         return [node, helper.make_node("Add", [node.output[0], self.bias], [y])]
+
+
+def _unrounded(graph: Around, number: int) -> _Unrounded | None:
+    """Return what a node of integers or blocks rounds; None where it isn't one."""
+    return (
+        _attention(graph, number) if graph.nodes[number].node.op == "QAttention" else _product(graph, number)
+    )
 
 
 def _product(graph: Around, number: int) -> _Unrounded | None:
@@ -185,31 +226,33 @@ def _product(graph: Around, number: int) -> _Unrounded | None:
     if seen.plain == "Conv":
         plain.attribute.extend(applied.proto.attribute)
     bias = node.inputs[slot] if slot >= 0 and node.has(slot) else ""
-    return _Unrounded(OnGrid(codec, order), seen.end, plain, bias)
+    width = int(node.attrs["K"]) if isinstance(codec, Packed) else None
+    return _Unrounded(OnGrid(codec, order), seen.end, plain, bias, width)
 
 
 def _attention(graph: Around, number: int) -> _Unrounded | None:
     """Return the Attention that QAttention is where DynamicQuantizeLinear rounds its input."""
     applied = graph.nodes[number]
     node = applied.node
-    source = graph.made_by(node.inputs[0], "DynamicQuantizeLinear") if node.op == "QAttention" else None
+    source = graph.made_by(node.inputs[0], "DynamicQuantizeLinear")
     if source is None or source.outputs[1:] != tuple(node.inputs[slot] for slot in (3, 6) if node.has(slot)):
         return None
     codec = Quantised(node.inputs[1], node.inputs[4], node.inputs[7] if node.has(7) else "", 1)
-    if not graph.known(codec) or not graph.alone(codec.name):
+    if not graph.known(codec) or not graph.own(codec.name):
         return None
     rest = [node.inputs[slot] if node.has(slot) else "" for slot in (2, 5, 8)]
     plain = helper.make_node(
         "Attention", [source.inputs[0], *rest], node.outputs, node.name, domain=node.domain
     )
     plain.attribute.extend(applied.proto.attribute)
-    return _Unrounded(OnGrid(codec, (0, 1)), number, plain)
+    return _Unrounded(OnGrid(codec, (0, 1)), number, plain, inside=True)
 
 
 def _as_floats(
     model: Model, graph: Around, frozen: Mapping[str, OnGrid], made: Mapping[int, list[NodeProto]]
 ) -> Model:
-    fork, before = model.fork(), needed(model)
+    """Return a model with nodes in the place of others, and the floats of weights."""
+    fork = model.fork()
     clips = {
         graph.maker[name]: [_clip(fork, graph, graph.nodes[graph.maker[name]].node)]
         for name in _rounded(graph)
@@ -225,12 +268,6 @@ def _as_floats(
             nodes.append(NodeProto.FromString(proto.node[index].SerializeToString()))
     del proto.node[:]
     proto.node.extend(nodes)
-    for name in frozen:
-        proto.initializer.add(name=name)
-    fork.refresh()
-    for name, one in frozen.items():
-        fork.put(name, one.read(model))
-    remove(fork, before - needed(fork) - frozen.keys())
     return fork
 
 
@@ -245,15 +282,25 @@ def _rounded(graph: Around) -> list[str]:
             and source.inputs[1:] == node.inputs[1:]
             and source.inputs[0] not in graph.model
         )
-        if same and node.has(2) and graph.number(node.inputs[1]) and graph.number(node.inputs[2]) is not None:
+        numbers = (
+            same and node.has(2) and graph.number(node.inputs[1]) and graph.number(node.inputs[2]) is not None
+        )
+        if numbers and _ends(graph, node) is not None:
             found.append(node.outputs[0])
     return found
+
+
+def _ends(graph: Around, node: Node) -> tuple[float, float] | None:
+    """Return the least and the greatest value of what a DequantizeLinear reads; None where they aren't known."""
+    elem = graph.model.info(node.inputs[2]).elem_type
+    most = SMALL.get(elem)
+    return INTEGERS.get(elem) if most is None else (-most, most)
 
 
 def _clip(model: Model, graph: Around, node: Node) -> NodeProto:
     source = graph.made_by(node.inputs[0], "QuantizeLinear")
     assert source is not None
     scale, zero = (graph.number(name) or 0.0 for name in node.inputs[1:3])
-    low, high = INTEGERS[graph.model.info(node.inputs[2]).elem_type]
+    low, high = _ends(graph, node) or (0.0, 0.0)
     ends = [model.add(f"{node.outputs[0]}/{e}", np.float32((e - zero) * scale)) for e in (low, high)]
     return helper.make_node("Clip", [source.inputs[0], *ends], [node.outputs[0]], name=node.name)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from quantised_models import FORMS, OUT, WIDTH, Quantiser, deep
+from quantised_models import FORMS, IR, OUT, WIDTH, Quantiser, deep
 from small_models import Builder
 
 import onnxprune
@@ -136,6 +136,75 @@ def test_convolutions_and_attention_of_integers_become_those_of_floats(model, sh
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     wanted, made = (next(iter(outputs(m, x).values())) for m in (model, found.model))
     assert 0 < np.abs(wanted - made).max() < 0.05 * np.abs(wanted).max()
+
+
+def unfit(kind: str) -> onnx.ModelProto:
+    """A product of a layer that moves, and one or two that don't."""
+    b = Builder(6)
+    form = "dynamic" if kind == "shared integers" else "nbits"
+    quantiser = Quantiser(b, form)
+    h = b.op("Relu", [quantiser.linear("x", "up", WIDTH, 48 if kind == "begun block" else WIDTH)], "relu")
+    if kind == "begun block":  # 40 inputs in blocks of 16
+        h = b.op(
+            "Slice", [h, *(b.constant(n, np.int64([v])) for n, v in (("s", 0), ("e", 40), ("a", 1)))], "cut"
+        )
+        w = np.concatenate([b.rng.normal(size=(40, OUT)), np.zeros((8, OUT))]).astype(np.float32)
+        y = quantiser.nbits(h, "odd", w)
+        next(a for a in b.nodes[-1].attribute if a.name == "K").i = 40
+    else:
+        y = b.op("Relu", [quantiser.linear(h, "twice", WIDTH, WIDTH)], "first")
+        again = [
+            n
+            for n in b.nodes
+            if n.name in ("twice", "twice_mul", "twice_cast", "twice_scales") or n.output[0] == "twice_x"
+        ]
+        renamed = {"relu_out": y} | {o: f"{o}_2" for n in again for o in n.output}
+        for node in again:
+            b.nodes.append(
+                helper.make_node(
+                    node.op_type,
+                    [renamed.get(i, i) for i in node.input],
+                    [renamed[o] for o in node.output],
+                    domain=node.domain,
+                )
+            )
+            b.nodes[-1].attribute.extend(node.attribute)
+        y = b.nodes[-1].output[0]
+    model = b.model({"x": ["N", WIDTH]}, y, 21, "com.microsoft")
+    model.ir_version = IR
+    del model.graph.value_info[:]
+    return model
+
+
+@pytest.mark.parametrize("kind", ["begun block", "shared blocks", "shared integers"])
+def test_layers_that_cannot_move_let_gradients_pass(kind):
+    model = unfit(kind)
+    found = thawed(analyse(Model.load(model), input_shapes={"x": (4, WIDTH)}))
+    assert len(found.frozen) == 1
+    ops = [n.op_type for n in found.model.proto.graph.node]
+    assert ops.count("MatMul") == (2 if kind == "begun block" else 3)
+    assert not [op for op in ops if "Integer" in op or "Quantize" in op or "NBits" in op]
+    wanted, made = (next(iter(outputs(m, samples(50)).values())) for m in (model, found.model))
+    assert np.abs(wanted - made).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_activations_of_small_floats_are_clipped_to_their_ends():
+    b = Builder(3)
+    step, zero = b.constant("s", np.float32(0.01)), "z"
+    b.weights.append(helper.make_tensor(zero, TensorProto.FLOAT8E4M3FN, [], [0.0]))
+    x = b.op("DequantizeLinear", [b.op("QuantizeLinear", ["x", step, zero], "q"), step, zero], "dq")
+    dq = b.op(
+        "DequantizeLinear",
+        Quantiser(b, "qdq").numbers("w", b.rng.normal(size=(WIDTH, OUT)), 1),
+        "w_dq",
+        axis=1,
+    )
+    model = b.model({"x": ["N", WIDTH]}, b.op("MatMul", [x, dq], "product"), 21)
+    model.ir_version = IR
+    del model.graph.value_info[:]
+    found = thawed(analyse(Model.load(model), input_shapes={"x": (4, WIDTH)}))
+    (clip,) = (n for n in found.model.proto.graph.node if n.op_type == "Clip")
+    assert [float(found.model.weight(n)) for n in clip.input[1:]] == pytest.approx([-4.48, 4.48])
 
 
 def test_a_model_too_large_as_floats_isn_t_thawed(monkeypatch):
