@@ -107,12 +107,12 @@ def test_classes_are_drawn_as_often_as_the_model_says():
 def test_refusals():
     recurrent = build(
         [
-            helper.make_node("LSTM", ["x", "w", "r"], ["h"], hidden_size=4, name="lstm"),
+            helper.make_node("LSTM", ["x", "w", "r"], ["h"], hidden_size=4, clip=1.0, name="lstm"),
             node("Relu", "h", "y"),
         ],
         {"w": normal(1, 16, 6), "r": normal(1, 16, 4)},
         (7, 2, 6),
     )
     samples = load_samples(recurrent.graph, {"x": normal(7, 2, 6)})
-    with pytest.raises(CalibrationError, match="LSTM 'lstm' has no gradient rule"):
+    with pytest.raises(CalibrationError, match="LSTM 'lstm': it is clipped"):
         second(Model.load(recurrent), samples, {"x": 2})
