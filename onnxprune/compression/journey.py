@@ -18,6 +18,7 @@ from onnxprune.compression.packing import drafts, keep
 from onnxprune.compression.parts import parts_of, without
 from onnxprune.compression.report import CompressReport
 from onnxprune.compression.search import Attempt, GridSearch, lines
+from onnxprune.compression.traces import without_traces
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.files.protowalk import body_weights
 from onnxprune.graph.analysis import Analysis, analyse
@@ -93,7 +94,13 @@ def compress(run: Run[CompressOptions], output: Path | None) -> CompressResult:
 def _within(search: GridSearch, report: CompressReport) -> Attempt:
     """Return a model within the budget, and what was done in the report."""
     run, judge = search.run, None
-    search.base = base = fold_all(inline(run.model)).model
+    base, traces = without_traces(fold_all(inline(run.model)).model)
+    search.base = base
+    if traces:
+        run.notes.append(
+            f"what the exporter wrote of its source beside the nodes was left out ({traces:,} bytes), as no runtime "
+            "reads it"
+        )
     if run.options.calib is not None:
         search.layers, judge = _layers(run, base)
     layers = search.layers

@@ -159,7 +159,7 @@ class GridSearch:
         with self.run.stage("look"):
             choices = self._choices()
         with self.run.stage("code"):
-            rest = self._without_parts()
+            rest = beside = self._without_parts()
         weights = self._weights(choices, budget - rest)
         best: Attempt | None = None
         dear = budget >= LARGE or (self.layers is not None and self.layers.dear)
@@ -203,8 +203,8 @@ class GridSearch:
                 else "the grids that were tried"
             )
             raise NothingToPrune(
-                f"--target {self.run.options.target} can't be met: with {grids} the file takes {least:,.0f} bytes; ask "
-                f"for more{self._hint()}."
+                f"--target {self.run.options.target} can't be met: with {grids} the file takes {least:,.0f} bytes, "
+                f"{beside:,.0f} of them for all but these weights; ask for more{self._hint()}."
             )
         if best.nbytes < FAIR * budget:
             self.run.notes.append(

@@ -22,8 +22,9 @@ from onnxprune.files.protowalk import subgraphs
 from onnxprune.ops.bodies import DOMAIN
 
 __all__ = [
-    "DOMAIN", "ENTRY", "OUT", "Marked", "body_of", "fresh_name", "inner_nodes", "is_entry", "is_if", "is_joint",
-    "joint_id", "made_by", "made_in", "mark", "number_of", "own_names", "renamed", "stepped", "table", "unmark",
+    "DOMAIN", "ENTRY", "OUT", "Marked", "body_of", "fresh_name", "gathered", "inner_nodes", "is_entry", "is_if",
+    "is_joint", "joint_id", "made_by", "made_in", "mark", "number_of", "own_names", "renamed", "stepped", "table",
+    "unmark",
 ]  # fmt: skip
 
 #: Ends the mark of the declared type of a body's input or output.
@@ -89,6 +90,13 @@ def stepped(graph: GraphProto) -> set[str]:
     return names | {
         name for node in graph.node if (body := body_of(node)) and steps(body) for name in node.output
     }
+
+
+def gathered(graph: GraphProto) -> set[str]:
+    """Return what Loops put together of what each step gives."""
+    loops = [node for node in graph.node if is_joint(node) and node.op_type == "Loop"]
+    # a joint reads whether to go on, all that a step gives, and what was carried before it
+    return {name for node in loops for name in node.output[len(node.input) - 1 - len(node.output) :]}
 
 
 def joint_id(joint: NodeProto) -> str:

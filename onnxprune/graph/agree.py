@@ -145,7 +145,11 @@ def _wrong(node: Node) -> Agreement | None:
 
 def _too_small(node: Node, first: Shape, kernel: Sequence[int]) -> list[Pair]:
     """Return the axes along which a padded input is shorter than the kernel; to inference these give one."""
-    if Trait.GEMM not in node.traits or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+    row = lookup(node)
+    kernels = (
+        not isinstance(row, Refusal) and "weight" in row.roles
+    )  # pools, without one, take shorter inputs
+    if not kernels or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
         return []
     rank = len(kernel)
     pads, steps = node.attrs.get("pads") or [0] * 2 * rank, node.attrs.get("dilations") or [1] * rank

@@ -17,6 +17,7 @@ from onnx import NodeProto
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.agree import walk
+from onnxprune.graph.apart import apart, together
 from onnxprune.graph.averages import Averages, minuends
 from onnxprune.graph.belongings import numbers_of, packed_in
 from onnxprune.graph.computed import Finder
@@ -62,6 +63,8 @@ class Analysis:
         Those of them that the user said.
     folded : Folded or None
         Where weights were folded: ``model`` is then not the one that was to be analysed.
+    copies : dict
+        Nodes that ``model`` has more than that one: what each gives -> the tensor that it is (`onnxprune.graph.apart`).
     refusals : dict
         Shapes of the inputs, sorted by name, that the model can't be run at, and why: those that were tried.
     notes : list of str
@@ -84,6 +87,7 @@ class Analysis:
     refusals: dict[tuple[tuple[str, Shape], ...], str] = field(default_factory=dict, repr=False)
     notes: list[str] = field(default_factory=list)
     folded: Folded | None = None
+    copies: dict[str, str] = field(default_factory=dict, repr=False)
     runs: Callable[[Mapping[str, Shape]], str] | None = field(default=None, repr=False)
     undo: Callable[[Model], Model] | None = field(default=None, repr=False)
     origins: Origins = field(default_factory=Origins, repr=False)
@@ -108,7 +112,7 @@ class Analysis:
 
     def restored(self, result: Model) -> Model:
         """Return a model made from this one with what was folded or rewritten put back where it is unchanged."""
-        result = result if self.folded is None else restored(result, self.folded)
+        result = together(result if self.folded is None else restored(result, self.folded), self.copies)
         return result if self.undo is None else self.undo(result)
 
     def other_values(self) -> Mapping[str, NDArray[Any]] | None:
@@ -232,9 +236,11 @@ def analyse(
             allow_inexact=allow_inexact,
             keep_blocks=keep_blocks,
         )
+        model, copies = apart(model) if folds else (model, {})
         analysis = most_open(model, lambda opened, by_run: again(opened, by_run=by_run))
         if folds:
             analysis = _with_folds(analysis, again, folds == "weights")
+        analysis.copies = copies
         _log.info("%d nodes, %d groups", len(model.proto.graph.node), len(analysis.grouping.groups))
         return analysis
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnxprune.files.bodies import body_of, stepped
+from onnxprune.files.bodies import body_of, gathered, stepped
 from onnxprune.model import Model
 from onnxprune.runtime import binding
 from onnxprune.runtime.binding import Shape, Typed
@@ -67,7 +67,19 @@ def _probed(model: Model, inputs: Mapping[str, Shape], wanted: list[str]) -> dic
         shapes = session.run(feeds, list(ask.values()))
     except RunError:
         return {}
-    return {n: (elements[n], tuple(int(s) for s in shapes[ask[n]])) for n in elements}
+    found = {n: (elements[n], tuple(int(s) for s in shapes[ask[n]])) for n in elements}
+    return _without_steps(model, found)
+
+
+def _without_steps(model: Model, found: Mapping[str, Typed]) -> dict[str, Typed]:
+    """Leave out what is empty since a Loop ran no step: its other axes are zeros there, too, whatever they are."""
+    none = {n for n, (_, shape) in found.items() if 0 in (shape or ())}
+    empty = gathered(model.proto.graph) & none
+    for index in model.order if empty else ():
+        node = model.proto.graph.node[index]
+        if not empty.isdisjoint(node.input):
+            empty |= none.intersection(node.output)
+    return {n: typed for n, typed in found.items() if n not in empty}
 
 
 _ELEMENTS = {

@@ -216,7 +216,8 @@ class References:
             if not ones or any(
                 isinstance(a, np.ndarray) and a.dtype.kind in "iu" for a in case.feeds.values()
             ):
-                self.notes.append(f"{how}, since the original gives NaN, infinity or nothing otherwise")
+                gives = "doesn't run" if errors else "gives NaN, infinity or nothing"
+                self.notes.append(f"{how}, since the original {gives} otherwise")
         return case
 
 

@@ -34,7 +34,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.interface import interface
 from onnxprune.reconstruction.layers import sites
 from onnxprune.reconstruction.views import channels_last
-from onnxprune.runtime.inputs import id_limits
+from onnxprune.runtime.ids import Ids, id_bounds
 
 __all__ = ["RANGES", "plausible", "read_samples"]
 
@@ -171,9 +171,9 @@ def _distance(analysis: Analysis, samples: Samples, norms: Mapping[str, tuple[Ar
 
 
 def _tokens(analysis: Analysis, samples: Samples, seed: int) -> list[dict[str, Array]]:
-    """Draw ids that tables hold, and lengths: what lies behind a sample's end is masked and has the id 0."""
+    """Draw ids that tables hold, and lengths: what lies behind a sample's end is masked and has the least id."""
     rng = np.random.default_rng(seed)
-    limits = id_limits(analysis.model, analysis.tracer.types)
+    ids = id_bounds(analysis.model, analysis.tracer.types)
     batches = []
     for batch, count in zip(samples.batches, samples.counts, strict=True):
         whole = {n: a for n, a in batch.items() if a.dtype.kind in "iu" and a.ndim >= 2 and len(a) == count}
@@ -186,8 +186,9 @@ def _tokens(analysis: Analysis, samples: Samples, seed: int) -> list[dict[str, A
             alive = alive.reshape(count, *[1] * (array.ndim - 2), size)
             if name in masks:
                 new[name] = np.broadcast_to(alive, array.shape).astype(array.dtype)
-            elif limits.get(name, 256) > 2:
-                top = min(limits.get(name, 256), np.iinfo(array.dtype).max)
-                new[name] = (rng.integers(0, top, array.shape) * alive).astype(array.dtype)
+            else:
+                own = ids.get(name, Ids.below(256)).both(Ids.below(int(np.iinfo(array.dtype).max)))
+                drawn = own.draw(array.shape, rng)
+                new[name] = np.where(alive, drawn, own.fitting(array.shape).least).astype(array.dtype)
         batches.append(new)
     return batches

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from onnxprune.graph.analysis import analyse
-from onnxprune.graph.folding import restored
 from onnxprune.graph.inline import inline
 from onnxprune.graph.select import pick
 from onnxprune.journey.run import Run
@@ -54,9 +53,7 @@ def turn(run: Run[Options]) -> Outcome[LosslessReport]:
         refused=rotated.refused,
         notes=run.notes,
     )
-    turned = rotated.analysis.model if names else run.model
-    if names and analysis.folded is not None:
-        turned = restored(turned, analysis.folded)
+    turned = analysis.restored(rotated.analysis.model) if names else run.model
     outcome = Outcome(turned, report)
     save(run, outcome)
     return outcome

@@ -11,21 +11,17 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.model import Model
-from onnxprune.ops import moved
 from onnxprune.runtime.binding import Shape, Typed, real_inputs
 from onnxprune.runtime.categories import categories
+from onnxprune.runtime.ids import Ids, id_bounds
 from onnxprune.runtime.said import said_in_values
 from onnxprune.runtime.session import Array, RunError, Session, open_session
 
-__all__ = ["NoValues", "Trial", "id_limits", "random_inputs", "texts", "verdict"]
+__all__ = ["NoValues", "Trial", "random_inputs", "texts", "verdict"]
 
 
 class NoValues(RunError):
     """No values can be drawn for an input."""
-
-
-#: Random ids stay below this, whatever the size of the table that they look up.
-MAX_ID = 1000
 
 
 def random_inputs(
@@ -59,7 +55,7 @@ def random_inputs(
         If none can be drawn for an input: a map, or texts where the model lists none.
     """
     graph = model.proto.graph
-    limits = id_limits(model, sizes or {})
+    ids = id_bounds(model, sizes or {})
     lengths, known = said_in_values(graph, shapes), compared(model)
     feed: dict[str, Any] = {}
     for value in real_inputs(graph):
@@ -79,7 +75,7 @@ def random_inputs(
             dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             feed[name] = np.full(shape, lengths[name], dtype)
         else:
-            feed[name] = _numbers(value, shape, limits, rng, scale, ones)
+            feed[name] = _numbers(value, shape, ids, rng, scale, ones)
     return feed
 
 
@@ -133,7 +129,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 def _numbers(
     value: onnx.ValueInfoProto,
     shape: Shape,
-    limits: Mapping[str, int],
+    ids: Mapping[str, Ids],
     rng: np.random.Generator,
     scale: float,
     ones: bool,
@@ -142,59 +138,9 @@ def _numbers(
     if dtype.kind not in "biu":
         return np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
     flat = ones or "mask" in value.name.lower()
-    limit = 2 if dtype.kind == "b" else limits.get(value.name, 256 if dtype.itemsize == 1 else 2)
-    drawn = np.ones(shape) if flat else rng.integers(0, limit, shape)
-    return np.asarray(drawn if dtype.kind == "b" else np.minimum(drawn, limit - 1)).astype(dtype)
-
-
-def id_limits(model: Model, sizes: Mapping[str, Typed]) -> dict[str, int]:
-    """Find the exclusive upper limit of each integer input that indexes a table."""
-    graph = model.proto.graph
-    limits: dict[str, int] = {}
-    integers = {
-        v.name
-        for v in real_inputs(graph)
-        if v.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
-    }
-    if not integers:
-        return limits
-    origin = {name: {name} for name in integers}
-    for index in model.order:
-        node = graph.node[index]
-        carried = _carried(node)
-        if carried:
-            sources = set().union(*(origin.get(n, set()) for n in carried))
-            for name in node.output if sources else ():
-                origin[name] = sources
-        for table, axis, ids in _lookups(node):
-            shape = _shape(model, table, sizes)
-            for source in origin.get(ids, ()):
-                if shape:
-                    # half of the table, since an offset may be added on the way
-                    limits[source] = min(limits.get(source, MAX_ID), max(1, (shape[axis] + 1) // 2))
-    return limits
-
-
-def _carried(node: onnx.NodeProto) -> list[str]:
-    """Return the inputs whose numbers, or numbers a little off, a node's outputs have."""
-    if node.op_type in ("Add", "Cast") and not node.domain:
-        return list(node.input)
-    return [node.input[slot] for slot in moved(node.op_type, len(node.input), node.domain)]
-
-
-def _lookups(node: onnx.NodeProto) -> list[tuple[str, int, str]]:
-    """Return (table, axis, ids) of each lookup that a node does."""
-    if node.op_type == "Gather" and len(node.input) == 2:
-        return [
-            (node.input[0], next((int(a.i) for a in node.attribute if a.name == "axis"), 0), node.input[1])
-        ]
-    if node.op_type == "EmbedLayerNormalization" and len(node.input) > 4:
-        return [(node.input[2], 0, node.input[0]), (node.input[4], 0, node.input[1])]
-    return []
-
-
-def _shape(model: Model, name: str, sizes: Mapping[str, Typed]) -> Shape | None:
-    return model.info(name).dims if name in model else sizes.get(name, (0, None))[1]
+    free = Ids.below(256 if dtype.kind != "b" and dtype.itemsize == 1 else 2)
+    own = ids.get(value.name, free)
+    return (own.ones(shape) if flat else own.draw(shape, rng)).astype(dtype)
 
 
 class Trial:

@@ -1,4 +1,4 @@
-"""Inputs whose values say a size of other inputs: lengths, and totals of what is cached and what is new."""
+"""Inputs whose values say a size: lengths, totals of what is cached and what is new, and how often a Loop runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import onnx
 
+from onnxprune.files.bodies import ENTRY
+from onnxprune.ops import moved
 from onnxprune.runtime.binding import Shape, input_axes, real_inputs, terms
 
 __all__ = ["said_in_values"]
@@ -13,10 +15,12 @@ __all__ = ["said_in_values"]
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 #: Slots of a GroupQueryAttention: keys of the cache, lengths less one, and the total.
 _CACHE, _LENGTHS, _TOTAL = 3, 5, 6
+#: How often a Loop runs: without a step what it gathers has no length, and an axis of one element is none by itself.
+_STEPS = 2
 
 
 def said_in_values(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> dict[str, int]:
-    """Return the values of integer inputs that say a size of other inputs: named like an axis, or read as a length.
+    """Return the values of integer inputs that say a size: named like an axis, read as a length, or counting steps.
 
     Parameters
     ----------
@@ -37,6 +41,7 @@ def said_in_values(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> dict[
     named = _by_name(sizes)
     names = {v.name: v for v in real_inputs(graph) if v.type.tensor_type.elem_type in _INTEGERS}
     values = {n: sizes[n] for n in names if n in sizes and all(d == 1 for d in inputs.get(n, ()))}
+    values |= {n: _STEPS for n in _counts(graph) if n in names and n not in values}
     readers = [n for n in graph.node if n.op_type == "GroupQueryAttention" and len(n.input) > _TOTAL]
     makers = {name: made for made in graph.node for name in made.output} if readers and named is None else {}
     for node in readers:
@@ -45,6 +50,24 @@ def said_in_values(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> dict[
             whole = _by_slot(node, makers, inputs) if named is None else named
             values |= {n: whole - less for n, less in said.items() if n in names and whole is not None}
     return values
+
+
+def _counts(graph: onnx.GraphProto) -> set[str]:
+    """Return what Loops read as the number of their steps, and what that is made of by moving and casting."""
+    found = {n.input[0] for n in graph.node if n.op_type.removesuffix(ENTRY) == "Loop" and n.input[0]}
+    makers = {name: made for made in graph.node for name in made.output} if found else {}
+    todo = list(found)
+    while todo:
+        node = makers.get(todo.pop())
+        if node is not None:
+            cast = node.op_type == "Cast"
+            read = {
+                node.input[n]
+                for n in (range(1) if cast else moved(node.op_type, len(node.input), node.domain))
+            }
+            todo += read - found
+            found |= read
+    return found
 
 
 def _by_name(sizes: Mapping[str, int]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnxprune
 from onnxprune.errors import VerificationError
 from onnxprune.model import Model
 from onnxprune.pruning.journey import Result
+from onnxprune.runtime.inputs import random_inputs
 
 from body_models import info, node, normal  # isort: skip
 from outside import half, masked, run  # isort: skip
@@ -106,6 +108,44 @@ def test_what_a_loop_carries_and_gathers_is_cut(options: dict[str, Any]) -> None
     )
     assert cuts["v", 1] == cuts["p", 0] == 6
     exact(original, result, [(2, 8), (1, 8), (5, 8)])
+
+
+def asked_for(given: str) -> onnx.ModelProto:
+    """A loop that runs as often as an input says, or as long as the data say, which may be not at all."""
+    found = loop()
+    (at,) = [n for n, v in enumerate(found.graph.node) if v.op_type == "Loop"]
+    found.graph.node[at].attribute[0].g.output[2].CopyFrom(info("g", ["rows", 12]))
+    if given == "steps":
+        del found.graph.initializer[[t.name for t in found.graph.initializer].index("steps")]
+        found.graph.input.append(info("k", [1], INT))
+        found.graph.node.insert(0, node("Squeeze", "k", "steps"))
+    else:
+        found.graph.node[at].input[1] = "larger"
+        found.graph.initializer.append(numpy_helper.from_array(np.float32(1e9), "much"))
+        found.graph.node.insert(0, node("Greater", "most much", "larger"))
+        found.graph.node.insert(0, node("ReduceMax", "x", "most", keepdims=0))
+    return found
+
+
+def test_an_input_says_how_often_a_loop_runs() -> None:
+    """What it gathers is seen after a step or more: without one it has no axes."""
+    opened = Model.load(asked_for("steps"))
+    for m, seed in product((opened, opened.unfold()), range(4)):
+        assert random_inputs(m, {"x": (2, 8), "k": (1,)}, np.random.default_rng(seed))["k"] > 1
+    result = half(asked_for("steps"))
+    cuts = {(c.tensor, c.axis): len(c.removed) for c in result.report.cuts}
+    assert cuts["v", 1] == cuts["p", 0] == 6
+    assert cuts["w", 1] == cuts["u", 0] == 8
+    for steps in (1, 3):
+        given = {"x": normal(4, 8), "k": np.array([steps])}
+        want, have = (run(m, given) for m in (masked(asked_for("steps"), result), result.model))
+        assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(want, have, strict=True))
+
+
+def test_what_no_step_gathers_is_unknown_not_empty() -> None:
+    frozen = onnxprune.inspect(asked_for("data")).frozen
+    assert any("shape of its output 'all' is unknown" in f.reason for f in frozen)
+    assert not any("0 there" in f.reason for f in frozen)
 
 
 def test_what_a_scan_carries_reads_and_gathers_is_cut() -> None:

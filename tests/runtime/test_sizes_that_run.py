@@ -40,6 +40,23 @@ def test_a_signal_is_as_long_as_its_convolutions_reach() -> None:
     open_session(model).run({"x": np.zeros(shape, np.float32)})
 
 
+@pytest.mark.parametrize("op", ["ConvInteger", "MaxPool"])
+def test_only_kernels_of_weights_ask_for_a_signal_as_long(op: str) -> None:
+    """onnxruntime runs no convolution over less than its kernel, of integers either; a pool it does."""
+    integer = op == "ConvInteger"
+    kind = TensorProto.UINT8 if integer else TensorProto.FLOAT
+    nodes = [helper.make_node(op, ["x", "w"][: 1 + integer], ["y"], op, kernel_shape=[16], strides=[8])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", kind, ["batch", 1, "t"])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32 if integer else kind, None)],
+        [numpy_helper.from_array(np.ones((4, 1, 16), np.int8), "w")][:integer],
+    )  # fmt: skip
+    model = Model.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    shape = analyse(model).inputs["x"]
+    assert (shape[2] >= 16) == integer
+    open_session(model).run({"x": np.zeros(shape, np.uint8 if integer else np.float32)})
+
+
 def _rotated() -> onnx.ModelProto:
     """Cosines and sines of one batch: onnxruntime takes a batch of one then."""
     nodes = [
