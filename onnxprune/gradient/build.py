@@ -263,8 +263,9 @@ def raise_opset(model: Model) -> int:
 
 
 def backward(
-    tape: Tape, nodes: Sequence[Applied], wanted: Sequence[Wanted], seeds: Mapping[str, str]
-) -> dict[Wanted, str]:
+    tape: Tape, nodes: Sequence[Applied], wanted: Sequence[Wanted], seeds: Mapping[str, str],
+    stops: list[str] | None = None,
+) -> dict[Wanted, str]:  # fmt: skip
     """Write the backward pass.
 
     Parameters
@@ -274,11 +275,18 @@ def backward(
     wanted : sequence of str or (position, slot)
     seeds : mapping
         Tensor -> the gradient of the loss with respect to it, as far as it isn't by way of other nodes.
+    stops : list of str, optional
+        Takes why gradients don't go through nodes, where they end then; else the first such node is an error.
 
     Returns
     -------
     dict
         What was wanted -> its gradient; what isn't here has none.
+
+    Raises
+    ------
+    NoGradient
+        If a node has none, and there is nothing to take the reason.
     """
     edges = {w for w in wanted if not isinstance(w, str)}
     follows = {w if isinstance(w, str) else nodes[w[0]].node.inputs[w[1]] for w in wanted}
@@ -295,7 +303,16 @@ def backward(
         inner = captured(applied.proto) & follows if applied.proto.attribute else set()
         if not any(dy) or not (need or inner) or node.op in BLOCKED:
             continue
-        for slot, grad in _apply(tape, applied, dy, need).items():
+        written = len(tape.nodes)
+        try:
+            found = _apply(tape, applied, dy, need)
+        except NoGradient as error:
+            if stops is None:
+                raise
+            del tape.nodes[written:]
+            stops.append(str(error))
+            continue
+        for slot, grad in found.items():
             name = node.inputs[slot]
             if (number, slot) in edges:
                 through[number, slot] = grad

@@ -42,6 +42,8 @@ class LossModel:
         The output that is the loss.
     gradients : dict
         Weight -> the output that is the gradient of half of the loss; a weight that doesn't reach a goal isn't here.
+    stop : str
+        Where gradients end on the way, and why; empty where they don't. What lies behind follows nearer goals alone.
     settle : callable
         Weights -> what becomes of them in the file; losses and gradients are taken there.
     """
@@ -52,6 +54,7 @@ class LossModel:
     valid: str
     loss: str
     gradients: dict[str, str]
+    stop: str = ""
     settle: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]] = dict
 
 
@@ -122,7 +125,7 @@ def loss_model(
     Raises
     ------
     CalibrationError
-        If an op on the way has no gradient.
+        If nothing has a gradient, since an op on the way has none.
     """
     model = analysis.model.fork()
     opset = raise_opset(model)
@@ -133,6 +136,7 @@ def loss_model(
     model.drop(*weights)  # so that the backward pass reads them as they come in
     tape = Tape(analysis, model, opset, np.dtype(helper.tensor_dtype_to_np_dtype(elem)))
     targets = {goal: f"onnxprune/target/{n}" for n, goal in enumerate(every)}
+    stops: list[str] = []
     try:
         seeds: dict[str, str] = {}
         losses = []
@@ -145,9 +149,11 @@ def loss_model(
             seed, each = _divergence(tape, goal, targets[goal], where)
             seeds[goal] = tape.op("Add", seeds[goal], seed) if goal in seeds else seed
             losses.append(_total(tape, goal, each))
-        gradients = backward(tape, analysis.coupling.nodes, list(weights), seeds)
+        gradients = backward(tape, analysis.coupling.nodes, list(weights), seeds, stops)
     except NoGradient as error:
         raise CalibrationError(f"no gradients: {error}") from error
+    if stops and not gradients:
+        raise CalibrationError(f"no gradients: {stops[0]}")
     grads = {str(weight): grad for weight, grad in gradients.items()}
     named = {weight: f"onnxprune/gradient_of/{n}" for n, weight in enumerate(grads)}
     grads = {named[weight]: grad for weight, grad in grads.items()}
@@ -160,7 +166,7 @@ def loss_model(
     alone = model.fork()
     finish(alone, [*forward, *tape.nodes], inputs, [LOSS])
     finish(model, [*forward, *tape.nodes], inputs, list(grads))
-    return LossModel(model, alone, targets, VALID if masked else "", LOSS, named)
+    return LossModel(model, alone, targets, VALID if masked else "", LOSS, named, stops[0] if stops else "")
 
 
 def _total(tape: Tape, like: str, value: str) -> str:

@@ -174,7 +174,7 @@ class _Distillation:
             report.why = f"fewer than {HELD} samples, or batches of the model's own size"
             return {}
         bases = look.bases([s for s in self.layers if s.weight in start], start, self.seed)
-        report.samples = samples.count
+        report.samples, report.stop = samples.count, found.stop
         return self._descended(found, start, data, bases, report)
 
     def _data(self, found: LossModel, dtype: Any) -> Taught:
@@ -241,7 +241,8 @@ class _Distillation:
         truth = {} if self.truth is None else {self.truth.logits: Classes(1, 1.0)}
         found = loss_model(analysis, list(analysis.inputs), names, factors, masked=masked, classes=truth)
         if len(found.gradients) < len(names):
-            return self._loss_model(list(found.gradients), factors, masked)
+            rest = self._loss_model(list(found.gradients), factors, masked)
+            return rest and replace(rest, stop=found.stop)
         return found
 
 

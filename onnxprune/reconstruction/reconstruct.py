@@ -66,6 +66,8 @@ class SegmentReport:
         Squared error relative to the variance of what the segment gives.
     why : str
         Why it kept its weights; empty where it didn't.
+    stop : str
+        Where gradients end inside, and why; empty where they don't. Layers in front of it follow nearer goals alone.
     """
 
     layers: list[str]
@@ -73,6 +75,7 @@ class SegmentReport:
     before: float = 0.0
     after: float = 0.0
     why: str = ""
+    stop: str = ""
 
 
 def reconstruct(
@@ -250,7 +253,7 @@ class _Work:
         best, report.before, report.after = descend(
             found, start, data, bases, self.pace, seed, self.samples.provider, say
         )
-        report.samples = sum(counts)
+        report.samples, report.stop = sum(counts), found.stop
         for name, weight in best.items():
             self.cut.put(name, weight)
         self.changed |= set(best) if report.after < report.before else set()
@@ -263,7 +266,8 @@ class _Work:
             return None
         found = loss_model(self.analysis, part.given, names, factors, masked=masked)
         if len(found.gradients) < len(names):
-            return self._loss_model(part, list(found.gradients), factors, masked)
+            rest = self._loss_model(part, list(found.gradients), factors, masked)
+            return rest and replace(rest, stop=found.stop)
         return found
 
     def _bases(

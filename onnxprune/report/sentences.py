@@ -145,6 +145,8 @@ def segment_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
     ['fitted 1 of 2 blocks of layers together: error on held-out samples 0.500 times what it was']
     >>> segment_lines([{"before": 0.0, "after": 0.0, "why": "no gradients"}] * 2)
     ['fitted none of 2 blocks of layers together: 2 x no gradients']
+    >>> segment_lines([{"before": 0.2, "after": 0.1, "why": "", "stop": "Det 'd' has no gradient rule"}])[1]
+    "gradients end at 1 place: Det 'd' has no gradient rule; layers in front follow nearer goals alone"
     """
     ratios = [line["after"] / line["before"] for line in segments if line["after"] < line["before"]]
     if segments and not ratios:
@@ -157,8 +159,18 @@ def segment_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     return [
         f"fitted {len(ratios)} of {len(segments)} blocks of layers together: error on held-out samples "
-        f"{prod(ratios) ** (1 / len(ratios)):.3f} times what it was"
+        f"{prod(ratios) ** (1 / len(ratios)):.3f} times what it was",
+        *_stop_lines(segments),
     ]
+
+
+def _stop_lines(fitted: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say where gradients ended."""
+    stops = list(dict.fromkeys(line["stop"] for line in fitted if line.get("stop")))
+    if not stops:
+        return []
+    where = f"{many(len(stops), 'place')}: {'; '.join(stops[:NAMED])}"
+    return [f"gradients end at {where}; layers in front follow nearer goals alone"]
 
 
 def whole_lines(whole: Mapping[str, Any] | None) -> list[str]:
@@ -178,7 +190,8 @@ def whole_lines(whole: Mapping[str, Any] | None) -> list[str]:
         return [f"{what}not possible, {whole['why']}"]
     if whole["after"] >= whole["before"]:
         return [f"{what}no nearer on held-out samples, so they stay as they were"]
-    return [f"{what}error on held-out samples {whole['after'] / whole['before']:.3f} times what it was"]
+    times = whole["after"] / whole["before"]
+    return [f"{what}error on held-out samples {times:.3f} times what it was", *_stop_lines([whole])]
 
 
 def original_lines(original: Mapping[str, Any] | None) -> list[str]:

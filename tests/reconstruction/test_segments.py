@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import prune
+from onnxprune.errors import CalibrationError
 from onnxprune.gradient.loss import loss_model, part_model
 from onnxprune.graph.analysis import analyse
 from onnxprune.model import Model
@@ -321,18 +322,34 @@ def test_too_few_samples_change_nothing():
     assert all(line["why"] or line["after"] <= line["before"] for line in found)
 
 
-def test_what_has_no_gradient_keeps_its_weights_and_says_why():
-    model = net(blocks=6)
-    # Mod of a constant keeps values below it, and has no rule
-    first = next(i for i, n in enumerate(model.graph.node) if n.name == "b0_2")
+def barred(blocks: int, at: str) -> onnx.ModelProto:
+    """A net with a Mod in front of a convolution: it keeps values below its constant, and has no rule."""
+    model = net(blocks)
+    first = next(i for i, n in enumerate(model.graph.node) if n.name == at)
     model.graph.initializer.append(numpy_helper.from_array(np.array(1e6, np.float32), "big"))
     node = helper.make_node("Mod", [model.graph.node[first].input[0], "big"], ["odd"], fmod=1)
     model.graph.node.insert(first, node)
     model.graph.node[first + 1].input[0] = "odd"
-    found = prune(model, ratio=0.5, calib={"x": images(60)}, align=1).report.calibration["segments"]
-    assert "Mod" in found[0]["why"]
-    assert found[0]["samples"] == 0
-    assert any(not line["why"] and line["after"] < line["before"] for line in found[1:])
+    return model
+
+
+def test_gradients_end_where_an_op_has_none_and_layers_behind_it_move():
+    result = prune(barred(6, "b0_2"), ratio=0.5, calib={"x": images(250)}, align=1)
+    first, *others = result.report.calibration["segments"]
+    assert "Mod" in first["stop"]
+    assert first["after"] < first["before"]
+    assert not any(line["stop"] for line in others)
+    assert any("gradients end at 1 place: Mod" in line for line in result.report.lines())
+
+
+def test_where_no_gradient_reaches_anything_it_is_said():
+    model = barred(1, "b0_2")
+    analysis = analyse(Model.load(model))
+    found = loss_model(analysis, ["x"], ["stem_w", "b0_2_w"], {"out": 1.0})
+    assert list(found.gradients) == ["stem_w", "b0_2_w"]  # the stem's by way of the sum
+    assert found.stop.startswith("Mod")
+    with pytest.raises(CalibrationError, match="no gradients: Mod 'odd' has no gradient rule"):
+        loss_model(analysis, ["x"], ["b0_1_w"], {"out": 1.0})
 
 
 def test_a_segment_that_reads_what_has_no_batch_axis_is_fitted_batch_by_batch():
