@@ -19,7 +19,7 @@ from onnxprune.compression.parts import parts_of, without
 from onnxprune.compression.report import CompressReport
 from onnxprune.compression.search import Attempt, GridSearch, lines
 from onnxprune.compression.traces import without_traces
-from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.errors import NothingToPrune, UsageError, many
 from onnxprune.files.protowalk import body_weights
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.folding import fold_all
@@ -115,8 +115,9 @@ def _within(search: GridSearch, report: CompressReport) -> Attempt:
         layers.sites = [site for site in layers.sites if site.weight in wanted]
         others = sum(part.site is None for part in search.parts)
         if others:
+            what = many(others, "weight")
             run.notes.append(
-                f"{others} weights can't be fitted on samples, and lost by their own squares alone"
+                f"{what} can't be fitted on samples: the loss is reckoned from their own squares"
             )
     attempt = search.within(report.budget or 0.0)
     kept = [part.name for part in search.parts if part.name not in attempt.parts]
