@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from math import prod
 from typing import Any, Literal
 
-import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto
 
@@ -27,14 +26,14 @@ from onnxprune.graph.feasible import Feasible
 from onnxprune.graph.foldable import frozen_ends, helps, summed_ends, weight_ends
 from onnxprune.graph.folding import Folded, fold, restored
 from onnxprune.graph.groups import Frozen, Grouping, group
+from onnxprune.graph.input_sizes import allow_inputs
 from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.openings import NONE, Openings, openings
 from onnxprune.graph.origins import Origins
 from onnxprune.graph.per_sample import count_one
-from onnxprune.graph.plausible import element_size
 from onnxprune.graph.size_locks import follow
 from onnxprune.graph.sizes import Sizes
-from onnxprune.graph.trace import LARGEST, TraceError, Tracer, Unsound, Weight
+from onnxprune.graph.trace import TraceError, Tracer, Unsound, Weight
 from onnxprune.model import Model
 from onnxprune.ops import Node
 from onnxprune.runtime import binding
@@ -266,33 +265,6 @@ def _with_folds(analysis: Analysis, analyse_again: Callable[[Model], Analysis], 
     return analysis
 
 
-def _check_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Shape]) -> None:
-    """Refuse inputs that take too much memory, before any is made; let the limits grow with them, and with the outputs.
-
-    A model that makes much of little, such as a decoder of images, has small inputs and says itself how large its
-    outputs are. What it says is believed only as far as such inputs would be taken.
-    """
-    elements = {v.name: v.type.tensor_type.elem_type for v in binding.real_inputs(graph)}
-    sizes = {name: prod(shape) * element_size(elements[name]) for name, shape in inputs.items()}
-    whole, most = sum(sizes.values()), wall.allowed() * LARGEST
-    if whole > most:
-        name = max(sizes, key=lambda n: sizes[n])
-        raise ModelError(
-            f"The inputs of the model take {whole / 1e6:,.0f} MB, {name!r} most of it, more than the {most / 1e6:,.0f} "
-            "MB that a model of this size may ask for; give smaller ones with --input-shape, or allow more with "
-            "--max-memory."
-        )
-    bound: dict[int | str, int] = {}
-    for v in binding.real_inputs(graph):
-        bound.update(zip(binding.declared(v) or (), inputs[v.name], strict=False))
-    given = sum(
-        prod(n if isinstance(n, int) else bound.get(n, 1) for n in binding.declared(v) or ())
-        * element_size(v.type.tensor_type.elem_type)
-        for v in graph.output
-    )
-    wall.grow(inputs=max(whole, given if given <= most else 0))
-
-
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Keep the garbage collector from walking millions of small objects that all stay alive anyway."""
@@ -313,14 +285,14 @@ def _analyse(
     weights = weights_of(model)
     nodes, outputs = [graph.node[i] for i in model.order], [v.name for v in graph.output]
     failure: TraceError | None = None
-    _check_inputs(graph, next(binding.bindings(graph, given)))
+    allow_inputs(graph, next(binding.bindings(graph, given)))
     known: dict[Any, list[Typed]] = {}
     fitting = Feasible(graph, nodes, lambda inputs: _tracer(model, weights, inputs, {}, known), given)
     for strict in (
         (True, False) if by_run else (True,)
     ):  # what a run says counts where inference is wrong about a model
         for inputs in fitting.taken(runs) if strict else binding.bindings(graph, given):
-            _check_inputs(graph, inputs)
+            allow_inputs(graph, inputs)
             tracer, visited = (
                 fitting.trace(inputs) if strict else (_measured(model, weights, nodes, inputs), None)
             )
