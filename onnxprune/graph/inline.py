@@ -5,8 +5,8 @@ refused recursive functions and those that inline to more nodes than it allows. 
 are known go (`onnxprune.graph.sequences`), and so does an `If` that always takes the same branch
 (`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Single channels that
 are split off and joined again are gathered (`onnxprune.graph.rejoined`), and what is looked up in its own order is
-reshaped (`onnxprune.graph.reread`). Weights that are stored sparse become dense. What no output of the graph needs goes
-(`onnxprune.graph.unread`).
+reshaped (`onnxprune.graph.reread`). States of zeros are left out (`onnxprune.graph.begun`). Weights that are stored
+sparse become dense. What no output of the graph needs goes (`onnxprune.graph.unread`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import many
 from onnxprune.files.protowalk import sparse_value, sparse_weights
+from onnxprune.graph.begun import begun
 from onnxprune.graph.branches import settle
 from onnxprune.graph.rejoined import rejoined
 from onnxprune.graph.reread import reread
@@ -30,7 +31,8 @@ TOLD = 1024
 
 def inline(model: Model) -> Model:
     """Return a model of one graph: the same one if it is one, else a fork."""
-    return without_unread(reread(rejoined(settle(dissolved(dense(inline_functions(model))))))).unfold()
+    settled = settle(dissolved(dense(inline_functions(model))))
+    return without_unread(begun(reread(rejoined(settled)))).unfold()
 
 
 def notes_of(model: Model) -> list[str]:
