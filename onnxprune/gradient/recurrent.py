@@ -10,6 +10,8 @@ With ``p`` what a step's gates are before their activations, ``d`` gradients and
 
     d_W = sum over steps of d_p' x,  d_R = sum of d_p' h,  d_x = d_p W,  d_h = d_p R.
 
+Behind the end of a sequence that has a length of its own states stay as they are, and gradients pass.
+
 References
 ----------
 Werbos, "Backpropagation Through Time: What It Does and How to Do It", Proceedings of the IEEE 78, 1990.
@@ -20,11 +22,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onnx import helper
+import numpy as np
+from onnx import TensorProto, helper
 
 from onnxprune.gradient.tape import Grads, NoGradient, Tape, vjp
 from onnxprune.ops.base import Node
 
+#: The first opset with Range.
+RANGE = 11
 #: What a body's states and slices become -> new states, and what each step gives.
 Step = Callable[[list[str], list[str]], tuple[list[str], list[str]]]
 
@@ -49,6 +54,8 @@ class _Way:
         Of the last states.
     back : bool
         Whether it runs from the last step to the first.
+    valid : str
+        1 where a sequence goes on and 0 behind its end [steps, batch, 1]; empty where all go on.
     """
 
     x: str
@@ -60,6 +67,7 @@ class _Way:
     steps: str
     ends: list[str]
     back: bool
+    valid: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,14 +81,20 @@ class _Got:
     states: list[str]
 
 
-def scan(t: Tape, states: Sequence[str], read: Sequence[str], step: Step, *, back: bool) -> list[str]:
+def scan(
+    t: Tape, states: Sequence[str], read: Sequence[str], step: Step, *, back: bool, valid: str = ""
+) -> list[str]:
     """Write a Scan whose body ``step`` writes; what it reads and gives runs along axis 0.
+
+    Where ``valid`` is 0 states stay as they are, and what it gives is 0, as is the first that it reads.
 
     Returns
     -------
     list of str
         The last states, then what all steps give.
     """
+    if valid:
+        read, step = [*read, valid], _held(t, step)
     names, outer = t.fresh(len(states) + len(read)), t.nodes
     t.nodes = []
     made, given = step(names[: len(states)], names[len(states) :])
@@ -95,6 +109,29 @@ def scan(t: Tape, states: Sequence[str], read: Sequence[str], step: Step, *, bac
     )  # fmt: skip
 
 
+def _held(t: Tape, step: Step) -> Step:
+    """Return a step that does nothing where the last that it reads is 0."""
+
+    def held(states: list[str], read: list[str]) -> tuple[list[str], list[str]]:
+        valid = read[-1]
+        made, given = step(states, [t.mul(read[0], valid), *read[1:-1]])
+        pairs = zip(states, made, strict=True)
+        kept = [t.op("Add", old, t.mul(valid, t.op("Sub", new, old))) for old, new in pairs]
+        return kept, [t.mul(value, valid) for value in given]
+
+    return held
+
+
+def _valid(t: Tape, x: str, lengths: str) -> str:
+    """Return 1 where a sequence goes on and 0 behind its end [steps, batch, 1]."""
+    if t.opset < RANGE:
+        raise NoGradient(f"it has lengths of its own, in opset {t.opset}")
+    steps = _squeeze(t, t.slice(t.op("Shape", x), [0], [0], [1]), 0)
+    steps = t.op("Range", t.ints_const(np.array(0)), steps, t.ints_const(np.array(1)))
+    ends = t.op("Cast", lengths, to=TensorProto.INT64)
+    return t.unsqueeze(t.mask(t.op("Less", t.unsqueeze(steps, [1]), t.unsqueeze(ends, [0]))), [2])
+
+
 @vjp("LSTM", "GRU", "RNN")
 def recurrent(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
     _refuse(node)
@@ -102,6 +139,7 @@ def recurrent(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> G
     (ways, units) = t.static(r, [0, 2])
     begins = [5, 6] if node.op == "LSTM" else [5]
     zeros = t.op("Expand", t.const(0), _batch(t, x, units))
+    valid = _valid(t, x, node.inputs[4]) if node.has(4) else ""
     got = []
     for way in range(ways):
 
@@ -117,7 +155,7 @@ def recurrent(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> G
             _CELLS[node.op](t, node, _Way(
                 x, own(w), own(r), halves[0], halves[1],
                 [own(node.inputs[n]) if node.has(n) else zeros for n in begins],
-                own(dy[0], axis=1) if dy[0] else "", ends, reverse,
+                own(dy[0], axis=1) if dy[0] else "", ends, reverse, valid,
             ))
         )  # fmt: skip
     grads = {}
@@ -139,8 +177,7 @@ def _refuse(node: Node) -> None:
     names = [a.decode() if isinstance(a, bytes) else str(a) for a in node.attr("activations", [])]
     other = any(a.lower() != plain[n % len(plain)] for n, a in enumerate(names))
     odd = {
-        "it has lengths of its own": node.has(4), "it has peepholes": node.has(7),
-        "its activations are others": other, "it is clipped": "clip" in node.attrs,
+        "it has peepholes": node.has(7), "its activations are others": other, "it is clipped": "clip" in node.attrs,
         "its gates are coupled": bool(node.attr("input_forget", 0)),
         "its layout has the batch first": bool(node.attr("layout", 0)),
     }  # fmt: skip
@@ -228,7 +265,7 @@ def _lstm(t: Tape, node: Node, way: _Way) -> _Got:
         return [t.mul(o, flat), new], [i, o, f, g, flat, h, c]
 
     before = _before(t, way, (way.input_bias, way.state_bias))
-    *_, i, o, f, g, flat, h, c = scan(t, way.states, [before], forward, back=way.back)
+    *_, i, o, f, g, flat, h, c = scan(t, way.states, [before], forward, back=way.back, valid=way.valid)
 
     def backward(states: list[str], read: list[str]) -> tuple[list[str], list[str]]:
         (dh, dc), (dy, i, o, f, g, flat, c) = states, read
@@ -242,7 +279,7 @@ def _lstm(t: Tape, node: Node, way: _Way) -> _Got:
         return [t.matmul(grad, way.r), t.mul(e, f)], [grad]
 
     read = [_seed(t, way, h), i, o, f, g, flat, c]
-    *states, grad = scan(t, way.ends, read, backward, back=not way.back)
+    *states, grad = scan(t, way.ends, read, backward, back=not way.back, valid=way.valid)
     rows = _flat(t, grad, 4 * units)
     w, r = (_outer(t, rows, _flat(t, value, width)) for value, width in ((way.x, inputs), (h, units)))
     return _Got(t.matmul(grad, way.w), w, r, [_sum(t, rows)] * 2, states)
@@ -275,7 +312,7 @@ def _gru(t: Tape, node: Node, way: _Way) -> _Got:
         return [t.op("Add", n, t.mul(z, t.op("Sub", h, n)))], [z, r, n, q, h]
 
     before = _before(t, way, (way.input_bias, outer))
-    _, z, r, n, q, h = scan(t, way.states, [before], forward, back=way.back)
+    _, z, r, n, q, h = scan(t, way.states, [before], forward, back=way.back, valid=way.valid)
 
     def backward(states: list[str], read: list[str]) -> tuple[list[str], list[str]]:
         dy, z, r, n, q, h = read
@@ -290,7 +327,7 @@ def _gru(t: Tape, node: Node, way: _Way) -> _Got:
         return [t.op("Add", kept, rest)], [t.op("Concat", two, dn, axis=1), inside if late else dn]
 
     read = [_seed(t, way, h), z, r, n, q, h]
-    state, grad, third = scan(t, way.ends, read, backward, back=not way.back)
+    state, grad, third = scan(t, way.ends, read, backward, back=not way.back, valid=way.valid)
     rows, rows_third = _flat(t, grad, 3 * units), _flat(t, third, units)
     two = t.slice(rows, [1], [0], [2 * units])
     of_two = _outer(t, two, _flat(t, h, units))
@@ -309,13 +346,13 @@ def _rnn(t: Tape, node: Node, way: _Way) -> _Got:
         return [new], [new, states[0]]
 
     before = _before(t, way, (way.input_bias, way.state_bias))
-    _, new, h = scan(t, way.states, [before], forward, back=way.back)
+    _, new, h = scan(t, way.states, [before], forward, back=way.back, valid=way.valid)
 
     def backward(states: list[str], read: list[str]) -> tuple[list[str], list[str]]:
         grad = t.mul(t.op("Add", states[0], read[0]), _flat_slope(t, read[1]))
         return [t.matmul(grad, way.r)], [grad]
 
-    state, grad = scan(t, way.ends, [_seed(t, way, h), new], backward, back=not way.back)
+    state, grad = scan(t, way.ends, [_seed(t, way, h), new], backward, back=not way.back, valid=way.valid)
     rows = _flat(t, grad, units)
     w, r = (_outer(t, rows, _flat(t, value, width)) for value, width in ((way.x, inputs), (h, units)))
     return _Got(t.matmul(grad, way.w), w, r, [_sum(t, rows)] * 2, [state])

@@ -54,6 +54,45 @@ def test_last_states_without_biases(op: str, late: int, opset: int) -> None:
     assert disagreement(model(nodes, X, weights, opset, free=False), X, ["x", *weights], draws=2) < CLOSE
 
 
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize(("op", "late"), [("LSTM", 0), ("GRU", 0), ("GRU", 1), ("RNN", 0)])
+def test_sequences_of_their_own_lengths_are_as_if_each_were_alone(op: str, late: int, direction: str) -> None:
+    attrs = {"linear_before_reset": 1} if late else {}
+    node, weights = layer(op, ["s", "h"], direction, states=False, **attrs)
+    lengths = np.array([5, 3, 1], np.int32)
+    ways = 1 + (direction == "bidirectional")
+    seed = normal(STEPS, ways, BATCH, UNITS)
+    nodes = [node, helper.make_node("Add", ["s", "h"], ["y"])]  # the last states are added to all steps
+    names = ["x", "w", "r", "b"]
+
+    def of(x: np.ndarray, seed: np.ndarray, ends: np.ndarray | None) -> dict[str, np.ndarray]:
+        node.input[4] = "" if ends is None else "ends"
+        more = {} if ends is None else {"ends": ends}
+        return gradients(model(nodes, {"x": x}, weights | more, free=False), {"x": x}, names, seed)
+
+    whole = of(X["x"], seed, lengths)
+    sums = {name: np.zeros_like(weights[name]) for name in names[1:]}
+    for at, end in enumerate(lengths):
+        part = slice(at, at + 1)
+        rest = seed[end:, :, part].sum(axis=0)  # behind the end y is the last state alone
+        found = of(X["x"][:end, part], seed[:end, :, part], None)
+        extra = last_alone(node, weights, X["x"][:end, part], rest, names)
+        for name in names[1:]:
+            sums[name] += found[name] + extra[name]
+        np.testing.assert_allclose(whole["x"][:end, part], found["x"] + extra["x"], atol=2e-5)
+        assert not whole["x"][end:, part].any()
+    for name, value in sums.items():
+        np.testing.assert_allclose(whole[name], value, atol=1e-4)
+
+
+def last_alone(
+    node: onnx.NodeProto, weights: dict[str, np.ndarray], x: np.ndarray, seed: np.ndarray, names: list[str]
+) -> dict[str, np.ndarray]:
+    """Gradients by way of the last states."""
+    proto = model([node, helper.make_node("Identity", ["h"], ["y"])], {"x": x}, weights, free=False)
+    return gradients(proto, {"x": x}, names, seed)
+
+
 def test_what_is_not_plain_has_none() -> None:
     seed = normal(STEPS, 1, BATCH, UNITS)
     for op, attrs, why in (
