@@ -5,8 +5,8 @@ refused recursive functions and those that inline to more nodes than it allows. 
 are known go (`onnxprune.graph.sequences`), and so does an `If` that always takes the same branch
 (`onnxprune.graph.branches`); the bodies of the others are unfolded (`onnxprune.files.bodies`). Single channels that
 are split off and joined again are gathered (`onnxprune.graph.rejoined`), and what is looked up in its own order is
-reshaped (`onnxprune.graph.reread`). States of zeros are left out (`onnxprune.graph.begun`). Weights that are stored
-sparse become dense. What no output of the graph needs goes (`onnxprune.graph.unread`).
+reshaped (`onnxprune.graph.reread`). States of zeros become a layer's own (`onnxprune.graph.begun`).
+Weights that are stored sparse become dense. What no output of the graph needs goes (`onnxprune.graph.unread`).
 """
 
 from __future__ import annotations

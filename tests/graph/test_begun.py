@@ -15,7 +15,7 @@ from onnxprune.runtime.session import open_session
 STEPS, WIDTH, UNITS = 4, 5, 8
 
 
-def stack(value: float = 0.0, stored: bool = False) -> onnx.ModelProto:
+def stack(value: float = 0.0, made: str = "constant") -> onnx.ModelProto:
     """Two LSTMs that begin with slices of one tensor, as PyTorch writes them."""
     rng = np.random.default_rng(0)
     weights: dict[str, np.ndarray] = {
@@ -35,8 +35,16 @@ def stack(value: float = 0.0, stored: bool = False) -> onnx.ModelProto:
             "ConstantOfShape", ["dims"], ["z"], value=numpy_helper.from_array(np.float32([value]))
         )
     ]
-    if stored:
+    if made == "stored":
         nodes, weights["z"] = [], np.full((2, 2, UNITS), value, np.float32)
+    if made == "as many as there are":
+        nodes = [
+            helper.make_node("Shape", ["x"], ["shape"], start=1, end=2),
+            helper.make_node("Concat", ["at2", "shape", "units"], ["dims"], axis=0),
+            *nodes,
+        ]
+        del weights["dims"]
+        weights["units"] = np.int64([UNITS])
     x = "x"
     for n in (0, 1):
         nodes += [
@@ -56,11 +64,16 @@ def stack(value: float = 0.0, stored: bool = False) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@pytest.mark.parametrize("stored", [False, True])
-def test_layers_that_begin_with_zeros_lose_units_of_their_own(stored):
-    model = stack(stored=stored)
+@pytest.mark.parametrize("made", ["constant", "stored", "as many as there are"])
+def test_layers_that_begin_with_zeros_lose_units_of_their_own(made):
+    model = stack(made=made)
     found = begun(Model.load(model))
-    assert [list(n.input)[3:] for n in found.proto.graph.node if n.op_type == "LSTM"] == [[], []]
+    states = [[name for name in n.input[3:] if name] for n in found.proto.graph.node if n.op_type == "LSTM"]
+    if made == "as many as there are":
+        assert states == [[], []]
+    else:
+        assert not set(states[0]) & set(states[1])
+        assert all(found.weight(name).shape == (1, 2, UNITS) for name in [*states[0], *states[1]])
     feeds = {"x": np.random.default_rng(1).normal(size=(STEPS, 2, WIDTH)).astype(np.float32)}
     want = open_session(Model.load(model)).run(feeds)["y"]
     np.testing.assert_array_equal(open_session(found).run(feeds)["y"], want)
@@ -68,6 +81,17 @@ def test_layers_that_begin_with_zeros_lose_units_of_their_own(stored):
     assert sorted(group["units"] for group in result.report.groups) == [UNITS, UNITS]
 
 
+@pytest.mark.parametrize("made", ["constant", "stored"])
+def test_zeros_of_a_fixed_number_still_say_how_many_samples_there_are(made):
+    model = stack(made=made)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[1].dim_param = "N"
+    result = prune(model, ratio=0.5, align=1)
+    assert sorted(group["units"] for group in result.report.groups) == [UNITS, UNITS]
+    assert [size["N"] for size in result.report.to_json()["law1"]["sizes"]] == [2]
+
+
 def test_states_of_other_numbers_stay():
-    model = Model.load(stack(0.5))
-    assert begun(model) is model
+    for made in ("constant", "stored"):
+        model = Model.load(stack(0.5, made))
+        assert begun(model) is model
