@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from onnxprune.errors import CalibrationError, many
 from onnxprune.runtime.binding import declared
 from onnxprune.runtime.session import FROM_NUMPY
 
-__all__ = ["check", "count_of", "counted_axes", "lie_first", "parts", "sample_axes", "taken"]
+__all__ = ["check", "count_of", "counted_axes", "joined", "lie_first", "parts", "sample_axes", "taken"]
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -77,6 +77,40 @@ def taken(batch: Batch, at: Any, along: Along | None = None) -> Batch:
     return {
         n: a[(slice(None),) * (along[n] if along else 0) + (at,)] if a.ndim else a for n, a in batch.items()
     }
+
+
+def joined(
+    batches: Sequence[Batch], counts: Sequence[int], most: int, along: Along
+) -> tuple[list[Batch], list[int]]:
+    """Return neighbouring batches in one, as far as their other axes agree, of so many samples at most."""
+    parts, sums = list[list[Batch]](), list[int]()
+    for batch, count in zip(batches, counts, strict=True):
+        if parts and sums[-1] + count <= most and _alike(parts[-1][0], batch, along):
+            parts[-1].append(batch)
+            sums[-1] += count
+        else:
+            parts.append([batch])
+            sums.append(count)
+    return [_one(part, along) for part in parts], sums
+
+
+def _alike(one: Batch, other: Batch, along: Along) -> bool:
+    """Whether two batches can be one: numbers for all samples are the same, arrays differ in how many they have."""
+    return one.keys() == other.keys() and all(
+        np.array_equal(a, b) if not a.ndim else _beside(a, along[n]) == _beside(b, along[n])
+        for n, a in one.items()
+        for b in (other[n],)
+    )
+
+
+def _beside(array: Array, axis: int) -> tuple[Any, ...]:
+    return (array.dtype, *array.shape[:axis], *array.shape[axis + 1 :])
+
+
+def _one(part: Sequence[Batch], along: Along) -> Batch:
+    if len(part) == 1:
+        return part[0]
+    return {n: np.concatenate([b[n] for b in part], along[n]) if a.ndim else a for n, a in part[0].items()}
 
 
 def sample_axes(inputs: Inputs) -> dict[str, int] | None:

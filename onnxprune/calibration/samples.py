@@ -25,6 +25,7 @@ from onnxprune.calibration.feeds import (
     check,
     count_of,
     counted_axes,
+    joined,
     lie_first,
     parts,
     sample_axes,
@@ -186,12 +187,16 @@ class Samples:
         return np.repeat(chosen, self.counts)
 
     def _picked(self, which: NDArray[np.bool_]) -> Samples:
-        """Return some samples; batches that are whole are not copied."""
+        """Return some samples, in batches about as large; those that are whole are not copied."""
         batches, counts = [], []
         for batch, part in zip(self.batches, np.split(which, np.cumsum(self.counts)[:-1]), strict=True):
             if part.any():
                 batches.append(batch if part.all() else taken(batch, part, self.along))
                 counts.append(int(part.sum()))
+        if (
+            self.along is not None and self._can_be_cut
+        ):  # a run, and a sum, costs more than its samples if they are few
+            batches, counts = joined(batches, counts, max(self.counts), self.along)
         return replace(
             self, batches=batches, counts=counts, labels=None if self.labels is None else self.labels[which]
         )

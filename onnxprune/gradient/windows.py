@@ -8,43 +8,13 @@ size, so that every rounding of output sizes (floor, ceil, SAME) is one case.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from onnxprune.gradient.tape import Dims, Grads, NoGradient, Tape, vjp
+from onnxprune.gradient.taps import Window, taps_gradient
 from onnxprune.ops.base import Node
-
-
-@dataclass(frozen=True)
-class Window:
-    """How a window moves from an input ``x`` to an output, one entry for each spatial axis.
-
-    Attributes
-    ----------
-    kernel, strides, dilations, begin, end : tuple of int
-        ``end`` is negative where the last positions of the input are never read.
-    known : bool
-        Whether the sizes are static; otherwise the declared padding is taken.
-    """
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    begin: tuple[int, ...]
-    end: tuple[int, ...]
-    known: bool = True
-
-    @property
-    def pads(self) -> list[int]:
-        """Padding as ONNX wants it, never negative."""
-        return [*self.begin, *(max(e, 0) for e in self.end)]
-
-    @property
-    def unread(self) -> list[int]:
-        """Positions at the end of each axis that no window reads."""
-        return [max(-e, 0) for e in self.end]
 
 
 def window(t: Tape, node: Node, kernel: Sequence[int], x: str, y: str) -> Window:
@@ -93,7 +63,7 @@ def spread(t: Tape, dy: str, weight: str, w: Window, group: int, x: str) -> str:
     reach = [(k - 1) * d for k, d in zip(w.kernel, w.dilations, strict=True)]
     near = all(b <= r for b, r in zip(w.begin, reach, strict=True))
     near = near and all(max(e, 0) <= r for e, r in zip(w.end, reach, strict=True))
-    if set(w.strides) == {1} and not any(w.unread) and near and weight in t.model:
+    if set(w.strides) == {1} and not any(w.unread) and near and (weight in t.model or t.opset >= 10):
         pads = [r - b for r, b in zip(reach, w.begin, strict=True)]
         pads += [r - e for r, e in zip(reach, w.end, strict=True)]
         turned = _turned(t, weight, group)
@@ -119,63 +89,19 @@ def spread(t: Tape, dy: str, weight: str, w: Window, group: int, x: str) -> str:
 
 def _turned(t: Tape, weight: str, group: int) -> str:
     """Return a Conv weight with its taps reversed and its channels swapped, for the gradient as a Conv."""
-    w = np.asarray(t.model.weight(weight))
-    outputs, inputs, *taps = w.shape
-    flipped = np.flip(w, tuple(range(2, w.ndim))).reshape(group, outputs // group, inputs, *taps)
-    return t.const(np.swapaxes(flipped, 1, 2).reshape(group * inputs, outputs // group, *taps))
-
-
-def taps_gradient(
-    t: Tape,
-    x: str,
-    dy: str,
-    w: Window,
-    group: int,
-    sizes: tuple[list[int], list[int]],
-    *,
-    fewer: bool = False,
-) -> str:
-    """Write the gradient of a Conv weight, [outputs, inputs / group, taps...]: a Conv with batch and channels swapped.
-
-    Group ``g`` of the swapped convolution is group ``g`` of the layer, so one node serves any number of groups.
-
-    Parameters
-    ----------
-    sizes : pair of list of int
-        Spatial sizes of ``x`` and of ``dy``.
-    fewer : bool
-        Whether ``dy`` has fewer channels than ``x``.
-    """
-    spatial = list(range(len(w.kernel)))
-    if group == 1 and fewer and _slides_back(t, w):
-        return _taps_from_outputs(t, x, dy, w)
-    if group == 1:
-        data = t.transpose(x, [1, 0, *(2 + i for i in spatial)])
-    else:
-        inputs = t.static(x, [1])[0] // group
-        split = t.reshape(x, [0, group, inputs, prod(sizes[0])])
-        data = t.reshape(t.transpose(split, [2, 1, 0, 3]), [inputs, -1, *sizes[0]])
-    kernel = t.transpose(dy, [1, 0, *(2 + i for i in spatial)])
-    taps = t.op("Conv", data, kernel, group=group, strides=w.dilations, dilations=w.strides, pads=w.pads)
-    if any(w.unread):
-        taps = t.slice(taps, [2 + i for i in spatial], [0] * len(spatial), list(w.kernel))
-    return t.transpose(taps, [1, 0, *(2 + i for i in spatial)])
-
-
-def _slides_back(t: Tape, w: Window) -> bool:
-    """Whether outputs may slide over inputs as well as inputs over outputs."""
-    inside = all(b < k and 0 <= e < k for b, e, k in zip(w.begin, w.end, w.kernel, strict=True))
-    return inside and {*w.strides, *w.dilations} == {1} and t.opset >= 10
-
-
-def _taps_from_outputs(t: Tape, x: str, dy: str, w: Window) -> str:
-    """Write the gradient as a Conv that slides over the outputs: cheaper where these have fewer channels."""
-    axes = [2 + i for i in range(len(w.kernel))]
-    pads = [k - 1 - b for k, b in zip(w.kernel, w.begin, strict=True)]
-    pads += [k - 1 - e for k, e in zip(w.kernel, w.end, strict=True)]
-    taps = t.op("Conv", t.transpose(dy, [1, 0, *axes]), t.transpose(x, [1, 0, *axes]), pads=pads)
-    back = [t.ints_const([value] * len(axes)) for value in (-1, -(1 << 30))]
-    return t.op("Slice", taps, *back, t.ints_const(axes), t.ints_const([-1] * len(axes)))
+    if weight in t.model:
+        w = np.asarray(t.model.weight(weight))
+        outputs, inputs, *taps = w.shape
+        flipped = np.flip(w, tuple(range(2, w.ndim))).reshape(group, outputs // group, inputs, *taps)
+        return t.const(np.swapaxes(flipped, 1, 2).reshape(group * inputs, outputs // group, *taps))
+    outputs, inputs, *taps = t.static(weight, range(len(t.dims(weight))))
+    axes = [2 + i for i, k in enumerate(taps) if k > 1]
+    if axes:
+        back = [t.ints_const([value] * len(axes)) for value in (-1, -(1 << 30))]
+        weight = t.op("Slice", weight, *back, t.ints_const(axes), t.ints_const([-1] * len(axes)))
+    split = t.reshape(weight, [group, outputs // group, inputs, *taps])
+    swapped = t.transpose(split, [0, 2, 1, *(3 + i for i in range(len(taps)))])
+    return t.reshape(swapped, [group * inputs, outputs // group, *taps])
 
 
 def _spatial_sum(t: Tape, dy: str, rank: int) -> str:
@@ -196,8 +122,9 @@ def conv(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int]) -> Grads:
         grads[0] = spread(t, dy[0], weight, w, group, x)
     if 1 in need:
         big, small = _static_sizes(t, x, y)
+        channels = t.static(weight, [0, 1])
         fewer = t.static(y, [1]) < t.static(x, [1])
-        grads[1] = taps_gradient(t, x, dy[0], w, group, (big, small), fewer=fewer)
+        grads[1] = taps_gradient(t, x, dy[0], w, group, (big, small), channels, fewer=fewer)
     if 2 in need:
         grads[2] = _spatial_sum(t, dy[0], len(t.dims(y)))
     return grads
@@ -222,7 +149,7 @@ def conv_transpose(t: Tape, node: Node, dy: Sequence[str], need: frozenset[int])
         if group > 1:
             raise NoGradient("the weight of a ConvTranspose with groups")
         big, small = _static_sizes(t, y, x)
-        grads[1] = taps_gradient(t, dy[0], x, w, group, (big, small))
+        grads[1] = taps_gradient(t, dy[0], x, w, group, (big, small), t.static(weight, [0, 1]))
     if 2 in need:
         grads[2] = _spatial_sum(t, dy[0], len(t.dims(y)))
     return grads

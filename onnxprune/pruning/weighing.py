@@ -55,6 +55,8 @@ LOOK_SAMPLES, LEAST_SAMPLES, LOOK_MACS = 256, 64, 1 << 36
 LOOK_ROWS = 8
 #: Fewer samples than this tell nothing of that kind.
 ENOUGH = 32
+#: Layers that a look fits, beside those that lose channels: behind them little is left to absorb.
+FOLLOW = 12
 #: A look takes at least this share of a group's units.
 LEAST = 0.1
 #: No group weighs more times the mean, or less: what few samples can tell.
@@ -130,7 +132,7 @@ def weights_of(
     parts = bundles(errors, deep, run.options.trials)
 
     def far(names: Sequence[str]) -> float:
-        return dense.distance(rough.fit({name: cuts[name] for name in names}).model)
+        return dense.distance(rough.fit({name: cuts[name] for name in names}, follow=FOLLOW).model)
 
     numbers, most = count(1), run.options.trials // EACH
 

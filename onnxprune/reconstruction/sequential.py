@@ -207,11 +207,13 @@ class Calibration:
         units = next(g.units for g in self.groups if g.name == name)
         return max(1, int(np.ceil(FLOOR * units)))
 
-    def fit(self, removed: Mapping[str, Ints], *, measure: bool = False) -> Fitted:
+    def fit(self, removed: Mapping[str, Ints], *, measure: bool = False, follow: int | None = None) -> Fitted:
         """Fit the layers of one model, see `fit_all`."""
-        return self.fit_all([removed], measure=measure)[0]
+        return self.fit_all([removed], measure=measure, follow=follow)[0]
 
-    def fit_all(self, removed: Sequence[Mapping[str, Ints]], *, measure: bool = False) -> list[Fitted]:
+    def fit_all(
+        self, removed: Sequence[Mapping[str, Ints]], *, measure: bool = False, follow: int | None = None
+    ) -> list[Fitted]:
         """Fit the layers in order, choosing once more which units go where one layer alone reads them.
 
         Models are fitted side by side, layer by layer, so that the original runs once for all of them; each is what it
@@ -223,14 +225,19 @@ class Calibration:
             For each model group -> units; their number is binding.
         measure : bool
             Take the loss curves of the groups again, from the inputs that layers have by now.
+        follow : int, optional
+            Fit so many layers from the first one on, and of those behind them the ones alone that lose channels.
         """
         if self.untaken:
             self.take_targets()
         members = [Fitting.of(self, units, whole=measure) for units in removed]
         for first in sorted({m.first for m in members}):
-            todo = [s for s in self.sites if s.number >= first]
-            admit(todo, self.settings)
             starting = [m for m in members if m.first == first]
+            todo = [s for s in self.sites if s.number >= first]
+            if follow is not None and not any(n in self.products for m in starting for n in m.fitted.removed):
+                cut = {w for m in starting for w, c in gone(self.reading, m.fitted.removed).items() if c}
+                todo = [s for n, s in enumerate(todo) if n < follow or s.weight in cut]
+            admit(todo, self.settings)
             width = self._abreast(todo) if len(starting) > 1 else 1
             for abreast in (starting[n : n + width] for n in range(0, len(starting), width)):
                 self._side_by_side(abreast, todo, measure)

@@ -9,6 +9,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import CalibrationError
+from onnxprune.gradient.taps import FEWEST_INPUTS
 from onnxprune.runtime.session import RunError, open_session
 from tests.gradient.finite import (
     apart,
@@ -40,14 +41,14 @@ def spatial(case: dict[str, object]) -> dict[str, object]:
     return attrs
 
 
-@settings(max_examples=40, deadline=None)
-@given(WINDOWS, st.integers(7, 9))
-def test_convolution(case: dict[str, object], size: int) -> None:
+@settings(max_examples=60, deadline=None)
+@given(WINDOWS, st.integers(7, 9), st.sampled_from([4, FEWEST_INPUTS]))
+def test_convolution(case: dict[str, object], size: int, inputs: int) -> None:
     attrs, group = spatial(case), case["group"]
     if case["auto"] in ("SAME_UPPER", "SAME_LOWER"):
         attrs["dilations"] = [1, 1]  # the reference evaluator has no others there
-    weights = {"w": normal(4, 4 // group, *case["kernel"]), "b": normal(4)}  # type: ignore[misc, operator]
-    feeds = {"x": normal(2, 4, size, 8)}
+    weights = {"w": normal(4, inputs // group, *case["kernel"]), "b": normal(4)}  # type: ignore[misc, operator]
+    feeds = {"x": normal(2, inputs, size, 8)}
     proto = model([node("Conv", "x", "w", "b", group=group, **attrs)], feeds, weights)
     assert disagreement(proto, feeds, ["x", "w", "b"]) < CLOSE
 
