@@ -71,10 +71,12 @@ class MomentCalibration(Calibration):
             curves.take(site, self.moments.evidence(site))
         self.curves: dict[str, Curve] = curves.done
 
-    def fit_all(self, removed: Sequence[Mapping[str, Ints]], *, measure: bool = False) -> list[Fitted]:
+    def fit_all(
+        self, removed: Sequence[Mapping[str, Ints]], *, measure: bool = False, follow: int | None = None
+    ) -> list[Fitted]:
         """Fit the layers of models, see `Calibration.fit_all`; without samples those alone that lose what they read."""
         if self.samples.batches:
-            return super().fit_all(removed, measure=measure)
+            return super().fit_all(removed, measure=measure, follow=follow)
         members = [Fitting.of(self, units, whole=False) for units in removed]
         lost = [gone(self.reading, m.fitted.removed) for m in members]
         todo = [s for s in self.sites if any(_reads(s, cut) for cut in lost)]
