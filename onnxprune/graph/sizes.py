@@ -221,7 +221,12 @@ class Sizes(Stretches):
             return False
         entry = _arithmetic(node.op, given, kind)
         if entry is None:
-            return stand_in(node.op, sorted(node.attrs.items(), key=str), given)
+            made = stand_in(
+                node.op, sorted(node.attrs.items(), key=str), [bool(n) for n in node.inputs], given
+            )
+            if node.op == "Relu" or (node.op == "Clip" and self._never_negative(_least_of(node, given))):
+                self.natural.add(made)
+            return made
         if node.op in ("Add", "Mul", "Div", "Cast") and all(map(self._never_negative, given)):
             self.natural.add(entry)
         return entry
@@ -232,6 +237,11 @@ class Sizes(Stretches):
 
 def _negative(number: Any) -> bool:
     return isinstance(number, int) and -(1 << 64) < number < 0
+
+
+def _least_of(node: Node, given: Sequence[Any]) -> Any:
+    """Return the lower bound of a Clip, of the entries of the inputs that it has; None: it has none."""
+    return given[1] if node.has(1) else node.attr("min")
 
 
 def _objects(entries: Sequence[Any], shape: tuple[int, ...]) -> Values:

@@ -5,13 +5,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from nets import build, node, normal
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune.graph import analysis
 from onnxprune.model import Model
 
-from size_models import CASES, Case  # isort: skip
+from size_models import CASES, Case, Sized  # isort: skip
 
 TOLERANCE = 1e-4
 MOST_P = 9
@@ -169,5 +169,47 @@ def test_channels_are_taken_apart_beside_lengths_that_are_spelled_in_numbers() -
     assert {(cut.tensor, cut.axis) for cut in result.report.cuts} == {("a", 0), ("b", 1)}
     twin = masked(model, result.report.cuts)
     for height, width in ((8, 8), (9, 12)):
+        x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
+        np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_channels_pass_a_pad_of_which_only_rows_and_columns_are_calculated(channels: bool) -> None:
+    """TF's "same" padding: as many rows and columns as the sizes lack. Channels that are padded so are locked."""
+    b = Sized()
+    two = b.constant("two", np.float32(2))
+    h = b.op("Conv", ["x", b.weight("a", 16, 3, 3, 3)], "first", pads=[1] * 4)
+    more = []
+    for axis in (2, 3):
+        size = b.floats(b.size(h, axis))
+        steps = b.do("Sub", b.do("Ceil", b.do("Div", size, two)), b.constant(f"one{axis}", np.float32(1)))
+        read = b.do("Add", b.do("Mul", steps, two), b.constant(f"three{axis}", np.float32(3)))
+        lack = b.do("Clip", b.do("Sub", read, size), b.constant(f"none{axis}", np.float32(0)))
+        before = b.do("Floor", b.do("Div", lack, two))
+        more.append([b.do("Cast", n, to=TensorProto.INT64) for n in (before, b.do("Sub", lack, before))])
+    (top, bottom), (left, right) = ([b.do("Unsqueeze", n, [0]) for n in pair] for pair in more)
+    none = b.do("ConstantOfShape", [4], value=helper.make_tensor("v", TensorProto.INT64, [1], [0]))
+    # as PyTorch writes it: (left, right), (top, bottom), ... of the last axis first, then turned around
+    flat = b.do("Concat", left, right, top, bottom, none, axis=0)
+    pairs = b.do("Slice", b.do("Reshape", flat, [-1, 2]), [-1], [-(2**63) + 1], [0], [-1])
+    amounts = b.do("Reshape", b.do("Transpose", pairs, perm=[1, 0]), [-1])
+    if channels:
+        seventeen = b.constant("seventeen", np.float32(17))
+        lack = b.do("Clip", b.do("Sub", seventeen, b.floats(b.size(h, 2))), b.constant("none", np.float32(0)))
+        bottom = b.do("Unsqueeze", b.do("Cast", lack, to=TensorProto.INT64), [0])
+        amounts = b.do("Concat", [0], [0], [0, 0], [0], bottom, [0, 0], axis=0)
+    h = b.do("Relu", b.do("Pad", h, amounts))
+    wide = 17 if channels else 16
+    y = b.op("Conv", [h, b.weight("b", 5, wide, 3, 3)], "last", strides=[2, 2])
+    at = {"x": (2, 3, 16, 16)}
+    model = b.model({"x": ("N", 3, "H", "W")}, y)
+    if channels:
+        with pytest.raises(onnxprune.errors.NothingToPrune, match="padded by a number that follows"):
+            onnxprune.prune(model, ratio=0.5, align=1, input_shapes=at)
+        return
+    result = onnxprune.prune(model, ratio=0.5, align=1, input_shapes=at)
+    assert {(cut.tensor, cut.axis) for cut in result.report.cuts} == {("a", 0), ("b", 1)}
+    twin = masked(model, result.report.cuts)
+    for height, width in ((8, 8), (5, 12), (9, 3)):
         x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
         np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
