@@ -213,3 +213,40 @@ def test_channels_pass_a_pad_of_which_only_rows_and_columns_are_calculated(chann
     for height, width in ((8, 8), (5, 12), (9, 3)):
         x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
         np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_sizes_are_taken_at_which_inner_maps_have_more_than_one_element(given: bool) -> None:
+    """Groups of channels that are normalised: of a map of one element, nobody can tell that it is one by chance."""
+    b = Sized()
+    pool = b.op("MaxPool", ["x"], "pool", kernel_shape=[64, 64], strides=[64, 64])
+    h = b.op("Conv", [pool, b.weight("a", 32, 3, 1, 1)], "first")
+    ones, zeros = b.constant("ones", np.ones(4, np.float32)), b.constant("zeros", np.zeros(4, np.float32))
+    normed = b.do("InstanceNormalization", b.do("Reshape", h, [0, 4, -1]), ones, zeros)
+    h = b.do("Relu", b.do("Reshape", normed, b.do("Shape", h)))
+    model = b.model({"x": ("N", 3, "H", "W")}, b.op("Conv", [h, b.weight("b", 5, 32, 1, 1)], "last"))
+    if given:  # the user's sizes are taken as they are
+        with pytest.raises(onnxprune.errors.NothingToPrune, match="reshaped in a way that follows the size"):
+            onnxprune.prune(model, ratio=0.5, align=1, input_shapes={"x": (2, 3, 64, 64)})
+        return
+    assert analysis.analyse(Model.load(model)).inputs == {"x": (2, 3, 128, 128)}
+    result = onnxprune.prune(model, ratio=0.5, align=1)
+    assert {(cut.tensor, cut.axis) for cut in result.report.cuts} >= {("a", 0), ("b", 1)}
+    twin = masked(model, result.report.cuts)
+    for height, width in ((64, 64), (64, 200), (150, 130)):
+        x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
+        np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_longer_sizes_are_left_where_they_do_not_fit(rows: bool) -> None:
+    """The same map of one element in a model that also holds rows of its own against those of the input."""
+    b = Sized()
+    x = b.do("Add", "x", b.weight("rows", 3, 64 if rows else 1, 64 if rows else 1))
+    pool = b.op("MaxPool", [x], "pool", kernel_shape=[64, 64], strides=[64, 64])
+    h = b.op("Conv", [pool, b.weight("a", 32, 3, 1, 1)], "first")
+    h = b.do("Reshape", b.do("Relu", b.do("Reshape", h, [0, 4, -1])), b.do("Shape", h))
+    y = b.op(
+        "Conv", [b.op("Conv", [h, b.weight("b", 8, 32, 1, 1)], "mid"), b.weight("c", 5, 8, 1, 1)], "last"
+    )
+    assert analysis.analyse(Model.load(b.model({"x": ("N", 3, "H", "W")}, y))).inputs["x"] == (2, 3, 64, 64)
