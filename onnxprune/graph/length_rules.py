@@ -268,6 +268,8 @@ def _least(own: Stretches, one: Number, length: Number) -> Number:
         return min(one, length)
     least = stand_in("the least", one, length)
     own.unplain.add(least)
+    if one == 1:
+        own.ones[least] = length
     return least
 
 

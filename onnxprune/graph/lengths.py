@@ -73,6 +73,8 @@ class Stretches:
         wherever the model runs.
     members : dict
         Stand-in for the widest of several -> those.
+    ones : dict
+        Stand-in for the lesser of one and a length -> that length: one, but where that is empty.
     steps : Steps
         How often bodies run.
     """
@@ -84,6 +86,7 @@ class Stretches:
     unplain: set[Number] = field(default_factory=set)
     pinned: set[Number] = field(default_factory=set)
     members: dict[Number, frozenset[Number]] = field(default_factory=dict)
+    ones: dict[Number, Number] = field(default_factory=dict)
     steps: Steps = field(default_factory=Steps)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -149,6 +152,7 @@ class Stretches:
         loose = [n for n, size in given if n != size]
         plain = [n for n in loose if n not in self.unplain] or loose
         members = frozenset[Number]().union(*(self.members.get(n, frozenset({n})) for n in plain))
+        members = frozenset(n for n in members if self.ones.get(n) not in members)  # no wider, empty or not
         if len(members) <= 1:
             return next(iter(members), 1)
         widest = stand_in("the widest", sorted(members))

@@ -55,7 +55,7 @@ class Sizes(Stretches):
 
     def forget(self) -> None:
         """Forget all that was derived."""
-        for known in (self.lengths, self.entries, self.members):
+        for known in (self.lengths, self.entries, self.members, self.ones):
             known.clear()
         for numbers in (self.natural, self.unplain, self.pinned, self.loose, self.free):
             numbers.clear()
