@@ -29,6 +29,8 @@ Number: TypeAlias = int | Fraction
 Values: TypeAlias = NDArray[Any]  # of objects: a `Number`, or a float, or a bool, for each entry
 Lengths: TypeAlias = tuple[Number, ...]
 
+#: No stand-in is as small as this.
+_SMALL = 1 << 64
 #: Constants up to this size have a part in the name of a fresh number by their value.
 _NAMED = 64
 
@@ -125,6 +127,32 @@ class Stretches:
         attrs = sorted((k, repr(v)) for k, v in node.attrs.items() if not isinstance(v, onnx.GraphProto))
         number = stand_in(node.domain, node.op, attrs, [self._called(name) for name in node.inputs], *key)
         self.unplain.add(number)
+        return number
+
+    def whole(self, number: Number) -> int | None:
+        """Return an exact quotient or product as an integer; None where it is one by the chance of its stand-ins.
+
+        Half of a length may be whole as the stand-in is even, and so belongs to no other size. What is whole at all
+        sizes is a product of lengths and of small numbers.
+        """
+        if isinstance(number, int):
+            return number
+        if number.denominator != 1:
+            return None
+        rest = abs(int(number))
+        for length in self.natural:
+            if rest < _SMALL:
+                break
+            while isinstance(length, int) and length > _SMALL and rest % length == 0:
+                rest //= length
+        return int(number) if rest < _SMALL else None
+
+    def scaled(self, length: Number, scale: float) -> Number:
+        """Return how long an axis of a length is that is made so many times longer, and rounded."""
+        number = self.whole(length * Fraction(scale))
+        if number is None:
+            number = stand_in("scaled", length, scale)
+            self.unplain.add(number)
         return number
 
     def _called(self, name: str) -> object:

@@ -273,3 +273,35 @@ def test_an_axis_beside_its_own_last_element_is_as_long_as_it_is() -> None:
     for height, width in ((8, 8), (5, 12), (1, 3)):
         x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
         np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [12, 13])
+@pytest.mark.parametrize(
+    "name", "TABCDE"
+)  # what stands for a length comes of its name, even for some, odd for others
+def test_a_remainder_is_no_number_of_its_own(name: str, length: int) -> None:
+    """Rows for even and for odd lengths: of half of a length, rounded, nothing is known."""
+
+    def build(b: Sized, h: str) -> str:
+        size = b.size("x", 1)
+        odd = b.do("Sub", size, b.do("Mul", b.do("Div", size, 2), 2))
+        return b.do("Add", h, b.do("Gather", b.table(4, 32), odd))
+
+    shapes = {"x": (2, length, 16)}
+    found = analysis.analyse(Model.load(Case(build).model(name)), input_shapes=shapes)
+    assert ("pos", 0) in {(f.tensor, f.axis) for f in found.frozen}
+
+
+def test_an_exact_quotient_of_lengths_is_one() -> None:
+    """Twice a length, halved, is the length: also where floats are rounded, and where channels hang on it."""
+    b = Sized()
+    h = b.op("Conv", ["x", b.weight("a", 16, 3, 1, 1)], "first")
+    area = b.do("Mul", b.size(h, 2), b.size(h, 3))
+    once = b.do("Div", b.do("Mul", area, 2), 2)
+    half = b.do("Mul", b.floats(b.do("Mul", once, 4)), b.constant("quarter", np.float32(0.25)))
+    once = b.do("Cast", b.do("Floor", half), to=TensorProto.INT64)
+    target = b.do("Concat", b.sizes("x", 0), [-1], b.do("Unsqueeze", once, [0]), axis=0)
+    h = b.do("Relu", b.do("Reshape", h, target))
+    model = b.model({"x": ("N", 3, "H", "W")}, b.op("Conv", [h, b.weight("b", 5, 16, 1)], "last"))
+    result = onnxprune.prune(model, ratio=0.5, align=1)
+    assert {(cut.tensor, cut.axis) for cut in result.report.cuts} == {("a", 0), ("b", 1)}
