@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import prod
@@ -303,9 +303,18 @@ def _analyse(
             except TraceError as error:
                 failure = failure or error
                 continue
-            wall.grow(values=sum(prod(shape) for _, shape in tracer.types.values() if shape is not None))
             sizes = Sizes(tracer)
-            follow(coupling, sizes, {v.name: binding.declared(v) for v in binding.real_inputs(graph)})
+            declared = {v.name: binding.declared(v) for v in binding.real_inputs(graph)}
+            flat = follow(coupling, sizes, declared)
+            longer = fitting.longer(inputs, flat, runs) if strict else inputs
+            with suppress(TraceError, ModelError):  # where they ask for too much, the shorter ones do
+                if longer != inputs:
+                    allow_inputs(graph, longer)
+                    known_to_fit, visited = fitting.trace(longer)
+                    coupling, tracer = _couple(model, known_to_fit, nodes, longer, outputs, opened, visited)
+                    inputs, sizes = longer, Sizes(tracer)
+                    follow(coupling, sizes, declared)
+            wall.grow(values=sum(prod(shape) for _, shape in tracer.types.values() if shape is not None))
             count_one(graph, coupling, sizes, inputs)
             elements = {name: weight.elem for name, weight in weights.items()}
             grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)

@@ -7,7 +7,7 @@ search goes from a guess in steps, each along one axis (or several of one size),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -36,6 +36,8 @@ MOST_TRIALS = 24
 LARGE = 1 << 24
 #: The shortest that an axis becomes for that.
 SHORTEST = 8
+#: How many times longer axes get, by turns, where inner ones have one element under shorter ones only.
+LONGER = (2, 4, 8)
 #: Sizes of all axes but the batch that are tried at last.
 _LAST = (
     1, 2, 4, 8, 16, 20, 24, 28, 32, 40, 48, 56, 80, 96, 100, 112, 128, 160, 240, 256, 299, 320, 384, 400, 480, 512,
@@ -135,6 +137,41 @@ class Feasible:
             else:
                 break
         return found
+
+    def longer(
+        self,
+        inputs: dict[str, Shape],
+        flat: Collection[tuple[str, int]],
+        runs: Callable[[Mapping[str, Shape]], str] | None,
+    ) -> dict[str, Shape]:
+        """Return larger shapes at which more of some inner axes have more than one element; else the same.
+
+        Parameters
+        ----------
+        inputs : dict
+            Shapes that fit.
+        flat : collection of (str, int)
+            Tensors, and the places of axes that have one element in them.
+        runs : callable, optional
+            As in `taken`. Shapes that the user gave stay.
+        """
+        axes = Axes.of(self.graph, inputs)
+        free = [a for a in axes.sizes if a not in axes.batch]
+        best, most = inputs, 0
+        for times in LONGER if flat and free else ():
+            shapes = axes.shapes(axes.sizes | {a: times * axes.sizes[a] for a in free})
+            if shapes is None or any(shapes[name] != shape for name, shape in self.given.items()):
+                break
+            walked = self.at(shapes)
+            if not walked.whole or walked.trace is None or self._largest(shapes) > LARGE:
+                break
+            types = walked.trace[0].types
+            thick = sum((types.get(name, (0, None))[1] or ())[at : at + 1] > (1,) for name, at in flat)
+            if thick > most and (walked.sure or runs is None or not runs(shapes)):
+                best, most = shapes, thick
+            if most == len(flat):
+                break
+        return best
 
     def _largest(self, inputs: Mapping[str, Shape]) -> int:
         """Return the elements of the largest tensor that follows from inputs of these shapes."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from math import floor, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -268,6 +268,8 @@ def _least(own: Stretches, one: Number, length: Number) -> Number:
         return min(one, length)
     least = stand_in("the least", one, length)
     own.unplain.add(least)
+    if one == 1:
+        own.ones[least] = length
     return least
 
 
@@ -307,7 +309,8 @@ def _range(own: Stretches, node: Node, slot: int) -> Lengths | None:
     start, limit, step = (v.ravel().tolist()[0] for v in values if v is not None)
     if not all(isinstance(v, (int, Fraction)) for v in (start, limit, step)) or _large(step) or not step:
         return None
-    return (-floor(-(Fraction(limit) - start) / step),)
+    count = own.whole(limit - start if step == 1 else Fraction(limit - start) / step)
+    return None if count is None else (count,)
 
 
 def _shape(own: Stretches, node: Node, slot: int) -> Lengths | None:
@@ -349,7 +352,7 @@ def _resize(own: Stretches, node: Node, slot: int) -> Lengths | None:
         elif data[axis] == shape[axis] and not _large(entry):
             lengths[axis] = out[axis]
         elif entry != 1.0:
-            lengths[axis] = own.fresh(node, axis) if _large(entry) else floor(data[axis] * Fraction(entry))
+            lengths[axis] = own.fresh(node, axis) if _large(entry) else own.scaled(data[axis], entry)
     return tuple(lengths)
 
 

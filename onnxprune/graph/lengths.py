@@ -29,6 +29,8 @@ Number: TypeAlias = int | Fraction
 Values: TypeAlias = NDArray[Any]  # of objects: a `Number`, or a float, or a bool, for each entry
 Lengths: TypeAlias = tuple[Number, ...]
 
+#: No stand-in is as small as this.
+_SMALL = 1 << 64
 #: Constants up to this size have a part in the name of a fresh number by their value.
 _NAMED = 64
 
@@ -73,6 +75,8 @@ class Stretches:
         wherever the model runs.
     members : dict
         Stand-in for the widest of several -> those.
+    ones : dict
+        Stand-in for the lesser of one and a length -> that length: one, but where that is empty.
     steps : Steps
         How often bodies run.
     """
@@ -84,6 +88,7 @@ class Stretches:
     unplain: set[Number] = field(default_factory=set)
     pinned: set[Number] = field(default_factory=set)
     members: dict[Number, frozenset[Number]] = field(default_factory=dict)
+    ones: dict[Number, Number] = field(default_factory=dict)
     steps: Steps = field(default_factory=Steps)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -124,6 +129,32 @@ class Stretches:
         self.unplain.add(number)
         return number
 
+    def whole(self, number: Number) -> int | None:
+        """Return an exact quotient or product as an integer; None where it is one by the chance of its stand-ins.
+
+        Half of a length may be whole as the stand-in is even, and so belongs to no other size. What is whole at all
+        sizes is a product of lengths and of small numbers.
+        """
+        if isinstance(number, int):
+            return number
+        if number.denominator != 1:
+            return None
+        rest = abs(int(number))
+        for length in self.natural:
+            if rest < _SMALL:
+                break
+            while isinstance(length, int) and length > _SMALL and rest % length == 0:
+                rest //= length
+        return int(number) if rest < _SMALL else None
+
+    def scaled(self, length: Number, scale: float) -> Number:
+        """Return how long an axis of a length is that is made so many times longer, and rounded."""
+        number = self.whole(length * Fraction(scale))
+        if number is None:
+            number = stand_in("scaled", length, scale)
+            self.unplain.add(number)
+        return number
+
     def _called(self, name: str) -> object:
         """What a tensor is, as far as sizes go."""
         value = self.entries.get(name)
@@ -149,6 +180,7 @@ class Stretches:
         loose = [n for n, size in given if n != size]
         plain = [n for n in loose if n not in self.unplain] or loose
         members = frozenset[Number]().union(*(self.members.get(n, frozenset({n})) for n in plain))
+        members = frozenset(n for n in members if self.ones.get(n) not in members)  # no wider, empty or not
         if len(members) <= 1:
             return next(iter(members), 1)
         widest = stand_in("the widest", sorted(members))

@@ -33,7 +33,7 @@ _COUNTED = {
 }
 
 
-def follow(coupling: Coupling, sizes: Sizes, declared: Declared) -> None:
+def follow(coupling: Coupling, sizes: Sizes, declared: Declared) -> set[tuple[str, int]]:
     """Derive which lengths and values of a coupled graph follow the sizes of dynamic axes, and lock what they touch.
 
     Parameters
@@ -43,6 +43,12 @@ def follow(coupling: Coupling, sizes: Sizes, declared: Declared) -> None:
         Of the tracer that the graph was coupled with; nothing visited yet.
     declared : mapping
         Input -> its axes, a size or the name of a dynamic one; None where even the rank is open.
+
+    Returns
+    -------
+    set of (str, int)
+        Axes that have one element under these sizes only, by tensor and place, on whose account a reshape was locked:
+        what it does to other axes can't be seen where one of its factors is one.
     """
     given: Declared | None = declared
     while given is not None:
@@ -51,8 +57,11 @@ def follow(coupling: Coupling, sizes: Sizes, declared: Declared) -> None:
         for applied in coupling.nodes:
             sizes.visit(applied.node, applied.row)
         given = renamed(coupling.nodes, sizes, given)
-    if sizes.lengths:
-        _Locks(coupling, sizes).run()
+    if not sizes.lengths:
+        return set()
+    locks = _Locks(coupling, sizes)
+    locks.run()
+    return locks.flat
 
 
 class _Locks:
@@ -63,6 +72,9 @@ class _Locks:
         self.repeated: set[tuple[int, Number]] = (
             set()
         )  # root dim and length of axes that hold it many times over
+        self.flat: set[tuple[str, int]] = (
+            set()
+        )  # tensor and place of axes that are one under these sizes only
 
     def run(self) -> None:
         for applied in self.coupling.nodes:
@@ -241,6 +253,8 @@ class _Locks:
             ]
             alike = any(one == other for one, other in zip(*parts, strict=True))
             sound = atoms is not None and not between and alike
+            if not sound:
+                self.flat |= self.thin(node.inputs[0], left) | self.thin(node.outputs[0], right)
             for letter in letters:
                 if not sound or atoms is None or atoms[letter] != fitted.sizes[letter]:
                     word = "its length follows" if sound else "it is reshaped in a way that follows"
@@ -249,6 +263,11 @@ class _Locks:
                         self.moving.setdefault(self.space.find(dim), f"{word} {self.what}")
                         if not sound:
                             self.space.lock(dim, f"{word} {self.what} ({node.op} '{node.name}')")
+
+    def thin(self, name: str, numbers: Lengths) -> set[tuple[str, int]]:
+        """Return the axes of a tensor that have one element, and another number of them under other sizes."""
+        shape = self.sizes.shape(name) or ()
+        return {(name, at) for at, (n, size) in enumerate(zip(numbers, shape, strict=True)) if size == 1 != n}
 
     def settled(
         self, fitted: FittedRow, left: Lengths, right: Lengths

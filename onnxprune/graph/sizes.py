@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil, floor, isfinite, prod, trunc
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class Sizes(Stretches):
 
     def forget(self) -> None:
         """Forget all that was derived."""
-        for known in (self.lengths, self.entries, self.members):
+        for known in (self.lengths, self.entries, self.members, self.ones):
             known.clear()
         for numbers in (self.natural, self.unplain, self.pinned, self.loose, self.free):
             numbers.clear()
@@ -219,9 +219,16 @@ class Sizes(Stretches):
             return given[1] if given[0] else given[2]
         if node.op == "Equal" and any(map(self._never_negative, given)) and any(map(_negative, given)):
             return False
-        entry = _arithmetic(node.op, given, kind)
+        entry = _arithmetic(node.op, given, kind, self.whole)
         if entry is None:
-            return stand_in(node.op, sorted(node.attrs.items(), key=str), given)
+            made = stand_in(
+                node.op, sorted(node.attrs.items(), key=str), [bool(n) for n in node.inputs], given
+            )
+            if node.op in ("Div", "Cast", "Floor", "Ceil") and all(map(self._never_negative, given)):
+                self.natural.add(made)
+            if node.op == "Relu" or (node.op == "Clip" and self._never_negative(_least_of(node, given))):
+                self.natural.add(made)
+            return made
         if node.op in ("Add", "Mul", "Div", "Cast") and all(map(self._never_negative, given)):
             self.natural.add(entry)
         return entry
@@ -234,6 +241,11 @@ def _negative(number: Any) -> bool:
     return isinstance(number, int) and -(1 << 64) < number < 0
 
 
+def _least_of(node: Node, given: Sequence[Any]) -> Any:
+    """Return the lower bound of a Clip, of the entries of the inputs that it has; None: it has none."""
+    return given[1] if node.has(1) else node.attr("min")
+
+
 def _objects(entries: Sequence[Any], shape: tuple[int, ...]) -> Values:
     array = np.empty(len(entries), object)
     array[:] = entries
@@ -242,19 +254,14 @@ def _objects(entries: Sequence[Any], shape: tuple[int, ...]) -> Values:
 
 def _exact(number: Any) -> Number | None:
     if isinstance(number, float):
-        return Fraction(number) if isfinite(number) else None
+        return int(number) if number.is_integer() else Fraction(number) if isfinite(number) else None
     return None if isinstance(number, bool) else number
 
 
-def _rounded(number: Number, how: Callable[[Number], int]) -> int | None:
-    """Round a stand-in; None where it is so small that it could come out as any number."""
-    if isinstance(number, int) or number.denominator == 1:
-        return int(number)
-    return None if abs(number) < 1 << 64 else how(number)
-
-
-def _arithmetic(op: str, given: Sequence[Any], kind: str) -> Number | None:
-    """Return what exact arithmetic makes of stand-ins, None where it can't be done."""
+def _arithmetic(
+    op: str, given: Sequence[Any], kind: str, whole: Callable[[Number], int | None]
+) -> Number | None:
+    """Return what exact arithmetic makes of stand-ins, None where it can't be done: no other rounding is."""
     read = [number for g in given if (number := _exact(g)) is not None]
     if len(read) != len(given) or not read:
         return None
@@ -263,8 +270,7 @@ def _arithmetic(op: str, given: Sequence[Any], kind: str) -> Number | None:
         return a + b if op == "Add" else a - b if op == "Sub" else a * b
     if op == "Div" and b:
         quotient = Fraction(a) / Fraction(b)
-        return _rounded(quotient, trunc) if kind in "iu" else quotient
+        return whole(quotient) if kind in "iu" else quotient
     if op == "Neg":
         return -a
-    how = {"Floor": floor, "Ceil": ceil, "Cast": trunc if kind in "iu" else None}.get(op)
-    return None if how is None else _rounded(a, how)
+    return whole(a) if op in ("Floor", "Ceil") or (op == "Cast" and kind in "iu") else None

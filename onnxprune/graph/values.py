@@ -178,6 +178,16 @@ def _mod(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
     return np.asarray(function(inputs[0], inputs[1]))  # type: ignore[arg-type]
 
 
+def _clip(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
+    """Bound each entry: from opset 11 on by inputs, of which either may be absent; TF's "same" padding begins so."""
+    x, low, high = (*inputs, None, None)[:3]
+    if x is None:
+        return None
+    low, high = (attrs.get(name) if end is None else end for name, end in (("min", low), ("max", high)))
+    x = x if low is None else np.maximum(x, low)
+    return np.asarray(x if high is None else np.minimum(x, high)).astype(inputs[0].dtype)  # type: ignore[union-attr]
+
+
 def _transpose(attrs: dict[str, Any], inputs: Sequence[Maybe]) -> Maybe:
     return None if inputs[0] is None else np.transpose(inputs[0], attrs.get("perm"))
 
@@ -186,13 +196,15 @@ _TABLE: dict[str, Callable[[dict[str, Any], Sequence[Maybe]], Maybe]] = {
     "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Slice": _slice, "Gather": _gather, "Concat": _concat, "Cast": _cast,
     "ConstantOfShape": _constant_of_shape, "Range": _range, "Reshape": _reshape, "Expand": _expand, "Tile": _tile,
     "OneHot": _one_hot,
-    "Div": _div, "Mod": _mod, "Transpose": _transpose, "ReduceProd": _reduce(np.prod), "ReduceSum": _reduce(np.sum),
+    "Div": _div, "Mod": _mod, "Transpose": _transpose, "Clip": _clip,
+    "ReduceProd": _reduce(np.prod), "ReduceSum": _reduce(np.sum),
     "ReduceMax": _reduce(np.max), "ReduceMin": _reduce(np.min), "Identity": _simple(lambda x: x),
     "Add": _simple(np.add), "Sub": _simple(np.subtract), "Mul": _simple(np.multiply), "Max": _fold(np.maximum),
     "Min": _fold(np.minimum), "Where": _simple(np.where), "Equal": _simple(np.equal), "Greater": _simple(np.greater),
     "GreaterOrEqual": _simple(np.greater_equal), "Less": _simple(np.less), "LessOrEqual": _simple(np.less_equal),
     "Not": _simple(np.logical_not), "And": _simple(np.logical_and), "Or": _simple(np.logical_or),
     "Neg": _simple(np.negative), "Abs": _simple(np.abs), "Floor": _simple(np.floor), "Ceil": _simple(np.ceil),
+    "Relu": _simple(lambda x: np.maximum(x, x.dtype.type(0))), "Round": _simple(np.rint), "Sign": _simple(np.sign),
     "Sqrt": _simple(np.sqrt), "Reciprocal": _simple(np.reciprocal),
     "Pow": _simple(lambda a, b: np.power(a, b).astype(a.dtype)),
 }  # fmt: skip

@@ -5,13 +5,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from nets import build, node, normal
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune.graph import analysis
 from onnxprune.model import Model
 
-from size_models import CASES, Case  # isort: skip
+from size_models import CASES, Case, Sized  # isort: skip
 
 TOLERANCE = 1e-4
 MOST_P = 9
@@ -171,3 +171,137 @@ def test_channels_are_taken_apart_beside_lengths_that_are_spelled_in_numbers() -
     for height, width in ((8, 8), (9, 12)):
         x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
         np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_channels_pass_a_pad_of_which_only_rows_and_columns_are_calculated(channels: bool) -> None:
+    """TF's "same" padding: as many rows and columns as the sizes lack. Channels that are padded so are locked."""
+    b = Sized()
+    two = b.constant("two", np.float32(2))
+    h = b.op("Conv", ["x", b.weight("a", 16, 3, 3, 3)], "first", pads=[1] * 4)
+    more = []
+    for axis in (2, 3):
+        size = b.floats(b.size(h, axis))
+        steps = b.do("Sub", b.do("Ceil", b.do("Div", size, two)), b.constant(f"one{axis}", np.float32(1)))
+        read = b.do("Add", b.do("Mul", steps, two), b.constant(f"three{axis}", np.float32(3)))
+        lack = b.do("Clip", b.do("Sub", read, size), b.constant(f"none{axis}", np.float32(0)))
+        before = b.do("Floor", b.do("Div", lack, two))
+        more.append([b.do("Cast", n, to=TensorProto.INT64) for n in (before, b.do("Sub", lack, before))])
+    (top, bottom), (left, right) = ([b.do("Unsqueeze", n, [0]) for n in pair] for pair in more)
+    none = b.do("ConstantOfShape", [4], value=helper.make_tensor("v", TensorProto.INT64, [1], [0]))
+    # as PyTorch writes it: (left, right), (top, bottom), ... of the last axis first, then turned around
+    flat = b.do("Concat", left, right, top, bottom, none, axis=0)
+    pairs = b.do("Slice", b.do("Reshape", flat, [-1, 2]), [-1], [-(2**63) + 1], [0], [-1])
+    amounts = b.do("Reshape", b.do("Transpose", pairs, perm=[1, 0]), [-1])
+    if channels:
+        seventeen = b.constant("seventeen", np.float32(17))
+        lack = b.do("Clip", b.do("Sub", seventeen, b.floats(b.size(h, 2))), b.constant("none", np.float32(0)))
+        bottom = b.do("Unsqueeze", b.do("Cast", lack, to=TensorProto.INT64), [0])
+        amounts = b.do("Concat", [0], [0], [0, 0], [0], bottom, [0, 0], axis=0)
+    h = b.do("Relu", b.do("Pad", h, amounts))
+    wide = 17 if channels else 16
+    y = b.op("Conv", [h, b.weight("b", 5, wide, 3, 3)], "last", strides=[2, 2])
+    at = {"x": (2, 3, 16, 16)}
+    model = b.model({"x": ("N", 3, "H", "W")}, y)
+    if channels:
+        with pytest.raises(onnxprune.errors.NothingToPrune, match="padded by a number that follows"):
+            onnxprune.prune(model, ratio=0.5, align=1, input_shapes=at)
+        return
+    result = onnxprune.prune(model, ratio=0.5, align=1, input_shapes=at)
+    assert {(cut.tensor, cut.axis) for cut in result.report.cuts} == {("a", 0), ("b", 1)}
+    twin = masked(model, result.report.cuts)
+    for height, width in ((8, 8), (5, 12), (9, 3)):
+        x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
+        np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_sizes_are_taken_at_which_inner_maps_have_more_than_one_element(given: bool) -> None:
+    """Groups of channels that are normalised: of a map of one element, nobody can tell that it is one by chance."""
+    b = Sized()
+    pool = b.op("MaxPool", ["x"], "pool", kernel_shape=[64, 64], strides=[64, 64])
+    h = b.op("Conv", [pool, b.weight("a", 32, 3, 1, 1)], "first")
+    ones, zeros = b.constant("ones", np.ones(4, np.float32)), b.constant("zeros", np.zeros(4, np.float32))
+    normed = b.do("InstanceNormalization", b.do("Reshape", h, [0, 4, -1]), ones, zeros)
+    h = b.do("Relu", b.do("Reshape", normed, b.do("Shape", h)))
+    model = b.model({"x": ("N", 3, "H", "W")}, b.op("Conv", [h, b.weight("b", 5, 32, 1, 1)], "last"))
+    if given:  # the user's sizes are taken as they are
+        with pytest.raises(onnxprune.errors.NothingToPrune, match="reshaped in a way that follows the size"):
+            onnxprune.prune(model, ratio=0.5, align=1, input_shapes={"x": (2, 3, 64, 64)})
+        return
+    assert analysis.analyse(Model.load(model)).inputs == {"x": (2, 3, 128, 128)}
+    result = onnxprune.prune(model, ratio=0.5, align=1)
+    assert {(cut.tensor, cut.axis) for cut in result.report.cuts} >= {("a", 0), ("b", 1)}
+    twin = masked(model, result.report.cuts)
+    for height, width in ((64, 64), (64, 200), (150, 130)):
+        x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
+        np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_longer_sizes_are_left_where_they_do_not_fit(rows: bool) -> None:
+    """The same map of one element in a model that also holds rows of its own against those of the input."""
+    b = Sized()
+    x = b.do("Add", "x", b.weight("rows", 3, 64 if rows else 1, 64 if rows else 1))
+    pool = b.op("MaxPool", [x], "pool", kernel_shape=[64, 64], strides=[64, 64])
+    h = b.op("Conv", [pool, b.weight("a", 32, 3, 1, 1)], "first")
+    h = b.do("Reshape", b.do("Relu", b.do("Reshape", h, [0, 4, -1])), b.do("Shape", h))
+    model = b.model({"x": ("N", 3, "H", "W")}, b.op("Conv", [h, b.weight("b", 5, 32, 1, 1)], "last"))
+    size = 64 if rows else 128
+    assert analysis.analyse(Model.load(model)).inputs["x"] == (2, 3, size, size)
+
+
+def test_an_axis_beside_its_own_last_element_is_as_long_as_it_is() -> None:
+    """An encoding of places divides by the last of them: a slice of one, or of none where nothing is in front."""
+    b = Sized()
+    h = b.op("Conv", ["x", b.weight("a", 16, 3, 3, 3)], "first", strides=[2, 2], pads=[1] * 4)
+    rows, columns = (b.sizes(h, axis) for axis in (2, 3))
+    grid = b.do("Add", b.do("Range", 0, b.size(h, 2), 1), 1)
+    grid = b.do("Tile", b.do("Unsqueeze", grid, [0, 2]), b.do("Concat", [1], [1], columns, axis=0))
+    last = b.do("Slice", b.floats(grid), [-1], [2**63 - 1], [1])
+    share = b.do("Unsqueeze", b.do("Div", b.floats(grid), last), [1])
+    code = b.op("Conv", [share, b.weight("p", 16, 1, 1, 1)], "places")
+    flat = [
+        b.do("Concat", b.sizes("x", 0), [16], [-1], axis=0),
+        b.do("Concat", [1], [-1], b.do("Mul", rows, columns), axis=0),
+    ]
+    h = b.do("Relu", b.do("Add", b.do("Reshape", h, flat[0]), b.do("Reshape", code, flat[1])))
+    model = b.model({"x": ("N", 3, "H", "W")}, b.op("Conv", [h, b.weight("b", 5, 16, 1)], "last"))
+    result = onnxprune.prune(model, ratio=0.5, align=1)
+    assert {(cut.tensor, cut.axis) for cut in result.report.cuts} == {("a", 0), ("p", 0), ("b", 1)}
+    twin = masked(model, result.report.cuts)
+    for height, width in ((8, 8), (5, 12), (1, 3)):
+        x = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
+        np.testing.assert_allclose(run(twin, x), run(result.model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [12, 13])
+@pytest.mark.parametrize(
+    "name", "TABCDE"
+)  # what stands for a length comes of its name, even for some, odd for others
+def test_a_remainder_is_no_number_of_its_own(name: str, length: int) -> None:
+    """Rows for even and for odd lengths: of half of a length, rounded, nothing is known."""
+
+    def build(b: Sized, h: str) -> str:
+        size = b.size("x", 1)
+        odd = b.do("Sub", size, b.do("Mul", b.do("Div", size, 2), 2))
+        return b.do("Add", h, b.do("Gather", b.table(4, 32), odd))
+
+    shapes = {"x": (2, length, 16)}
+    found = analysis.analyse(Model.load(Case(build).model(name)), input_shapes=shapes)
+    assert ("pos", 0) in {(f.tensor, f.axis) for f in found.frozen}
+
+
+def test_an_exact_quotient_of_lengths_is_one() -> None:
+    """Twice a length, halved, is the length: also where floats are rounded, and where channels hang on it."""
+    b = Sized()
+    h = b.op("Conv", ["x", b.weight("a", 16, 3, 1, 1)], "first")
+    area = b.do("Mul", b.size(h, 2), b.size(h, 3))
+    once = b.do("Div", b.do("Mul", area, 2), 2)
+    half = b.do("Mul", b.floats(b.do("Mul", once, 4)), b.constant("quarter", np.float32(0.25)))
+    once = b.do("Cast", b.do("Floor", half), to=TensorProto.INT64)
+    target = b.do("Concat", b.sizes("x", 0), [-1], b.do("Unsqueeze", once, [0]), axis=0)
+    h = b.do("Relu", b.do("Reshape", h, target))
+    model = b.model({"x": ("N", 3, "H", "W")}, b.op("Conv", [h, b.weight("b", 5, 16, 1)], "last"))
+    result = onnxprune.prune(model, ratio=0.5, align=1)
+    assert {(cut.tensor, cut.axis) for cut in result.report.cuts} == {("a", 0), ("b", 1)}

@@ -47,8 +47,11 @@ class Random(Sized):
 
     def arithmetic(self) -> None:
         a, b = self.one(), self.one()
-        kind = int(self.pick.integers(8))
-        if kind < 6:
+        kind = int(self.pick.integers(11))
+        if kind > 7:  # bounded below, above, or at both ends
+            ends = ((b, ""), ("", b), (b, self.one()))[kind - 8]
+            self.numbers.append(self.do("Clip", a, *ends))
+        elif kind < 6:
             op = ("Add", "Sub", "Mul", "Min", "Max", "Div")[kind]
             b = self.do("Max", b, 1) if op == "Div" else b
             self.numbers.append(self.do(op, a, b))
