@@ -116,7 +116,7 @@ class Ends:
 
 
 def _ends(model: Model, samples: Samples, names: Sequence[str]) -> Iterator[dict[str, Array]]:
-    runs = stream_of(model, samples).each(names)
+    runs = stream_of(model, samples).each(names or None)
     for values, valid in zip(runs, samples.valid, strict=True):
         arrays = {n: v for n, v in values.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
         yield {n: of_positions(a, valid) for n, a in arrays.items()}

@@ -85,13 +85,15 @@ class Runs(Protocol):
             If onnxruntime fails on the samples.
         """
 
-    def each(self, wanted: Sequence[str] = (), beside: Iterable[Batch] | None = None) -> Iterator[Batch]:
+    def each(
+        self, wanted: Sequence[str] | None = None, beside: Iterable[Batch] | None = None
+    ) -> Iterator[Batch]:
         """Run the whole model, whatever the position, yielding tensors of each batch.
 
         Parameters
         ----------
         wanted : sequence of str
-            Any tensors of the model; its outputs by default.
+            Any tensors of the model; its outputs by default. An empty list asks for nothing, and nothing runs.
         beside : iterable of dict, optional
             For each batch, values of inputs that aren't the samples': asked for just before the batch runs.
 
@@ -242,15 +244,20 @@ class Stream:
         session, names = self._session(nodes, (first, last), {*live, *mine}, batch)
         return _Part(session, names, live, mine)
 
-    def each(self, wanted: Sequence[str] = (), beside: Iterable[Batch] | None = None) -> Iterator[Batch]:
+    def each(
+        self, wanted: Sequence[str] | None = None, beside: Iterable[Batch] | None = None
+    ) -> Iterator[Batch]:
         """Run the whole model, see `Runs.each`; nothing is held."""
+        if wanted is not None and not wanted:
+            yield from ({} for _ in self.samples.batches)
+            return
         try:
-            session = self._open(self.model, wanted)
+            session = self._open(self.model, wanted or ())
             batches = self.samples.batches
             extra = [{}] * len(batches) if beside is None else beside
             for batch, more in zip(batches, extra, strict=True):
                 feeds = {n: a for n, a in {**batch, **more}.items() if n in session.shapes}
-                yield session.run(feeds, list(wanted) or None)
+                yield session.run(feeds, wanted)
         except RunError as error:
             raise CalibrationError(f"{self.what} fails on the samples: {error}{_advice(error)}.") from error
 

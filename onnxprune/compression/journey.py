@@ -141,12 +141,23 @@ def _nothing(search: GridSearch, left: list[Left]) -> str:
         if inner
         else "none is large enough and of floats"
     )
-    why = f"{left[0].name!r}: {left[0].reason}" if left else why
+    why = _most(search.base, left) if left else why
     plain = search.measured(Attempt(search.run.model)).nbytes
     return (
         f"--target {search.run.options.target} can't be met: no weight of the model may lie on a grid ({why}), and as "
         f"it is the file takes {plain:,} bytes."
     )
+
+
+def _most(model: Model, left: list[Left]) -> str:
+    """Return the reason that keeps most bytes of weights, with the largest of these."""
+    held: dict[str, dict[str, int]] = {}
+    for one in left:
+        held.setdefault(one.reason, {})[one.name] = model.info(one.name).nbytes
+    reason, sizes = max(held.items(), key=lambda item: sum(item[1].values()))
+    name, more = max(sizes, key=lambda n: sizes[n]), len(sizes) - 1
+    others = f" and {many(more, 'other weight')}" if more else ""
+    return f"{name!r}{others}: {reason}"
 
 
 def _layers(run: Run[CompressOptions], base: Model) -> tuple[Layers, Judge | None]:

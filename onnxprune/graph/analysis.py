@@ -31,6 +31,7 @@ from onnxprune.graph.known import opsets_of, weights_of
 from onnxprune.graph.openings import NONE, Openings, openings
 from onnxprune.graph.origins import Origins
 from onnxprune.graph.per_sample import count_one
+from onnxprune.graph.reasons import carried
 from onnxprune.graph.size_locks import follow
 from onnxprune.graph.sizes import Sizes
 from onnxprune.graph.trace import TraceError, Tracer, Unsound, Weight
@@ -318,7 +319,7 @@ def _analyse(
             count_one(graph, coupling, sizes, inputs)
             elements = {name: weight.elem for name, weight in weights.items()}
             grouping = group(coupling, elements, allow_inexact=allow_inexact, keep_blocks=keep_blocks)
-            said = fitting.notes(inputs)
+            said = fitting.notes(inputs) + carried(graph, coupling)
             return Analysis(model, tracer, coupling, grouping, inputs, sizes, given, notes=said, runs=runs)
         failure = failure or (fitting.failure.error if fitting.failure is not None else None)
         if isinstance(failure, Unsound):

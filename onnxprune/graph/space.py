@@ -230,7 +230,7 @@ class _Whole:
                         self.freeze(factor, self.frozen[whole])
                 elif all(f in self.frozen for f in factors):
                     real = [self.frozen[f] for f in factors if self.frozen[f] > 1]
-                    self.freeze(whole, real[0] if real else 1)
+                    self.freeze(whole, min(real, default=1))  # first that of an input, which a user may open
 
 
 def solve(space: Space, *, allow_inexact: bool = False, inner_first: bool = False) -> Solution:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.calibration.agreement import wilson
 from onnxprune.reconstruction.reconstruct import SegmentReport
 from onnxprune.reconstruction.recover import Recovery
 
-__all__ = ["told_of"]
+__all__ = ["farther", "noted", "set_back", "told_of"]
 
 #: Share of samples on which a model should answer as the original does, or there is more to be done.
 ALIKE = 0.85
@@ -19,6 +22,7 @@ WORSE = 1.1
 CONTRADICTED = 0.25
 
 Figures = dict[str, Any]
+Array = NDArray[Any]
 
 
 def told_of(
@@ -45,6 +49,75 @@ def told_of(
     tried = not segments or any(segment.before for segment in segments)  # there are gradients of one at least
     more = _more(original, recovery) if tried else []
     return more + _contradicted(original, recovery) + _worse(original, bare, recovery)
+
+
+def noted(original: Iterable[Array], other: Iterable[Array], each: list[Array]) -> Iterator[Array]:
+    """Pass on what another model gives, batch after batch, and keep the squared error of each sample.
+
+    Parameters
+    ----------
+    original, other : iterable of array [samples, ...]
+        As `onnxprune.calibration.agreement.Outputs` gives them; of integers each that differs is an error of 1.
+    each : list
+        Gets float64[samples] for each batch; it is empty in the end where both give entries of their own number, such
+        as boxes, which can't be compared one by one.
+    """
+    alike = True
+    for one, two in zip(original, other, strict=True):
+        alike = alike and one.shape == two.shape
+        if not alike:
+            each.clear()
+            yield two
+            continue
+        left, right = (a.astype(np.float64) if a.dtype.kind == "f" else a for a in (one, two))
+        off = left != right  # nothing in both, such as -inf, is the same
+        if left.dtype.kind == "f":
+            off = np.square(np.subtract(right, left, out=np.zeros_like(left), where=off))
+        each.append(off.reshape(len(one), -1).sum(axis=1).astype(np.float64))
+        yield two
+
+
+def farther(one: Sequence[Array], two: Sequence[Array], z: float = 2.0) -> bool:
+    """Whether the squared errors of one model are larger than another's on the same samples, beyond chance.
+
+    The mean of the differences is held against its standard error; errors that aren't numbers are larger. Where there
+    are none of one of both nobody can say.
+
+    Parameters
+    ----------
+    one, two : sequence of float64[samples]
+    z : float
+        Standard errors.
+
+    Examples
+    --------
+    >>> few = np.array([1.0, 2.0, 1.5, 1.2])
+    >>> farther([9 * few], [few]), farther([few + [1, -1, 1, 0]], [few]), farther([few * np.nan], [few])
+    (True, False, True)
+    """
+    if not (one and two):
+        return False
+    left, right = np.concatenate(one), np.concatenate(two)
+    gaps = np.subtract(left, right, out=np.zeros_like(left), where=left != right)
+    chance = z * float(gaps.std(ddof=1)) / np.sqrt(len(gaps)) if len(gaps) > 1 else np.inf
+    return not float(gaps.mean()) <= chance
+
+
+def set_back(what: str, start: Figures, end: Figures) -> str:
+    """Say that layers keep what they had before they were fitted together, and how far both are from the original.
+
+    Parameters
+    ----------
+    what : str
+        The layers.
+    start, end : dict
+        See `told_of`.
+    """
+    before, after = start["relative_error"], end["relative_error"]
+    return (
+        f"{what} keep the weights that they had before they were fitted together: on the samples set aside outputs are "
+        f"{before:.3g} of their size from the original's with these, and {after:.3g} with the others."
+    )
 
 
 def _more(original: Figures, recovery: Recovery) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import tee
 from typing import Any
 
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from onnxprune.model import Model
 from onnxprune.options.pruning import Options
 from onnxprune.pruning.curves import measured
 from onnxprune.pruning.decision import Decision, Limit, groups_of
-from onnxprune.pruning.harm import told_of
+from onnxprune.pruning.harm import farther, noted, set_back, told_of
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
@@ -36,13 +37,16 @@ from onnxprune.reconstruction.finetune import finetune
 from onnxprune.reconstruction.least_squares import Curve
 from onnxprune.reconstruction.moment_file import MomentFile
 from onnxprune.reconstruction.plausible import read_samples
-from onnxprune.reconstruction.reconstruct import reconstruct
+from onnxprune.reconstruction.reconstruct import SegmentReport, reconstruct
 from onnxprune.reconstruction.sequential import Calibration, Fitted, refit_analysis
 from onnxprune.report.sentences import by_norm_lines
 from onnxprune.rotation.basis import Rotated
 from onnxprune.runtime.inputs import Trial
 
 __all__ = ["FromSamples", "admitted", "agreement"]
+
+#: How far a model is from the original, and the squared errors of samples; None where none are set aside.
+State = tuple[dict[str, Any], list[NDArray[Any]]] | None
 
 #: Positions used of a layer, for each regressor, in a fit of a step on the way.
 STEP_ROWS = 60
@@ -211,29 +215,58 @@ class FromSamples:
         return self.candidate(decision, fitted)
 
     def candidate(self, decision: Decision, fitted: Fitted) -> Candidate:
-        """Fit a fitted model's layers together, and compare it with the original on the samples set aside."""
+        """Fit a fitted model's layers together, and compare it with the original on the samples set aside.
+
+        There each fit of layers together is held against the state that it began with, which is kept where it is nearer
+        beyond chance: descent judges one segment by what it gives, and layers behind it were fitted to what it gave
+        before. A fit toward labels leaves the original on purpose, and isn't.
+        """
         run, analysis, recovery = self.run, self._analysis_of(fitted), self.calibration.settings.recovery
         more: dict[str, Any] = {"seed": run.options.seed, "say": run.progress}
+        state, notes = self._compared(fitted, analysis), list[str]()
         if recovery.together:
+            before = fitted.model.fork()
             with run.stage("reconstruct"):
                 dead = analysis.grouping.dead(fitted.removed)
                 fitted.segments = reconstruct(analysis, self._original, dead, self.fit_on, **more)
-            analysis = self._analysis_of(fitted)
+            made = fitted.segments
+            analysis, state = self._nearer(fitted, before, state, made, "blocks of layers", notes)
         if recovery.whole:
+            before = fitted.model.fork()
             with run.stage("distill"):
                 dead = analysis.grouping.dead(fitted.removed)
                 more["pace"] = pace_of(self.fit_on.count, run.options.epochs, run.options.lr)
                 fit = finetune if recovery.labelled else distill
                 fitted.whole = fit(analysis, self._original, dead, self.fit_on, **more)
-            analysis = self._analysis_of(fitted)
-        original = self._compared(fitted, analysis)
+            start, made = None if recovery.labelled else state, [fitted.whole]
+            analysis, state = self._nearer(fitted, before, start, made, "all layers", notes)
+        original = state and state[0]
         removed = {name: units for name, units in fitted.removed.items() if len(units)}
         decision = dataclasses.replace(decision, removed=removed)
         report = self._report(fitted, decision, original)
-        notes = self._notes(fitted, decision) + told_of(
-            original, self._bare(fitted, original), recovery, fitted.segments
-        )
+        bare = self._bare(fitted, original)
+        notes = self._notes(fitted, decision) + notes + told_of(original, bare, recovery, fitted.segments)
         return Candidate(analysis, decision, self.restored, report, notes)
+
+    def _nearer(
+        self, fitted: Fitted, before: Model, start: State, made: Sequence[SegmentReport], what: str, notes: list[str],
+    ) -> tuple[Analysis, State]:  # fmt: skip
+        """Return what a fit of layers together gave, and how far it is; or what it began with, where that is nearer.
+
+        What is told of a fit (``made``) is set back with it, and a note says so. ``before`` has the weights that it
+        began with, ``start`` how far these are from the original; None where nobody is to ask.
+        """
+        analysis = self._analysis_of(fitted)
+        if start is not None and all(report.after >= report.before for report in made):
+            return analysis, start
+        end = self._compared(fitted, analysis)
+        if start is None or end is None or not farther(end[1], start[1]):
+            return analysis, end
+        for report in made:
+            report.after = report.before
+        notes.append(set_back(what, start[0], end[0]))
+        fitted.model = before
+        return self._analysis_of(fitted), start
 
     @property
     def _original(self) -> Analysis:
@@ -254,8 +287,10 @@ class FromSamples:
                 open_io=options.open_io,
             )
 
-    def _compared(self, fitted: Fitted, analysis: Analysis) -> dict[str, Any] | None:
-        return agreement(self.run, analysis, fitted.removed, self.aside, self.dense)
+    def _compared(self, fitted: Fitted, analysis: Analysis) -> State:
+        each: list[NDArray[Any]] = []
+        found = agreement(self.run, analysis, fitted.removed, self.aside, self.dense, each)
+        return None if found is None else (found, each)
 
     def _bare(self, fitted: Fitted, original: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return how far the model is from the original without any fit; None where nothing was fitted."""
@@ -296,7 +331,7 @@ class FromSamples:
 
 def agreement(
     run: Run[Options], analysis: Analysis, removed: Mapping[str, NDArray[Any]], aside: Samples | None,
-    dense: list[Outputs],
+    dense: list[Outputs], each: list[NDArray[Any]] | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Compare a model without some units with the original, on samples set aside; None where there are none.
 
@@ -310,6 +345,8 @@ def agreement(
     aside : Samples or None
     dense : list of Outputs
         The original's; where it is empty they are put into it.
+    each : list, optional
+        Gets the squared errors of samples, see `noted`.
     """
     if aside is None:
         return None
@@ -319,7 +356,10 @@ def agreement(
         if not dense:
             dense.append(_original(run, analysis, aside))
         small = Outputs(cut.model, aside.taken(kept.take), opened, room=0, served=True)
-        return compare(dense[0], small, aside.labels)
+        if each is None:
+            return compare(dense[0], small, aside.labels)
+        one, two = tee(dense[0])
+        return compare(one, noted(two, small, each), aside.labels)
 
 
 def _original(run: Run[Options], analysis: Analysis, aside: Samples) -> Outputs:

@@ -121,7 +121,7 @@ class _Elsewhere:
         self.reached = max([self.reached, *ends])
         yield from self.runs.run(self.reached, wanted, stay=stay)
 
-    def each(self, wanted: Sequence[str] = (), beside: Any = None) -> Iterator[Batch]:
+    def each(self, wanted: Sequence[str] | None = None, beside: Any = None) -> Iterator[Batch]:
         """Run the whole model, see `Runs.each`."""
         yield from self.runs.each(wanted, beside)
 

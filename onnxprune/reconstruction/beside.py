@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.samples import Samples
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.files.protowalk import captured
 from onnxprune.gradient.floats import in_floats
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.coupling import Instance
@@ -54,7 +55,8 @@ class Beside:
     kept : Kept
         What stays of the original's tensors.
     once : dict
-        Weight that one place alone uses -> that place: these may change.
+        Weight that one place alone uses -> that place: these may change. Weights of which an output is a function that
+        the cut leaves as it was aren't here, such as states that a caller carries on: what is exact stays so.
     samples : Samples
     settle : callable
         Weights of the cut model -> what they become in the file.
@@ -88,7 +90,12 @@ class Beside:
         for instance in fitted.coupling.instances:
             if instance.uses or instance.outer:
                 places[instance.tensor].append(instance)
-        once = {n: found[0] for n, found in places.items() if len(found) == 1 and not found[0].outer}
+        held = _exact(fitted, original, dead)
+        once = {
+            n: found[0]
+            for n, found in places.items()
+            if len(found) == 1 and not found[0].outer and n not in held
+        }
         return cls(fitted, original, cut, Kept(fitted.coupling, dead), once, samples)
 
     @cached_property
@@ -159,6 +166,42 @@ class Beside:
         index = [axes.get(axis, np.arange(size)) for axis, size in enumerate(whole.shape)]
         whole[np.ix_(*index)] = self.cut.weight(name)
         self.fitted.model.put(name, whole)
+
+
+def _exact(fitted: Analysis, original: Analysis, dead: Masks) -> set[str]:
+    """Return the weights behind those outputs that a fitted model computes just as the original does.
+
+    That is by the same nodes, from the same weights, none of whose axes lose a channel. None where all are the same.
+    """
+    space, nodes = fitted.coupling.space, fitted.coupling.nodes
+    gone = {root for root, mask in dead.items() if np.any(mask)}
+    before = {tuple(a.node.outputs): a.proto.SerializeToString() for a in original.coupling.nodes}
+    reads: dict[str, set[str]] = {}
+    others: set[str] = set()
+
+    def kept(weight: str) -> bool:
+        one, two = fitted.model, original.model
+        return weight in two and np.array_equal(one.weight(weight), two.weight(weight))
+
+    for applied in nodes:
+        read = {*applied.node.inputs, *(captured(applied.proto) if applied.proto.attribute else ())} - {""}
+        reads |= dict.fromkeys(applied.node.outputs, read)
+        same = before.get(tuple(applied.node.outputs)) == applied.proto.SerializeToString()
+        dims = (d for some in (*applied.ins, *applied.outs) for d in some or ())
+        if (
+            not same
+            or read & others
+            or any(space.find(d) in gone for d in dims)
+            or not all(kept(n) for n in read if n in fitted.model)
+        ):
+            others.update(applied.node.outputs)
+    outputs = [v.name for v in fitted.model.proto.graph.output]
+    found, todo = set[str](), [n for n in outputs if n not in others] if others else []
+    while todo:
+        more = reads.get(todo.pop(), set()) - found
+        found |= more
+        todo += more
+    return {n for n in found if n in fitted.model}
 
 
 def in_units(samples: Samples) -> Samples:

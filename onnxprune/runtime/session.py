@@ -121,6 +121,8 @@ class Session:
             If onnxruntime fails.
         """
         wanted = list(names if names is not None else self.outputs)
+        if not wanted:  # onnxruntime takes an empty list for all outputs
+            return {}
         try:
             with wall.stage("A run of the model in onnxruntime"):
                 return dict(zip(wanted, self._raw.run(wanted, dict(feeds)), strict=True))

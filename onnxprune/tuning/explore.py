@@ -228,7 +228,7 @@ class Explorer:
         ladder : Ladder
         lever : Lever or None
         near : float, optional
-            A share that is thought to be near it.
+            A share that is thought to be near it; none that leaves all, or more, as where a lever makes files larger.
         """
         return self._bisect(lambda share: Recipe(ladder.at(share), lever), LEAST, near)
 
@@ -239,6 +239,7 @@ class Explorer:
         return self._bisect(lambda share: Recipe(width, Lever(leaf, f"{share:.3g}")), least, near)
 
     def _bisect(self, recipe: Callable[[float], Recipe], least: float, near: float | None) -> float | None:
+        near = near if near is not None and near < 1 else None
         low, high, share = least, 1.0, near or max(self.members.demand.share or FIRST, least)
         factor, steps = (CLOSE, FEWER) if near else (FIRST, STEPS)
         for _ in range(steps):

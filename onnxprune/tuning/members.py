@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ DEARER = 4.0
 
 class OutOfTime(Exception):
     """Nothing more is begun."""
+
+
+class _Unfit(OnnxPruneError):
+    """What the search chose for one member can't be; others can."""
 
 
 @dataclass
@@ -270,19 +275,21 @@ class Members:
         try:
             if member.lever is None:
                 assert member.width is not None
-                report = self.cuts.make(member.width, path).report
+                with self._chosen(member):
+                    report = self.cuts.make(member.width, path).report
                 entry |= _figures(report.after) | {"original": _figures(report.before)}
-            elif (recipe := member.before) is None:
-                member.lever.apply(self.source, path, self.samples())
             else:
-                before = self.make(recipe)
+                before = {} if (recipe := member.before) is None else self.make(recipe)
                 if "refused" in before:
                     return {
                         **what,
                         "made": False,
                         **{k: before[k] for k in ("refused", "none") if k in before},
                     }
-                member.lever.apply(self.state.model(before["name"]), path, self.samples())
+                source = self.state.model(before["name"]) if before else self.source
+                samples = self.samples()
+                with self._chosen(member):
+                    member.lever.apply(source, path, samples)
                 known = ("macs", "memory", "parameters", "original")
                 entry |= {key: before[key] for key in known if member.width is not None}
             return self._measured(entry, member.name, path)
@@ -291,9 +298,27 @@ class Members:
         except UsageError:
             raise
         except OnnxPruneError as error:
-            if member.lever is None:
+            if member.lever is None and not isinstance(error, _Unfit):
                 raise
             return {**what, "made": False, "refused": str(error)}
+
+    @contextmanager
+    def _chosen(self, member: Recipe) -> Iterator[None]:
+        """Take a wrong option for the search's own where a member is made, so that it ends that member alone.
+
+        The user's were read before the search, and by the first cut, which reads some that nothing else does: what is
+        wrong there is told.
+
+        Raises
+        ------
+        _Unfit
+        """
+        try:
+            yield
+        except UsageError as error:
+            if member.lever is None and not any(e.get("ladder") for e in self.entries.values()):
+                raise
+            raise _Unfit(str(error)) from error
 
     def _measured(self, entry: Entry, name: str, path: Path) -> Entry:
         self.tell(name, "time")

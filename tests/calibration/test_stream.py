@@ -99,6 +99,15 @@ def test_the_whole_model_runs_on_each_batch_wherever_the_stream_stands() -> None
     assert stream.position == 3
 
 
+def test_who_asks_for_nothing_gets_nothing() -> None:
+    """An empty list isn't all outputs, which it is for onnxruntime."""
+    stream, x = streamed()
+    assert list(stream.each([])) == [{}] * len(stream.samples.batches)
+    session = open_session(stream.model)
+    assert session.run({"x": x}, []) == {}
+    assert set(session.run({"x": x})) == {"y"}
+
+
 def test_inputs_beside_the_samples_are_asked_for_batch_by_batch() -> None:
     stream, _ = streamed()
     asked: list[int] = []

@@ -1,6 +1,7 @@
 """The whole journey: budgets hold, the file loads and runs, what is unpacked is what was packed, refusals say why."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,24 @@ def test_models_without_weights_that_may_change_say_what_could_be(opset: int) ->
     if opset < 7:
         with pytest.raises(NothingToPrune, match="opset is older than 7"):
             compress(chain(opset=opset), target="bytes=0.1", to="zst")
+
+
+@pytest.mark.parametrize(("places", "why"), [(64, "it is quantised already"), (4096, "Slice reads it")])
+def test_the_reason_that_keeps_most_bytes_is_named(places: int, why: str) -> None:
+    """Small positions that are sliced stand first in the file, and products are of 8 bits."""
+    b = Builder()
+    positions = b.constant("pos", np.random.default_rng(0).normal(size=(places, 2)).astype(np.float32))
+    few = b.op("Slice", [positions, b.constant("start", np.array([0], np.int64)), "stop"], "few")
+    x = b.op("Add", ["x", few], "moved")
+    for n, (rows, columns) in enumerate([(2, 64), (64, 64)]):
+        w = b.constant(f"w{n}", np.random.default_rng(n).integers(-99, 99, (rows, columns), np.int8))
+        floats = b.op("DequantizeLinear", [w, b.constant(f"s{n}", np.array(0.1, np.float32))], f"f{n}")
+        x = b.op("MatMul", [x, floats], f"y{n}")
+    model = b.model({"x": ["n", 2], "stop": [1]}, x)
+    model.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+    what = "'w1' and 1 other weight: " if places == 64 else "'pos': "
+    with pytest.raises(NothingToPrune, match=re.escape(f"on a grid ({what}{why}")):
+        compress(model, target="bytes=0.1", to="zst")
 
 
 def test_a_budget_that_cannot_be_met_says_what_could_be(tmp_path: Path) -> None:

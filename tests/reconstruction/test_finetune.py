@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import prune
 from onnxprune.errors import CalibrationError, UsageError
@@ -65,6 +65,42 @@ def test_where_labels_gain_nothing_it_is_distillation(monkeypatch):
     assert len(calls) > 2
     monkeypatch.setattr(module, "descend", real)
     assert result.model.SerializeToString() == tuned(net(), "distill", epochs=2).model.SerializeToString()
+
+
+def recurrent(hidden: int = 16, classes: int = 4) -> onnx.ModelProto:
+    """A classifier of the last state of a recurrent layer: the only layer that is fitted gives the logits."""
+    rng = np.random.default_rng(3)
+    sizes = {"w": (1, 4 * hidden, 6), "r": (1, 4 * hidden, hidden), "c": (hidden, classes)}
+    weights = [
+        numpy_helper.from_array((rng.normal(size=s) * 0.3).astype(np.float32), n) for n, s in sizes.items()
+    ]
+    weights.append(numpy_helper.from_array(np.array([0], np.int64), "first"))
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["t", "w", "r"], ["", "h"], hidden_size=hidden),
+        helper.make_node("Squeeze", ["h", "first"], ["last"]),
+        helper.make_node("MatMul", ["last", "c"], ["z"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "recurrent",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8, 6])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", classes])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize("recover", ["finetune", "distill"])
+def test_labels_alone_are_enough_where_no_layer_gives_anything_else(recover):
+    """What gives the logits is no goal beside labels, and here it is all that is fitted."""
+    x = np.random.default_rng(4).normal(size=(200, 8, 6)).astype(np.float32)
+    labels = open_session(Model.load(recurrent())).run({"x": x})["z"].argmax(axis=1)
+    given = {"x": x, "y": labels}
+    found = prune(recurrent(), ratio=0.5, calib=given, labels="y", recover=recover, align=1)
+    told = found.report.calibration["whole"]
+    assert not told["why"]
+    assert told["after"] < told["before"]
 
 
 @pytest.mark.parametrize(

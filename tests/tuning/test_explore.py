@@ -233,6 +233,33 @@ def test_what_goes_by_shares_is_bisected_by_itself_and_beside_half_of_the_widths
     assert len(fits.entries) <= explore.most("bytes")
 
 
+@pytest.mark.parametrize(("left", "first"), [(1.18, explore.FIRST), (0.3, 0.3)])
+def test_a_lever_that_makes_files_larger_is_no_neighbourhood(
+    monkeypatch: pytest.MonkeyPatch, left: float, first: float
+) -> None:
+    """A share begins where the best lever ends; where that is beyond the whole it begins as if there were none."""
+    monkeypatch.setattr(explore, "levers", lambda aim: [members.Lever("int8", "dynamic")])
+    monkeypatch.setattr(explore, "graded", lambda aim: {"grids": 0.1})
+    shares = []
+
+    class Bytes(Fits):
+        def make(self, recipe: members.Recipe) -> dict:
+            left_by = 1.0 if recipe.lever is None else left
+            if recipe.lever is not None and recipe.lever.leaf == "grids":
+                shares.append(left_by := float(recipe.lever.setting))
+            share = recipe.width.share if recipe.width else 1.0
+            self.entries[recipe.name] = entry = {
+                "name": recipe.name, "lever": recipe.lever and recipe.lever.name, "share": share, "items": None,
+                "ladder": recipe.width and recipe.width.ladder, "metric": 100 - (1 - min(share * left_by, 1)),
+                "bytes": 1000 * share * left_by, "original": {"bytes": 1000}, "speedup": 1.0,
+            }  # fmt: skip
+            return entry
+
+    explore.Explorer(Bytes({}), "bytes", quick="lstsq", deeper=("",)).all()  # type: ignore[arg-type]
+    assert shares[0] == first
+    assert max(shares) < 1
+
+
 def test_the_frontier_is_what_nothing_beats() -> None:
     lines = [
         {"lost": 0.0, "speedup": 1.0},

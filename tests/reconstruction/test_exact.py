@@ -1,0 +1,69 @@
+"""Outputs that a cut leaves as they were stay exact while layers are fitted together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import prune
+from onnxprune.model import Model
+from onnxprune.reconstruction import distill
+from onnxprune.runtime.session import open_session
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "PACE", replace(distill.PACE, steps=40, passes=5))
+
+
+def net(told: bool) -> onnx.ModelProto:
+    """A state ``s`` of 8 numbers, which may be an output, and two layers behind it with 16 hidden units."""
+    rng = np.random.default_rng(0)
+    sizes = {"a": (6, 8), "b": (8, 16), "c": (16, 4)}
+    weights = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in sizes.items()]
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"]),
+        helper.make_node("Tanh", ["p"], ["s"]),
+        helper.make_node("MatMul", ["s", "b"], ["q"]),
+        helper.make_node("Relu", ["q"], ["r"]),
+        helper.make_node("MatMul", ["r", "c"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])]
+    outputs += [helper.make_tensor_value_info("s", TensorProto.FLOAT, ["n", 8])] if told else []
+    graph = helper.make_graph(nodes, "net", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def fitted(told: bool, recover: str) -> Any:
+    x = np.random.default_rng(1).normal(size=(300, 6)).astype(np.float32)
+    more: dict[str, Any] = {} if told else {"ignore": ["^a:"]}
+    given = {"x": x}
+    found = prune(net(told), ratio=0.5, calib=given, recover=recover, align=1, seed=0, rotate=False, **more)
+    return found, {i.name: numpy_helper.to_array(i) for i in found.model.graph.initializer}
+
+
+@pytest.mark.parametrize("recover", ["blocks", "distill"])
+def test_what_an_untouched_output_is_made_of_stays(recover: str) -> None:
+    """The hidden units go, and the layers behind the state make up for them by themselves."""
+    result, weights = fitted(True, recover)
+    own = {i.name: numpy_helper.to_array(i) for i in net(True).graph.initializer}
+    np.testing.assert_array_equal(weights["a"], own["a"])
+    x = np.random.default_rng(2).normal(size=(50, 6)).astype(np.float32)
+    before, after = (open_session(Model.load(m)).run({"x": x}) for m in (net(True), result.model))
+    np.testing.assert_array_equal(before["s"], after["s"])
+    least = open_session(Model.load(fitted(True, "lstsq")[0].model)).run({"x": x})["y"]
+    gap, least_gap = (float(np.square(y - before["y"]).sum()) for y in (after["y"], least))
+    assert gap < least_gap
+    assert weights["b"].shape == (8, 8)
+
+
+def test_where_it_is_no_output_all_layers_move() -> None:
+    _, weights = fitted(False, "blocks")
+    own = {i.name: numpy_helper.to_array(i) for i in net(False).graph.initializer}
+    assert not np.array_equal(weights["a"], own["a"])
