@@ -8,7 +8,7 @@ proof of the cut stays what it was.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -172,6 +172,7 @@ def _exact(fitted: Analysis, original: Analysis, dead: Masks) -> set[str]:
     """Return the weights behind those outputs that a fitted model computes just as the original does.
 
     That is by the same nodes, from the same weights, none of whose axes lose a channel. None where all are the same.
+    States that callers give back to the model aren't looked at by anyone else, so they may move with what reads them.
     """
     space, nodes = fitted.coupling.space, fitted.coupling.nodes
     gone = {root for root, mask in dead.items() if np.any(mask)}
@@ -195,13 +196,26 @@ def _exact(fitted: Analysis, original: Analysis, dead: Masks) -> set[str]:
             or not all(kept(n) for n in read if n in fitted.model)
         ):
             others.update(applied.node.outputs)
-    outputs = [v.name for v in fitted.model.proto.graph.output]
+    states = _states(fitted)
+    outputs = [v.name for v in fitted.model.proto.graph.output if v.name not in states]
     found, todo = set[str](), [n for n in outputs if n not in others] if others else []
     while todo:
         more = reads.get(todo.pop(), set()) - found
         found |= more
         todo += more
     return {n for n in found if n in fitted.model}
+
+
+def _states(analysis: Analysis) -> set[str]:
+    """Return the outputs that a caller carries to the next run: theirs is an axis of an input and of weights."""
+    space, dims, graph = analysis.coupling.space, analysis.coupling.dims, analysis.model.proto.graph
+
+    def roots(names: Iterable[str]) -> set[int]:
+        return {space.find(d) for n in names for d in dims.get(n) or ()}
+
+    weights = set(analysis.model.names())
+    given = roots(weights) & roots(v.name for v in graph.input if v.name not in weights)
+    return {v.name for v in graph.output if roots([v.name]) & given}
 
 
 def in_units(samples: Samples) -> Samples:
