@@ -162,6 +162,8 @@ def _transposed_window(node: Node, kernel: list[int], small: Dims, big: Dims) ->
     pads = [int(p) for p in node.attr("pads") or [0] * 2 * spatial]
     extra = [int(e) for e in node.attr("output_padding") or [0] * spatial]
     auto = node.attr("auto_pad", "NOTSET") or "NOTSET"
+    if auto.startswith("SAME") and any(extra):
+        raise NoGradient("auto_pad beside output_padding, where runtimes differ")
     begin, end, known = [], [], True
     for i, (n, m) in enumerate(zip(small, big, strict=True)):
         left = pads[i]

@@ -82,6 +82,14 @@ def test_transposed_convolution_with_a_given_size(attrs: dict[str, object]) -> N
     assert linear_gap(proto, feeds) < CLOSE
 
 
+def test_a_padding_that_runtimes_read_differently_has_no_gradient() -> None:
+    feeds, weights = {"x": normal(1, 1, 2)}, {"w": normal(1, 1, 2)}
+    attrs = {"strides": [2], "auto_pad": "SAME_LOWER", "output_padding": [1]}
+    proto = model([node("ConvTranspose", "x", "w", **attrs)], feeds, weights)
+    with pytest.raises(CalibrationError, match="runtimes differ"):
+        gradients(proto, feeds, ["x"], normal(1, 1, 4))
+
+
 @settings(max_examples=30, deadline=None)
 @given(WINDOWS, st.booleans())
 def test_max_pool(case: dict[str, object], ceil: bool) -> None:
