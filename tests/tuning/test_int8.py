@@ -65,6 +65,19 @@ def test_products_alone_are_in_integers(place: Path, setting: str, gated: bool) 
     assert ({*gate.input} <= unpacked) is gated
 
 
+@pytest.mark.parametrize("setting", ["static", "layers"])
+def test_a_bias_with_an_axis_in_front_is_quantised(place: Path, setting: str) -> None:
+    """The quantiser reads it along its first axis, and ended in numpy's "truth value of an array"."""
+    proto = onnx.load("in.onnx")
+    for tensor in proto.graph.initializer:
+        if len(tensor.dims) == 1:
+            tensor.dims.insert(0, 1)
+    onnx.save(proto, "in.onnx")
+    samples = load_samples(proto.graph, "s.npz", labels="y")
+    Lever("int8", setting).apply(Path("in.onnx"), Path("int8.onnx"), samples)
+    assert "DequantizeLinear" in {node.op_type for node in onnx.load("int8.onnx").graph.node}
+
+
 @pytest.mark.parametrize("setting", ["static", "dynamic"])
 def test_weights_that_are_inputs_as_well_are_quantised(place: Path, setting: str) -> None:
     """So wrote exporters before IR version 4; the quantiser's own runs ask for them."""

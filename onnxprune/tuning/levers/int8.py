@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
         try:
             ort.shape_inference.quant_pre_process(str(recent), str(ready), skip_symbolic_shape=True)
             plain = onnx.load(ready, load_external_data=False)
+            if _flat_biases(plain):
+                onnx.save(plain, ready)
             form["per_channel"] = _opset(plain) >= PER_CHANNEL
             if setting == "layers":
                 layers = {n.op_type for n in plain.graph.node if Trait.GEMM in traits_of(n.op_type, n.domain)}
@@ -105,6 +108,21 @@ def apply(source: Path, output: Path, setting: str, samples: Samples) -> None:
 
 def _opset(model: onnx.ModelProto) -> int:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def _flat_biases(model: onnx.ModelProto) -> bool:
+    """Make biases [1, N] of Gemm, which MatMul and Add become, [N]: the quantiser counts their channels along the first
+    axis. Returns whether there were any.
+    """
+    found = False
+    layers = [n for n in model.graph.node if Trait.GEMM in traits_of(n.op_type, n.domain)]
+    biases = {n.input[2] for n in layers if len(n.input) > 2}
+    times = Counter(name for n in model.graph.node for name in n.input)
+    for tensor in model.graph.initializer:
+        if tensor.name in biases and times[tensor.name] == 1 and [*tensor.dims[:-1]] == [1]:
+            del tensor.dims[0]
+            found = True
+    return found
 
 
 def _without_defaults(source: Path, place: Path) -> Path:
