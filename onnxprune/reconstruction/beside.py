@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import Samples
@@ -171,23 +172,35 @@ class Beside:
 def _exact(fitted: Analysis, original: Analysis, dead: Masks) -> set[str]:
     """Return the weights behind those outputs that a fitted model computes just as the original does.
 
-    That is by the same nodes, from the same weights, none of whose axes lose a channel. None where all are the same.
-    States that callers give back to the model aren't looked at by anyone else, so they may move with what reads them.
+    That is by the same nodes, from the same weights, none of whose axes lose a channel; a bias of zeros that fits have
+    added changes nothing, and stays zero. None where all are the same. States that callers give back to the model
+    aren't looked at by anyone else, so they may move with what reads them.
     """
     space, nodes = fitted.coupling.space, fitted.coupling.nodes
     gone = {root for root, mask in dead.items() if np.any(mask)}
-    before = {tuple(a.node.outputs): a.proto.SerializeToString() for a in original.coupling.nodes}
+    one, two = fitted.model, original.model
     reads: dict[str, set[str]] = {}
     others: set[str] = set()
 
+    def added(name: str) -> bool:
+        return name in one and name not in two and not np.any(one.weight(name))
+
     def kept(weight: str) -> bool:
-        one, two = fitted.model, original.model
-        return weight in two and np.array_equal(one.weight(weight), two.weight(weight))
+        return added(weight) or (weight in two and np.array_equal(one.weight(weight), two.weight(weight)))
+
+    def bare(node: onnx.NodeProto) -> bytes:
+        while node.input and (not node.input[-1] or added(node.input[-1])):
+            node, whole = onnx.NodeProto(), node
+            node.CopyFrom(whole)
+            del node.input[-1]
+        return node.SerializeToString()
+
+    before = {tuple(a.node.outputs): bare(a.proto) for a in original.coupling.nodes}
 
     for applied in nodes:
         read = {*applied.node.inputs, *(captured(applied.proto) if applied.proto.attribute else ())} - {""}
         reads |= dict.fromkeys(applied.node.outputs, read)
-        same = before.get(tuple(applied.node.outputs)) == applied.proto.SerializeToString()
+        same = before.get(tuple(applied.node.outputs)) == bare(applied.proto)
         dims = (d for some in (*applied.ins, *applied.outs) for d in some or ())
         if (
             not same

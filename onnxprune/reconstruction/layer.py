@@ -47,6 +47,8 @@ __all__ = [
 
 #: Behind the name of a variant that is stored with other scales.
 STRETCHED = ", new scales"
+#: A squared error, as a share of the variance, that sums in 32 bits give by rounding: such a layer is as it should be.
+ROUNDING = 1e-6
 #: The ridge of rough fits.
 PLAIN = 1e-2
 
@@ -227,9 +229,11 @@ def fit_blocks(
             stretch(fork, site, np.stack([fit.w for fit in fits]))
             given = Storable.of(site, fork, careful=settings.careful)
             errors[f"{best}{STRETCHED}"] = error(given.put(train, fits))
-    best = recovery.variants[0] if recovery.alone is not None else min(errors, key=lambda n: errors[n])
-    whole = evidence.whole(centred=centred)
     variance = max(sum(p.variance for p in held_out), 1e-30)
+    best = recovery.variants[0] if recovery.alone is not None else min(errors, key=lambda n: errors[n])
+    if recovery.alone is None and errors["kept"] <= ROUNDING * variance:
+        best = "kept"
+    whole = evidence.whole(centred=centred)
     report = LayerReport(
         site.name,
         sum(len(k) for k in kept) // site.view.taps,
@@ -353,7 +357,7 @@ def write(model: Model, site: Site, fits: Sequence[Fit]) -> None:
     if isinstance(site.codec, Narrow):
         whole, vector = site.codec.site, site.codec.widened(model, vector)
     site.codec.write(model, site.view.pack(np.stack([f.w for f in fits])))
-    if site.adder is not None:
+    if site.adder is not None and (site.bias is not None or np.any(vector)):
         _write_bias(model, whole, vector / site.view.bias_factor)
 
 
