@@ -113,12 +113,22 @@ class Samples:
         """Return some of the batches, without labels."""
         return replace(self, batches=self.batches[first:stop], counts=self.counts[first:stop], labels=None)
 
+    def first(self, most: int) -> Samples:
+        """Return the first batches that hold no more than so many samples, without labels."""
+        return self.some(0, int(np.searchsorted(np.cumsum(self.counts), most, side="right")))
+
     def few(self, most: int) -> Samples:
         """Return a few samples, about so many at most, spread over all."""
         if self.count <= most:
             return self
         aside = self._aside(1 - most / self.count)
         return self._picked(~aside) if aside.any() else self
+
+    def beside(self, more: Samples) -> Samples:
+        """Return these and others behind them, without labels."""
+        return replace(
+            self, batches=self.batches + more.batches, counts=self.counts + more.counts, labels=None
+        )
 
     def cut_into(self, size: int) -> Samples:
         """Return the same samples in batches of at most this size, where the model leaves it free."""

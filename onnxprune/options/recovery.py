@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, option
@@ -42,6 +43,14 @@ class RecoveryOptions(SharedOptions):
         metavar="L",
         needs="whole",
     )
+    extra_samples: Any = option(
+        None,
+        "with --recover distill: more unlabelled inputs, in any form of --calib and of any source, such as crops of "
+        "other pictures; layers are fitted together on them, too, while --calib alone chooses and judges",
+        stage="calibrate",
+        metavar="SAMPLES",
+        needs="whole",
+    )
 
     def __post_init__(self) -> None:
         """Check ranges, and bring values to their own types."""
@@ -54,6 +63,8 @@ class RecoveryOptions(SharedOptions):
             raise UsageError(
                 "--recover finetune learns from true labels; name their key in the samples with --labels."
             )
+        if self.labelled and self.extra_samples is not None:
+            raise UsageError("--extra-samples have no labels to learn from; use --recover distill.")
         if self.epochs is not None and self.epochs < 1:
             raise UsageError(f"--epochs must be at least 1; got {self.epochs}.")
         if self.lr is not None and not 0 < self.lr <= 1:
@@ -76,3 +87,4 @@ class RecoveryFields(SharedFields, total=False):
     recover: str
     epochs: int | None
     lr: float | None
+    extra_samples: Any

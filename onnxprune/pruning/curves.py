@@ -28,7 +28,7 @@ from onnxprune.rotation.basis import Rotated, rotate
 from onnxprune.rotation.linear import widths_for_heads
 from onnxprune.rotation.products import products
 
-__all__ = ["measured"]
+__all__ = ["measured", "without_samples"]
 
 
 def measured(
@@ -137,3 +137,16 @@ def _curves(run: Run[Options], calibration: Calibration, rotated: Rotated) -> di
         calibration.measure_curves()
     keep(facts, calibration.curves)
     return calibration.curves
+
+
+def without_samples(options: Options) -> list[str]:
+    """Say what moments alone can't do, and what nobody does with them."""
+    notes = ["by --moments heads and bottlenecks are cut as they are: turning them reads samples."]
+    if options.calib is None:
+        together = " --recover blocks ended after least squares;" if options.recover == "blocks" else ""
+        inputs = "each layer was fitted to inputs of the original, not to those that the cut model gives it, "
+        notes.append(
+            f"--moments were given without --calib:{together} {inputs if options.recover != 'none' else ''}errors of "
+            "different groups weigh the same, and nothing was compared with the original on samples."
+        )
+    return notes

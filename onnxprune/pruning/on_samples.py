@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import tee
 from typing import Any
 
@@ -23,13 +24,13 @@ from onnxprune.graph.kept import Kept
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
-from onnxprune.pruning.curves import measured
+from onnxprune.pruning.curves import measured, without_samples
 from onnxprune.pruning.decision import Decision, Limit, groups_of
 from onnxprune.pruning.harm import farther, noted, set_back, told_of
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
-from onnxprune.pruning.source import Reduced, read_of
+from onnxprune.pruning.source import Reduced, extra_of, read_of
 from onnxprune.pruning.speed import finer_steps
 from onnxprune.pruning.weighing import weights_of
 from onnxprune.reconstruction.distill import distill, pace_of
@@ -76,6 +77,8 @@ class FromSamples:
         Group -> what its errors weigh at the model's end, once that was asked; see `weights_of`.
     dense : list of Outputs
         The original's, on the samples set aside, once they were needed.
+    extra : Samples or None
+        That layers are fitted together on beside ``fit_on``, and that neither choose nor judge.
     more : dict
         Rankings of groups of another kind, which share a budget with these.
     """
@@ -91,6 +94,7 @@ class FromSamples:
     restored: Callable[[Model], Model]
     weights: dict[str, float] | None = None
     dense: list[Outputs] = field(default_factory=list)
+    extra: Samples | None = None
     more: dict[str, Ranking] = field(default_factory=dict)
 
     @classmethod
@@ -110,13 +114,14 @@ class FromSamples:
         moments = None if options.moments is None else MomentFile.open(options.moments)
         if moments is not None:
             moments.check_whole(run.sha256())
-            run.notes += _left_out(options)
+            run.notes += without_samples(options)
         with run.stage("samples"):
             if options.calib is None:
                 assert moments is not None
                 fit_on, aside = Samples([], [moments.header.samples], source=str(options.moments)), None
             else:
                 fit_on, aside = read_samples(read_of(run, analysis), options, run.progress).set_aside()
+            extra = extra_of(run, analysis)
         dense = []
         if aside is not None and aside.labels is not None:  # wrong ones are refused before the work
             with run.stage("compare"):
@@ -126,7 +131,7 @@ class FromSamples:
             made.aim = run.aim  # else tensors inside aren't those of the original
         return cls(
             run, made.analysis, made.groups, fit_on, aside, made, made.curves, rotated, analysis.restored,
-            dense=dense,
+            dense=dense, extra=extra,
         )  # fmt: skip
 
     @classmethod
@@ -141,11 +146,14 @@ class FromSamples:
         options = run.options
         with run.stage("samples"):
             fit_on, aside = read_samples(read_of(run, analysis), options, run.progress).set_aside()
+            extra = extra_of(run, analysis)
         made = Calibration(
             analysis, fit_on, [], recover=options.recover, seed=options.seed, say=run.progress,
             aim=run.aim if isinstance(run, Reduced) else None,
         )  # fmt: skip
-        return cls(run, analysis, [], fit_on, aside, made, {}, Rotated(analysis), analysis.restored)
+        return cls(
+            run, analysis, [], fit_on, aside, made, {}, Rotated(analysis), analysis.restored, extra=extra
+        )
 
     def again(self, run: Run[Options]) -> FromSamples:
         """Return the same for another limit: samples, curves of the original and weights of errors are shared."""
@@ -235,9 +243,10 @@ class FromSamples:
             before = fitted.model.fork()
             with run.stage("distill"):
                 dead = analysis.grouping.dead(fitted.removed)
-                more["pace"] = pace_of(self.fit_on.count, run.options.epochs, run.options.lr)
-                fit = finetune if recovery.labelled else distill
-                fitted.whole = fit(analysis, self._original, dead, self.fit_on, **more)
+                seen = self.fit_on if self.extra is None else self.fit_on.beside(self.extra)
+                more["pace"] = pace_of(seen.count, run.options.epochs, run.options.lr)
+                fit = finetune if recovery.labelled else partial(distill, judges=self.fit_on.count)
+                fitted.whole = fit(analysis, self._original, dead, seen, **more)
             start, made = None if recovery.labelled else state, [fitted.whole]
             analysis, state = self._nearer(fitted, before, start, made, "all layers", notes)
         original = state and state[0]
@@ -368,19 +377,6 @@ def _original(run: Run[Options], analysis: Analysis, aside: Samples) -> Outputs:
     given = Outputs(teacher, aside, analysis.coupling.opened, served=True)
     run.notes += given.doubts(aside.labels)
     return given
-
-
-def _left_out(options: Options) -> list[str]:
-    """Say what moments alone can't do, and what nobody does with them."""
-    notes = ["by --moments heads and bottlenecks are cut as they are: turning them reads samples."]
-    if options.calib is None:
-        together = " --recover blocks ended after least squares;" if options.recover == "blocks" else ""
-        inputs = "each layer was fitted to inputs of the original, not to those that the cut model gives it, "
-        notes.append(
-            f"--moments were given without --calib:{together} {inputs if options.recover != 'none' else ''}errors of "
-            "different groups weigh the same, and nothing was compared with the original on samples."
-        )
-    return notes
 
 
 def admitted(decision: Decision) -> Decision:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxprune.calibration.frontier import in_batches
 from onnxprune.calibration.given import Feed
 from onnxprune.calibration.inputs import feeds
+from onnxprune.calibration.samples import Samples, load_samples
 from onnxprune.cut.cuts import TensorCut
+from onnxprune.errors import CalibrationError
 from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.interface import interface
 from onnxprune.graph.memory import peak_bytes
 from onnxprune.graph.size import Size, count_macs, count_parameters
 from onnxprune.journey.output import size_in_bytes
@@ -21,8 +25,9 @@ from onnxprune.options.target import Target
 from onnxprune.pruning.budgets import Budgets
 from onnxprune.reconstruction.aim import Aim
 from onnxprune.runtime.binding import Shape, real_inputs
+from onnxprune.runtime.session import provider_of
 
-__all__ = ["Reduced", "feeds_of", "of_source", "read_of", "size_of"]
+__all__ = ["Reduced", "extra_of", "feeds_of", "of_source", "read_of", "size_of"]
 
 
 @dataclass(kw_only=True)
@@ -80,6 +85,26 @@ def read_of(run: Run[Options], analysis: Analysis) -> Analysis:
     if isinstance(run, Reduced) and _inputs(run.model) < _inputs(run.original):
         return run.whole
     return analysis
+
+
+def extra_of(run: Run[Options], analysis: Analysis) -> Samples | None:
+    """Return the samples on which layers are fitted together, but which neither choose nor judge; None without such.
+
+    Raises
+    ------
+    CalibrationError
+        If they can't be read, or don't fit the model.
+    """
+    options, whole = run.options, read_of(run, analysis)
+    if options.extra_samples is None:
+        return None
+    provider = provider_of(options.calib_provider, "--calib-provider")
+    graph = interface(whole)
+    try:
+        samples = load_samples(graph, options.extra_samples, seed=options.seed, types=whole.inputs)
+    except CalibrationError as error:
+        raise CalibrationError(f"--extra-samples: {error}") from error
+    return in_batches(whole, dataclasses.replace(samples, provider=provider))
 
 
 def feeds_of(run: Run[Options]) -> list[Feed]:

@@ -193,7 +193,7 @@ def _exact(fitted: Analysis, original: Analysis, dead: Masks) -> set[str]:
             node, whole = onnx.NodeProto(), node
             node.CopyFrom(whole)
             del node.input[-1]
-        return node.SerializeToString()
+        return bytes(node.SerializeToString())
 
     before = {tuple(a.node.outputs): bare(a.proto) for a in original.coupling.nodes}
 

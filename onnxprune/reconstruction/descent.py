@@ -71,21 +71,31 @@ class Data:
         Whether batches may have any size.
     most : int
         Samples of one run, where batches may have any size.
+    judges : int, optional
+        Only of the first so many samples some are held out; all by default.
     """
 
     parts: list[dict[str, Array]]
     counts: list[int]
     free: bool
     most: int = 1 << 30
+    judges: int | None = None
 
     def __post_init__(self) -> None:
         """Hold out every so many samples."""
+        self.ends: NDArray[Any] = np.cumsum(self.counts)
         units = np.arange(sum(self.counts) if self.free else len(self.parts))
-        self.held: NDArray[np.int64] = units[units % HELD == HELD - 1]
+        judges = (
+            units if self.judges is None else units[(units + 1 if self.free else self.ends) <= self.judges]
+        )
+        self.held: NDArray[np.int64] = judges[judges % HELD == HELD - 1]
         self.train: NDArray[np.intp] = np.setdiff1d(units, self.held)
+        #: What may be learned from: all that isn't held out, and where others are beside those that judge, these alone.
+        self.lessons = [self.train]
+        if len(judges) < len(units):
+            self.lessons.append(np.setdiff1d(judges, self.held))
         #: Samples of each unit.
         self.each: int = 1 if self.free else max(self.counts, default=1)
-        self.ends: NDArray[Any] = np.cumsum(self.counts)
 
     def lesson(self, units: Sequence[int], rng: np.random.Generator) -> list[dict[str, Array]]:
         """Return the feeds of a step."""

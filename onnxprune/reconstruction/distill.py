@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import isfinite
 from typing import Any
 
@@ -99,6 +100,7 @@ class Truth:
 def distill(
     fitted: Analysis, original: Analysis, dead: Masks, samples: Samples, *,
     pace: Pace | None = None, seed: int = 0, say: Callable[[str], None] | None = None, truth: Truth | None = None,
+    judges: int | None = None,
 ) -> SegmentReport:  # fmt: skip
     """Fit all layers of a model together, as they are when its dead channels are cut.
 
@@ -117,6 +119,8 @@ def distill(
         Told of progress.
     truth : Truth, optional
         What the original doesn't say.
+    judges : int, optional
+        Only the first so many samples tell how much goals vary, and whether it is nearer; all by default.
     """
     beside = Beside.of(fitted, original, dead, in_units(samples))
     report = SegmentReport([site.name for site in with_inner(beside.analysis)])
@@ -130,7 +134,7 @@ def distill(
         report.why = "it holds bodies of If, Loop or Scan"
         return report
     try:
-        changed = _Distillation(floats, layers, pace or PACE, seed, say, truth).run(report)
+        changed = _Distillation(floats, layers, pace or PACE, seed, say, truth, judges).run(report)
     except (CalibrationError, RunError) as error:
         report.why = str(error)
         return report
@@ -148,6 +152,7 @@ class _Distillation:
     seed: int
     say: Callable[[str], None] | None
     truth: Truth | None = None
+    judges: int | None = None
 
     def run(self, report: SegmentReport) -> dict[str, Array]:
         """Return the weights that came nearer; the report is filled in."""
@@ -160,7 +165,8 @@ class _Distillation:
                 "none of its weights may change" if goals else "nothing that it gives is in the original"
             )
             return {}
-        look = _Survey(self.beside, goals)
+        own = samples if self.judges is None else samples.first(self.judges)
+        look = _Survey(self.beside, goals, own)
         factors, masked = look.factors()
         found = self._loss_model(names, factors, masked)
         if found is None or not found.gradients:
@@ -169,7 +175,7 @@ class _Distillation:
         found = replace(found, settle=self.beside.settle)
         start = {n: np.array(self.beside.cut.weight(n)) for n in found.gradients}
         data = self._data(found, next(iter(start.values())).dtype)
-        data.change = admitted(self.beside.original.model, samples, list(factors), self.seed)
+        data.change = admitted(self.beside.original.model, own, list(factors), self.seed)
         if not len(data.held):
             report.why = f"fewer than {HELD} samples, or batches of the model's own size"
             return {}
@@ -194,8 +200,9 @@ class _Distillation:
         teacher = Teacher(self.beside.original.model, targets, own, self.beside.kept.take, samples.provider)
         free = mixable(parts, samples.counts, free=samples.free)
         return Taught(
-            parts, list(samples.counts), free, teacher=teacher, most=_most(self.beside.analysis, samples)
-        )
+            parts, list(samples.counts), free, teacher=teacher, judges=self.judges,
+            most=_most(self.beside.analysis, samples),
+        )  # fmt: skip
 
     def _descended(
         self,
@@ -205,9 +212,13 @@ class _Distillation:
         bases: dict[str, Basis],
         report: SegmentReport,
     ) -> dict[str, Array]:
-        """Find a rate at which held-out samples gain, and go on from there on all of them; nothing where none does."""
+        """Find a rate at which held-out samples gain, and go on from there on all of them; nothing where none does.
+
+        Where none gains with the samples that don't judge, those that do are tried by themselves.
+        """
         provider, pace = self.beside.samples.provider, self.pace
-        for share in RATES:
+        for train, share in product(data.lessons, RATES):
+            data.train = train
             first = pace.part(FIRST, share * pace.rate)
             best, report.before, report.after = descend(
                 found, start, data, bases, first, self.seed, provider, self.say
@@ -254,14 +265,17 @@ class _Survey:
     ----------
     beside : Beside
     goals : list of str
+    samples : Samples
+        The first of them are looked at, in batches of which all activations fit.
     """
 
     beside: Beside
     goals: list[str]
+    samples: Samples
 
     def __post_init__(self) -> None:
-        """Take the first samples, in batches of which all activations fit."""
-        samples = self.beside.samples
+        """Take the first samples."""
+        samples = self.samples
         few = samples.cut_into(_most(self.beside.analysis, samples))
         number = int(np.searchsorted(np.cumsum(few.counts), LOOKED_AT)) + 1
         self.samples = replace(few, batches=few.batches[:number], counts=few.counts[:number])
