@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,9 @@ WRONG, SHIFTED = 0.25, 0.5
 CHANCE = 0.01
 #: A share of right samples that is less likely than this for an original that guesses is worth a word.
 UNLIKELY = 1e-3
+#: So are labels of which as many would be right in a random order, if that is likelier than this, where the original
+#: is right on this share at most, of this many labels at least.
+BY_CHANCE, POOR, ENOUGH = 0.05, 0.55, 30
 
 
 def all_alike(answers: Iterable[NDArray[Any]]) -> list[str]:
@@ -116,7 +120,39 @@ def check_labels(original: NDArray[Any], labels: NDArray[Any]) -> list[str]:
             f"the original is right on {right:.1%} of {n} labels, less than a guess among {classes} classes would be: "
             "they seem to be the labels of something else, and no accuracy can be claimed with them"
         ]
+    if n < ENOUGH or right > POOR:
+        return []
+    most = float(np.unique(truth, return_counts=True)[1].max()) / n
+    if right <= WRONG and (renamed := _renamed(chosen, truth)) >= max(SHIFTED, most + WRONG):
+        return [
+            f"the original is right on {right:.1%} of {n} labels, and on {renamed:.1%} with classes in another order: "
+            "they seem to count classes otherwise than the model, and no accuracy can be claimed with them"
+        ]
+    by_chance = _by_chance(chosen, truth)
+    if by_chance and 1 - _at_most(round(right * n) - 1, n, by_chance) > BY_CHANCE:
+        return [
+            f"the original is right on {right:.1%} of {n} labels, no more than on the same labels in any order "
+            f"({by_chance:.1%}): they seem to be those of other samples, and no accuracy can be claimed with them"
+        ]
     return []
+
+
+def _renamed(chosen: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Return the share of labels that are right once each class is called what most of every second label call it."""
+    names: dict[int, Counter[int]] = defaultdict(Counter)
+    for said, label in zip(chosen[::2].tolist(), truth[::2].tolist(), strict=True):
+        names[said][label] += 1
+    pairs = zip(chosen[1::2].tolist(), truth[1::2].tolist(), strict=True)
+    return float(
+        np.mean([said in names and names[said].most_common(1)[0][0] == label for said, label in pairs])
+    )
+
+
+def _by_chance(chosen: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Return the share of labels that would be right in any order; 0 where one class is all there is on a side."""
+    classes, at = np.unique(np.concatenate([chosen, truth]), return_inverse=True)
+    one, two = (np.bincount(part, minlength=len(classes)) / len(truth) for part in np.split(at, 2))
+    return 0.0 if max(one.max(), two.max()) == 1 else float(one @ two)
 
 
 def _refuse_moved(chosen: NDArray[Any], truth: NDArray[Any], classes: int, which: str) -> None:

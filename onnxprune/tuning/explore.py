@@ -299,11 +299,11 @@ def is_doubtful(entry: Entry) -> bool:
     )
 
 
-def best_of(members: Members, aim: str) -> Entry | None:
+def best_of(members: Members, aim: str, *, settled: bool = False) -> Entry | None:
     """Return the best member so far that holds the floor and meets what is asked for; for latency, one that is faster
-    beyond doubt.
+    beyond doubt. ``settled``: of those that were timed in several processes.
     """
-    good = [e for e in members.entries.values() if members.good(e)]
+    good = [e for e in members.entries.values() if members.good(e) and (not settled or "apart" in e)]
     if aim == "latency":
         good = [e for e in good if e["speed_interval"][0] > 1]
     return least_of(good, aim)

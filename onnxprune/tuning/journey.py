@@ -37,6 +37,8 @@ __all__ = ["find"]
 #: How layers are fitted while the search looks around, and then for the best, each from where the last ended: the first
 #: costs a quarter of the second, the second of the third.
 QUICK, DEEPER = "lstsq", ("", "distill")
+#: Members that are timed in several processes once the time is over.
+LATE = 2
 #: Options that members don't depend on.
 APART = (
     "max_drop",
@@ -256,12 +258,17 @@ def _look(members: Members, writer: _Best, aim: str) -> None:
 def _settled(members: Members, aim: str) -> Entry | None:
     """Return the best member, timed in several processes until the best is one that was.
 
-    Where none is faster beyond doubt, those are timed so that may be, the fastest first.
+    Where none is faster beyond doubt, those are timed so that may be, the fastest first. Once the time is over `LATE`
+    members are timed so, and then the best of those that were is taken.
     """
+    late = 0
     for _ in range(len(members.entries)):
         best = best_of(members, aim) or (_perhaps(members) if aim == "latency" else None)
         if best is None or "apart" in best:
             return best
+        late += members.deadline.done >= 1
+        if late > LATE and (found := best_of(members, aim, settled=True)) is not None:
+            return found
         members.settle(best)
     return best_of(members, aim)
 

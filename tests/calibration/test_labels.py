@@ -53,10 +53,40 @@ def test_numbers_beyond_the_classes_are_refused() -> None:
         check_labels(SCORES, np.where(CLASSES == 3, 11, CLASSES))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda y: np.roll(y, 1), "no more than on the same labels in any order"),
+        (lambda y: y * 3 % 10, "100.0% with classes in another order"),
+    ],
+)
+def test_labels_of_other_samples_or_in_another_order_of_classes_are_named(
+    wrong: Callable[[np.ndarray], np.ndarray], said: str
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 400)
+    scores = rng.standard_normal((400, 10)) + 6 * np.eye(10)[labels]
+    assert check_labels(scores, labels) == []
+    (note,) = check_labels(scores, wrong(labels))
+    assert said in note
+
+
+@pytest.mark.parametrize(("right", "classes"), [(0.7, 2), (0.1, 100), (0.35, 5)])
+def test_a_poor_model_is_no_reason_to_doubt_labels(right: float, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 100)
+    said = np.where(np.arange(100) < 100 * right, labels, rng.integers(0, classes, 100))
+    assert check_labels(np.eye(classes)[said], labels) == []
+
+
+def test_labels_of_one_class_are_not_doubted() -> None:
+    scores = np.random.default_rng(0).standard_normal((60, 3))
+    assert check_labels(scores, np.zeros(60, int)) == []
+
+
 def test_labels_of_something_else_are_named() -> None:
     (note,) = check_labels(SCORES, (CLASSES + 5) % 10)
     assert "labels of something else" in note
-    assert check_labels(SCORES, RNG.permutation(CLASSES)) == []  # a guess is as good as that
 
 
 @pytest.mark.parametrize("scores", [RNG.standard_normal((200, 4, 10)), SCORES[:100]])

@@ -200,6 +200,28 @@ def test_what_one_race_leaves_open_is_timed_in_other_processes(sure: float, refu
     assert timed == ["lever", "lever"]
 
 
+def test_once_the_time_is_over_few_members_are_timed_in_other_processes() -> None:
+    """Each is slower there than one race said, so that the next one seems the best."""
+    timed = []
+
+    class Over(Fits):
+        def settle(self, entry: dict) -> dict:
+            timed.append(entry["name"])
+            told = {"apart": [1], "speedup": 1.2, "speed_interval": [1.1, 1.3]}
+            self.entries[entry["name"]] = entry | told
+            return self.entries[entry["name"]]
+
+    fits = Over({}, {})
+    fits.deadline = members.Deadline(1.0, start=-1e9)
+    for n in range(9):
+        speeds = {"speedup": 2 + n / 10, "speed_interval": [1.9, 3.1]}
+        fits.entries[f"m{n}"] = {"name": f"m{n}", "metric": 100.0, "items": None, **speeds}
+    found = journey._settled(fits, "latency")  # type: ignore[arg-type]
+    assert found is not None
+    assert "apart" in found
+    assert timed == ["m8", "m7"]
+
+
 def test_what_goes_by_shares_is_bisected_by_itself_and_beside_half_of_the_widths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
