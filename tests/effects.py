@@ -27,6 +27,7 @@ DROP = "--target macs=0.2 --calib u.npz --labels truth --recover none"
 LENIENT = "--max-drop 95 --calib u.npz --labels truth"
 JUDGED = "--max-drop 40 --calib u.npz --labels truth"
 SCORED = "--max-drop 40 --calib s.npz --metric m.py:evaluate"
+DISTILLED = "--ratio 0.5 --calib s.npz --recover distill --epochs 4"
 TUNED = "--target macs=0.3 --calib t.npz --labels truth --recover finetune --epochs 8"
 COARSE = "--to zst --target bytes=0.5"
 WORDS = f"{HALF} IN=words.onnx"
@@ -74,6 +75,7 @@ EFFECTS = {
         "--recover": (SAMPLES, f"{HALF} --calib s.npz --recover none"),
         "--epochs": (TUNED, f"{TUNED} --epochs 4"),
         "--lr": (TUNED, f"{TUNED} --lr 0.01"),
+        "--extra-samples": (DISTILLED, f"{DISTILLED} --extra-samples f.npz"),
         "--steps": (SAMPLES, f"{SAMPLES} --steps 2"),
         "--no-rotate": (f"{SAMPLES} --only value", f"{SAMPLES} --only value --no-rotate"),
         "--trials": (LEAST, f"{LEAST} --trials 0"),

@@ -48,7 +48,8 @@ def counted_axes(inputs: Inputs, outputs: Iterable[onnx.ValueInfoProto] = ()) ->
     name or a size: the 1 of ``[1, time, width]`` beside a state ``[2, 1, width]`` of two layers. Where that is a size
     which no output has, such as the colours of a picture without a batch, a run is one sample, and no axis counts.
     """
-    if (along := sample_axes(inputs)) is not None:
+    outputs = list(outputs)
+    if (along := sample_axes(inputs, outputs)) is not None:
         return along
     known = _known(inputs)
     if not known:
@@ -113,11 +114,12 @@ def _one(part: Sequence[Batch], along: Along) -> Batch:
     return {n: np.concatenate([b[n] for b in part], along[n]) if a.ndim else a for n, a in part[0].items()}
 
 
-def sample_axes(inputs: Inputs) -> dict[str, int] | None:
+def sample_axes(inputs: Inputs, outputs: Iterable[onnx.ValueInfoProto] = ()) -> dict[str, int] | None:
     """Return along which axis of each input samples lie; None where the model doesn't take batches of any size.
 
     Along the one axis that all inputs call the batch, such as that of ``[time, batch, width]`` beside a state
-    ``[layers, batch, width]``, else along axis 0 where that is dynamic in all of them. Numbers have no axes.
+    ``[layers, batch, width]``, or that a state among the outputs has where it has no axis of time; else along axis 0
+    where that is dynamic in all of them. Numbers have no axes.
     """
     known = _known(inputs)
     if not known:
@@ -128,7 +130,21 @@ def sample_axes(inputs: Inputs) -> dict[str, int] | None:
     if len(called) == 1:
         return {n: a.index(called[0]) for n, a in known.items()}
     first = lie_first(inputs) and all(isinstance(a[0], str) for a in known.values())
+    if first and (behind := _behind_time(known, [own for v in outputs if (own := declared(v))])):
+        return {n: a.index(behind) for n, a in known.items()}
     return dict.fromkeys(known, 0) if first else None
+
+
+def _behind_time(known: Mapping[str, tuple[int | str, ...]], ends: list[tuple[int | str, ...]]) -> str | None:
+    """Return the name of the second axis of all inputs, if a state [layers, batch, width] has it without the first."""
+    names = {a[:2] for a in known.values()}
+    time, batch = next(iter(names)) if len(names) == 1 and len(next(iter(names))) == 2 else ("", "")
+    if not isinstance(batch, str) or not isinstance(time, str) or _BATCH_BEHIND.search(time) or not batch:
+        return None
+    states = [
+        e for e in ends if len(e) == 3 and isinstance(e[0], int) and e[1] == batch and isinstance(e[2], int)
+    ]
+    return batch if states and all(batch in e for e in ends) else None
 
 
 def _known(inputs: Inputs) -> dict[str, tuple[int | str, ...]]:
@@ -183,18 +199,36 @@ def _checked(name: str, value: onnx.ValueInfoProto, given: Array) -> Array:
     if array.dtype != wanted:
         what = known if elem == onnx.TensorProto.STRING else str(wanted)
         raise CalibrationError(
-            f"The samples' {name!r} are {array.dtype}, but the model's input is {what}; convert them."
+            f"The samples' {name!r} are {array.dtype}, but the model's input is {what}; convert them"
+            f"{'' if elem == onnx.TensorProto.STRING else f', array.astype({what!r})'}."
         )
     if array.dtype == object and not all(isinstance(text, str) for text in array.ravel()):
         raise CalibrationError(f"The samples' {name!r} must be texts, but some are not; convert them.")
     if axes is not None and array.ndim not in (len(axes), len(axes) + 1):
         shape = ",".join(map(str, axes))
-        alone = array.ndim == len(axes) - 1
-        way = f"; where {array.shape} is one sample, give it an axis in front, array[None]" if alone else ""
+        way = _missing_axis(array.shape, axes)
         raise CalibrationError(
             f"The samples' {name!r} have {array.ndim} axes, but the model's has ({shape}){way}."
         )
     return array
+
+
+def _missing_axis(shape: tuple[int, ...], axes: tuple[int | str, ...]) -> str:
+    """Say which axis an array lacks: one of one element, where the others are the model's, or that of samples."""
+    if len(shape) != len(axes) - 1:
+        return ""
+    fits = [
+        n
+        for n, own in enumerate(axes)
+        if n
+        and own == 1
+        and all(isinstance(a, str) or a == b for a, b in zip(axes[:n] + axes[n + 1 :], shape, strict=True))
+    ]
+    if not fits:
+        return f"; where {shape} is one sample, give it an axis in front, array[None]"
+    last = fits[0] == len(axes) - 1
+    way = "array[..., None]" if last else f"array[{':, ' * fits[0]}None]"
+    return f"; one of 1 is missing, which {way} adds"
 
 
 def parts(

@@ -289,7 +289,7 @@ def load_samples(
     if is_synthetic(given):
         given = synthetic(graph, types or {}, most or 256, seed)
     inputs = {v.name: v for v in real_inputs(graph)}
-    along, counted = sample_axes(inputs), counted_axes(inputs, graph.output)
+    along, counted = sample_axes(inputs, graph.output), counted_axes(inputs, graph.output)
     cut = along if counted else counted  # nothing to cut along where a run has no batch
     batches: list[Batch] = []
     marks: list[Array] = []

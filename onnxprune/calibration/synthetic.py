@@ -64,7 +64,7 @@ def synthetic(
     rng = np.random.default_rng(seed)
     sizes = {name: shapes[name] for name in inputs}
     lengths = said_in_values(graph, sizes)
-    lie = sample_axes(inputs)
+    lie = sample_axes(inputs, graph.output)
     places = {n: (lie or {}).get(n, 0) for n in sizes}
     whole = {n: _of_all(s, places[n], count) for n, s in sizes.items()}
     one = len({s[places[n]] for n, s in whole.items() if s}) == 1

@@ -57,6 +57,10 @@ def reading(what: str, kind: str) -> Iterator[None]:
                 f"{what!r} can't be read as {kind}: it holds Python objects, which aren't read; save texts as "
                 "array.astype(str), and arrays of several lengths with a script.py:load_data, a dictionary for each."
             ) from error
+        if isinstance(error, FileNotFoundError):
+            raise CalibrationError(
+                f"{what!r} can't be read as {kind}: there is no such file; give an .npz file of arrays."
+            ) from error
         raise CalibrationError(
             f"{what!r} can't be read as {kind} ({str(error).rstrip('.') or type(error).__name__}); give an .npz "
             "file of arrays."

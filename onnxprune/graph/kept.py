@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.files.protowalk import captured
 from onnxprune.graph.coupling import Applied, Coupling, Dims
 from onnxprune.graph.passage import Passage
 
@@ -45,6 +46,17 @@ class Kept:
     def cut(self, dim: int) -> bool:
         """Whether a dim loses anything."""
         return self.root(dim) in self.dead
+
+    def reached(self) -> set[str]:
+        """Return the tensors that something which loses units is on the way to."""
+        gone = {root for root, mask in self.dead.items() if np.any(mask)}
+        found: set[str] = set()
+        for applied in self.coupling.nodes:
+            read = {*applied.node.inputs, *(captured(applied.proto) if applied.proto.attribute else ())}
+            dims = (d for some in (*applied.ins, *applied.outs) for d in some or ())
+            if read & found or any(self.root(d) in gone for d in dims):
+                found.update(applied.node.outputs)
+        return found
 
     def indices(self, dim: int) -> Indices:
         """Indices that stay, ascending."""

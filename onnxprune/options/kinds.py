@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 from onnxprune.errors import UsageError
 
-__all__ = ["Shapes", "Share", "Texts", "as_kind", "share_of", "texts_of"]
+__all__ = ["Shapes", "Share", "Texts", "as_kind", "meant_in_percent", "share_of", "texts_of"]
 
 #: One text or several; an option holds several.
 Texts: TypeAlias = str | tuple[str, ...]
@@ -73,6 +73,12 @@ def share_of(text: str) -> float:
     if rest:
         raise ValueError(f"{text!r} goes on behind the sign of percent")
     return float(number) / 100 if percent else float(number)
+
+
+def meant_in_percent(value: object) -> str:
+    """Return what a share above 1 seems to mean, as a question behind a sentence."""
+    number = _number(value)
+    return f" Did you mean {number:g}%?" if number is not None and 1 < number < 100 else ""
 
 
 def _share(value: Any) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.options.declare import documented, option, patterns
 from onnxprune.options.granularity import GranularityFields, GranularityOptions
-from onnxprune.options.kinds import Shapes, Share, Texts
+from onnxprune.options.kinds import Shapes, Share, Texts, meant_in_percent
 from onnxprune.options.target import checked
 from onnxprune.options.widths import PRESETS
 
@@ -263,7 +263,7 @@ class Options(GranularityOptions):
         elif not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio < 1:
             raise UsageError(
                 f"--ratio must be at least 0 and below 1, since a group never loses all of it; "
-                f"got {self.ratio}."
+                f"got {self.ratio}.{meant_in_percent(self.ratio)}"
             )
         if self.scope not in ("local", "global"):
             raise UsageError(f"--scope must be 'local' or 'global'; got {self.scope!r}.")

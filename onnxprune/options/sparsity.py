@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from onnxprune.errors import UsageError
 from onnxprune.options.declare import SharedFields, SharedOptions, documented, option, patterns
-from onnxprune.options.kinds import Shapes, Share, Texts
+from onnxprune.options.kinds import Shapes, Share, Texts, meant_in_percent
 from onnxprune.options.pattern import parse_pattern
 
 __all__ = ["ChoiceFields", "SparseFields", "SparseOptions"]
@@ -147,7 +147,7 @@ class SparseOptions(SharedOptions):
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise UsageError(
                 f"--sparsity must be at least 0 and below 1, the share of the weights that become zero; got "
-                f"{self.sparsity}."
+                f"{self.sparsity}.{meant_in_percent(self.sparsity)}"
             )
         if self.permute and not pattern.fixed:
             raise UsageError(f"--permute is for N:M; the order of channels means nothing to {pattern.text}.")

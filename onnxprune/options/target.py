@@ -147,6 +147,8 @@ def _one(part: str) -> Written:
     match = _VALUE.fullmatch(written.strip())
     if kind not in kinds() or match is None:
         hint = "" if kind in kinds() else did_you_mean(kind, kinds())
+        if not written and re.fullmatch(r"[0-9.]+ ?%?", kind):
+            hint = f" Did you mean 'macs={kind}'?"
         raise UsageError(
             f"--target must look like macs=0.5, a budget and a value, {_LIKE}; got {part!r}.{hint}"
         )

@@ -157,7 +157,7 @@ def _worse(original: Figures, bare: Figures | None, recovery: Recovery) -> list[
         seen = f"{after:.1f} % are right, and without a fit {before:.1f} %"
     else:
         after, before = original["relative_error"], bare["relative_error"]
-        harm = not recovery.labelled and before * WORSE <= after
+        harm = not recovery.labelled and 0 < after >= before * WORSE
         seen = f"outputs are {after:.3g} of their size from the original's, and without a fit {before:.3g}"
     advice = (
         "check the labels, or take --recover distill, which reads none"

@@ -19,8 +19,9 @@ from onnxprune.graph.choices import opened
 from onnxprune.graph.group_types import EXPERTS, Group
 from onnxprune.journey.run import Run
 from onnxprune.options.pruning import Options
+from onnxprune.pruning.compared import agreement
 from onnxprune.pruning.decision import Decision, Limit, groups_of
-from onnxprune.pruning.on_samples import FromSamples, admitted, agreement
+from onnxprune.pruning.on_samples import FromSamples, admitted
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.reap import ranked_experts
 from onnxprune.pruning.report import FitReport

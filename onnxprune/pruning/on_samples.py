@@ -7,26 +7,24 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import tee
 from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxprune import granularity
 from onnxprune.allocation.alignment import FLOOR
 from onnxprune.allocation.ranking import Ranking
-from onnxprune.calibration.agreement import Outputs, compare
+from onnxprune.calibration.agreement import Outputs
 from onnxprune.calibration.samples import Samples
 from onnxprune.errors import NothingToPrune, UsageError, many
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.group_types import EXPERTS, Group
-from onnxprune.graph.kept import Kept
 from onnxprune.journey.run import Run
 from onnxprune.model import Model
 from onnxprune.options.pruning import Options
+from onnxprune.pruning.compared import agreement, given_by
 from onnxprune.pruning.curves import measured, without_samples
 from onnxprune.pruning.decision import Decision, Limit, groups_of
-from onnxprune.pruning.harm import farther, noted, set_back, told_of
+from onnxprune.pruning.harm import farther, set_back, told_of
 from onnxprune.pruning.outline import thinned
 from onnxprune.pruning.report import FitReport
 from onnxprune.pruning.saliency import Candidate, FromWeights, ranked_by_curve
@@ -44,7 +42,7 @@ from onnxprune.report.sentences import by_norm_lines
 from onnxprune.rotation.basis import Rotated
 from onnxprune.runtime.inputs import Trial
 
-__all__ = ["FromSamples", "admitted", "agreement"]
+__all__ = ["FromSamples", "admitted"]
 
 #: How far a model is from the original, and the squared errors of samples; None where none are set aside.
 State = tuple[dict[str, Any], list[NDArray[Any]]] | None
@@ -125,7 +123,7 @@ class FromSamples:
         dense = []
         if aside is not None and aside.labels is not None:  # wrong ones are refused before the work
             with run.stage("compare"):
-                dense.append(_original(run, analysis, aside))
+                dense.append(given_by(run, analysis, aside))
         made, rotated = measured(run, analysis, groups, fit_on, moments)
         if isinstance(run, Reduced) and rotated.analysis is analysis and analysis.undo is None:
             made.aim = run.aim  # else tensors inside aren't those of the original
@@ -336,47 +334,6 @@ class FromSamples:
         removed, made = decision.removed, self.calibration
         rough = {*removed} - {*made.places} | {*removed}.intersection(made.by_norm)
         return [*notes, *self.rotated.notes(), *by_norm_lines([n for n in removed if n in rough])]
-
-
-def agreement(
-    run: Run[Options], analysis: Analysis, removed: Mapping[str, NDArray[Any]], aside: Samples | None,
-    dense: list[Outputs], each: list[NDArray[Any]] | None = None,
-) -> dict[str, Any] | None:  # fmt: skip
-    """Compare a model without some units with the original, on samples set aside; None where there are none.
-
-    Parameters
-    ----------
-    run : Run
-    analysis : Analysis
-        Of the model that is cut.
-    removed : mapping
-        Group -> units that go.
-    aside : Samples or None
-    dense : list of Outputs
-        The original's; where it is empty they are put into it.
-    each : list, optional
-        Gets the squared errors of samples, see `noted`.
-    """
-    if aside is None:
-        return None
-    with run.stage("compare"):
-        cut, opened = granularity.load().cut(analysis, removed), analysis.coupling.opened
-        kept = Kept(analysis.coupling, analysis.grouping.dead(removed))
-        if not dense:
-            dense.append(_original(run, analysis, aside))
-        small = Outputs(cut.model, aside.taken(kept.take), opened, room=0, served=True)
-        if each is None:
-            return compare(dense[0], small, aside.labels)
-        one, two = tee(dense[0])
-        return compare(one, noted(two, small, each), aside.labels)
-
-
-def _original(run: Run[Options], analysis: Analysis, aside: Samples) -> Outputs:
-    """Return what the original gives on samples set aside, against which their labels are held."""
-    teacher = run.teacher if isinstance(run, Reduced) else run.model
-    given = Outputs(teacher, aside, analysis.coupling.opened, served=True)
-    run.notes += given.doubts(aside.labels)
-    return given
 
 
 def admitted(decision: Decision) -> Decision:

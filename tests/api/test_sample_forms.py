@@ -125,7 +125,7 @@ def test_verification_takes_them_as_well() -> None:
         ([()], "must be arrays or dictionaries of arrays; got a tuple"),
         (7, r"can't be read from a int; give a path, arrays, dictionaries of arrays, an iterable"),
         (lambda: 7, "can't be read from a int"),
-        (X.astype(np.float64), "are float64, but the model's input is float32; convert them"),
+        (X.astype(np.float64), "are float64, but the model's input is float32; convert them, array.astype"),
         ([X[0][0]], "have 2 axes, but the model's has"),
         (lambda: 1 / 0, "the reader fails with ZeroDivisionError"),
     ],

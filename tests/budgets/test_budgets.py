@@ -325,6 +325,7 @@ def test_targets_are_read() -> None:
     ("text", "says"),
     [
         ("flops=0.5", "must look like macs=0.5"),
+        ("50%", "Did you mean 'macs=50%'"),
         ("ratio=0.5", "must look like"),
         ("macs", "must look like"),
         ("macs=-1", "must look like"),

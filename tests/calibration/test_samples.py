@@ -128,7 +128,7 @@ def test_a_part_is_chosen_by_the_seed_and_labels_follow():
         ([], "no calibration samples"),
         ([3], "got a int"),
         (3, "can't be read from a int"),
-        ("nothing.npz", "can't be read as samples"),
+        ("nothing.npz", "can't be read as samples: there is no such file; give"),
         ("nothing.py:load", "no script"),
     ],
 )

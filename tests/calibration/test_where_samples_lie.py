@@ -226,6 +226,36 @@ def test_a_picture_without_a_batch_is_one_sample(given: str) -> None:
     assert samples.labels.tolist() == labels.tolist()
 
 
+@pytest.mark.parametrize(
+    ("axes", "states", "lie"),
+    [
+        (["t", "n", 4], {"o": ["t", "n", 6], "h": [1, "n", 6]}, 1),
+        (["t", "n", 4], {"o": ["t", "n", 6]}, 0),  # nothing says so
+        (["n", "t", 4], {"o": ["n", "t", 6], "mask": [1, "t", 6]}, 0),  # the first is called so
+        (["a", "b", 4], {"o": ["a", 6], "h": [1, "b", 6]}, 0),  # one output lacks it
+    ],
+)
+def test_a_state_among_the_outputs_tells_time_from_samples(
+    axes: list[str | int], states: dict[str, list[str | int]], lie: int
+) -> None:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in states.items()]
+    assert sample_axes(inputs(x=axes), ends) == {"x": lie}
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "way"),
+    [
+        (["N", 4, 5, 1], (30, 4, 5), r"array\[\.\.\., None\] adds"),
+        (["N", 1, 4, 5], (30, 4, 5), r"array\[:, None\] adds"),
+        (["N", 4, 5, 1], (4, 5, 1), r"one sample, give it an axis in front, array\[None\]"),
+    ],
+)
+def test_a_missing_axis_is_named(axes: list[str | int], shape: tuple[int, ...], way: str) -> None:
+    graph = helper.make_graph([], "g", list(inputs(p=axes).values()), [])
+    with pytest.raises(CalibrationError, match=way):
+        load_samples(graph, {"p": np.zeros(shape, np.float32)})
+
+
 def test_a_sample_without_its_batch_is_refused_with_what_to_do() -> None:
     with pytest.raises(CalibrationError, match=r"\(25, 3\) is one sample, give it an axis in front"):
         load_samples(

@@ -83,6 +83,7 @@ def _path(folder: Path, model: onnx.ModelProto) -> str:
     ("options", "code", "says"),
     [
         (["--ratio", "1.5"], 2, r"--ratio must be at least 0 and below 1, .*; got 1\.5"),
+        (["--ratio", "50"], 2, r"got 50\.0\. Did you mean 50%\?"),
         (["--ratio", "1"], 2, "--ratio must be at least 0 and below 1"),
         (["--ratio", "-0.1"], 2, "--ratio must be at least 0 and below 1"),
         (["--ratio", "nan"], 2, "--ratio must be at least 0 and below 1"),
