@@ -70,6 +70,8 @@ class Samples:
         Input -> the axis along which its samples lie; None where the model doesn't take batches of any size.
     provider : str
         onnxruntime's name of the execution provider that runs them.
+    judges : int or None
+        Only the first so many judge what is made of them; None: all.
     """
 
     batches: list[Batch]
@@ -78,6 +80,7 @@ class Samples:
     source: str = ""
     along: Along | None = None
     provider: str = CPU
+    judges: int | None = None
 
     @property
     def free(self) -> bool:
@@ -113,8 +116,10 @@ class Samples:
         """Return some of the batches, without labels."""
         return replace(self, batches=self.batches[first:stop], counts=self.counts[first:stop], labels=None)
 
-    def first(self, most: int) -> Samples:
-        """Return the first batches that hold no more than so many samples, without labels."""
+    def first(self, most: int | None) -> Samples:
+        """Return the first batches that hold no more than so many samples, without labels; all where it is None."""
+        if most is None:
+            return self
         return self.some(0, int(np.searchsorted(np.cumsum(self.counts), most, side="right")))
 
     def few(self, most: int) -> Samples:
@@ -125,10 +130,9 @@ class Samples:
         return self._picked(~aside) if aside.any() else self
 
     def beside(self, more: Samples) -> Samples:
-        """Return these and others behind them, without labels."""
-        return replace(
-            self, batches=self.batches + more.batches, counts=self.counts + more.counts, labels=None
-        )
+        """Return these and others behind them, without labels; these alone judge."""
+        batches, counts = self.batches + more.batches, self.counts + more.counts
+        return replace(self, batches=batches, counts=counts, labels=None, judges=self.count)
 
     def cut_into(self, size: int) -> Samples:
         """Return the same samples in batches of at most this size, where the model leaves it free."""

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -243,7 +242,7 @@ class FromSamples:
                 dead = analysis.grouping.dead(fitted.removed)
                 seen = self.fit_on if self.extra is None else self.fit_on.beside(self.extra)
                 more["pace"] = pace_of(seen.count, run.options.epochs, run.options.lr)
-                fit = finetune if recovery.labelled else partial(distill, judges=self.fit_on.count)
+                fit = finetune if recovery.labelled else distill
                 fitted.whole = fit(analysis, self._original, dead, seen, **more)
             start, made = None if recovery.labelled else state, [fitted.whole]
             analysis, state = self._nearer(fitted, before, start, made, "all layers", notes)

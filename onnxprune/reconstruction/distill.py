@@ -100,7 +100,6 @@ class Truth:
 def distill(
     fitted: Analysis, original: Analysis, dead: Masks, samples: Samples, *,
     pace: Pace | None = None, seed: int = 0, say: Callable[[str], None] | None = None, truth: Truth | None = None,
-    judges: int | None = None,
 ) -> SegmentReport:  # fmt: skip
     """Fit all layers of a model together, as they are when its dead channels are cut.
 
@@ -112,6 +111,7 @@ def distill(
     dead : mapping
         Root dim -> which of its indices will be cut.
     samples : Samples
+        Those that judge tell how much goals vary, and whether it is nearer.
     pace : Pace, optional
     seed : int
         Of the mini-batches: the same seed gives the same bytes.
@@ -119,8 +119,6 @@ def distill(
         Told of progress.
     truth : Truth, optional
         What the original doesn't say.
-    judges : int, optional
-        Only the first so many samples tell how much goals vary, and whether it is nearer; all by default.
     """
     beside = Beside.of(fitted, original, dead, in_units(samples))
     report = SegmentReport([site.name for site in with_inner(beside.analysis)])
@@ -134,7 +132,7 @@ def distill(
         report.why = "it holds bodies of If, Loop or Scan"
         return report
     try:
-        changed = _Distillation(floats, layers, pace or PACE, seed, say, truth, judges).run(report)
+        changed = _Distillation(floats, layers, pace or PACE, seed, say, truth).run(report)
     except (CalibrationError, RunError) as error:
         report.why = str(error)
         return report
@@ -152,7 +150,6 @@ class _Distillation:
     seed: int
     say: Callable[[str], None] | None
     truth: Truth | None = None
-    judges: int | None = None
 
     def run(self, report: SegmentReport) -> dict[str, Array]:
         """Return the weights that came nearer; the report is filled in."""
@@ -165,7 +162,7 @@ class _Distillation:
                 "none of its weights may change" if goals else "nothing that it gives is in the original"
             )
             return {}
-        own = samples if self.judges is None else samples.first(self.judges)
+        own = samples.first(samples.judges)
         look = _Survey(self.beside, goals, own)
         factors, masked = look.factors()
         found = self._loss_model(names, factors, masked)
@@ -200,7 +197,7 @@ class _Distillation:
         teacher = Teacher(self.beside.original.model, targets, own, self.beside.kept.take, samples.provider)
         free = mixable(parts, samples.counts, free=samples.free)
         return Taught(
-            parts, list(samples.counts), free, teacher=teacher, judges=self.judges,
+            parts, list(samples.counts), free, teacher=teacher, judges=samples.judges,
             most=_most(self.beside.analysis, samples),
         )  # fmt: skip
 

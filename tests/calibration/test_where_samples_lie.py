@@ -232,7 +232,7 @@ def test_a_picture_without_a_batch_is_one_sample(given: str) -> None:
         (["t", "n", 4], {"o": ["t", "n", 6], "h": [1, "n", 6]}, 1),
         (["t", "n", 4], {"o": ["t", "n", 6]}, 0),  # nothing says so
         (["n", "t", 4], {"o": ["n", "t", 6], "mask": [1, "t", 6]}, 0),  # the first is called so
-        (["a", "b", 4], {"o": ["a", 6], "h": [1, "b", 6]}, 0),  # one output lacks it
+        (["p", "q", 4], {"o": ["p", 6], "h": [1, "q", 6]}, 0),  # one output lacks it
     ],
 )
 def test_a_state_among_the_outputs_tells_time_from_samples(

@@ -53,7 +53,7 @@ def test_only_the_users_samples_judge(free: bool) -> None:
 def test_samples_beside_others_have_no_labels() -> None:
     one, two = (Samples([{"x": np.full((n, 1), n)}], [n], np.arange(n)) for n in (3, 2))
     both = one.beside(two)
-    assert (both.counts, both.labels, both.count) == ([3, 2], None, 5)
+    assert (both.counts, both.labels, both.count, both.judges) == ([3, 2], None, 5, 3)
 
 
 @pytest.mark.parametrize(
