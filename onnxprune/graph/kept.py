@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
@@ -14,10 +14,15 @@ from onnxprune.files.protowalk import captured
 from onnxprune.graph.coupling import Applied, Coupling, Dims
 from onnxprune.graph.passage import Passage
 
-__all__ = ["Indices", "Kept", "Masks", "NodeCut"]
+__all__ = ["Indices", "Kept", "Masks", "NodeCut", "read_by"]
 
 Indices = NDArray[np.int64]
 Masks = Mapping[int, NDArray[np.bool_]]
+
+
+def read_by(applied: Applied) -> set[str]:
+    """Return the tensors that a node reads, those of its bodies among them."""
+    return {*applied.node.inputs, *(captured(applied.proto) if applied.proto.attribute else ())} - {""}
 
 
 @dataclass
@@ -47,14 +52,17 @@ class Kept:
         """Whether a dim loses anything."""
         return self.root(dim) in self.dead
 
-    def reached(self) -> set[str]:
-        """Return the tensors that something which loses units is on the way to."""
+    def reached(self, changed: Callable[[Applied], bool] | None = None) -> set[str]:
+        """Return the tensors that something which loses units, or a node that has ``changed``, is on the way to."""
         gone = {root for root, mask in self.dead.items() if np.any(mask)}
         found: set[str] = set()
         for applied in self.coupling.nodes:
-            read = {*applied.node.inputs, *(captured(applied.proto) if applied.proto.attribute else ())}
             dims = (d for some in (*applied.ins, *applied.outs) for d in some or ())
-            if read & found or any(self.root(d) in gone for d in dims):
+            if (
+                read_by(applied) & found
+                or any(self.root(d) in gone for d in dims)
+                or (changed is not None and changed(applied))
+            ):
                 found.update(applied.node.outputs)
         return found
 

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from onnxprune.calibration.samples import Samples
 from onnxprune.cut.rewrite import rewrite
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.files.protowalk import captured
 from onnxprune.gradient.floats import in_floats
 from onnxprune.graph.analysis import Analysis, analyse
-from onnxprune.graph.coupling import Instance
-from onnxprune.graph.kept import Kept, Masks
+from onnxprune.graph.coupling import Applied, Instance
+from onnxprune.graph.kept import Kept, Masks, read_by
 from onnxprune.graph.trace import TraceError
 from onnxprune.graph.widen import has_halves, widen
 from onnxprune.model import Model
@@ -176,11 +175,7 @@ def _exact(fitted: Analysis, original: Analysis, dead: Masks) -> set[str]:
     added changes nothing, and stays zero. None where all are the same. States that callers give back to the model
     aren't looked at by anyone else, so they may move with what reads them.
     """
-    space, nodes = fitted.coupling.space, fitted.coupling.nodes
-    gone = {root for root, mask in dead.items() if np.any(mask)}
     one, two = fitted.model, original.model
-    reads: dict[str, set[str]] = {}
-    others: set[str] = set()
 
     def added(name: str) -> bool:
         return name in one and name not in two and not np.any(one.weight(name))
@@ -197,18 +192,12 @@ def _exact(fitted: Analysis, original: Analysis, dead: Masks) -> set[str]:
 
     before = {tuple(a.node.outputs): bare(a.proto) for a in original.coupling.nodes}
 
-    for applied in nodes:
-        read = {*applied.node.inputs, *(captured(applied.proto) if applied.proto.attribute else ())} - {""}
-        reads |= dict.fromkeys(applied.node.outputs, read)
+    def changed(applied: Applied) -> bool:
         same = before.get(tuple(applied.node.outputs)) == bare(applied.proto)
-        dims = (d for some in (*applied.ins, *applied.outs) for d in some or ())
-        if (
-            not same
-            or read & others
-            or any(space.find(d) in gone for d in dims)
-            or not all(kept(n) for n in read if n in fitted.model)
-        ):
-            others.update(applied.node.outputs)
+        return not same or not all(kept(n) for n in read_by(applied) if n in one)
+
+    others = Kept(fitted.coupling, dead).reached(changed)
+    reads = {name: read_by(applied) for applied in fitted.coupling.nodes for name in applied.node.outputs}
     states = _states(fitted)
     outputs = [v.name for v in fitted.model.proto.graph.output if v.name not in states]
     found, todo = set[str](), [n for n in outputs if n not in others] if others else []

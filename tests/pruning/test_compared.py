@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import prune
+from onnxprune.graph.kept import Kept
 from onnxprune.model import Model
 from onnxprune.runtime.session import open_session
 
@@ -40,3 +43,18 @@ def test_an_output_that_the_cut_does_not_reach_says_nothing(recover: str) -> Non
     told = made.report.calibration["original"]["relative_error"]
     assert told == pytest.approx(error, rel=0.4)
     assert not any("did harm" in note for note in made.report.notes)
+
+
+def test_outputs_and_inputs_that_are_left_out_are_no_tensor() -> None:
+    """Both are called "": a state alone of a recurrent layer that is cut, and a Clip without a lower bound."""
+
+    def applied(inputs: list[str], outputs: list[str], dim: int) -> SimpleNamespace:
+        node = SimpleNamespace(inputs=inputs, outputs=outputs)
+        return SimpleNamespace(node=node, proto=SimpleNamespace(attribute=()), ins=((dim,), None), outs=())
+
+    nodes = [applied(["x"], ["", "h"], 1), applied(["x", "", "high"], ["t"], 2), applied(["h"], ["y"], 2)]
+    coupling = SimpleNamespace(nodes=nodes, space=SimpleNamespace(find=lambda dim: dim))
+    kept = Kept(coupling, {1: np.array([True, False])})  # type: ignore[arg-type]
+    assert {"h", "y"} <= kept.reached()
+    assert "t" not in kept.reached()
+    assert "t" in kept.reached(lambda one: "t" in one.node.outputs)
